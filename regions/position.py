@@ -1,0 +1,86 @@
+"""Positions in a cell's history and the tokens that carry them to clients and back.
+
+Decides the order of two points of history: by epoch first, then by LSN (failover.md, rule 3). Refuses
+to know timelines: two promotions can take the same timeline with different history, an epoch never
+repeats.
+"""
+
+import re
+from dataclasses import dataclass
+
+from regions.identity import CellId, Epoch, InvalidName, parse_cell_id
+
+LSN_MAX = 2**64 - 1
+"""PostgreSQL's ``pg_lsn`` is an unsigned 64-bit integer."""
+
+EPOCH_MAX = 2**63 - 1
+"""Epochs are stored as ``bigint``."""
+
+_LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", re.ASCII)
+_TOKEN = re.compile(r"([a-z][a-z0-9-]{0,30})\.(0|[1-9][0-9]{0,18})\.([0-9A-F]{16})", re.ASCII)
+
+
+class InvalidPosition(ValueError):  # noqa: N818 - named for what is wrong
+    """A text that is no position: not a token, or not an LSN."""
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Position:
+    """A point in a cell's history.
+
+    Attributes:
+        epoch: Generation of leadership under which the WAL was written, 0 before the first.
+        lsn: Commit end LSN in bytes, unsigned 64 bit.
+    """
+
+    epoch: Epoch
+    lsn: int
+
+    def __post_init__(self) -> None:
+        assert 0 <= self.epoch <= EPOCH_MAX, f"epoch out of range: {self.epoch}"
+        assert 0 <= self.lsn <= LSN_MAX, f"LSN out of range: {self.lsn}"
+
+
+ZERO = Position(0, 0)
+"""Before everything: the position of a consumer that has seen nothing."""
+
+
+def parse_lsn(text: str) -> int:
+    """Return the integer of PostgreSQL's text form, such as ``0/16B3748``.
+
+    Raises:
+        InvalidPosition: ``text`` is not two hexadecimal halves.
+    """
+    match = _LSN.fullmatch(text)
+    if match is None:
+        raise InvalidPosition(f"{text!r} is no LSN")
+    return (int(match[1], 16) << 32) | int(match[2], 16)
+
+
+def format_lsn(lsn: int) -> str:
+    """Return PostgreSQL's text form of ``lsn``."""
+    assert 0 <= lsn <= LSN_MAX, f"LSN out of range: {lsn}"
+    return f"{lsn >> 32:X}/{lsn & 0xFFFFFFFF:X}"
+
+
+def encode_token(cell: CellId, position: Position) -> str:
+    """Return the consistency token of ``position``, such as ``main.1.00000000016B3748``."""
+    return f"{cell}.{position.epoch}.{position.lsn:016X}"
+
+
+def decode_token(text: str) -> tuple[CellId, Position]:
+    """Return the cell and position that ``text`` names.
+
+    Only what ``encode_token`` writes is accepted, so equal positions have equal tokens.
+
+    Raises:
+        InvalidPosition: ``text`` is no token.
+    """
+    match = _TOKEN.fullmatch(text)
+    if match is None or int(match[2]) > EPOCH_MAX:
+        raise InvalidPosition("not a position token: expected CELL.EPOCH.LSN")
+    try:
+        cell = parse_cell_id(match[1])
+    except InvalidName as error:
+        raise InvalidPosition(str(error)) from error
+    return cell, Position(int(match[2]), int(match[3], 16))

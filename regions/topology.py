@@ -1,0 +1,222 @@
+"""Which regions a deployment has and where each of their parts is reached from here.
+
+Decides which regions vote, how many standbys a commit needs and in which order regions are preferred
+for leadership. Refuses to know who leads: that is in etcd. The file is written by whoever deploys;
+its addresses are as reached from ``region``, so the same deployment has one file per region.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+from regions.identity import CellId, InvalidName, RegionName, parse_cell_id, parse_region_name
+
+REGIONS_MAX = 31
+"""A deployment's bound: each region costs a logical slot, and a member has 64 slots."""
+
+_PORT_MAX = 65535
+_VOTER_FIELDS = ("etcd", "ledger", "write_api")
+_REQUIRED_FIELDS = ("read_api", "changes", "agent")
+
+
+class InvalidTopology(ValueError):  # noqa: N818 - named for what is wrong
+    """A topology file that cannot be read or contradicts itself; the message is one line."""
+
+
+@dataclass(frozen=True, slots=True)
+class Address:
+    """A TCP address.
+
+    Attributes:
+        host: Name or IPv4 address.
+        port: 1 to 65535.
+    """
+
+    host: str
+    port: int
+
+    def __str__(self) -> str:
+        return f"{self.host}:{self.port}"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RegionAddresses:
+    """One region and where its parts are reached from the topology's own region.
+
+    Attributes:
+        name: Name of the region.
+        voter: Whether it holds a ledger member and an etcd member.
+        etcd: Client address of its etcd member; None in a view-only region.
+        ledger: Its ledger member; None in a view-only region.
+        write_api: Its write API; None in a view-only region.
+        read_api: Its read API.
+        changes: Its change stream server.
+        agent: Its region agent.
+    """
+
+    name: RegionName
+    voter: bool
+    etcd: Address | None
+    ledger: Address | None
+    write_api: Address | None
+    read_api: Address
+    changes: Address
+    agent: Address
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Topology:
+    """All regions of a deployment as seen from one of them.
+
+    Attributes:
+        cell: The cell whose ledger these regions hold.
+        region: The region whose point of view the addresses are.
+        regions: Every region, in order of preference for leadership.
+    """
+
+    cell: CellId
+    region: RegionName
+    regions: tuple[RegionAddresses, ...]
+
+    def __post_init__(self) -> None:
+        names = [region.name for region in self.regions]
+        if len(set(names)) != len(names):
+            raise InvalidTopology("a region is listed twice")
+        if self.region not in names:
+            raise InvalidTopology(f"region {self.region} is not among the regions")
+        if not self.voters:
+            raise InvalidTopology("no region is a voter")
+        if len(names) > REGIONS_MAX:
+            raise InvalidTopology(f"{len(names)} regions, at most {REGIONS_MAX}")
+
+    @property
+    def own(self) -> RegionAddresses:
+        """The region whose point of view this is."""
+        return self.by_name(self.region)
+
+    @property
+    def others(self) -> tuple[RegionAddresses, ...]:
+        """Every region but the own one, in order of preference."""
+        return tuple(region for region in self.regions if region.name != self.region)
+
+    @property
+    def voters(self) -> tuple[RegionAddresses, ...]:
+        """The regions that hold a ledger member, in order of preference for leadership."""
+        return tuple(region for region in self.regions if region.voter)
+
+    @property
+    def quorum_standbys(self) -> int:
+        """How many standbys must have a commit on disk before it is acknowledged.
+
+        With the primary itself they are a majority of the voters: 3 voters need any 1, 5 any 2.
+        """
+        return len(self.voters) // 2
+
+    def by_name(self, name: str) -> RegionAddresses:
+        """Return the region called ``name``.
+
+        Raises:
+            InvalidTopology: There is none.
+        """
+        for region in self.regions:
+            if region.name == name:
+                return region
+        raise InvalidTopology(f"region {name} is not among the regions")
+
+
+def load_topology(path: str | Path) -> Topology:
+    """Return the topology in the JSON file ``path``.
+
+    Raises:
+        InvalidTopology: The file is missing, is no JSON, or contradicts itself.
+    """
+    try:
+        document = json.loads(Path(path).read_bytes())
+    except OSError as error:
+        raise InvalidTopology(f"topology {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise InvalidTopology(f"topology {path}: not JSON: {error}") from error
+    try:
+        return parse_topology(document)
+    except (InvalidTopology, InvalidName) as error:
+        raise InvalidTopology(f"topology {path}: {error}") from error
+
+
+def parse_topology(document: object) -> Topology:
+    """Return the topology of a decoded JSON document.
+
+    Raises:
+        InvalidTopology: A field is missing, of the wrong type, or contradicts another.
+        InvalidName: A name does not match the pattern.
+    """
+    fields = _object(document, "the topology")
+    entries = fields.get("regions")
+    if not isinstance(entries, list):
+        raise InvalidTopology("regions: expected a list")
+    return Topology(
+        cell=parse_cell_id(_text(fields, "cell")),
+        region=parse_region_name(_text(fields, "region")),
+        regions=tuple(_parse_region(entry) for entry in cast("list[object]", entries)),
+    )
+
+
+def parse_address(text: str) -> Address:
+    """Return the address ``HOST:PORT``.
+
+    Raises:
+        InvalidTopology: It is not of that form.
+    """
+    host, _, port = text.rpartition(":")
+    if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= _PORT_MAX:
+        raise InvalidTopology(f"{text!r} is no address: expected HOST:PORT")
+    return Address(host, int(port))
+
+
+def _parse_region(entry: object) -> RegionAddresses:
+    fields = _object(entry, "a region")
+    name = parse_region_name(_text(fields, "name"))
+    voter = fields.get("voter")
+    if not isinstance(voter, bool):
+        raise InvalidTopology(f"{name}: voter: expected true or false")
+    addresses = {key: _address(fields, key, name) for key in (*_VOTER_FIELDS, *_REQUIRED_FIELDS)}
+    required = (*_VOTER_FIELDS, *_REQUIRED_FIELDS) if voter else _REQUIRED_FIELDS
+    for key in required:
+        if addresses[key] is None:
+            raise InvalidTopology(f"{name}: {key}: missing")
+    return RegionAddresses(
+        name=name,
+        voter=voter,
+        etcd=addresses["etcd"] if voter else None,
+        ledger=addresses["ledger"] if voter else None,
+        write_api=addresses["write_api"] if voter else None,
+        read_api=cast("Address", addresses["read_api"]),
+        changes=cast("Address", addresses["changes"]),
+        agent=cast("Address", addresses["agent"]),
+    )
+
+
+def _address(fields: Mapping[str, object], key: str, name: str) -> Address | None:
+    value = fields.get(key)
+    if value is None:
+        return None
+    if not isinstance(value, str):
+        raise InvalidTopology(f"{name}: {key}: expected HOST:PORT")
+    try:
+        return parse_address(value)
+    except InvalidTopology as error:
+        raise InvalidTopology(f"{name}: {key}: {error}") from error
+
+
+def _object(value: object, what: str) -> Mapping[str, object]:
+    if not isinstance(value, dict):
+        raise InvalidTopology(f"{what}: expected an object")
+    return cast("dict[str, object]", value)
+
+
+def _text(fields: Mapping[str, object], key: str) -> str:
+    value = fields.get(key)
+    if not isinstance(value, str):
+        raise InvalidTopology(f"{key}: expected a text")
+    return value

@@ -1,0 +1,32 @@
+"""What counts as a name."""
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regions.identity import (
+    InvalidName,
+    RegionName,
+    parse_cell_id,
+    parse_region_name,
+    physical_slot_name,
+    slot_name,
+)
+
+
+@given(st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True))
+def test_every_name_of_the_pattern_is_accepted_and_unchanged(text: str) -> None:
+    assert parse_region_name(text) == text
+    assert parse_cell_id(text) == text
+
+
+@pytest.mark.parametrize("text", ["", "1a", "-a", "A", "a_b", "a b", "a\n", "é", "a" * 32, "a.b", "a/b"])
+def test_other_names_are_refused_with_one_line(text: str) -> None:
+    with pytest.raises(InvalidName) as refused:
+        parse_region_name(text)
+    assert "\n" not in str(refused.value)
+
+
+def test_slot_names_are_valid_for_postgresql() -> None:
+    assert slot_name(RegionName("us-east")) == "palaver_us_east"
+    assert physical_slot_name(RegionName("us-east")) == "member_us_east"
