@@ -1,0 +1,103 @@
+"""Runs an ASGI application on uvicorn inside the loop of a process, with a bounded stop.
+
+Decides the server's settings (no access log, no server header, httptools) and that the process, not the
+server, owns the signals and the exit status. A port that is taken is an exception, not an exit.
+"""
+
+import asyncio
+import contextlib
+import socket
+from collections.abc import Generator
+from typing import Final
+
+import uvicorn
+
+from services.telemetry.middleware import AsgiApp
+
+# A service must be gone three seconds after SIGTERM; uvicorn adds two ticks of 0.1 s around this.
+GRACEFUL_STOP_S: Final = 2
+# Waiting connections while the loop is busy; SOMAXCONN of Linux was 128 before 5.4, since then 4096.
+BACKLOG: Final = 2048
+# Envoy keeps upstream connections open for an hour by default; ours must outlive short pauses of a client.
+KEEP_ALIVE_S: Final = 75
+
+
+class ListenFailed(Exception):  # noqa: N818 - reads as a fact in the one line the operator sees
+    """The address cannot be listened on; the message says which and why."""
+
+
+class _LoopServer(uvicorn.Server):
+    """uvicorn without signal handlers: several servers share a process that handles them once."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def parse_listen(text: str) -> tuple[str, int]:
+    """Split `host:port`.
+
+    Raises:
+        ValueError: It is not of that form, or the port is out of range.
+    """
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the largest port
+        raise ValueError(f"{text!r} is not host:port")
+    return host.strip("[]"), int(port)
+
+
+def bind(listen: str) -> socket.socket:
+    """Open a listening socket for `host:port` (port 0 picks a free one).
+
+    Raises:
+        ListenFailed: The port is taken or the address is not ours.
+    """
+    host, port = parse_listen(listen)
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM)
+    try:
+        listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        listener.bind((host, port))
+    except OSError as error:
+        listener.close()
+        raise ListenFailed(f"cannot listen on {listen}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
+async def serve_http(
+    app: AsgiApp,
+    listener: socket.socket,
+    *,
+    graceful_stop_s: int = GRACEFUL_STOP_S,
+) -> None:
+    """Serve until the task is cancelled; then stop accepting, let requests end (bounded) and return.
+
+    Args:
+        app: The ASGI application. Its lifespan is not run: composition roots own what they open.
+        listener: From `bind`; closed at the end.
+        graceful_stop_s: How long requests may go on after the cancellation.
+    """
+    config = uvicorn.Config(
+        app,
+        http="httptools",
+        ws="none",
+        lifespan="off",
+        log_config=None,
+        access_log=False,
+        server_header=False,
+        proxy_headers=False,
+        backlog=BACKLOG,
+        timeout_keep_alive=KEEP_ALIVE_S,
+        timeout_graceful_shutdown=graceful_stop_s,
+    )
+    server = _LoopServer(config)
+    async with asyncio.TaskGroup() as group:
+        serving = group.create_task(server.serve(sockets=[listener]), name="http-server")
+        try:
+            await asyncio.shield(serving)
+        except asyncio.CancelledError:
+            server.should_exit = True
+            # uvicorn looks at the flag every 0.1 s and bounds its own stop by `graceful_stop_s`.
+            await asyncio.shield(serving)
+            raise

@@ -1,0 +1,127 @@
+"""The outermost ASGI layer: request id, trace, and the RED counters of each request.
+
+Decides the identity of a request and measures it. Refuses to know problem documents and bodies. It is a pure
+ASGI class with one pass over the headers, because a cached read is measured against a bare route.
+"""
+
+import random
+import re
+from collections.abc import Awaitable, Callable, MutableMapping
+from time import perf_counter
+from typing import Any, Final
+
+from opentelemetry.trace import Span, SpanKind, StatusCode
+
+from services.telemetry.red import REQUESTS, UNMATCHED, RequestStatistics
+from services.telemetry.tracing import TraceContext, Tracing, enter_trace, parse_traceparent, trace_of
+
+Scope = MutableMapping[str, Any]
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
+
+EXCHANGE: Final = "palaver.exchange"
+"""Key of the ASGI scope under which the running `Exchange` is found."""
+
+# Long enough for two UUIDs and a prefix; longer ids are somebody's mistake and are replaced.
+REQUEST_ID_CHARS_MAX: Final = 128
+_REQUEST_ID: Final = re.compile(rb"\A[A-Za-z0-9._:/+=@-]{1,%d}\Z" % REQUEST_ID_CHARS_MAX)
+
+
+class Exchange:
+    """One request and its answer, as the telemetry sees it.
+
+    Attributes:
+        request_id: The client's `X-Request-Id` when it is well-formed, else one made here.
+        trace: Identity in the distributed trace.
+        route: Template of the route, set by whoever matched it.
+        status: Status sent, 0 until the answer started.
+    """
+
+    __slots__ = ("_send", "request_id", "route", "status", "trace")
+
+    def __init__(self, request_id: bytes, trace: TraceContext, send: Send) -> None:
+        self.request_id = request_id
+        self.trace = trace
+        self.route = UNMATCHED
+        self.status = 0
+        self._send = send
+
+    async def send(self, message: Message) -> None:
+        """Pass a message on; the start of the answer gets the two identity headers."""
+        if message["type"] == "http.response.start":
+            self.status = message["status"]
+            message["headers"] = [
+                *message.get("headers", ()),
+                (b"x-request-id", self.request_id),
+                (b"traceparent", self.trace.traceparent.encode()),
+            ]
+        await self._send(message)
+
+
+class TelemetryMiddleware:
+    """Wraps an ASGI application; see the module."""
+
+    def __init__(self, app: AsgiApp, tracing: Tracing, statistics: RequestStatistics = REQUESTS) -> None:
+        self._app = app
+        self._tracing = tracing
+        self._statistics = statistics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        started_s = perf_counter()
+        exchange, span = self._begin(scope, send)
+        statistics = self._statistics
+        statistics.in_flight += 1
+        try:
+            await self._app(scope, receive, exchange.send)
+        except BaseException:
+            exchange.status = exchange.status or 500
+            raise
+        finally:
+            statistics.in_flight -= 1
+            template = _route_of(scope, exchange)
+            statistics.route(scope["method"], template).observe(exchange.status, perf_counter() - started_s)
+            if span is not None:
+                _end(span, scope["method"], template, exchange.status)
+
+    def _begin(self, scope: Scope, send: Send) -> tuple[Exchange, Span | None]:
+        request_id: bytes | None = None
+        parent: TraceContext | None = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"traceparent":
+                parent = parse_traceparent(value.decode("latin-1"))
+        trace = self._tracing.begin_request(parent)
+        span: Span | None = None
+        if trace.sampled:
+            span = self._tracing.start_span(scope["method"], parent, kind=SpanKind.SERVER)
+            trace = trace_of(span)
+        enter_trace(trace)
+        if request_id is None or not _REQUEST_ID.match(request_id):
+            request_id = b"%032x" % random.getrandbits(128)
+        exchange = Exchange(request_id, trace, send)
+        scope[EXCHANGE] = exchange
+        return exchange, span
+
+
+def _route_of(scope: Scope, exchange: Exchange) -> str:
+    if exchange.route is not UNMATCHED:
+        return exchange.route
+    template = getattr(scope.get("route"), "path", None)
+    return template if isinstance(template, str) else UNMATCHED
+
+
+def _end(span: Span, method: str, template: str, status: int) -> None:
+    span.update_name(f"{method} {template}")
+    span.set_attributes(
+        {"http.request.method": method, "http.route": template, "http.response.status_code": status}
+    )
+    if status >= 500:  # noqa: PLR2004 - the class of server errors
+        span.set_status(StatusCode.ERROR)
+    span.end()
