@@ -1,0 +1,1 @@
+"""Server binaries of the embedded deployment: where they come from and who may run them."""

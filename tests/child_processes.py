@@ -1,0 +1,195 @@
+"""Child processes, ports and folders of a test run that never outlive it.
+
+Decides how a throwaway process is started, given up and cleaned up, also when the test run itself is killed:
+one small reaper process holds a pipe from the test run, and when the pipe closes it ends exactly what was
+registered. It refuses to know which servers there are.
+"""
+
+import atexit
+import contextlib
+import os
+import random
+import shutil
+import socket
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Generator, Mapping, Sequence
+from pathlib import Path
+from signal import SIGCONT, SIGKILL, SIGTERM, Signals
+from threading import Lock
+
+from infra.servers.unprivileged import Account
+
+# Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server.
+PORTS = range(20_000, 32_000)
+PORT_ATTEMPTS_MAX = 200
+START_TIMEOUT_S = 60.0
+STOP_TIMEOUT_S = 30.0
+
+_REAPER = """
+import os, shutil, signal, sys
+pids, folders = set(), set()
+signal.signal(signal.SIGINT, signal.SIG_IGN)
+for line in sys.stdin:
+    verb, _, value = line.rstrip("\\n").partition(" ")
+    if verb == "pid+": pids.add(int(value))
+    elif verb == "pid-": pids.discard(int(value))
+    elif verb == "folder+": folders.add(value)
+    elif verb == "folder-": folders.discard(value)
+for pid in pids:
+    try: os.killpg(pid, signal.SIGKILL)
+    except ProcessLookupError: pass
+for folder in folders:
+    shutil.rmtree(folder, ignore_errors=True)
+"""
+
+
+class ServerFailed(Exception):  # noqa: N818 - the sentence reads "server failed"
+    """A throwaway server did not start or stop; the message ends with its log."""
+
+
+class _Reaper:
+    def __init__(self) -> None:
+        self._lock = Lock()
+        self._process: subprocess.Popen[str] | None = None
+
+    def tell(self, line: str) -> None:
+        with self._lock:
+            if self._process is None:
+                self._process = subprocess.Popen(
+                    [sys.executable, "-I", "-S", "-c", _REAPER],
+                    stdin=subprocess.PIPE,
+                    text=True,
+                    start_new_session=True,
+                )
+                atexit.register(self._end)
+            assert self._process.stdin is not None
+            self._process.stdin.write(line + "\n")
+            self._process.stdin.flush()
+
+    def _end(self) -> None:
+        assert self._process is not None
+        self._process.communicate()
+
+
+_reaper = _Reaper()
+
+
+def free_port() -> int:
+    """Find a TCP port of loopback that nobody listens on."""
+    for _ in range(PORT_ATTEMPTS_MAX):
+        port = random.choice(PORTS)  # noqa: S311 - a port is no secret
+        with socket.socket() as probe:
+            probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+            with contextlib.suppress(OSError):
+                probe.bind(("127.0.0.1", port))
+                return port
+    raise ServerFailed(f"no free port in {PORTS} after {PORT_ATTEMPTS_MAX} attempts")
+
+
+@contextlib.contextmanager
+def folder(account: Account | None = None) -> Generator[Path]:
+    """Make a temporary folder, owned by the account and reachable for it, gone afterwards."""
+    path = Path(tempfile.mkdtemp(prefix="palaver-test-"))
+    _reaper.tell(f"folder+ {path}")
+    try:
+        if account is not None:
+            os.chown(path, account.uid, account.gid)
+        yield path
+    finally:
+        shutil.rmtree(path, ignore_errors=True)
+        _reaper.tell(f"folder- {path}")
+
+
+class Child:
+    """One server process that can be stopped, killed, frozen and started again on the same port."""
+
+    def __init__(
+        self,
+        command: Sequence[str | Path],
+        *,
+        log: Path,
+        ready: Callable[[], bool],
+        account: Account | None = None,
+        environment: Mapping[str, str] | None = None,
+    ) -> None:
+        self._command = command
+        self._log = log
+        self._ready = ready
+        self._account = account
+        self._environment = environment
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def pid(self) -> int:
+        assert self._process is not None, "the server was not started"
+        return self._process.pid
+
+    @property
+    def running(self) -> bool:
+        return self._process is not None and self._process.poll() is None
+
+    @property
+    def log_text(self) -> str:
+        return self._log.read_text(errors="replace") if self._log.exists() else ""
+
+    def start(self, *, wait: bool = True) -> None:
+        """Start the process and wait until it is ready; does nothing when it runs."""
+        if self.running:
+            return
+        with self._log.open("ab") as log:
+            self._process = subprocess.Popen(
+                self._command,
+                stdin=subprocess.DEVNULL,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                cwd=self._log.parent,
+                env=None if self._environment is None else dict(self._environment),
+                start_new_session=True,
+                user=self._account.uid if self._account else None,
+                group=self._account.gid if self._account else None,
+                extra_groups=[] if self._account else None,
+            )
+        _reaper.tell(f"pid+ {self._process.pid}")
+        if wait:
+            self.wait_ready()
+
+    def wait_ready(self) -> None:
+        deadline = time.monotonic() + START_TIMEOUT_S
+        while not self._ready():
+            if not self.running:
+                raise ServerFailed(f"{self._command[0]} ended at its start:\n{self.log_text[-4000:]}")
+            if time.monotonic() > deadline:
+                self.kill()
+                raise ServerFailed(f"{self._command[0]} is not ready:\n{self.log_text[-4000:]}")
+            time.sleep(0.02)
+
+    def signal(self, number: Signals) -> None:
+        if self.running:
+            os.kill(self.pid, number)
+
+    def stop(self, number: Signals = SIGTERM) -> None:
+        """Ask the process to end and wait for it; kill it when it does not."""
+        if self.running:
+            self.signal(SIGCONT)
+            self.signal(number)
+            self._wait()
+
+    def kill(self) -> None:
+        """End the process without warning, as a crash does."""
+        if self.running:
+            self.signal(SIGKILL)
+            self._wait()
+
+    def _wait(self) -> None:
+        assert self._process is not None
+        try:
+            self._process.wait(STOP_TIMEOUT_S)
+        except subprocess.TimeoutExpired:
+            self._process.kill()
+            self._process.wait()
+            raise ServerFailed(f"{self._command[0]} did not stop:\n{self.log_text[-4000:]}") from None
+        finally:
+            _reaper.tell(f"pid- {self._process.pid}")

@@ -1,0 +1,58 @@
+"""The throwaway servers themselves."""
+
+import socket
+from pathlib import Path
+
+import httpx
+import pytest
+
+from tests import servers
+
+pytestmark = pytest.mark.integration
+
+
+def test_postgres_18_runs_unprivileged_with_database_palaver_and_keeps_rows_over_a_kill() -> None:
+    with servers.postgres({"application_name": "it's"}) as postgres:
+        assert postgres.sql("SELECT current_database(), current_user")[0] == ("palaver", "palaver")
+        assert postgres.sql("SHOW application_name") != []
+        assert postgres.sql("CREATE TABLE kept (n int); INSERT INTO kept VALUES (7); SELECT n FROM kept") == [
+            (7,)
+        ]
+        assert Path(f"/proc/{postgres.process.pid}").stat().st_uid != 0
+        postgres.kill()
+        postgres.start()
+        assert postgres.sql("SELECT n FROM kept WHERE n = %s", 7) == [(7,)]
+        assert postgres.sql("SHOW server_version_num")[0][0].startswith("18")
+        data = postgres.data
+    assert not data.exists()
+
+
+def test_etcd_cluster_serves_without_one_member_and_takes_it_back() -> None:
+    with servers.etcd_cluster(3) as etcd:
+        etcd.kill(0)
+        answer = httpx.post(
+            f"http://{etcd.endpoints[1]}/v3/kv/put", json={"key": "YQ==", "value": "Yg=="}, timeout=10
+        )
+        assert answer.status_code == 200
+        etcd.start(0)
+        answer = httpx.post(f"http://{etcd.endpoints[0]}/v3/kv/range", json={"key": "YQ=="}, timeout=10)
+        assert answer.json()["kvs"][0]["value"] == "Yg=="
+
+
+def test_redis_asks_for_its_password_and_starts_again_on_its_port() -> None:
+    with servers.redis_server() as server:
+        assert redis_says(server.port, "PING").startswith("-NOAUTH")
+        server.kill()
+        server.start()
+        assert redis_says(server.port, f"AUTH {server.password}") == "+OK"
+
+
+def redis_says(port: int, command: str) -> str:
+    with socket.create_connection(("127.0.0.1", port), timeout=5) as connection:
+        connection.sendall(f"{command}\r\n".encode())
+        return connection.recv(1000).decode().strip()
+
+
+def test_envoy_is_live_when_it_is_handed_over() -> None:
+    with servers.envoy({"static_resources": {}}) as envoy:
+        assert envoy.admin.get("/ready").text == "LIVE\n"
