@@ -1,0 +1,305 @@
+"""The leadership of a cell as etcd has it: read, swapped and watched through any endpoint that answers.
+
+Decides which endpoint is asked, when to ask another, and when a lost answer makes an outcome unknown.
+Refuses to know what a leadership is for and when it should change (``regions.failover``).
+
+Sources: failover.md, "etcd as its clients see it"; rule 14 (a lease is a hint, the compare-and-swap is
+the safety), which is why nothing here uses a lease.
+"""
+
+import asyncio
+import json
+import logging
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass
+from typing import Any, Literal, Self, TypeVar, cast, get_args
+from uuid import UUID
+
+from regions.etcd import (
+    AccessRefused,
+    Endpoint,
+    EndpointFailed,
+    RevisionCompacted,
+)
+from regions.identity import CellId, Epoch, InvalidName, RegionName, parse_region_name
+from regions.topology import Address, Topology
+
+__all__ = [
+    "AccessRefused",
+    "Coordination",
+    "CoordinationError",
+    "CorruptRecord",
+    "EtcdUnavailable",
+    "Leadership",
+    "LeadershipView",
+    "OutcomeUnknown",
+    "Phase",
+    "etcd_endpoints",
+]
+
+ROUNDS_MAX = 2
+"""A read asks every endpoint this often before it gives up: the second round finds a new etcd leader."""
+
+SHUN_S = 5.0
+"""An endpoint that failed is asked last for this long; then the nearest one is preferred again."""
+
+PAUSE_S = 0.1
+PAUSE_S_MAX = 1.0
+"""Between two rounds in which every endpoint failed; doubles, for a watch has all the time there is."""
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+Phase = Literal["bootstrapping", "establishing", "serving"]
+
+
+class CoordinationError(Exception):
+    """The leadership could not be read or changed."""
+
+
+class EtcdUnavailable(CoordinationError):  # noqa: N818 - named for what happened
+    """No endpoint gave an answer; nothing was changed by this call."""
+
+
+class OutcomeUnknown(CoordinationError):  # noqa: N818 - named for what happened
+    """The answer of a compare-and-swap was lost: it may be applied. Read again before anything else."""
+
+
+class CorruptRecord(CoordinationError):  # noqa: N818 - named for what happened
+    """What is stored under the leadership key is no leadership."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Leadership:
+    """Who may write in a cell.
+
+    Attributes:
+        epoch: Generation, from 1; strictly increasing.
+        leader: The region that may write under this epoch.
+        phase: ``serving`` is the only one in which it does.
+        fence_id: Identity of the epoch's fence row in the ledger; set when serving.
+        reason: Why this epoch was begun, one line for people.
+        since: When the record was written, RFC 3339, for people: nothing is ordered by it.
+    """
+
+    epoch: Epoch
+    leader: RegionName
+    phase: Phase
+    fence_id: UUID | None
+    reason: str
+    since: str
+
+    def __post_init__(self) -> None:
+        assert self.epoch >= 1, f"epoch out of range: {self.epoch}"
+        assert (self.phase != "serving") or (self.fence_id is not None), "serving without a fence row"
+
+    def to_json(self) -> bytes:
+        """Return the record as it is stored."""
+        fields = asdict(self)
+        fields["fence_id"] = None if self.fence_id is None else str(self.fence_id)
+        return json.dumps(fields, separators=(",", ":")).encode()
+
+    @classmethod
+    def from_json(cls, stored: bytes) -> Self:
+        """Return the record in ``stored``; fields that it does not know are left alone.
+
+        Raises:
+            CorruptRecord: It is none.
+        """
+        try:
+            fields = cast("dict[str, Any]", json.loads(stored))
+            phase, fence = fields["phase"], fields["fence_id"]
+            if phase not in get_args(Phase):
+                raise CorruptRecord(f"leadership record has unknown phase {phase!r}")
+            return cls(
+                epoch=int(fields["epoch"]),
+                leader=parse_region_name(fields["leader"]),
+                phase=phase,
+                fence_id=None if fence is None else UUID(fence),
+                reason=str(fields["reason"]),
+                since=str(fields["since"]),
+            )
+        except (ValueError, KeyError, TypeError, AssertionError, InvalidName) as error:
+            raise CorruptRecord(f"leadership record cannot be read: {error!r}") from error
+
+
+def etcd_endpoints(topology: Topology) -> tuple[Address, ...]:
+    """Return the etcd endpoints of a deployment, the own region's first."""
+    own = (topology.own, *topology.others)
+    return tuple(region.etcd for region in own if region.etcd is not None)
+
+
+class Coordination:
+    """A client of the deployment's etcd. Use it as an asynchronous context manager."""
+
+    def __init__(self, endpoints: Sequence[Address], user: str | None, password: str | None) -> None:
+        """Prepare connections to ``endpoints``, the preferred one first; user None: no authentication."""
+        assert endpoints, "etcd has no endpoint"
+        self._addresses = tuple(endpoints)
+        self._user = user
+        self._password = password
+        self._endpoints: tuple[Endpoint, ...] = ()
+        self._failed_at: dict[Address, float] = {}
+
+    async def __aenter__(self) -> Self:
+        self._endpoints = tuple(Endpoint(one, self._user, self._password) for one in self._addresses)
+        return self
+
+    async def __aexit__(self, *_: object) -> None:
+        for endpoint in self._endpoints:
+            await endpoint.close()
+
+    async def read_leadership(self, cell: CellId) -> tuple[Leadership, int] | None:
+        """Return the leadership and the revision that wrote it, or None before the first.
+
+        The read is linearizable: it sees everything that was written before it was called.
+
+        Raises:
+            EtcdUnavailable: No endpoint answered.
+            AccessRefused: The user or password is wrong.
+            CorruptRecord: The record is none.
+        """
+        stored, _ = await self._any_endpoint(lambda endpoint: endpoint.read(_key(cell)))
+        return None if stored is None else (Leadership.from_json(stored.value), stored.mod_revision)
+
+    async def create_leadership(self, cell: CellId, new: Leadership) -> bool:
+        """Store the first leadership of a cell; False when there is one already.
+
+        Raises:
+            OutcomeUnknown: The answer was lost.
+            AccessRefused: The user or password is wrong.
+        """
+        return await self.replace_leadership(cell, new, 0)
+
+    async def replace_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> bool:
+        """Store ``new`` when the record is still the one written at ``expected_revision``.
+
+        It is tried once, at one endpoint: a retry of a swap that was applied would be told that it lost.
+
+        Raises:
+            OutcomeUnknown: The answer was lost.
+            AccessRefused: The user or password is wrong.
+        """
+        endpoint = self._in_order()[0]
+        try:
+            return await endpoint.compare_and_swap(_key(cell), new.to_json(), expected_revision)
+        except EndpointFailed as error:
+            self._note_failure(endpoint, error)
+            raise OutcomeUnknown(f"leadership of {cell}, epoch {new.epoch}: {error}") from error
+
+    async def watch_leadership(self, cell: CellId) -> AsyncGenerator[Leadership]:
+        """Yield the current leadership, when there is one, then every change, in order, for ever.
+
+        No change is missed or told twice while endpoints fail; only changes that etcd has compacted
+        away while none could be reached are skipped, and the current one is told instead.
+
+        Raises:
+            AccessRefused: The user or password is wrong.
+            CorruptRecord: A record is none.
+        """
+        seen, revision, pause_s = 0, 0, PAUSE_S
+        while True:
+            endpoint = self._in_order()[0]
+            try:
+                if revision == 0:
+                    stored, revision = await endpoint.read(_key(cell))
+                    if stored is not None and stored.mod_revision > seen:
+                        seen = stored.mod_revision
+                        yield Leadership.from_json(stored.value)
+                async with aclosing(endpoint.watch(_key(cell), revision + 1)) as changes:
+                    async for stored in changes:
+                        seen = revision = stored.mod_revision
+                        pause_s = PAUSE_S
+                        yield Leadership.from_json(stored.value)
+            except RevisionCompacted:
+                revision = 0
+            except EndpointFailed as error:
+                self._note_failure(endpoint, error)
+                if self._all_failed():
+                    await asyncio.sleep(pause_s)
+                    pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def enable_authentication(self) -> None:
+        """Make etcd ask for the user and password; harmless when it does, or another region just did.
+
+        Raises:
+            EtcdUnavailable: No endpoint answered.
+            AccessRefused: It asks for another password.
+        """
+        assert self._user is not None, "authentication needs a user"
+
+        async def enable(endpoint: Endpoint) -> None:
+            if await endpoint.authenticate():
+                return
+            await endpoint.enable_authentication()
+            if not await endpoint.authenticate():
+                raise EndpointFailed(f"{endpoint.address}: authentication is not enabled yet")
+
+        await self._any_endpoint(enable)
+
+    async def _any_endpoint(self, operation: Callable[[Endpoint], Awaitable[_T]]) -> _T:
+        """Return the first answer to an operation that may be repeated."""
+        failures: list[str] = []
+        for round_number in range(ROUNDS_MAX):
+            if round_number:
+                await asyncio.sleep(PAUSE_S)
+            for endpoint in self._in_order():
+                try:
+                    return await operation(endpoint)
+                except EndpointFailed as error:
+                    self._note_failure(endpoint, error)
+                    failures.append(str(error))
+        raise EtcdUnavailable("no etcd endpoint answered: " + "; ".join(failures[-len(self._endpoints) :]))
+
+    def _in_order(self) -> list[Endpoint]:
+        """The endpoints, preferred first, those that failed lately last (the longest ago first)."""
+        assert self._endpoints, "use it as a context manager"
+        recent = time.monotonic() - SHUN_S
+
+        def shunned(endpoint: Endpoint) -> float:
+            failed_at = self._failed_at.get(endpoint.address, 0.0)
+            return failed_at if failed_at > recent else 0.0
+
+        return sorted(self._endpoints, key=shunned)
+
+    def _note_failure(self, endpoint: Endpoint, error: EndpointFailed) -> None:
+        _log.debug("etcd endpoint failed: %s", error)
+        self._failed_at[endpoint.address] = time.monotonic()
+
+    def _all_failed(self) -> bool:
+        recent = time.monotonic() - PAUSE_S_MAX
+        return all(self._failed_at.get(one, 0.0) > recent for one in self._addresses)
+
+
+class LeadershipView:
+    """The latest leadership that this process has heard of; fed by ``run`` in a task of its owner."""
+
+    def __init__(self, coordination: Coordination, cell: CellId) -> None:
+        self.current: Leadership | None = None
+        self._coordination = coordination
+        self._cell = cell
+        self._changed = asyncio.Event()
+
+    async def run(self) -> None:
+        """Watch for ever.
+
+        Raises:
+            AccessRefused: The user or password is wrong.
+            CorruptRecord: A record is none.
+        """
+        async for leadership in self._coordination.watch_leadership(self._cell):
+            self.current = leadership
+            changed, self._changed = self._changed, asyncio.Event()
+            changed.set()
+
+    async def next_after(self, known: Leadership | None) -> Leadership:
+        """Wait until the latest leadership is another than ``known`` and return it."""
+        while self.current is None or self.current == known:
+            await self._changed.wait()
+        return self.current
+
+
+def _key(cell: CellId) -> str:
+    return f"/palaver/cells/{cell}/leadership"

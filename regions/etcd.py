@@ -1,0 +1,267 @@
+"""One etcd endpoint: authentication, a linearizable read, a compare-and-swap and a watch.
+
+Decides how long one attempt may take, when a token is renewed and which of four errors a failure is.
+Refuses to know other endpoints, retries and what the values mean: that is ``coordination.py``.
+
+Speaks gRPC through the stubs that aetcd carries; aetcd's own client and watcher are passed over because
+they neither renew tokens nor ask for ``hasleader``. Time bounds were measured on three members
+(ARCHITECTURE.md, failover): an answer that takes longer than 0.8 s is not coming.
+"""
+
+import asyncio
+from collections.abc import AsyncGenerator, Awaitable
+from dataclasses import dataclass
+from typing import Any, cast
+
+from aetcd import rpc as _untyped_rpc
+
+from regions.topology import Address
+
+ATTEMPT_S = 0.8
+"""One request. A put in flight while the etcd leader dies hangs 6 s; a new one takes 0.5 to 0.85 s."""
+
+AUTHENTICATE_S = 3.0
+"""Authentication hashes the password with bcrypt on a machine that may be starting everything at once."""
+
+_OPTIONS: tuple[tuple[str, int], ...] = (
+    # A frozen endpoint is noticed by these pings only: 1 s to send one, 0.5 s to miss the answer.
+    ("grpc.keepalive_time_ms", 1000),
+    ("grpc.keepalive_timeout_ms", 500),
+    ("grpc.http2.ping_timeout_ms", 500),
+    ("grpc.http2.max_pings_without_data", 0),
+    ("grpc.keepalive_permit_without_calls", 1),
+    # gRPC waits up to two minutes between connects by default; a member restarts within a second.
+    ("grpc.initial_reconnect_backoff_ms", 100),
+    ("grpc.min_reconnect_backoff_ms", 500),
+    ("grpc.max_reconnect_backoff_ms", 1000),
+    # Channels of one process must not share a connection that one of them knows to be dead.
+    ("grpc.use_local_subchannel_pool", 1),
+)
+
+# The stubs are generated at run time and carry no types; this module is their narrow typed face.
+_rpc = cast("Any", _untyped_rpc)
+
+
+class EtcdError(Exception):
+    """An operation on an etcd endpoint failed."""
+
+
+class EndpointFailed(EtcdError):  # noqa: N818 - named for what happened
+    """No usable answer: refused, timed out, broken, without quorum. A write may have been applied."""
+
+
+class AccessRefused(EtcdError):  # noqa: N818 - named for what happened
+    """The user or password is wrong, or the user may not do this. Retrying does not help."""
+
+
+class RevisionCompacted(EtcdError):  # noqa: N818 - named for what happened
+    """The revision asked for is no longer kept; the current value must be read."""
+
+
+class _TokenRefused(EtcdError):  # noqa: N818 - named for what happened
+    """The token is unknown to this member, which may have restarted. The request was not applied."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stored:
+    """A value and the revision that wrote it.
+
+    Attributes:
+        value: The bytes stored.
+        mod_revision: Revision of the store at which they were written.
+    """
+
+    value: bytes
+    mod_revision: int
+
+
+class Endpoint:
+    """A connection to one etcd member, made at first use and kept."""
+
+    def __init__(self, address: Address, user: str | None, password: str | None) -> None:
+        self.address = address
+        self._user = user
+        self._password = password
+        self._token: str | None = None
+        self._authenticating = asyncio.Lock()
+        self._channel: Any = _rpc.insecure_channel(str(address), options=_OPTIONS)
+        self._kv: Any = _rpc.KVStub(self._channel)
+        self._watch: Any = _rpc.WatchStub(self._channel)
+        self._auth: Any = _rpc.AuthStub(self._channel)
+
+    async def close(self) -> None:
+        """Close the connection; requests in flight fail."""
+        await self._channel.close()
+
+    async def read(self, key: str) -> tuple[Stored | None, int]:
+        """Return what is stored under ``key``, and the store's revision, by a linearizable read."""
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.RangeRequest(key=key.encode())
+            return await self._call(self._kv.Range(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        answer = await self._authenticated(attempt)
+        stored = [Stored(value=kv.value, mod_revision=kv.mod_revision) for kv in answer.kvs]
+        return (stored[0] if stored else None), int(answer.header.revision)
+
+    async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> bool:
+        """Store ``value`` when ``key`` was last written at ``expected_revision`` (0: never).
+
+        Returns:
+            Whether it was stored.
+
+        Raises:
+            EndpointFailed: The answer was lost; it may or may not be stored.
+        """
+        compare = _rpc.Compare(
+            key=key.encode(),
+            target=_rpc.Compare.MOD,
+            result=_rpc.Compare.EQUAL,
+            mod_revision=expected_revision,
+        )
+        put = _rpc.RequestOp(request_put=_rpc.PutRequest(key=key.encode(), value=value))
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.TxnRequest(compare=[compare], success=[put], failure=[])
+            return await self._call(self._kv.Txn(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        return bool((await self._authenticated(attempt)).succeeded)
+
+    async def watch(self, key: str, start_revision: int) -> AsyncGenerator[Stored]:
+        """Yield each value written to ``key`` at or after ``start_revision``, in order, until it fails.
+
+        Raises:
+            RevisionCompacted: ``start_revision`` is no longer kept.
+            EndpointFailed: The stream broke; whoever watches resumes after the last revision seen.
+        """
+        await self._authenticated(None)
+        create = _rpc.WatchCreateRequest(
+            key=key.encode(), start_revision=start_revision, filters=[_rpc.WatchCreateRequest.NODELETE]
+        )
+        # Without hasleader a member that lost the quorum keeps a watch open and silent.
+        call = self._watch.Watch(metadata=(*self._metadata(), ("hasleader", "true")))
+        try:
+            await self._bounded(call.write(_rpc.WatchRequest(create_request=create)))
+            answer = await self._bounded(call.read())
+            while True:
+                self._refuse_cancelled(answer)
+                for event in answer.events:
+                    yield Stored(value=event.kv.value, mod_revision=event.kv.mod_revision)
+                answer = await self._call(call.read())
+        except _TokenRefused as error:
+            self._token = None
+            raise EndpointFailed(str(error)) from error
+        finally:
+            call.cancel()
+
+    async def authenticate(self) -> bool:
+        """Fetch a token.
+
+        Returns:
+            False when the cluster does not have authentication enabled yet.
+
+        Raises:
+            AccessRefused: The user or password is wrong.
+        """
+        request = _rpc.AuthenticateRequest(name=self._user, password=self._password)
+        try:
+            answer = await self._call(self._auth.Authenticate(request, timeout=AUTHENTICATE_S))
+        except EndpointFailed as error:
+            if "authentication is not enabled" in str(error):
+                return False
+            raise
+        self._token = answer.token
+        return True
+
+    async def enable_authentication(self) -> None:
+        """Make the cluster ask for this user and password; harmless when it already does.
+
+        Each step may have been done by another region or by an earlier run, which is no error. Whoever
+        calls this authenticates afterwards, and so learns whether it really holds.
+        """
+        steps = (
+            lambda: self._auth.UserAdd(
+                _rpc.AuthUserAddRequest(name=self._user, password=self._password), timeout=AUTHENTICATE_S
+            ),
+            lambda: self._auth.RoleAdd(_rpc.AuthRoleAddRequest(name="root"), timeout=ATTEMPT_S),
+            lambda: self._auth.UserGrantRole(
+                _rpc.AuthUserGrantRoleRequest(user=self._user, role="root"), timeout=ATTEMPT_S
+            ),
+            lambda: self._auth.AuthEnable(_rpc.AuthEnableRequest(), timeout=ATTEMPT_S),
+        )
+        for step in steps:
+            try:
+                await self._call(step())
+            except (EndpointFailed, _TokenRefused) as error:
+                if not _is_already_done(str(error)):
+                    raise EndpointFailed(str(error)) from error
+
+    def _metadata(self) -> tuple[tuple[str, str], ...]:
+        return () if self._token is None else (("token", self._token),)
+
+    async def _authenticated(self, attempt: Any) -> Any:  # noqa: ANN401 - protobuf without types
+        """Run ``attempt`` with a token, once more with a new one when the member does not know it."""
+        for last in (False, True):
+            if self._user is not None and self._token is None:
+                async with self._authenticating:
+                    if self._token is None and not await self.authenticate():
+                        raise EndpointFailed(f"{self.address}: authentication is not enabled yet")
+            if attempt is None:
+                return None
+            try:
+                return await attempt()
+            except _TokenRefused as error:
+                if self._user is None:
+                    raise AccessRefused(f"{error}: etcd asks for a user and none is given") from error
+                self._token = None
+                if last:
+                    raise EndpointFailed(str(error)) from error
+        raise AssertionError("unreachable: the last round returns or raises")
+
+    async def _bounded(self, call: Awaitable[Any]) -> Any:  # noqa: ANN401 - protobuf without types
+        try:
+            async with asyncio.timeout(ATTEMPT_S):
+                return await self._call(call)
+        except TimeoutError as error:
+            raise EndpointFailed(f"{self.address}: no answer within {ATTEMPT_S} s") from error
+
+    async def _call(self, call: Awaitable[Any]) -> Any:  # noqa: ANN401 - protobuf without types
+        try:
+            return await call
+        except _untyped_rpc.AioRpcError as error:
+            raise self._named(cast("Any", error)) from error
+
+    def _named(self, error: Any) -> EtcdError:  # noqa: ANN401 - gRPC without types
+        code, details = error.code(), str(error.details())
+        said = f"{self.address}: {details}"
+        status = _rpc.StatusCode
+        if code == status.UNAUTHENTICATED or _is_token_error(details):
+            return _TokenRefused(said)
+        if code == status.PERMISSION_DENIED or "invalid user ID or password" in details:
+            return AccessRefused(said)
+        if code == status.OUT_OF_RANGE and "compacted" in details:
+            return RevisionCompacted(said)
+        return EndpointFailed(said)
+
+    def _refuse_cancelled(self, answer: Any) -> None:  # noqa: ANN401 - protobuf without types
+        # The stream ends with a marker that is no message when the member shuts down.
+        if not hasattr(answer, "canceled"):
+            raise EndpointFailed(f"{self.address}: the watch ended")
+        if answer.compact_revision:
+            raise RevisionCompacted(f"{self.address}: compacted at {answer.compact_revision}")
+        if answer.canceled:
+            if _is_token_error(answer.cancel_reason) or "permission" in answer.cancel_reason:
+                raise _TokenRefused(f"{self.address}: {answer.cancel_reason}")
+            raise EndpointFailed(f"{self.address}: watch cancelled: {answer.cancel_reason}")
+
+
+def _is_token_error(details: str) -> bool:
+    """Whether a new token helps: it expired, or users changed, or authentication was just enabled."""
+    return any(
+        text in details
+        for text in ("invalid auth token", "revision of auth store is old", "user name is empty")
+    )
+
+
+def _is_already_done(details: str) -> bool:
+    return any(text in details for text in ("already exists", "user name is empty", "already granted"))
