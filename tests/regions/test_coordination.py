@@ -1,0 +1,291 @@
+"""The leadership record and the etcd client that carries it, against real members."""
+
+import asyncio
+import base64
+from collections.abc import AsyncIterator, Iterator
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from uuid import UUID
+
+import httpx
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regions.coordination import (
+    AccessRefused,
+    Coordination,
+    CorruptRecord,
+    EtcdUnavailable,
+    Leadership,
+    LeadershipView,
+    OutcomeUnknown,
+)
+from regions.identity import CellId, RegionName
+from regions.topology import parse_address
+from tests import servers
+from tests.servers import EtcdCluster
+
+USER, PASSWORD = "root", "a password"
+EAST, WEST = RegionName("us-east"), RegionName("eu-west")
+
+leaderships = st.builds(
+    Leadership,
+    epoch=st.integers(min_value=1, max_value=2**63 - 1),
+    leader=st.sampled_from([EAST, WEST]),
+    phase=st.sampled_from(["bootstrapping", "establishing", "serving"]),
+    fence_id=st.uuids(),
+    reason=st.text(),
+    since=st.just("2026-01-01T00:00:00+00:00"),
+)
+
+
+def leadership(epoch: int = 1, *, reason: str = "first start") -> Leadership:
+    return Leadership(
+        epoch=epoch,
+        leader=EAST,
+        phase="establishing",
+        fence_id=None,
+        reason=reason,
+        since="2026-01-01T00:00:00+00:00",
+    )
+
+
+@given(leaderships)
+def test_record_survives_its_json(record: Leadership) -> None:
+    assert Leadership.from_json(record.to_json()) == record
+
+
+@pytest.mark.parametrize(
+    "stored",
+    [
+        b"",
+        b"[]",
+        b"{}",
+        b"7",
+        leadership().to_json().replace(b"establishing", b"sleeping"),
+        leadership().to_json().replace(b"establishing", b"serving"),
+        leadership().to_json().replace(b'"epoch":1', b'"epoch":0'),
+        leadership().to_json().replace(b"us-east", b"US"),
+    ],
+)
+def test_other_bytes_are_a_corrupt_record(stored: bytes) -> None:
+    with pytest.raises(CorruptRecord):
+        Leadership.from_json(stored)
+
+
+def test_fields_of_a_later_version_are_left_alone() -> None:
+    grown = leadership().to_json().replace(b"{", b'{"later":[1],', 1)
+    assert Leadership.from_json(grown) == leadership()
+
+
+@pytest.fixture(scope="module")
+def cluster() -> Iterator[EtcdCluster]:
+    with servers.etcd_cluster(3) as etcd:
+        asyncio.run(_enable(etcd))
+        yield etcd
+
+
+async def _enable(etcd: EtcdCluster) -> None:
+    async with connect(etcd) as one, connect(etcd, first=1) as other:
+        await asyncio.gather(one.enable_authentication(), other.enable_authentication())
+        await one.enable_authentication()
+
+
+@pytest.fixture
+def cell(request: pytest.FixtureRequest) -> CellId:
+    return CellId(f"cell-{abs(hash(request.node.name))}"[:31])
+
+
+@asynccontextmanager
+async def connect(
+    etcd: EtcdCluster, *, first: int = 0, password: str | None = PASSWORD
+) -> AsyncIterator[Coordination]:
+    order = etcd.endpoints[first:] + etcd.endpoints[:first]
+    user = None if password is None else USER
+    async with Coordination([parse_address(one) for one in order], user, password) as coordination:
+        yield coordination
+
+
+@pytest.mark.integration
+async def test_exactly_one_of_many_creates_and_replaces(cluster: EtcdCluster, cell: CellId) -> None:
+    async with connect(cluster) as one, connect(cluster, first=1) as two, connect(cluster, first=2) as three:
+        clients = [one, two, three] * 8
+        mine = [leadership(1, reason=str(number)) for number in range(len(clients))]
+        won = await asyncio.gather(
+            *(client.create_leadership(cell, record) for client, record in zip(clients, mine, strict=True))
+        )
+        assert won.count(True) == 1
+        found = await one.read_leadership(cell)
+        assert found is not None
+        assert found[0] == mine[won.index(True)]
+        next_ones = [replace(record, epoch=2) for record in mine]
+        won = await asyncio.gather(
+            *(
+                client.replace_leadership(cell, record, found[1])
+                for client, record in zip(clients, next_ones, strict=True)
+            )
+        )
+        assert won.count(True) == 1
+        assert await three.read_leadership(cell) == (next_ones[won.index(True)], found[1] + 1)
+
+
+@pytest.mark.integration
+async def test_nothing_is_read_before_the_first(cluster: EtcdCluster, cell: CellId) -> None:
+    async with connect(cluster) as coordination:
+        assert await coordination.read_leadership(cell) is None
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("password", ["wrong", None])
+async def test_wrong_or_missing_password_is_one_clear_error(
+    cluster: EtcdCluster, cell: CellId, password: str | None
+) -> None:
+    async with connect(cluster, password=password) as coordination:
+        for attempt in (
+            coordination.read_leadership(cell),
+            coordination.create_leadership(cell, leadership()),
+            anext(coordination.watch_leadership(cell)),
+        ):
+            with pytest.raises(AccessRefused) as refused:
+                await attempt
+            assert "\n" not in str(refused.value)
+
+
+@pytest.mark.integration
+async def test_client_of_a_restarted_member_gets_a_new_token(cluster: EtcdCluster, cell: CellId) -> None:
+    async with connect(cluster) as coordination:
+        assert await coordination.create_leadership(cell, leadership(1))
+        cluster.kill(0)
+        cluster.start(0)
+        found = await coordination.read_leadership(cell)
+        assert found is not None
+        assert await swap(coordination, cell, leadership(2))
+
+
+async def swap(coordination: Coordination, cell: CellId, new: Leadership) -> bool:
+    """Replace what is there, as a careful caller does: an unknown outcome is read again."""
+    while True:
+        found = await read(coordination, cell)
+        if found is not None and found[0] == new:
+            return True
+        assert found is None or found[0].epoch < new.epoch
+        try:
+            if await coordination.replace_leadership(cell, new, 0 if found is None else found[1]):
+                return True
+        except OutcomeUnknown:
+            await asyncio.sleep(0.05)
+
+
+async def read(coordination: Coordination, cell: CellId) -> tuple[Leadership, int] | None:
+    """Read, however long etcd elects."""
+    while True:
+        try:
+            return await coordination.read_leadership(cell)
+        except EtcdUnavailable:
+            await asyncio.sleep(0.05)
+
+
+@pytest.mark.integration
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_watch_misses_and_doubles_nothing_while_its_endpoint_fails(
+    cluster: EtcdCluster, cell: CellId, fault: str
+) -> None:
+    seen: list[int] = []
+
+    async def watch(coordination: Coordination, last: int) -> None:
+        async for record in coordination.watch_leadership(cell):
+            seen.append(record.epoch)
+            if record.epoch == last:
+                return
+
+    last = 60
+    async with connect(cluster) as watcher, connect(cluster, first=1) as writer, asyncio.TaskGroup() as tasks:
+        assert await swap(writer, cell, leadership(1))
+        tasks.create_task(watch(watcher, last))
+        for epoch in range(2, last + 1):
+            if epoch in (20, 40):
+                cluster.kill(0) if fault == "kill" else cluster.pause(0)
+            if epoch in (30, 50):
+                await asyncio.to_thread(cluster.start, 0) if fault == "kill" else cluster.resume(0)
+            assert await swap(writer, cell, leadership(epoch))
+            await asyncio.sleep(0.02)
+    assert seen == sorted(set(seen))
+    assert seen[-1] == last
+    assert set(range(seen[0], last + 1)) == set(seen)
+
+
+@pytest.mark.integration
+async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(
+    cluster: EtcdCluster, cell: CellId
+) -> None:
+    async with connect(cluster) as coordination:
+        assert await coordination.create_leadership(cell, leadership(1))
+        found = await coordination.read_leadership(cell)
+        assert found is not None
+        cluster.pause(0)
+        try:
+            with pytest.raises(OutcomeUnknown):
+                await coordination.replace_leadership(cell, leadership(2), found[1])
+            again = await read(coordination, cell)
+            assert again is not None
+            assert again[0].epoch in (1, 2)
+        finally:
+            cluster.resume(0)
+
+
+@pytest.mark.integration
+async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(
+    cluster: EtcdCluster, cell: CellId
+) -> None:
+    async with connect(cluster) as coordination:
+        assert await coordination.create_leadership(cell, leadership(1))
+        view = LeadershipView(coordination, cell)
+        async with asyncio.TaskGroup() as tasks:
+            running = tasks.create_task(view.run())
+            assert (await view.next_after(None)).epoch == 1
+            cluster.kill(1)
+            cluster.kill(2)
+            try:
+                with pytest.raises(EtcdUnavailable):
+                    await coordination.read_leadership(cell)
+            finally:
+                await asyncio.to_thread(cluster.start, 1, wait=False)
+                await asyncio.to_thread(cluster.start, 2, wait=False)
+            assert await swap(coordination, cell, leadership(2))
+            assert (
+                await view.next_after(view.current) if view.current == leadership(1) else view.current
+            ) == (leadership(2))
+            running.cancel()
+
+
+@pytest.mark.integration
+async def test_watch_survives_compaction_while_it_was_away(cluster: EtcdCluster, cell: CellId) -> None:
+    async with connect(cluster) as watcher, connect(cluster, first=1) as writer:
+        assert await swap(writer, cell, leadership(1))
+        changes = watcher.watch_leadership(cell)
+        assert (await anext(changes)).epoch == 1
+        for epoch in range(2, 6):
+            assert await swap(writer, cell, leadership(epoch))
+        found = await writer.read_leadership(cell)
+        assert found is not None
+        # The watch has not been opened yet: it resumes after revision 1, which is compacted away.
+        await asyncio.to_thread(compact, cluster, found[1])
+        assert (await anext(changes)).epoch == 5
+        assert await swap(writer, cell, leadership(6))
+        assert (await anext(changes)).epoch == 6
+        await changes.aclose()
+
+
+def compact(cluster: EtcdCluster, revision: int) -> None:
+    with httpx.Client(base_url=f"http://{cluster.endpoints[1]}", trust_env=False, timeout=5) as client:
+        answer = client.post("/v3/auth/authenticate", json={"name": USER, "password": PASSWORD})
+        token = {"Authorization": answer.json()["token"]}
+        client.post("/v3/kv/compaction", json={"revision": revision}, headers=token).raise_for_status()
+        key = base64.b64encode(b"/").decode()
+        client.post("/v3/kv/range", json={"key": key}, headers=token).raise_for_status()
+
+
+def test_fence_id_is_carried() -> None:
+    serving = replace(leadership(), phase="serving", fence_id=UUID(int=7))
+    assert Leadership.from_json(serving.to_json()).fence_id == UUID(int=7)
