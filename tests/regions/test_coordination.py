@@ -2,7 +2,7 @@
 
 import asyncio
 import base64
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
@@ -100,7 +100,7 @@ def cell(request: pytest.FixtureRequest) -> CellId:
 @asynccontextmanager
 async def connect(
     etcd: EtcdCluster, *, first: int = 0, password: str | None = PASSWORD
-) -> AsyncIterator[Coordination]:
+) -> AsyncGenerator[Coordination]:
     order = etcd.endpoints[first:] + etcd.endpoints[:first]
     user = None if password is None else USER
     async with Coordination([parse_address(one) for one in order], user, password) as coordination:
