@@ -1,0 +1,32 @@
+"""The view's schema, the SQL that reads it, and the protocol of the page cache in front of it.
+
+Decides how a thread page is read with one statement (`sql/page.sql`) and which Redis keys and scripts the
+writer (replicator) and the readers (read API) share (`cache`). Refuses to know how rows get into the view.
+"""
+
+from pathlib import Path
+from typing import Final
+
+from services.schema.migration import MigrationFailed, migrate_database
+from services.schema.statements import statement as _statement
+
+__all__ = ["MigrationFailed", "migrate", "statement"]
+
+_FOLDER: Final = Path(__file__).parent
+
+
+def migrate(url: str) -> None:
+    """Bring a view to the newest schema. Blocking: run it in a thread.
+
+    Args:
+        url: `postgresql://palaver_apply:…@host:port/palaver`, the owner of the database.
+
+    Raises:
+        MigrationFailed: The view cannot be reached, or refused a statement.
+    """
+    migrate_database(url, scripts=_FOLDER / "migrations", repeatable=[_FOLDER / "grants.sql"])
+
+
+def statement(name: str) -> str:
+    """Return the named SQL statement of the view."""
+    return _statement(_FOLDER / "sql", name)

@@ -1,0 +1,16 @@
+-- The procedures run with the rights of their caller, because one that is SECURITY DEFINER may not COMMIT:
+-- so the writer gets exactly the table rights they need. A bare test database has no such role.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'palaver_writer') THEN
+        RETURN;
+    END IF;
+    GRANT USAGE ON SCHEMA palaver TO palaver_writer;
+    GRANT SELECT ON palaver.fence TO palaver_writer;
+    GRANT SELECT, INSERT ON palaver.sites, palaver.site_keys, palaver.threads TO palaver_writer;
+    GRANT SELECT, INSERT, UPDATE ON palaver.comments TO palaver_writer;
+    GRANT SELECT, INSERT, DELETE
+        ON palaver.comment_private, palaver.comment_revisions, palaver.idempotency_keys TO palaver_writer;
+    GRANT EXECUTE ON ALL ROUTINES IN SCHEMA palaver TO palaver_writer;
+END
+$$;

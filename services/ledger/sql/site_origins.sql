@@ -1,0 +1,1 @@
+SELECT s.origins FROM palaver.sites AS s WHERE s.id = $1

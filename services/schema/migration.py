@@ -1,0 +1,85 @@
+"""Brings one database to the schema of this version: Alembic revisions, then procedures and grants.
+
+Decides that migrations run in the process that owns the database, one at a time (an advisory lock), and that
+procedures are replaced on every run instead of living in revisions: they hold no data, so the newest text is
+always the right one.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Final
+
+from alembic import command
+from alembic.config import Config
+from sqlalchemy import Connection, create_engine, make_url, text
+from sqlalchemy.exc import DBAPIError
+from sqlalchemy.pool import NullPool
+
+# One lock for all of Palaver's migrations of a database; the number has no meaning beyond being ours.
+_ADVISORY_LOCK: Final = 0x70616C61766572
+# A migration waits this long for another one, or for a table a request holds, before it gives up.
+LOCK_TIMEOUT_MS: Final = 30_000
+CONNECT_TIMEOUT_S: Final = 5
+
+
+class MigrationFailed(Exception):  # noqa: N818 - reads as a fact in the one line the operator sees
+    """The schema could not be brought up to date; the cause is chained."""
+
+
+def migrate_database(url: str, *, scripts: Path, repeatable: Sequence[Path]) -> None:
+    """Upgrade to the newest revision, then run the repeatable files. Idempotent, also when run at once.
+
+    Args:
+        url: `postgresql://…` of a role that owns the schema.
+        scripts: The Alembic script folder.
+        repeatable: SQL files executed on every run, in order (procedures, then grants).
+
+    Raises:
+        MigrationFailed: The server cannot be reached or refused a statement.
+    """
+    engine = create_engine(
+        make_url(url).set(drivername="postgresql+psycopg"),
+        poolclass=NullPool,
+        connect_args={
+            "connect_timeout": CONNECT_TIMEOUT_S,
+            "application_name": "palaver-migrate",
+            "options": f"-c lock_timeout={LOCK_TIMEOUT_MS}",
+        },
+    )
+    try:
+        with engine.connect() as connection:
+            _migrate_locked(connection, scripts, repeatable)
+    except DBAPIError as error:
+        raise MigrationFailed(str(error.orig).strip()) from error
+    finally:
+        engine.dispose()
+
+
+def execute_script(connection: Connection, path: Path) -> None:
+    """Run a file of SQL statements as it stands: no parameters, so no character in it is special."""
+    cursor = connection.connection.cursor()
+    try:
+        cursor.execute(path.read_text("utf-8"))
+    finally:
+        cursor.close()
+
+
+def _migrate_locked(connection: Connection, scripts: Path, repeatable: Sequence[Path]) -> None:
+    connection.execute(text("SELECT pg_advisory_lock(:lock)"), {"lock": _ADVISORY_LOCK})
+    connection.commit()
+    try:
+        config = Config()
+        config.set_main_option("script_location", str(scripts).replace("%", "%%"))
+        config.set_main_option("path_separator", "newline")
+        config.attributes["connection"] = connection
+        command.upgrade(config, "head")
+        for path in repeatable:
+            execute_script(connection, path)
+        connection.commit()
+    except BaseException:
+        connection.rollback()
+        raise
+    finally:
+        # The lock belongs to the session, so a lost connection frees it as well.
+        connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _ADVISORY_LOCK})
+        connection.commit()

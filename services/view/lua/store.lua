@@ -1,0 +1,17 @@
+-- Keeps one ready page, unless the thread has moved on since it was read.
+-- KEYS[1] the thread's hash. ARGV: version of the page, field, bytes, seconds to live, fields at most.
+local kept = tonumber(redis.call('HGET', KEYS[1], 'version') or '-1')
+local version = tonumber(ARGV[1])
+if kept > version then
+  return 0
+end
+if kept < version then
+  redis.call('DEL', KEYS[1])
+  redis.call('HSET', KEYS[1], 'version', ARGV[1])
+end
+if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[5]) then
+  return 0
+end
+redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
+redis.call('EXPIRE', KEYS[1], ARGV[4])
+return 1

@@ -1,0 +1,1 @@
+SELECT s.origins FROM sites AS s WHERE s.id = $1

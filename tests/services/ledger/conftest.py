@@ -1,0 +1,26 @@
+import asyncio
+from collections.abc import AsyncGenerator, Generator
+
+import asyncpg
+import pytest
+
+from services import ledger
+from tests import servers
+
+
+@pytest.fixture(scope="session")
+def ledger_server() -> Generator[servers.PostgresServer]:
+    with servers.postgres() as server:
+        server.sql("CREATE ROLE palaver_writer LOGIN PASSWORD 'throwaway'")
+        ledger.migrate(server.url())
+        server.sql(
+            "INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (1, gen_random_uuid(), 'us-east')"
+        )
+        yield server
+
+
+@pytest.fixture
+async def writer(ledger_server: servers.PostgresServer) -> AsyncGenerator[asyncpg.Connection]:
+    connection = await asyncpg.connect(ledger_server.url(user="palaver_writer"))
+    yield connection
+    await asyncio.shield(connection.close())

@@ -1,0 +1,276 @@
+"""The write procedures on a real PostgreSQL, called as the writer role calls them."""
+
+import asyncio
+import hashlib
+import uuid
+from dataclasses import dataclass, replace
+
+import asyncpg
+import pytest
+from asyncpg.pool import PoolConnectionProxy
+
+from services import ledger
+from tests import servers
+
+pytestmark = pytest.mark.integration
+
+KEY_HASH = b"k" * 32
+Connection = asyncpg.Connection | PoolConnectionProxy
+
+
+@dataclass(frozen=True)
+class Post:
+    site: uuid.UUID
+    thread: str = "https://example.com/a"
+    body: str = "hello"
+    parent: uuid.UUID | None = None
+    key: str | None = None
+    epoch: int = 1
+    email: str | None = None
+    trace: str | None = None
+    depth_max: int = 20
+
+    async def send(self, connection: Connection) -> asyncpg.Record:
+        fingerprint = hashlib.sha256(self.body.encode()).digest()
+        row = await connection.fetchrow(
+            ledger.statement("post_comment"),
+            self.epoch, self.site, self.thread, "Title", self.parent, self.body, "Ann", self.email, None,
+            self.key, fingerprint, self.depth_max, self.trace,
+        )  # fmt: skip
+        assert row is not None
+        return row
+
+
+async def create_site(
+    connection: asyncpg.Connection, key: str | None = None, name: str = "Site"
+) -> asyncpg.Record:
+    row = await connection.fetchrow(
+        ledger.statement("create_site"),
+        1, uuid.uuid4(), name, ["https://example.com"], uuid.uuid4().bytes * 2, key,
+        hashlib.sha256(name.encode()).digest(), None,
+    )  # fmt: skip
+    assert row is not None
+    return row
+
+
+@pytest.fixture
+async def site(writer: asyncpg.Connection, ledger_server: servers.PostgresServer) -> uuid.UUID:
+    row = await create_site(writer)
+    site_id: uuid.UUID = row["site_id"]
+    ledger_server.sql("DELETE FROM palaver.site_keys WHERE key_hash = %s", KEY_HASH)
+    ledger_server.sql("UPDATE palaver.site_keys SET key_hash = %s WHERE site_id = %s", KEY_HASH, site_id)
+    return site_id
+
+
+def count(server: servers.PostgresServer, site: uuid.UUID) -> int:
+    return int(server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site)[0][0])
+
+
+def test_migrating_twice_changes_nothing(ledger_server: servers.PostgresServer) -> None:
+    before = ledger_server.sql(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1"
+    )
+    ledger.migrate(ledger_server.url())
+    after = ledger_server.sql(
+        "SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1"
+    )
+    assert before == after
+
+
+def test_only_facts_without_personal_data_are_published(ledger_server: servers.PostgresServer) -> None:
+    rows = ledger_server.sql(
+        "SELECT tablename FROM pg_publication_tables WHERE pubname = 'palaver' ORDER BY 1"
+    )
+    assert [row[0] for row in rows] == ["comments", "fence", "sites", "threads"]
+
+
+async def test_a_comment_is_created_with_its_thread_and_a_flushed_position(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    row = await Post(site).send(writer)
+    assert row["outcome"] == "created"
+    flushed = ledger_server.sql("SELECT pg_current_wal_flush_lsn() - '0/0'::pg_lsn")[0][0]
+    assert 0 < row["lsn"] <= flushed
+    assert row["comment_id"].version == 7
+    kept = ledger_server.sql(
+        "SELECT thread_id, body, epoch, state FROM palaver.comments WHERE id = %s", row["comment_id"]
+    )
+    assert kept == [(row["comment_thread_id"], "hello", 1, "approved")]
+
+
+async def test_twenty_posts_with_one_key_at_once_make_one_comment(
+    ledger_server: servers.PostgresServer, site: uuid.UUID
+) -> None:
+    pool = await asyncpg.create_pool(ledger_server.url(user="palaver_writer"), min_size=20, max_size=20)
+
+    async def post() -> asyncpg.Record:
+        async with pool.acquire() as connection:
+            return await Post(site, key="k1").send(connection)
+
+    rows = await asyncio.gather(*(post() for _ in range(20)))
+    await pool.close()
+    assert sorted(row["outcome"] for row in rows) == ["created"] + ["replayed"] * 19
+    assert (
+        len({(row["comment_id"], row["comment_created_at"], row["comment_thread_id"]) for row in rows}) == 1
+    )
+    assert all(row["lsn"] for row in rows)
+    assert count(ledger_server, site) == 1
+
+
+async def test_a_key_with_another_body_is_refused(writer: asyncpg.Connection, site: uuid.UUID) -> None:
+    await Post(site, key="k2").send(writer)
+    row = await Post(site, key="k2", body="other").send(writer)
+    assert (row["outcome"], row["comment_id"], row["lsn"]) == ("key_reused", None, None)
+
+
+async def test_a_refused_post_leaves_its_key_free(writer: asyncpg.Connection, site: uuid.UUID) -> None:
+    first = Post(site, key="k3", parent=uuid.uuid4())
+    assert (await first.send(writer))["outcome"] == "no_parent"
+    assert (await replace(first, parent=None).send(writer))["outcome"] == "created"
+
+
+@pytest.mark.parametrize("epoch", [0, 2])
+async def test_another_epoch_than_the_newest_fence_row_writes_nothing(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer, epoch: int
+) -> None:
+    assert (await Post(site, epoch=epoch).send(writer))["outcome"] == "stale_epoch"
+    assert count(ledger_server, site) == 0
+
+
+async def test_an_unknown_site_is_said(writer: asyncpg.Connection) -> None:
+    assert (await Post(uuid.uuid4()).send(writer))["outcome"] == "no_site"
+
+
+async def test_replies_stay_in_their_thread_and_below_the_depth(
+    writer: asyncpg.Connection, site: uuid.UUID
+) -> None:
+    root = await Post(site).send(writer)
+    assert (await Post(site, thread="elsewhere", parent=root["comment_id"]).send(writer))[
+        "outcome"
+    ] == "no_parent"
+    reply = await Post(site, parent=root["comment_id"], depth_max=1).send(writer)
+    assert reply["outcome"] == "created"
+    deeper = await Post(site, parent=reply["comment_id"], depth_max=1).send(writer)
+    assert deeper["outcome"] == "too_deep"
+
+
+async def test_a_closed_thread_takes_nothing(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    await Post(site).send(writer)
+    ledger_server.sql("UPDATE palaver.threads SET state = 'closed' WHERE site_id = %s", site)
+    assert (await Post(site).send(writer))["outcome"] == "thread_closed"
+
+
+async def test_first_posts_of_one_thread_at_once_share_it(
+    ledger_server: servers.PostgresServer, site: uuid.UUID
+) -> None:
+    pool = await asyncpg.create_pool(ledger_server.url(user="palaver_writer"), min_size=8, max_size=8)
+
+    async def post(i: int) -> asyncpg.Record:
+        async with pool.acquire() as connection:
+            return await Post(site, thread="new", body=str(i)).send(connection)
+
+    rows = await asyncio.gather(*(post(i) for i in range(8)))
+    await pool.close()
+    assert len({row["comment_thread_id"] for row in rows}) == 1
+    assert count(ledger_server, site) == 8
+
+
+async def test_a_key_of_two_thousand_wide_characters_is_found_again(
+    writer: asyncpg.Connection, site: uuid.UUID
+) -> None:
+    wide = "".join(chr(0x1F300 + i % 1500) for i in range(2000))
+    first = await Post(site, thread=wide).send(writer)
+    second = await Post(site, thread=wide).send(writer)
+    assert first["comment_thread_id"] == second["comment_thread_id"]
+
+
+async def test_an_edit_keeps_the_old_body_and_wants_the_version(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    comment = (await Post(site).send(writer))["comment_id"]
+
+    async def edit(version: int, body: str, key_hash: bytes = KEY_HASH) -> asyncpg.Record:
+        row = await writer.fetchrow(
+            ledger.statement("edit_comment"), 1, site, key_hash, comment, version, body, None
+        )
+        assert row is not None
+        return row
+
+    assert (await edit(1, "x", b"w" * 32))["outcome"] == "unauthorized"
+    assert (await edit(1, "second"))["outcome"] == "edited"
+    assert (await edit(1, "third"))["outcome"] == "version_mismatch"
+    assert ledger_server.sql("SELECT body, version FROM palaver.comments WHERE id = %s", comment) == [
+        ("second", 2)
+    ]
+    revisions = ledger_server.sql(
+        "SELECT version, body FROM palaver.comment_revisions WHERE comment_id = %s", comment
+    )
+    assert revisions == [(1, "hello")]
+
+
+async def test_a_deleted_comment_keeps_its_place_and_no_personal_data(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    comment = (await Post(site, email="ann@example.com").send(writer))["comment_id"]
+    await writer.fetchrow(ledger.statement("edit_comment"), 1, site, KEY_HASH, comment, 1, "second", None)
+    for _ in range(2):
+        row = await writer.fetchrow(
+            ledger.statement("delete_comment"), 1, site, KEY_HASH, comment, None, None
+        )
+        assert row is not None
+        assert row["outcome"] == "deleted"
+        assert row["lsn"]
+    kept = ledger_server.sql(
+        "SELECT state, body, author_name, version FROM palaver.comments WHERE id = %s", comment
+    )
+    assert kept == [("deleted", None, None, 3)]
+    assert ledger_server.sql("SELECT 1 FROM palaver.comment_private WHERE comment_id = %s", comment) == []
+    assert ledger_server.sql("SELECT 1 FROM palaver.comment_revisions WHERE comment_id = %s", comment) == []
+    row = await writer.fetchrow(ledger.statement("edit_comment"), 1, site, KEY_HASH, comment, 3, "x", None)
+    assert row is not None
+    assert row["outcome"] == "no_comment"
+
+
+async def test_a_site_created_twice_with_one_key_is_one_site(writer: asyncpg.Connection) -> None:
+    key = str(uuid.uuid4())
+    first, second = await create_site(writer, key), await create_site(writer, key)
+    assert (first["outcome"], second["outcome"]) == ("created", "replayed")
+    assert first["site_id"] == second["site_id"]
+    assert (await create_site(writer, key, "Other"))["outcome"] == "key_reused"
+
+
+async def test_old_keys_are_purged_in_batches(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    for i in range(3):
+        await Post(site, key=f"old{i}").send(writer)
+    await Post(site, key="new").send(writer)
+    ledger_server.sql(
+        "UPDATE palaver.idempotency_keys SET created_at = now() - interval '25 hours'"
+        " WHERE site_id = %s AND key LIKE 'old%%'", site
+    )  # fmt: skip
+    purge = ledger.statement("purge_idempotency_keys")
+    assert await writer.execute(purge, 24, 2) == "DELETE 2"
+    assert await writer.execute(purge, 24, 2) == "DELETE 1"
+    left = ledger_server.sql("SELECT key FROM palaver.idempotency_keys WHERE site_id = %s", site)
+    assert left == [("new",)]
+
+
+def test_the_pgbench_script_posts_comments(ledger_server: servers.PostgresServer) -> None:
+    site = uuid.uuid4()
+    ledger_server.sql(
+        "INSERT INTO palaver.sites (id, name, origins, epoch) VALUES (%s, 'Bench', '{}', 1)", site
+    )
+    servers.run_as(
+        ledger_server.account,
+        [
+            "env", f"PGPASSWORD={ledger_server.password}", str(ledger_server.bin_dir / "pgbench"),
+            "-n", "-t", "3",
+            "-h", "127.0.0.1", "-p", str(ledger_server.port), "-U", "palaver", "-M", "prepared",
+            "-D", f"site={site}", "-D", "epoch=1", "-f", "-", "palaver",
+        ],
+        standard_input=ledger.PGBENCH_SCRIPT.read_text(),
+    )  # fmt: skip
+    assert count(ledger_server, site) == 3
