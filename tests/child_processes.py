@@ -20,7 +20,7 @@ from pathlib import Path
 from signal import SIGCONT, SIGKILL, SIGTERM, Signals
 from threading import Lock
 
-from infra.servers.unprivileged import Account
+from infra.servers.unprivileged import Account, reachable
 
 # Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server.
 PORTS = range(20_000, 32_000)
@@ -92,7 +92,10 @@ def free_port() -> int:
 @contextlib.contextmanager
 def folder(account: Account | None = None) -> Generator[Path]:
     """Make a temporary folder, owned by the account and reachable for it, gone afterwards."""
-    path = Path(tempfile.mkdtemp(prefix="palaver-test-"))
+    parent = Path(tempfile.gettempdir())
+    if not reachable(parent, account):
+        parent = Path("/var/tmp")  # noqa: S108 - mkdtemp makes a private folder in it
+    path = Path(tempfile.mkdtemp(prefix="palaver-test-", dir=parent))
     _reaper.tell(f"folder+ {path}")
     try:
         if account is not None:

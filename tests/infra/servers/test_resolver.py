@@ -1,0 +1,107 @@
+"""Which binary is chosen, with programs that only know how to say a version."""
+
+import importlib.util
+import sysconfig
+from pathlib import Path
+
+import pytest
+
+from infra.servers.resolver import ETCD_3_5_FLAGS, SERVER_NAMES, ServerMissing, resolve, resolve_all
+
+
+def program(folder: Path, name: str, answer: str, interpreter: str = "/bin/sh") -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / name
+    path.write_text(f"#!{interpreter}\necho '{answer}'\n")
+    path.chmod(0o755)
+    return path
+
+
+def postgres_install(folder: Path, version: str) -> Path:
+    for name in ("initdb", "pg_basebackup", "pg_rewind", "pg_controldata"):
+        program(folder, name, version)
+    return program(folder, "postgres", f"postgres (PostgreSQL) {version}")
+
+
+@pytest.fixture
+def no_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setattr("sys.prefix", str(tmp_path / "prefix"))
+
+
+def test_the_postgresql_18_on_path_is_taken_even_behind_a_15(tmp_path: Path) -> None:
+    postgres_install(tmp_path / "15", "15.18 (Debian)")
+    wanted = postgres_install(tmp_path / "18", "18.1")
+    server = resolve("postgres", search_path=[str(tmp_path / "15"), str(tmp_path / "18")])
+    assert (server.path, server.version, server.source) == (wanted, "18.1", "path")
+    assert server.bin_dir == tmp_path / "18"
+
+
+@pytest.mark.parametrize("version", ["17.6", "19.0"])
+def test_another_postgresql_is_passed_over_for_the_wheel_and_named(tmp_path: Path, version: str) -> None:
+    postgres_install(tmp_path, version)
+    server = resolve("postgres", search_path=[str(tmp_path)])
+    assert server.source == "wheel"
+    assert version in server.why
+
+
+def test_a_postgresql_18_without_its_programs_does_not_suit(tmp_path: Path) -> None:
+    program(tmp_path, "postgres", "postgres (PostgreSQL) 18.1")
+    assert resolve("postgres", search_path=[str(tmp_path)]).source == "wheel"
+
+
+@pytest.mark.parametrize(
+    ("name", "executable", "answer"),
+    [
+        ("etcd", "etcd", "etcd Version: 3.7.3"),
+        ("etcdctl", "etcdctl", "etcdctl version: 3.6.0"),
+        ("redis", "redis-server", "Redis server v=7.2.4 sha=0"),
+        ("envoy", "envoy", "envoy  version: 9e55/1.31.0/Clean/RELEASE/BoringSSL"),
+    ],
+)
+def test_a_new_enough_server_on_path_wins(tmp_path: Path, name: str, executable: str, answer: str) -> None:
+    wanted = program(tmp_path, executable, answer)
+    server = resolve(name, search_path=[str(tmp_path)])  # pyright: ignore[reportArgumentType] - names above
+    assert (server.path, server.source, server.warning) == (wanted, "path", None)
+
+
+def test_launchers_of_wheels_are_no_servers(tmp_path: Path) -> None:
+    program(tmp_path, "envoy", "envoy  version: 9e55/1.40.0/Clean", interpreter="/usr/bin/env python3")
+    scripts = sysconfig.get_path("scripts")
+    assert resolve("envoy", search_path=[scripts, str(tmp_path), "relative"]).source == "wheel"
+
+
+def test_a_program_that_says_no_version_does_not_suit(tmp_path: Path) -> None:
+    program(tmp_path, "redis-server", "hello")
+    server = resolve("redis", search_path=[str(tmp_path)])
+    assert server.source == "wheel"
+    assert "does not say its version" in server.why
+
+
+@pytest.mark.usefixtures("no_build")
+def test_the_old_etcd_of_the_wheel_is_the_last_resort_with_flags_and_a_warning(tmp_path: Path) -> None:
+    program(tmp_path, "etcd", "etcd Version: 3.5.1")
+    server = resolve("etcd", search_path=[str(tmp_path)])
+    assert (server.source, server.version, server.extra_flags) == ("wheel", "3.5.1", ETCD_3_5_FLAGS)
+    assert server.warning is not None
+    assert "infra.servers prepare" in server.warning
+
+
+@pytest.mark.parametrize("name", SERVER_NAMES)
+@pytest.mark.usefixtures("no_build")
+def test_a_missing_server_is_one_line_that_says_what_to_do(
+    monkeypatch: pytest.MonkeyPatch, name: str
+) -> None:
+    def no_package(_name: str) -> None:
+        return None
+
+    monkeypatch.setattr(importlib.util, "find_spec", no_package)
+    with pytest.raises(ServerMissing) as missing:
+        resolve(name, search_path=[])  # pyright: ignore[reportArgumentType] - the parameters are the names
+    message = str(missing.value)
+    assert "make setup" in message
+    assert "\n" not in message
+
+
+def test_all_servers_are_there_after_setup() -> None:
+    assert set(resolve_all()) == set(SERVER_NAMES)
