@@ -1,0 +1,1 @@
+"""The tour of `palaver demo`: real comments through every edge, read back everywhere, every claim checked."""

@@ -1,0 +1,51 @@
+# Everything a developer types. Needs Python 3.11 or later, make and the network; nothing else.
+SHELL := /bin/bash
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test check format coverage bench clean
+
+VENV := .venv
+BIN := $(VENV)/bin
+PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
+  $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
+STAMP := $(VENV)/.setup-done
+SOURCES := regions sync services infra tests
+PYTEST_FLAGS ?=
+
+help: ## Show this help
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+
+setup: $(STAMP) ## Make .venv with everything in it (seconds when nothing changed)
+
+$(STAMP): requirements/uv.txt requirements/test.txt pyproject.toml $(wildcard infra/servers/etcd/*)
+	@test -n "$(PYTHON)" || { echo "make: no Python 3.11 or later found; install one, or name it: make PYTHON=python3.12" >&2; exit 2; }
+	@test -x $(BIN)/python || $(PYTHON) -m venv $(VENV) || { echo "make: $(PYTHON) cannot make virtual environments; install its venv package" >&2; exit 2; }
+	@test -x $(BIN)/uv || $(BIN)/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/uv.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --require-hashes -r requirements/uv.txt -r requirements/test.txt
+	$(BIN)/uv pip install --quiet --python $(BIN)/python --no-deps --no-build-isolation --editable .
+	$(BIN)/python -m infra.servers prepare
+	@touch $@
+
+demo: setup ## Start three regions, tour them, stay until Ctrl-C
+	$(BIN)/palaver demo
+
+test: setup check ## Run all checks and all tests but soaks and benchmarks
+	$(BIN)/pytest -m "not soak and not bench" $(PYTEST_FLAGS)
+
+check: setup ## Check format, lint, types and import contracts
+	$(BIN)/ruff format --check --quiet .
+	$(BIN)/ruff check --quiet .
+	$(BIN)/lint-imports --no-timing > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	$(BIN)/pyright --warnings > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
+
+format: setup ## Format the code and apply safe fixes
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+coverage: setup ## Run the tests with branch coverage
+	$(BIN)/pytest -m "not soak and not bench" --cov --cov-report=term-missing $(PYTEST_FLAGS)
+
+bench: setup ## Measure, print a table, write bench-results/*.json
+	$(BIN)/python -m infra.bench
+
+clean: ## Remove the virtual environment and caches (data folders stay)
+	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

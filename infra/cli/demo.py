@@ -1,0 +1,109 @@
+"""`palaver demo`: start three regions, tour them, print what was seen, stay until Ctrl-C."""
+
+from __future__ import annotations
+
+import asyncio
+from typing import Annotated, Any
+
+import httpx
+import typer
+
+from infra.cli.main import DEFAULT_DATA, EXIT_FAILED, Data, app
+from infra.cli.output import print_table
+from infra.cli.progress import ProgressDisplay
+from infra.cli.site import create_site
+from infra.demo.tour import TourResult, run_tour
+from infra.demo.visitor import VisitFailed, Visitor
+from infra.supervisor.deployment import Wish, run_deployment
+from infra.supervisor.errors import DeploymentError
+from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.supervisor import Supervisor
+
+DEMO_RTT_MS = 80.0
+
+
+@app.command()
+def demo(
+    leave: Annotated[
+        bool, typer.Option("--exit", help="Stop after the tour; 0 only if every claim was checked.")
+    ] = False,
+    rtt_ms: Annotated[float, typer.Option(help="Round trip between regions in milliseconds.")] = DEMO_RTT_MS,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Start three regions, post and read comments in all of them, and stay until Ctrl-C."""
+    layout = open_layout(data)
+    outcome: dict[str, Any] = {"passed": False}
+
+    async def accompany(supervisor: Supervisor) -> None:
+        await supervisor.all_ready.wait()
+        try:
+            outcome["passed"] = await _tour(supervisor, layout)
+        except (VisitFailed, DeploymentError, httpx.HTTPError) as error:
+            typer.echo(f"the tour failed: {error or type(error).__name__}", err=True)
+        if leave or not outcome["passed"]:
+            supervisor.stop_asked.set()
+
+    with ProgressDisplay() as display:
+        asyncio.run(
+            run_deployment(
+                layout,
+                Wish(rtt_ms=rtt_ms),
+                on_progress=display.update,
+                alongside=lambda supervisor: asyncio.ensure_future(accompany(supervisor)),
+            )
+        )
+    if not outcome["passed"]:
+        raise typer.Exit(EXIT_FAILED)
+
+
+async def _tour(supervisor: Supervisor, layout: Layout) -> bool:
+    plan = supervisor.plan
+    edges = {region["region"]: region["edge"] for region in (await supervisor.status())["regions"]}
+    site = await asyncio.to_thread(
+        create_site,
+        layout,
+        plan,
+        name="Palaver demo",
+        origins=["https://demo.example", "http://localhost:8000"],
+    )
+    typer.echo(f"site {site['id']} with a round trip of {plan.rtt_ms:g} ms between regions")
+    visitor = Visitor(edges, site["id"])
+    try:
+        result = await run_tour(visitor, list(edges), supervisor.status, typer.echo)
+    finally:
+        await visitor.close()
+    await _tell_processes(supervisor)
+    return _conclude(result, edges, site)
+
+
+async def _tell_processes(supervisor: Supervisor) -> None:
+    status = await supervisor.status()
+    cell = status["cells"][0]
+    typer.echo(
+        f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:"
+    )
+    names = list(status["regions"][0]["pids"])
+    print_table(
+        "", ("region", *names), [(region["region"], *region["pids"].values()) for region in status["regions"]]
+    )
+
+
+def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any]) -> bool:
+    for failure in result.failures:
+        typer.echo(f"FAILED: {failure}", err=True)
+    if result.failures:
+        return False
+    typer.echo("every claim above was checked")
+    first, last = list(edges)[0], list(edges)[-1]
+    comments = f"/v1/sites/{site['id']}/comments"
+    typer.echo("edges: " + "  ".join(f"{region} {edge}" for region, edge in edges.items()))
+    typer.echo(
+        f"API: {edges[first]}/docs    stop: Ctrl-C    more: palaver status, palaver logs -f, palaver fault --help"
+    )
+    typer.echo("try it: post in one region, read in another")
+    typer.echo(
+        f"  curl -si {edges[last]}{comments} -H 'content-type: application/json' "
+        """-d '{"thread":"hello","body":"Hello from **far away**","author":{"name":"You"}}'"""
+    )
+    typer.echo(f"  curl -s '{edges[first]}{comments}?thread=hello'")
+    return True

@@ -1,0 +1,100 @@
+"""`palaver logs`: the logs of all processes as one story, or one of them, followed if wished."""
+
+from __future__ import annotations
+
+import heapq
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+
+from infra.supervisor.errors import UnknownTarget
+from infra.supervisor.layout import Layout
+from infra.supervisor.plan import Plan
+
+FOLLOW_POLL_S = 0.2
+HIDDEN = frozenset({"ts", "level", "msg", "process", "region", "logger", "cell"})
+
+
+def find_logs(layout: Layout, plan: Plan, region: str | None, process: str | None) -> dict[str, Path]:
+    """Log files by `region/process`, narrowed to what was asked for.
+
+    Raises:
+        UnknownTarget: No such region, or no such log.
+    """
+    if region is not None and region not in plan.all_regions:
+        raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(plan.all_regions)}")
+    folders = {name: layout.region(name) / "logs" for name in plan.all_regions if region in (None, name)}
+    found = {
+        f"{name}/{path.stem}": path
+        for name, folder in folders.items()
+        for path in sorted(folder.glob("*.log"))
+    }
+    if region is None:
+        found |= {path.stem: path for path in sorted(layout.deployment_logs.glob("*.log"))}
+    if process is None:
+        return found
+    chosen = {name: path for name, path in found.items() if name.rpartition("/")[2] == process}
+    if not chosen:
+        known = sorted({name.rpartition("/")[2] for name in found})
+        raise UnknownTarget(f"no log of {process!r}; there are {', '.join(known)}")
+    return chosen
+
+
+def merged(files: dict[str, Path], *, raw: bool) -> Iterator[str]:
+    """All lines of all files in the order of their times; a line without a time follows its predecessor."""
+    streams = [_timed_lines(name, path) for name, path in files.items()]
+    for _, name, line in heapq.merge(*streams, key=lambda entry: entry[0]):
+        yield line if raw else render(name, line)
+
+
+def follow(files: dict[str, Path], *, raw: bool, emit: Callable[[str], None]) -> None:
+    """Print what is appended to the files until interrupted."""
+    offsets = {name: path.stat().st_size for name, path in files.items()}
+    while True:
+        for name, path in files.items():
+            size = path.stat().st_size
+            if size < offsets[name]:
+                offsets[name] = 0  # It was rotated.
+            with path.open("rb") as file:
+                file.seek(offsets[name])
+                chunk = file.read()
+            complete = chunk[: chunk.rfind(b"\n") + 1]
+            offsets[name] += len(complete)
+            for line in complete.decode(errors="replace").splitlines():
+                emit(line if raw else render(name, line))
+        time.sleep(FOLLOW_POLL_S)
+
+
+def render(name: str, line: str) -> str:
+    """A line for a person: time, source, level, message, other fields. Foreign lines stay as they are."""
+    try:
+        fields = orjson.loads(line)
+        head = f"{fields['ts']} {name} {str(fields.get('level', '')).upper()} {fields['msg']}"
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return f"{name} {line}"
+    rest = " ".join(
+        f"{key}={value}" for key, value in fields.items() if key not in HIDDEN and value is not None
+    )
+    return f"{head} {rest}".rstrip()
+
+
+def _timed_lines(name: str, path: Path) -> Iterator[tuple[str, str, str]]:
+    last = ""
+    with path.open(errors="replace") as file:
+        for line in file:
+            text = line.rstrip("\n")
+            last = max(last, _time_of(text) or last)
+            yield last, name, text
+
+
+def _time_of(line: str) -> str | None:
+    if line.startswith("{"):
+        try:
+            fields = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            return None
+        return str(fields.get("ts") or "") or None
+    # PostgreSQL and Redis begin a line with a date of their own; PostgreSQL's sorts like ours.
+    return f"{line[:10]}T{line[11:23]}Z" if line[:4].isdigit() and line[4:5] == "-" else None

@@ -1,0 +1,48 @@
+"""What commands print: tables for people, JSON for programs. Decides no exit code."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import orjson
+import typer
+from rich.console import Console
+from rich.table import Table
+
+
+def print_json(document: Any) -> None:
+    """Print one JSON document to standard output, indented."""
+    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
+
+
+def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
+    """Print a table that stays readable when it is not a terminal."""
+    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    for column in columns:
+        table.add_column(column, overflow="fold")
+    for row in rows:
+        table.add_row(*("" if cell is None else str(cell) for cell in row))
+    Console(soft_wrap=False, width=None).print(table)
+
+
+def print_status(document: Mapping[str, Any]) -> None:
+    """Print what `palaver status` shows to a person."""
+    for cell in document["cells"]:
+        leader = cell["leader"] or "nobody"
+        typer.echo(f"cell {cell['cell']}: {cell['phase']}, led by {leader} under epoch {cell['epoch']}")
+    rows = [
+        (
+            region["region"],
+            region["role"] if region["state"] == "running" else f"{region['role']} ({region['state']})",
+            "yes" if region["healthy"] else "no",
+            "-" if region["lag_ms"] is None else region["lag_ms"],
+            region["edge"],
+            sum(region["restarts"].values()),
+        )
+        for region in document["regions"]
+    ]
+    print_table("", ("region", "role", "healthy", "lag ms", "edge", "restarts"), rows)
+    for region in document["regions"]:
+        for text in region["missing"]:
+            typer.echo(f"{region['region']}: {text}")

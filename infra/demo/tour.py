@@ -1,0 +1,174 @@
+"""What the demo does and what it claims; every claim is a check that can fail.
+
+Decides the script of the tour. Knows the deployment only by its edges and its status document.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.demo.visitor import Posted, Visitor
+
+COMMENTS = 300
+THREADS = 6
+WRITERS = 12
+REPLY_SHARE = 0.7
+DEPTH_MAX = 8
+VISIBILITY_SAMPLES = 8  # posts an edge whose way into every region is timed
+
+Say = Callable[[str], None]
+
+SENTENCES = (
+    "The second chart changed my mind.",
+    "I measured the same at home, with *another* result.",
+    "Could you say where the figure comes from?",
+    "This aged well.",
+    "`ANY 1` of two standbys is what makes the difference here.",
+    "I disagree, and here is why: the tail matters more than the median.",
+    "Thank you, this is the answer I was looking for.",
+    "> it cannot fail\n\nEverything can fail; the question is what then.",
+)
+AUTHORS = ("Ada", "Boris", "Chidi", "Dalia", "Esra", "Femi", "Grace", "Hiro")
+
+
+@dataclass(slots=True, kw_only=True)
+class TourResult:
+    """What the tour saw.
+
+    Attributes:
+        posted: Every acknowledged comment.
+        visible_ms: By (edge that took it, region that showed it), milliseconds from the answer to the first read.
+        failures: Claims that did not hold.
+    """
+
+    posted: list[Posted] = field(default_factory=list)
+    visible_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
+    failures: list[str] = field(default_factory=list)
+
+
+async def write_threads(visitor: Visitor, regions: Sequence[str], seed: int = 1) -> list[Posted]:
+    """Post nested threads through all edges at once."""
+    chooser = random.Random(seed)  # noqa: S311 - a script, not a secret
+    written: dict[str, list[tuple[Posted, int]]] = {f"demo-thread-{n}": [] for n in range(1, THREADS + 1)}
+    tickets = asyncio.Queue[int]()
+    for number in range(COMMENTS):
+        tickets.put_nowait(number)
+
+    async def writer() -> None:
+        while not tickets.empty():
+            number = tickets.get_nowait()
+            thread = f"demo-thread-{number % THREADS + 1}"
+            open_parents = [entry for entry in written[thread] if entry[1] < DEPTH_MAX]
+            reply = bool(open_parents) and chooser.random() < REPLY_SHARE
+            parent, depth = chooser.choice(open_parents) if reply else (None, -1)
+            comment = await visitor.post(
+                regions[number % len(regions)],
+                thread=thread,
+                body=f"{chooser.choice(SENTENCES)} ({number})",
+                parent=None if parent is None else parent.id,
+                author=chooser.choice(AUTHORS),
+            )
+            written[thread].append((comment, depth + 1))
+
+    async with asyncio.TaskGroup() as group:
+        for _ in range(WRITERS):
+            group.create_task(writer())
+    return [comment for entries in written.values() for comment, _ in entries]
+
+
+async def time_visibility(visitor: Visitor, regions: Sequence[str], result: TourResult) -> None:
+    """Post one comment at a time through each edge and wait for it in every region at once."""
+    for sample in range(VISIBILITY_SAMPLES):
+        for region in regions:
+            comment = await visitor.post(
+                region, thread="demo-travel", body=f"Seen from afar, {sample}.", parent=None, author="Ada"
+            )
+            result.posted.append(comment)
+            times = await asyncio.gather(*(visitor.until_visible(other, comment.id) for other in regions))
+            for other, took_ms in zip(regions, times, strict=True):
+                result.visible_ms.setdefault((region, other), []).append(took_ms)
+
+
+async def check_every_region(visitor: Visitor, regions: Sequence[str], result: TourResult) -> None:
+    """Read every thread back in every region and compare it with what was acknowledged."""
+    threads = sorted({comment.thread for comment in result.posted})
+    for region in regions:
+        for thread in threads:
+            expected = {comment.id: comment for comment in result.posted if comment.thread == thread}
+            found, count = await visitor.read_thread(region, thread)
+            ours = {key: value for key, value in found.items() if key in expected}
+            missing = expected.keys() - ours.keys()
+            if missing:
+                result.failures.append(
+                    f"{region}: {len(missing)} acknowledged comments of {thread} are missing"
+                )
+            if count != len(found):
+                result.failures.append(f"{region}: {thread} says {count} comments and shows {len(found)}")
+            wrong = [
+                key
+                for key, value in ours.items()
+                if value["body"] != expected[key].body or value["parent"] != expected[key].parent
+            ]
+            if wrong:
+                result.failures.append(
+                    f"{region}: {len(wrong)} comments of {thread} have another body or parent"
+                )
+
+
+def check_status(status: dict[str, Any], result: TourResult) -> None:
+    """One leader, an epoch, everything healthy."""
+    cell = status["cells"][0]
+    if cell["phase"] != "serving" or not cell["epoch"]:
+        result.failures.append(f"cell {cell['cell']} is {cell['phase']} under epoch {cell['epoch']}")
+    leaders = [region["region"] for region in status["regions"] if region["role"] == "leader"]
+    if leaders != [cell["leader"]]:
+        result.failures.append(f"etcd names {cell['leader']} as leader, the agents say {leaders}")
+    for region in status["regions"]:
+        if not region["healthy"]:
+            result.failures.append(f"{region['region']} is not healthy: {'; '.join(region['missing'])}")
+
+
+def tell_what_was_seen(result: TourResult, regions: Sequence[str], say: Say) -> None:
+    """Print the figures of the tour."""
+    for region in regions:
+        times = sorted(comment.took_ms for comment in result.posted if comment.region == region)
+        say(
+            f"  {region}: {len(times)} comments committed on the quorum, "
+            f"median {statistics.median(times):.0f} ms, slowest {times[-1]:.0f} ms"
+        )
+    say("readable after (median of the time between the 201 and the first GET that shows it):")
+    for source in regions:
+        seen = ", ".join(
+            f"{target} {statistics.median(result.visible_ms[source, target]):.0f} ms" for target in regions
+        )
+        say(f"  posted at {source}: {seen}")
+
+
+async def run_tour(
+    visitor: Visitor, regions: Sequence[str], status: Callable[[], Any], say: Say
+) -> TourResult:
+    """The whole tour.
+
+    Args:
+        visitor: Speaks to the edges.
+        regions: Regions to write and read through.
+        status: Coroutine function that answers the status document.
+        say: Prints a line.
+    """
+    result = TourResult()
+    say(f"posting {COMMENTS} comments in {THREADS} nested threads through {len(regions)} edges …")
+    result.posted += await write_threads(visitor, regions)
+    await time_visibility(visitor, regions, result)
+    tell_what_was_seen(result, regions, say)
+    await check_every_region(visitor, regions, result)
+    check_status(await status(), result)
+    if not result.failures:
+        say(
+            f"read back: all {len(result.posted)} comments, in all {len(regions)} regions, bodies and trees as written"
+        )
+    return result

@@ -1,0 +1,213 @@
+"""From a wish to a running deployment: checks first, writes then, starts last.
+
+Every refusal comes before the first process, so that nothing half-started is left behind.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import logging
+import os
+import signal
+import uuid
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+import psutil
+
+from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_all
+from infra.servers.unprivileged import account, reachable_install
+from infra.supervisor.control import serve_control
+from infra.supervisor.environment import Site
+from infra.supervisor.errors import AlreadyRunning, DataFolderUnusable, DeploymentError, PlanMismatch
+from infra.supervisor.layout import Layout, create_folders
+from infra.supervisor.logs import log_to
+from infra.supervisor.plan import (
+    DEFAULT_REGIONS,
+    Plan,
+    check_ports,
+    dump_plan,
+    load_plan,
+    make_plan,
+    reserve_block,
+)
+from infra.supervisor.records import end_living
+from infra.supervisor.secrets import load_or_create_secrets, write_private
+from infra.supervisor.supervisor import Supervisor
+
+log = logging.getLogger("infra.supervisor")
+
+
+class ServersMissing(DeploymentError):
+    """A server binary cannot be found; the line says which and what to do."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wish:
+    """What the command line asked for; None means: as it was, or the default at a first start."""
+
+    regions: tuple[str, ...] | None = None
+    view_regions: tuple[str, ...] | None = None
+    rtt_ms: float | None = None
+    port_base: int | None = None
+    rtt_ms_default: float = 0.0
+
+
+def settle_plan(layout: Layout, wish: Wish) -> Plan:
+    """The plan of a folder: read, or made at the first start and written.
+
+    Raises:
+        InvalidPlan: The wish cannot be.
+        PlanMismatch: The folder holds a deployment of another shape.
+        PortTaken: `port_base` is not free.
+        DataFolderUnusable: The folder cannot be written.
+    """
+    try:
+        found = load_plan(layout.plan)
+    except PermissionError as error:
+        raise DataFolderUnusable(
+            f"data folder {layout.data} cannot be entered; choose another with --data"
+        ) from error
+    if found is None:
+        plan = make_plan(
+            regions=wish.regions or DEFAULT_REGIONS,
+            view_regions=wish.view_regions or (),
+            rtt_ms=wish.rtt_ms_default if wish.rtt_ms is None else wish.rtt_ms,
+            port_base=wish.port_base,
+            deployment=uuid.uuid4().hex,
+        )
+    else:
+        _refuse_another_shape(layout, found, wish)
+        plan = found if wish.rtt_ms is None else replace(found, rtt_ms=wish.rtt_ms)
+    create_folders(layout, plan.all_regions)
+    write_private(layout.plan, dump_plan(plan))
+    return plan
+
+
+def _refuse_another_shape(layout: Layout, found: Plan, wish: Wish) -> None:
+    asked = {
+        "--regions": (wish.regions, found.regions),
+        "--view-regions": (wish.view_regions, found.view_regions),
+        "--port-base": (wish.port_base, found.port_base),
+    }
+    for option, (wanted, stored) in asked.items():
+        if wanted is not None and wanted != stored:
+            shown = ",".join(stored) if isinstance(stored, tuple) else stored
+            raise PlanMismatch(
+                f"{layout.data} was made with {option} {shown or '(none)'}; leave {option} out, or use another --data"
+            )
+
+
+def find_servers() -> dict[ServerName, Server]:
+    """All server binaries.
+
+    Raises:
+        ServersMissing: One is missing.
+    """
+    try:
+        return resolve_all()
+    except ServerMissing as error:
+        raise ServersMissing(str(error)) from error
+
+
+def make_site(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) -> Site:
+    """Put together what processes are made of."""
+    runs_as = account()
+    return Site(
+        plan=plan,
+        secrets=load_or_create_secrets(layout.secrets),
+        layout=layout,
+        postgres_bin=reachable_install(servers["postgres"].bin_dir, runs_as),
+        os_user=None if runs_as is None else runs_as.name,
+    )
+
+
+@contextmanager
+def ownership(layout: Layout, plan: Plan) -> Iterator[None]:
+    """Own a data folder and its ports; end what a dead owner left.
+
+    Raises:
+        AlreadyRunning: Somebody else owns the folder.
+        PortTaken: A port is used by a program that is not ours.
+    """
+    with layout.lock.open("a") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise AlreadyRunning(
+                f"{layout.data} is running already; see `palaver status`, or use another --data"
+            ) from error
+        with reserve_block(plan):
+            ended = end_living(layout, plan.deployment, plan.all_regions)
+            if ended:
+                log.warning(
+                    "ended %d processes that a dead supervisor left: %s", len(ended), ", ".join(ended)
+                )
+            layout.records.unlink(missing_ok=True)
+            check_ports(plan)
+            try:
+                yield
+            finally:
+                layout.control.unlink(missing_ok=True)
+                layout.records.unlink(missing_ok=True)
+
+
+async def run_deployment(
+    layout: Layout,
+    wish: Wish,
+    *,
+    on_progress: Callable[[Supervisor], None] = lambda _: None,
+    alongside: Callable[[Supervisor], asyncio.Future[None] | None] = lambda _: None,
+) -> None:
+    """Run a deployment in this process until it is asked to stop (SIGINT, SIGTERM, `palaver down`).
+
+    Args:
+        layout: The data folder.
+        wish: What it should be.
+        on_progress: Told after every change.
+        alongside: Started once the supervisor exists; may return a future that is cancelled at the end.
+
+    Raises:
+        DeploymentError: One clear line; nothing is left running.
+    """
+    servers = find_servers()
+    plan = settle_plan(layout, wish)
+    handler = log_to(layout.log(None, "supervisor"))
+    try:
+        with ownership(layout, plan):
+            site = make_site(layout, plan, servers)
+            supervisor = Supervisor(site, servers)
+            supervisor.watch(lambda: on_progress(supervisor))
+            loop = asyncio.get_running_loop()
+            for number in (signal.SIGINT, signal.SIGTERM):
+                loop.add_signal_handler(number, supervisor.stop_asked.set)
+            companion = alongside(supervisor)
+            try:
+                async with serve_control(supervisor):
+                    write_private(layout.control, control_document(site))
+                    await supervisor.run()
+            finally:
+                if companion is not None and not companion.done():
+                    companion.cancel()
+                for number in (signal.SIGINT, signal.SIGTERM):
+                    loop.remove_signal_handler(number)
+    finally:
+        logging.getLogger().removeHandler(handler)
+        handler.close()
+
+
+def control_document(site: Site) -> bytes:
+    """How commands reach this supervisor."""
+    import orjson
+
+    pid = os.getpid()
+    return orjson.dumps(
+        {
+            "pid": pid,
+            "created": psutil.Process(pid).create_time(),
+            "port": site.plan.deployment_port("control"),
+            "token": site.secrets.control_token,
+        }
+    )

@@ -1,0 +1,164 @@
+"""The environment of each process of a region: who is given which address and which secret.
+
+The processes are the same under any other owner (docker-compose, Kubernetes); what they read is documented in
+`docs/settings.md`. Decides no defaults: a setting that is not named here has the process's own default.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import orjson
+
+from infra.supervisor.layout import Layout
+from infra.supervisor.plan import LINKED_SERVICES, Plan
+from infra.supervisor.process import base_environment
+from infra.supervisor.records import DEPLOYMENT_VARIABLE
+from infra.supervisor.secrets import Secrets
+
+LOOPBACK = "127.0.0.1"
+# The listener behind each service that other regions reach through the relay.
+LISTENER_OF_SERVICE = {
+    "etcd": "etcd",
+    "ledger": "ledger",
+    "write_api": "write_api",
+    "read_api": "read_api",
+    "changes": "changes",
+    "agent": "agent_internal",
+}
+VOTER_SERVICES = ("etcd", "ledger", "write_api")  # a region that only reads has none of these
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Site:
+    """What the environments are made of.
+
+    Attributes:
+        plan: Regions and ports.
+        secrets: Passwords and tokens.
+        layout: Folders.
+        postgres_bin: Folder of the PostgreSQL programs.
+        os_user: Account PostgreSQL runs as, None when we are unprivileged ourselves.
+    """
+
+    plan: Plan
+    secrets: Secrets
+    layout: Layout
+    postgres_bin: Path
+    os_user: str | None
+
+
+def address(port: int) -> str:
+    """`host:port` on loopback, the only place where anything listens."""
+    return f"{LOOPBACK}:{port}"
+
+
+def topology_document(plan: Plan, source: str) -> bytes:
+    """The topology as `source` sees it: itself directly, everybody else through the relay."""
+
+    def reached(target: str, service: str) -> str:
+        if target == source:
+            return address(plan.port(target, LISTENER_OF_SERVICE[service]))
+        return address(plan.link_port(source, target, service))
+
+    regions = [
+        {"name": target, "voter": plan.is_voter(target)}
+        | {
+            service: reached(target, service)
+            for service in LINKED_SERVICES
+            if plan.is_voter(target) or service not in VOTER_SERVICES
+        }
+        for target in plan.all_regions
+    ]
+    document = {"cell": plan.cell, "region": source, "regions": regions}
+    return orjson.dumps(document, option=orjson.OPT_INDENT_2)
+
+
+def view_url(site: Site, region: str, role: str, password: str) -> str:
+    """URL of the view of a region for one role."""
+    return f"postgresql://{role}:{password}@{address(site.plan.port(region, 'view'))}/palaver"
+
+
+def redis_url(site: Site, region: str) -> str:
+    """URL of the Redis of a region."""
+    return f"redis://:{site.secrets.redis}@{address(site.plan.port(region, 'redis'))}/0"
+
+
+def service_environment(site: Site, region: str, service: str) -> dict[str, str]:
+    """The whole environment of `python -m services.<service>` in a region."""
+    plan, secrets = site.plan, site.secrets
+    common = base_environment() | {
+        DEPLOYMENT_VARIABLE: plan.deployment,
+        "PALAVER_TOPOLOGY": str(site.layout.topology(region)),
+    }
+    etcd = {"PALAVER_ETCD_USER": "root", "PALAVER_ETCD_PASSWORD": secrets.etcd}
+    match service:
+        case "region_agent":
+            own = etcd | _agent_environment(site, region)
+            listener = "agent_internal"
+        case "write_api":
+            own = etcd | _write_environment(site, region)
+            listener = "write_api_internal"
+        case "read_api":
+            own = {
+                "PALAVER_LISTEN": address(plan.port(region, "read_api")),
+                "PALAVER_VIEW_URL": view_url(site, region, "palaver_reader", secrets.view_reader),
+                "PALAVER_REDIS_URL": redis_url(site, region),
+            }
+            listener = "read_api_internal"
+        case "replicator":
+            own = etcd | _replicator_environment(site, region)
+            listener = "replicator_internal"
+        case _:
+            raise AssertionError(f"no such service: {service}")
+    return common | own | {"PALAVER_INTERNAL_LISTEN": address(plan.port(region, listener))}
+
+
+def _agent_environment(site: Site, region: str) -> dict[str, str]:
+    home, plan, secrets = site.layout.region(region), site.plan, site.secrets
+    edge = {
+        "PALAVER_STATE_DIR": str(home / "agent"),
+        "PALAVER_EDGE_DIR": str(site.layout.xds(region)),
+        "PALAVER_EDGE_LISTEN": address(plan.port(region, "edge")),
+        "PALAVER_EDGE_ADMIN": str(site.layout.envoy_admin(region)),
+    }
+    if not plan.is_voter(region):
+        return edge
+    ledger = {
+        "PALAVER_LEDGER_DATA": str(home / "ledger"),
+        "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
+        "PALAVER_POSTGRES_BIN": str(site.postgres_bin),
+        "PALAVER_LEDGER_SUPERUSER_PASSWORD": secrets.ledger_superuser,
+        "PALAVER_REPLICATION_PASSWORD": secrets.ledger_replication,
+        "PALAVER_WRITER_PASSWORD": secrets.ledger_writer,
+    }
+    account = {} if site.os_user is None else {"PALAVER_OS_USER": site.os_user}
+    return edge | ledger | account
+
+
+def _write_environment(site: Site, region: str) -> dict[str, str]:
+    ledger = address(site.plan.port(region, "ledger"))
+    return {
+        "PALAVER_LISTEN": address(site.plan.port(region, "write_api")),
+        "PALAVER_LEDGER_URL": f"postgresql://palaver_writer:{site.secrets.ledger_writer}@{ledger}/palaver",
+        "PALAVER_ADMIN_KEY": site.secrets.admin_key,
+        "PALAVER_DERIVATION_SECRET": site.secrets.derivation,
+    }
+
+
+def _replicator_environment(site: Site, region: str) -> dict[str, str]:
+    plan, secrets = site.plan, site.secrets
+    own = {
+        "PALAVER_VIEW_URL": view_url(site, region, "palaver_apply", secrets.view_apply),
+        "PALAVER_REDIS_URL": redis_url(site, region),
+        "PALAVER_CHANGES_LISTEN": address(plan.port(region, "changes")),
+        "PALAVER_CHANGES_TOKEN": secrets.changes_token,
+    }
+    if not plan.is_voter(region):
+        return own
+    conninfo = (
+        f"host={LOOPBACK} port={plan.port(region, 'ledger')} dbname=palaver "
+        f"user=palaver_replication password={secrets.ledger_replication}"
+    )
+    return own | {"PALAVER_LEDGER_REPLICATION": conninfo}

@@ -1,0 +1,47 @@
+"""The supervisor's own log, as JSON lines in the data folder.
+
+The processes write theirs with `services.telemetry`, which this side of the house does not import.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+import orjson
+
+EXTRAS = ("process_name", "exit", "restarts")
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a record, with the same names as the processes use."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Encode a record."""
+        fields: dict[str, Any] = {
+            "ts": datetime.fromtimestamp(record.created, UTC)
+            .isoformat(timespec="microseconds")
+            .replace("+00:00", "Z"),
+            "level": record.levelname.lower(),
+            "process": "supervisor",
+            "logger": record.name,
+            "msg": record.getMessage(),
+        }
+        fields |= {name: getattr(record, name) for name in EXTRAS if hasattr(record, name)}
+        if record.exc_info:
+            fields["exception"] = self.formatException(record.exc_info)
+        return orjson.dumps(fields, default=str).decode()
+
+
+def log_to(path: Path) -> logging.Handler:
+    """Send all records of this process to a file; the caller closes the handler."""
+    handler = logging.FileHandler(path)
+    handler.setFormatter(JsonLines())
+    root = logging.getLogger()
+    root.addHandler(handler)
+    root.setLevel(logging.INFO)
+    for chatty in ("httpx", "httpcore", "uvicorn.error"):
+        logging.getLogger(chatty).setLevel(logging.WARNING)
+    return handler

@@ -1,0 +1,233 @@
+"""The plan of a deployment: its regions, its ports and the numbers that never change after the first start.
+
+Decides which port each listener has and refuses plans that make no quorum. Knows nothing of processes.
+Ports come as one block, so that two deployments beside each other need to agree on one number only;
+the block is reserved for the life of the supervisor by an abstract unix socket (Linux, unix(7)), which
+the kernel frees whatever way the supervisor ends.
+"""
+
+from __future__ import annotations
+
+import random
+import re
+import socket
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+
+from infra.supervisor.errors import InvalidPlan, PlanMismatch, PortTaken
+
+FORMAT_VERSION = 1
+REGION_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
+DEFAULT_REGIONS = ("us-east", "eu-west", "ap-south")
+VOTER_COUNTS = (3, 5)  # a quorum that spans regions and survives the loss of one or two of them
+
+REGION_PORTS = (
+    "edge", "write_api", "read_api", "ledger", "view", "redis", "etcd", "etcd_peer", "changes",
+    "agent_internal", "write_api_internal", "read_api_internal", "replicator_internal", "socks",
+)  # fmt: skip
+LINKED_SERVICES = ("etcd", "ledger", "write_api", "read_api", "changes", "agent")
+DEPLOYMENT_PORTS = ("control", "relay_control")
+REGION_PORTS_MAX = 16  # room for two more listeners before a plan format 2
+# Below the usual ephemeral range (ip_local_port_range starts at 32768), above the registered crowd.
+BLOCK_RANGE = range(12_000, 32_000)
+BLOCK_TRIES_MAX = 200
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """What a deployment consists of; written once to `deployment.json` and read at every start.
+
+    Attributes:
+        deployment: Random identity; every process carries it in its environment.
+        regions: Voter regions in order of preference for leadership.
+        view_regions: Regions that only read.
+        cell: The one cell of this deployment.
+        port_base: First port of the block.
+        rtt_ms: Round trip between any two regions at start, in milliseconds.
+    """
+
+    deployment: str
+    regions: tuple[str, ...]
+    view_regions: tuple[str, ...] = ()
+    cell: str = "main"
+    port_base: int = 0
+    rtt_ms: float = 0.0
+    format_version: int = field(default=FORMAT_VERSION)
+
+    @property
+    def all_regions(self) -> tuple[str, ...]:
+        """Voters first, then the regions that only read."""
+        return self.regions + self.view_regions
+
+    @property
+    def port_count(self) -> int:
+        """How many ports the block has."""
+        pairs = len(self.all_regions) * (len(self.all_regions) - 1)
+        return len(DEPLOYMENT_PORTS) + REGION_PORTS_MAX * len(self.all_regions) + pairs * len(LINKED_SERVICES)
+
+    def is_voter(self, region: str) -> bool:
+        """Whether the region holds a member of the ledger and of etcd."""
+        return region in self.regions
+
+    def deployment_port(self, name: str) -> int:
+        """The port of a listener that belongs to no region (`control`, `relay_control`)."""
+        return self.port_base + DEPLOYMENT_PORTS.index(name)
+
+    def port(self, region: str, listener: str) -> int:
+        """The port on which a process of the region itself listens."""
+        offset = self.all_regions.index(region) * REGION_PORTS_MAX + REGION_PORTS.index(listener)
+        return self.port_base + len(DEPLOYMENT_PORTS) + offset
+
+    def link_port(self, source: str, target: str, service: str) -> int:
+        """The port where the relay takes connections of `source` to a service of `target`."""
+        assert source != target, "a region reaches itself without the relay"
+        regions = self.all_regions
+        first = self.port_base + len(DEPLOYMENT_PORTS) + REGION_PORTS_MAX * len(regions)
+        others = [region for region in regions if region != source]
+        pair = regions.index(source) * len(others) + others.index(target)
+        return first + pair * len(LINKED_SERVICES) + LINKED_SERVICES.index(service)
+
+
+def make_plan(
+    *,
+    regions: tuple[str, ...],
+    view_regions: tuple[str, ...],
+    rtt_ms: float,
+    port_base: int | None,
+    deployment: str,
+) -> Plan:
+    """Check a wish and give it ports.
+
+    Raises:
+        InvalidPlan: Names, numbers or ports that cannot be.
+        PortTaken: `port_base` was asked for and one port of its block is used.
+    """
+    names = regions + view_regions
+    for name in names:
+        if not REGION_NAME.fullmatch(name):
+            raise InvalidPlan(f"region name {name!r}: use a letter, then letters, digits or '-', 31 at most")
+    if len(set(names)) != len(names):
+        raise InvalidPlan("a region is named twice; give each region once")
+    if len(regions) not in VOTER_COUNTS:
+        raise InvalidPlan(
+            f"--regions names {len(regions)} region(s); a quorum that spans regions takes 3 or 5 "
+            "(regions that only read go to --view-regions)"
+        )
+    if not 0 <= rtt_ms <= 2_000:  # noqa: PLR2004 - the relay's own limit, said in its documentation
+        raise InvalidPlan(f"--rtt-ms {rtt_ms:g}: use 0 to 2000 milliseconds")
+    plan = Plan(deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms)
+    base = _free_block(plan.port_count) if port_base is None else _checked_base(port_base, plan.port_count)
+    return Plan(
+        deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms, port_base=base
+    )
+
+
+def load_plan(path: Path) -> Plan | None:
+    """The plan in a file, or None where there is no file.
+
+    Raises:
+        PlanMismatch: The file is of another version, or is not a plan.
+    """
+    try:
+        document: dict[str, Any] = orjson.loads(path.read_bytes())
+    except FileNotFoundError:
+        return None
+    except (OSError, orjson.JSONDecodeError) as error:
+        raise PlanMismatch(f"{path} is not readable as a deployment plan: {error}") from error
+    found = document.get("format_version")
+    if found != FORMAT_VERSION:
+        raise PlanMismatch(
+            f"{path.parent} holds a deployment of format version {found}, this program writes version "
+            f"{FORMAT_VERSION}; use the program that made it, or another folder with --data"
+        )
+    try:
+        return Plan(
+            **{
+                **document,
+                "regions": tuple(document["regions"]),
+                "view_regions": tuple(document["view_regions"]),
+            }
+        )
+    except (KeyError, TypeError) as error:
+        raise PlanMismatch(f"{path} is not a deployment plan: {error}") from error
+
+
+def dump_plan(plan: Plan) -> bytes:
+    """The plan as it is stored."""
+    return orjson.dumps(asdict(plan), option=orjson.OPT_INDENT_2)
+
+
+def reserve_block(plan: Plan) -> socket.socket:
+    """Hold the plan's block of ports against other deployments for as long as the socket lives.
+
+    Raises:
+        PortTaken: Another running deployment holds a block that overlaps this one by its first port.
+    """
+    holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        holder.bind(f"\0palaver-ports-{plan.port_base}")
+    except OSError as error:
+        holder.close()
+        raise PortTaken(
+            f"ports from {plan.port_base} belong to another running deployment; stop that one first"
+        ) from error
+    return holder
+
+
+def check_ports(plan: Plan) -> None:
+    """Make sure that every port of the plan can be bound now.
+
+    Raises:
+        PortTaken: Names the first port that cannot, and its owner where the system tells.
+    """
+    for port in range(plan.port_base, plan.port_base + plan.port_count):
+        if not _bindable(port):
+            raise PortTaken(
+                f"port {port} is taken by {_owner_of(port)}; stop it, or start a new deployment "
+                "with another --data and --port-base"
+            )
+
+
+def _checked_base(port_base: int, count: int) -> int:
+    if not 1024 <= port_base <= 65_535 - count:
+        raise InvalidPlan(f"--port-base {port_base}: use 1024 to {65_535 - count} ({count} ports are needed)")
+    for port in range(port_base, port_base + count):
+        if not _bindable(port):
+            raise PortTaken(f"port {port} is taken by {_owner_of(port)}; choose another --port-base")
+    return port_base
+
+
+def _free_block(count: int) -> int:
+    chooser = random.SystemRandom()
+    for _ in range(BLOCK_TRIES_MAX):
+        base = chooser.randrange(BLOCK_RANGE.start, BLOCK_RANGE.stop - count, 10)
+        if all(_bindable(port) for port in range(base, base + count)):
+            return base
+    raise PortTaken(
+        f"no {count} free ports in a row between {BLOCK_RANGE.start} and {BLOCK_RANGE.stop}; name some with --port-base"
+    )
+
+
+def _bindable(port: int) -> bool:
+    with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
+        # What our servers set as well: a port in TIME_WAIT after the last stop is not taken.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind(("127.0.0.1", port))
+        except OSError:
+            return False
+    return True
+
+
+def _owner_of(port: int) -> str:
+    try:
+        for connection in psutil.net_connections(kind="tcp"):
+            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+                return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
+    except psutil.Error:
+        pass  # Without the right to look, the port alone must do.
+    return "another program"

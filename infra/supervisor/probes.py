@@ -1,0 +1,79 @@
+"""Readiness probes: each asks the server itself over its own protocol, none sleeps or reads a log."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import asyncpg
+import httpx
+import redis.asyncio
+from redis.exceptions import RedisError
+
+PROBE_TIMEOUT_S = 2.0
+
+Probe = Callable[[], Awaitable[str | None]]
+
+
+def http_probe(url: str, *, unix_socket: Path | None = None) -> Probe:
+    """Ready when a GET answers 200.
+
+    Args:
+        url: What to ask for.
+        unix_socket: Connect there instead of to the host of the URL.
+    """
+
+    async def ask() -> str | None:
+        transport = httpx.AsyncHTTPTransport(uds=None if unix_socket is None else str(unix_socket))
+        try:
+            async with httpx.AsyncClient(transport=transport, timeout=PROBE_TIMEOUT_S) as client:
+                answer = await client.get(url)
+        except (httpx.HTTPError, OSError) as error:
+            return f"no answer yet ({type(error).__name__})"
+        return None if answer.status_code == httpx.codes.OK else f"answers {answer.status_code}"
+
+    return ask
+
+
+def postgres_probe(url: str) -> Probe:
+    """Ready when a session can be opened and a query answered."""
+
+    async def ask() -> str | None:
+        try:
+            async with asyncio.timeout(PROBE_TIMEOUT_S):
+                connection = await asyncpg.connect(url, timeout=PROBE_TIMEOUT_S)
+                try:
+                    await connection.fetchval("SELECT 1")
+                finally:
+                    await connection.close()
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            return f"no session yet ({type(error).__name__})"
+        return None
+
+    return ask
+
+
+def redis_probe(url: str) -> Probe:
+    """Ready when PING is answered."""
+
+    async def ask() -> str | None:
+        client = redis.asyncio.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S)  # pyright: ignore[reportUnknownMemberType] - redis-py leaves **kwargs untyped
+        try:
+            await client.ping()  # pyright: ignore[reportUnknownMemberType, reportGeneralTypeIssues] - the same
+        except (OSError, RedisError) as error:
+            return f"no answer yet ({type(error).__name__})"
+        finally:
+            await client.aclose()
+        return None
+
+    return ask
+
+
+def after_file(path: Path, probe: Probe) -> Probe:
+    """Ready when a file is there and then the probe says so."""
+
+    async def ask() -> str | None:
+        return f"waits for {path.name}" if not path.exists() else await probe()
+
+    return ask

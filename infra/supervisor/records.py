@@ -1,0 +1,148 @@
+"""Which processes a deployment has started, and how exactly those are ended after a crash of their owner.
+
+A pid alone is no identity: the kernel uses it again. A process is named by its pid and its start time.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import orjson
+import psutil
+
+if TYPE_CHECKING:
+    from pathlib import Path
+
+    from infra.supervisor.layout import Layout
+
+DEPLOYMENT_VARIABLE = "PALAVER_DEPLOYMENT"  # in the environment of every process that the supervisor starts
+GRACE_S = 5.0  # between SIGTERM and SIGKILL for orphans; PostgreSQL's fast shutdown takes about one
+POSTMASTER_START_TOLERANCE_S = 3.0  # postmaster.pid holds whole seconds, written a moment after the start
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ProcessRecord:
+    """One started process.
+
+    Attributes:
+        name: `region/process` or `process`.
+        pid: Process id.
+        created: Start time as the system tells it, in seconds since 1970.
+    """
+
+    name: str
+    pid: int
+    created: float
+
+
+def record_of(name: str, pid: int) -> ProcessRecord | None:
+    """Name a living process, or None when it is gone already."""
+    try:
+        return ProcessRecord(name=name, pid=pid, created=psutil.Process(pid).create_time())
+    except psutil.NoSuchProcess:
+        return None
+
+
+def write_records(path: Path, records: list[ProcessRecord]) -> None:
+    """Store the records whole."""
+    temporary = path.with_name(f".{path.name}")
+    temporary.write_bytes(
+        orjson.dumps([{"name": entry.name, "pid": entry.pid, "created": entry.created} for entry in records])
+    )
+    temporary.replace(path)
+
+
+def read_records(path: Path) -> list[ProcessRecord]:
+    """The stored records; none where there is no file or only half of one."""
+    try:
+        return [ProcessRecord(**entry) for entry in orjson.loads(path.read_bytes())]
+    except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
+        return []
+
+
+def postmaster(pid_file: Path) -> psutil.Process | None:
+    """The living postmaster that a `postmaster.pid` names, or None.
+
+    The file outlives a killed postmaster, so the start time in its third line has to fit as well.
+    """
+    try:
+        lines = pid_file.read_text().splitlines()
+        pid, started = int(lines[0]), int(lines[2])
+        process = psutil.Process(pid)
+        fits = abs(process.create_time() - started) <= POSTMASTER_START_TOLERANCE_S
+        alive = process.status() != psutil.STATUS_ZOMBIE
+        return process if fits and alive and process.name().startswith("postgres") else None
+    except (OSError, ValueError, IndexError, psutil.Error):
+        return None
+
+
+def family(process: psutil.Process) -> list[psutil.Process]:
+    """The process and all its descendants; backends of PostgreSQL have sessions of their own."""
+    try:
+        return [process, *process.children(recursive=True)]
+    except psutil.NoSuchProcess:
+        return []
+
+
+def send(process: psutil.Process, number: signal.Signals) -> None:
+    """Send a signal; a process that is gone has got what it wanted."""
+    with contextlib.suppress(psutil.NoSuchProcess):
+        process.send_signal(number)
+
+
+def living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[tuple[str, psutil.Process]]:
+    """Every living process of a deployment, however it came to be without an owner.
+
+    Three sources, each covering a hole of the others: the records (Redis overwrites its environment), the
+    environment (a crash between start and record) and the pid files of PostgreSQL (started by an agent).
+    """
+    found: dict[int, tuple[str, psutil.Process]] = {}
+    for record in read_records(layout.records):
+        with contextlib.suppress(psutil.Error):
+            process = psutil.Process(record.pid)
+            if process.create_time() == record.created and process.status() != psutil.STATUS_ZOMBIE:
+                found[record.pid] = (record.name, process)
+    marker = f"{DEPLOYMENT_VARIABLE}={deployment}".encode()
+    for process in psutil.process_iter():
+        if process.pid not in found and process.pid != os.getpid() and _carries(process.pid, marker):
+            found[process.pid] = (f"process {process.pid}", process)
+    for region in regions:
+        for member in ("ledger", "view"):
+            process = postmaster(layout.postmaster_pid(region, member))
+            if process is not None:
+                found[process.pid] = (f"{region}/{member}", process)
+    found.pop(os.getpid(), None)
+    return list(found.values())
+
+
+def _carries(pid: int, marker: bytes) -> bool:
+    try:
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - not a path of the user's
+            return marker in file.read().split(b"\0")
+    except OSError:
+        return False
+
+
+def end_living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[str]:
+    """End every living process of a deployment: asked first, killed after a grace period.
+
+    Returns:
+        Their names, for the log.
+    """
+    targets = living(layout, deployment, regions)
+    for name, process in targets:
+        # SIGINT is PostgreSQL's fast shutdown; its SIGTERM would wait for all clients to leave.
+        is_postgres = name.endswith(("/ledger", "/view"))
+        send(process, signal.SIGINT if is_postgres else signal.SIGTERM)
+        send(process, signal.SIGCONT)
+    processes = [process for _, process in targets]
+    _, left = psutil.wait_procs(processes, timeout=GRACE_S)
+    for process in left:
+        for member in family(process):
+            send(member, signal.SIGKILL)
+    psutil.wait_procs(left, timeout=GRACE_S)
+    return [name for name, _ in targets]

@@ -1,0 +1,199 @@
+"""The processes of one region: what is started, in which order, and how each shows that it is ready.
+
+The order is a table (`NEEDS`). The ledger's postgres is missing from it on purpose: the region agent starts
+and stops that one, because who may write decides over it.
+"""
+
+from __future__ import annotations
+
+import signal
+import sys
+from collections.abc import Mapping
+
+from infra.servers.resolver import Server, ServerName
+from infra.servers.unprivileged import account, reachable_folder
+from infra.supervisor.environment import (
+    Site,
+    address,
+    redis_url,
+    service_environment,
+    topology_document,
+    view_url,
+)
+from infra.supervisor.envoy import bootstrap, write_bootstrap
+from infra.supervisor.probes import after_file, http_probe, postgres_probe, redis_probe
+from infra.supervisor.process import ProcessSpec, base_environment
+from infra.supervisor.records import DEPLOYMENT_VARIABLE
+from infra.supervisor.secrets import write_private
+from infra.supervisor.view import prepare_view
+
+SERVICES = ("region_agent", "write_api", "read_api", "replicator")
+VOTER_PROCESSES = ("etcd", "view", "redis", "region_agent", "write_api", "read_api", "replicator", "envoy")
+VIEW_PROCESSES = ("view", "redis", "region_agent", "read_api", "replicator", "envoy")
+# The names `palaver status` and `palaver fault` use; `edge` order is the order of the documentation.
+PROCESS_NAMES = (
+    "etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator",
+)  # fmt: skip
+NEEDS: Mapping[str, tuple[str, ...]] = {
+    "etcd": (),
+    "view": (),
+    "redis": (),
+    "region_agent": ("etcd",),
+    "write_api": ("etcd",),
+    "replicator": ("view", "redis"),
+    "read_api": ("view", "redis"),
+    "envoy": ("region_agent",),
+}
+STOP_ORDER = (
+    ("envoy",),
+    ("write_api", "read_api", "replicator"),
+    ("region_agent",),
+    ("redis", "view"),
+    ("etcd",),
+)
+
+ETCD_HEARTBEAT_MS_MIN = 50
+ETCD_ELECTION_PER_HEARTBEAT = 10  # etcd's tuning guide: election timeout at least ten round trips
+ETCD_TOKEN_TTL_S = 365 * 24 * 3600  # simple tokens; a restarted member forgets them and clients log in again
+
+
+def region_specs(site: Site, servers: Mapping[ServerName, Server], region: str) -> list[ProcessSpec]:
+    """Everything to run in a region, in an order in which every need comes first."""
+    write_private(site.layout.topology(region), topology_document(site.plan, region))
+    names = VOTER_PROCESSES if site.plan.is_voter(region) else VIEW_PROCESSES
+    makers = {"etcd": _etcd, "view": _view, "redis": _redis, "envoy": _envoy}
+    specs: list[ProcessSpec] = []
+    for name in names:
+        if name in makers:
+            specs.append(makers[name](site, servers, region))
+        else:
+            specs.append(_service(site, region, name))
+    return specs
+
+
+def etcd_host(region: str) -> str:
+    """The name under which etcd members know each other.
+
+    It is resolved by nobody: etcd reaches its peers through the SOCKS listener that the relay keeps for its
+    region (Go's HTTP client honours HTTP_PROXY=socks5://), which is how the relay learns who speaks to whom.
+    """
+    return f"{region}.etcd.palaver.internal"
+
+
+def _server_environment(site: Site) -> dict[str, str]:
+    return base_environment() | {DEPLOYMENT_VARIABLE: site.plan.deployment}
+
+
+def _etcd(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    plan, server = site.plan, servers["etcd"]
+    client = f"http://{address(plan.port(region, 'etcd'))}"
+    peer_port = plan.port(region, "etcd_peer")
+    members = ",".join(f"{name}=http://{etcd_host(name)}:2380" for name in plan.regions)
+    heartbeat_ms = max(ETCD_HEARTBEAT_MS_MIN, round(plan.rtt_ms * 1.25))
+    argv = (
+        str(server.path), *server.extra_flags, "--name", region,
+        "--data-dir", str(site.layout.region(region) / "etcd"),
+        "--listen-client-urls", client, "--advertise-client-urls", client,
+        "--listen-peer-urls", f"http://{address(peer_port)}",
+        "--initial-advertise-peer-urls", f"http://{etcd_host(region)}:2380",
+        "--initial-cluster", members, "--initial-cluster-token", plan.deployment,
+        "--heartbeat-interval", str(heartbeat_ms),
+        "--election-timeout", str(heartbeat_ms * ETCD_ELECTION_PER_HEARTBEAT),
+        "--grpc-keepalive-min-time", "500ms", "--auth-token-ttl", str(ETCD_TOKEN_TTL_S), "--bcrypt-cost", "4",
+        "--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h",
+        "--log-level", "warn",
+    )  # fmt: skip
+    proxy = f"socks5://{address(plan.port(region, 'socks'))}"
+    return ProcessSpec(
+        region=region,
+        process="etcd",
+        argv=argv,
+        env=_server_environment(site) | {"HTTP_PROXY": proxy, "NO_PROXY": "", "no_proxy": ""},
+        log=site.layout.log(region, "etcd"),
+        ready=http_probe(f"{client}/health"),
+    )
+
+
+def _view(site: Site, _: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    folder = site.layout.region(region) / "view"
+    target = reachable_folder(folder, account())
+
+    async def prepare() -> None:
+        port = site.plan.port(region, "view")
+        await prepare_view(folder, postgres_bin=site.postgres_bin, port=port, secrets=site.secrets)
+
+    return ProcessSpec(
+        region=region,
+        process="view",
+        argv=(str(site.postgres_bin / "postgres"), "-D", str(target)),
+        env=_server_environment(site),
+        log=site.layout.log(region, "view"),
+        ready=postgres_probe(view_url(site, region, "palaver_apply", site.secrets.view_apply)),
+        os_user=site.os_user,
+        prepare=prepare,
+        stop_signal=signal.SIGINT,
+    )
+
+
+def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    home = site.layout.region(region) / "redis"
+    lines = {
+        "bind": "127.0.0.1",
+        "port": str(site.plan.port(region, "redis")),
+        "requirepass": site.secrets.redis,
+        "dir": f'"{home}"',
+        "save": '""',
+        "appendonly": "no",
+        "maxmemory": "64mb",
+        "maxmemory-policy": "allkeys-lru",
+        "daemonize": "no",
+    }
+    config = home / "redis.conf"
+    write_private(config, "".join(f"{name} {value}\n" for name, value in lines.items()).encode())
+    return ProcessSpec(
+        region=region,
+        process="redis",
+        argv=(str(servers["redis"].path), str(config)),
+        env=_server_environment(site),
+        log=site.layout.log(region, "redis"),
+        ready=redis_probe(redis_url(site, region)),
+    )
+
+
+def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    xds, admin = site.layout.xds(region), site.layout.envoy_admin(region)
+    config = site.layout.region(region) / "envoy" / "bootstrap.json"
+    write_bootstrap(config, bootstrap(region=region, xds=xds, admin_socket=admin))
+
+    async def prepare() -> None:
+        admin.unlink(missing_ok=True)  # Envoy does not take over the socket of a killed predecessor.
+
+    return ProcessSpec(
+        region=region,
+        process="envoy",
+        argv=(
+            str(servers["envoy"].path), "-c", str(config), "--concurrency", "1", "--disable-hot-restart",
+            "--log-level", "warning",
+            "--log-format", '{"ts":"%Y-%m-%dT%T.%fZ","level":"%l","logger":"%n","msg":"%j"}',
+        ),
+        env=_server_environment(site),
+        log=site.layout.log(region, "envoy"),
+        ready=after_file(xds / "lds" / "listeners.json", http_probe("http://envoy/ready", unix_socket=admin)),
+        prepare=prepare,
+    )  # fmt: skip
+
+
+def _service(site: Site, region: str, service: str) -> ProcessSpec:
+    environment = service_environment(site, region, service)
+    needs = NEEDS[service]
+    return ProcessSpec(
+        region=region,
+        process=service,
+        argv=(sys.executable, "-P", "-m", f"services.{service}"),
+        env=environment,
+        log=site.layout.log(region, service),
+        ready=http_probe(f"http://{environment['PALAVER_INTERNAL_LISTEN']}/healthz"),
+        needs=needs if site.plan.is_voter(region) else tuple(need for need in needs if need != "etcd"),
+        # The agent takes its PostgreSQL down with it, which may write a checkpoint.
+        stop_timeout_s=20.0 if service == "region_agent" else 8.0,
+    )

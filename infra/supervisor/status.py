@@ -1,0 +1,112 @@
+"""What a deployment looks like now: asked of the agents, replicators and services themselves, put in one shape.
+
+Decides when a region counts as healthy. Opens no file and starts nothing.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Mapping
+from typing import Any
+
+import httpx
+
+from infra.supervisor.environment import address
+from infra.supervisor.plan import Plan
+
+ASK_TIMEOUT_S = 1.0  # a paused process must not hold the whole status up
+READY_SERVICES = {
+    "region_agent": "agent_internal",
+    "read_api": "read_api_internal",
+    "replicator": "replicator_internal",
+}
+
+Document = dict[str, Any]
+
+
+async def ask_region(client: httpx.AsyncClient, plan: Plan, region: str) -> Document:
+    """Ask the services of one region for their status and what they still miss.
+
+    Returns:
+        `{"agent": status or None, "replicator": status or None, "missing": [text…]}`.
+    """
+    names = list(READY_SERVICES)
+    answers = await asyncio.gather(
+        _ask(client, plan, region, "agent_internal", "status"),
+        _ask(client, plan, region, "replicator_internal", "status"),
+        *(_ask(client, plan, region, READY_SERVICES[name], "readyz") for name in names),
+    )
+    missing = [
+        f"{name}: {_missing_text(answer)}"
+        for name, answer in zip(names, answers[2:], strict=True)
+        if answer is None or answer.get("http_status") != httpx.codes.OK
+    ]
+    return {"agent": _ok(answers[0]), "replicator": _ok(answers[1]), "missing": missing}
+
+
+async def _ask(
+    client: httpx.AsyncClient, plan: Plan, region: str, listener: str, path: str
+) -> Document | None:
+    try:
+        answer = await client.get(
+            f"http://{address(plan.port(region, listener))}/{path}", timeout=ASK_TIMEOUT_S
+        )
+        document: Document = answer.json() if answer.content else {}
+    except (httpx.HTTPError, ValueError):
+        return None
+    return document | {"http_status": answer.status_code}
+
+
+def _ok(answer: Document | None) -> Document | None:
+    return answer if answer is not None and answer["http_status"] == httpx.codes.OK else None
+
+
+def _missing_text(answer: Document | None) -> str:
+    if answer is None:
+        return "does not answer"
+    return str(answer.get("detail") or answer.get("missing") or f"answers {answer['http_status']}")
+
+
+def region_document(
+    plan: Plan,
+    region: str,
+    *,
+    pids: Mapping[str, int | None],
+    state: str,
+    restarts: Mapping[str, int],
+    answers: Document,
+) -> Document:
+    """One entry of `regions` in `palaver status --json`."""
+    agent: Document = answers["agent"] or {}
+    replicator: Document = answers["replicator"] or {}
+    missing: list[str] = list(answers["missing"])
+    missing += [f"{name}: not running" for name, pid in pids.items() if pid is None]
+    role = str(agent.get("role") or ("follower" if plan.is_voter(region) else "view"))
+    return {
+        "region": region,
+        "role": role,
+        "edge": f"http://{address(plan.port(region, 'edge'))}",
+        "state": state,
+        "pids": dict(pids),
+        "restarts": dict(restarts),
+        "applied_position": replicator.get("applied_position"),
+        "lag_ms": replicator.get("lag_ms"),
+        "member": agent.get("member"),
+        "edge_config": agent.get("edge"),
+        "healthy": state == "running" and not missing,
+        "missing": missing,
+    }
+
+
+def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
+    """The entry of `cells`: the newest epoch that any agent knows."""
+    known = [answer["agent"] for answer in answers.values() if answer["agent"]]
+    known = [agent for agent in known if agent.get("epoch") is not None]
+    newest: Document = max(known, key=lambda agent: int(agent["epoch"]), default={})
+    return {
+        "cell": plan.cell,
+        "epoch": newest.get("epoch"),
+        "leader": newest.get("leader"),
+        "phase": newest.get("phase") or "unknown",
+        "reason": newest.get("reason"),
+    }

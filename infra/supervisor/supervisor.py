@@ -1,0 +1,339 @@
+"""The owner of every process of a deployment: starts, watches, restarts, faults and stops them.
+
+Its life is `run`: everything it starts is a task of one TaskGroup, and leaving `run` by any way stops
+everything in order. What survives a kill -9 of the supervisor is ended by `guardian.py`, and what survives
+both is ended by the next start.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import signal
+import sys
+import time
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import httpx
+import orjson
+import psutil
+
+from infra.servers.resolver import Server, ServerName
+from infra.supervisor.environment import Site
+from infra.supervisor.errors import StartFailed, UnknownTarget
+from infra.supervisor.network import relay_spec
+from infra.supervisor.process import ManagedProcess, ProcessSpec
+from infra.supervisor.records import ProcessRecord, family, postmaster, send, write_records
+from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
+from infra.supervisor.status import ask_region, cell_document, region_document
+
+log = logging.getLogger("infra.supervisor")
+
+READY_TIMEOUT_S = 120.0
+READY_POLL_S = 0.1
+START_DEATHS_MAX = 6  # deaths of one process before the first readiness that make a start fail
+KILL_WAIT_S = 5.0
+
+
+class Supervisor:
+    """Runs one deployment.
+
+    Args:
+        site: Plan, secrets and folders.
+        servers: The binaries to run.
+    """
+
+    def __init__(self, site: Site, servers: Mapping[ServerName, Server]) -> None:
+        self.site = site
+        self.plan = site.plan
+        self._servers = servers
+        self._on_progress: Callable[[], None] = lambda: None
+        self.processes: dict[str, ManagedProcess] = {}
+        self.region_states: dict[str, str] = {}
+        self.stop_asked = asyncio.Event()
+        self.all_ready = asyncio.Event()
+        self._tasks: dict[str, asyncio.Task[None]] = {}
+        self._group: asyncio.TaskGroup | None = None
+        self._client = httpx.AsyncClient()
+        self._stopping = False
+
+    def watch(self, on_progress: Callable[[], None]) -> None:
+        """Tell somebody (a progress display) after every change of a process."""
+        self._on_progress = on_progress
+
+    async def run(self) -> None:
+        """Start everything, supervise until `stop_asked` is set, stop everything.
+
+        Raises:
+            StartFailed: The deployment did not become ready; nothing of it runs any more.
+        """
+        try:
+            async with asyncio.TaskGroup() as group:
+                self._group = group
+                guardian = await self._start_guardian()
+                try:
+                    self._launch([relay_spec(self.site)])
+                    for region in self.plan.all_regions:
+                        self._launch_region(region)
+                    await self._wait_until_ready_or_stopped()
+                    await self.stop_asked.wait()
+                finally:
+                    await self._stop_everything()
+                    await self._dismiss_guardian(guardian)
+        except* StartFailed as failures:
+            raise failures.exceptions[0] from None
+        finally:
+            await self._client.aclose()
+
+    async def _start_guardian(self) -> asyncio.subprocess.Process:
+        return await asyncio.create_subprocess_exec(
+            sys.executable, "-P", "-m", "infra.supervisor.guardian", str(self.site.layout.data),
+            stdin=asyncio.subprocess.PIPE, start_new_session=True,
+        )  # fmt: skip
+
+    @staticmethod
+    async def _dismiss_guardian(guardian: asyncio.subprocess.Process) -> None:
+        with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+            await guardian.communicate(b"!")
+
+    def _launch_region(self, region: str) -> None:
+        self.region_states[region] = "running"
+        self._launch(region_specs(self.site, self._servers, region))
+
+    def _launch(self, specs: list[ProcessSpec]) -> None:
+        assert self._group is not None, "processes are started inside run()"
+        for spec in specs:
+            self.processes[spec.name] = ManagedProcess(spec=spec, on_change=self._changed)
+        for spec in specs:
+            needed = [self.processes[f"{spec.region}/{need}"] for need in spec.needs]
+            needed += [self.processes["relay"]] if spec.process == "etcd" else []
+            run = self.processes[spec.name].run(needed)
+            self._tasks[spec.name] = self._group.create_task(run, name=spec.name)
+
+    def _changed(self) -> None:
+        records = [process.record for process in self.processes.values() if process.record is not None]
+        write_records(
+            self.site.layout.records, [entry for entry in records if isinstance(entry, ProcessRecord)]
+        )
+        self._on_progress()
+
+    async def _wait_until_ready_or_stopped(self) -> None:
+        deadline = time.monotonic() + READY_TIMEOUT_S
+        missing: list[str] = []
+        while not self.stop_asked.is_set():
+            self._fail_on_repeated_deaths()
+            missing = await self._missing()
+            if not missing:
+                self.all_ready.set()
+                self._on_progress()
+                return
+            if time.monotonic() > deadline:
+                raise StartFailed(f"not ready after {READY_TIMEOUT_S:.0f} s: {'; '.join(missing[:4])}")
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(READY_POLL_S):
+                    await self.stop_asked.wait()
+
+    def _fail_on_repeated_deaths(self) -> None:
+        for process in self.processes.values():
+            if process.restarts >= START_DEATHS_MAX and not process.is_ready.is_set():
+                raise StartFailed(
+                    f"{process.spec.name} does not stay up ({process.last_exit}): {last_line(process.spec)}; "
+                    f"see {process.spec.log}"
+                )
+
+    async def _missing(self) -> list[str]:
+        waiting = [name for name, process in self.processes.items() if not process.is_ready.is_set()]
+        if waiting:
+            return waiting
+        status = await self.status()
+        if status["cells"][0]["phase"] != "serving":
+            return [f"cell {self.plan.cell} is {status['cells'][0]['phase']}"]
+        return [f"{entry['region']} {text}" for entry in status["regions"] for text in entry["missing"]]
+
+    # What the control interface and the commands ask for.
+
+    def ledger_process(self, region: str) -> psutil.Process | None:
+        """The postmaster of the region's ledger member while it lives."""
+        return postmaster(self.site.layout.postmaster_pid(region, "ledger"))
+
+    def pids(self, region: str) -> dict[str, int | None]:
+        """Pid by process name; None for what does not run, no entry for what the region does not have."""
+        voter = self.plan.is_voter(region)
+        found: dict[str, int | None] = {}
+        for name in PROCESS_NAMES:
+            if name == "ledger" and voter:
+                ledger = self.ledger_process(region)
+                found[name] = None if ledger is None else ledger.pid
+            elif f"{region}/{name}" in self.processes:
+                found[name] = self.processes[f"{region}/{name}"].pid
+        return found
+
+    async def status(self) -> dict[str, Any]:
+        """The document of `palaver status --json`."""
+        regions = self.plan.all_regions
+        answers = dict(
+            zip(
+                regions,
+                await asyncio.gather(*(ask_region(self._client, self.plan, region) for region in regions)),
+                strict=True,
+            )
+        )
+        return {
+            "deployment": self.plan.deployment,
+            "cells": [cell_document(self.plan, answers)],
+            "regions": [
+                region_document(
+                    self.plan,
+                    region,
+                    pids=self.pids(region),
+                    state=self.region_states.get(region, "stopped"),
+                    restarts={
+                        process.spec.process: process.restarts
+                        for process in self.processes.values()
+                        if process.spec.region == region
+                    },
+                    answers=answers[region],
+                )
+                for region in regions
+            ],
+        }
+
+    def targets(self, region: str, process: str | None) -> list[psutil.Process]:
+        """Every living process (with descendants) that a region or one process of it consists of.
+
+        Raises:
+            UnknownTarget: The deployment has no such region or process.
+        """
+        self.check_target(region, process)
+        found: list[psutil.Process] = []
+        for name in PROCESS_NAMES if process is None else (process,):
+            if name == "ledger":
+                ledger = self.ledger_process(region) if self.plan.is_voter(region) else None
+                found += [] if ledger is None else family(ledger)
+            elif f"{region}/{name}" in self.processes:
+                found += self.processes[f"{region}/{name}"].members()
+        return found
+
+    def check_target(self, region: str, process: str | None = None) -> None:
+        """Refuse names that the deployment does not have.
+
+        Raises:
+            UnknownTarget: With the names there are.
+        """
+        if region not in self.plan.all_regions:
+            raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(self.plan.all_regions)}")
+        known = set(self.pids(region))
+        if process is not None and process not in known:
+            raise UnknownTarget(
+                f"unknown process {process!r} in {region}; there are {', '.join(sorted(known))}"
+            )
+
+    async def kill(self, region: str, process: str | None) -> list[int]:
+        """Kill -9 of one process (it comes back) or of a whole region (it stays dead until `restart_region`).
+
+        Returns:
+            The pids that were sent the signal.
+        """
+        victims = self.targets(region, process)
+        if process is None:
+            self.region_states[region] = "killed"
+            for managed in self._region_processes(region):
+                managed.forget()
+        for victim in victims:
+            send(victim, signal.SIGKILL)
+        log.warning("fault: kill -9 of %s (%d processes)", _named(region, process), len(victims))
+        if process is None:
+            # A process that was starting this very moment was not among the victims.
+            for managed in self._region_processes(region):
+                managed.kill_now()
+            await asyncio.gather(
+                *(self._tasks[managed.spec.name] for managed in self._region_processes(region))
+            )
+        return [victim.pid for victim in victims]
+
+    def pause(self, region: str, process: str | None) -> list[int]:
+        """SIGSTOP of one process or of a whole region."""
+        return self._signal(region, process, signal.SIGSTOP)
+
+    def resume(self, region: str, process: str | None) -> list[int]:
+        """SIGCONT of one process or of a whole region."""
+        return self._signal(region, process, signal.SIGCONT)
+
+    def _signal(self, region: str, process: str | None, number: signal.Signals) -> list[int]:
+        victims = self.targets(region, process)
+        for victim in victims:
+            send(victim, number)
+        if process is None and self.region_states[region] in ("running", "paused"):
+            self.region_states[region] = "paused" if number == signal.SIGSTOP else "running"
+        log.warning("fault: %s to %s (%d processes)", number.name, _named(region, process), len(victims))
+        return [victim.pid for victim in victims]
+
+    async def restart_region(self, region: str) -> None:
+        """Start a killed region again; a running one is stopped in order first.
+
+        Raises:
+            UnknownTarget: No such region.
+        """
+        self.check_target(region)
+        await self._stop_region(region)
+        log.info("starting %s again", region)
+        self._launch_region(region)
+
+    def _region_processes(self, region: str) -> list[ManagedProcess]:
+        return [managed for managed in self.processes.values() if managed.spec.region == region]
+
+    async def _stop_region(self, region: str) -> None:
+        self.region_states[region] = "stopping"
+        for names in STOP_ORDER:
+            present = [f"{region}/{name}" for name in names if f"{region}/{name}" in self.processes]
+            await asyncio.gather(*(self._stop_process(name) for name in present))
+        await asyncio.to_thread(self._end_ledger, region)
+        self.region_states[region] = "stopped"
+
+    async def _stop_process(self, name: str) -> None:
+        await self.processes[name].stop()
+        task = self._tasks[name]
+        task.cancel()  # It may wait for a need or for its back-off.
+        await asyncio.wait([task])
+
+    def _end_ledger(self, region: str) -> None:
+        ledger = self.ledger_process(region)
+        if ledger is None:
+            return
+        log.warning("%s/ledger outlived its agent; stopping it", region)
+        send(ledger, signal.SIGCONT)
+        send(ledger, signal.SIGINT)
+        _, left = psutil.wait_procs([ledger], timeout=KILL_WAIT_S)
+        for process in left:
+            for member in family(process):
+                send(member, signal.SIGKILL)
+        psutil.wait_procs(left, timeout=KILL_WAIT_S)
+
+    async def _stop_everything(self) -> None:
+        log.info("stopping")
+        await asyncio.gather(*(self._stop_region(region) for region in self.region_states))
+        if "relay" in self.processes:
+            await self._stop_process("relay")
+        log.info("everything is stopped")
+
+
+def last_line(spec: ProcessSpec) -> str:
+    """The last line that a process wrote, for an error message."""
+    try:
+        with spec.log.open("rb") as file:
+            file.seek(max(0, spec.log.stat().st_size - 4096))
+            lines = [line for line in file.read().decode(errors="replace").splitlines() if line.strip()]
+    except OSError:
+        return "no log"
+    if not lines:
+        return "an empty log"
+    try:
+        return str(orjson.loads(lines[-1])["msg"])
+    except (orjson.JSONDecodeError, KeyError, TypeError):
+        return lines[-1][:300]
+
+
+def _named(region: str, process: str | None) -> str:
+    return region if process is None else f"{region}/{process}"

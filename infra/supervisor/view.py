@@ -1,0 +1,134 @@
+"""The view's PostgreSQL of a region: initialised once, then a supervised process like any other.
+
+The ledger's PostgreSQL is not here: it belongs to the region agent, because who may write decides over it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import os
+import shutil
+import tempfile
+from pathlib import Path
+
+from infra.servers.unprivileged import account, reachable_folder
+from infra.supervisor.errors import PlanMismatch, StartFailed
+from infra.supervisor.process import base_environment
+from infra.supervisor.secrets import Secrets
+
+POSTGRES_MAJOR = "18"
+INITDB_TIMEOUT_S = 120.0
+
+# Sized for several regions on one laptop. A view can always be rebuilt from the ledger, but its checkpoint
+# is what lets the leader drop WAL, so commits stay durable here too.
+SETTINGS = {
+    "listen_addresses": "'127.0.0.1'",
+    "unix_socket_directories": "''",
+    "max_connections": "40",
+    "shared_buffers": "32MB",
+    "work_mem": "4MB",
+    "maintenance_work_mem": "32MB",
+    "wal_level": "minimal",
+    "max_wal_senders": "0",
+    "max_wal_size": "256MB",
+    "min_wal_size": "64MB",
+    "autovacuum_naptime": "10s",
+    "jit": "off",
+    "log_line_prefix": "'%m [%p] %u@%d '",
+    "timezone": "'UTC'",
+    "log_timezone": "'UTC'",
+}
+
+
+async def prepare_view(folder: Path, *, postgres_bin: Path, port: int, secrets: Secrets) -> None:
+    """Make the view's data folder if it is not there, and write its settings whole. Idempotent.
+
+    A half-made folder (a crash during the first start) is thrown away and made anew.
+
+    Raises:
+        PlanMismatch: The folder belongs to another major version of PostgreSQL.
+        StartFailed: initdb refused.
+    """
+    target = reachable_folder(folder, account())
+    version = target / "PG_VERSION"
+    if version.exists() and version.read_text().strip() != POSTGRES_MAJOR:
+        raise PlanMismatch(
+            f"{folder} holds data of PostgreSQL {version.read_text().strip()}, this is {POSTGRES_MAJOR}; "
+            "a view can be rebuilt: move the folder away and start again"
+        )
+    if not (target / "palaver.initialised").exists():
+        await _initialise(target, postgres_bin, secrets)
+    lines = [f"{name} = {value}" for name, value in (SETTINGS | {"port": str(port)}).items()]
+    _write_as_owner(target / "palaver.conf", "\n".join(lines) + "\n", like=target)
+
+
+async def _initialise(target: Path, postgres_bin: Path, secrets: Secrets) -> None:
+    for entry in target.iterdir():
+        shutil.rmtree(entry) if entry.is_dir() else entry.unlink()
+    descriptor, name = tempfile.mkstemp(prefix="palaver-")
+    password_file = Path(name)
+    try:
+        with os.fdopen(descriptor, "w") as file:
+            file.write(secrets.view_superuser)
+        _own(password_file, like=target)
+        await _run(
+            target,
+            [
+                str(postgres_bin / "initdb"), "-D", str(target), "-U", "palaver", "--pwfile", name,
+                "--auth=scram-sha-256", "--encoding=UTF8", "--locale=C.UTF-8", "--no-sync",
+            ],
+        )  # fmt: skip
+    finally:
+        password_file.unlink(missing_ok=True)
+    with (target / "postgresql.conf").open("a") as file:
+        file.write("include 'palaver.conf'\n")
+    roles = (
+        f"CREATE ROLE palaver_apply LOGIN PASSWORD '{secrets.view_apply}'\n"
+        f"CREATE ROLE palaver_reader LOGIN PASSWORD '{secrets.view_reader}'\n"
+        "CREATE DATABASE palaver OWNER palaver_apply\n"
+    )
+    await _run(
+        target, [str(postgres_bin / "postgres"), "--single", "-D", str(target), "postgres"], text=roles
+    )
+    _write_as_owner(target / "palaver.initialised", "", like=target)
+
+
+async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
+    runs_as = account()
+    identity = {} if runs_as is None else {"user": runs_as.uid, "group": runs_as.gid, "extra_groups": []}
+    # Single-user mode reads palaver.conf through the include, so it has to exist before the first start.
+    if not (target / "palaver.conf").exists() and (target / "postgresql.conf").exists():
+        _write_as_owner(target / "palaver.conf", "", like=target)
+    process = await asyncio.create_subprocess_exec(
+        *argv,
+        stdin=asyncio.subprocess.PIPE,
+        stdout=asyncio.subprocess.PIPE,
+        stderr=asyncio.subprocess.STDOUT,
+        env=base_environment(),
+        cwd="/",
+        **identity,  # pyright: ignore[reportArgumentType] - the stub knows no union of keyword sets
+    )
+    try:
+        async with asyncio.timeout(INITDB_TIMEOUT_S):
+            output, _ = await process.communicate(text.encode())
+    finally:
+        if process.returncode is None:
+            with contextlib.suppress(ProcessLookupError):
+                process.kill()
+            await process.wait()
+    if process.returncode != 0 or b"ERROR" in output or b"FATAL" in output:
+        last = output.decode(errors="replace").strip().splitlines()[-1:]
+        raise StartFailed(f"{Path(argv[0]).name} for {target} failed: {' '.join(last)}")
+
+
+def _write_as_owner(path: Path, text: str, *, like: Path) -> None:
+    path.write_text(text)
+    path.chmod(0o600)
+    _own(path, like=like)
+
+
+def _own(path: Path, *, like: Path) -> None:
+    if os.geteuid() == 0:
+        owner = like.stat()
+        os.chown(path, owner.st_uid, owner.st_gid)
