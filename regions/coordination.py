@@ -59,15 +59,15 @@ class CoordinationError(Exception):
     """The leadership could not be read or changed."""
 
 
-class EtcdUnavailable(CoordinationError):  # noqa: N818 - named for what happened
+class EtcdUnavailable(CoordinationError):
     """No endpoint gave an answer; nothing was changed by this call."""
 
 
-class OutcomeUnknown(CoordinationError):  # noqa: N818 - named for what happened
+class OutcomeUnknown(CoordinationError):
     """The answer of a compare-and-swap was lost: it may be applied. Read again before anything else."""
 
 
-class CorruptRecord(CoordinationError):  # noqa: N818 - named for what happened
+class CorruptRecord(CoordinationError):
     """What is stored under the leadership key is no leadership."""
 
 

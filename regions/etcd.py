@@ -46,19 +46,19 @@ class EtcdError(Exception):
     """An operation on an etcd endpoint failed."""
 
 
-class EndpointFailed(EtcdError):  # noqa: N818 - named for what happened
+class EndpointFailed(EtcdError):
     """No usable answer: refused, timed out, broken, without quorum. A write may have been applied."""
 
 
-class AccessRefused(EtcdError):  # noqa: N818 - named for what happened
+class AccessRefused(EtcdError):
     """The user or password is wrong, or the user may not do this. Retrying does not help."""
 
 
-class RevisionCompacted(EtcdError):  # noqa: N818 - named for what happened
+class RevisionCompacted(EtcdError):
     """The revision asked for is no longer kept; the current value must be read."""
 
 
-class _TokenRefused(EtcdError):  # noqa: N818 - named for what happened
+class _TokenRefused(EtcdError):
     """The token is unknown to this member, which may have restarted. The request was not applied."""
 
 

@@ -21,7 +21,7 @@ NAME_CHARS_MAX = 31
 _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
-class InvalidName(ValueError):  # noqa: N818 - named for what is wrong
+class InvalidName(ValueError):
     """A text that is no name of a region or cell."""
 
 

@@ -20,7 +20,7 @@ _LSN = re.compile(r"([0-9A-Fa-f]{1,8})/([0-9A-Fa-f]{1,8})", re.ASCII)
 _TOKEN = re.compile(r"([a-z][a-z0-9-]{0,30})\.(0|[1-9][0-9]{0,18})\.([0-9A-F]{16})", re.ASCII)
 
 
-class InvalidPosition(ValueError):  # noqa: N818 - named for what is wrong
+class InvalidPosition(ValueError):
     """A text that is no position: not a token, or not an LSN."""
 
 

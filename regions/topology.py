@@ -21,7 +21,7 @@ _VOTER_FIELDS = ("etcd", "ledger", "write_api")
 _REQUIRED_FIELDS = ("read_api", "changes", "agent")
 
 
-class InvalidTopology(ValueError):  # noqa: N818 - named for what is wrong
+class InvalidTopology(ValueError):
     """A topology file that cannot be read or contradicts itself; the message is one line."""
 
 

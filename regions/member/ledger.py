@@ -1,0 +1,289 @@
+"""What the agent says to its ledger member in SQL: roles, slots, quorum, fence row, positions.
+
+Decides that a commit whose wait for the quorum was cut short is unknown, never done (rules 7 and 9).
+Refuses to know processes, files and who should lead. The statements are in ``sql/``.
+"""
+
+import asyncio
+from collections.abc import Callable, Coroutine, Iterable, Mapping
+from dataclasses import dataclass
+from functools import cache
+from importlib import resources
+from typing import Any, TypeVar, cast
+from uuid import UUID
+
+import asyncpg
+
+from regions.identity import Epoch, RegionName, physical_slot_name, slot_name
+from regions.member.errors import MemberFailed, QuorumUnknown
+from regions.member.settings import DATABASE, SUPERUSER
+from regions.topology import Address
+
+CONNECT_S = 3.0
+"""Loopback connects in milliseconds; a member that is recovering answers at once that it is."""
+
+QUERY_S = 5.0
+"""For statements that wait for nobody: as long as a client waits for a write."""
+
+SETTING_POLL_S = 0.01
+SETTING_POLLS_MAX = 300
+"""The postmaster tells its children of a reload by signal: milliseconds, seconds on a starved machine."""
+
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerState:
+    """A member as it sees itself.
+
+    Attributes:
+        in_recovery: Whether it is a standby.
+        lsn: What it has on disk: flushed as primary, received or replayed as standby.
+        receiving: Whether a standby is connected to its leader.
+        synchronous_standby_names: The setting in force.
+    """
+
+    in_recovery: bool
+    lsn: int
+    receiving: bool
+    synchronous_standby_names: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Standby:
+    """A standby as its primary sees it.
+
+    Attributes:
+        region: Its region.
+        streaming: Whether it has caught up and streams.
+        sync_state: ``quorum`` when commits wait for it, else ``async``.
+        flush_lag_bytes: WAL that it has not flushed.
+        replay_lag_bytes: WAL that it has not replayed.
+        flush_lag_s: Time between the primary's flush and the news of its own.
+    """
+
+    region: RegionName
+    streaming: bool
+    sync_state: str
+    flush_lag_bytes: int
+    replay_lag_bytes: int
+    flush_lag_s: float
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Slot:
+    """A replication slot.
+
+    Attributes:
+        name: Its name.
+        active: Whether somebody reads from it.
+        lost: Whether WAL that it needs is gone.
+        retained_bytes: WAL that it holds back.
+    """
+
+    name: str
+    active: bool
+    lost: bool
+    retained_bytes: int
+
+
+class Ledger:
+    """SQL access of the agent to its own member. Connections are made at need and one is kept."""
+
+    def __init__(self, address: Address, password: str) -> None:
+        self._address = address
+        self._password = password
+        self._kept: asyncpg.Connection | None = None
+        self._using_kept = asyncio.Lock()
+
+    @property
+    def url(self) -> str:
+        """The libpq URL of the ledger database as superuser."""
+        return f"postgresql://{SUPERUSER}:{self._password}@{self._address}/{DATABASE}"
+
+    async def ping(self) -> None:
+        """Connect once.
+
+        Raises:
+            MemberFailed: It refuses or does not answer.
+        """
+        await _closed(await self._connect("postgres"))
+
+    async def prepare_roles(self, *, replication_password: str, writer_password: str) -> None:
+        """Create the roles and the ledger database where they are missing."""
+
+        async def prepare(connection: asyncpg.Connection) -> None:
+            async with connection.transaction():
+                await connection.fetch(_sql("set_passwords"), replication_password, writer_password)
+                await connection.execute(_sql("create_roles"))
+            if not await connection.fetchval(_sql("has_database"), DATABASE):
+                await connection.execute(_sql("create_database"))
+
+        await self._in_one_connection("postgres", prepare)
+
+    async def prepare_slots(self, *, followers: Iterable[RegionName], streams: Iterable[RegionName]) -> None:
+        """Create the slots of the followers' WAL and of the regions' change streams where missing."""
+        physical = [physical_slot_name(region) for region in followers]
+        logical = [slot_name(region) for region in streams]
+
+        async def prepare(connection: asyncpg.Connection) -> None:
+            await connection.fetch(_sql("create_physical_slots"), physical)
+            await connection.fetch(_sql("create_logical_slots"), logical)
+
+        await self._in_one_connection(DATABASE, prepare)
+
+    async def reload(self, *, synchronous_standby_names: str) -> None:
+        """Make PostgreSQL read its files again and verify that the quorum is the one asked for.
+
+        Raises:
+            MemberFailed: Another value stays in force.
+        """
+
+        async def verify(connection: asyncpg.Connection) -> None:
+            await connection.fetch(_sql("reload"))
+            found = None
+            for _ in range(SETTING_POLLS_MAX):
+                # Rule 5: the setting counts when SHOW says so, not when the file does.
+                found = await connection.fetchval(_sql("show_synchronous_standby_names"))
+                if found == synchronous_standby_names:
+                    return
+                await asyncio.sleep(SETTING_POLL_S)
+            raise MemberFailed(f"synchronous_standby_names stays {found!r}")
+
+        await self._in_one_connection("postgres", verify)
+
+    async def write_fence_row(self, *, epoch: Epoch, fence_id: UUID, leader: RegionName) -> UUID:
+        """Commit the fence row of an epoch under the quorum; return the id it has.
+
+        It returns when a quorum has the row on disk, however long that takes. When an earlier attempt
+        wrote the row, that row's id is returned, after a commit of its own has reached the quorum.
+
+        Raises:
+            QuorumUnknown: The wait was cut short; the row is visible here and perhaps nowhere else.
+            MemberFailed: The connection broke; nothing is known.
+        """
+
+        async def write(connection: asyncpg.Connection) -> UUID:
+            warnings: list[str] = []
+            connection.add_log_listener(lambda _, message: warnings.append(_describe(message)))
+            async with connection.transaction():
+                await connection.execute(_sql("write_fence_row"), epoch, fence_id, leader)
+                await connection.fetch(_sql("mark_fence_commit"), str(epoch))
+                found = await connection.fetchval(_sql("read_fence_row"), epoch)
+            # Rule 7: a cancelled wait looks like success but for this warning.
+            if warnings:
+                raise QuorumUnknown(f"fence row of epoch {epoch}: {warnings[0]}")
+            return cast("UUID", found)
+
+        return await self._in_one_connection(DATABASE, write)
+
+    async def read_state(self) -> LedgerState:
+        """Return what the member says of itself."""
+        (row,) = await self._fetch("read_state")
+        return LedgerState(
+            in_recovery=row["in_recovery"],
+            lsn=int(row["lsn"] or 0),
+            receiving=row["receiving"],
+            synchronous_standby_names=row["synchronous_standby_names"],
+        )
+
+    async def read_standbys(self, regions: Iterable[RegionName]) -> tuple[Standby, ...]:
+        """Return the connected standbys among ``regions``, as the primary sees them."""
+        rows = await self._fetch("read_standbys", list(regions))
+        return tuple(
+            Standby(
+                region=row["application_name"],
+                streaming=row["streaming"],
+                sync_state=row["sync_state"],
+                flush_lag_bytes=row["flush_lag_bytes"],
+                replay_lag_bytes=row["replay_lag_bytes"],
+                flush_lag_s=row["flush_lag_s"],
+            )
+            for row in rows
+        )
+
+    async def read_slots(self) -> tuple[Slot, ...]:
+        """Return the replication slots."""
+        return tuple(
+            Slot(
+                name=row["slot_name"],
+                active=row["active"],
+                lost=row["lost"],
+                retained_bytes=row["retained_bytes"],
+            )
+            for row in await self._fetch("read_slots")
+        )
+
+    async def close(self) -> None:
+        """Drop the kept connection."""
+        if self._kept is not None:
+            self._kept.terminate()
+            self._kept = None
+
+    async def _fetch(self, name: str, *parameters: object) -> "list[Mapping[str, Any]]":
+        """Run a read that waits for nobody over the kept connection."""
+        async with self._using_kept:
+            try:
+                async with asyncio.timeout(QUERY_S):
+                    if self._kept is None or self._kept.is_closed():
+                        self._kept = await self._connect("postgres")
+                    return cast("list[Mapping[str, Any]]", await self._kept.fetch(_sql(name), *parameters))
+            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+                await self.close()
+                raise MemberFailed(f"{name}: {_describe(error)}") from error
+
+    async def _in_one_connection(
+        self, database: str, work: "Callable[[asyncpg.Connection], Coroutine[Any, Any, _T]]"
+    ) -> _T:
+        """Run ``work`` to its end even when the caller is cancelled, or cut its connection.
+
+        Cancelling asyncpg would cancel the statement on the server, and a cancelled COMMIT is visible
+        without a quorum (rule 7). Cutting the connection leaves the commit waiting, as it should.
+        """
+        connection = await self._connect(database)
+        task = asyncio.ensure_future(work(connection))
+        try:
+            return await asyncio.shield(task)
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise MemberFailed(_describe(error)) from error
+        finally:
+            if task.done():
+                await _closed(connection)
+            else:
+                connection.terminate()
+                await asyncio.wait([task])
+                if not task.cancelled():
+                    task.exception()
+
+    async def _connect(self, database: str) -> asyncpg.Connection:
+        try:
+            return await asyncpg.connect(
+                host=self._address.host,
+                port=self._address.port,
+                user=SUPERUSER,
+                password=self._password,
+                database=database,
+                ssl=False,
+                timeout=CONNECT_S,
+                server_settings={"application_name": "region-agent"},
+            )
+        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            raise MemberFailed(f"{self._address}: {_describe(error)}") from error
+
+
+@cache
+def _sql(name: str) -> str:
+    return resources.files("regions.member").joinpath("sql", f"{name}.sql").read_text()
+
+
+async def _closed(connection: asyncpg.Connection) -> None:
+    """Close a connection that may be broken already."""
+    try:
+        await connection.close(timeout=1)
+    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+        connection.terminate()
+
+
+def _describe(error: object) -> str:
+    lines = str(error).splitlines()
+    return lines[0] if lines else type(error).__name__

@@ -1,0 +1,101 @@
+"""What an agent must remember about its ledger member when it crashes, on its own disk.
+
+Decides the two files and that each is durable before what it announces happens. Refuses to know why.
+
+``member.json`` says as what, under which epoch and as which process the member was last started; the
+intent is written before the start, so a start that nobody saw end is known (rule 8). ``building`` exists
+while a data folder is being made, so that a half-made one is never taken for a ledger.
+"""
+
+import contextlib
+import json
+import os
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Literal, Self, cast
+
+from regions.identity import Epoch
+from regions.member.errors import MemberUnusable
+from regions.member.process import Account, ProcessIdentity
+
+Role = Literal["primary", "standby"]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class MemberRecord:
+    """How the member was last started.
+
+    Attributes:
+        role: As what.
+        epoch: Under which epoch.
+        process: As which process; None while a start is intended and after a stop.
+    """
+
+    role: Role
+    epoch: Epoch
+    process: ProcessIdentity | None
+
+    @classmethod
+    def load(cls, state: Path) -> Self | None:
+        """Return the record in the folder, or None when the member was never started.
+
+        Raises:
+            MemberUnusable: The file cannot be understood.
+        """
+        path = state / "member.json"
+        try:
+            fields = cast("dict[str, Any]", json.loads(path.read_bytes()))
+            process = fields["process"]
+            return cls(
+                role=fields["role"],
+                epoch=int(fields["epoch"]),
+                process=None if process is None else ProcessIdentity(**process),
+            )
+        except FileNotFoundError:
+            return None
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise MemberUnusable(f"{path} cannot be read: {error!r}") from error
+
+    def store(self, state: Path) -> None:
+        """Make the record durable."""
+        write_durably(state / "member.json", json.dumps(asdict(self)))
+
+
+def building(state: Path) -> bool:
+    """Whether a data folder was begun and not finished."""
+    return (state / "building").exists()
+
+
+def begin_building(state: Path, what: str) -> None:
+    """Remember durably that the data folder is about to be made."""
+    write_durably(state / "building", what + "\n")
+
+
+def end_building(state: Path) -> None:
+    """Remember durably that the data folder is complete."""
+    (state / "building").unlink()
+    sync_folder(state)
+
+
+def write_durably(path: Path, text: str, account: Account | None = None) -> None:
+    """Replace a file at once and for good, readable by its owner only."""
+    temporary = path.with_name(path.name + ".new")
+    descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
+    with os.fdopen(descriptor, "w") as file:
+        if account is not None:
+            os.fchown(file.fileno(), account.uid, account.gid)
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
+    sync_folder(path.parent)
+
+
+def sync_folder(folder: Path) -> None:
+    """Make renames, creations and removals in ``folder`` durable."""
+    descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        with contextlib.suppress(OSError):
+            os.close(descriptor)

@@ -1,0 +1,1 @@
+SELECT fence_id FROM palaver.fence WHERE epoch = $1

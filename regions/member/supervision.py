@@ -1,0 +1,339 @@
+"""One PostgreSQL member of the ledger: made, started, found again, configured, stopped.
+
+Decides how each of these is done so that it can be repeated after a crash at any point. Refuses to
+decide when: that is ``regions.failover``. It never removes a finished data folder.
+"""
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Literal
+
+from regions.identity import Epoch, physical_slot_name
+from regions.member import record
+from regions.member.errors import MemberFailed, MemberUnusable
+from regions.member.ledger import Ledger
+from regions.member.process import (
+    Command,
+    ProcessIdentity,
+    WatchedProcess,
+    last_line,
+    processes_in,
+    spawn,
+)
+from regions.member.record import MemberRecord, Role, write_durably
+from regions.member.settings import (
+    CONFIGURATION,
+    PASSFILE,
+    SUPERUSER,
+    MemberSettings,
+    backup_conninfo,
+    configuration,
+    host_based_authentication,
+    main_configuration,
+    passfile,
+)
+from regions.topology import Address
+
+MAJOR_VERSION = "18"
+
+READY_POLL_S = 0.02
+READY_S_MAX = 60.0
+"""Crash recovery replays at most max_wal_size (512 MB), some 20 s on a slow disk."""
+
+FAST_STOP_S = 5.0
+IMMEDIATE_STOP_S = 2.0
+"""Together with a second for the kernel these keep within the 10 s that supervisors give by default."""
+
+LEFTOVER_S = 3.0
+"""Children of a killed postmaster notice within milliseconds; a second one may not start before."""
+
+DataState = Literal["absent", "primary", "standby"]
+
+_log = logging.getLogger(__name__)
+
+
+class Member:
+    """The ledger member of one region."""
+
+    def __init__(self, settings: MemberSettings) -> None:
+        self.settings = settings
+        self.ledger = Ledger(settings.listen, settings.superuser_password)
+        self.process: WatchedProcess | None = None
+        self._names = ""
+        self._follows: Address | None = None
+
+    @property
+    def running(self) -> bool:
+        """Whether its postmaster lives and is watched."""
+        return self.process is not None and self.process.alive
+
+    @property
+    def follows(self) -> Address | None:
+        """Whose WAL it was last told to receive."""
+        return self._follows
+
+    @property
+    def record(self) -> MemberRecord | None:
+        """How it was last started."""
+        return MemberRecord.load(self.settings.state)
+
+    def data_state(self) -> DataState:
+        """Return what the data folder holds; ``absent`` also when it was begun and never finished.
+
+        Raises:
+            MemberUnusable: It holds something else.
+        """
+        data = self.settings.data
+        try:
+            if record.building(self.settings.state) or not data.exists() or not any(data.iterdir()):
+                return "absent"
+            version = (data / "PG_VERSION").read_text().strip()
+        except FileNotFoundError:
+            raise MemberUnusable(f"{data} is not empty and holds no PostgreSQL data; empty it") from None
+        except OSError as error:
+            raise MemberUnusable(f"{data} cannot be read: {error.strerror}") from error
+        if version != MAJOR_VERSION:
+            raise MemberUnusable(
+                f"{data} holds data of PostgreSQL {version}, this program runs {MAJOR_VERSION}: "
+                "upgrade it with pg_upgrade or use another folder"
+            )
+        return "standby" if (data / "standby.signal").exists() else "primary"
+
+    async def adopt(self) -> bool:
+        """Take over the postmaster that an earlier agent started, or end one that nobody remembers.
+
+        Returns:
+            Whether one runs now.
+        """
+        identity = self._postmaster()
+        process = None if identity is None else WatchedProcess.adopt(identity)
+        if process is None:
+            return False
+        self.process = process
+        remembered = self.record
+        if remembered is None or remembered.process != identity:
+            # Nobody knows under which epoch it was started (rule 8).
+            _log.warning(
+                "ledger: a postmaster of unknown epoch runs on %s: it is stopped", self.settings.data
+            )
+            await self.stop()
+            return False
+        return True
+
+    async def initialise(self) -> None:
+        """Make an empty ledger; an unfinished one is thrown away first."""
+        await self._begin("initdb")
+        password = os.memfd_create("password")
+        try:
+            os.write(password, self.settings.superuser_password.encode())
+            os.lseek(password, 0, os.SEEK_SET)
+            await self._run(
+                "initdb",
+                f"--pgdata={self.settings.data}",
+                f"--username={SUPERUSER}",
+                f"--pwfile=/proc/self/fd/{password}",
+                "--auth=scram-sha-256",
+                "--data-checksums",
+                "--encoding=UTF8",
+                "--locale=C",
+                "--locale-provider=builtin",
+                "--builtin-locale=C.UTF-8",
+                "--no-instructions",
+                inherited=(password,),
+            )
+        finally:
+            os.close(password)
+        self._end()
+
+    async def base_backup(self, leader: Address) -> None:
+        """Copy the ledger of ``leader``; an unfinished copy is thrown away first.
+
+        The WAL written meanwhile is kept by this region's physical slot, which the leader has made.
+
+        Raises:
+            MemberFailed: The leader cannot be reached or has no slot for this region yet.
+        """
+        await self._begin("base backup")
+        await self._run(
+            "pg_basebackup",
+            f"--pgdata={self.settings.data}",
+            f"--dbname={backup_conninfo(leader)}",
+            f"--slot={physical_slot_name(self.settings.region)}",
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-password",
+        )
+        self._write("standby.signal", "")
+        self._end()
+
+    async def start_primary(self, *, epoch: Epoch, synchronous_standby_names: str) -> None:
+        """Start as primary of an epoch, with the quorum set from the first moment (rule 5).
+
+        Raises:
+            MemberFailed: It did not start.
+        """
+        (self.settings.data / "standby.signal").unlink(missing_ok=True)
+        self._names, self._follows = synchronous_standby_names, None
+        await self._start("primary", epoch)
+
+    async def start_standby(self, *, epoch: Epoch, leader: Address) -> None:
+        """Start as a follower of ``leader``.
+
+        Raises:
+            MemberFailed: It did not start.
+        """
+        self._write("standby.signal", "")
+        self._names, self._follows = "", leader
+        await self._start("standby", epoch)
+
+    async def set_quorum(self, synchronous_standby_names: str) -> None:
+        """Change which standbys a commit waits for and verify that it is in force (rule 5)."""
+        # Rule 6: an empty value releases waiters with success; a leader is demoted by stopping it.
+        assert synchronous_standby_names, "a quorum is never cleared"
+        self._names = synchronous_standby_names
+        self._write_configuration()
+        await self.ledger.reload(synchronous_standby_names=synchronous_standby_names)
+
+    async def stop(self) -> None:
+        """End it: fast, then immediate, then by the kernel, each for a bounded time.
+
+        The smart way is passed over: it waits for the pools of the write API, which never leave.
+        """
+        await self.ledger.close()
+        process = self.process
+        if process is None or not process.alive:
+            return
+        for number, seconds in ((signal.SIGINT, FAST_STOP_S), (signal.SIGQUIT, IMMEDIATE_STOP_S)):
+            process.send(number)
+            # A frozen process takes a signal only when it goes on.
+            process.send(signal.SIGCONT)
+            if await process.ended_within(seconds):
+                return
+        process.send(signal.SIGKILL)
+        await process.wait()
+
+    def leave(self) -> None:
+        """Stop watching and leave it running, to be adopted later."""
+        if self.process is not None:
+            self.process.forget()
+            self.process = None
+
+    async def _start(self, role: Role, epoch: Epoch) -> None:
+        assert not self.running, "it runs already"
+        await self._end_leftovers()
+        self._write_configuration()
+        # Durable before it happens: a start under this epoch is never mistaken for none (rule 8).
+        MemberRecord(role=role, epoch=epoch, process=None).store(self.settings.state)
+        process = await spawn(self._command("postgres", "-D", str(self.settings.data)))
+        self.process = process
+        MemberRecord(role=role, epoch=epoch, process=process.identity).store(self.settings.state)
+        await self._ready(process)
+
+    async def _ready(self, process: WatchedProcess) -> None:
+        problem = "it was not asked"
+        try:
+            async with asyncio.timeout(READY_S_MAX):
+                while process.alive:
+                    try:
+                        await self.ledger.ping()
+                    except MemberFailed as error:
+                        problem = str(error)
+                    else:
+                        return
+                    await process.ended_within(READY_POLL_S)
+        except TimeoutError as error:
+            raise MemberFailed(f"ledger is not ready after {READY_S_MAX:.0f} s: {problem}") from error
+        raise MemberFailed(f"ledger ended at its start: {last_line(self.settings.log)}")
+
+    async def _begin(self, what: str) -> None:
+        settings = self.settings
+        assert self.data_state() == "absent", "a finished data folder is never thrown away"
+        record.begin_building(settings.state, what)
+        try:
+            settings.data.mkdir(parents=True, exist_ok=True)
+            await self._end_leftovers()
+            await asyncio.to_thread(_empty, settings.data)
+            if settings.account is not None:
+                os.chown(settings.data, settings.account.uid, settings.account.gid)
+            settings.data.chmod(0o700)
+        except OSError as error:
+            raise MemberUnusable(f"{settings.data} cannot be written: {error.strerror}") from error
+
+    def _end(self) -> None:
+        self._write_configuration()
+        record.end_building(self.settings.state)
+
+    async def _end_leftovers(self) -> None:
+        """End what still works in the data folder of a member that does not run.
+
+        These are children of a killed postmaster, which leave by themselves, or a program that a killed
+        agent left behind, which does not.
+        """
+        for identity in processes_in(self.settings.data.resolve()):
+            process = WatchedProcess.adopt(identity)
+            if process is not None and not await process.ended_within(LEFTOVER_S):
+                process.send(signal.SIGKILL)
+                await process.wait()
+
+    async def _run(self, program: str, *arguments: str, inherited: Sequence[int] = ()) -> None:
+        password = {"PGPASSWORD": self.settings.replication_password}
+        process = await spawn(self._command(program, *arguments, environment=password, inherited=inherited))
+        try:
+            await process.wait()
+        finally:
+            process.send(signal.SIGKILL)
+        if process.status != 0:
+            raise MemberFailed(f"{program} failed: {last_line(self.settings.log)}")
+
+    def _command(
+        self,
+        program: str,
+        *arguments: str,
+        environment: Mapping[str, str] | None = None,
+        inherited: Sequence[int] = (),
+    ) -> Command:
+        settings = self.settings
+        return Command(
+            arguments=[settings.programs / program, *arguments],
+            log=settings.log,
+            account=settings.account,
+            folder=settings.data,
+            environment={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
+            inherited=inherited,
+        )
+
+    def _postmaster(self) -> ProcessIdentity | None:
+        """The living postmaster that the lock file names; a reused pid works in another folder."""
+        try:
+            pid = int((self.settings.data / "postmaster.pid").read_text().split()[0])
+        except (OSError, ValueError, IndexError):
+            return None
+        return next((one for one in processes_in(self.settings.data.resolve()) if one.pid == pid), None)
+
+    def _write_configuration(self) -> None:
+        names, follows = self._names, self._follows
+        self._write("pg_hba.conf", host_based_authentication())
+        self._write("postgresql.conf", main_configuration())
+        self._write(PASSFILE, passfile(self.settings))
+        self._write(
+            CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows)
+        )
+
+    def _write(self, name: str, text: str) -> None:
+        try:
+            write_durably(self.settings.data / name, text, self.settings.account)
+        except OSError as error:
+            raise MemberFailed(f"{self.settings.data / name} cannot be written: {error.strerror}") from error
+
+
+def _empty(folder: Path) -> None:
+    for entry in folder.iterdir():
+        if entry.is_dir() and not entry.is_symlink():
+            shutil.rmtree(entry)
+        else:
+            entry.unlink()
