@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import httpx
 import typer
 
-from infra.cli.main import DEFAULT_DATA, EXIT_FAILED, Data, app
+from infra.cli.options import DEFAULT_DATA, EXIT_FAILED, Data
 from infra.cli.output import print_table
 from infra.cli.progress import ProgressDisplay
 from infra.cli.site import create_site
@@ -22,7 +22,6 @@ from infra.supervisor.supervisor import Supervisor
 DEMO_RTT_MS = 80.0
 
 
-@app.command()
 def demo(
     leave: Annotated[
         bool, typer.Option("--exit", help="Stop after the tour; 0 only if every claim was checked.")
@@ -79,13 +78,9 @@ async def _tour(supervisor: Supervisor, layout: Layout) -> bool:
 async def _tell_processes(supervisor: Supervisor) -> None:
     status = await supervisor.status()
     cell = status["cells"][0]
-    typer.echo(
-        f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:"
-    )
+    typer.echo(f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:")
     names = list(status["regions"][0]["pids"])
-    print_table(
-        "", ("region", *names), [(region["region"], *region["pids"].values()) for region in status["regions"]]
-    )
+    print_table("", ("region", *names), [(region["region"], *region["pids"].values()) for region in status["regions"]])
 
 
 def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any]) -> bool:
@@ -94,7 +89,8 @@ def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any]) -
     if result.failures:
         return False
     typer.echo("every claim above was checked")
-    first, last = list(edges)[0], list(edges)[-1]
+    regions = list(edges)
+    first, last = regions[0], regions[-1]
     comments = f"/v1/sites/{site['id']}/comments"
     typer.echo("edges: " + "  ".join(f"{region} {edge}" for region, edge in edges.items()))
     typer.echo(

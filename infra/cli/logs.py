@@ -26,11 +26,7 @@ def find_logs(layout: Layout, plan: Plan, region: str | None, process: str | Non
     if region is not None and region not in plan.all_regions:
         raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(plan.all_regions)}")
     folders = {name: layout.region(name) / "logs" for name in plan.all_regions if region in (None, name)}
-    found = {
-        f"{name}/{path.stem}": path
-        for name, folder in folders.items()
-        for path in sorted(folder.glob("*.log"))
-    }
+    found = {f"{name}/{path.stem}": path for name, folder in folders.items() for path in sorted(folder.glob("*.log"))}
     if region is None:
         found |= {path.stem: path for path in sorted(layout.deployment_logs.glob("*.log"))}
     if process is None:
@@ -74,9 +70,7 @@ def render(name: str, line: str) -> str:
         head = f"{fields['ts']} {name} {str(fields.get('level', '')).upper()} {fields['msg']}"
     except (orjson.JSONDecodeError, KeyError, TypeError):
         return f"{name} {line}"
-    rest = " ".join(
-        f"{key}={value}" for key, value in fields.items() if key not in HIDDEN and value is not None
-    )
+    rest = " ".join(f"{key}={value}" for key, value in fields.items() if key not in HIDDEN and value is not None)
     return f"{head} {rest}".rstrip()
 
 

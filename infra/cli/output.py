@@ -11,7 +11,7 @@ from rich.console import Console
 from rich.table import Table
 
 
-def print_json(document: Any) -> None:
+def print_json(document: object) -> None:
     """Print one JSON document to standard output, indented."""
     typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
 

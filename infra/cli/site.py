@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import uuid
-from typing import Any
+from typing import Annotated, Any
 
 import httpx
+import typer
 
+from infra.cli import output
+from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
+from infra.supervisor.control import ControlClient
 from infra.supervisor.environment import address
 from infra.supervisor.errors import DeploymentError, InvalidPlan
-from infra.supervisor.layout import Layout
+from infra.supervisor.layout import Layout, open_layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.secrets import load_or_create_secrets
 
@@ -48,3 +52,20 @@ def create_site(layout: Layout, plan: Plan, *, name: str, origins: list[str]) ->
             raise InvalidPlan(fields or str(problem.get("detail") or problem.get("title")))
         reasons.append(f"{region}: {problem.get('title')}")
     raise DeploymentError(f"no edge created the site ({'; '.join(reasons)}); see `palaver status`")
+
+
+def create(
+    name: Annotated[str, typer.Argument(help="Name of the site.")],
+    origin: Annotated[list[str], typer.Option(help="Origin of its pages, such as https://example.com; repeatable.")],
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Create a site and print its id and secrets (shown once)."""
+    layout = open_layout(data)
+    ControlClient(layout).close()
+    made = create_site(layout, known_plan(layout), name=name, origins=origin)
+    if as_json:
+        output.print_json(made)
+    else:
+        for key, value in made.items():
+            typer.echo(f"{key}: {value}")

@@ -42,13 +42,13 @@ class TourResult:
 
     Attributes:
         posted: Every acknowledged comment.
-        visible_ms: By (edge that took it, region that showed it), milliseconds from the answer to the first read.
+        visible_ms: By (edge that took it, region that showed it): from the answer to the first read, in ms.
         failures: Claims that did not hold.
     """
 
-    posted: list[Posted] = field(default_factory=list)
-    visible_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict)
-    failures: list[str] = field(default_factory=list)
+    posted: list[Posted] = field(default_factory=list[Posted])
+    visible_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
+    failures: list[str] = field(default_factory=list[str])
 
 
 async def write_threads(visitor: Visitor, regions: Sequence[str], seed: int = 1) -> list[Posted]:
@@ -104,9 +104,7 @@ async def check_every_region(visitor: Visitor, regions: Sequence[str], result: T
             ours = {key: value for key, value in found.items() if key in expected}
             missing = expected.keys() - ours.keys()
             if missing:
-                result.failures.append(
-                    f"{region}: {len(missing)} acknowledged comments of {thread} are missing"
-                )
+                result.failures.append(f"{region}: {len(missing)} acknowledged comments of {thread} are missing")
             if count != len(found):
                 result.failures.append(f"{region}: {thread} says {count} comments and shows {len(found)}")
             wrong = [
@@ -115,9 +113,7 @@ async def check_every_region(visitor: Visitor, regions: Sequence[str], result: T
                 if value["body"] != expected[key].body or value["parent"] != expected[key].parent
             ]
             if wrong:
-                result.failures.append(
-                    f"{region}: {len(wrong)} comments of {thread} have another body or parent"
-                )
+                result.failures.append(f"{region}: {len(wrong)} comments of {thread} have another body or parent")
 
 
 def check_status(status: dict[str, Any], result: TourResult) -> None:
@@ -149,9 +145,7 @@ def tell_what_was_seen(result: TourResult, regions: Sequence[str], say: Say) -> 
         say(f"  posted at {source}: {seen}")
 
 
-async def run_tour(
-    visitor: Visitor, regions: Sequence[str], status: Callable[[], Any], say: Say
-) -> TourResult:
+async def run_tour(visitor: Visitor, regions: Sequence[str], status: Callable[[], Any], say: Say) -> TourResult:
     """The whole tour.
 
     Args:
@@ -168,7 +162,5 @@ async def run_tour(
     await check_every_region(visitor, regions, result)
     check_status(await status(), result)
     if not result.failures:
-        say(
-            f"read back: all {len(result.posted)} comments, in all {len(regions)} regions, bodies and trees as written"
-        )
+        say(f"read back: all {len(result.posted)} comments, in all {len(regions)} regions, bodies and trees as written")
     return result

@@ -7,6 +7,7 @@ import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -55,9 +56,7 @@ class Visitor:
     def __init__(self, edges: Mapping[str, str], site: str) -> None:
         limits = httpx.Limits(max_connections=64)
         self._clients = {
-            region: httpx.AsyncClient(
-                base_url=f"{edge}/v1/sites/{site}", timeout=REQUEST_TIMEOUT_S, limits=limits
-            )
+            region: httpx.AsyncClient(base_url=f"{edge}/v1/sites/{site}", timeout=REQUEST_TIMEOUT_S, limits=limits)
             for region, edge in edges.items()
         }
 
@@ -80,7 +79,7 @@ class Visitor:
             "/comments", json=content, headers={"idempotency-key": uuid.uuid4().hex}
         )
         took_ms = (time.perf_counter() - started) * 1000
-        if answer.status_code != httpx.codes.CREATED:
+        if answer.status_code != HTTPStatus.CREATED:
             raise VisitFailed(f"POST through {region}: {answer.status_code} {answer.text[:200]}")
         return Posted(
             id=answer.json()["id"], thread=thread, parent=parent, body=body, region=region,
@@ -99,7 +98,7 @@ class Visitor:
         started = time.perf_counter()
         while time.perf_counter() - started < VISIBLE_TIMEOUT_S:
             answer = await self._clients[region].get(f"/comments/{comment}")
-            if answer.status_code == httpx.codes.OK:
+            if answer.status_code == HTTPStatus.OK:
                 return (time.perf_counter() - started) * 1000
             await asyncio.sleep(VISIBLE_POLL_S)
         raise VisitFailed(f"comment {comment} did not appear in {region} within {VISIBLE_TIMEOUT_S:.0f} s")
@@ -126,15 +125,13 @@ class Visitor:
     async def _page(self, region: str, thread: str, cursor: str | None) -> dict[str, Any]:
         query = {"thread": thread} | ({} if cursor is None else {"cursor": cursor})
         answer = await self._clients[region].get("/comments", params=query)
-        if answer.status_code != httpx.codes.OK:
+        if answer.status_code != HTTPStatus.OK:
             raise VisitFailed(f"GET in {region}: {answer.status_code} {answer.text[:200]}")
         page: dict[str, Any] = answer.json()
         return page
 
 
-def _collect(
-    comments: list[dict[str, Any]], found: dict[str, dict[str, Any]], cursors: list[str | None]
-) -> None:
+def _collect(comments: list[dict[str, Any]], found: dict[str, dict[str, Any]], cursors: list[str | None]) -> None:
     waiting = list(comments)
     while waiting:
         comment = waiting.pop()

@@ -1,4 +1,4 @@
-"""The supervisor's control interface: JSON over HTTP on loopback, behind a token that only the owner can read.
+"""The supervisor's control interface: JSON over HTTP on loopback, behind a token of its owner's.
 
 One side serves it, the other (`ControlClient`) is what the commands use.
 """
@@ -8,7 +8,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from http import HTTPStatus
 from typing import Any, Self
 
 import httpx
@@ -32,7 +33,7 @@ class _Server(uvicorn.Server):
     """uvicorn without its own signal handlers: the supervisor has them."""
 
     @contextlib.contextmanager
-    def capture_signals(self) -> Iterator[None]:
+    def capture_signals(self) -> Generator[None]:
         """Leave signals alone."""
         yield
 
@@ -104,7 +105,7 @@ def progress_document(supervisor: Supervisor) -> dict[str, Any]:
 
 
 @contextlib.asynccontextmanager
-async def serve_control(supervisor: Supervisor) -> AsyncIterator[None]:
+async def serve_control(supervisor: Supervisor) -> AsyncGenerator[None]:
     """Serve the control interface for as long as the context lasts."""
     config = uvicorn.Config(
         control_app(supervisor),
@@ -143,9 +144,7 @@ class ControlClient:
             alive = False
             document = {}
         if not alive:
-            raise NotRunning(
-                f"nothing runs in {layout.data}; start it with `palaver up` or name another --data"
-            )
+            raise NotRunning(f"nothing runs in {layout.data}; start it with `palaver up` or name another --data")
         self._client = httpx.Client(
             base_url=f"http://127.0.0.1:{document['port']}",
             headers={"authorization": f"Bearer {document['token']}"},
@@ -157,6 +156,10 @@ class ControlClient:
         return self
 
     def __exit__(self, *_: object) -> None:
+        """Close the connection."""
+        self.close()
+
+    def close(self) -> None:
         """Close the connection."""
         self._client.close()
 
@@ -173,11 +176,9 @@ class ControlClient:
         try:
             answer = ask()
         except httpx.HTTPError as error:
-            raise NotRunning(
-                f"the supervisor does not answer ({type(error).__name__}); see its log"
-            ) from error
+            raise NotRunning(f"the supervisor does not answer ({type(error).__name__}); see its log") from error
         document: dict[str, Any] = answer.json()
-        if answer.status_code == httpx.codes.NOT_FOUND:
+        if answer.status_code == HTTPStatus.NOT_FOUND:
             raise UnknownTarget(str(document["error"]))
         if answer.is_error:
             raise DeploymentError(str(document.get("error", answer.status_code)))

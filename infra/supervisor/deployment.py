@@ -11,10 +11,11 @@ import logging
 import os
 import signal
 import uuid
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
+import orjson
 import psutil
 
 from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_all
@@ -67,9 +68,7 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
     try:
         found = load_plan(layout.plan)
     except PermissionError as error:
-        raise DataFolderUnusable(
-            f"data folder {layout.data} cannot be entered; choose another with --data"
-        ) from error
+        raise DataFolderUnusable(f"{layout.data} cannot be entered; choose another with --data") from error
     if found is None:
         plan = make_plan(
             regions=wish.regions or DEFAULT_REGIONS,
@@ -125,7 +124,7 @@ def make_site(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) 
 
 
 @contextmanager
-def ownership(layout: Layout, plan: Plan) -> Iterator[None]:
+def ownership(layout: Layout, plan: Plan) -> Generator[None]:
     """Own a data folder and its ports; end what a dead owner left.
 
     Raises:
@@ -142,9 +141,7 @@ def ownership(layout: Layout, plan: Plan) -> Iterator[None]:
         with reserve_block(plan):
             ended = end_living(layout, plan.deployment, plan.all_regions)
             if ended:
-                log.warning(
-                    "ended %d processes that a dead supervisor left: %s", len(ended), ", ".join(ended)
-                )
+                log.warning("ended %d processes that a dead supervisor left: %s", len(ended), ", ".join(ended))
             layout.records.unlink(missing_ok=True)
             check_ports(plan)
             try:
@@ -200,8 +197,6 @@ async def run_deployment(
 
 def control_document(site: Site) -> bytes:
     """How commands reach this supervisor."""
-    import orjson
-
     pid = os.getpid()
     return orjson.dumps(
         {

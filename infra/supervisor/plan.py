@@ -35,6 +35,7 @@ REGION_PORTS_MAX = 16  # room for two more listeners before a plan format 2
 # Below the usual ephemeral range (ip_local_port_range starts at 32768), above the registered crowd.
 BLOCK_RANGE = range(12_000, 32_000)
 BLOCK_TRIES_MAX = 200
+PORT_MIN = 1024  # below it only root may listen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -121,9 +122,7 @@ def make_plan(
         raise InvalidPlan(f"--rtt-ms {rtt_ms:g}: use 0 to 2000 milliseconds")
     plan = Plan(deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms)
     base = _free_block(plan.port_count) if port_base is None else _checked_base(port_base, plan.port_count)
-    return Plan(
-        deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms, port_base=base
-    )
+    return Plan(deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms, port_base=base)
 
 
 def load_plan(path: Path) -> Plan | None:
@@ -145,13 +144,8 @@ def load_plan(path: Path) -> Plan | None:
             f"{FORMAT_VERSION}; use the program that made it, or another folder with --data"
         )
     try:
-        return Plan(
-            **{
-                **document,
-                "regions": tuple(document["regions"]),
-                "view_regions": tuple(document["view_regions"]),
-            }
-        )
+        lists = {name: tuple[str, ...](document.pop(name)) for name in ("regions", "view_regions")}
+        return Plan(**lists, **document)
     except (KeyError, TypeError) as error:
         raise PlanMismatch(f"{path} is not a deployment plan: {error}") from error
 
@@ -193,8 +187,8 @@ def check_ports(plan: Plan) -> None:
 
 
 def _checked_base(port_base: int, count: int) -> int:
-    if not 1024 <= port_base <= 65_535 - count:
-        raise InvalidPlan(f"--port-base {port_base}: use 1024 to {65_535 - count} ({count} ports are needed)")
+    if not PORT_MIN <= port_base <= 65_535 - count:
+        raise InvalidPlan(f"--port-base {port_base}: use {PORT_MIN} to {65_535 - count} ({count} ports are needed)")
     for port in range(port_base, port_base + count):
         if not _bindable(port):
             raise PortTaken(f"port {port} is taken by {_owner_of(port)}; choose another --port-base")
@@ -226,7 +220,8 @@ def _bindable(port: int) -> bool:
 def _owner_of(port: int) -> str:
     try:
         for connection in psutil.net_connections(kind="tcp"):
-            if connection.status == psutil.CONN_LISTEN and connection.laddr.port == port and connection.pid:
+            listens = connection.status == psutil.CONN_LISTEN and bool(connection.laddr)
+            if listens and connection.laddr[1] == port and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     except psutil.Error:
         pass  # Without the right to look, the port alone must do.

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from http import HTTPStatus
 from pathlib import Path
 
 import asyncpg
@@ -31,7 +32,7 @@ def http_probe(url: str, *, unix_socket: Path | None = None) -> Probe:
                 answer = await client.get(url)
         except (httpx.HTTPError, OSError) as error:
             return f"no answer yet ({type(error).__name__})"
-        return None if answer.status_code == httpx.codes.OK else f"answers {answer.status_code}"
+        return None if answer.status_code == HTTPStatus.OK else f"answers {answer.status_code}"
 
     return ask
 

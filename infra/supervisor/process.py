@@ -150,9 +150,7 @@ class ManagedProcess:
                     **_account_arguments(spec.os_user),
                 )
         except OSError as error:
-            raise StartFailed(
-                f"{spec.name} cannot be started: {error.strerror} ({error.filename})"
-            ) from error
+            raise StartFailed(f"{spec.name} cannot be started: {error.strerror} ({error.filename})") from error
         self.started_at = time.monotonic()
         self.record = record_of(spec.name, self._process.pid)
         self.on_change()
@@ -162,9 +160,7 @@ class ManagedProcess:
             missing = await self.spec.ready()
             if missing is None:
                 self.is_ready.set()
-                log.info(
-                    "%s is ready (pid %s)", self.spec.name, self.pid, extra={"process_name": self.spec.name}
-                )
+                log.info("%s is ready (pid %s)", self.spec.name, self.pid, extra={"process_name": self.spec.name})
                 self.on_change()
                 return
             await asyncio.sleep(READY_POLL_S)
@@ -192,7 +188,7 @@ class ManagedProcess:
         self._stopping = True
 
     def kill_now(self) -> None:
-        """Kill -9 of the process and all its descendants."""
+        """Kill (-9) the process and all its descendants."""
         for member in self.members():
             send(member, signal.SIGKILL)
 

@@ -50,18 +50,16 @@ def load_or_create_secrets(path: Path) -> Secrets:
         PlanMismatch: The file is there but is not a set of secrets of this version.
     """
     try:
-        stored = orjson.loads(path.read_bytes())
+        stored: dict[str, str] = dict(orjson.loads(path.read_bytes()))
     except FileNotFoundError:
         made = Secrets()
         write_private(path, orjson.dumps(asdict(made), option=orjson.OPT_INDENT_2))
         return made
-    except (OSError, orjson.JSONDecodeError) as error:
+    except (OSError, TypeError, ValueError) as error:
         raise PlanMismatch(f"{path} is not readable as the secrets of a deployment: {error}") from error
     names = {entry.name for entry in fields(Secrets)}
-    if not isinstance(stored, dict) or set(stored) != names:  # pyright: ignore[reportUnknownArgumentType] - JSON
-        raise PlanMismatch(
-            f"{path} does not hold the secrets of this version; restore it or use another --data"
-        )
+    if set(stored) != names:
+        raise PlanMismatch(f"{path} does not hold the secrets of this version; restore it or use another --data")
     return Secrets(**stored)
 
 

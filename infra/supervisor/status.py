@@ -1,4 +1,4 @@
-"""What a deployment looks like now: asked of the agents, replicators and services themselves, put in one shape.
+"""What a deployment looks like now, asked of the agents, replicators and services themselves.
 
 Decides when a region counts as healthy. Opens no file and starts nothing.
 """
@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Mapping
+from http import HTTPStatus
 from typing import Any
 
 import httpx
@@ -39,18 +40,14 @@ async def ask_region(client: httpx.AsyncClient, plan: Plan, region: str) -> Docu
     missing = [
         f"{name}: {_missing_text(answer)}"
         for name, answer in zip(names, answers[2:], strict=True)
-        if answer is None or answer.get("http_status") != httpx.codes.OK
+        if answer is None or answer.get("http_status") != HTTPStatus.OK
     ]
     return {"agent": _ok(answers[0]), "replicator": _ok(answers[1]), "missing": missing}
 
 
-async def _ask(
-    client: httpx.AsyncClient, plan: Plan, region: str, listener: str, path: str
-) -> Document | None:
+async def _ask(client: httpx.AsyncClient, plan: Plan, region: str, listener: str, path: str) -> Document | None:
     try:
-        answer = await client.get(
-            f"http://{address(plan.port(region, listener))}/{path}", timeout=ASK_TIMEOUT_S
-        )
+        answer = await client.get(f"http://{address(plan.port(region, listener))}/{path}", timeout=ASK_TIMEOUT_S)
         document: Document = answer.json() if answer.content else {}
     except (httpx.HTTPError, ValueError):
         return None
@@ -58,7 +55,7 @@ async def _ask(
 
 
 def _ok(answer: Document | None) -> Document | None:
-    return answer if answer is not None and answer["http_status"] == httpx.codes.OK else None
+    return answer if answer is not None and answer["http_status"] == HTTPStatus.OK else None
 
 
 def _missing_text(answer: Document | None) -> str:
@@ -67,7 +64,7 @@ def _missing_text(answer: Document | None) -> str:
     return str(answer.get("detail") or answer.get("missing") or f"answers {answer['http_status']}")
 
 
-def region_document(
+def region_document(  # noqa: PLR0913 - the parts of one document, all named
     plan: Plan,
     region: str,
     *,
@@ -102,7 +99,7 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
     """The entry of `cells`: the newest epoch that any agent knows."""
     known = [answer["agent"] for answer in answers.values() if answer["agent"]]
     known = [agent for agent in known if agent.get("epoch") is not None]
-    newest: Document = max(known, key=lambda agent: int(agent["epoch"]), default={})
+    newest: Document = max(known, key=lambda agent: int(agent["epoch"])) if known else {}
     return {
         "cell": plan.cell,
         "epoch": newest.get("epoch"),

@@ -25,7 +25,7 @@ from infra.supervisor.environment import Site
 from infra.supervisor.errors import StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
 from infra.supervisor.process import ManagedProcess, ProcessSpec
-from infra.supervisor.records import ProcessRecord, family, postmaster, send, write_records
+from infra.supervisor.records import family, postmaster, send, write_records
 from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
 from infra.supervisor.status import ask_region, cell_document, region_document
 
@@ -114,9 +114,7 @@ class Supervisor:
 
     def _changed(self) -> None:
         records = [process.record for process in self.processes.values() if process.record is not None]
-        write_records(
-            self.site.layout.records, [entry for entry in records if isinstance(entry, ProcessRecord)]
-        )
+        write_records(self.site.layout.records, records)
         self._on_progress()
 
     async def _wait_until_ready_or_stopped(self) -> None:
@@ -226,12 +224,10 @@ class Supervisor:
             raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(self.plan.all_regions)}")
         known = set(self.pids(region))
         if process is not None and process not in known:
-            raise UnknownTarget(
-                f"unknown process {process!r} in {region}; there are {', '.join(sorted(known))}"
-            )
+            raise UnknownTarget(f"unknown process {process!r} in {region}; there are {', '.join(sorted(known))}")
 
     async def kill(self, region: str, process: str | None) -> list[int]:
-        """Kill -9 of one process (it comes back) or of a whole region (it stays dead until `restart_region`).
+        """Kill (-9) one process (it comes back) or of a whole region (it stays dead until `restart_region`).
 
         Returns:
             The pids that were sent the signal.
@@ -248,9 +244,7 @@ class Supervisor:
             # A process that was starting this very moment was not among the victims.
             for managed in self._region_processes(region):
                 managed.kill_now()
-            await asyncio.gather(
-                *(self._tasks[managed.spec.name] for managed in self._region_processes(region))
-            )
+            await asyncio.gather(*(self._tasks[managed.spec.name] for managed in self._region_processes(region)))
         return [victim.pid for victim in victims]
 
     def pause(self, region: str, process: str | None) -> list[int]:

@@ -11,6 +11,7 @@ import os
 import shutil
 import tempfile
 from pathlib import Path
+from typing import Any
 
 from infra.servers.unprivileged import account, reachable_folder
 from infra.supervisor.errors import PlanMismatch, StartFailed
@@ -88,15 +89,15 @@ async def _initialise(target: Path, postgres_bin: Path, secrets: Secrets) -> Non
         f"CREATE ROLE palaver_reader LOGIN PASSWORD '{secrets.view_reader}'\n"
         "CREATE DATABASE palaver OWNER palaver_apply\n"
     )
-    await _run(
-        target, [str(postgres_bin / "postgres"), "--single", "-D", str(target), "postgres"], text=roles
-    )
+    await _run(target, [str(postgres_bin / "postgres"), "--single", "-D", str(target), "postgres"], text=roles)
     _write_as_owner(target / "palaver.initialised", "", like=target)
 
 
 async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
     runs_as = account()
-    identity = {} if runs_as is None else {"user": runs_as.uid, "group": runs_as.gid, "extra_groups": []}
+    identity: dict[str, Any] = (
+        {} if runs_as is None else {"user": runs_as.uid, "group": runs_as.gid, "extra_groups": []}
+    )
     # Single-user mode reads palaver.conf through the include, so it has to exist before the first start.
     if not (target / "palaver.conf").exists() and (target / "postgresql.conf").exists():
         _write_as_owner(target / "palaver.conf", "", like=target)
@@ -107,7 +108,7 @@ async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
         stderr=asyncio.subprocess.STDOUT,
         env=base_environment(),
         cwd="/",
-        **identity,  # pyright: ignore[reportArgumentType] - the stub knows no union of keyword sets
+        **identity,
     )
     try:
         async with asyncio.timeout(INITDB_TIMEOUT_S):

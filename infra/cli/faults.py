@@ -1,0 +1,122 @@
+"""`palaver fault …` and `palaver region …`: hurt a running deployment on purpose, and bring it back."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from infra.cli import output
+from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
+from infra.relay.client import RelayClient
+from infra.supervisor.control import ControlClient
+from infra.supervisor.environment import address
+from infra.supervisor.errors import InvalidPlan, UnknownTarget
+from infra.supervisor.layout import open_layout
+from infra.supervisor.secrets import load_or_create_secrets
+
+DELAY_MS_MAX = 10_000  # the relay's own limit
+
+
+def kill(
+    region: str,
+    process: Annotated[str | None, typer.Argument()] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Kill -9 one process (it comes back) or a whole region (it stays dead until `region restart`)."""
+    _fault("/fault/kill", "killed", region, process, data, as_json)
+
+
+def pause(
+    region: str,
+    process: Annotated[str | None, typer.Argument()] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Stop (SIGSTOP) one process or a whole region without its noticing."""
+    _fault("/fault/pause", "paused", region, process, data, as_json)
+
+
+def resume(
+    region: str,
+    process: Annotated[str | None, typer.Argument()] = None,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Let paused processes go on."""
+    _fault("/fault/resume", "resumed", region, process, data, as_json)
+
+
+def _fault(  # noqa: PLR0913, PLR0917 - the arguments of three commands
+    path: str, done: str, region: str, process: str | None, data: Path, as_json: bool
+) -> None:
+    with ControlClient(open_layout(data)) as control:
+        answer = control.post(path, region=region, process=process)
+    if as_json:
+        output.print_json({"region": region, "process": process, **answer})
+    else:
+        typer.echo(f"{done} {region if process is None else f'{region}/{process}'}: {len(answer['pids'])} processes")
+
+
+def restart(region: str, data: Data = DEFAULT_DATA) -> None:
+    """Start a killed region again (a running one is stopped in order first)."""
+    with ControlClient(open_layout(data)) as control:
+        control.post("/region/restart", region=region)
+
+
+FIRST = Annotated[str, typer.Argument(help="A region.")]
+SECOND = Annotated[str, typer.Argument(help="Another region.")]
+ONE_WAY = Annotated[bool, typer.Option("--one-way", help="Only from the first region to the second.")]
+
+
+def partition(first: FIRST, second: SECOND, one_way: ONE_WAY = False, data: Data = DEFAULT_DATA) -> None:
+    """Cut the network between two regions."""
+    with _relay(data, first, second) as relay:
+        relay.set_faults(first, second, cut=True, both_ways=not one_way)
+    typer.echo(f"cut {first} {'→' if one_way else '↔'} {second}")
+
+
+def heal(
+    first: Annotated[str | None, typer.Argument(help="A region; without any, everything is healed.")] = None,
+    second: Annotated[str | None, typer.Argument(help="Another region.")] = None,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Undo cuts, delays and loss, between two regions or everywhere."""
+    if (first is None) != (second is None):
+        raise UnknownTarget("name two regions, or none to heal everything")
+    with _relay(data, *(name for name in (first, second) if name is not None)) as relay:
+        relay.heal(first, second)
+    typer.echo("healed everything" if first is None else f"healed {first} ↔ {second}")
+
+
+def delay(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    first: FIRST,
+    second: SECOND,
+    delay_ms: Annotated[float, typer.Argument(help="Delay of one direction, in milliseconds.")],
+    jitter_ms: Annotated[float, typer.Option(help="Up to this much more, at random.")] = 0.0,
+    loss: Annotated[float, typer.Option(help="Share of packets lost, 0 to 1 (a retransmission delay on TCP).")] = 0.0,
+    one_way: ONE_WAY = False,
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Set delay, jitter and loss between two regions."""
+    if not (0 <= delay_ms <= DELAY_MS_MAX and 0 <= jitter_ms <= DELAY_MS_MAX and 0 <= loss < 1):
+        raise InvalidPlan(f"use 0 to {DELAY_MS_MAX} ms of delay and jitter, and a loss from 0 to below 1")
+    with _relay(data, first, second) as relay:
+        relay.set_faults(first, second, delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, both_ways=not one_way)
+    typer.echo(f"{first} {'→' if one_way else '↔'} {second}: {delay_ms:g} ms ± {jitter_ms:g}, loss {loss:g}")
+
+
+def _relay(data: Path, *regions: str) -> RelayClient:
+    """The relay's control of a running deployment, after a look at the names."""
+    layout = open_layout(data)
+    plan = known_plan(layout)
+    for region in regions:
+        if region not in plan.all_regions:
+            raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(plan.all_regions)}")
+    if len(set(regions)) != len(regions):
+        raise UnknownTarget("name two different regions")
+    ControlClient(layout).close()  # Says clearly when nothing runs.
+    token = load_or_create_secrets(layout.secrets).relay_token
+    return RelayClient(f"http://{address(plan.deployment_port('relay_control'))}", token)

@@ -1,0 +1,166 @@
+"""`palaver up | down | status | servers | logs`: the life of a deployment."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from infra.cli import logs as log_reader
+from infra.cli import output
+from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
+from infra.cli.progress import ProgressDisplay
+from infra.supervisor.control import ControlClient
+from infra.supervisor.deployment import Wish, find_servers, run_deployment, settle_plan
+from infra.supervisor.errors import DeploymentError, NotRunning, StartFailed
+from infra.supervisor.layout import Layout, open_layout
+
+DETACHED_READY_TIMEOUT_S = 180.0
+STOP_TIMEOUT_S = 60.0
+POLL_S = 0.1
+
+
+def _names(text: str | None) -> tuple[str, ...] | None:
+    return None if text is None else tuple(name.strip() for name in text.split(",") if name.strip())
+
+
+def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    regions: Annotated[
+        str | None, typer.Option(help="Voter regions, comma-separated (3 or 5); the first leads.")
+    ] = None,
+    view_regions: Annotated[str | None, typer.Option(help="Regions that only read, comma-separated.")] = None,
+    rtt_ms: Annotated[float | None, typer.Option(help="Round trip between regions in milliseconds.")] = None,
+    port_base: Annotated[
+        int | None, typer.Option(help="First of a block of ports; free ones are found otherwise.")
+    ] = None,
+    detach: Annotated[
+        bool, typer.Option("--detach", help="Return when all is ready; stop with `palaver down`.")
+    ] = False,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Start a deployment, or go on with the one in the data folder."""
+    layout = open_layout(data)
+    wish = Wish(regions=_names(regions), view_regions=_names(view_regions), rtt_ms=rtt_ms, port_base=port_base)
+    if detach:
+        _up_detached(layout, wish)
+        with ControlClient(layout) as control:
+            _print_status(control.get("/status"), as_json=as_json)
+        return
+    with ProgressDisplay() as display:
+        asyncio.run(run_deployment(layout, wish, on_progress=display.update))
+
+
+def _up_detached(layout: Layout, wish: Wish) -> None:
+    """Start a supervisor of its own session and wait until everything is ready."""
+    find_servers()
+    settle_plan(layout, wish)
+    started = subprocess.Popen(
+        [sys.executable, "-P", "-m", "infra.supervisor", str(layout.data)],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+        cwd="/",
+    )
+    deadline = time.monotonic() + DETACHED_READY_TIMEOUT_S
+    while time.monotonic() < deadline:
+        if started.poll() is not None:
+            assert started.stderr is not None
+            lines = started.stderr.read().decode(errors="replace").strip().splitlines()
+            raise StartFailed(lines[-1] if lines else f"the supervisor ended with {started.returncode}; see its log")
+        try:
+            with ControlClient(layout) as control:
+                if control.pid == started.pid and control.get("/progress")["ready"]:
+                    return
+        except NotRunning:
+            pass  # It is not that far yet.
+        time.sleep(POLL_S)
+    started.terminate()
+    raise StartFailed(f"not ready after {DETACHED_READY_TIMEOUT_S:.0f} s; see `palaver logs`")
+
+
+def down(data: Data = DEFAULT_DATA) -> None:
+    """Stop a deployment in order; its data stays."""
+    layout = open_layout(data)
+    with ControlClient(layout) as control:
+        control.post("/stop")
+        deadline = time.monotonic() + STOP_TIMEOUT_S
+        while _is_running(layout, control.pid):
+            if time.monotonic() > deadline:
+                raise DeploymentError(f"still stopping after {STOP_TIMEOUT_S:.0f} s; see `palaver logs`")
+            time.sleep(POLL_S)
+
+
+def _is_running(layout: Layout, pid: int) -> bool:
+    try:
+        with ControlClient(layout) as control:
+            return control.pid == pid
+    except NotRunning:
+        # The control file goes last; after it only the process itself has to end.
+        return _alive(pid)
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)
+    except ProcessLookupError:
+        return False
+    return Path(f"/proc/{pid}/cmdline").read_bytes() != b"" if Path(f"/proc/{pid}").exists() else False
+
+
+def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Show cells, leader, epoch, regions and what is missing."""
+    with ControlClient(open_layout(data)) as control:
+        _print_status(control.get("/status"), as_json=as_json)
+
+
+def _print_status(document: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(document)
+    else:
+        output.print_status(document)
+
+
+def servers(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Show which server binaries are used, where they lie, which version and why."""
+    del data  # Every command takes it; the binaries are the same for all folders.
+    found = find_servers().values()
+    if as_json:
+        output.print_json(
+            [
+                {
+                    "name": server.name, "path": str(server.path), "version": server.version,
+                    "source": server.source, "why": server.why, "warning": server.warning,
+                }
+                for server in found
+            ]
+        )  # fmt: skip
+        return
+    rows = [(server.name, server.version, server.source, server.path, server.why) for server in found]
+    output.print_table("", ("server", "version", "from", "path", "why"), rows)
+    for server in found:
+        if server.warning:
+            typer.echo(f"warning: {server.warning}", err=True)
+
+
+def logs(
+    region: Annotated[str | None, typer.Argument(help="Only this region.")] = None,
+    process: Annotated[str | None, typer.Argument(help="Only this process.")] = None,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is appended.")] = False,
+    data: Data = DEFAULT_DATA,
+    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they were written.")] = False,
+) -> None:
+    """Print the logs of all processes in the order of time."""
+    layout = open_layout(data)
+    files = log_reader.find_logs(layout, known_plan(layout), region, process)
+    for line in log_reader.merged(files, raw=as_json):
+        typer.echo(line)
+    if follow:
+        log_reader.follow(files, raw=as_json, emit=typer.echo)

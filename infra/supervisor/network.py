@@ -1,0 +1,73 @@
+"""The links between the regions of a deployment, as the relay is told them.
+
+Decides which traffic crosses regions: everything that a topology names as somebody else's address, and the
+peer traffic of etcd. Knows nothing of delays beyond the one that a deployment starts with.
+"""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import orjson
+
+from infra.supervisor.environment import LISTENER_OF_SERVICE, VOTER_SERVICES, Site, address
+from infra.supervisor.plan import LINKED_SERVICES, Plan
+from infra.supervisor.probes import http_probe
+from infra.supervisor.process import ProcessSpec, base_environment
+from infra.supervisor.records import DEPLOYMENT_VARIABLE
+from infra.supervisor.region import etcd_host
+from infra.supervisor.secrets import write_private
+
+
+def relay_document(site: Site) -> dict[str, Any]:
+    """The relay's configuration: one listener a pair and service, one SOCKS listener a region."""
+    plan = site.plan
+    return {
+        "control": {"listen": address(plan.deployment_port("relay_control")), "token": site.secrets.relay_token},
+        "rtt_ms": plan.rtt_ms,
+        "links": [link for source in plan.all_regions for link in _links(plan, source)],
+        "socks": [_socks(plan, source) for source in plan.regions],
+    }
+
+
+def _links(plan: Plan, source: str) -> list[dict[str, Any]]:
+    return [
+        {
+            "listen": address(plan.link_port(source, target, service)),
+            "source": source,
+            "target": target,
+            "service": service,
+            "upstream": address(plan.port(target, LISTENER_OF_SERVICE[service])),
+        }
+        for target in plan.all_regions
+        for service in LINKED_SERVICES
+        if target != source and (plan.is_voter(target) or service not in VOTER_SERVICES)
+    ]
+
+
+def _socks(plan: Plan, source: str) -> dict[str, Any]:
+    return {
+        "listen": address(plan.port(source, "socks")),
+        "source": source,
+        "hosts": {
+            f"{etcd_host(target)}:2380": {"target": target, "upstream": address(plan.port(target, "etcd_peer"))}
+            for target in plan.regions
+            if target != source
+        },
+    }
+
+
+def relay_spec(site: Site) -> ProcessSpec:
+    """The relay as a process of the deployment."""
+    config = site.layout.relay_config
+    write_private(config, orjson.dumps(relay_document(site), option=orjson.OPT_INDENT_2))
+    control = address(site.plan.deployment_port("relay_control"))
+    return ProcessSpec(
+        region=None,
+        process="relay",
+        argv=(sys.executable, "-P", "-m", "infra.relay", "--config", str(config)),
+        env=base_environment() | {DEPLOYMENT_VARIABLE: site.plan.deployment},
+        log=site.layout.log(None, "relay"),
+        ready=http_probe(f"http://{control}/healthz"),
+    )
