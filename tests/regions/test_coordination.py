@@ -216,9 +216,7 @@ async def test_watch_misses_and_doubles_nothing_while_its_endpoint_fails(
 
 
 @pytest.mark.integration
-async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(
-    cluster: EtcdCluster, cell: CellId
-) -> None:
+async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
         assert await coordination.create_leadership(cell, leadership(1))
         found = await coordination.read_leadership(cell)
@@ -235,9 +233,7 @@ async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(
 
 
 @pytest.mark.integration
-async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(
-    cluster: EtcdCluster, cell: CellId
-) -> None:
+async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
         assert await coordination.create_leadership(cell, leadership(1))
         view = LeadershipView(coordination, cell)
@@ -253,9 +249,9 @@ async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(
                 await asyncio.to_thread(cluster.start, 1, wait=False)
                 await asyncio.to_thread(cluster.start, 2, wait=False)
             assert await swap(coordination, cell, leadership(2))
-            assert (
-                await view.next_after(view.current) if view.current == leadership(1) else view.current
-            ) == (leadership(2))
+            assert (await view.next_after(view.current) if view.current == leadership(1) else view.current) == (
+                leadership(2)
+            )
             running.cancel()
 
 

@@ -19,9 +19,7 @@ def region(name: str, port: int, *, voter: bool = True) -> dict[str, Any]:
             "agent",
         )
     )
-    return {"name": name, "voter": voter} | {
-        key: f"127.0.0.1:{port + offset}" for offset, key in enumerate(keys)
-    }
+    return {"name": name, "voter": voter} | {key: f"127.0.0.1:{port + offset}" for offset, key in enumerate(keys)}
 
 
 def document(voters: int = 3, views: int = 0) -> dict[str, Any]:

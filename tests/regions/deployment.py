@@ -1,0 +1,126 @@
+"""Ledger members and topologies of a throwaway deployment on free loopback ports."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import asyncpg
+
+from infra.servers.resolver import resolve
+from infra.servers.unprivileged import account, reachable_install
+from regions.identity import RegionName
+from regions.member import Account, Member, MemberSettings
+from regions.topology import Address, Topology, parse_topology
+from tests.child_processes import folder, free_port
+
+SUPERUSER_PASSWORD = "super'user"
+REPLICATION_PASSWORD = "repli:cat\\ion"
+WRITER_PASSWORD = "writer"
+
+REGIONS = (RegionName("us-east"), RegionName("eu-west"), RegionName("ap-south"))
+
+# What the migrations of the ledger make, as far as an agent must see it.
+LEDGER_SCHEMA = """
+CREATE SCHEMA IF NOT EXISTS palaver;
+CREATE TABLE IF NOT EXISTS palaver.fence (
+    epoch bigint PRIMARY KEY, fence_id uuid NOT NULL, leader text NOT NULL, established_at timestamptz NOT NULL
+);
+CREATE TABLE IF NOT EXISTS palaver.kept (n bigint PRIMARY KEY);
+"""
+
+
+async def prepare_ledger(url: str) -> None:
+    """Stand in for the migrations."""
+    connection = await asyncpg.connect(url)
+    try:
+        await connection.execute(LEDGER_SCHEMA)
+    finally:
+        await connection.close()
+
+
+@dataclass
+class Deployment:
+    """Ports, folders and members of three regions."""
+
+    root: Path
+    etcd: list[str] = field(default_factory=list[str])
+    view_regions: tuple[str, ...] = ()
+
+    def __post_init__(self) -> None:
+        names = (*REGIONS, *self.view_regions)
+        keys = ("etcd", "ledger", "write_api", "read_api", "changes", "agent", "edge")
+        self.ports = {name: {key: free_port() for key in keys} for name in names}
+
+    def topology(self, region: str) -> Topology:
+        """The topology as one region sees it; everything is reached directly."""
+        regions: list[dict[str, Any]] = []
+        for index, (name, ports) in enumerate(self.ports.items()):
+            voter = name in REGIONS
+            entry: dict[str, Any] = {"name": name, "voter": voter}
+            keys = ("ledger", "write_api", "read_api", "changes", "agent")
+            entry |= {key: f"127.0.0.1:{ports[key]}" for key in (keys if voter else keys[2:])}
+            if voter:
+                entry["etcd"] = self.etcd[index] if self.etcd else f"127.0.0.1:{ports['etcd']}"
+            regions.append(entry)
+        return parse_topology({"cell": "main", "region": region, "regions": regions})
+
+    def ledger(self, region: str) -> Address:
+        """Where a region's member listens."""
+        return Address("127.0.0.1", self.ports[region]["ledger"])
+
+    def settings(self, region: str) -> MemberSettings:
+        """The settings of a region's member."""
+        home = self.root / region
+        state = home / "state"
+        state.mkdir(parents=True, exist_ok=True)
+        owner = account()
+        return MemberSettings(
+            region=RegionName(region),
+            data=home / "ledger",
+            state=state,
+            log=state / "ledger.log",
+            programs=reachable_install(resolve("postgres").bin_dir, owner),
+            listen=self.ledger(region),
+            account=None if owner is None else Account(uid=owner.uid, gid=owner.gid),
+            superuser_password=SUPERUSER_PASSWORD,
+            replication_password=REPLICATION_PASSWORD,
+            writer_password=WRITER_PASSWORD,
+            wal_keep_mb=256,
+        )
+
+    async def connect(self, region: str, database: str = "palaver") -> asyncpg.Connection:
+        """Connect to a member as superuser."""
+        return await asyncpg.connect(
+            host="127.0.0.1",
+            port=self.ports[region]["ledger"],
+            user="palaver",
+            password=SUPERUSER_PASSWORD,
+            database=database,
+            ssl=False,
+        )
+
+
+@contextlib.asynccontextmanager
+async def deployment(etcd: list[str] | None = None, view_regions: tuple[str, ...] = ()) -> AsyncGenerator[Deployment]:
+    """Make a deployment and end every member that still runs on its folders."""
+    with folder(account()) as root:
+        made = Deployment(root=root, etcd=etcd or [], view_regions=view_regions)
+        try:
+            yield made
+        finally:
+            for region in REGIONS:
+                if (root / region / "ledger" / "postmaster.pid").exists():
+                    leftover = Member(made.settings(region))
+                    await leftover.adopt()
+                    await leftover.stop()
+
+
+async def until(condition: Any, seconds: float = 30.0) -> Any:
+    """Wait for an asynchronous condition to become true; fail when it does not."""
+    async with asyncio.timeout(seconds):
+        while not (found := await condition()):  # noqa: ASYNC110 - other processes set no event
+            await asyncio.sleep(0.02)
+    return found

@@ -1,0 +1,297 @@
+"""Ledger members on real PostgreSQL: made, followed, crashed, adopted, stopped."""
+
+import asyncio
+import os
+import signal
+import socket
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from regions.identity import RegionName
+from regions.member import Member, MemberFailed, MemberUnusable, quorum_names
+from regions.member.process import ProcessIdentity, processes_in
+from tests.regions.deployment import (
+    REGIONS,
+    REPLICATION_PASSWORD,
+    WRITER_PASSWORD,
+    Deployment,
+    deployment,
+    prepare_ledger,
+    until,
+)
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+QUORUM = quorum_names((WEST, SOUTH), 1)
+
+
+@pytest.fixture
+async def made() -> AsyncGenerator[Deployment]:
+    async with deployment() as one:
+        yield one
+
+
+async def lead(made: Deployment, region: RegionName = EAST) -> Member:
+    member = Member(made.settings(region))
+    await member.initialise()
+    await member.start_primary(epoch=1, synchronous_standby_names="")
+    await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
+    await prepare_ledger(member.ledger.url)
+    await member.ledger.prepare_slots(followers=[WEST, SOUTH], streams=REGIONS)
+    return member
+
+
+async def follow(made: Deployment, region: RegionName) -> Member:
+    member = Member(made.settings(region))
+    await member.base_backup(made.ledger(EAST))
+    await member.start_standby(epoch=1, leader=made.ledger(EAST))
+    return member
+
+
+@asynccontextmanager
+async def three_members(made: Deployment) -> AsyncGenerator[tuple[Member, Member, Member]]:
+    leader = await lead(made)
+    west, south = await asyncio.gather(follow(made, WEST), follow(made, SOUTH))
+    await until(lambda: streaming(leader, 2))
+    await leader.set_quorum(QUORUM)
+    try:
+        yield leader, west, south
+    finally:
+        for member in (leader, west, south):
+            await member.stop()
+
+
+async def streaming(leader: Member, count: int) -> bool:
+    standbys = await leader.ledger.read_standbys(REGIONS)
+    return sum(standby.streaming for standby in standbys) == count
+
+
+async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standby(made: Deployment) -> None:
+    async with three_members(made) as (leader, west, south):
+        fence = UUID(int=1)
+        assert await leader.ledger.write_fence_row(epoch=1, fence_id=fence, leader=EAST) == fence
+        # A second attempt finds the row of the first and still waits for the quorum.
+        again = await leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=2), leader=EAST)
+        assert again == fence
+        standbys = await leader.ledger.read_standbys(REGIONS)
+        assert {standby.sync_state for standby in standbys} == {"quorum"}
+        connection = await made.connect(EAST)
+        await connection.execute("INSERT INTO palaver.kept VALUES (1)")
+        await west.stop()
+        await connection.execute("INSERT INTO palaver.kept VALUES (2)")
+        await south.stop()
+        waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (3)"))
+        await asyncio.wait([waiting], timeout=0.5)
+        assert not waiting.done()
+        await west.start_standby(epoch=1, leader=made.ledger(EAST))
+        await waiting
+        await connection.close()
+        reader = await made.connect(WEST)
+        assert await reader.fetchval("SELECT count(*) FROM palaver.kept") == 3
+        await reader.close()
+
+
+async def test_preparing_again_changes_nothing_and_the_slots_are_failover_slots(made: Deployment) -> None:
+    leader = await lead(made)
+    try:
+        for _ in range(2):
+            await leader.ledger.prepare_roles(replication_password="other", writer_password="other")
+            await leader.ledger.prepare_slots(followers=[WEST, SOUTH], streams=REGIONS)
+        connection = await made.connect(EAST)
+        slots = await connection.fetch("SELECT slot_name, slot_type, failover FROM pg_replication_slots ORDER BY 1")
+        assert [tuple(slot) for slot in slots] == [
+            ("member_ap_south", "physical", False),
+            ("member_eu_west", "physical", False),
+            ("palaver_ap_south", "logical", True),
+            ("palaver_eu_west", "logical", True),
+            ("palaver_us_east", "logical", True),
+        ]
+        assert await connection.fetchval("SHOW data_checksums") == "on"
+        assert await connection.fetchval("SHOW listen_addresses") == "127.0.0.1"
+        assert await connection.fetchval("SHOW restart_after_crash") == "off"
+        with pytest.raises(asyncpg.PostgresError, match="ALTER SYSTEM"):
+            await connection.execute("ALTER SYSTEM SET synchronous_commit = off")
+        await connection.close()
+        writer = await asyncpg.connect(
+            host="127.0.0.1",
+            port=made.ledger(EAST).port,
+            user="palaver_writer",
+            password=WRITER_PASSWORD,
+            database="palaver",
+        )
+        await writer.close()
+        with pytest.raises(asyncpg.InvalidPasswordError):
+            await asyncpg.connect(
+                host="127.0.0.1",
+                port=made.ledger(EAST).port,
+                user="palaver_writer",
+                password="wrong",
+                database="palaver",
+            )
+        assert {slot.name for slot in await leader.ledger.read_slots()} == {slot[0] for slot in slots}
+    finally:
+        await leader.stop()
+
+
+async def test_standby_keeps_copies_of_the_change_slots(made: Deployment) -> None:
+    async with three_members(made):
+
+        async def copied() -> bool:
+            connection = await made.connect(WEST, "postgres")
+            count = await connection.fetchval(
+                "SELECT count(*) FROM pg_replication_slots WHERE synced AND NOT temporary"
+            )
+            await connection.close()
+            return count == len(REGIONS)
+
+        # A copy becomes durable when the slot's consumer has confirmed past the copy's first WAL.
+        leader = await made.connect(EAST)
+
+        async def confirmed_and_copied() -> bool:
+            await leader.execute("INSERT INTO palaver.kept SELECT count(*) FROM palaver.kept")
+            await leader.execute("SELECT pg_log_standby_snapshot()")
+            await leader.execute(
+                "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn())"
+                " FROM pg_replication_slots WHERE slot_type = 'logical'"
+            )
+            return await copied()
+
+        await until(confirmed_and_copied, 60)
+        await leader.close()
+
+
+async def test_position_of_a_standby_never_falls_below_what_it_has(made: Deployment) -> None:
+    async with three_members(made) as (leader, west, _):
+        connection = await made.connect(EAST)
+        await connection.execute("INSERT INTO palaver.kept SELECT generate_series(1, 1000)")
+        await connection.close()
+        flushed = (await leader.ledger.read_state()).lsn
+
+        async def caught_up() -> bool:
+            return (await west.ledger.read_state()).lsn >= flushed
+
+        await until(caught_up)
+        await leader.stop()
+        await west.stop()
+        # Its leader is gone, so it receives nothing: receive is NULL, replay is what it has (rule 4).
+        await west.start_standby(epoch=1, leader=made.ledger(EAST))
+        state = await west.ledger.read_state()
+        assert state.in_recovery
+        assert not state.receiving
+        assert state.lsn >= flushed
+
+
+async def test_killed_postmaster_is_noticed_and_starts_again_over_its_leftovers(made: Deployment) -> None:
+    leader = await lead(made)
+    connection = await made.connect(EAST)
+    await connection.execute("INSERT INTO palaver.kept VALUES (1)")
+    assert leader.process is not None
+    os.kill(leader.process.pid, signal.SIGKILL)
+    async with asyncio.timeout(5):
+        await leader.process.wait()
+    assert not leader.running
+    connection.terminate()
+    await leader.start_primary(epoch=2, synchronous_standby_names="")
+    record = leader.record
+    assert record is not None
+    assert (record.role, record.epoch) == ("primary", 2)
+    connection = await made.connect(EAST)
+    assert await connection.fetchval("SELECT count(*) FROM palaver.kept") == 1
+    await connection.close()
+    await leader.stop()
+    assert processes_in(leader.settings.data.resolve()) == []
+
+
+async def test_member_outlives_its_agent_and_is_adopted(made: Deployment) -> None:
+    first = await lead(made)
+    assert first.process is not None
+    pid = first.process.pid
+    first.leave()
+    second = Member(made.settings(EAST))
+    assert await second.adopt()
+    assert second.process is not None
+    assert second.process.pid == pid
+    await second.stop()
+    assert not second.running
+    third = Member(made.settings(EAST))
+    assert not await third.adopt()
+
+
+async def test_postmaster_that_nobody_remembers_is_stopped(made: Deployment) -> None:
+    first = await lead(made)
+    assert first.process is not None
+    first.leave()
+    (made.settings(EAST).state / "member.json").unlink()
+    second = Member(made.settings(EAST))
+    assert not await second.adopt()
+    assert not second.running
+    assert processes_in(made.settings(EAST).data.resolve()) == []
+
+
+async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Deployment) -> None:
+    leader = await lead(made)
+    cancelled = Member(made.settings(WEST))
+    backup = asyncio.create_task(cancelled.base_backup(made.ledger(EAST)))
+    await until(lambda: asyncio.sleep(0, (made.settings(WEST).data / "global").exists()))
+    backup.cancel()
+    await asyncio.wait([backup])
+    assert Member(made.settings(WEST)).data_state() == "absent"
+    (made.settings(WEST).data / "PG_VERSION").write_text("18\n")
+    again = await follow(made, WEST)
+    await until(lambda: streaming(leader, 1))
+    assert again.data_state() == "standby"
+    await again.stop()
+    await leader.stop()
+
+
+async def test_base_backup_of_an_absent_leader_is_one_clear_error(made: Deployment) -> None:
+    member = Member(made.settings(WEST))
+    with pytest.raises(MemberFailed, match=r"pg_basebackup failed: .*[Rr]efused") as failed:
+        await member.base_backup(made.ledger(EAST))
+    assert "\n" not in str(failed.value)
+    assert member.data_state() == "absent"
+
+
+@pytest.mark.parametrize(("version", "said"), [("17\n", "PostgreSQL 17"), (None, "holds no PostgreSQL data")])
+async def test_data_of_another_version_or_kind_is_one_clear_error(
+    made: Deployment, version: str | None, said: str
+) -> None:
+    settings = made.settings(EAST)
+    settings.data.mkdir()
+    (settings.data / ("PG_VERSION" if version else "letter.txt")).write_text(version or "dear")
+    with pytest.raises(MemberUnusable, match=said) as refused:
+        Member(settings).data_state()
+    assert "\n" not in str(refused.value)
+    assert len(list(settings.data.iterdir())) == 1
+
+
+async def test_port_that_is_taken_is_one_clear_error(made: Deployment) -> None:
+    member = Member(made.settings(EAST))
+    await member.initialise()
+    with socket.socket() as holder:
+        holder.bind(("127.0.0.1", made.ledger(EAST).port))
+        with pytest.raises(MemberFailed, match="ended at its start") as failed:
+            await member.start_primary(epoch=1, synchronous_standby_names="")
+    assert "\n" not in str(failed.value)
+
+
+async def test_frozen_member_is_stopped_in_bounded_time(made: Deployment) -> None:
+    leader = await lead(made)
+    assert leader.process is not None
+    leader.process.send(signal.SIGSTOP)
+    async with asyncio.timeout(9):
+        await leader.stop()
+    assert not leader.running
+
+
+async def test_identity_distinguishes_a_reused_pid() -> None:
+    mine = ProcessIdentity.of(os.getpid())
+    assert mine is not None
+    assert mine == ProcessIdentity.of(os.getpid())
+    parent = ProcessIdentity.of(os.getppid())
+    assert parent != mine

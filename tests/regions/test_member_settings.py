@@ -1,0 +1,49 @@
+"""The files of a ledger member."""
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from regions.identity import RegionName
+from regions.member import MemberSettings, quorum_names
+from regions.member.settings import configuration, follow_conninfo, passfile
+from regions.topology import Address
+
+SETTINGS = MemberSettings(
+    region=RegionName("eu-west"),
+    data=Path("/data"),
+    state=Path("/state"),
+    log=Path("/log"),
+    programs=Path("/bin"),
+    listen=Address("127.0.0.1", 5001),
+    account=None,
+    superuser_password="s",
+    replication_password="r",
+    writer_password="w",
+    wal_keep_mb=256,
+)
+
+
+def test_quorum_is_any_of_the_standbys_in_a_stable_order() -> None:
+    east, south = RegionName("us-east"), RegionName("ap-south")
+    assert quorum_names((east, south), 1) == 'ANY 1 ("ap-south", "us-east")'
+    with pytest.raises(AssertionError):
+        quorum_names((), 0)
+
+
+def test_primary_starts_with_its_quorum_and_follows_nobody() -> None:
+    written = configuration(SETTINGS, synchronous_standby_names='ANY 1 ("a")', follows=None)
+    assert "synchronous_standby_names = 'ANY 1 (\"a\")'" in written
+    assert "primary_conninfo = ''" in written
+    assert "restart_after_crash = off" in written
+    assert "listen_addresses = '127.0.0.1'" in written
+
+
+def test_password_is_in_the_passfile_only() -> None:
+    secret = replace(SETTINGS, replication_password="hidden:\\")
+    leader = Address("10.0.0.1", 5000)
+    assert "hidden" not in configuration(secret, synchronous_standby_names="", follows=leader)
+    assert passfile(secret) == "*:*:*:palaver_replication:hidden\\:\\\\\n"
+    assert "application_name=eu-west" in follow_conninfo(secret, leader)
+    assert "dbname=palaver" in follow_conninfo(secret, leader)
