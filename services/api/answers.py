@@ -1,0 +1,28 @@
+"""Sends ready bytes over ASGI, without a response object in between."""
+
+from collections.abc import Sequence
+from typing import Final
+
+import orjson
+
+from services.telemetry.middleware import Send
+
+Header = tuple[bytes, bytes]
+JSON_HEADER: Final[Header] = (b"content-type", b"application/json")
+
+
+async def answer_json(send: Send, status: int, document: object, headers: Sequence[Header] = ()) -> None:
+    """Send a JSON document."""
+    await answer(send, status, orjson.dumps(document), [JSON_HEADER, *headers])
+
+
+async def answer(send: Send, status: int, body: bytes, headers: Sequence[Header]) -> None:
+    """Send a whole answer; the content length is added."""
+    await send(
+        {
+            "type": "http.response.start",
+            "status": status,
+            "headers": [*headers, (b"content-length", b"%d" % len(body))],
+        }
+    )
+    await send({"type": "http.response.body", "body": body})

@@ -1,0 +1,62 @@
+"""The JSON of a comment, its entity tag and its times, the same from the ledger's answer and from the view."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import datetime
+from typing import Final
+from uuid import UUID
+
+DELETED: Final = "deleted"
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Comment:
+    """A comment as the API shows it; the fields of a tombstone that held personal data are None."""
+
+    id: UUID
+    thread: str
+    parent: UUID | None
+    author_id: str | None
+    author_name: str | None
+    author_url: str | None
+    body: str | None
+    html: str | None
+    created_at: datetime
+    edited_at: datetime | None
+    version: int
+    state: str
+    score: int = 0
+    reply_count: int = 0
+
+
+def timestamp(moment: datetime) -> str:
+    """Return RFC 3339 in UTC with microseconds. The moment is in UTC, as both databases give it."""
+    return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
+
+
+def comment_json(
+    comment: Comment, replies: Sequence[dict[str, object]] = (), replies_next: str | None = None
+) -> dict[str, object]:
+    """Return the comment's JSON object with these replies below it."""
+    author: dict[str, object] = {"id": comment.author_id, "name": comment.author_name}
+    if comment.author_url is not None:
+        author["url"] = comment.author_url
+    return {
+        "id": str(comment.id),
+        "thread": comment.thread,
+        "parent": None if comment.parent is None else str(comment.parent),
+        "author": author,
+        "body": comment.body,
+        "html": comment.html,
+        "created_at": timestamp(comment.created_at),
+        "edited_at": None if comment.edited_at is None else timestamp(comment.edited_at),
+        "version": comment.version,
+        "state": comment.state,
+        "score": comment.score,
+        "replies": {"count": comment.reply_count, "items": list(replies), "next": replies_next},
+    }
+
+
+def entity_tag(comment: Comment) -> bytes:
+    """Return the ETag: the version, which If-Match reads, then what else of the answer can move."""
+    return b'"%d-%d-%d"' % (comment.version, comment.reply_count, comment.score)

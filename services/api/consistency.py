@@ -1,0 +1,79 @@
+"""What a read asks for and what it got: `Palaver-Consistency` and `Palaver-Position`.
+
+In: `eventual` (the default), `session` (with `Palaver-Position: <token>`, which alone means session),
+`bounded=<seconds>`, `strong`. Out: `<served>; asked=<level>; staleness-ms=<n>`, where `served` is the level the
+answer really has, so a client can tell a promise kept from one that was not.
+"""
+
+import re
+from dataclasses import dataclass
+from typing import Final, Literal
+
+from regions.identity import CellId
+from regions.position import InvalidPosition, Position, decode_token
+from services.api.problems import Problem, invalid
+
+Level = Literal["eventual", "session", "bounded", "strong"]
+
+CONSISTENCY_HEADER: Final = b"palaver-consistency"
+POSITION_HEADER: Final = b"palaver-position"
+_BOUNDED: Final = re.compile(rb"bounded=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Wanted:
+    """What a read asks for.
+
+    Attributes:
+        level: The level asked for.
+        position: The position a session must have reached.
+        staleness_ms_max: The bound of `bounded`.
+    """
+
+    level: Level = "eventual"
+    position: Position | None = None
+    staleness_ms_max: float | None = None
+
+
+EVENTUAL: Final = Wanted()
+
+
+def parse_wanted(consistency: bytes | None, token: bytes | None, cell: CellId) -> Wanted:
+    """Read the two headers of a request.
+
+    Raises:
+        Problem: `invalid-request` for an unknown level, `invalid-position` for a token of somewhere else.
+    """
+    position = None if token is None else _parse_position(token, cell)
+    match consistency:
+        case None:
+            return EVENTUAL if position is None else Wanted(level="session", position=position)
+        case b"eventual":
+            return EVENTUAL
+        case b"strong":
+            return Wanted(level="strong")
+        case b"session":
+            if position is None:
+                raise invalid("Palaver-Position", "must come with Palaver-Consistency: session")
+            return Wanted(level="session", position=position)
+        case _:
+            match_ = _BOUNDED.fullmatch(consistency)
+            if match_ is None:
+                raise invalid("Palaver-Consistency", "must be eventual, session, strong or bounded=<seconds>")
+            return Wanted(level="bounded", staleness_ms_max=float(match_[1]) * 1000)
+
+
+def served_header(served: Level, asked: Level, staleness_ms: float | None) -> bytes:
+    """Return the value of `Palaver-Consistency` of an answer."""
+    staleness = b"unknown" if staleness_ms is None else b"%d" % max(0, staleness_ms)
+    return b"%b; asked=%b; staleness-ms=%b" % (served.encode(), asked.encode(), staleness)
+
+
+def _parse_position(token: bytes, cell: CellId) -> Position:
+    try:
+        token_cell, position = decode_token(token.decode("ascii"))
+    except (InvalidPosition, UnicodeDecodeError):
+        raise Problem("invalid-position", "Send a Palaver-Position as an answer gave it.") from None
+    if token_cell != cell:
+        raise Problem("invalid-position", f"The position is of cell {token_cell}, this site is of {cell}.")
+    return position

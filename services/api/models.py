@@ -1,0 +1,208 @@
+"""The bodies of requests, strict, and the shapes of answers, for the OpenAPI document.
+
+Decides which fields exist, their types and fixed bounds. Bounds that are settings (the length of a body) are
+checked by the route. Request models take no unknown field and coerce nothing.
+"""
+
+import re
+from typing import Annotated, Final, Literal
+from uuid import UUID
+
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic.json_schema import SkipJsonSchema
+
+SITE_NAME_CHARS_MAX: Final = 200
+ORIGINS_MAX: Final = 50
+TITLE_CHARS_MAX: Final = 500
+AUTHOR_NAME_CHARS_MAX: Final = 100
+# RFC 5321 allows 254 characters in an address that is used.
+EMAIL_CHARS_MAX: Final = 254
+URL_CHARS_MAX: Final = 2000
+
+_ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+_EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+_WEB_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*", re.IGNORECASE)
+
+
+def _no_nul(text: str) -> str:
+    if "\x00" in text:
+        raise ValueError("must not contain a NUL character")
+    return text
+
+
+def _one_line(text: str) -> str:
+    if any(ord(c) < 0x20 or c == "\x7f" for c in text):  # noqa: PLR2004 - the C0 controls
+        raise ValueError("must not contain control characters")
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _not_blank(text: str) -> str:
+    if not text.strip():
+        raise ValueError("must not be blank")
+    return text
+
+
+def _origin(text: str) -> str:
+    if text != "*" and not _ORIGIN.fullmatch(text):
+        raise ValueError("must be an origin such as https://example.com, in lower case and without a path, or *")
+    return text
+
+
+def _email(text: str) -> str:
+    if not _EMAIL.fullmatch(text):
+        raise ValueError("must be an e-mail address")
+    return text
+
+
+def _web_url(text: str) -> str:
+    if not _WEB_URL.fullmatch(text):
+        raise ValueError("must be an http or https address")
+    return text
+
+
+def _bounded(maximum: int) -> StringConstraints:
+    return StringConstraints(min_length=1, max_length=maximum)
+
+
+Origin = Annotated[str, _bounded(URL_CHARS_MAX), AfterValidator(_origin)]
+Body = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_nul), AfterValidator(_not_blank)]
+ThreadKey = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_nul)]
+
+
+class RequestModel(BaseModel):
+    """What every request body has in common."""
+
+    model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
+
+
+class NewSite(RequestModel):
+    """A site to create."""
+
+    name: Annotated[str, _bounded(SITE_NAME_CHARS_MAX), AfterValidator(_one_line)]
+    origins: Annotated[list[Origin], Field(max_length=ORIGINS_MAX)] = []
+
+
+class NewAuthor(RequestModel):
+    """Who an anonymous comment says it is from. The e-mail address is never shown."""
+
+    name: Annotated[str, _bounded(AUTHOR_NAME_CHARS_MAX), AfterValidator(_one_line)]
+    email: Annotated[str, _bounded(EMAIL_CHARS_MAX), AfterValidator(_one_line), AfterValidator(_email)] | None = None
+    url: Annotated[str, _bounded(URL_CHARS_MAX), AfterValidator(_one_line), AfterValidator(_web_url)] | None = None
+
+
+class NewComment(RequestModel):
+    """A comment to post."""
+
+    thread: ThreadKey
+    title: Annotated[str, _bounded(TITLE_CHARS_MAX), AfterValidator(_one_line)] | None = None
+    parent: UUID | None = None
+    body: Body
+    author: NewAuthor | None = None
+
+
+class CommentBody(RequestModel):
+    """A body in Markdown: to replace a comment's, or to preview."""
+
+    body: Body
+
+
+NEW_SITE: Final = TypeAdapter(NewSite)
+NEW_COMMENT: Final = TypeAdapter(NewComment)
+COMMENT_BODY: Final = TypeAdapter(CommentBody)
+
+
+class Site(BaseModel):
+    """A site as its creation answers; the secrets are shown this once."""
+
+    id: UUID
+    name: str
+    api_key: str
+    token_secret: str
+
+
+class Author(BaseModel):
+    """Who a comment is from; all null for a deleted one."""
+
+    id: str | None
+    name: str | None
+    url: str | SkipJsonSchema[None] = None
+
+
+class CommentShape(BaseModel):
+    """A comment."""
+
+    model_config = ConfigDict(title="Comment")
+
+    id: UUID
+    thread: str
+    parent: UUID | None
+    author: Author
+    body: str | None = Field(description="Markdown; null for a deleted comment.")
+    html: str | None = Field(description="The body as safe HTML; null for a deleted comment.")
+    created_at: str
+    edited_at: str | None
+    version: int
+    state: Literal["approved", "pending", "rejected", "spam", "deleted"]
+    score: int
+    replies: "Replies"
+
+
+class Replies(BaseModel):
+    """Direct replies: how many there are, those shown here, and where to go on."""
+
+    count: int
+    items: list[CommentShape]
+    next: str | None
+
+
+class Thread(BaseModel):
+    """The thread of a page. `id` is null while nobody has commented."""
+
+    key: str
+    id: UUID | None
+    title: str | None
+    state: Literal["open", "closed", "read_only"]
+    count: int
+
+
+class ThreadPage(BaseModel):
+    """A page of a thread."""
+
+    thread: Thread
+    comments: list[CommentShape]
+    next: str | None
+
+
+class Counts(BaseModel):
+    """Comments per thread key, as asked for."""
+
+    counts: dict[str, int]
+
+
+class Preview(BaseModel):
+    """Rendered Markdown."""
+
+    html: str
+
+
+class FieldErrorShape(BaseModel):
+    """One wrong field."""
+
+    field: str
+    message: str
+
+
+class ProblemShape(BaseModel):
+    """An error, RFC 9457."""
+
+    model_config = ConfigDict(title="Problem")
+
+    type: str
+    title: str
+    status: int
+    detail: str
+    instance: str
+    request_id: str
+    errors: list[FieldErrorShape] | SkipJsonSchema[None] = None

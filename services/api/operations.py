@@ -1,0 +1,330 @@
+"""Every operation of the public API as data: what the OpenAPI document and the Allow header are made of.
+
+Decides names, summaries, examples and which problems an operation can answer with. The two processes route by
+their own code; a test holds that they route exactly what stands here.
+"""
+
+import re
+from dataclasses import dataclass, field
+from functools import cache
+from typing import Final
+
+from pydantic import BaseModel
+
+from services.api import models
+
+EXAMPLE_SITE: Final = "01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11"
+EXAMPLE_COMMENT: Final = {
+    "id": "01990d5e-40ab-7f11-8a6e-2f4f7b1d9c02",
+    "thread": "https://example.com/posts/hello",
+    "parent": None,
+    "author": {"id": None, "name": "Ann"},
+    "body": "I *like* this.",
+    "html": "<p>I <em>like</em> this.</p>",
+    "created_at": "2026-01-02T03:04:05.678901Z",
+    "edited_at": None,
+    "version": 1,
+    "state": "approved",
+    "score": 0,
+    "replies": {"count": 0, "items": [], "next": None},
+}
+_THREAD: Final = {
+    "key": "https://example.com/posts/hello",
+    "id": "01990d5e-3fff-7a00-b1c5-0d9b5d3f2a10",
+    "title": "Hello",
+    "state": "open",
+    "count": 1,
+}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Parameter:
+    """A query parameter or header of a request."""
+
+    name: str
+    where: str
+    description: str
+    schema: dict[str, object]
+    required: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Operation:
+    """One method of one path template.
+
+    Attributes:
+        problems: Slugs beside those that every operation can answer with.
+        security: `admin`, `site` or None: whose key it takes.
+    """
+
+    method: str
+    template: str
+    name: str
+    summary: str
+    description: str = ""
+    parameters: tuple[Parameter, ...] = ()
+    request: type[BaseModel] | None = None
+    request_example: object = None
+    status: int = 200
+    answer: type[BaseModel] | None = None
+    answer_example: object = None
+    answer_headers: tuple[str, ...] = ()
+    problems: tuple[str, ...] = ()
+    security: str | None = None
+    media_type: str = field(default="application/json")
+
+
+_TEXT: Final[dict[str, object]] = {"type": "string"}
+IDEMPOTENCY_KEY: Final = Parameter(
+    name="Idempotency-Key",
+    where="header",
+    description="1 to 255 visible ASCII characters. The same key with the same body gives the same answer for"
+    " 24 hours; with another body it is refused.",
+    schema={"type": "string", "minLength": 1, "maxLength": 255},
+)
+POSITION: Final = Parameter(
+    name="Palaver-Position",
+    where="header",
+    description="A position that an earlier answer gave: the read waits up to a second until this region has it.",
+    schema=_TEXT,
+)
+CONSISTENCY: Final = Parameter(
+    name="Palaver-Consistency",
+    where="header",
+    description="eventual (default), session (with Palaver-Position), bounded=<seconds>, strong. The answer's"
+    " header says what was served.",
+    schema=_TEXT,
+)
+IF_NONE_MATCH: Final = Parameter(
+    name="If-None-Match", where="header", description="ETag of an earlier answer.", schema=_TEXT
+)
+
+
+def _if_match(*, required: bool) -> Parameter:
+    return Parameter(
+        name="If-Match",
+        where="header",
+        description="ETag of the comment to change, or *.",
+        schema=_TEXT,
+        required=required,
+    )
+
+
+def _thread_parameter(description: str) -> Parameter:
+    return Parameter(
+        name="thread",
+        where="query",
+        description=description,
+        schema={"type": "string", "minLength": 1, "maxLength": 2000},
+        required=True,
+    )
+
+
+_KEY_RULES: Final = (
+    "A page's address or an own id, 1 to 2,000 characters. Of an address the scheme becomes https, the host"
+    " lower-case; user information, fragment, the ports 80 and 443, trailing slashes and tracking parameters go."
+)
+_READ_HEADERS: Final = ("ETag", "Palaver-Position", "Palaver-Consistency")
+_READ_PROBLEMS: Final = ("unknown-site", "invalid-request", "invalid-position", "too-stale", "view-unavailable")
+_WRITE_PROBLEMS: Final = (
+    "malformed-request",
+    "stale-epoch",
+    "ledger-unavailable",
+    "outcome-unknown",
+    "overloaded",
+)
+_BODY_PROBLEMS: Final = ("malformed-json", "request-too-large", "unsupported-media-type", "invalid-request")
+_COMMENTS: Final = "/v1/sites/{site}/comments"
+_COMMENT: Final = "/v1/sites/{site}/comments/{comment}"
+
+OPERATIONS: Final = (
+    Operation(
+        method="POST",
+        template="/v1/sites",
+        name="createSite",
+        summary="Create a site",
+        description="The secrets are shown this once. `origins` are the pages that may call from a browser.",
+        parameters=(IDEMPOTENCY_KEY,),
+        request=models.NewSite,
+        request_example={"name": "My blog", "origins": ["https://example.com"]},
+        status=201,
+        answer=models.Site,
+        answer_example={
+            "id": EXAMPLE_SITE,
+            "name": "My blog",
+            "api_key": "psk_3f2a…",
+            "token_secret": "9b1c…",
+        },
+        answer_headers=("Location", "Palaver-Position"),
+        problems=("unauthorized", "idempotency-key-reused", *_BODY_PROBLEMS, *_WRITE_PROBLEMS),
+        security="admin",
+    ),
+    Operation(
+        method="POST",
+        template=_COMMENTS,
+        name="postComment",
+        summary="Post a comment",
+        description=f"`thread`: {_KEY_RULES}",
+        parameters=(IDEMPOTENCY_KEY,),
+        request=models.NewComment,
+        request_example={
+            "thread": "https://example.com/posts/hello",
+            "title": "Hello",
+            "body": "I *like* this.",
+            "author": {"name": "Ann"},
+        },
+        status=201,
+        answer=models.CommentShape,
+        answer_example=EXAMPLE_COMMENT,
+        answer_headers=("Location", "ETag", "Palaver-Position"),
+        problems=(
+            "unknown-site",
+            "thread-closed",
+            "body-too-long",
+            "too-deep",
+            "unknown-parent",
+            "idempotency-key-reused",
+            *_BODY_PROBLEMS,
+            *_WRITE_PROBLEMS,
+        ),
+    ),
+    Operation(
+        method="GET",
+        template=_COMMENTS,
+        name="readThread",
+        summary="Read a page of a thread",
+        description="A tree, cut by `limit`, `depth` and a bound on the page: wherever something was left out, a"
+        " `next` cursor continues there. Replies are in the order they were written. A thread nobody has written"
+        " in is an empty page.",
+        parameters=(
+            _thread_parameter(_KEY_RULES),
+            Parameter(
+                name="sort",
+                where="query",
+                description="Order of the first level.",
+                schema={"type": "string", "enum": ["newest", "oldest"], "default": "newest"},
+            ),
+            Parameter(
+                name="limit",
+                where="query",
+                description="Comments of the first level.",
+                schema={"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
+            ),
+            Parameter(
+                name="depth",
+                where="query",
+                description="Levels of the tree; 1 is the first level alone.",
+                schema={"type": "integer", "minimum": 1, "maximum": 21, "default": 21},
+            ),
+            Parameter(
+                name="cursor",
+                where="query",
+                description="`next` of an earlier page with the same thread and sort.",
+                schema=_TEXT,
+            ),
+            IF_NONE_MATCH,
+            POSITION,
+            CONSISTENCY,
+        ),
+        answer=models.ThreadPage,
+        answer_example={"thread": _THREAD, "comments": [EXAMPLE_COMMENT], "next": None},
+        answer_headers=(*_READ_HEADERS, "Link"),
+        problems=("invalid-cursor", *_READ_PROBLEMS),
+    ),
+    Operation(
+        method="GET",
+        template=_COMMENT,
+        name="readComment",
+        summary="Read one comment",
+        parameters=(IF_NONE_MATCH, POSITION, CONSISTENCY),
+        answer=models.CommentShape,
+        answer_example=EXAMPLE_COMMENT,
+        answer_headers=_READ_HEADERS,
+        problems=("unknown-comment", *_READ_PROBLEMS),
+    ),
+    Operation(
+        method="PATCH",
+        template=_COMMENT,
+        name="editComment",
+        summary="Edit a comment",
+        parameters=(_if_match(required=True),),
+        request=models.CommentBody,
+        request_example={"body": "I *love* this."},
+        answer=models.CommentShape,
+        answer_example={**EXAMPLE_COMMENT, "version": 2, "edited_at": "2026-01-02T03:10:00.000001Z"},
+        answer_headers=("ETag", "Palaver-Position"),
+        problems=(
+            "unauthorized",
+            "unknown-site",
+            "unknown-comment",
+            "version-mismatch",
+            "body-too-long",
+            "precondition-required",
+            *_BODY_PROBLEMS,
+            *_WRITE_PROBLEMS,
+        ),
+        security="site",
+    ),
+    Operation(
+        method="DELETE",
+        template=_COMMENT,
+        name="deleteComment",
+        summary="Delete a comment",
+        description="The comment becomes a tombstone: its place in the tree stays, its words and author go.",
+        parameters=(_if_match(required=False),),
+        status=204,
+        answer_headers=("Palaver-Position",),
+        problems=("unauthorized", "unknown-site", "unknown-comment", "version-mismatch", *_WRITE_PROBLEMS),
+        security="site",
+    ),
+    Operation(
+        method="GET",
+        template="/v1/sites/{site}/counts",
+        name="countComments",
+        summary="Count the comments of up to 100 threads",
+        parameters=(_thread_parameter("A thread key; give it once for each thread."), POSITION, CONSISTENCY),
+        answer=models.Counts,
+        answer_example={"counts": {"https://example.com/posts/hello": 3}},
+        answer_headers=_READ_HEADERS,
+        problems=_READ_PROBLEMS,
+    ),
+    Operation(
+        method="POST",
+        template="/v1/sites/{site}/preview",
+        name="previewComment",
+        summary="Render Markdown as a comment would be",
+        parameters=(IDEMPOTENCY_KEY,),
+        request=models.CommentBody,
+        request_example={"body": "I *like* this."},
+        answer=models.Preview,
+        answer_example={"html": "<p>I <em>like</em> this.</p>"},
+        problems=("body-too-long", *_BODY_PROBLEMS),
+    ),
+    Operation(method="GET", template="/healthz", name="isAlive", summary="Whether the process is alive"),
+    Operation(
+        method="GET",
+        template="/readyz",
+        name="isReady",
+        summary="Whether the process can serve, and what is missing",
+        problems=("not-ready",),
+    ),
+    Operation(method="GET", template="/v1/openapi.json", name="readDocument", summary="This document"),
+    Operation(
+        method="GET",
+        template="/docs",
+        name="readDocs",
+        summary="This document as a page",
+        media_type="text/html",
+    ),
+)
+
+
+def allowed_methods(path: str) -> list[str]:
+    """Return the methods that the address takes in any process, or nothing for an unknown address."""
+    methods = [operation.method for operation in OPERATIONS if _pattern(operation.template).fullmatch(path)]
+    return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"] if methods else []
+
+
+@cache
+def _pattern(template: str) -> re.Pattern[str]:
+    return re.compile(re.sub(r"\{[a-z]+\}", "[^/]+", template))

@@ -1,0 +1,150 @@
+"""Every error of the public API: a problem document with a type that clients can switch on.
+
+Decides the catalogue of types and that nothing but a problem document ever leaves with an error status: what
+nobody foresaw becomes `internal-error`, whose traceback goes to the log and whose request id to the client.
+
+Source: RFC 9457.
+"""
+
+import logging
+from collections.abc import Mapping, Sequence
+from typing import Final, NamedTuple
+
+import orjson
+
+from services.telemetry.middleware import EXCHANGE, AsgiApp, Exchange, Receive, Scope, Send
+
+TYPE_PREFIX: Final = "https://palaver.dev/problems/"
+CONTENT_TYPE: Final = b"application/problem+json"
+
+CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
+    "malformed-request": (400, "The request is malformed"),
+    "malformed-json": (400, "The body is not JSON"),
+    "unauthorized": (401, "Credentials are missing or wrong"),
+    "not-found": (404, "There is nothing at this address"),
+    "unknown-site": (404, "There is no such site"),
+    "unknown-comment": (404, "There is no such comment"),
+    "method-not-allowed": (405, "The address does not take this method"),
+    "thread-closed": (409, "The thread takes no comments"),
+    "version-mismatch": (412, "The comment has changed meanwhile"),
+    "request-too-large": (413, "The request is too large"),
+    "unsupported-media-type": (415, "The body must be JSON"),
+    "invalid-request": (422, "The request does not say what it must"),
+    "body-too-long": (422, "The comment is too long"),
+    "too-deep": (422, "The reply is nested too deep"),
+    "unknown-parent": (422, "There is no such comment to reply to"),
+    "invalid-cursor": (422, "The cursor does not belong to this page"),
+    "invalid-position": (422, "The position is not one of this deployment"),
+    "idempotency-key-reused": (422, "The Idempotency-Key was used with another body"),
+    "precondition-required": (428, "The request must say which version it changes"),
+    "headers-too-large": (431, "The request headers are too large"),
+    "internal-error": (500, "Something went wrong here"),
+    "stale-epoch": (503, "This region does not lead"),
+    "ledger-unavailable": (503, "The ledger cannot be reached"),
+    "outcome-unknown": (503, "It is not known whether the write took place"),
+    "overloaded": (503, "Too many requests are waiting"),
+    "view-unavailable": (503, "The view cannot be reached"),
+    "too-stale": (503, "The view is older than was asked for"),
+    "not-ready": (503, "The process cannot serve yet"),
+}
+
+_log = logging.getLogger("palaver.api")
+
+
+class FieldError(NamedTuple):
+    """One wrong field: its dotted path, and what is wrong in words."""
+
+    field: str
+    message: str
+
+
+class Problem(Exception):
+    """An error as the client sees it. Raise it anywhere below `ProblemMiddleware`.
+
+    Attributes:
+        slug: Last part of the type, a key of `CATALOGUE`.
+        status: HTTP status of that type.
+        detail: What happened this time, in one or two sentences for a human.
+        errors: The wrong fields, for types that have them.
+        headers: Headers of the answer beside the content's.
+    """
+
+    def __init__(
+        self,
+        slug: str,
+        detail: str,
+        *,
+        errors: Sequence[FieldError] = (),
+        headers: Sequence[tuple[bytes, bytes]] = (),
+    ) -> None:
+        super().__init__(f"{slug}: {detail}")
+        self.slug = slug
+        self.status, self.title = CATALOGUE[slug]
+        self.detail = detail
+        self.errors = tuple(errors)
+        self.headers = tuple(headers)
+
+    def document(self, *, instance: str, request_id: str) -> bytes:
+        """Return the problem document for one request."""
+        fields: dict[str, object] = {
+            "type": TYPE_PREFIX + self.slug,
+            "title": self.title,
+            "status": self.status,
+            "detail": self.detail,
+            "instance": instance,
+            "request_id": request_id,
+        }
+        if self.errors:
+            fields["errors"] = [error._asdict() for error in self.errors]
+        return orjson.dumps(fields)
+
+
+def invalid(field: str, message: str) -> Problem:
+    """Return the problem of one wrong field."""
+    return Problem("invalid-request", f"{field}: {message}", errors=[FieldError(field, message)])
+
+
+def unavailable(slug: str, detail: str, *, retry_after_s: int = 1) -> Problem:
+    """Return a 503 that says when to come back."""
+    return Problem(slug, detail, headers=[(b"retry-after", b"%d" % retry_after_s)])
+
+
+class ProblemMiddleware:
+    """Turns whatever is raised below it into a problem document. See the module."""
+
+    def __init__(self, app: AsgiApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Serve one connection event."""
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        try:
+            await self._app(scope, receive, send)
+        except Problem as problem:
+            await _send_problem(problem, scope, send)
+        except Exception:
+            exchange = scope[EXCHANGE]
+            assert isinstance(exchange, Exchange)
+            _log.exception(
+                "unhandled error", extra={"request_id": exchange.request_id.decode(), "route": exchange.route}
+            )
+            if exchange.status:
+                raise
+            await _send_problem(Problem("internal-error", "The request id finds it in the log."), scope, send)
+
+
+async def _send_problem(problem: Problem, scope: Scope, send: Send) -> None:
+    exchange = scope[EXCHANGE]
+    assert isinstance(exchange, Exchange)
+    instance = scope["path"].encode("utf-8", "replace").decode()
+    body = problem.document(instance=instance, request_id=exchange.request_id.decode())
+    headers = [
+        (b"content-type", CONTENT_TYPE),
+        (b"content-length", b"%d" % len(body)),
+        (b"cache-control", b"no-store"),
+        *problem.headers,
+    ]
+    await send({"type": "http.response.start", "status": problem.status, "headers": headers})
+    await send({"type": "http.response.body", "body": body})
