@@ -1,0 +1,91 @@
+"""What the replicator shows to Prometheus, read from its parts when somebody scrapes.
+
+Decides names and labels. Refuses to count: the parts count for themselves, as plain integers.
+"""
+
+from collections.abc import Iterator
+from typing import Final
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from services.replicator.parts import Parts
+
+BATCH_BOUNDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
+"""Transactions of one batch; the largest is what the channel gives at once."""
+
+
+class BatchSizes:
+    """A histogram of the transactions in a batch."""
+
+    def __init__(self) -> None:
+        self._counts = [0] * (len(BATCH_BOUNDS) + 1)
+        self._sum = 0
+
+    def observe(self, transactions: int) -> None:
+        """Count one batch."""
+        bucket = next((i for i, bound in enumerate(BATCH_BOUNDS) if transactions <= bound), len(BATCH_BOUNDS))
+        self._counts[bucket] += 1
+        self._sum += transactions
+
+    def family(self) -> HistogramMetricFamily:
+        """Return the metric."""
+        family = HistogramMetricFamily("palaver_apply_batch_transactions", "Transactions applied at once.")
+        total, buckets = 0, list[tuple[str, float]]()
+        for bound, count in zip((*map(str, BATCH_BOUNDS), "+Inf"), self._counts, strict=True):
+            total += count
+            buckets.append((bound, total))
+        family.add_metric([], buckets, self._sum)
+        return family
+
+
+class ReplicatorMetrics(Collector):
+    """All metrics of this process but those of HTTP."""
+
+    def __init__(self, parts: Parts, batches: BatchSizes) -> None:
+        self._parts = parts
+        self._batches = batches
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric families; called by the scrape."""
+        parts = self._parts
+        apply, channel, cache = parts.applier.counts, parts.channel, parts.invalidator
+        leadership = parts.leaders.current
+        yield _gauge("palaver_epoch", "Epoch of the latest leadership.", leadership.epoch if leadership else 0)
+        yield _gauge("palaver_apply_lag_ms", "How far the view is behind, as far as known.", parts.lag_ms())
+        yield _gauge("palaver_stream_connected", "Whether a change stream is open.", parts.meter.connected)
+        yield _counter("palaver_apply_transactions", "Transactions applied.", apply.transactions)
+        yield _counter("palaver_apply_changes", "Row changes applied.", apply.changes)
+        yield _counter("palaver_apply_dropped", "Redelivered transactions dropped.", apply.dropped)
+        yield _counter("palaver_apply_restarts", "Times apply began again.", apply.restarts)
+        yield _counter("palaver_apply_dead_letters", "Changes the view refused.", apply.dead_letters)
+        yield _gauge("palaver_dead_letters", "Changes in the dead letter table.", parts.applier.dead_letters)
+        yield self._batches.family()
+        yield _counter("palaver_stream_bytes", "Bytes of change streams received.", channel.bytes_received)
+        yield _counter("palaver_stream_reconnects", "Change streams that ended.", channel.reconnects)
+        yield _counter("palaver_cache_invalidations", "Thread pages invalidated.", cache.invalidations)
+        yield _counter("palaver_cache_flushes", "Cache generations begun.", cache.flushes)
+        yield from self._leader_metrics()
+
+    def _leader_metrics(self) -> Iterator[Metric]:
+        captured = CounterMetricFamily("palaver_capture_transactions", "Captured.", labels=["subscriber"])
+        read = CounterMetricFamily("palaver_capture_bytes", "Bytes of WAL decoded.", labels=["subscriber"])
+        for region, counts in self._parts.server.totals.items():
+            captured.add_metric([region], counts.transactions)
+            read.add_metric([region], counts.bytes_read)
+        retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL kept for a slot.", labels=["slot"])
+        active = GaugeMetricFamily("palaver_slot_active", "Whether a slot is read.", labels=["slot"])
+        watch = self._parts.slot_watch
+        for slot, facts in (watch.slots if watch else {}).items():
+            retained.add_metric([slot], facts.retained_bytes)
+            active.add_metric([slot], facts.active)
+        yield from (captured, read, retained, active)
+
+
+def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, text, value=float(value))
+
+
+def _counter(name: str, text: str, value: int) -> CounterMetricFamily:
+    return CounterMetricFamily(name, text, value=value)

@@ -1,0 +1,70 @@
+"""The parts of a replicator put together, and what they say about themselves.
+
+Decides which part gets which setting, and what /status and /readyz say. Refuses to open anything: that
+begins when the tasks in `__main__` run.
+"""
+
+import time
+from dataclasses import dataclass
+
+from regions.coordination import LeadershipView
+from regions.position import encode_token
+from regions.topology import Topology
+from services.replicator.invalidation import CacheInvalidator
+from services.view.cache import Invalidation
+from sync.apply import Applier
+from sync.channel.direct.client import DirectChannel
+from sync.channel.direct.server import ChangeServer
+from sync.lag import LagMeter
+from sync.slots import SlotWatch
+
+
+@dataclass(slots=True, kw_only=True)
+class Parts:
+    """What runs in one replicator.
+
+    Attributes:
+        slot_watch: None in a region without a ledger member.
+        migrated: Whether the view has this version's schema.
+    """
+
+    topology: Topology
+    leaders: LeadershipView
+    meter: LagMeter
+    server: ChangeServer
+    channel: DirectChannel
+    applier: Applier[Invalidation]
+    invalidator: CacheInvalidator
+    slot_watch: SlotWatch | None
+    migrated: bool = False
+
+    def lag_ms(self) -> int:
+        """How far the view is behind."""
+        return self.meter.lag_ms(now=time.monotonic(), now_us=time.time_ns() // 1000)
+
+    def missing(self) -> list[str]:
+        """What keeps the view from following the ledger, one sentence each."""
+        missing: list[str] = []
+        if not self.migrated:
+            missing.append("the view's schema is not there yet")
+        elif self.applier.trouble is not None:
+            missing.append(f"apply: {self.applier.trouble}")
+        if self.meter.trouble is not None:
+            missing.append(f"change stream: {self.meter.trouble}")
+        return missing
+
+    def status(self) -> dict[str, object]:
+        """The facts of /status."""
+        meter, cell = self.meter, self.topology.cell
+        return {
+            "region": self.topology.region,
+            "applied_position": None if meter.applied is None else encode_token(cell, meter.applied),
+            "source_position": None if meter.heard is None else encode_token(cell, meter.heard),
+            "lag_ms": self.lag_ms(),
+            "connected": meter.connected,
+            "source": meter.source,
+            "dead_letters": self.applier.dead_letters,
+            "trouble": self.missing(),
+            "cache": self.invalidator.trouble,
+            "subscribers": self.server.subscribed,
+        }

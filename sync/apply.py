@@ -1,0 +1,274 @@
+"""Apply: brings batches of changes into the view, exactly once in effect.
+
+Decides what is one transaction of the view, what is dropped as known, and what is set aside as poison.
+Refuses to know what rows mean: that is the `Projection`'s. **A change and the checkpoint that covers it
+are one transaction: after any crash a change is in the view if and only if the checkpoint says so; a
+change that the view refuses ends in `dead_letters` with its reason and stops nothing else.**
+"""
+
+import asyncio
+import logging
+import random
+from collections.abc import Awaitable, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
+
+import asyncpg
+import orjson
+
+from regions.identity import CellId
+from regions.position import ZERO, Position
+from sync.change import Change, Item, Progress, SyncError, Transaction, change_fields
+from sync.channel import Channel
+from sync.checkpoint import advance_checkpoint, lock_apply, read_checkpoint
+from sync.lag import LagMeter
+from sync.statements import load_sql
+
+if TYPE_CHECKING:
+    from collections.abc import AsyncGenerator
+
+    from sync.checkpoint import ViewConnection
+
+BACKOFF_MIN_S: Final = 0.1
+BACKOFF_MAX_S: Final = 2.0
+"""The view is a neighbour: when it is back, apply goes on within two seconds."""
+
+STATEMENT_TIMEOUT_S: Final = 30.0
+"""One batch takes milliseconds; a statement that takes this long waits for something that is broken."""
+
+POISON = (
+    asyncpg.DataError,
+    asyncpg.IntegrityConstraintViolationError,
+    asyncpg.ProgramLimitExceededError,
+)
+"""SQLSTATE classes 22, 23 and 54: the change is at fault, and trying again will not help. Everything else
+is the view's trouble and is tried again."""
+
+_log = logging.getLogger(__name__)
+
+E = TypeVar("E")
+E_co = TypeVar("E_co", covariant=True)
+
+
+class PoisonChange(SyncError):
+    """A projection cannot make sense of a change; raised inside of a savepoint, so nothing of it stays."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LocatedChange:
+    """A change and where it stands in history."""
+
+    position: Position
+    change: Change
+
+
+class Projection(Protocol[E_co]):
+    """What rows become in the view."""
+
+    async def project(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> Sequence[E_co]:
+        """Bring changes into the view, inside of the caller's transaction; return what moved.
+
+        It must have the same result when some of the changes are in the view already.
+
+        Raises:
+            PoisonChange: A change is at fault. Errors in `POISON` mean the same.
+        """
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Applied(Generic[E]):
+    """One committed batch.
+
+    Attributes:
+        position: Where the view stands now.
+        fresh_at_us: The ledger's time up to which the view has everything, as far as it was told.
+        transactions: In the order in which they were applied; empty when only progress was made.
+        effects: What the projection says has moved.
+    """
+
+    position: Position
+    fresh_at_us: int
+    transactions: Sequence[Transaction]
+    effects: Sequence[E]
+
+
+@dataclass(slots=True, kw_only=True)
+class ApplyCounts:
+    """What apply has done since it started, for metrics."""
+
+    transactions: int = 0
+    changes: int = 0
+    batches: int = 0
+    dropped: int = 0
+    dead_letters: int = 0
+    restarts: int = 0
+
+
+class Applier(Generic[E]):
+    """Applies a cell's changes to one view.
+
+    Attributes:
+        counts: For metrics.
+        dead_letters: Rows in the view's table, 0 before the view was reached.
+        trouble: Why it does not apply, one sentence; None while it does.
+    """
+
+    def __init__(
+        self,
+        *,
+        cell: CellId,
+        view_url: str,
+        projection: Projection[E],
+        meter: LagMeter,
+        on_applied: Callable[[Applied[E]], Awaitable[None]],
+    ) -> None:
+        """Prepare; ``on_applied`` is called after each commit, in order, and should return soon."""
+        self._cell: CellId = cell
+        self._view_url = view_url
+        self._projection = projection
+        self._meter = meter
+        self._on_applied = on_applied
+        self._position = ZERO
+        self._fresh_at_us = 0
+        self.counts = ApplyCounts()
+        self.dead_letters = 0
+        self.trouble: str | None = "the view was not reached yet"
+
+    async def run(self, channel: Channel) -> None:
+        """Apply what the channel brings, for ever."""
+        backoff_s = BACKOFF_MIN_S
+        while True:
+            batches_before = self.counts.batches
+            try:
+                async with self._view() as connection, channel.subscribe(self._position) as subscription:
+                    while True:
+                        applied = await self.apply(connection, await subscription.take())
+                        subscription.acknowledge(applied.position)
+                        await self._on_applied(applied)
+            except* (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SyncError) as group:
+                self.trouble = _first_reason(group)
+                _log.warning("apply starts again from its checkpoint: %s", self.trouble)
+            self.counts.restarts += 1
+            advanced = self.counts.batches > batches_before
+            backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
+            await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+
+    @asynccontextmanager
+    async def _view(self) -> "AsyncGenerator[ViewConnection]":
+        """Connect to the view as the one who applies, and read where it stands."""
+        connection = await asyncpg.connect(
+            self._view_url,
+            timeout=STATEMENT_TIMEOUT_S,
+            command_timeout=STATEMENT_TIMEOUT_S,
+            server_settings={
+                "application_name": "palaver-apply",
+                # A plan made while a table was small must stay good when it is large: batches are short
+                # lists of keys, so only index lookups are wanted, whatever the statistics say.
+                "enable_seqscan": "off",
+                "enable_hashjoin": "off",
+                "enable_mergejoin": "off",
+            },
+        )
+        try:
+            await lock_apply(connection, self._cell)
+            self._position = await read_checkpoint(connection, self._cell)
+            self._meter.note_applied(self._position)
+            self.dead_letters = await connection.fetchval(load_sql("count_dead_letters"), self._cell)
+            self.trouble = None
+            yield connection
+        finally:
+            # A connection that is broken has nobody to say goodbye to, and one that works needs no goodbye.
+            connection.terminate()
+
+    async def apply(self, connection: "ViewConnection", items: Sequence[Item]) -> Applied[E]:
+        """Apply one batch in one transaction and return what it did.
+
+        Raises:
+            asyncpg.PostgresError: The view refused; nothing of the batch is there.
+            CheckpointMoved: Somebody else applied; nothing of the batch is there.
+        """
+        transactions, position, fresh_at_us = self._news(items)
+        commit_ts_us = transactions[-1].commit_ts_us if transactions else None
+        changes = [
+            LocatedChange(position=transaction.position, change=change)
+            for transaction in transactions
+            for change in transaction.changes
+        ]
+        buried = 0
+        effects: Sequence[E]
+        try:
+            async with connection.transaction():
+                effects = await self._projection.project(connection, changes) if changes else []
+                await self._advance(connection, position, commit_ts_us, fresh_at_us)
+        except (*POISON, PoisonChange):
+            async with connection.transaction():
+                effects, buried = await self._isolate(connection, changes)
+                await self._advance(connection, position, commit_ts_us, fresh_at_us)
+        self._position, self._fresh_at_us = position, fresh_at_us
+        self._meter.note_applied(position)
+        self.counts.batches += 1
+        self.counts.transactions += sum(not transaction.partial for transaction in transactions)
+        self.counts.changes += len(changes)
+        self.counts.dead_letters += buried
+        self.dead_letters += buried
+        return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
+
+    def _news(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
+        """Return what the view does not have, the position after it, and how fresh that is."""
+        position, fresh_at_us = self._position, self._fresh_at_us
+        transactions: list[Transaction] = []
+        for item in items:
+            if isinstance(item, Progress):
+                if item.position >= position:
+                    position, fresh_at_us = item.position, max(fresh_at_us, item.sent_at_us)
+            elif item.position <= position:
+                self.counts.dropped += 1
+            else:
+                transactions.append(item)
+                if not item.partial:
+                    position, fresh_at_us = item.position, max(fresh_at_us, item.commit_ts_us)
+        return transactions, position, fresh_at_us
+
+    async def _advance(
+        self, connection: "ViewConnection", position: Position, commit_ts_us: int | None, fresh_at_us: int
+    ) -> None:
+        await advance_checkpoint(connection, self._cell, position, commit_ts_us=commit_ts_us, fresh_at_us=fresh_at_us)
+
+    async def _isolate(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> tuple[list[E], int]:
+        """Apply a batch that holds poison: halve until the changes at fault are alone, and bury those.
+
+        Returns:
+            What moved, and how many changes were buried.
+        """
+        try:
+            async with connection.transaction():
+                return list(await self._projection.project(connection, changes)), 0
+        except (*POISON, PoisonChange) as error:
+            if len(changes) == 1:
+                await self._bury(connection, changes[0], error)
+                return [], 1
+        middle = len(changes) // 2
+        first, first_buried = await self._isolate(connection, changes[:middle])
+        second, second_buried = await self._isolate(connection, changes[middle:])
+        return first + second, first_buried + second_buried
+
+    async def _bury(self, connection: "ViewConnection", located: LocatedChange, error: Exception) -> None:
+        reason = f"{type(error).__name__}: {error}"
+        _log.error("change of %s %s is dead: %s", located.change.table, dict(located.change.key), reason)
+        await connection.execute(
+            load_sql("bury_change"),
+            self._cell,
+            located.position.epoch,
+            located.position.lsn,
+            orjson.dumps(change_fields(located.change)).decode(),
+            reason,
+        )
+
+
+def _first_reason(group: BaseExceptionGroup[Exception]) -> str:
+    error: BaseException = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return " ".join(str(error).split()) or type(error).__name__

@@ -1,0 +1,23 @@
+"""The direct channel: the leader region streams to each region over HTTP.
+
+Two halves that meet only on the wire: `server` and `client`. One request is one stream of JSON lines
+(`sync.change`); acknowledgements travel in requests of their own, because HTTP/1.1 clients and proxies
+do not read an answer while they still send.
+"""
+
+from typing import Final, Protocol
+
+from regions.coordination import Leadership
+
+CHANGES_PATH: Final = "/v1/changes"
+ACK_PATH: Final = "/v1/changes/ack"
+
+
+class Leaders(Protocol):
+    """What both halves need of `regions.coordination.LeadershipView`."""
+
+    current: Leadership | None
+
+    async def next_after(self, known: Leadership | None) -> Leadership:
+        """Wait until the latest leadership is another than ``known`` and return it."""
+        ...

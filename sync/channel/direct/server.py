@@ -1,0 +1,280 @@
+"""The leader's half of the direct channel: one HTTP response for each subscribed region.
+
+Decides who may subscribe (the bearer token, a region of the topology) and when this region may serve
+(while it leads). Refuses to know rows. **A subscriber gets everything after its position or a status
+that says why not: 409 this region does not lead, 410 the slot no longer reaches back that far, 503 try
+again. The newest subscription of a region wins; a subscriber that does not read stops its capture and
+nothing else.**
+"""
+
+import asyncio
+import hmac
+import logging
+from collections.abc import Awaitable, Callable, MutableMapping
+from dataclasses import dataclass, field
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from starlette.applications import Starlette
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from regions.coordination import Leadership
+from regions.identity import RegionName, slot_name
+from regions.position import InvalidPosition, Position, decode_token
+from regions.topology import InvalidTopology, Topology
+from sync.capture import (
+    Capture,
+    CaptureCounts,
+    SlotLost,
+    open_capture,
+)
+from sync.change import Item, SyncError, encode_line
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, Leaders
+
+ACK_BYTES_MAX: Final = 1024
+"""An acknowledgement is two short texts."""
+
+RETRY_AFTER_S: Final = "1"
+
+BEGINNING_TIMEOUT_S: Final = 5.0
+"""A walsender answers our first status within a round trip; one that does not by then is stuck."""
+
+Message = MutableMapping[str, Any]
+Receive = Callable[[], Awaitable[Message]]
+Send = Callable[[Message], Awaitable[None]]
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True, kw_only=True)
+class Feed:
+    """The stream of one region, from the request until its last byte.
+
+    Attributes:
+        stop: Set when a later subscription or the end of the process wants it gone.
+        ended: Set when its slot is free again.
+        older: The subscription it takes over from; its slot is free when that one has ended.
+        capture: The open capture, None while it is being opened.
+    """
+
+    region: RegionName
+    older: "Feed | None"
+    stop: asyncio.Event = field(default_factory=asyncio.Event)
+    ended: asyncio.Event = field(default_factory=asyncio.Event)
+    capture: Capture | None = None
+
+
+class ChangeServer:
+    """Serves the change streams of a cell while this region leads it.
+
+    Attributes:
+        totals: What ended and running streams have sent, by region.
+    """
+
+    def __init__(self, *, topology: Topology, leaders: Leaders, ledger_conninfo: str | None, token: str) -> None:
+        """Prepare the server.
+
+        Args:
+            topology: Who may subscribe.
+            leaders: Who leads.
+            ledger_conninfo: Of the own ledger member; None in a region without one.
+            token: Shared by the regions of a deployment.
+        """
+        self._topology = topology
+        self._leaders = leaders
+        self._conninfo = ledger_conninfo
+        self._authorization = f"Bearer {token}".encode()
+        self._feeds: dict[RegionName, Feed] = {}
+        self.totals: dict[RegionName, CaptureCounts] = {}
+
+    def app(self) -> Starlette:
+        """Return the ASGI application."""
+        return Starlette(
+            routes=[
+                Route(CHANGES_PATH, self._changes, methods=["GET"]),
+                Route(ACK_PATH, self._acknowledge, methods=["POST"]),
+            ]
+        )
+
+    def close(self) -> None:
+        """Ask every stream to end; each does within a moment."""
+        for feed in self._feeds.values():
+            feed.stop.set()
+
+    @property
+    def subscribed(self) -> list[RegionName]:
+        """The regions that have a stream now."""
+        return sorted(self._feeds)
+
+    def serving_leadership(self) -> Leadership | None:
+        """The leadership under which this region may serve, None when it may not."""
+        current = self._leaders.current
+        if current is None or current.phase != "serving" or current.leader != self._topology.region:
+            return None
+        return current
+
+    async def _changes(self, request: Request) -> Response:
+        if not self._authorized(request):
+            return _problem(401, "unauthorized", "The bearer token is missing or wrong.")
+        try:
+            region = self._topology.by_name(request.query_params.get("region", "")).name
+            start = self._parse_position(request.query_params.get("from", ""))
+        except (InvalidTopology, InvalidPosition) as error:
+            return _problem(400, "invalid-subscription", str(error))
+        leadership = self.serving_leadership()
+        if leadership is None or self._conninfo is None:
+            return _problem(409, "not-leader", f"Region {self._topology.region} does not lead.")
+        if start.epoch > leadership.epoch:
+            return _problem(409, "not-leader", f"Epoch {leadership.epoch} here is older than {start.epoch}.")
+        return ChangeStream(self, region=region, start=start, leadership=leadership, conninfo=self._conninfo)
+
+    async def _acknowledge(self, request: Request) -> Response:
+        if not self._authorized(request):
+            return _problem(401, "unauthorized", "The bearer token is missing or wrong.")
+        try:
+            if int(request.headers.get("content-length", ACK_BYTES_MAX + 1)) > ACK_BYTES_MAX:
+                return _problem(413, "too-large", f"At most {ACK_BYTES_MAX} bytes, with their length.")
+            fields = orjson.loads(await request.body())
+            region = self._topology.by_name(str(fields["region"])).name
+            position = self._parse_position(str(fields["position"]))
+        except (ValueError, KeyError, TypeError, InvalidTopology, InvalidPosition) as error:
+            return _problem(400, "invalid-acknowledgement", str(error))
+        feed = self._feeds.get(region)
+        if feed is None or feed.capture is None:
+            return _problem(409, "not-subscribed", f"Region {region} has no stream here.")
+        feed.capture.confirm(position)
+        return Response(status_code=204)
+
+    def enter(self, region: RegionName) -> Feed:
+        """Register a subscription in place of an older one, which is asked to end."""
+        older = self._feeds.get(region)
+        if older is not None:
+            _log.info("a new subscription of %s takes over", region)
+            older.stop.set()
+        feed = Feed(region=region, older=older)
+        self._feeds[region] = feed
+        return feed
+
+    def leave(self, feed: Feed) -> None:
+        """End a subscription that `enter` began."""
+        feed.ended.set()
+        feed.older = None
+        if self._feeds.get(feed.region) is feed:
+            del self._feeds[feed.region]
+
+    async def until_deposed(self, leadership: Leadership) -> None:
+        """Return when ``leadership`` is no longer the one in force."""
+        current = leadership
+        while (current.epoch, current.phase) == (leadership.epoch, "serving"):
+            current = await self._leaders.next_after(current)
+
+    def _authorized(self, request: Request) -> bool:
+        given = request.headers.get("authorization", "").encode("latin-1")
+        return hmac.compare_digest(given, self._authorization)
+
+    def _parse_position(self, token: str) -> Position:
+        cell, position = decode_token(token)
+        if cell != self._topology.cell:
+            raise InvalidPosition(f"a position of cell {cell}; this is cell {self._topology.cell}")
+        return position
+
+
+class ChangeStream(Response):
+    """The response to a subscription: an ASGI application that ends its capture however it ends."""
+
+    def __init__(
+        self,
+        server: ChangeServer,
+        *,
+        region: RegionName,
+        start: Position,
+        leadership: Leadership,
+        conninfo: str,
+    ) -> None:
+        """Prepare the stream; nothing is opened before it is called."""
+        self._server = server
+        self._region = region
+        self._start = start
+        self._leadership = leadership
+        self._conninfo = conninfo
+
+    async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        """Open the capture, stream until one side ends, free the slot."""
+        feed = self._server.enter(self._region)
+        try:
+            if feed.older is not None:
+                await feed.older.ended.wait()
+            await self._open(feed, receive, send)
+        except SlotLost as error:
+            _log.error("stream of %s: %s", self._region, error)
+            await _problem(410, "slot-lost", str(error))(scope, receive, send)
+        except (SyncError, TimeoutError) as error:
+            reason = str(error) or "the ledger's walsender is silent"
+            _log.warning("stream of %s: %s", self._region, reason)
+            await _problem(503, "source-unavailable", reason)(scope, receive, send)
+        finally:
+            self._server.leave(feed)
+
+    async def _open(self, feed: Feed, receive: Receive, send: Send) -> None:
+        async with open_capture(
+            self._conninfo,
+            slot=slot_name(self._region),
+            start=self._start,
+            epoch=self._leadership.epoch,
+            counts=self._server.totals.setdefault(self._region, CaptureCounts()),
+        ) as capture:
+            feed.capture = capture
+            # Before the status is sent, for until then the slot may still turn out to be lost.
+            async with asyncio.timeout(BEGINNING_TIMEOUT_S):
+                first = await capture.beginning()
+            await self._stream(feed, capture, first, receive, send)
+
+    async def _stream(self, feed: Feed, capture: Capture, first: list[Item], receive: Receive, send: Send) -> None:
+        """Send until the subscriber, the server or the ledger ends it; whoever is first ends the others."""
+        headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
+        await send({"type": "http.response.start", "status": 200, "headers": headers})
+        async with asyncio.TaskGroup() as group:
+            tasks = [
+                group.create_task(self._pump(capture, first, send)),
+                group.create_task(_until_disconnected(receive)),
+                group.create_task(_until_set(feed.stop)),
+                group.create_task(self._server.until_deposed(self._leadership)),
+            ]
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in tasks:
+                task.cancel()
+        await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _pump(self, capture: Capture, first: list[Item], send: Send) -> None:
+        """Send what the capture has; while `send` waits for a slow subscriber, nothing is read."""
+        items = first
+        try:
+            while True:
+                body = b"".join([encode_line(item) for item in items])
+                await send({"type": "http.response.body", "body": body, "more_body": True})
+                items = await capture.receive()
+        except SyncError as error:
+            _log.warning("stream of %s ended: %s", self._region, error)
+
+
+async def _until_disconnected(receive: Receive) -> None:
+    while (await receive())["type"] != "http.disconnect":
+        pass
+
+
+async def _until_set(event: asyncio.Event) -> None:
+    await event.wait()
+
+
+def _problem(status: int, slug: str, detail: str) -> Response:
+    fields = {
+        "type": f"https://palaver.dev/problems/{slug}",
+        "title": slug.replace("-", " ").capitalize(),
+        "status": status,
+        "detail": detail,
+    }
+    headers = {"retry-after": RETRY_AFTER_S} if status == HTTPStatus.SERVICE_UNAVAILABLE else None
+    return Response(orjson.dumps(fields), status_code=status, headers=headers, media_type="application/problem+json")

@@ -1,0 +1,2 @@
+-- Ends a walsender of our own role that holds a slot for a connection that is gone.
+SELECT pg_terminate_backend({pid})

@@ -1,0 +1,2 @@
+-- Where apply stands.
+SELECT epoch, lsn FROM checkpoint WHERE cell = $1

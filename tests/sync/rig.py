@@ -1,0 +1,300 @@
+"""A ledger, a view and the parts between them, on one throwaway PostgreSQL.
+
+Each test has databases of its own, made from migrated templates, and a region name of its own, because the
+names of replication slots are shared by all databases of a server.
+"""
+
+import asyncio
+import contextlib
+import itertools
+import time
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from uuid import UUID
+
+import asyncpg
+
+from regions.coordination import Leadership
+from regions.identity import CellId, RegionName, slot_name
+from regions.topology import Topology, parse_topology
+from services import ledger, view
+from services.replicator.projection import ViewProjection
+from services.telemetry.http_server import bind, serve_http
+from services.view.cache import Invalidation
+from sync.apply import Applied, Applier
+from sync.channel.direct.client import DirectChannel
+from sync.channel.direct.server import ChangeServer
+from sync.lag import LagMeter
+from tests.child_processes import free_port
+from tests.servers import PostgresServer
+
+CELL = CellId("main")
+TOKEN = "a-token-between-regions"
+WAIT_S = 20.0
+
+_numbers = itertools.count(1)
+
+INSERT_COMMENT = (
+    "INSERT INTO palaver.comments (id, site_id, thread_id, parent_id, depth, body, author_name, epoch)"
+    " VALUES ($1, $2, $3, $4, $5, $6, $7, 1)"
+)
+
+
+def prepare_templates(server: PostgresServer) -> None:
+    """Make the databases that each test copies."""
+    server.sql("ALTER ROLE palaver SET synchronous_commit = off")
+    for name, migrate in (("ledger_template", ledger.migrate), ("view_template", view.migrate)):
+        server.sql(f"CREATE DATABASE {name}", database="postgres")
+        migrate(server.url(name))
+
+
+class StillLeaders:
+    """A leadership that a test sets; the form of `regions.coordination.LeadershipView`."""
+
+    def __init__(self, current: Leadership | None) -> None:
+        self.current = current
+        self._changed = asyncio.Event()
+
+    def set(self, leadership: Leadership) -> None:
+        self.current = leadership
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    async def next_after(self, known: Leadership | None) -> Leadership:
+        while self.current is None or self.current == known:
+            await self._changed.wait()
+        return self.current
+
+
+def leadership(leader: str, epoch: int = 1, phase: str = "serving") -> Leadership:
+    return Leadership(
+        epoch=epoch,
+        leader=RegionName(leader),
+        phase=phase,  # pyright: ignore[reportArgumentType] - a literal of the test
+        fence_id=uuid.uuid4(),
+        reason="test",
+        since="2026-01-01T00:00:00Z",
+    )
+
+
+def topology(region: str, ports: dict[str, int]) -> Topology:
+    """Regions whose change servers are on these ports, seen from one of them."""
+    free = "127.0.0.1:9"
+    return parse_topology(
+        {
+            "cell": CELL,
+            "region": region,
+            "regions": [
+                {
+                    "name": name,
+                    "voter": True,
+                    **dict.fromkeys(("etcd", "ledger", "write_api", "read_api", "agent"), free),
+                    "changes": f"127.0.0.1:{port}",
+                }
+                for name, port in ports.items()
+            ],
+        }
+    )
+
+
+@dataclass(kw_only=True)
+class Rig:
+    """What one test has.
+
+    Attributes:
+        region: The leader, which subscribes to itself.
+        batches: What was applied, in order.
+    """
+
+    server: PostgresServer
+    number: int = field(default_factory=lambda: next(_numbers))
+    applied: list[Applied[Invalidation]] = field(default_factory=list[Applied[Invalidation]])
+    port: int = field(default_factory=free_port)
+
+    def __post_init__(self) -> None:
+        self.region = RegionName(f"region-{self.number}")
+        for kind in ("ledger", "view"):
+            self.server.sql(
+                f"CREATE DATABASE {kind}_{self.number} TEMPLATE {kind}_template", database="postgres"
+            )
+        self.ledger_url = self.server.url(f"ledger_{self.number}")
+        self.view_url = self.server.url(f"view_{self.number}")
+        self.topology = topology(self.region, {self.region: self.port})
+        self.leaders = StillLeaders(leadership(self.region))
+        self.meter = LagMeter(now=time.monotonic())
+
+    def sql(self, text: str, *parameters: object) -> list[tuple[object, ...]]:
+        return self.server.sql(text, *parameters, database=f"ledger_{self.number}")
+
+    def view_sql(self, text: str, *parameters: object) -> list[tuple[object, ...]]:
+        return self.server.sql(text, *parameters, database=f"view_{self.number}")
+
+    def create_slot(self, region: str | None = None) -> str:
+        slot = slot_name(RegionName(region or self.region))
+        self.sql("SELECT pg_create_logical_replication_slot(%s, 'pgoutput')", slot)
+        return slot
+
+    def fence(self, epoch: int = 1) -> None:
+        self.sql(
+            "INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (%s, gen_random_uuid(), 'x')", epoch
+        )
+
+    def discard(self) -> None:
+        """Drop the slots, which would keep WAL for all later tests."""
+        self.server.sql(
+            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
+            f" WHERE database = 'ledger_{self.number}' AND active_pid IS NOT NULL"
+        )
+        for attempt in range(100):
+            try:
+                self.server.sql(
+                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
+                    f" WHERE database = 'ledger_{self.number}'"
+                )
+            except Exception:
+                if attempt == 99:
+                    raise
+                time.sleep(0.05)
+            else:
+                return
+
+    def change_server(self) -> ChangeServer:
+        return ChangeServer(
+            topology=self.topology, leaders=self.leaders, ledger_conninfo=self.ledger_url, token=TOKEN
+        )
+
+    def channel(self) -> DirectChannel:
+        return DirectChannel(topology=self.topology, leaders=self.leaders, token=TOKEN, meter=self.meter)
+
+    def applier(self) -> Applier[Invalidation]:
+        async def note(applied: Applied[Invalidation]) -> None:
+            self.applied.append(applied)
+
+        return Applier(
+            cell=CELL,
+            view_url=self.view_url,
+            projection=ViewProjection(),
+            meter=self.meter,
+            on_applied=note,
+        )
+
+    @contextlib.asynccontextmanager
+    async def serving(self) -> AsyncGenerator[ChangeServer]:
+        """Run a change server."""
+        server = self.change_server()
+        async with running(serve_http(server.app(), bind(f"127.0.0.1:{self.port}"), graceful_stop_s=1)):
+            try:
+                yield server
+            finally:
+                server.close()
+
+    @contextlib.asynccontextmanager
+    async def replicating(self) -> AsyncGenerator[Applier[Invalidation]]:
+        """Run a change server and an apply that follows it."""
+        async with self.serving(), self.applying() as applier:
+            yield applier
+
+    @contextlib.asynccontextmanager
+    async def applying(self) -> AsyncGenerator[Applier[Invalidation]]:
+        """Run an apply."""
+        applier = self.applier()
+        async with running(applier.run(self.channel())):
+            yield applier
+
+    async def caught_up(self) -> None:
+        """Wait until the view has all that the ledger has now."""
+        async with asyncio.timeout(WAIT_S):
+            (lsn,) = self.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")[0]
+            while self.meter.applied is None or self.meter.applied.lsn < int(str(lsn)):
+                await asyncio.sleep(0.01)
+
+
+@contextlib.asynccontextmanager
+async def running(work: "asyncio._CoroutineLike[None]") -> AsyncGenerator[asyncio.Task[None]]:  # pyright: ignore[reportPrivateUsage] - the type of what create_task takes
+    """Run something beside the test, and end it with the block."""
+    async with asyncio.TaskGroup() as group:
+        task = group.create_task(work)
+        try:
+            yield task
+        finally:
+            task.cancel()
+
+
+@dataclass(kw_only=True)
+class Writer:
+    """Writes to the ledger of a rig and remembers nothing: the ledger itself is what views are compared with."""
+
+    connection: "asyncpg.Connection[asyncpg.Record]"
+    site: UUID = field(default_factory=uuid.uuid4)
+
+    async def create_site(self) -> UUID:
+        await self.connection.execute(
+            "INSERT INTO palaver.sites (id, name, origins, epoch) VALUES ($1, 'site', '{https://a.b}', 1)",
+            self.site,
+        )
+        return self.site
+
+    async def create_thread(self, key: str = "/") -> UUID:
+        thread = uuid.uuid4()
+        await self.connection.execute(
+            "INSERT INTO palaver.threads (id, site_id, key, title, epoch) VALUES ($1, $2, $3, 'A title', 1)",
+            thread,
+            self.site,
+            key,
+        )
+        return thread
+
+    async def post(self, thread: UUID, body: str = "hello", parent: UUID | None = None) -> UUID:
+        comment = uuid.uuid4()
+        await self.connection.execute(
+            INSERT_COMMENT, comment, self.site, thread, parent, 0 if parent is None else 1, body, "Ann"
+        )
+        return comment
+
+
+@contextlib.asynccontextmanager
+async def writing(rig: Rig) -> AsyncGenerator[Writer]:
+    connection = await asyncpg.connect(rig.ledger_url)
+    try:
+        writer = Writer(connection=connection)
+        await writer.create_site()
+        yield writer
+    finally:
+        await connection.close()
+
+
+_COMMENTS = """
+    SELECT id, site_id, thread_id, parent_id, depth, author_id, author_name, author_url, body, state, version,
+           created_at, edited_at, deleted_at
+    FROM {schema}comments ORDER BY id
+"""
+
+
+def differences(rig: Rig) -> list[str]:
+    """Say how the view differs from what the ledger implies; empty when it does not."""
+    found: list[str] = []
+    pairs = (
+        (_COMMENTS.format(schema="palaver."), _COMMENTS.format(schema="")),
+        (
+            "SELECT id, name, origins, settings, version FROM palaver.sites ORDER BY id",
+            "SELECT id, name, origins, settings, version FROM sites ORDER BY id",
+        ),
+        (
+            "SELECT id, site_id, key, title, state, version, (SELECT count(*) FROM palaver.comments AS c"
+            " WHERE c.thread_id = t.id AND c.state = 'approved') FROM palaver.threads AS t ORDER BY id",
+            "SELECT id, site_id, key, title, state, version, count FROM threads ORDER BY id",
+        ),
+        (
+            "SELECT id, (SELECT count(*) FROM palaver.comments AS r WHERE r.parent_id = c.id"
+            " AND r.state IN ('approved', 'deleted')) FROM palaver.comments AS c ORDER BY id",
+            "SELECT id, reply_count FROM comments ORDER BY id",
+        ),
+    )
+    for ledger_text, view_text in pairs:
+        expected, seen = rig.sql(ledger_text), rig.view_sql(view_text)
+        if expected != seen:
+            lacking = [row for row in expected if row not in seen]
+            extra = [row for row in seen if row not in expected]
+            found.append(f"{len(lacking)} lacking {lacking[:2]}, {len(extra)} extra {extra[:2]}")
+    return found
