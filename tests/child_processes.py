@@ -46,7 +46,7 @@ for folder in folders:
 """
 
 
-class ServerFailed(Exception):  # noqa: N818 - the sentence reads "server failed"
+class ServerFailed(Exception):
     """A throwaway server did not start or stop; the message ends with its log."""
 
 

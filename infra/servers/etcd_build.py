@@ -44,7 +44,7 @@ LOG_TAIL_CHARS = 1500
 Report = Callable[[str], None]
 
 
-class BuildFailed(Exception):  # noqa: N818 - the sentence reads "build failed", as callers say it
+class BuildFailed(Exception):
     """No toolchain built etcd; the message holds each one's last words."""
 
 

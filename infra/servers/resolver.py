@@ -35,7 +35,7 @@ POSTGRES_PROGRAMS = ("postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_con
 ETCD_3_5_FLAGS = ("--experimental-initial-corrupt-check", "--pre-vote")
 
 
-class ServerMissing(Exception):  # noqa: N818 - the sentence reads "server missing", as callers say it
+class ServerMissing(Exception):
     """No suitable binary of a server was found; the message says what is missing and what to do."""
 
 

@@ -20,7 +20,7 @@ LOCK_TIMEOUT_S = 120.0
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-class StoreUnusable(Exception):  # noqa: N818 - the sentence reads "store unusable"
+class StoreUnusable(Exception):
     """No folder is left to keep things in; the message says which were tried and why not."""
 
 
@@ -49,11 +49,7 @@ def open_store(paths: Sequence[Path]) -> Path:
 def _is_ours(path: Path) -> bool:
     """Refuse a folder that somebody else prepared: in a folder like /var/tmp everybody can."""
     found = path.lstat()
-    return (
-        stat.S_ISDIR(found.st_mode)
-        and found.st_uid == os.geteuid()
-        and not found.st_mode & WRITABLE_BY_OTHERS
-    )
+    return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & WRITABLE_BY_OTHERS
 
 
 @contextlib.contextmanager

@@ -28,11 +28,11 @@ ACCOUNT_NAMES = ("palaver", "nobody")
 PROBE_TIMEOUT_S = 30.0
 
 
-class AccountMissing(Exception):  # noqa: N818 - the sentence reads "account missing"
+class AccountMissing(Exception):
     """There is no unprivileged account; the message says which to create."""
 
 
-class FolderUnreachable(Exception):  # noqa: N818 - the sentence reads "folder unreachable"
+class FolderUnreachable(Exception):
     """A folder cannot be used by the account; the message says which and what to do."""
 
 
@@ -96,9 +96,7 @@ def reachable_install(
     return copied_bin_dir
 
 
-def reachable_folder(
-    path: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS
-) -> Path:
+def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS) -> Path:
     """Return a folder for PostgreSQL's data: `path` itself, or one in the store that `path` then links to.
 
     It exists afterwards with mode 0700 and belongs to the account. An empty folder at `path` may be replaced
@@ -145,8 +143,7 @@ def _folder_in_store(store: Path, path: Path, account: Account) -> Path:
     if path.is_symlink():
         if path.readlink() != folder:
             raise FolderUnreachable(
-                f"{path} links to {path.readlink()}, which is not the data of this deployment:"
-                f" remove the link"
+                f"{path} links to {path.readlink()}, which is not the data of this deployment: remove the link"
             )
     elif path.exists():
         try:

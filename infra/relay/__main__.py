@@ -1,0 +1,103 @@
+"""`python -m infra.relay --config FILE`: runs the network between regions until SIGTERM or SIGINT.
+
+The token of the control API is PALAVER_RELAY_TOKEN, or `token` in the file. Exit status 2: the configuration
+cannot be used; 1: an address cannot be listened on; each with one line on standard error.
+"""
+
+import argparse
+import asyncio
+import contextlib
+import logging
+import os
+import resource
+import signal
+import socket
+import sys
+from collections.abc import Generator
+from pathlib import Path
+
+import uvicorn
+import uvloop
+
+from infra.relay.control import control_app
+from infra.relay.links import ConfigInvalid, RelayConfig, parse_config
+from infra.relay.logs import configure_logging
+from infra.relay.network import ListenFailed, Network
+
+_LOGGER = logging.getLogger(__name__)
+
+TOKEN_VARIABLE = "PALAVER_RELAY_TOKEN"  # noqa: S105 - the name of a variable
+
+# The control API has no long requests; a client that keeps one open is not waited for.
+SHUTDOWN_TIMEOUT_S = 1
+
+
+class _ControlServer(uvicorn.Server):
+    """A server that leaves signals to the process it is a part of."""
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Generator[None]:
+        yield
+
+
+def main(arguments: list[str]) -> int:
+    """Run the relay; return its exit status."""
+    parser = argparse.ArgumentParser(prog="python -m infra.relay", description="The network between regions.")
+    parser.add_argument("--config", required=True, type=Path, help="a JSON file; see infra/relay/links.py")
+    options = parser.parse_args(arguments)
+    try:
+        config = parse_config(options.config.read_text(), token=os.environ.get(TOKEN_VARIABLE))
+    except (ConfigInvalid, OSError, UnicodeDecodeError) as error:
+        print(f"relay: {options.config}: {error}", file=sys.stderr)
+        return 2
+    configure_logging()
+    _allow_many_sockets()
+    try:
+        uvloop.run(_serve(config))
+    except ListenFailed as error:
+        print(f"relay: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+async def _serve(config: RelayConfig) -> None:
+    stop = asyncio.Event()
+    loop = asyncio.get_running_loop()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    async with Network(config) as network:
+        settings = uvicorn.Config(
+            control_app(network, config.token),
+            lifespan="off",
+            log_config=None,
+            access_log=False,
+            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+        )
+        server = _ControlServer(settings)
+        with _listen(config) as sock:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(server.serve(sockets=[sock]))
+                _LOGGER.info("the network is up", extra={"links": len(config.links)})
+                await stop.wait()
+                server.should_exit = True
+    _LOGGER.info("the network is down")
+
+
+def _listen(config: RelayConfig) -> socket.socket:
+    """Take the control address here: uvicorn would end the process with a status of its own."""
+    address = config.control
+    try:
+        return socket.create_server((address.host, address.port))
+    except OSError as error:
+        raise ListenFailed(f"cannot listen on {address}: {error.strerror}") from error
+
+
+def _allow_many_sockets() -> None:
+    """Take as many file descriptors as the system allows: each connection needs two."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    with contextlib.suppress(ValueError, OSError):
+        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,121 @@
+"""What steers a running relay: a synchronous client of its control API."""
+
+from collections.abc import Iterable, Mapping
+from types import TracebackType
+from typing import Any, Self
+
+import httpx
+
+from infra.relay.faults import FAULT_FIELDS, Fault, Pair
+
+# The relay answers from memory; a second of silence means that it is stopped or frozen.
+TIMEOUT_S = 5.0
+
+
+class RelayFailed(Exception):
+    """The relay cannot be reached or refused a request; the message says which."""
+
+
+class RelayClient:
+    """Reads and sets the faults of the network between regions.
+
+    Every method raises RelayFailed when the relay is not there or says no, and returns when the change is in
+    force. Regions are named as in the relay's configuration.
+    """
+
+    def __init__(self, address: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
+        """Make a client; nothing is sent yet.
+
+        Args:
+            address: "host:port" of the control API.
+            token: its bearer token.
+            timeout_s: how long an answer may take.
+        """
+        self._http = httpx.Client(
+            base_url=f"http://{address}",
+            headers={"Authorization": f"Bearer {token}"},
+            timeout=timeout_s,
+            # A proxy of the environment has no business on loopback.
+            trust_env=False,
+        )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the connection to the relay."""
+        self._http.close()
+
+    def healthy(self) -> bool:
+        """Whether the relay answers."""
+        try:
+            return self._http.get("/healthz").is_success
+        except httpx.HTTPError:
+            return False
+
+    def links(self) -> dict[str, Any]:
+        """The relay's listeners, as its configuration writes them."""
+        return self._ask("GET", "/v1/links")
+
+    def faults(self) -> dict[Pair, Fault]:
+        """The fault of every directed pair."""
+        return _faults(self._ask("GET", "/v1/faults"))
+
+    def change(self, changes: Iterable[Mapping[str, object]]) -> dict[Pair, Fault]:
+        """Apply changes at once, all or none; each names source, target and the settings that change."""
+        return _faults(self._ask("PATCH", "/v1/faults", {"changes": list(changes)}))
+
+    def set_fault(  # noqa: PLR0913 - the settings of a fault are its parameters
+        self,
+        source: str,
+        target: str,
+        *,
+        delay_ms: float | None = None,
+        jitter_ms: float | None = None,
+        loss: float | None = None,
+        cut: bool | None = None,
+        both_ways: bool = False,
+    ) -> dict[Pair, Fault]:
+        """Set one direction (or both of a pair); what is not given stays as it is."""
+        given = {"delay_ms": delay_ms, "jitter_ms": jitter_ms, "loss": loss, "cut": cut}
+        settings = {name: value for name, value in given.items() if value is not None}
+        pairs = [(source, target), (target, source)] if both_ways else [(source, target)]
+        return self.change({"source": a, "target": b, **settings} for a, b in pairs)
+
+    def cut(self, source: str, target: str, *, both_ways: bool = True) -> dict[Pair, Fault]:
+        """Cut a pair of regions, both ways unless told otherwise."""
+        return self.set_fault(source, target, cut=True, both_ways=both_ways)
+
+    def isolate(self, region: str) -> dict[Pair, Fault]:
+        """Cut a region from all others, both ways."""
+        pairs = [pair for pair in self.faults() if region in pair]
+        if not pairs:
+            raise RelayFailed(f"no link leads to or from {region!r}")
+        return self.change({"source": a, "target": b, "cut": True} for a, b in pairs)
+
+    def heal(self, pairs: Iterable[Pair] | None = None) -> dict[Pair, Fault]:
+        """Return pairs (all when not given) to the state that the relay's configuration gave them."""
+        body = {} if pairs is None else {"pairs": [list(pair) for pair in pairs]}
+        return _faults(self._ask("POST", "/v1/faults/heal", body))
+
+    def _ask(self, method: str, path: str, body: object = None) -> dict[str, Any]:
+        try:
+            answer = self._http.request(method, path, json=body)
+            content: dict[str, Any] = answer.json()
+        except (httpx.HTTPError, ValueError) as error:
+            raise RelayFailed(f"the relay does not answer: {error}") from error
+        if not answer.is_success:
+            raise RelayFailed(f"the relay refused: {content.get('error', answer.status_code)}")
+        return content
+
+
+def _faults(answer: Mapping[str, Any]) -> dict[Pair, Fault]:
+    return {
+        (entry["source"], entry["target"]): Fault(**{name: entry[name] for name in FAULT_FIELDS})
+        for entry in answer["faults"]
+    }

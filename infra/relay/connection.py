@@ -1,0 +1,317 @@
+"""One TCP connection through the relay: two sockets and the two lanes between them.
+
+Decides how a connection opens, half-closes, breaks and ends across the simulated network, as two real hosts
+would see it. Refuses to know which listener it came in by.
+
+The operating system has taken the client's connection before the relay hears of it, so a client that must wait
+(for the round trip of a handshake, or for the end of a cut) sees an open connection on which nothing moves.
+What it sends meanwhile waits for the handshake here, as it would in its own socket.
+"""
+
+import asyncio
+import logging
+import socket
+import struct
+from collections.abc import Coroutine
+from typing import Any, Protocol, assert_never, cast
+
+from infra.relay.lane import Direction, Item, Lane, Signal
+from infra.relay.links import Route
+
+_LOGGER = logging.getLogger(__name__)
+
+# A host that is up answers a local connect at once; this bounds a listener whose backlog is full.
+CONNECT_TIMEOUT_S = 10.0
+
+# How long a client that hung up before its handshake ended is kept: long enough for one that sent all it had
+# and half-closed, short enough that a client which tries again every second leaves only a few.
+EARLY_END_S_MAX = 10.0
+
+# What a client may send before its handshake ended (the initial window of a Linux socket is 64 KB).
+EARLY_BYTES_MAX = 64 * 1024
+
+# How much may wait in one socket's write buffer before its lane stops (asyncio's own default is 64 KiB, which
+# makes a bulk transfer stop and go too often).
+WRITE_BUFFER_BYTES_MAX = 256 * 1024
+
+# With this a closed socket answers with a reset, as a host does that has nobody for the connection.
+_LINGER_RESET = struct.pack("ii", 1, 0)
+
+
+class Owner(Protocol):
+    """What a connection needs of the network that holds it."""
+
+    def spawn(self, work: Coroutine[Any, Any, None]) -> None:
+        """Run a task that ends when the network ends."""
+        ...
+
+    def forget(self, connection: "Connection") -> None:
+        """Take notice that the connection is over."""
+        ...
+
+
+class Connection:
+    """A client (near) and the service it asked for (far); `near` is the protocol of the client's socket."""
+
+    def __init__(
+        self,
+        owner: Owner,
+        route: Route,
+        directions: tuple[Direction, Direction],
+        *,
+        greeting: bytes = b"",
+        refusal: bytes = b"",
+    ) -> None:
+        """Make a connection that is not open yet.
+
+        Args:
+            owner: runs its connect and is told of its end.
+            route: where it leads.
+            directions: of what the client sends, and of what it gets.
+            greeting: sent to the client when the far side took the connection.
+            refusal: sent to the client, instead of a reset, when it did not.
+        """
+        there, back = directions
+        self._owner = owner
+        self._route = route
+        self._there = there
+        self._greeting = greeting
+        self._refusal = refusal
+        self._established = False
+        self._over = False
+        self._forgotten = False
+        self._early: list[bytes] = []
+        self._early_bytes = 0
+        self._early_end: asyncio.TimerHandle | None = None
+        self.near = Side(self)
+        self.far = Side(self)
+        self._to_far = Lane(there, deliver=self._arrives_far, slow_down=self.near.slow_down, expire=self.abort)
+        self._to_near = Lane(back, deliver=self._arrives_near, slow_down=self.far.slow_down, expire=self.abort)
+        there.connections_total += 1
+        there.connections_open += 1
+
+    def abort(self) -> None:
+        """Break both sides at once."""
+        self._over = True
+        self.near.abort()
+        self.far.abort()
+        if self.near.gone and self.far.gone:
+            self._forget()
+
+    def attached(self, side: "Side") -> None:
+        """Send the wish to connect on its way, or the answer to it before any byte of the far side."""
+        if side is self.near:
+            self._to_far.push(Signal.OPEN)
+        elif self._over or self._forgotten:
+            side.abort()
+        else:
+            self._to_near.push(Signal.OPENED)
+
+    def received(self, side: "Side", data: bytes) -> None:
+        """Send bytes on; those of the client wait until the handshake ended."""
+        if side is self.far:
+            self._to_near.push(data)
+        elif self._established:
+            self._to_far.push(data)
+        else:
+            self._early.append(data)
+            self._early_bytes += len(data)
+            if self._early_bytes > EARLY_BYTES_MAX:
+                side.slow_down(True)
+
+    def ended(self, side: "Side") -> None:
+        """Send the end of one direction on."""
+        if side is self.far:
+            self._to_near.push(Signal.END)
+        elif self._established:
+            self._to_far.push(Signal.END)
+        else:
+            self._early_end = asyncio.get_running_loop().call_later(EARLY_END_S_MAX, self.abort)
+
+    def full(self, side: "Side", blocked: bool) -> None:
+        """Stop or restart the lane to a side whose socket takes no more bytes for now."""
+        lane = self._to_near if side is self.near else self._to_far
+        if blocked:
+            lane.block()
+        else:
+            lane.unblock()
+
+    def lost(self, side: "Side") -> None:
+        """Let the other side know, over the network, that this one is gone."""
+        other, lane = (self.far, self._to_far) if side is self.near else (self.near, self._to_near)
+        if other.gone:
+            self._forget()
+        elif not self._over:
+            lane.push(Signal.RESET)
+
+    def _forget(self) -> None:
+        if self._forgotten:
+            return
+        self._forgotten = True
+        self._to_far.close()
+        self._to_near.close()
+        if self._early_end is not None:
+            self._early_end.cancel()
+        self._there.connections_open -= 1
+        self._owner.forget(self)
+
+    def _arrives_far(self, item: Item) -> None:
+        match item:
+            case bytes():
+                self.far.write(item)
+            case Signal.OPEN:
+                self._owner.spawn(self._connect())
+            case Signal.END:
+                self._end(self.far)
+            case Signal.RESET:
+                self.far.abort()
+            case Signal.OPENED:
+                raise AssertionError("only the far side takes connections")
+            case _:
+                assert_never(item)
+
+    def _arrives_near(self, item: Item) -> None:
+        match item:
+            case bytes():
+                self.near.write(item)
+            case Signal.OPENED:
+                self._establish()
+            case Signal.END:
+                self._end(self.near)
+            case Signal.RESET:
+                self._break_near()
+            case Signal.OPEN:
+                raise AssertionError("only the near side asks for connections")
+            case _:
+                assert_never(item)
+
+    async def _connect(self) -> None:
+        upstream = self._route.upstream
+        loop = asyncio.get_running_loop()
+        try:
+            async with asyncio.timeout(CONNECT_TIMEOUT_S):
+                await loop.create_connection(lambda: self.far, upstream.host, upstream.port)
+        except (OSError, TimeoutError) as error:
+            pair = {"source": self._route.source, "target": self._route.target}
+            _LOGGER.info("%s took no connection: %s", upstream, error, extra=pair)
+            self._there.refused_total += 1
+            if not self._forgotten:
+                self._to_near.push(Signal.RESET)
+
+    def _establish(self) -> None:
+        self._established = True
+        self.near.write(self._greeting)
+        self.near.slow_down(False)
+        for data in self._early:
+            self._to_far.push(data)
+        self._early.clear()
+        if self._early_end is not None:
+            self._early_end.cancel()
+            self._to_far.push(Signal.END)
+
+    def _end(self, side: "Side") -> None:
+        side.end()
+        if self.near.end_sent and self.far.end_sent:
+            self._over = True
+            self.near.close()
+            self.far.close()
+
+    def _break_near(self) -> None:
+        if self._refusal and not self._established:
+            self._over = True
+            self.near.write(self._refusal)
+            self.near.close()
+        else:
+            self.near.abort()
+
+
+class Side(asyncio.Protocol):
+    """One of the two sockets of a connection.
+
+    Attributes:
+        gone: whether there is no socket (not yet, or no more).
+        end_sent: whether the socket was told that no more bytes come.
+    """
+
+    __slots__ = ("_connection", "_end_received", "_paused", "_transport", "end_sent", "gone")
+
+    def __init__(self, connection: Connection) -> None:
+        self._connection = connection
+        self._transport: asyncio.Transport | None = None
+        self._end_received = False
+        self._paused = False
+        self.gone = True
+        self.end_sent = False
+
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        """Take the socket."""
+        self._transport = cast("asyncio.Transport", transport)
+        self.gone = False
+        self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
+        self._option(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+        self._connection.attached(self)
+
+    def data_received(self, data: bytes) -> None:
+        """Take what the socket says."""
+        self._connection.received(self, data)
+
+    def eof_received(self) -> bool:
+        """Take the end of what the socket says, and keep its other direction open."""
+        if not self._end_received:
+            self._end_received = True
+            self._connection.ended(self)
+        return True
+
+    def pause_writing(self) -> None:
+        """Stop what is to be said to the socket."""
+        self._connection.full(self, True)
+
+    def resume_writing(self) -> None:
+        """Go on with what is to be said to the socket."""
+        self._connection.full(self, False)
+
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went matters to nobody
+        """Take notice that the socket is gone."""
+        self.gone = True
+        self._connection.lost(self)
+
+    def write(self, data: bytes) -> None:
+        """Say something; a socket that is gone does not hear it."""
+        if data and self._transport is not None and not self._transport.is_closing():
+            self._transport.write(data)
+
+    def end(self) -> None:
+        """Say that no more bytes come."""
+        self.end_sent = True
+        if self._transport is not None and not self._transport.is_closing():
+            self._transport.write_eof()
+
+    def close(self) -> None:
+        """Close the socket once all was written."""
+        if self._transport is not None:
+            self._transport.close()
+
+    def abort(self) -> None:
+        """Close the socket at once, with a reset."""
+        if self._transport is not None and not self.gone:
+            self._option(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
+            self._transport.abort()
+
+    def slow_down(self, slowed: bool) -> None:
+        """Stop or go on listening to the socket."""
+        if self._transport is None or self._transport.is_closing() or self._end_received:
+            return
+        if slowed and not self._paused:
+            self._transport.pause_reading()
+        elif self._paused and not slowed:
+            self._transport.resume_reading()
+        self._paused = slowed
+
+    def _option(self, level: int, name: int, value: int | bytes) -> None:
+        assert self._transport is not None
+        sock = self._transport.get_extra_info("socket")
+        try:
+            sock.setsockopt(level, name, value)
+        except OSError as error:
+            # The other end may be faster in closing; then the option no longer matters.
+            _LOGGER.debug("a socket took no option: %s", error)
