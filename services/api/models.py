@@ -9,7 +9,6 @@ from typing import Annotated, Final, Literal
 from uuid import UUID
 
 from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
-from pydantic.json_schema import SkipJsonSchema
 
 SITE_NAME_CHARS_MAX: Final = 200
 ORIGINS_MAX: Final = 50
@@ -127,7 +126,7 @@ class Author(BaseModel):
 
     id: str | None
     name: str | None
-    url: str | SkipJsonSchema[None] = None
+    url: str = Field(default_factory=str)
 
 
 class CommentShape(BaseModel):
@@ -205,4 +204,4 @@ class ProblemShape(BaseModel):
     detail: str
     instance: str
     request_id: str
-    errors: list[FieldErrorShape] | SkipJsonSchema[None] = None
+    errors: list[FieldErrorShape] = Field(default_factory=list[FieldErrorShape])

@@ -38,11 +38,9 @@ def openapi_bytes() -> bytes:
 def openapi_document() -> dict[str, Any]:
     """Return the document."""
     models = {model for o in OPERATIONS for model in (o.request, o.answer) if model is not None}
-    refs, definitions = models_json_schema(
-        [(model, "validation") for model in sorted(models | {ProblemShape}, key=lambda m: m.__name__)],
-        ref_template=_REF,
-    )
-    names = {model: str(schema["$ref"]) for (model, _), schema in refs.items()}
+    shapes = sorted(models | {ProblemShape}, key=lambda shape: shape.__name__)
+    refs, definitions = models_json_schema([(shape, "validation") for shape in shapes], ref_template=_REF)
+    names = {shape: str(refs[shape, "validation"]["$ref"]) for shape in shapes}
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.template, {})[operation.method.lower()] = _operation(operation, names)

@@ -14,7 +14,7 @@ from pydantic import BaseModel
 from services.api import models
 
 EXAMPLE_SITE: Final = "01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11"
-EXAMPLE_COMMENT: Final = {
+EXAMPLE_COMMENT: Final[dict[str, object]] = {
     "id": "01990d5e-40ab-7f11-8a6e-2f4f7b1d9c02",
     "thread": "https://example.com/posts/hello",
     "parent": None,
@@ -28,7 +28,7 @@ EXAMPLE_COMMENT: Final = {
     "score": 0,
     "replies": {"count": 0, "items": [], "next": None},
 }
-_THREAD: Final = {
+_THREAD: Final[dict[str, object]] = {
     "key": "https://example.com/posts/hello",
     "id": "01990d5e-3fff-7a00-b1c5-0d9b5d3f2a10",
     "title": "Hello",

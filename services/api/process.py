@@ -44,7 +44,7 @@ _S = TypeVar("_S", bound=ProcessSettings)
 def load_settings(kind: type[_S]) -> _S:
     """Read the settings from the environment, or say in one line what is wrong and exit with status 2."""
     try:
-        return kind()
+        return kind.model_validate({})
     except ValidationError as error:
         wrong = "; ".join(
             f"PALAVER_{'_'.join(map(str, detail['loc'])).upper()}: {detail['msg']}"
