@@ -74,7 +74,7 @@ ONE_WAY = Annotated[bool, typer.Option("--one-way", help="Only from the first re
 def partition(first: FIRST, second: SECOND, one_way: ONE_WAY = False, data: Data = DEFAULT_DATA) -> None:
     """Cut the network between two regions."""
     with _relay(data, first, second) as relay:
-        relay.set_faults(first, second, cut=True, both_ways=not one_way)
+        relay.cut(first, second, both_ways=not one_way)
     typer.echo(f"cut {first} {'→' if one_way else '↔'} {second}")
 
 
@@ -87,7 +87,7 @@ def heal(
     if (first is None) != (second is None):
         raise UnknownTarget("name two regions, or none to heal everything")
     with _relay(data, *(name for name in (first, second) if name is not None)) as relay:
-        relay.heal(first, second)
+        relay.heal(None if first is None or second is None else [(first, second), (second, first)])
     typer.echo("healed everything" if first is None else f"healed {first} ↔ {second}")
 
 
@@ -104,7 +104,7 @@ def delay(  # noqa: PLR0913, PLR0917 - each is an option of the command
     if not (0 <= delay_ms <= DELAY_MS_MAX and 0 <= jitter_ms <= DELAY_MS_MAX and 0 <= loss < 1):
         raise InvalidPlan(f"use 0 to {DELAY_MS_MAX} ms of delay and jitter, and a loss from 0 to below 1")
     with _relay(data, first, second) as relay:
-        relay.set_faults(first, second, delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, both_ways=not one_way)
+        relay.set_fault(first, second, delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, both_ways=not one_way)
     typer.echo(f"{first} {'→' if one_way else '↔'} {second}: {delay_ms:g} ms ± {jitter_ms:g}, loss {loss:g}")
 
 
@@ -119,4 +119,4 @@ def _relay(data: Path, *regions: str) -> RelayClient:
         raise UnknownTarget("name two different regions")
     ControlClient(layout).close()  # Says clearly when nothing runs.
     token = load_or_create_secrets(layout.secrets).relay_token
-    return RelayClient(f"http://{address(plan.deployment_port('relay_control'))}", token)
+    return RelayClient(address(plan.deployment_port("relay_control")), token)

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import sys
 
-import click
 import typer
+from typer._click import exceptions as usage  # Typer carries its own copy of click and exports no base of its errors
 
 from infra.cli import demo, faults, lifecycle, site
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
@@ -46,13 +46,13 @@ def run() -> None:
     """Entry point of the console script."""
     try:
         code = make_app()(standalone_mode=False)
-    except click.exceptions.NoArgsIsHelpError as error:
+    except usage.NoArgsIsHelpError as error:
         error.show()
         code = EXIT_WRONG_INPUT
-    except click.ClickException as error:
+    except usage.ClickException as error:
         typer.echo(f"palaver: {error.format_message()}", err=True)
         code = EXIT_WRONG_INPUT
-    except (KeyboardInterrupt, click.Abort):
+    except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
     except DeploymentError as error:
         typer.echo(f"palaver: {error}", err=True)

@@ -6,6 +6,7 @@ peer traffic of etcd. Knows nothing of delays beyond the one that a deployment s
 
 from __future__ import annotations
 
+import itertools
 import sys
 from typing import Any
 
@@ -24,10 +25,14 @@ def relay_document(site: Site) -> dict[str, Any]:
     """The relay's configuration: one listener a pair and service, one SOCKS listener a region."""
     plan = site.plan
     return {
-        "control": {"listen": address(plan.deployment_port("relay_control")), "token": site.secrets.relay_token},
-        "rtt_ms": plan.rtt_ms,
+        "control": address(plan.deployment_port("relay_control")),
+        "token": site.secrets.relay_token,
         "links": [link for source in plan.all_regions for link in _links(plan, source)],
         "socks": [_socks(plan, source) for source in plan.regions],
+        "faults": [
+            {"source": source, "target": target, "delay_ms": plan.rtt_ms / 2}
+            for source, target in itertools.permutations(plan.all_regions, 2)
+        ],
     }
 
 
@@ -37,7 +42,6 @@ def _links(plan: Plan, source: str) -> list[dict[str, Any]]:
             "listen": address(plan.link_port(source, target, service)),
             "source": source,
             "target": target,
-            "service": service,
             "upstream": address(plan.port(target, LISTENER_OF_SERVICE[service])),
         }
         for target in plan.all_regions
@@ -50,7 +54,7 @@ def _socks(plan: Plan, source: str) -> dict[str, Any]:
     return {
         "listen": address(plan.port(source, "socks")),
         "source": source,
-        "hosts": {
+        "routes": {
             f"{etcd_host(target)}:2380": {"target": target, "upstream": address(plan.port(target, "etcd_peer"))}
             for target in plan.regions
             if target != source

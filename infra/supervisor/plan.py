@@ -220,8 +220,8 @@ def _bindable(port: int) -> bool:
 def _owner_of(port: int) -> str:
     try:
         for connection in psutil.net_connections(kind="tcp"):
-            listens = connection.status == psutil.CONN_LISTEN and bool(connection.laddr)
-            if listens and connection.laddr[1] == port and connection.pid:
+            listening = connection.status == psutil.CONN_LISTEN and getattr(connection.laddr, "port", 0) == port
+            if listening and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     except psutil.Error:
         pass  # Without the right to look, the port alone must do.

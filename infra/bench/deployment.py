@@ -1,0 +1,102 @@
+"""A deployment of its own for a measurement: started as a user would, in a temporary folder, stopped after."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import httpx
+import orjson
+import psutil
+
+from infra.supervisor.control import ControlClient
+from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.plan import Plan, load_plan
+from infra.supervisor.records import living
+from infra.supervisor.secrets import Secrets, load_or_create_secrets
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunningDeployment:
+    """What a measurement needs to know.
+
+    Attributes:
+        layout: Its folders.
+        plan: Its ports.
+        secrets: Its passwords.
+        up_s: How long `palaver up --detach` took, in seconds.
+    """
+
+    layout: Layout
+    plan: Plan
+    secrets: Secrets
+    up_s: float
+
+    def status(self) -> dict[str, Any]:
+        """The document of `palaver status --json`."""
+        with ControlClient(self.layout) as control:
+            return control.get("/status")
+
+    def create_site(self) -> str:
+        """Make a site; returns its id."""
+        answer = httpx.post(
+            f"http://127.0.0.1:{self.plan.port(self.plan.regions[0], 'edge')}/v1/sites",
+            json={"name": "bench", "origins": ["https://bench.example"]},
+            headers={"authorization": f"Bearer {self.secrets.admin_key}"},
+            timeout=15,
+        )
+        answer.raise_for_status()
+        return str(answer.json()["id"])
+
+    def memory_mb(self) -> tuple[float, float]:
+        """Resident memory of all processes: proportional (shared pages counted once) and plain sum, in MB."""
+        processes = {
+            process.pid: process for _, process in living(self.layout, self.plan.deployment, self.plan.regions)
+        }
+        for process in list(processes.values()):
+            processes |= {child.pid: child for child in process.children(recursive=True)}
+        proportional = resident = 0
+        for process in processes.values():
+            try:
+                memory = process.memory_full_info()
+            except psutil.Error:
+                continue
+            proportional += memory.pss
+            resident += memory.rss
+        return proportional / 1e6, resident / 1e6
+
+
+@contextmanager
+def running_deployment(*, rtt_ms: float = 0.0) -> Generator[RunningDeployment]:
+    """Start three regions, yield, stop them."""
+    with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
+        # PostgreSQL passes through as another account when we are root; nothing in here is secret by its path.
+        Path(folder).chmod(0o711)
+        data = Path(folder) / "data"
+        command = [sys.executable, "-P", "-m", "infra.cli"]
+        started = time.perf_counter()
+        subprocess.run(
+            [*command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(data), "--json"],
+            check=True, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        up_s = time.perf_counter() - started
+        layout = open_layout(data)
+        plan = load_plan(layout.plan)
+        assert plan is not None
+        try:
+            yield RunningDeployment(layout=layout, plan=plan, secrets=load_or_create_secrets(layout.secrets), up_s=up_s)
+        finally:
+            subprocess.run([*command, "down", "--data", str(data)], check=True)
+
+
+def write_results(path: Path, document: dict[str, Any]) -> None:
+    """Store the figures for machines."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))

@@ -1,0 +1,94 @@
+"""Orphans are found by identity and ended exactly."""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import psutil
+import pytest
+
+from infra.supervisor.layout import Layout, create_folders, open_layout
+from infra.supervisor.records import (
+    DEPLOYMENT_VARIABLE,
+    ProcessRecord,
+    end_living,
+    living,
+    postmaster,
+    read_records,
+    record_of,
+    write_records,
+)
+
+Sleeper = Callable[..., "subprocess.Popen[bytes]"]
+REGIONS = ("us-east", "eu-west", "ap-south")
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = open_layout(tmp_path / "data")
+    create_folders(made, REGIONS)
+    return made
+
+
+@pytest.fixture
+def sleeper() -> Iterator[Sleeper]:
+    """Start sleeping processes with a given deployment in their environment."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(deployment: str | None = None) -> subprocess.Popen[bytes]:
+        environment = os.environ | ({DEPLOYMENT_VARIABLE: deployment} if deployment else {})
+        process = subprocess.Popen(
+            [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"],
+            env=environment, stdout=subprocess.PIPE,
+        )  # fmt: skip
+        assert process.stdout is not None
+        process.stdout.readline()
+        started.append(process)
+        return process
+
+    yield start
+    for process in started:
+        process.kill()
+        process.wait()
+        if process.stdout is not None:
+            process.stdout.close()
+
+
+def test_an_orphan_of_this_deployment_is_ended_and_no_other(layout: Layout, sleeper: Sleeper) -> None:
+    ours, theirs, strangers = sleeper("aaa"), sleeper("bbb"), sleeper()
+    ended = end_living(layout, "aaa", REGIONS)
+    assert ended == [f"process {ours.pid}"]
+    assert ours.poll() is not None
+    assert theirs.poll() is None
+    assert strangers.poll() is None
+
+
+def test_a_recorded_process_is_found_without_its_environment(layout: Layout, sleeper: Sleeper) -> None:
+    process = sleeper()
+    record = record_of("us-east/redis", process.pid)
+    assert record is not None
+    write_records(layout.records, [record])
+    assert [name for name, _ in living(layout, "aaa", REGIONS)] == ["us-east/redis"]
+
+
+def test_a_pid_that_was_used_again_is_left_alone(layout: Layout, sleeper: Sleeper) -> None:
+    process = sleeper()
+    born = psutil.Process(process.pid).create_time()
+    write_records(layout.records, [ProcessRecord(name="us-east/redis", pid=process.pid, created=born - 60)])
+    assert end_living(layout, "aaa", REGIONS) == []
+    assert process.poll() is None
+
+
+def test_a_stale_postmaster_file_names_nobody(layout: Layout, sleeper: Sleeper) -> None:
+    process = sleeper()
+    pid_file = layout.postmaster_pid("us-east", "ledger")
+    pid_file.parent.mkdir()
+    pid_file.write_text(f"{process.pid}\n/data\n{int(psutil.Process(process.pid).create_time())}\n")
+    assert postmaster(pid_file) is None, "the start time fits, but it is not a postgres"
+
+
+def test_half_a_record_file_is_no_record(layout: Layout) -> None:
+    layout.records.write_bytes(b'[{"name": "us-')
+    assert read_records(layout.records) == []

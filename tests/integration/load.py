@@ -1,0 +1,107 @@
+"""A load of writers and readers that keeps an exact account of what was acknowledged."""
+
+import threading
+import time
+import uuid
+from collections.abc import Generator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+
+import httpx
+
+from tests.integration.stack import REGIONS, Stack, eventually
+
+RETRY_S = 0.1
+GIVE_UP_S = 30.0  # a write that no edge took for so long is counted as refused
+
+
+@dataclass(kw_only=True)
+class Account:
+    """What the writers were told and the readers saw."""
+
+    thread: str
+    acknowledged: dict[str, str] = field(default_factory=dict[str, str])
+    given_up: list[str] = field(default_factory=list[str])
+    read_failures: dict[str, list[str]] = field(default_factory=lambda: {region: [] for region in REGIONS})
+    reads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REGIONS, 0))
+    slowest_write_s: float = 0.0
+
+
+def _write(stack: Stack, region: str, account: Account, stop: threading.Event, lock: threading.Lock) -> None:
+    number = 0
+    with httpx.Client(timeout=15) as client:
+        while not stop.is_set():
+            number += 1
+            body, key = f"{region} {number}", uuid.uuid4().hex
+            started = time.monotonic()
+            while True:
+                try:
+                    answer = client.post(
+                        stack.url(region, "/comments"),
+                        json={"thread": account.thread, "body": body},
+                        headers={"idempotency-key": key},
+                    )
+                    if answer.status_code == 201:
+                        with lock:
+                            account.acknowledged[body] = answer.json()["id"]
+                            account.slowest_write_s = max(account.slowest_write_s, time.monotonic() - started)
+                        break
+                    assert answer.status_code == 503, answer.text
+                except httpx.HTTPError:
+                    pass  # The edge itself may be what was killed; the key makes another try safe.
+                if time.monotonic() - started > GIVE_UP_S:
+                    account.given_up.append(body)
+                    break
+                time.sleep(RETRY_S)
+            time.sleep(0.01)
+
+
+def _read(stack: Stack, region: str, account: Account, stop: threading.Event) -> None:
+    with httpx.Client(timeout=10) as client:
+        while not stop.is_set():
+            try:
+                answer = client.get(stack.url(region, "/comments"), params={"thread": account.thread, "limit": 20})
+                if answer.status_code == 200:
+                    account.reads[region] += 1
+                else:
+                    account.read_failures[region].append(f"{answer.status_code} {answer.text[:200]}")
+            except httpx.HTTPError as error:
+                account.read_failures[region].append(repr(error))
+            time.sleep(0.02)
+
+
+@contextmanager
+def load(stack: Stack) -> Generator[Account]:
+    """Write and read through every edge for as long as the context lasts."""
+    account = Account(thread=f"load-{uuid.uuid4().hex[:8]}")
+    stop, lock = threading.Event(), threading.Lock()
+    threads = [threading.Thread(target=_write, args=(stack, region, account, stop, lock)) for region in REGIONS]
+    threads += [threading.Thread(target=_read, args=(stack, region, account, stop)) for region in REGIONS]
+    for thread in threads:
+        thread.start()
+    try:
+        eventually(
+            lambda: len(account.acknowledged), lambda count: count >= 10, within_s=30, what="the load is under way"
+        )
+        yield account
+    finally:
+        stop.set()
+        for thread in threads:
+            thread.join()
+
+
+def check_nothing_lost_or_doubled(stack: Stack, account: Account) -> None:
+    """Every acknowledged comment is in every region exactly once, under the id that was answered."""
+    expected = set(account.acknowledged.values())
+    assert len(expected) == len(account.acknowledged), "two writes were answered with one id"
+    for region in REGIONS:
+        found = eventually(
+            lambda region=region: stack.thread_ids(region, account.thread),
+            lambda ids: expected <= set(ids),
+            within_s=20,
+            what=f"every acknowledged comment in {region}",
+        )
+        assert len(found) == len(set(found)), f"{region} shows a comment twice"
+        unexplained = set(found) - expected
+        # A write whose answer nobody got may still be there once; it must not be there beside its retry.
+        assert len(unexplained) <= len(account.given_up), f"{region} has {len(unexplained)} comments too many"

@@ -1,0 +1,124 @@
+"""A running deployment as a user has it: started and steered by the `palaver` command, spoken to over HTTP."""
+
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, TypeVar
+
+import httpx
+import orjson
+
+REGIONS = ("us-east", "eu-west", "ap-south")
+COMMAND_TIMEOUT_S = 200.0
+Answer = TypeVar("Answer")
+
+
+def palaver(*arguments: str, data: Path, check: bool = True) -> subprocess.CompletedProcess[str]:
+    """Run the command as a user would; a failure shows what it printed."""
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "infra.cli", *arguments, "--data", str(data)],
+        check=False, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
+    )  # fmt: skip
+    assert done.returncode == 0 or not check, f"palaver {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    return done
+
+
+def eventually(ask: Callable[[], Answer], holds: Callable[[Answer], bool], *, within_s: float, what: str) -> Answer:
+    """Ask until an answer holds."""
+    deadline = time.monotonic() + within_s
+    while True:
+        answer = ask()
+        if holds(answer):
+            return answer
+        assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s; last: {answer}"
+        time.sleep(0.05)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Stack:
+    """A deployment that runs, and one site on it."""
+
+    data: Path
+    edges: dict[str, str]
+    site: str
+    api_key: str
+    admin_key: str
+
+    def palaver(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
+        return palaver(*arguments, data=self.data, check=check)
+
+    def status(self) -> dict[str, Any]:
+        return orjson.loads(self.palaver("status", "--json").stdout)
+
+    def region(self, name: str) -> dict[str, Any]:
+        return next(region for region in self.status()["regions"] if region["region"] == name)
+
+    def url(self, region: str, path: str = "") -> str:
+        return f"{self.edges[region]}/v1/sites/{self.site}{path}"
+
+    def post(
+        self, region: str, body: str, *, thread: str = "t", key: str | None = None, **fields: Any
+    ) -> httpx.Response:
+        return httpx.post(
+            self.url(region, "/comments"),
+            json={"thread": thread, "body": body, **fields},
+            headers={"idempotency-key": key or uuid.uuid4().hex},
+            timeout=20,
+        )
+
+    def get(self, region: str, path: str, **options: Any) -> httpx.Response:
+        return httpx.get(self.url(region, path), timeout=20, **options)
+
+    def thread_ids(self, region: str, thread: str) -> list[str]:
+        """Ids of all comments of a thread, in the order read, following every cursor; doubles stay doubles."""
+        found: list[str] = []
+        cursors: list[str | None] = [None]
+        while cursors:
+            cursor = cursors.pop()
+            page = self.get(region, "/comments", params={"thread": thread} | ({"cursor": cursor} if cursor else {}))
+            page.raise_for_status()
+            document = page.json()
+            cursors += [document["next"]] if document["next"] else []
+            waiting = list(document["comments"])
+            while waiting:
+                comment = waiting.pop()
+                found.append(comment["id"])
+                waiting += comment["replies"]["items"]
+                cursors += [comment["replies"]["next"]] if comment["replies"]["next"] else []
+        return found
+
+    def until_visible(self, region: str, comment: str, *, within_s: float = 20.0) -> httpx.Response:
+        return eventually(
+            lambda: self.get(region, f"/comments/{comment}"),
+            lambda answer: answer.status_code == 200,
+            within_s=within_s,
+            what=f"comment {comment} in {region}",
+        )
+
+    def until_healthy(self, *, within_s: float) -> dict[str, Any]:
+        return eventually(
+            self.status,
+            lambda status: all(region["healthy"] for region in status["regions"]),
+            within_s=within_s,
+            what="all regions healthy",
+        )
+
+
+def start_stack(data: Path, *arguments: str) -> Stack:
+    """Start a deployment and make a site on it."""
+    status = orjson.loads(palaver("up", "--detach", "--json", *arguments, data=data).stdout)
+    made = orjson.loads(
+        palaver("site", "create", "Tests", "--origin", "https://tests.example", "--json", data=data).stdout
+    )
+    secrets = orjson.loads((data / "secrets.json").read_bytes())
+    return Stack(
+        data=data,
+        edges={region["region"]: region["edge"] for region in status["regions"]},
+        site=made["id"],
+        api_key=made["api_key"],
+        admin_key=secrets["admin_key"],
+    )

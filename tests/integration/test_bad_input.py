@@ -1,0 +1,187 @@
+"""Bad input at a real edge: a problem document with the right status, never a 500."""
+
+import json
+import socket
+import uuid
+from typing import Any
+from urllib.parse import urlsplit
+
+import httpx
+import pytest
+
+from tests.integration.stack import Stack
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack]
+
+
+def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
+    assert answer.status_code == status, answer.text
+    assert answer.headers["content-type"].startswith("application/problem+json")
+    document = answer.json()
+    assert document["status"] == status
+    assert document["type"].startswith("https://palaver.dev/problems/")
+    assert document["title"]
+    assert "request_id" in document
+    return document
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        ({"thread": "t", "body": "x" * 10_001}, 422),
+        ({"thread": "t", "body": ""}, 422),
+        ({"thread": "t", "body": "x", "surprise": 1}, 422),
+        ({"thread": "t", "body": 7}, 422),
+        ({"thread": "t"}, 422),
+        ({"thread": "", "body": "x"}, 422),
+        ({"thread": "k" * 2_001, "body": "x"}, 422),
+        ({"thread": "t", "body": "nul \u0000 byte"}, 422),
+        ({"thread": "t\u0000", "body": "x"}, 422),
+        ({"thread": "t", "body": "x", "author": {"name": "n", "email": "no address"}}, 422),
+        ({"thread": "t", "body": "x", "parent": "not-an-id"}, 422),
+        ({"thread": "t", "body": "x", "parent": str(uuid.uuid4())}, 422),
+        ([], 422),
+        (None, 422),
+    ],
+)
+def test_a_wrong_body_is_refused_by_name(stack: Stack, body: object, status: int) -> None:
+    problem_of(httpx.post(stack.url("eu-west", "/comments"), json=body, timeout=20), status)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [b'{"thread":"t","body":"\\ud800 lone surrogate"}', b'{"thread":"t","body":"\xff"}', b"{", b"", b'{"thread":NaN}'],
+)
+def test_text_that_is_not_json_or_not_unicode_is_refused(stack: Stack, content: bytes) -> None:
+    answer = httpx.post(
+        stack.url("eu-west", "/comments"), content=content, headers={"content-type": "application/json"}, timeout=20
+    )
+    assert answer.status_code in {400, 422}
+    problem_of(answer, answer.status_code)
+
+
+def test_another_content_type_is_415(stack: Stack) -> None:
+    answer = httpx.post(
+        stack.url("us-east", "/comments"), content=b"<x/>", headers={"content-type": "text/xml"}, timeout=20
+    )
+    problem_of(answer, 415)
+
+
+def test_a_body_over_the_limit_is_413(stack: Stack) -> None:
+    content = json.dumps({"thread": "t", "body": "x" * 300_000}).encode()
+    answer = httpx.post(
+        stack.url("us-east", "/comments"), content=content, headers={"content-type": "application/json"}, timeout=20
+    )
+    problem_of(answer, 413)
+
+
+def test_a_header_of_a_megabyte_is_431(stack: Stack) -> None:
+    answer = httpx.get(stack.url("us-east", "/comments?thread=t"), headers={"x-large": "y" * 1_000_000}, timeout=20)
+    problem_of(answer, 431)
+
+
+def test_too_deep_a_reply_is_refused(stack: Stack) -> None:
+    parent = stack.post("us-east", "0", thread="deep").json()["id"]
+    answer = stack.post("us-east", "deeper", thread="deep", parent=parent)
+    for _ in range(100):
+        if answer.status_code != 201:
+            break
+        answer = stack.post("us-east", "deeper", thread="deep", parent=answer.json()["id"])
+    assert "too-deep" in problem_of(answer, 422)["type"]
+
+
+@pytest.mark.parametrize("method", ["POST", "GET"])
+def test_an_unknown_site_is_404(stack: Stack, method: str) -> None:
+    url = f"{stack.edges['eu-west']}/v1/sites/{uuid.uuid4()}/comments"
+    answer = (
+        httpx.post(url, json={"thread": "t", "body": "x"}, timeout=20)
+        if method == "POST"
+        else httpx.get(url, params={"thread": "t"}, timeout=20)
+    )
+    problem_of(answer, 404)
+
+
+@pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/metrics", "/v1/sites/not-an-id/comments?thread=t"])
+def test_an_unknown_route_is_a_problem(stack: Stack, path: str) -> None:
+    answer = httpx.get(stack.edges["us-east"] + path, timeout=20)
+    assert answer.status_code in {404, 422}
+    problem_of(answer, answer.status_code)
+
+
+def test_a_wrong_method_is_405_and_names_the_right_ones(stack: Stack) -> None:
+    answer = httpx.put(stack.url("us-east", "/comments"), json={}, timeout=20)
+    problem_of(answer, 405)
+    assert "POST" in answer.headers["allow"]
+
+
+@pytest.mark.parametrize("cursor", ["x", "AAAA", "." * 500, "é"])
+def test_a_cursor_that_is_none_is_refused(stack: Stack, cursor: str) -> None:
+    answer = stack.get("ap-south", "/comments", params={"thread": "t", "cursor": cursor})
+    problem_of(answer, 422)
+
+
+def test_a_foreign_cursor_is_refused(stack: Stack) -> None:
+    made = [stack.post("us-east", f"{number}", thread="cursor-a").json()["id"] for number in range(3)]
+    stack.until_visible("us-east", made[-1])
+    cursor = stack.get("us-east", "/comments", params={"thread": "cursor-a", "limit": 1}).json()["next"]
+    assert stack.get("us-east", "/comments", params={"thread": "cursor-a", "cursor": cursor}).status_code == 200
+    problem_of(stack.get("us-east", "/comments", params={"thread": "cursor-b", "cursor": cursor}), 422)
+
+
+def test_site_creation_needs_the_admin_key(stack: Stack) -> None:
+    for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {stack.admin_key}"}):
+        answer = httpx.post(
+            f"{stack.edges['us-east']}/v1/sites", json={"name": "x", "origins": []}, headers=headers, timeout=20
+        )
+        problem_of(answer, 401)
+
+
+def test_an_edit_without_or_with_a_wrong_key_is_refused(stack: Stack) -> None:
+    made = stack.post("us-east", "Mine.", thread="keys")
+    url = stack.url("us-east", f"/comments/{made.json()['id']}")
+    for headers in ({}, {"authorization": "Bearer psk_wrong"}):
+        answer = httpx.patch(
+            url, json={"body": "Yours."}, headers=headers | {"if-match": made.headers["etag"]}, timeout=20
+        )
+        problem_of(answer, 401)
+
+
+def test_edits_are_optimistic(stack: Stack) -> None:
+    made = stack.post("us-east", "One.", thread="versions")
+    url = stack.url("us-east", f"/comments/{made.json()['id']}")
+    key = {"authorization": f"Bearer {stack.api_key}"}
+    problem_of(httpx.patch(url, json={"body": "Two."}, headers=key, timeout=20), 428)
+    first = httpx.patch(url, json={"body": "Two."}, headers=key | {"if-match": made.headers["etag"]}, timeout=20)
+    assert first.status_code == 200
+    second = httpx.patch(url, json={"body": "Three."}, headers=key | {"if-match": made.headers["etag"]}, timeout=20)
+    problem_of(second, 412)
+
+
+def test_a_stale_epoch_at_the_write_api_is_503(stack: Stack) -> None:
+    leader = stack.status()["cells"][0]["leader"]
+    topology = json.loads((stack.data / "regions" / leader / "topology.json").read_bytes())
+    address = next(region["write_api"] for region in topology["regions"] if region["name"] == leader)
+    answer = httpx.post(
+        f"http://{address}/v1/sites/{stack.site}/comments",
+        json={"thread": "t", "body": "x"}, headers={"palaver-epoch": "999"}, timeout=20,
+    )  # fmt: skip
+    assert problem_of(answer, 503)["type"].endswith("/stale-epoch")
+    assert int(answer.headers["retry-after"]) >= 1
+
+
+def test_a_client_cannot_choose_the_epoch(stack: Stack) -> None:
+    answer = httpx.post(
+        stack.url("eu-west", "/comments"),
+        json={"thread": "t", "body": "x"},
+        headers={"palaver-epoch": "999"},
+        timeout=20,
+    )
+    assert answer.status_code == 201
+
+
+def test_bytes_that_are_not_http_do_not_hurt(stack: Stack) -> None:
+    edge = urlsplit(stack.edges["us-east"])
+    with socket.create_connection((edge.hostname, edge.port), timeout=10) as connection:
+        connection.sendall(b"\x16\x03\x01 not http\r\n\r\n")
+        connection.recv(4096)
+    assert stack.get("us-east", "/comments", params={"thread": "t"}).status_code == 200

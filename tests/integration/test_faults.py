@@ -1,0 +1,137 @@
+"""kill -9 of each process of the leader region under load: it comes back, and nothing is lost or doubled."""
+
+import time
+
+import pytest
+
+from tests.integration.load import check_nothing_lost_or_doubled, load
+from tests.integration.stack import Stack, eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack]
+
+PROCESSES = ("etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator")
+BACK_WITHIN_S = 10.0
+
+
+@pytest.mark.parametrize("process", PROCESSES)
+def test_a_killed_process_comes_back_and_nothing_is_lost(stack: Stack, process: str) -> None:
+    before = stack.until_healthy(within_s=30)
+    leader = before["cells"][0]["leader"]
+    pid = next(region["pids"][process] for region in before["regions"] if region["region"] == leader)
+    with load(stack) as account:
+        stack.palaver("fault", "kill", leader, process)
+        back = eventually(
+            stack.status,
+            lambda status: (
+                all(region["healthy"] for region in status["regions"])
+                and all(
+                    region["pids"][process] not in (pid, None)
+                    for region in status["regions"]
+                    if region["region"] == leader
+                )
+            ),
+            within_s=BACK_WITHIN_S,
+            what=f"{leader}/{process} is back",
+        )
+        written = len(account.acknowledged)
+        eventually(
+            lambda: len(account.acknowledged), lambda count: count >= written + 10, within_s=20, what="writes go on"
+        )
+    assert account.given_up == []
+    for region, failures in account.read_failures.items():
+        # An edge that is dead answers nobody; its readers take another edge meanwhile.
+        if (region, process) != (leader, "envoy"):
+            assert failures == [], f"reads in {region} failed"
+        assert account.reads[region] > 0
+    check_nothing_lost_or_doubled(stack, account)
+    epochs = (before["cells"][0]["epoch"], back["cells"][0]["epoch"])
+    if process == "ledger":
+        assert epochs[1] > epochs[0], "a primary that crashed starts again only under a new epoch"
+    else:
+        assert epochs[1] == epochs[0], "only a start of the primary needs a new epoch"
+
+
+def test_a_killed_follower_region_stays_dead_until_it_is_restarted(stack: Stack) -> None:
+    before = stack.until_healthy(within_s=30)
+    leader = before["cells"][0]["leader"]
+    victim = next(region["region"] for region in before["regions"] if region["region"] != leader)
+    with load(stack) as account:
+        stack.palaver("fault", "kill", victim)
+        dead = stack.region(victim)
+        assert dead["state"] == "killed"
+        assert set(dead["pids"].values()) == {None}
+        written = len(account.acknowledged)
+        eventually(
+            lambda: len(account.acknowledged), lambda count: count >= written + 20, within_s=20, what="writes go on"
+        )
+        assert set(stack.region(victim)["pids"].values()) == {None}
+        stack.palaver("region", "restart", victim)
+        stack.until_healthy(within_s=30)
+    check_nothing_lost_or_doubled(stack, account)
+
+
+def test_a_paused_process_is_not_restarted_and_goes_on(stack: Stack) -> None:
+    before = stack.until_healthy(within_s=30)
+    victim = next(region for region in before["regions"] if region["region"] != before["cells"][0]["leader"])
+    name = victim["region"]
+    stack.palaver("fault", "pause", name, "replicator")
+    written = stack.post(before["cells"][0]["leader"], "While it sleeps.", thread="paused").json()["id"]
+    time.sleep(1.0)
+    assert stack.get(name, f"/comments/{written}").status_code == 404
+    stack.palaver("fault", "resume", name, "replicator")
+    stack.until_visible(name, written)
+    after = stack.until_healthy(within_s=20)
+    assert next(r for r in after["regions"] if r["region"] == name)["pids"] == victim["pids"]
+
+
+def test_a_partitioned_follower_catches_up_after_the_heal(stack: Stack) -> None:
+    before = stack.until_healthy(within_s=30)
+    leader = before["cells"][0]["leader"]
+    cut = next(region["region"] for region in before["regions"] if region["region"] != leader)
+    stack.palaver("fault", "partition", leader, cut)
+    try:
+        other = next(r["region"] for r in before["regions"] if r["region"] not in (leader, cut))
+        made = stack.post(other, "Behind the cut.", thread="cut")
+        assert made.status_code == 201, "the other standby is a quorum with the leader"
+        assert stack.get(cut, f"/comments/{made.json()['id']}").status_code == 404
+        assert stack.get(cut, "/comments", params={"thread": "cut"}).status_code == 200, "reads stay available"
+    finally:
+        stack.palaver("fault", "heal")
+    stack.until_visible(cut, made.json()["id"])
+    stack.until_healthy(within_s=30)
+
+
+def test_a_region_behind_a_delay_still_commits_and_converges(stack: Stack) -> None:
+    leader = stack.until_healthy(within_s=30)["cells"][0]["leader"]
+    others = [region for region in stack.edges if region != leader]
+    for other in others:
+        stack.palaver("fault", "delay", leader, other, "60", "--jitter-ms", "10")
+    try:
+        started = time.monotonic()
+        made = stack.post(others[0], "From far away.", thread="delay")
+        took_s = time.monotonic() - started
+        assert made.status_code == 201
+        assert took_s >= 0.24, "edge to leader and back, and the leader's quorum, are two round trips of 120 ms"
+        stack.until_visible(others[1], made.json()["id"])
+    finally:
+        stack.palaver("fault", "heal")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("fault", "kill", "atlantis"), "unknown region"),
+        (("fault", "kill", "us-east", "nginx"), "unknown process"),
+        (("fault", "partition", "us-east", "us-east"), "two different"),
+        (("fault", "delay", "us-east", "eu-west", "-5"), ""),
+        (("fault", "delay", "us-east", "eu-west", "99999"), "0 to"),
+        (("region", "restart", "atlantis"), "unknown region"),
+        (("logs", "atlantis"), "unknown region"),
+        (("site", "create", "x", "--origin", "no-origin"), "origin"),
+    ],
+)
+def test_a_wrong_order_is_one_line_and_exit_code_2(stack: Stack, arguments: tuple[str, ...], says: str) -> None:
+    done = stack.palaver(*arguments, check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1

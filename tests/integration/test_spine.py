@@ -1,0 +1,140 @@
+"""The spine, end to end: posted at any edge, committed on the quorum under an epoch, read in every region."""
+
+import itertools
+import re
+import uuid
+
+import httpx
+import pytest
+
+from tests.integration.stack import REGIONS, Stack, eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack]
+
+
+@pytest.mark.parametrize("source", REGIONS)
+def test_a_comment_posted_at_any_edge_is_read_in_every_region(stack: Stack, source: str) -> None:
+    answer = stack.post(source, f"Hello from *{source}*.", thread=f"spine-{source}", author={"name": "Ada"})
+    assert answer.status_code == 201, answer.text
+    comment = answer.json()
+    assert answer.headers["location"].endswith(f"/comments/{comment['id']}")
+    assert uuid.UUID(comment["id"]).version == 7
+    for region in REGIONS:
+        read = stack.until_visible(region, comment["id"]).json()
+        assert read["body"] == f"Hello from *{source}*."
+        assert f"<em>{source}</em>" in read["html"]
+        assert read["author"]["name"] == "Ada"
+        assert read["created_at"] == comment["created_at"]
+
+
+def test_the_position_of_a_write_makes_it_readable_at_once_elsewhere(stack: Stack) -> None:
+    for number, (source, target) in enumerate(itertools.permutations(REGIONS, 2)):
+        answer = stack.post(source, f"Read your writes, {number}.", thread="session")
+        read = stack.get(
+            target, f"/comments/{answer.json()['id']}", headers={"palaver-position": answer.headers["palaver-position"]}
+        )
+        assert read.status_code == 200, read.text
+
+
+def test_status_has_the_documented_shape(stack: Stack) -> None:
+    status = stack.status()
+    (cell,) = status["cells"]
+    assert cell["cell"] == "main"
+    assert cell["phase"] == "serving"
+    assert cell["leader"] in REGIONS
+    assert cell["epoch"] >= 1
+    assert [region["region"] for region in status["regions"]] == list(REGIONS)
+    roles = sorted(region["role"] for region in status["regions"])
+    assert roles == ["follower", "follower", "leader"]
+    for region in status["regions"]:
+        assert set(region["pids"]) == {
+            "etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator",
+        }  # fmt: skip
+        assert all(isinstance(pid, int) for pid in region["pids"].values())
+        assert region["edge"].startswith("http://127.0.0.1:")
+        assert re.fullmatch(r"main\.\d+\.[0-9A-F]{16}", region["applied_position"])
+        assert region["healthy"], region["missing"]
+
+
+def test_the_applied_positions_of_all_regions_converge(stack: Stack) -> None:
+    position = stack.post("us-east", "Converge.", thread="converge").headers["palaver-position"]
+    eventually(
+        lambda: [region["applied_position"] for region in stack.status()["regions"]],
+        lambda positions: all(applied >= position for applied in positions),
+        within_s=10,
+        what="every region at the position of the write",
+    )
+
+
+def test_a_nested_thread_is_the_same_tree_everywhere(stack: Stack) -> None:
+    parents: dict[str, str | None] = {}
+    last = None
+    for depth in range(6):
+        fields = {} if last is None else {"parent": last}
+        made = stack.post(REGIONS[depth % 3], f"Level {depth}.", thread="tree", **fields)
+        assert made.status_code == 201, made.text
+        parents[made.json()["id"]] = last
+        last = made.json()["id"]
+    assert last is not None
+    for region in REGIONS:
+        stack.until_visible(region, last)
+        assert sorted(stack.thread_ids(region, "tree")) == sorted(parents)
+        for comment, parent in parents.items():
+            assert stack.get(region, f"/comments/{comment}").json()["parent"] == parent
+
+
+def test_the_same_key_at_three_edges_is_one_comment(stack: Stack) -> None:
+    key = uuid.uuid4().hex
+    answers = [stack.post(region, "Only once.", thread="once", key=key) for region in REGIONS]
+    assert [answer.status_code for answer in answers] == [201, 201, 201]
+    assert len({answer.json()["id"] for answer in answers}) == 1
+    assert len({answer.content for answer in answers}) == 1
+    for region in REGIONS:
+        stack.until_visible(region, answers[0].json()["id"])
+        assert len(stack.thread_ids(region, "once")) == 1
+    other = stack.post("us-east", "Another body.", thread="once", key=key)
+    assert other.status_code == 422
+    assert other.json()["type"].endswith("/idempotency-key-reused")
+
+
+def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
+    made = stack.post("eu-west", "First wording.", thread="edited")
+    url = stack.url("ap-south", f"/comments/{made.json()['id']}")
+    key = {"authorization": f"Bearer {stack.api_key}"}
+    changed = httpx.patch(
+        url, json={"body": "Second wording."}, headers=key | {"if-match": made.headers["etag"]}, timeout=20
+    )
+    assert changed.status_code == 200, changed.text
+    for region in REGIONS:
+        eventually(
+            lambda region=region: stack.get(region, f"/comments/{made.json()['id']}").json().get("body"),
+            lambda body: body == "Second wording.",
+            within_s=10,
+            what=f"the edit in {region}",
+        )
+    assert httpx.delete(url, headers=key, timeout=20).status_code == 204
+    for region in REGIONS:
+        gone = eventually(
+            lambda region=region: stack.get(region, f"/comments/{made.json()['id']}").json(),
+            lambda comment: comment["state"] == "deleted",
+            within_s=10,
+            what=f"the delete in {region}",
+        )
+        assert gone["body"] is None
+        assert "wording" not in str(gone)
+
+
+def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:
+    made = stack.post("us-east", "Cached.", thread="etag")
+    stack.until_visible("eu-west", made.json()["id"])
+    page = stack.get("eu-west", "/comments", params={"thread": "etag"})
+    same = stack.get("eu-west", "/comments", params={"thread": "etag"}, headers={"if-none-match": page.headers["etag"]})
+    assert same.status_code == 304
+    assert same.content == b""
+    second = stack.post("ap-south", "Changed.", thread="etag")
+    stack.until_visible("eu-west", second.json()["id"])
+    changed = stack.get(
+        "eu-west", "/comments", params={"thread": "etag"}, headers={"if-none-match": page.headers["etag"]}
+    )
+    assert changed.status_code == 200
+    assert changed.json()["thread"]["count"] == 2
