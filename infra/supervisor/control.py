@@ -23,6 +23,7 @@ from starlette.routing import Route
 
 from infra.supervisor.errors import DeploymentError, NotRunning, UnknownTarget
 from infra.supervisor.layout import Layout
+from infra.supervisor.metrics import exposition
 from infra.supervisor.supervisor import Supervisor
 
 # A region restart stops PostgreSQL in order first; everything else answers at once.
@@ -80,8 +81,12 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
         await supervisor.restart_region(body["region"])
         return {}
 
+    async def metrics(_: Request) -> Response:
+        return Response(exposition(supervisor), media_type="text/plain; version=0.0.4")
+
     return Starlette(
         routes=[
+            Route("/metrics", metrics),
             Route("/status", guarded(status)),
             Route("/progress", guarded(progress)),
             Route("/stop", guarded(stop), methods=["POST"]),

@@ -1,0 +1,228 @@
+"""The life of a deployment: starts, stops, crashes of its supervisor, neighbours, and what it refuses."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import orjson
+import psutil
+import pytest
+
+from infra.supervisor.layout import open_layout
+from infra.supervisor.plan import load_plan
+from infra.supervisor.records import living
+from tests.integration.stack import REGIONS, Stack, eventually, palaver, start_stack
+
+pytestmark = [pytest.mark.integration]
+
+
+def processes_of(data: Path) -> list[psutil.Process]:
+    layout = open_layout(data)
+    plan = load_plan(layout.plan)
+    assert plan is not None
+    return [process for _, process in living(layout, plan.deployment, plan.all_regions)]
+
+
+@pytest.fixture(scope="module")
+def own_stack(data_folder: Callable[[], Path]) -> Stack:
+    """A deployment of this module's own, beside the shared one, with a region that only reads."""
+    return start_stack(data_folder(), "--view-regions", "sa-east")
+
+
+@pytest.fixture
+def home_folder() -> Iterator[Path]:
+    """A folder of mode 0700, as a home folder may be."""
+    folder = Path(tempfile.mkdtemp(prefix="palaver-home-"))
+    folder.chmod(0o700)
+    yield folder / "data"
+    palaver("down", data=folder / "data", check=False)
+    shutil.rmtree(folder)
+
+
+def test_two_deployments_run_beside_each_other(stack: Stack, own_stack: Stack) -> None:
+    mine = own_stack.post("us-east", "In the second.", thread="beside")
+    assert mine.status_code == 201
+    assert set(own_stack.edges.values()).isdisjoint(stack.edges.values())
+    assert stack.get("us-east", f"/comments/{mine.json()['id']}").status_code == 404
+
+
+def test_a_view_region_reads_and_passes_writes_on(own_stack: Stack) -> None:
+    made = own_stack.post("sa-east", "From a region without a vote.", thread="view")
+    assert made.status_code == 201, made.text
+    own_stack.until_visible("sa-east", made.json()["id"])
+    region = own_stack.region("sa-east")
+    assert region["role"] == "view"
+    assert set(region["pids"]) == {"view", "redis", "envoy", "region_agent", "read_api", "replicator"}
+
+
+def test_everything_listens_on_loopback_only(own_stack: Stack) -> None:
+    members = {child.pid for process in processes_of(own_stack.data) for child in [process, *process.children(True)]}
+    listening = [c for c in psutil.net_connections("inet") if c.pid in members and c.status == psutil.CONN_LISTEN]
+    assert len(listening) > 40
+    assert {getattr(connection.laddr, "ip", None) for connection in listening} == {"127.0.0.1"}
+
+
+def test_secrets_are_readable_by_their_owner_only(own_stack: Stack) -> None:
+    secrets = list(orjson.loads((own_stack.data / "secrets.json").read_bytes()).values())
+    for path in own_stack.data.rglob("*"):
+        if path.is_symlink() or not path.is_file() or path.stat().st_mode & 0o044 == 0:
+            continue
+        content = path.read_text(errors="replace")
+        assert not any(secret in content for secret in secrets), f"{path} is readable by others and holds a secret"
+
+
+def test_a_second_start_of_a_running_deployment_is_refused(own_stack: Stack) -> None:
+    done = own_stack.palaver("up", "--detach", check=False)
+    assert done.returncode != 0
+    assert "running already" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert own_stack.region("us-east")["healthy"]
+
+
+def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_stack: Stack) -> None:
+    ids = [own_stack.post(region, "Before the crash.", thread="crash").json()["id"] for region in REGIONS]
+    epoch = own_stack.status()["cells"][0]["epoch"]
+    everything = processes_of(own_stack.data)
+    supervisor = orjson.loads((own_stack.data / "control.json").read_bytes())["pid"]
+    os.kill(supervisor, signal.SIGKILL)
+    eventually(
+        lambda: [process for process in everything if process.is_running() and process.status() != "zombie"],
+        lambda left: left == [],
+        within_s=20,
+        what="no orphan",
+    )
+    assert processes_of(own_stack.data) == []
+    own_stack.palaver("up", "--detach")
+    after = own_stack.until_healthy(within_s=10)
+    assert after["cells"][0]["epoch"] > epoch, "every start of a primary takes a new epoch"
+    for region in own_stack.edges:
+        assert sorted(own_stack.thread_ids(region, "crash")) == sorted(ids)
+
+
+def test_an_orphan_that_is_left_is_ended_by_the_next_start(own_stack: Stack) -> None:
+    made = own_stack.post("eu-west", "Before both die.", thread="orphans").json()["id"]
+    control = orjson.loads((own_stack.data / "control.json").read_bytes())
+    guardians = [
+        process
+        for process in psutil.Process(control["pid"]).children()
+        if "infra.supervisor.guardian" in process.cmdline()
+    ]
+    assert len(guardians) == 1
+    guardians[0].kill()
+    os.kill(control["pid"], signal.SIGKILL)
+    orphans = eventually(
+        lambda: processes_of(own_stack.data), lambda left: len(left) > 0, within_s=5, what="orphans are left"
+    )
+    own_stack.palaver("up", "--detach")
+    assert not any(process.is_running() and process.status() != "zombie" for process in orphans)
+    own_stack.until_visible("ap-south", made)
+
+
+def test_down_stops_everything_and_keeps_the_data(own_stack: Stack) -> None:
+    made = own_stack.post("us-east", "Kept.", thread="down").json()["id"]
+    everything = processes_of(own_stack.data)
+    own_stack.palaver("down")
+    assert not any(process.is_running() and process.status() != "zombie" for process in everything)
+    assert own_stack.palaver("status", check=False).returncode == 1
+    own_stack.palaver("up", "--detach")
+    for region in own_stack.edges:
+        own_stack.until_visible(region, made)
+
+
+def test_a_taken_port_is_one_line_and_nothing_is_left_running(own_stack: Stack) -> None:
+    own_stack.palaver("down")
+    plan = load_plan(open_layout(own_stack.data).plan)
+    assert plan is not None
+    port = plan.port("eu-west", "edge")
+    with socket.create_server(("127.0.0.1", port)):
+        done = own_stack.palaver("up", "--detach", check=False)
+        assert done.returncode != 0
+        assert f"port {port} is taken" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert processes_of(own_stack.data) == []
+
+
+def test_a_program_that_does_not_come_up_stops_the_start_and_everything_else(own_stack: Stack) -> None:
+    broken = own_stack.data / "regions" / "eu-west" / "view" / "PG_VERSION"
+    kept = broken.read_bytes()
+    broken.write_bytes(b"17\n")
+    try:
+        done = own_stack.palaver("up", "--detach", check=False)
+        assert done.returncode != 0
+        assert "PostgreSQL 17" in done.stderr
+        assert len(done.stderr.strip().splitlines()) == 1
+        assert processes_of(own_stack.data) == []
+    finally:
+        broken.write_bytes(kept)
+
+
+def test_a_terminal_interrupt_stops_a_foreground_start_in_order(own_stack: Stack) -> None:
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "infra.cli", "up", "--data", str(own_stack.data)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        eventually(
+            lambda: own_stack.palaver("status", "--json", check=False),
+            lambda done: done.returncode == 0 and all(r["healthy"] for r in orjson.loads(done.stdout)["regions"]),
+            within_s=60,
+            what="the foreground start is ready",
+        )
+        everything = processes_of(own_stack.data)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=40)
+        assert process.returncode == 0, output
+        assert not any(member.is_running() and member.status() != "zombie" for member in everything)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "says"),
+    [
+        (("up", "--regions", "a,b"), "3 or 5"),
+        (("up", "--regions", "a,b,B"), "region name"),
+        (("up", "--rtt-ms", "-1"), "--rtt-ms"),
+        (("up", "--port-base", "99999"), "--port-base"),
+        (("up", "--port-base", "x"), "--port-base"),
+        (("nonsense",), "nonsense"),
+        (("status", "--wrong"), "--wrong"),
+    ],
+)
+def test_wrong_input_is_one_line_exit_code_2_and_no_folder(
+    tmp_path: Path, arguments: tuple[str, ...], says: str
+) -> None:
+    done = palaver(*arguments, data=tmp_path / "data", check=False)
+    assert done.returncode == 2, done.stdout + done.stderr
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+    assert not (tmp_path / "data").exists()
+
+
+def test_another_shape_for_the_same_folder_is_refused(stack: Stack) -> None:
+    done = stack.palaver("up", "--detach", "--regions", "a,b,c", check=False)
+    assert done.returncode == 2
+    assert "--regions us-east,eu-west,ap-south" in done.stderr
+
+
+def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    done = palaver("up", "--detach", data=tmp_path / "file" / "data", check=False)
+    assert done.returncode != 0
+    assert "--data" in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: Path) -> None:
+    done = palaver("demo", "--exit", "--rtt-ms", "10", data=home_folder)
+    assert "every claim above was checked" in done.stdout
+    assert "curl" in done.stdout
+    assert processes_of(home_folder) == []
