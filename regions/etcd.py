@@ -258,8 +258,7 @@ class Endpoint:
 def _is_token_error(details: str) -> bool:
     """Whether a new token helps: it expired, or users changed, or authentication was just enabled."""
     return any(
-        text in details
-        for text in ("invalid auth token", "revision of auth store is old", "user name is empty")
+        text in details for text in ("invalid auth token", "revision of auth store is old", "user name is empty")
     )
 
 

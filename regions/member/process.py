@@ -65,9 +65,7 @@ class ProcessIdentity:
 class WatchedProcess:
     """A living process, ours or inherited; exactly this one is signalled, whatever its pid is reused for."""
 
-    def __init__(
-        self, identity: ProcessIdentity, pidfd: int, child: "subprocess.Popen[bytes] | None"
-    ) -> None:
+    def __init__(self, identity: ProcessIdentity, pidfd: int, child: "subprocess.Popen[bytes] | None") -> None:
         self.identity = identity
         self._pidfd = pidfd
         self._child = child

@@ -110,9 +110,7 @@ host replication palaver_replication 127.0.0.1/32 scram-sha-256
 """
 
 
-def configuration(
-    settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None
-) -> str:
+def configuration(settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None) -> str:
     """Return the whole of ``palaver.conf``.
 
     Args:

@@ -118,9 +118,7 @@ class Member:
         remembered = self.record
         if remembered is None or remembered.process != identity:
             # Nobody knows under which epoch it was started (rule 8).
-            _log.warning(
-                "ledger: a postmaster of unknown epoch runs on %s: it is stopped", self.settings.data
-            )
+            _log.warning("ledger: a postmaster of unknown epoch runs on %s: it is stopped", self.settings.data)
             await self.stop()
             return False
         return True
@@ -320,9 +318,7 @@ class Member:
         self._write("pg_hba.conf", host_based_authentication())
         self._write("postgresql.conf", main_configuration())
         self._write(PASSFILE, passfile(self.settings))
-        self._write(
-            CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows)
-        )
+        self._write(CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows))
 
     def _write(self, name: str, text: str) -> None:
         try:

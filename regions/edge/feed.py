@@ -1,0 +1,144 @@
+"""Tells Envoy what it should do and asks whether it does.
+
+Decides when files are replaced and what counts as taken. File xDS has no refusal message, so Envoy's own
+counters are read after each write: a rejected update leaves the old one in force and must be said.
+"""
+
+import asyncio
+import logging
+import os
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import cast
+
+import httpx
+
+from regions.edge.resources import EdgeSettings, render, version_of
+from regions.leadership import Leadership, LeadershipSource
+from regions.topology import Topology
+
+CONFIRM_POLL_S = 0.02
+CONFIRM_S_MAX = 3.0
+"""Envoy takes a file within 10 ms; a cluster that warms up waits for its first health checks."""
+
+LOOK_S = 2.0
+"""How often the counters are read while nothing changes, so that a restarted Envoy is noticed."""
+
+ADMIN_S = 1.0
+
+# The counter family of each file in Envoy's statistics.
+_STATISTICS = {
+    "lds/listeners.json": "listener_manager.lds",
+    "cds/clusters.json": "cluster_manager.cds",
+    "rds/routes.json": "http.edge.rds.edge",
+    "eds/read_api.json": "cluster.read_api",
+}
+_FILTER = r"(lds|cds|rds\.edge|cluster\.read_api)\.(version_text|update_rejected)$"
+
+_log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeStatus:
+    """What Envoy says of itself.
+
+    Attributes:
+        reachable: Whether its admin interface answers.
+        version: Version of the routes in force, '' before the first.
+        confirmed: Whether everything in force is what was written last.
+        update_rejected: Updates that it refused since its start.
+    """
+
+    reachable: bool = False
+    version: str = ""
+    confirmed: bool = False
+    update_rejected: int = 0
+
+
+class EdgeFeed:
+    """Feeds the Envoy of one region.
+
+    Attributes:
+        status: What Envoy said when it was last asked.
+    """
+
+    def __init__(self, topology: Topology, settings: EdgeSettings) -> None:
+        self.status = EdgeStatus()
+        self._topology = topology
+        self._settings = settings
+
+    async def run(self, view: LeadershipSource) -> None:
+        """Keep Envoy's files as the leadership says, for ever."""
+        transport = httpx.AsyncHTTPTransport(uds=str(self._settings.admin))
+        async with httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=ADMIN_S) as admin:
+            # An agent that starts again knows no leadership yet; what an earlier one wrote stays in force.
+            if not (self._settings.folder / "lds" / "listeners.json").exists():
+                await self.tell(None, admin)
+            while True:
+                if view.current is not None:
+                    await self.tell(view.current, admin)
+                await self._watch_over(view, admin)
+
+    async def tell(self, leadership: Leadership | None, admin: httpx.AsyncClient) -> None:
+        """Replace the files that differ and wait, for a bounded time, until Envoy has taken them."""
+        files = render(self._topology, leadership, self._settings)
+        changed = [name for name, content in files.items() if self._write(name, content)]
+        if not changed:
+            return
+        deadline = asyncio.get_running_loop().time() + CONFIRM_S_MAX
+        while not await self._confirm(files, admin):
+            refused = not self.status.reachable
+            if refused or asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(CONFIRM_POLL_S)
+        leader = "nobody" if leadership is None else f"{leadership.leader}, epoch {leadership.epoch}"
+        if self.status.confirmed:
+            _log.info("edge: writes go to %s", leader)
+        elif self.status.reachable:
+            _log.error("edge: Envoy has not taken %s: writes should go to %s", ", ".join(changed), leader)
+        else:
+            _log.info("edge: written for an Envoy that does not run yet: writes go to %s", leader)
+
+    async def _watch_over(self, view: LeadershipSource, admin: httpx.AsyncClient) -> None:
+        """Ask Envoy now and then until the leadership changes."""
+        known = view.current
+        while view.current == known:
+            await self._confirm(render(self._topology, known, self._settings), admin)
+            try:
+                async with asyncio.timeout(LOOK_S):
+                    await view.next_after(known)
+            except TimeoutError:
+                continue
+
+    async def _confirm(self, files: Mapping[str, bytes], admin: httpx.AsyncClient) -> bool:
+        wanted = {_STATISTICS[name]: version_of(content) for name, content in files.items()}
+        try:
+            answer = await admin.get("/stats", params={"format": "json", "filter": _FILTER})
+            statistics = cast("dict[str, list[dict[str, object]]]", answer.json())["stats"]
+        except (httpx.HTTPError, ValueError, KeyError):
+            self.status = EdgeStatus()
+            return False
+        values = {str(one["name"]): one["value"] for one in statistics if "name" in one}
+        rejected = sum(int(str(values.get(f"{family}.update_rejected", 0))) for family in wanted)
+        if rejected > self.status.update_rejected:
+            _log.error("edge: Envoy refused an update (%d so far); the old one stays in force", rejected)
+        self.status = EdgeStatus(
+            reachable=True,
+            version=str(values.get("http.edge.rds.edge.version_text", "")),
+            confirmed=all(values.get(f"{family}.version_text") == text for family, text in wanted.items()),
+            update_rejected=rejected,
+        )
+        return self.status.confirmed
+
+    def _write(self, name: str, content: bytes) -> bool:
+        """Replace a file in one step; return whether it differed."""
+        path = self._settings.folder / name
+        if path.exists() and path.read_bytes() == content:
+            return False
+        path.parent.mkdir(parents=True, exist_ok=True)
+        # Envoy reads the folder again at each rename into it, so the temporary name lies beside it.
+        temporary = self._settings.folder / f"{Path(name).name}.new"
+        temporary.write_bytes(content)
+        os.replace(temporary, path)  # noqa: PTH105 - said as what it is: rename(2), atomic
+        return True

@@ -1,0 +1,358 @@
+"""Everything Envoy is told, as a function of the topology and the leadership.
+
+Decides routes, retries, time-outs and limits of the edge. Refuses to know files, Envoy's state and time: the
+same arguments give the same bytes, so the version of a resource is a hash of it.
+
+Each voter has a write cluster that is always there, and one route names the leader's cluster and its epoch
+together: a change of leadership is one atomic replacement of the routes, never a new epoch sent to an old
+leader. Source: edge.md; Envoy 1.40's v3 API.
+"""
+
+import hashlib
+import ipaddress
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from regions.edge.replies import WRITE_METHODS, local_reply_config
+from regions.identity import RegionName
+from regions.leadership import Leadership
+from regions.topology import Address, Topology
+
+EPOCH_HEADER = "palaver-epoch"
+READ_CLUSTER = "read_api"
+
+WRITE_S = 5.5
+"""One attempt of a write: the write API answers within 5 s, if only to say that it does not know."""
+
+WRITE_WITH_RETRIES_S = 12.0
+WRITE_RETRIES_MAX = 30
+WRITE_BACK_OFF_S = (0.1, 0.5)
+"""Thirty pauses of a quarter second at the mean: about 8 s, longer than a failover may take."""
+
+READ_S = 0.25
+SESSION_READ_S = 2.5
+READ_WITH_RETRIES_S = 8.0
+READ_RETRIES_MAX = 2
+"""A read is asked elsewhere after a quarter second, which hedges a frozen process (p99 253 to 5 ms). A read
+that carries a position may wait a second for the view, so it is given more time first."""
+
+CONNECT_S = 1.0
+"""Twelve round trips between regions: what did not connect by then was cut off."""
+
+UPSTREAM_IDLE_S = 60
+"""Below the 75 s after which the APIs close an idle connection, so that no request meets the closing."""
+
+CONNECTIONS_MAX = 1024
+REQUESTS_MAX = 4096
+"""Envoy's own defaults are 1024 of each and 3 retries; in a failover every write in flight is a retry."""
+
+REQUEST_ARRIVES_S = 30
+HEADERS_ARRIVE_S = 10
+STREAM_IDLE_S = 300
+"""A request that trickles in is dropped; an event stream lives as long as it says something in five minutes."""
+
+HEADERS_KB_MAX = 60
+
+HEALTH_INTERVAL_S = 0.5
+HEALTH_TIMEOUT_S = 0.5
+"""The time-out is wider than a neighbour's 80 ms and the pauses of a machine that starts three regions."""
+
+_EXTENSIONS = "type.googleapis.com/envoy.extensions."
+_CONFIG = "type.googleapis.com/envoy.config."
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class EdgeSettings:
+    """Where a region's edge is.
+
+    Attributes:
+        folder: The folder of the xDS files.
+        listen: Where Envoy takes requests.
+        admin: Envoy's admin socket.
+    """
+
+    folder: Path
+    listen: Address
+    admin: Path
+
+
+def render(topology: Topology, leadership: Leadership | None, settings: EdgeSettings) -> dict[str, bytes]:
+    """Return the content of each xDS file by its path in the folder, in the order in which to write them.
+
+    The listeners come last: their file is what says that all of them are there.
+    """
+    return {
+        "eds/read_api.json": _discovery([read_endpoints(topology)]),
+        "cds/clusters.json": _discovery(clusters(topology, settings)),
+        "rds/routes.json": _discovery([routes(leadership)]),
+        "lds/listeners.json": _discovery([listener(settings)]),
+    }
+
+
+def version_of(content: bytes) -> str:
+    """Return the version that Envoy reports once it has taken this content."""
+    return str(json.loads(content)["version_info"])
+
+
+def write_cluster(region: RegionName) -> str:
+    """Return the name of the cluster of a region's write API."""
+    return f"write_api_{region}"
+
+
+def read_endpoints(topology: Topology) -> dict[str, Any]:
+    """Return the read APIs: the own one first, then the neighbours in order of preference."""
+    return {
+        "@type": f"{_CONFIG}endpoint.v3.ClusterLoadAssignment",
+        "cluster_name": READ_CLUSTER,
+        "endpoints": [
+            {"priority": priority, "lb_endpoints": [_endpoint(region.read_api)]}
+            for priority, region in enumerate((topology.own, *topology.others))
+        ],
+    }
+
+
+def clusters(topology: Topology, settings: EdgeSettings) -> list[dict[str, Any]]:
+    """Return the cluster of the read APIs and one for each voter's write API."""
+    writes = [_write_cluster(voter.name, voter.write_api) for voter in topology.voters if voter.write_api is not None]
+    return [_read_cluster(settings), *writes]
+
+
+def routes(leadership: Leadership | None) -> dict[str, Any]:
+    """Return the routes: writes to the leader with its epoch, reads to the region."""
+    return {
+        "@type": f"{_CONFIG}route.v3.RouteConfiguration",
+        "name": "edge",
+        "virtual_hosts": [
+            {
+                "name": "palaver",
+                "domains": ["*"],
+                # Only the edge says which epoch it believes in.
+                "request_headers_to_remove": [EPOCH_HEADER],
+                "routes": [
+                    {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
+                    *_write_routes(leadership),
+                    *_read_routes(),
+                ],
+            }
+        ],
+    }
+
+
+def listener(settings: EdgeSettings) -> dict[str, Any]:
+    """Return the public listener."""
+    manager = {
+        "@type": f"{_EXTENSIONS}filters.network.http_connection_manager.v3.HttpConnectionManager",
+        "stat_prefix": "edge",
+        "rds": {"route_config_name": "edge", "config_source": _file(settings, "rds", "routes.json")},
+        "http_filters": [
+            {
+                "name": "router",
+                "typed_config": {
+                    "@type": f"{_EXTENSIONS}filters.http.router.v3.Router",
+                    "suppress_envoy_headers": True,
+                },
+            }
+        ],
+        "local_reply_config": local_reply_config(),
+        "use_remote_address": True,
+        # Nobody outside is trusted with Envoy's own x-envoy- headers, not even on loopback.
+        "internal_address_config": {},
+        "preserve_external_request_id": True,
+        "always_set_request_id_in_response": True,
+        "request_id_extension": {
+            "typed_config": {
+                "@type": f"{_EXTENSIONS}request_id.uuid.v3.UuidRequestIdConfig",
+                "pack_trace_reason": False,
+                "use_request_id_for_trace_sampling": False,
+            }
+        },
+        "server_header_transformation": "PASS_THROUGH",
+        "max_request_headers_kb": HEADERS_KB_MAX,
+        "request_timeout": _duration(REQUEST_ARRIVES_S),
+        "request_headers_timeout": _duration(HEADERS_ARRIVE_S),
+        "stream_idle_timeout": _duration(STREAM_IDLE_S),
+    }
+    chain = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
+    return {
+        "@type": f"{_CONFIG}listener.v3.Listener",
+        "name": "edge",
+        "address": _address(settings.listen),
+        "filter_chains": [{"filters": [chain]}],
+    }
+
+
+def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
+    method = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
+    if leadership is None:
+        return [{"match": {"prefix": "/", "headers": [method]}, "direct_response": {"status": 503}}]
+    key = {"name": "idempotency-key", "present_match": True}
+    epoch = {
+        "header": {"key": EPOCH_HEADER, "value": str(leadership.epoch)},
+        "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
+    }
+    to_leader: dict[str, Any] = {"cluster": write_cluster(leadership.leader)}
+    first_s, last_s = WRITE_BACK_OFF_S
+    retried = to_leader | {
+        "timeout": _duration(WRITE_WITH_RETRIES_S),
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+            "retriable_status_codes": [503],
+            "num_retries": WRITE_RETRIES_MAX,
+            "per_try_timeout": _duration(WRITE_S),
+            "retry_back_off": {"base_interval": _duration(first_s), "max_interval": _duration(last_s)},
+        },
+    }
+    # Without a key a second attempt could be a second comment.
+    once = to_leader | {"timeout": _duration(WRITE_S)}
+    return [
+        {
+            "match": {"prefix": "/", "headers": [method, key]},
+            "route": retried,
+            "request_headers_to_add": [epoch],
+        },
+        {"match": {"prefix": "/", "headers": [method]}, "route": once, "request_headers_to_add": [epoch]},
+    ]
+
+
+def _read_routes() -> list[dict[str, Any]]:
+    position = {"name": "palaver-position", "present_match": True}
+    return [
+        {"match": {"prefix": "/", "headers": [position]}, "route": _read_route(SESSION_READ_S)},
+        {"match": {"prefix": "/"}, "route": _read_route(READ_S)},
+    ]
+
+
+def _read_route(attempt_s: float) -> dict[str, Any]:
+    previous = f"{_EXTENSIONS}retry"
+    return {
+        "cluster": READ_CLUSTER,
+        "timeout": _duration(READ_WITH_RETRIES_S),
+        "retry_policy": {
+            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
+            "retriable_status_codes": [503],
+            "num_retries": READ_RETRIES_MAX,
+            "per_try_timeout": _duration(attempt_s),
+            "retry_host_predicate": [
+                {
+                    "name": "envoy.retry_host_predicates.previous_hosts",
+                    "typed_config": {"@type": f"{previous}.host.previous_hosts.v3.PreviousHostsPredicate"},
+                }
+            ],
+            "host_selection_retry_max_attempts": 3,
+            "retry_priority": {
+                "name": "envoy.retry_priorities.previous_priorities",
+                "typed_config": {
+                    "@type": f"{previous}.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+                    "update_frequency": 1,
+                },
+            },
+            "retry_back_off": {"base_interval": _duration(0.005), "max_interval": _duration(0.05)},
+        },
+        # The first attempt goes on while another region is asked: the first answer wins.
+        "hedge_policy": {"hedge_on_per_try_timeout": True},
+    }
+
+
+def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
+    return _cluster(READ_CLUSTER) | {
+        "type": "EDS",
+        "eds_cluster_config": {"eds_config": _file(settings, "eds", "read_api.json")},
+        "circuit_breakers": _circuit_breakers(
+            {"retry_budget": {"budget_percent": {"value": 25}, "min_retry_concurrency": 64}}
+        ),
+        "health_checks": [
+            {
+                "interval": _duration(HEALTH_INTERVAL_S),
+                "timeout": _duration(HEALTH_TIMEOUT_S),
+                "unhealthy_threshold": 2,
+                "healthy_threshold": 1,
+                "http_health_check": {"path": "/readyz", "host": "edge"},
+            }
+        ],
+        "outlier_detection": {
+            "consecutive_5xx": 0,
+            "enforcing_consecutive_5xx": 0,
+            "consecutive_gateway_failure": 3,
+            "enforcing_consecutive_gateway_failure": 100,
+            "split_external_local_origin_errors": True,
+            "consecutive_local_origin_failure": 2,
+            "enforcing_success_rate": 0,
+            "enforcing_local_origin_success_rate": 0,
+            "interval": _duration(0.5),
+            "base_ejection_time": _duration(5),
+            "max_ejection_percent": 50,
+        },
+        "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
+    }
+
+
+def _write_cluster(region: RegionName, write_api: Address) -> dict[str, Any]:
+    """One host and no ejection: an ejected leader would be an error that Envoy does not retry."""
+    name = write_cluster(region)
+    return _cluster(name) | {
+        "type": "STATIC" if _is_ip(write_api.host) else "STRICT_DNS",
+        "load_assignment": {
+            "cluster_name": name,
+            "endpoints": [{"lb_endpoints": [_endpoint(write_api)]}],
+        },
+        "circuit_breakers": _circuit_breakers({"max_retries": REQUESTS_MAX}),
+    }
+
+
+def _cluster(name: str) -> dict[str, Any]:
+    http = f"{_EXTENSIONS}upstreams.http.v3.HttpProtocolOptions"
+    return {
+        "@type": f"{_CONFIG}cluster.v3.Cluster",
+        "name": name,
+        "connect_timeout": _duration(CONNECT_S),
+        "typed_extension_protocol_options": {
+            "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
+                "@type": http,
+                "common_http_protocol_options": {"idle_timeout": _duration(UPSTREAM_IDLE_S)},
+                "explicit_http_config": {"http_protocol_options": {}},
+            }
+        },
+    }
+
+
+def _circuit_breakers(retries: dict[str, Any]) -> dict[str, Any]:
+    limits = {
+        "max_connections": CONNECTIONS_MAX,
+        "max_pending_requests": REQUESTS_MAX,
+        "max_requests": REQUESTS_MAX,
+    }
+    return {"thresholds": [limits | retries]}
+
+
+def _endpoint(address: Address) -> dict[str, Any]:
+    return {"endpoint": {"address": _address(address)}}
+
+
+def _address(address: Address) -> dict[str, Any]:
+    return {"socket_address": {"address": address.host, "port_value": address.port}}
+
+
+def _file(settings: EdgeSettings, kind: str, name: str) -> dict[str, Any]:
+    folder = settings.folder / kind
+    source = {"path": str(folder / name), "watched_directory": {"path": str(folder)}}
+    return {"path_config_source": source, "resource_api_version": "V3"}
+
+
+def _duration(seconds: float) -> str:
+    return f"{seconds:g}s"
+
+
+def _is_ip(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
+def _discovery(resources: list[dict[str, Any]]) -> bytes:
+    body = json.dumps(resources, sort_keys=True, separators=(",", ":"))
+    version = hashlib.sha256(body.encode()).hexdigest()[:12]
+    return json.dumps({"version_info": version, "resources": resources}, indent=1).encode()
