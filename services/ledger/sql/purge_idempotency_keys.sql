@@ -4,3 +4,4 @@ WHERE k.ctid = ANY (ARRAY(
     WHERE old.created_at < now() - make_interval(hours => $1)
     LIMIT $2
 ))
+RETURNING 1

@@ -41,9 +41,7 @@ class Post:
         return row
 
 
-async def create_site(
-    connection: asyncpg.Connection, key: str | None = None, name: str = "Site"
-) -> asyncpg.Record:
+async def create_site(connection: asyncpg.Connection, key: str | None = None, name: str = "Site") -> asyncpg.Record:
     row = await connection.fetchrow(
         ledger.statement("create_site"),
         1, uuid.uuid4(), name, ["https://example.com"], uuid.uuid4().bytes * 2, key,
@@ -67,20 +65,14 @@ def count(server: servers.PostgresServer, site: uuid.UUID) -> int:
 
 
 def test_migrating_twice_changes_nothing(ledger_server: servers.PostgresServer) -> None:
-    before = ledger_server.sql(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1"
-    )
+    before = ledger_server.sql("SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1")
     ledger.migrate(ledger_server.url())
-    after = ledger_server.sql(
-        "SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1"
-    )
+    after = ledger_server.sql("SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1")
     assert before == after
 
 
 def test_only_facts_without_personal_data_are_published(ledger_server: servers.PostgresServer) -> None:
-    rows = ledger_server.sql(
-        "SELECT tablename FROM pg_publication_tables WHERE pubname = 'palaver' ORDER BY 1"
-    )
+    rows = ledger_server.sql("SELECT tablename FROM pg_publication_tables WHERE pubname = 'palaver' ORDER BY 1")
     assert [row[0] for row in rows] == ["comments", "fence", "sites", "threads"]
 
 
@@ -110,9 +102,7 @@ async def test_twenty_posts_with_one_key_at_once_make_one_comment(
     rows = await asyncio.gather(*(post() for _ in range(20)))
     await pool.close()
     assert sorted(row["outcome"] for row in rows) == ["created"] + ["replayed"] * 19
-    assert (
-        len({(row["comment_id"], row["comment_created_at"], row["comment_thread_id"]) for row in rows}) == 1
-    )
+    assert len({(row["comment_id"], row["comment_created_at"], row["comment_thread_id"]) for row in rows}) == 1
     assert all(row["lsn"] for row in rows)
     assert count(ledger_server, site) == 1
 
@@ -141,13 +131,9 @@ async def test_an_unknown_site_is_said(writer: asyncpg.Connection) -> None:
     assert (await Post(uuid.uuid4()).send(writer))["outcome"] == "no_site"
 
 
-async def test_replies_stay_in_their_thread_and_below_the_depth(
-    writer: asyncpg.Connection, site: uuid.UUID
-) -> None:
+async def test_replies_stay_in_their_thread_and_below_the_depth(writer: asyncpg.Connection, site: uuid.UUID) -> None:
     root = await Post(site).send(writer)
-    assert (await Post(site, thread="elsewhere", parent=root["comment_id"]).send(writer))[
-        "outcome"
-    ] == "no_parent"
+    assert (await Post(site, thread="elsewhere", parent=root["comment_id"]).send(writer))["outcome"] == "no_parent"
     reply = await Post(site, parent=root["comment_id"], depth_max=1).send(writer)
     assert reply["outcome"] == "created"
     deeper = await Post(site, parent=reply["comment_id"], depth_max=1).send(writer)
@@ -192,21 +178,15 @@ async def test_an_edit_keeps_the_old_body_and_wants_the_version(
     comment = (await Post(site).send(writer))["comment_id"]
 
     async def edit(version: int, body: str, key_hash: bytes = KEY_HASH) -> asyncpg.Record:
-        row = await writer.fetchrow(
-            ledger.statement("edit_comment"), 1, site, key_hash, comment, version, body, None
-        )
+        row = await writer.fetchrow(ledger.statement("edit_comment"), 1, site, key_hash, comment, version, body, None)
         assert row is not None
         return row
 
     assert (await edit(1, "x", b"w" * 32))["outcome"] == "unauthorized"
     assert (await edit(1, "second"))["outcome"] == "edited"
     assert (await edit(1, "third"))["outcome"] == "version_mismatch"
-    assert ledger_server.sql("SELECT body, version FROM palaver.comments WHERE id = %s", comment) == [
-        ("second", 2)
-    ]
-    revisions = ledger_server.sql(
-        "SELECT version, body FROM palaver.comment_revisions WHERE comment_id = %s", comment
-    )
+    assert ledger_server.sql("SELECT body, version FROM palaver.comments WHERE id = %s", comment) == [("second", 2)]
+    revisions = ledger_server.sql("SELECT version, body FROM palaver.comment_revisions WHERE comment_id = %s", comment)
     assert revisions == [(1, "hello")]
 
 
@@ -216,15 +196,11 @@ async def test_a_deleted_comment_keeps_its_place_and_no_personal_data(
     comment = (await Post(site, email="ann@example.com").send(writer))["comment_id"]
     await writer.fetchrow(ledger.statement("edit_comment"), 1, site, KEY_HASH, comment, 1, "second", None)
     for _ in range(2):
-        row = await writer.fetchrow(
-            ledger.statement("delete_comment"), 1, site, KEY_HASH, comment, None, None
-        )
+        row = await writer.fetchrow(ledger.statement("delete_comment"), 1, site, KEY_HASH, comment, None, None)
         assert row is not None
         assert row["outcome"] == "deleted"
         assert row["lsn"]
-    kept = ledger_server.sql(
-        "SELECT state, body, author_name, version FROM palaver.comments WHERE id = %s", comment
-    )
+    kept = ledger_server.sql("SELECT state, body, author_name, version FROM palaver.comments WHERE id = %s", comment)
     assert kept == [("deleted", None, None, 3)]
     assert ledger_server.sql("SELECT 1 FROM palaver.comment_private WHERE comment_id = %s", comment) == []
     assert ledger_server.sql("SELECT 1 FROM palaver.comment_revisions WHERE comment_id = %s", comment) == []
@@ -260,9 +236,7 @@ async def test_old_keys_are_purged_in_batches(
 
 def test_the_pgbench_script_posts_comments(ledger_server: servers.PostgresServer) -> None:
     site = uuid.uuid4()
-    ledger_server.sql(
-        "INSERT INTO palaver.sites (id, name, origins, epoch) VALUES (%s, 'Bench', '{}', 1)", site
-    )
+    ledger_server.sql("INSERT INTO palaver.sites (id, name, origins, epoch) VALUES (%s, 'Bench', '{}', 1)", site)
     servers.run_as(
         ledger_server.account,
         [

@@ -13,9 +13,7 @@ def ledger_server() -> Generator[servers.PostgresServer]:
     with servers.postgres() as server:
         server.sql("CREATE ROLE palaver_writer LOGIN PASSWORD 'throwaway'")
         ledger.migrate(server.url())
-        server.sql(
-            "INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (1, gen_random_uuid(), 'us-east')"
-        )
+        server.sql("INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (1, gen_random_uuid(), 'us-east')")
         yield server
 
 

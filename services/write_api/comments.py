@@ -1,0 +1,246 @@
+"""Posts, edits and deletes comments: one CALL each, and the answer made of the request and its few results.
+
+Decides that the answer to a new comment needs nothing but the request and the ids and times the ledger gave, so a
+replay of an Idempotency-Key answers with the same bytes, whatever happened to the comment since.
+"""
+
+import hashlib
+from collections.abc import Sequence
+from datetime import datetime
+from uuid import UUID
+
+import orjson
+from fastapi import Request, Response
+
+from regions.identity import CellId
+from services import ledger
+from services.api import models
+from services.api.answers import Header, answer_json
+from services.api.comment import Comment, comment_json, entity_tag
+from services.api.cors import SITE_PREFIX, parse_uuid
+from services.api.markdown import render
+from services.api.problems import FieldError, Problem
+from services.api.requests import (
+    header,
+    parse_bearer,
+    parse_idempotency_key,
+    parse_if_match,
+    parse_json,
+    read_body,
+    require_json,
+)
+from services.api.thread_key import parse_thread_key
+from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
+from services.telemetry.tracing import sampled_traceparent
+from services.write_api.leadership import EPOCH_HEADER, LeadershipGuard
+from services.write_api.outcomes import count, ledger_problem, position_header, refuse
+from services.write_api.pool import LedgerError, LedgerPool
+from services.write_api.site_keys import hash_api_key
+
+POST_TEMPLATE = "/v1/sites/{site}/comments"
+_POST_SUFFIX = "/comments"
+_POST_SLASHES = POST_TEMPLATE.count("/")
+_POST = ledger.statement("post_comment")
+_EDIT = ledger.statement("edit_comment")
+_DELETE = ledger.statement("delete_comment")
+
+
+class Comments:
+    """The operations on comments; `guard` and `pool` decide and do, this translates."""
+
+    def __init__(
+        self, pool: LedgerPool, guard: LeadershipGuard, cell: CellId, *, body_chars_max: int, depth_max: int
+    ) -> None:
+        self._pool = pool
+        self._guard = guard
+        self._cell = cell
+        self._body_chars_max = body_chars_max
+        self._depth_max = depth_max
+
+    def in_front_of(self, app: AsgiApp) -> AsgiApp:
+        """Return an application that posts comments itself and leaves the rest to `app`."""
+
+        async def front(scope: Scope, receive: Receive, send: Send) -> None:
+            path: str = scope.get("path", "")
+            if (
+                scope.get("method") == "POST"
+                and path.startswith(SITE_PREFIX)
+                and path.endswith(_POST_SUFFIX)
+                and path.count("/") == _POST_SLASHES
+            ):
+                await self.post(scope, receive, send)
+            else:
+                await app(scope, receive, send)
+
+        return front
+
+    async def post(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """`POST /v1/sites/{site}/comments`."""
+        scope[EXCHANGE].route = POST_TEMPLATE
+        site = require_site(scope["path"][len(SITE_PREFIX) : -len(_POST_SUFFIX)])
+        content_type = key_header = epoch_header = None
+        for name, value in scope["headers"]:
+            if name == b"content-type":
+                content_type = value
+            elif name == b"idempotency-key":
+                key_header = value
+            elif name == b"palaver-epoch":
+                epoch_header = value
+        epoch = self._guard.require(epoch_header)
+        require_json(content_type)
+        key = parse_idempotency_key(key_header)
+        body = await read_body(receive)
+        new = parse_json(models.NEW_COMMENT, body)
+        check_length(new.body, self._body_chars_max)
+        thread = parse_thread_key(new.thread)
+        author = new.author
+        try:
+            row = await self._pool.call(
+                _POST,
+                epoch,
+                site,
+                thread,
+                new.title,
+                new.parent,
+                new.body,
+                author and author.name,
+                author and author.email,
+                author and author.url,
+                key,
+                hashlib.sha256(body).digest() if key is not None else None,
+                self._depth_max,
+                sampled_traceparent(),
+            )
+        except LedgerError as error:
+            raise ledger_problem(error) from error
+        outcome = count(row)
+        if outcome not in ("created", "replayed"):
+            raise refuse(outcome, depth_max=self._depth_max)
+        comment = Comment(
+            id=row["comment_id"],
+            thread=thread,
+            parent=new.parent,
+            author_id=None,
+            author_name=author.name if author else None,
+            author_url=author.url if author else None,
+            body=new.body,
+            html=render(new.body),
+            created_at=row["comment_created_at"],
+            edited_at=None,
+            version=1,
+            state="approved",
+        )
+        headers: Sequence[Header] = (
+            (b"location", f"{SITE_PREFIX}{site}/comments/{comment.id}".encode()),
+            (b"etag", entity_tag(comment)),
+            position_header(self._cell, epoch, row["lsn"]),
+        )
+        await answer_json(send, 201, comment_json(comment), headers)
+
+    async def edit(self, request: Request) -> Response:
+        """`PATCH /v1/sites/{site}/comments/{comment}`."""
+        scope = request.scope
+        site, comment_id = _ids(request)
+        epoch = self._guard.require(header(scope, EPOCH_HEADER))
+        key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
+        if_match = header(scope, b"if-match")
+        if if_match is None:
+            raise Problem("precondition-required", "Send If-Match with the comment's ETag, or *.")
+        version = parse_if_match(if_match)
+        require_json(header(scope, b"content-type"))
+        new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
+        check_length(new.body, self._body_chars_max)
+        try:
+            row = await self._pool.call(
+                _EDIT, epoch, site, key_hash, comment_id, version, new.body, sampled_traceparent()
+            )
+        except LedgerError as error:
+            raise ledger_problem(error) from error
+        outcome = count(row)
+        if outcome != "edited":
+            raise refuse(outcome)
+        comment = _from_ledger(orjson.loads(row["comment"]))
+        headers = [(b"etag", entity_tag(comment)), position_header(self._cell, epoch, row["lsn"])]
+        return _response(200, orjson.dumps(comment_json(comment)), headers)
+
+    async def delete(self, request: Request) -> Response:
+        """`DELETE /v1/sites/{site}/comments/{comment}`."""
+        scope = request.scope
+        site, comment_id = _ids(request)
+        epoch = self._guard.require(header(scope, EPOCH_HEADER))
+        key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
+        if_match = header(scope, b"if-match")
+        version = None if if_match is None else parse_if_match(if_match)
+        try:
+            row = await self._pool.call(_DELETE, epoch, site, key_hash, comment_id, version, sampled_traceparent())
+        except LedgerError as error:
+            raise ledger_problem(error) from error
+        outcome = count(row)
+        if outcome != "deleted":
+            raise refuse(outcome)
+        return _response(204, b"", [position_header(self._cell, epoch, row["lsn"])])
+
+    async def preview(self, request: Request) -> Response:
+        """`POST /v1/sites/{site}/preview`: changes nothing, so any region and any site may answer."""
+        scope = request.scope
+        require_site(request.path_params["site"])
+        parse_idempotency_key(header(scope, b"idempotency-key"))
+        require_json(header(scope, b"content-type"))
+        new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
+        check_length(new.body, self._body_chars_max)
+        return _response(200, orjson.dumps({"html": render(new.body)}), [])
+
+
+def require_site(text: str) -> UUID:
+    """Return the id of a site in a path; a text that is none names no site."""
+    site = parse_uuid(text)
+    if site is None:
+        raise Problem("unknown-site", "No site has this id.")
+    return site
+
+
+def check_length(body: str, chars_max: int) -> None:
+    """Refuse a body longer than the setting."""
+    if len(body) > chars_max:
+        error = FieldError("body", f"may have {chars_max} characters, has {len(body)}")
+        raise Problem("body-too-long", f"A comment may have {chars_max} characters.", errors=[error])
+
+
+def _ids(request: Request) -> tuple[UUID, UUID]:
+    site = require_site(request.path_params["site"])
+    comment = parse_uuid(request.path_params["comment"])
+    if comment is None:
+        raise Problem("unknown-comment", "No comment has this id.")
+    return site, comment
+
+
+def _response(status: int, body: bytes, headers: Sequence[Header]) -> Response:
+    response = Response(body, status, media_type="application/json" if body else None)
+    response.raw_headers.extend(headers)
+    return response
+
+
+def _from_ledger(row: dict[str, object]) -> Comment:
+    """Read the row image that the edit procedure returns as JSON."""
+    assert isinstance(row["version"], int)
+
+    def text(name: str) -> str | None:
+        value = row[name]
+        assert value is None or isinstance(value, str)
+        return value
+
+    parent, edited_at = text("parent_id"), text("edited_at")
+    return Comment(
+        id=UUID(text("id")),
+        thread=text("thread_key") or "",
+        parent=None if parent is None else UUID(parent),
+        author_id=text("author_id"),
+        author_name=text("author_name"),
+        author_url=text("author_url"),
+        body=text("body"),
+        html=render(text("body") or ""),
+        created_at=datetime.fromisoformat(text("created_at") or ""),
+        edited_at=None if edited_at is None else datetime.fromisoformat(edited_at),
+        version=row["version"],
+        state=text("state") or "",
+    )

@@ -1,0 +1,267 @@
+"""Connections to the ledger, bounded, and the one question each write must answer: did it take place?
+
+Decides when an outcome is unknown (rules 7 and 9 of the failover protocol): after the CALL was sent, a broken
+connection, an expired wait or a cancelled synchronous commit says nothing about the commit. A CALL is never
+cancelled: cancelling a COMMIT that waits for its quorum makes a row visible that may be lost. Refuses to know
+what is called.
+
+It is no `asyncpg.Pool`, because that resets a connection with one more round trip on every release, cancels what
+it times out, and cannot keep the log listener through which a cancelled synchronous wait is noticed.
+"""
+
+import asyncio
+import logging
+from collections import deque
+from collections.abc import Sequence
+from types import TracebackType
+from typing import Final, Self, cast
+
+import asyncpg
+from asyncpg import exceptions as pg
+from prometheus_client import Counter, Gauge
+
+# How long a request waits for a free connection before it is told to come back.
+ACQUIRE_TIMEOUT_S: Final = 1.0
+# Requests that may wait for one connection each; beyond that a wait would outlast its timeout anyway.
+WAITERS_PER_CONNECTION: Final = 16
+CONNECT_TIMEOUT_S: Final = 1.0
+# A write waits this long for a row or key that another one holds; then it is rolled back for certain.
+LOCK_TIMEOUT_MS: Final = 2_000
+STOP_TIMEOUT_S: Final = 1.5
+
+_CONNECTIONS: Final = Gauge("palaver_ledger_pool_connections", "Connections to the ledger", ["state"])
+_WAITERS: Final = Gauge("palaver_ledger_pool_waiters", "Requests that wait for a connection")
+_FAILURES: Final = Counter("palaver_ledger_failures_total", "Calls without a known result", ["kind"])
+
+_log = logging.getLogger("palaver.write_api.pool")
+
+_BROKEN: Final = (OSError, EOFError, pg.PostgresConnectionError, pg.InterfaceError, pg.InternalClientError)
+# Raised by the server before the procedure's COMMIT, so the write is known not to have happened.
+_REFUSED: Final = (
+    pg.ReadOnlySQLTransactionError,
+    pg.LockNotAvailableError,
+    pg.DeadlockDetectedError,
+    pg.SerializationError,
+    pg.UndefinedFunctionError,
+    pg.InvalidSchemaNameError,
+    pg.InsufficientPrivilegeError,
+)
+# The sqlstate of the warning with which PostgreSQL gives up a synchronous wait, although it committed.
+_WARNING: Final = "01000"
+
+
+class LedgerError(Exception):
+    """The ledger did not do what was asked; the subclass says what is known."""
+
+
+class LedgerUnavailable(LedgerError):
+    """Nothing was written: no connection, or a member that takes no writes."""
+
+
+class LedgerOverloaded(LedgerError):
+    """Nothing was written: no connection became free in time, or a lock did not."""
+
+
+class OutcomeUnknown(LedgerError):
+    """The call was sent and its result is not known. The same Idempotency-Key finds out."""
+
+
+class _Session:
+    """One connection and whether its last call was warned about."""
+
+    __slots__ = ("connection", "warned")
+
+    def __init__(self, connection: asyncpg.Connection) -> None:
+        self.connection = connection
+        self.warned = False
+        connection.add_log_listener(self._note)
+
+    def _note(self, connection: object, message: object) -> None:
+        del connection
+        # The class, not the code, is matched: asyncpg hands out typed messages with the sqlstate on them.
+        if getattr(message, "sqlstate", None) == _WARNING:
+            self.warned = True
+            _log.error("the ledger gave up a synchronous wait", extra={"warning": str(message)})
+
+
+class LedgerPool:
+    """A bounded pool; an asynchronous context manager. Works while the ledger is down: every call then fails."""
+
+    def __init__(self, url: str, *, size: int, write_timeout_s: float) -> None:
+        self._url = url
+        self._size = size
+        self._write_timeout_s = write_timeout_s
+        self._idle: list[_Session] = []
+        self._open = 0
+        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._running: set[asyncio.Task[Sequence[asyncpg.Record] | LedgerError]] = set()
+        self._group = asyncio.TaskGroup()
+
+    async def __aenter__(self) -> Self:
+        await self._group.__aenter__()
+        _CONNECTIONS.labels("idle").set_function(lambda: len(self._idle))
+        _CONNECTIONS.labels("used").set_function(lambda: self._open - len(self._idle))
+        _WAITERS.set_function(lambda: len(self._waiters))
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        if self._running:
+            await asyncio.wait(self._running, timeout=STOP_TIMEOUT_S)
+        for session in self._idle:
+            session.connection.terminate()
+        self._idle.clear()
+        for task in self._running:
+            # Ending the process ends the connection as well; the ledger's backend goes on or rolls back.
+            task.cancel()
+        await self._group.__aexit__(kind, error, trace)
+
+    @property
+    def reachable(self) -> bool:
+        """Whether a connection is open; what readiness asks."""
+        return self._open > 0
+
+    async def call(self, statement: str, *arguments: object) -> asyncpg.Record:
+        """Run a CALL that commits by itself, and return its row.
+
+        Raises:
+            LedgerUnavailable: Nothing was written.
+            LedgerOverloaded: Nothing was written.
+            OutcomeUnknown: It may have been written.
+            asyncpg.PostgresError: The statement is wrong, or an argument is; nothing was written.
+        """
+        rows = await self._shielded(statement, arguments)
+        return rows[0]
+
+    async def fetch(self, statement: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        """Run a statement outside of procedures; the same errors as `call`."""
+        return await self._shielded(statement, arguments)
+
+    async def _shielded(self, statement: str, arguments: Sequence[object]) -> Sequence[asyncpg.Record]:
+        session = await self._acquire()
+        task = self._group.create_task(self._perform(session, statement, arguments))
+        self._running.add(task)
+        task.add_done_callback(self._running.discard)
+        await asyncio.wait((task,), timeout=self._write_timeout_s)
+        if not task.done():
+            _FAILURES.labels("timeout").inc()
+            raise OutcomeUnknown(f"no answer within {self._write_timeout_s} s")
+        result = task.result()
+        if isinstance(result, BaseException):
+            raise result
+        return result
+
+    async def _perform(
+        self, session: _Session, statement: str, arguments: Sequence[object]
+    ) -> Sequence[asyncpg.Record] | LedgerError:
+        """Run the statement; errors are returned, so that the task group does not stop for them."""
+        session.warned = False
+        try:
+            rows = await session.connection.fetch(statement, *arguments)
+        except _REFUSED as error:
+            self._release(session)
+            return _refusal(error)
+        except pg.PostgresError as error:
+            if isinstance(error, pg.OperatorInterventionError):
+                # A shutdown or a cancel can hit after the commit record was written.
+                self._discard(session)
+                return _unknown(error)
+            self._release(session)
+            return cast("LedgerError", error)
+        except _BROKEN as error:
+            self._discard(session)
+            return _unknown(error)
+        except BaseException:
+            self._discard(session)
+            raise
+        if session.warned:
+            self._discard(session)
+            _FAILURES.labels("sync_wait_cancelled").inc()
+            return OutcomeUnknown("the ledger gave up waiting for its quorum")
+        self._release(session)
+        return rows
+
+    async def _acquire(self) -> _Session:
+        deadline_s = asyncio.get_running_loop().time() + ACQUIRE_TIMEOUT_S
+        while True:
+            while self._idle:
+                session = self._idle.pop()
+                if not session.connection.is_closed():
+                    return session
+                self._open -= 1
+            if self._open < self._size:
+                return await self._connect()
+            await self._wait_for_free(deadline_s)
+
+    async def _wait_for_free(self, deadline_s: float) -> None:
+        if len(self._waiters) >= self._size * WAITERS_PER_CONNECTION:
+            raise LedgerOverloaded("too many requests wait for the ledger")
+        free = asyncio.get_running_loop().create_future()
+        self._waiters.append(free)
+        try:
+            async with asyncio.timeout_at(deadline_s):
+                await free
+        except TimeoutError:
+            raise LedgerOverloaded(f"no connection became free within {ACQUIRE_TIMEOUT_S} s") from None
+        except asyncio.CancelledError:
+            if free.done() and not free.cancelled():
+                self._wake_one()  # the connection was promised to a request that is gone
+            raise
+        finally:
+            if free in self._waiters:
+                self._waiters.remove(free)
+
+    async def _connect(self) -> _Session:
+        self._open += 1
+        try:
+            connection = await asyncpg.connect(
+                self._url,
+                timeout=CONNECT_TIMEOUT_S,
+                server_settings={
+                    "application_name": "palaver-write-api",
+                    "lock_timeout": str(LOCK_TIMEOUT_MS),
+                    "TimeZone": "UTC",
+                },
+            )
+        except (*_BROKEN, TimeoutError, pg.PostgresError) as error:
+            self._closed()
+            _FAILURES.labels("connect").inc()
+            raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
+        except BaseException:
+            self._closed()
+            raise
+        return _Session(connection)
+
+    def _release(self, session: _Session) -> None:
+        if session.connection.is_closed():
+            self._closed()
+            return
+        self._idle.append(session)
+        self._wake_one()
+
+    def _discard(self, session: _Session) -> None:
+        session.connection.terminate()
+        self._closed()
+
+    def _closed(self) -> None:
+        self._open -= 1
+        self._wake_one()
+
+    def _wake_one(self) -> None:
+        while self._waiters:
+            waiter = self._waiters.popleft()
+            if not waiter.done():
+                waiter.set_result(None)
+                return
+
+
+def _refusal(error: Exception) -> LedgerError:
+    if isinstance(error, pg.LockNotAvailableError | pg.DeadlockDetectedError | pg.SerializationError):
+        return LedgerOverloaded(f"{type(error).__name__}: {error}")
+    return LedgerUnavailable(f"{type(error).__name__}: {error}")
+
+
+def _unknown(error: Exception) -> LedgerError:
+    _FAILURES.labels("broken").inc()
+    return OutcomeUnknown(f"{type(error).__name__}: {error}")

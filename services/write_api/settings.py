@@ -1,0 +1,21 @@
+"""Settings of the write API, read from the environment with the prefix PALAVER_."""
+
+from pydantic import Field, SecretStr
+
+from services.api.process import ProcessSettings
+
+
+class WriteSettings(ProcessSettings):
+    """See the fields; limits are answered by name when they are exceeded."""
+
+    listen: str
+    ledger_url: str
+    etcd_user: str | None = None
+    etcd_password: SecretStr | None = None
+    admin_key: SecretStr = Field(min_length=16)
+    derivation_secret: SecretStr = Field(min_length=16)
+    pool_size: int = Field(default=16, ge=1, le=200)
+    body_chars_max: int = Field(default=10_000, ge=1, le=100_000)
+    depth_max: int = Field(default=20, ge=0, le=100)
+    request_bytes_max: int = Field(default=131_072, ge=1024)
+    write_timeout_ms: int = Field(default=5_000, ge=10)

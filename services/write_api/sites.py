@@ -1,0 +1,95 @@
+"""Creates sites for whoever holds the deployment's admin key."""
+
+import hashlib
+import hmac
+from uuid import UUID
+
+import orjson
+from fastapi import Request, Response
+
+from regions.identity import CellId
+from services import ledger
+from services.api import models
+from services.api.cors import SITE_PREFIX
+from services.api.requests import (
+    header,
+    parse_bearer,
+    parse_idempotency_key,
+    parse_json,
+    read_body,
+    require_json,
+    unauthorized,
+)
+from services.telemetry.tracing import sampled_traceparent
+from services.write_api.leadership import EPOCH_HEADER, LeadershipGuard
+from services.write_api.outcomes import count, ledger_problem, position_header, refuse
+from services.write_api.pool import LedgerError, LedgerPool
+from services.write_api.site_keys import derive_api_key, derive_token_secret, hash_api_key, new_site_id
+
+_CREATE = ledger.statement("create_site")
+
+
+class Sites:
+    """The operations on sites."""
+
+    def __init__(
+        self,
+        pool: LedgerPool,
+        guard: LeadershipGuard,
+        cell: CellId,
+        *,
+        admin_key: str,
+        derivation_secret: str,
+    ) -> None:
+        self._pool = pool
+        self._guard = guard
+        self._cell = cell
+        self._admin_key = admin_key.encode()
+        self._secret = derivation_secret.encode()
+
+    async def create(self, request: Request) -> Response:
+        """`POST /v1/sites`."""
+        scope = request.scope
+        if not hmac.compare_digest(parse_bearer(header(scope, b"authorization")), self._admin_key):
+            raise unauthorized("The key is not the deployment's admin key.")
+        epoch = self._guard.require(header(scope, EPOCH_HEADER))
+        require_json(header(scope, b"content-type"))
+        key = parse_idempotency_key(header(scope, b"idempotency-key"))
+        body = await read_body(request.receive)
+        new = parse_json(models.NEW_SITE, body)
+        proposed = new_site_id()
+        try:
+            row = await self._pool.call(
+                _CREATE,
+                epoch,
+                proposed,
+                new.name,
+                list(dict.fromkeys(new.origins)),
+                hash_api_key(derive_api_key(self._secret, proposed).encode()),
+                key,
+                hashlib.sha256(body).digest() if key is not None else None,
+                sampled_traceparent(),
+            )
+        except LedgerError as error:
+            raise ledger_problem(error) from error
+        outcome = count(row)
+        if outcome not in ("created", "replayed"):
+            raise refuse(outcome)
+        return self._answer(row["site_id"], new.name, position_header(self._cell, epoch, row["lsn"]))
+
+    def _answer(self, site: UUID, name: str, position: tuple[bytes, bytes]) -> Response:
+        document = {
+            "id": str(site),
+            "name": name,
+            "api_key": derive_api_key(self._secret, site),
+            "token_secret": derive_token_secret(self._secret, site),
+        }
+        response = Response(orjson.dumps(document), 201, media_type="application/json")
+        response.raw_headers.extend(
+            [
+                (b"location", f"{SITE_PREFIX}{site}".encode()),
+                (b"cache-control", b"no-store"),
+                position,
+            ]
+        )
+        return response

@@ -1,0 +1,112 @@
+import uuid
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+from pydantic import SecretStr
+
+from regions.coordination import Leadership
+from regions.identity import CellId, RegionName
+from services.telemetry.tracing import configure_tracing
+from services.write_api.application import write_application
+from services.write_api.leadership import LeadershipGuard
+from services.write_api.pool import LedgerPool
+from services.write_api.settings import WriteSettings
+from tests import servers
+
+ADMIN = {"authorization": "Bearer admin-key-of-tests"}
+
+
+def leadership(epoch: int = 1, leader: str = "us-east", phase: Any = "serving") -> Leadership:
+    return Leadership(
+        epoch=epoch,
+        leader=RegionName(leader),
+        phase=phase,
+        fence_id=uuid.UUID(int=1),
+        reason="test",
+        since="2026-01-01T00:00:00Z",
+    )
+
+
+def settings(url: str) -> WriteSettings:
+    return WriteSettings(
+        topology=Path("unused"),
+        internal_listen="127.0.0.1:0",
+        listen="127.0.0.1:0",
+        ledger_url=url,
+        admin_key=SecretStr("admin-key-of-tests"),
+        derivation_secret=SecretStr("derivation-secret"),
+        body_chars_max=1000,
+        depth_max=2,
+        request_bytes_max=8192,
+    )
+
+
+@dataclass
+class Api:
+    """The write API in this process, on a real ledger, with a leadership the test sets."""
+
+    http: httpx.AsyncClient
+    pool: LedgerPool
+    leadership: Leadership | None = field(default_factory=leadership)
+
+    async def site(self) -> dict[str, str]:
+        answer = await self.http.post(
+            "/v1/sites", json={"name": "Site", "origins": ["https://example.com"]}, headers=ADMIN
+        )
+        assert answer.status_code == 201, answer.text
+        return answer.json()
+
+    async def post(self, site: str, headers: dict[str, str] | None = None, **fields: Any) -> httpx.Response:
+        body = {"thread": "https://example.com/a", "body": "hello", **fields}
+        return await self.http.post(f"/v1/sites/{site}/comments", json=body, headers=headers)
+
+
+@pytest.fixture
+async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
+    async with write_api(ledger_server.url(user="palaver_writer")) as running:
+        yield running
+
+
+class write_api:  # noqa: N801 - reads as the context it is
+    def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = 5) -> None:
+        self.url = url
+        self.pool = LedgerPool(url, size=pool_size, write_timeout_s=write_timeout_s)
+        self.tracing = configure_tracing(process="test", region=None, ratio=0)
+
+    async def __aenter__(self) -> Api:
+        await self.pool.__aenter__()
+        client = httpx.AsyncClient(base_url="http://test")
+        running = Api(http=client, pool=self.pool)
+        app = write_application(
+            settings=settings(self.url),
+            cell=CellId("main"),
+            pool=self.pool,
+            guard=LeadershipGuard(lambda: running.leadership, RegionName("us-east")),
+            tracing=self.tracing,
+            missing=list,
+        )
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
+        await client.aclose()
+        running.http = httpx.AsyncClient(base_url="http://test", transport=transport)
+        return running
+
+    async def __aexit__(self, *_: object) -> None:
+        await self.pool.__aexit__(None, None, None)
+        self.tracing.close()
+
+
+def problem(answer: httpx.Response) -> str:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    document = answer.json()
+    assert document["status"] == answer.status_code
+    assert document["request_id"] == answer.headers["x-request-id"]
+    prefix, _, slug = document["type"].rpartition("/")
+    assert prefix == "https://palaver.dev/problems"
+    return slug
+
+
+UNKNOWN = str(uuid.UUID(int=7))

@@ -1,0 +1,310 @@
+"""Posting, editing and deleting through the whole application, on a real ledger."""
+
+import asyncio
+import json
+import uuid
+
+import pytest
+
+from services.write_api.purge import purge_once
+from tests import servers
+from tests.services.write_api.conftest import UNKNOWN, Api, leadership, problem, write_api
+
+pytestmark = pytest.mark.integration
+
+
+async def test_a_posted_comment_is_answered_whole(api: Api) -> None:
+    site = (await api.site())["id"]
+    answer = await api.post(
+        site,
+        thread="HTTP://Example.com:80/a/?utm_source=x#top",
+        body="*hi*",
+        author={"name": "Ann", "email": "ann@example.com", "url": "https://ann.example"},
+    )
+    assert answer.status_code == 201
+    comment = answer.json()
+    identity = uuid.UUID(comment.pop("id"))
+    assert identity.version == 7
+    assert comment.pop("created_at").endswith("Z")
+    assert comment == {
+        "thread": "https://example.com/a",
+        "parent": None,
+        "author": {"id": None, "name": "Ann", "url": "https://ann.example"},
+        "body": "*hi*",
+        "html": "<p><em>hi</em></p>",
+        "edited_at": None,
+        "version": 1,
+        "state": "approved",
+        "score": 0,
+        "replies": {"count": 0, "items": [], "next": None},
+    }
+    assert answer.headers["location"] == f"/v1/sites/{site}/comments/{identity}"
+    assert answer.headers["etag"].startswith('"1-')
+    assert answer.headers["palaver-position"].startswith("main.1.")
+    assert "ann@example.com" not in answer.text
+
+
+async def test_a_replay_answers_the_same_bytes_even_after_an_edit(api: Api) -> None:
+    site = await api.site()
+    first = await api.post(site["id"], {"idempotency-key": "k"}, author={"name": "Ann"})
+    edited = await api.http.patch(
+        first.headers["location"],
+        json={"body": "changed"},
+        headers={"authorization": f"Bearer {site['api_key']}", "if-match": first.headers["etag"]},
+    )
+    assert edited.status_code == 200
+    second = await api.post(site["id"], {"idempotency-key": "k"}, author={"name": "Ann"})
+    assert (second.status_code, second.content) == (first.status_code, first.content)
+    for name in ("etag", "location"):
+        assert second.headers[name] == first.headers[name]
+
+
+async def test_one_key_sent_twenty_times_at_once_makes_one_comment(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    site = (await api.site())["id"]
+    answers = await asyncio.gather(*(api.post(site, {"idempotency-key": "same"}) for _ in range(20)))
+    assert {answer.status_code for answer in answers} == {201}
+    assert len({answer.content for answer in answers}) == 1
+    assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
+
+
+async def test_a_key_used_with_another_body_is_refused(api: Api) -> None:
+    site = (await api.site())["id"]
+    await api.post(site, {"idempotency-key": "k"})
+    answer = await api.post(site, {"idempotency-key": "k"}, body="other")
+    assert (answer.status_code, problem(answer)) == (422, "idempotency-key-reused")
+
+
+async def test_the_epoch_of_the_edge_must_be_the_one_that_serves_here(api: Api) -> None:
+    site = (await api.site())["id"]
+    assert (await api.post(site, {"palaver-epoch": "1"})).status_code == 201
+    refused = [await api.post(site, {"palaver-epoch": epoch}) for epoch in ("2", "0", "x", "")]
+    api.leadership = leadership(epoch=2)
+    refused.append(await api.post(site, {"palaver-epoch": "2"}))
+    api.leadership = leadership(leader="eu-west")
+    refused.append(await api.post(site, {"palaver-epoch": "1"}))
+    api.leadership = leadership(phase="establishing")
+    refused.append(await api.post(site))
+    api.leadership = None
+    refused.append(await api.post(site))
+    assert {problem(answer) for answer in refused} == {"stale-epoch"}
+    assert {answer.status_code for answer in refused} == {503}
+    assert all(answer.headers["retry-after"] == "1" for answer in refused)
+
+
+async def test_an_edit_needs_the_key_and_the_version(api: Api) -> None:
+    site, other = await api.site(), await api.site()
+    posted = await api.post(site["id"])
+    path, etag = posted.headers["location"], posted.headers["etag"]
+    key = {"authorization": f"Bearer {site['api_key']}"}
+
+    async def edit(headers: dict[str, str], body: object = None) -> tuple[int, str]:
+        answer = await api.http.patch(path, json=body or {"body": "second"}, headers=headers)
+        return answer.status_code, problem(answer)
+
+    assert await edit({"if-match": etag}) == (401, "unauthorized")
+    assert await edit({"authorization": f"Bearer {other['api_key']}", "if-match": etag}) == (401, "unauthorized")
+    assert await edit(key) == (428, "precondition-required")
+    assert await edit({**key, "if-match": '"9-0-0"'}) == (412, "version-mismatch")
+    assert await edit({**key, "if-match": 'W/"1-0-0"'}) == (412, "version-mismatch")
+    assert await edit({**key, "if-match": '"1-0-0", "2"'}) == (422, "invalid-request")
+    assert await edit({**key, "if-match": etag}, {"body": "x", "state": "spam"}) == (422, "invalid-request")
+    answer = await api.http.patch(path, json={"body": "second"}, headers={**key, "if-match": etag})
+    assert answer.status_code == 200
+    assert (answer.json()["body"], answer.json()["version"]) == ("second", 2)
+    assert answer.json()["edited_at"].endswith("Z")
+    assert answer.json()["created_at"] == posted.json()["created_at"]
+    assert await edit({**key, "if-match": etag}) == (412, "version-mismatch")
+
+
+async def test_a_deleted_comment_is_gone_for_edits_and_replies_and_deleting_again_succeeds(api: Api) -> None:
+    site = await api.site()
+    posted = await api.post(site["id"])
+    key = {"authorization": f"Bearer {site['api_key']}"}
+    for _ in range(2):
+        answer = await api.http.delete(posted.headers["location"], headers=key)
+        assert (answer.status_code, answer.content) == (204, b"")
+        assert answer.headers["palaver-position"].startswith("main.1.")
+    edit = await api.http.patch(posted.headers["location"], json={"body": "x"}, headers={**key, "if-match": "*"})
+    assert (edit.status_code, problem(edit)) == (404, "unknown-comment")
+    reply = await api.post(site["id"], parent=posted.json()["id"])
+    assert (reply.status_code, problem(reply)) == (422, "unknown-parent")
+
+
+async def test_replies_beyond_the_depth_are_refused_by_name(api: Api) -> None:
+    site = (await api.site())["id"]
+    parent = None
+    for _ in range(3):
+        answer = await api.post(site, parent=parent)
+        assert answer.status_code == 201
+        parent = answer.json()["id"]
+    answer = await api.post(site, parent=parent)
+    assert (answer.status_code, problem(answer)) == (422, "too-deep")
+    assert "2 levels" in answer.json()["detail"]
+
+
+async def test_sites_need_the_admin_key_and_are_created_once_for_a_key(api: Api) -> None:
+    body = {"name": "Mine", "origins": ["https://a.example", "http://localhost:8000"]}
+    assert problem(await api.http.post("/v1/sites", json=body)) == "unauthorized"
+    wrong = await api.http.post("/v1/sites", json=body, headers={"authorization": "Bearer wrong"})
+    assert (problem(wrong), wrong.headers["www-authenticate"]) == ("unauthorized", "Bearer")
+    headers = {"authorization": "Bearer admin-key-of-tests", "idempotency-key": str(uuid.uuid4())}
+    first, second = [await api.http.post("/v1/sites", json=body, headers=headers) for _ in range(2)]
+    assert first.status_code == second.status_code == 201
+    assert first.content == second.content
+    assert first.json()["api_key"].startswith("psk_")
+    assert first.json()["token_secret"] != first.json()["api_key"]
+
+
+async def test_preview_renders_without_writing(api: Api) -> None:
+    answer = await api.http.post(f"/v1/sites/{UNKNOWN}/preview", json={"body": "<script>alert(1)</script> **b**"})
+    assert answer.status_code == 200
+    assert answer.json() == {"html": "<p>&lt;script&gt;alert(1)&lt;/script&gt; <strong>b</strong></p>"}
+
+
+async def test_a_site_answers_its_own_origins_and_errors_carry_the_headers_too(api: Api) -> None:
+    site = (await api.site())["id"]
+    for path in (f"/v1/sites/{site}/preview", f"/v1/sites/{site}/comments"):
+        answer = await api.http.post(path, json={"x": 1}, headers={"origin": "https://example.com"})
+        assert answer.status_code == 422
+        assert answer.headers["access-control-allow-origin"] == "https://example.com"
+        assert "palaver-position" in answer.headers["access-control-expose-headers"]
+        other = await api.http.post(path, json={"x": 1}, headers={"origin": "https://evil.example"})
+        assert "access-control-allow-origin" not in other.headers
+        assert other.headers["vary"] == "origin"
+
+
+BAD_BODIES = [
+    (b"", 400, "malformed-json"),
+    (b"{", 400, "malformed-json"),
+    (b"[" * 3000, 400, "malformed-json"),
+    (b'{"thread":"a","body":"\xff"}', 400, "malformed-json"),
+    (b'{"thread":"a","body":"\\ud800"}', 400, "malformed-json"),
+    (b'{"thread":"a","body":"\\u0000"}', 422, "invalid-request"),
+    (b'{"thread":"a\\u0000","body":"x"}', 422, "invalid-request"),
+    (b"null", 422, "invalid-request"),
+    (b'"text"', 422, "invalid-request"),
+    (b"{}", 422, "invalid-request"),
+    (b'{"thread":"a","body":1}', 422, "invalid-request"),
+    (b'{"thread":"a","body":""}', 422, "invalid-request"),
+    (b'{"thread":"a","body":"  \\n"}', 422, "invalid-request"),
+    (b'{"thread":"","body":"x"}', 422, "invalid-request"),
+    (b'{"thread":"a","body":"x","state":"approved"}', 422, "invalid-request"),
+    (b'{"thread":"a","body":"x","parent":"no"}', 422, "invalid-request"),
+    (b'{"thread":"a","body":"x","author":{"name":"a\\nb"}}', 422, "invalid-request"),
+    (b'{"thread":"a","body":"x","author":{"name":"a","email":"x"}}', 422, "invalid-request"),
+    (b'{"thread":"a","body":"x","author":{"name":"a","url":"javascript:alert(1)"}}', 422, "invalid-request"),
+    (json.dumps({"thread": "k" * 2001, "body": "x"}).encode(), 422, "invalid-request"),
+    (json.dumps({"thread": "a", "body": "x" * 1001}).encode(), 422, "body-too-long"),
+    (json.dumps({"thread": "a", "body": "x" * 9000}).encode(), 413, "request-too-large"),
+    (json.dumps({"thread": "a", "body": "x", "parent": UNKNOWN}).encode(), 422, "unknown-parent"),
+]
+
+
+@pytest.mark.parametrize(("body", "status", "slug"), BAD_BODIES)
+async def test_a_bad_body_is_refused_by_name(api: Api, body: bytes, status: int, slug: str) -> None:
+    site = (await api.site())["id"]
+    answer = await api.http.post(
+        f"/v1/sites/{site}/comments", content=body, headers={"content-type": "application/json"}
+    )
+    assert (answer.status_code, problem(answer)) == (status, slug)
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "headers", "status", "slug"),
+    [
+        ("POST", f"/v1/sites/{UNKNOWN}/comments", {}, 404, "unknown-site"),
+        ("POST", "/v1/sites/not-a-site/comments", {}, 404, "unknown-site"),
+        ("POST", f"/v1/sites/{'x' * 36}/comments", {}, 404, "unknown-site"),
+        ("POST", f"/v1/sites/{UNKNOWN}/comments", {"content-type": "text/plain"}, 415, "unsupported-media-type"),
+        ("POST", f"/v1/sites/{UNKNOWN}/comments", {"idempotency-key": "k" * 256}, 422, "invalid-request"),
+        ("POST", f"/v1/sites/{UNKNOWN}/comments", {"idempotency-key": "a b"}, 422, "invalid-request"),
+        ("POST", f"/v1/sites/{UNKNOWN}/comments", {"x-large": "x" * 1_000_000}, 431, "headers-too-large"),
+        ("PUT", f"/v1/sites/{UNKNOWN}/comments", {}, 405, "method-not-allowed"),
+        ("BREW", "/v1/sites", {}, 405, "method-not-allowed"),
+        ("GET", "/v1/nothing", {}, 404, "not-found"),
+        ("POST", "/v1/sites/", {}, 404, "not-found"),
+        ("DELETE", f"/v1/sites/{UNKNOWN}/comments/x", {}, 404, "unknown-comment"),
+    ],
+)
+async def test_a_bad_request_is_refused_by_name(  # noqa: PLR0917 - columns of the table above
+    api: Api, method: str, path: str, headers: dict[str, str], status: int, slug: str
+) -> None:
+    sent = {"content-type": "application/json", **headers}
+    answer = await api.http.request(method, path, content=b'{"thread":"a","body":"x"}', headers=sent)
+    assert (answer.status_code, problem(answer)) == (status, slug)
+    if status == 405:
+        assert "POST" in answer.headers["allow"]
+
+
+async def test_the_api_goes_on_when_the_ledger_restarts(ledger_server: servers.PostgresServer) -> None:
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
+        site = (await api.site())["id"]
+        await asyncio.gather(*(api.post(site) for _ in range(8)))
+        await asyncio.to_thread(ledger_server.stop)
+        down = await api.post(site)
+        assert (down.status_code, down.headers["retry-after"]) == (503, "1")
+        assert problem(down) in ("ledger-unavailable", "outcome-unknown")
+        again = await api.post(site)
+        assert problem(again) == "ledger-unavailable"
+        await asyncio.to_thread(ledger_server.start)
+        assert (await api.post(site)).status_code == 201
+
+
+async def test_a_write_that_takes_too_long_is_unknown_and_goes_on(
+    ledger_server: servers.PostgresServer,
+) -> None:
+    async with write_api(ledger_server.url(user="palaver_writer"), write_timeout_s=0.2) as api:
+        site = (await api.site())["id"]
+        with servers.psycopg.connect(ledger_server.url()) as blocker:
+            blocker.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
+            answer = await api.post(site, {"idempotency-key": "slow"})
+            assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
+            blocker.rollback()
+        replay = await api.post(site, {"idempotency-key": "slow"})
+        assert replay.status_code == 201
+        assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
+
+
+async def test_a_cancelled_synchronous_wait_is_an_unknown_outcome(
+    ledger_server: servers.PostgresServer,
+) -> None:
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
+        site = (await api.site())["id"]
+        ledger_server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
+        ledger_server.sql("SELECT pg_reload_conf()")
+        try:
+            posting = asyncio.ensure_future(api.post(site))
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            rows: list[tuple[int]] = []
+            for _ in range(500):
+                rows = rows or await asyncio.to_thread(ledger_server.sql, waiting)
+            ledger_server.sql("SELECT pg_cancel_backend(%s)", rows[0][0])
+            answer = await posting
+        finally:
+            ledger_server.sql("ALTER SYSTEM RESET synchronous_standby_names")
+            ledger_server.sql("SELECT pg_reload_conf()")
+        assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
+
+
+async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer) -> None:
+    async with write_api(ledger_server.url(user="palaver_writer"), pool_size=1, write_timeout_s=0.1) as api:
+        site = (await api.site())["id"]
+        with servers.psycopg.connect(ledger_server.url()) as blocker:
+            blocker.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
+            stuck = asyncio.ensure_future(api.post(site))
+            await asyncio.sleep(0.05)
+            answers = await asyncio.gather(*(api.post(site) for _ in range(20)))
+            blocker.rollback()
+        assert problem(await stuck) == "outcome-unknown"
+        assert {problem(answer) for answer in answers} == {"overloaded"}
+        assert (await api.post(site)).status_code == 201
+
+
+async def test_old_idempotency_keys_are_purged(api: Api, ledger_server: servers.PostgresServer) -> None:
+    site = (await api.site())["id"]
+    await api.post(site, {"idempotency-key": "old"})
+    ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() - interval '25h' WHERE key = 'old'")
+    assert await purge_once(api.pool) >= 1
+    assert ledger_server.sql("SELECT 1 FROM palaver.idempotency_keys WHERE site_id = %s", site) == []
