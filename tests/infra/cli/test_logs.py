@@ -1,0 +1,56 @@
+from pathlib import Path
+
+import pytest
+
+from infra.cli.logs import find_logs, merged, render
+from infra.supervisor.errors import UnknownTarget
+from infra.supervisor.layout import Layout, create_folders, open_layout
+from infra.supervisor.plan import Plan
+
+PLAN = Plan(deployment="d", regions=("us-east", "eu-west", "ap-south"))
+
+
+@pytest.fixture
+def layout(tmp_path: Path) -> Layout:
+    made = open_layout(tmp_path / "data")
+    create_folders(made, PLAN.regions)
+    made.log("us-east", "write_api").write_text(
+        '{"ts":"2026-01-01T00:00:01.000000Z","level":"info","msg":"first","region":"us-east"}\n'
+        '{"ts":"2026-01-01T00:00:04.000000Z","level":"error","msg":"fourth","epoch":3}\n'
+    )
+    made.log("eu-west", "ledger").write_text(
+        "2026-01-01 00:00:02.000 UTC [1] second\n\tDETAIL: that belongs to the second\n"
+    )
+    made.log(None, "supervisor").write_text('{"ts":"2026-01-01T00:00:03.000000Z","level":"info","msg":"third"}\n')
+    return made
+
+
+def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
+    lines = list(merged(find_logs(layout, PLAN, None, None), raw=False))
+    assert [next(word for word in ("first", "second", "third", "fourth") if word in line) for line in lines] == [
+        "first", "second", "second", "third", "fourth",
+    ]  # fmt: skip
+
+
+def test_a_region_and_a_process_narrow_the_story(layout: Layout) -> None:
+    assert set(find_logs(layout, PLAN, "us-east", None)) == {"us-east/write_api"}
+    assert set(find_logs(layout, PLAN, None, "supervisor")) == {"supervisor"}
+    assert list(merged(find_logs(layout, PLAN, "eu-west", "ledger"), raw=True))[0].endswith("second")
+
+
+@pytest.mark.parametrize(("region", "process"), [("atlantis", None), ("us-east", "ledger"), (None, "nginx")])
+def test_a_log_that_is_not_there_is_an_error_that_names_what_is(
+    layout: Layout, region: str | None, process: str | None
+) -> None:
+    with pytest.raises(UnknownTarget, match="there are"):
+        find_logs(layout, PLAN, region, process)
+
+
+def test_a_json_line_is_shown_with_level_message_and_fields() -> None:
+    line = '{"ts":"T","level":"warning","msg":"late","lag_ms":7,"region":"us-east","trace_id":null}'
+    assert render("us-east/replicator", line) == "T us-east/replicator WARNING late lag_ms=7"
+
+
+@pytest.mark.parametrize("line", ["plain text", "{broken", '{"no":"message"}', "[1]"])
+def test_a_foreign_line_stays_as_it_is(line: str) -> None:
+    assert render("us-east/etcd", line) == f"us-east/etcd {line}"
