@@ -173,12 +173,13 @@ class Child:
         if self.running:
             os.kill(self.pid, number)
 
-    def stop(self, number: Signals = SIGTERM) -> None:
-        """Ask the process to end and wait for it; kill it when it does not."""
-        if self.running:
-            self.signal(SIGCONT)
-            self.signal(number)
-            self._wait()
+    def stop(self, number: Signals = SIGTERM) -> int | None:
+        """Ask the process to end and wait for it; return its exit status, None when it did not run."""
+        if not self.running:
+            return None
+        self.signal(SIGCONT)
+        self.signal(number)
+        return self._wait()
 
     def kill(self) -> None:
         """End the process without warning, as a crash does."""
@@ -186,10 +187,10 @@ class Child:
             self.signal(SIGKILL)
             self._wait()
 
-    def _wait(self) -> None:
+    def _wait(self) -> int:
         assert self._process is not None
         try:
-            self._process.wait(STOP_TIMEOUT_S)
+            return self._process.wait(STOP_TIMEOUT_S)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

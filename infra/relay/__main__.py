@@ -65,16 +65,16 @@ async def _serve(config: RelayConfig) -> None:
     loop = asyncio.get_running_loop()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, stop.set)
-    async with Network(config) as network:
-        settings = uvicorn.Config(
-            control_app(network, config.token),
-            lifespan="off",
-            log_config=None,
-            access_log=False,
-            timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
-        )
-        server = _ControlServer(settings)
-        with _listen(config) as sock:
+    with _listen(config) as sock:
+        async with Network(config) as network:
+            settings = uvicorn.Config(
+                control_app(network, config.token),
+                lifespan="off",
+                log_config=None,
+                access_log=False,
+                timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
+            )
+            server = _ControlServer(settings)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[sock]))
                 _LOGGER.info("the network is up", extra={"links": len(config.links)})

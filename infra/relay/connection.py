@@ -91,18 +91,17 @@ class Connection:
         there.connections_open += 1
 
     def abort(self) -> None:
-        """Break both sides at once."""
+        """Break both sides at once and forget the connection."""
         self._over = True
         self.near.abort()
         self.far.abort()
-        if self.near.gone and self.far.gone:
-            self._forget()
+        self._forget()
 
     def attached(self, side: "Side") -> None:
         """Send the wish to connect on its way, or the answer to it before any byte of the far side."""
         if side is self.near:
             self._to_far.push(Signal.OPEN)
-        elif self._over or self._forgotten:
+        elif self._over:
             side.abort()
         else:
             self._to_near.push(Signal.OPENED)
@@ -147,7 +146,7 @@ class Connection:
     def _forget(self) -> None:
         if self._forgotten:
             return
-        self._forgotten = True
+        self._over = self._forgotten = True
         self._to_far.close()
         self._to_near.close()
         if self._early_end is not None:
@@ -195,7 +194,7 @@ class Connection:
             pair = {"source": self._route.source, "target": self._route.target}
             _LOGGER.info("%s took no connection: %s", upstream, error, extra=pair)
             self._there.refused_total += 1
-            if not self._forgotten:
+            if not self._over:
                 self._to_near.push(Signal.RESET)
 
     def _establish(self) -> None:

@@ -7,7 +7,6 @@ know how it is steered.
 import asyncio
 import logging
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Mapping
-from contextlib import suppress
 from types import TracebackType
 from typing import Any, Self
 
@@ -52,17 +51,20 @@ class Network:
             for listener in self.config.socks:
                 await self._listen(listener.listen, self._socks_factory(listener))
         except BaseException:
-            self._close()
-            with suppress(BaseException):
-                await self._tasks.__aexit__(None, None, None)
+            await self.__aexit__(None, None, None)
             raise
         return self
 
     async def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        self._close()
-        await self._tasks.__aexit__(kind, error, trace)
+        for server in self._servers:
+            server.close()
+        for connection in tuple(self._connections):
+            connection.abort()
+        # The group gets no error of the body, as it would wrap it in a group of its own; what is left in it
+        # are attempts to connect, which end by themselves.
+        await self._tasks.__aexit__(None, None, None)
 
     def faults(self) -> list[tuple[Pair, Fault]]:
         """Every directed pair with its fault."""
@@ -128,12 +130,6 @@ class Network:
             reason = error.strerror or str(error)
             raise ListenFailed(f"cannot listen on {address}: {reason}") from error
         self._servers.append(server)
-
-    def _close(self) -> None:
-        for server in self._servers:
-            server.close()
-        for connection in tuple(self._connections):
-            connection.abort()
 
 
 class _Refusal(asyncio.Protocol):

@@ -1,0 +1,327 @@
+"""The network between regions with real sockets: what a client in "a" sees of a host in "b"."""
+
+import asyncio
+import os
+import struct
+from typing import cast
+
+import pytest
+
+from infra.relay import connection, lane
+from infra.relay.faults import WINDOW_BYTES_MIN, FaultInvalid
+from infra.relay.socks import GRANTED, METHOD_ACCEPTED, NOT_ALLOWED, REFUSED
+from tests.infra.relay.wire import (
+    PATIENCE_S,
+    SILENCE_S,
+    SOCKS_NAME,
+    Streams,
+    echo,
+    eventually,
+    is_silent,
+    receive_buffer,
+    round_trip,
+    wired,
+)
+
+pytestmark = pytest.mark.integration
+
+SLOW_MACHINE_S = 5.0
+
+
+async def test_bytes_pass_unchanged_in_both_directions_when_nothing_is_wrong() -> None:
+    data = os.urandom(8 * 1024 * 1024)
+    async with wired() as wire:
+        reader, writer = await wire.connect()
+        writer.write(data)
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(-1), PATIENCE_S) == data
+        counts = {direction.pair: direction.bytes_total for direction in wire.network.directions()}
+        assert counts == {("a", "b"): len(data), ("b", "a"): len(data)}
+        await eventually(lambda: wire.connections_open() == 0)
+
+
+async def test_each_direction_adds_its_own_delay() -> None:
+    async with wired() as wire:
+        streams = await wire.connect()
+        await round_trip(streams)
+        wire.set("a", "b", delay_ms=120)
+        assert 0.12 <= await round_trip(streams) + 0.002 < SLOW_MACHINE_S
+        wire.set("b", "a", delay_ms=200)
+        assert 0.32 <= await round_trip(streams) + 0.002 < SLOW_MACHINE_S
+        wire.network.heal()
+        assert await round_trip(streams) < 0.3
+
+
+async def test_a_connection_takes_a_round_trip_before_its_first_byte_leaves() -> None:
+    delays = [
+        {"source": "a", "target": "b", "delay_ms": 100},
+        {"source": "b", "target": "a", "delay_ms": 100},
+    ]
+    async with wired(faults=delays) as wire:
+        assert 0.4 <= await round_trip(await wire.connect()) + 0.004 < SLOW_MACHINE_S
+
+
+async def test_a_host_that_speaks_first_is_heard_after_a_round_trip() -> None:
+    async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(b"hello")
+        writer.close()
+
+    async with wired(greet) as wire:
+        wire.set("b", "a", delay_ms=50, jitter_ms=50)
+        reader, _ = await wire.connect()
+        assert await asyncio.wait_for(reader.read(-1), PATIENCE_S) == b"hello"
+
+
+async def test_jitter_and_loss_keep_the_order_of_bytes() -> None:
+    async with wired() as wire:
+        reader, writer = await wire.connect()
+        for way in ("ab", "ba"):
+            wire.set(*way, delay_ms=10, jitter_ms=10, loss=0.02)
+        sent = b"".join(struct.pack(">I", number) for number in range(3000))
+        for begin in range(0, len(sent), 120):
+            writer.write(sent[begin : begin + 120])
+            await asyncio.sleep(0)
+        assert await asyncio.wait_for(reader.readexactly(len(sent)), PATIENCE_S) == sent
+
+
+async def test_a_lost_segment_arrives_after_a_retransmission_timeout() -> None:
+    async with wired() as wire:
+        streams = await wire.connect()
+        await round_trip(streams)
+        wire.set("a", "b", loss=0.999)
+        streams[1].write(b"x")
+        assert await is_silent(streams[0])
+        assert wire.held_bytes() == 1
+
+
+async def test_a_cut_in_one_direction_holds_only_that_direction_and_heals() -> None:
+    heard: list[bytes] = []
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        while data := await reader.read(100):
+            heard.append(data)
+            writer.write(b"answer")
+        writer.close()
+
+    async with wired(listen) as wire:
+        reader, writer = await wire.connect()
+        wire.set("b", "a", cut=True)
+        writer.write(b"question")
+        # The connection was asked for before the cut and may be answered after it: it does not matter here.
+        await asyncio.sleep(SILENCE_S)
+        assert await is_silent(reader)
+        wire.network.heal()
+        assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
+        wire.set("b", "a", cut=True)
+        writer.write(b"again")
+        await eventually(lambda: heard[-1] == b"again")
+        assert await is_silent(reader)
+        wire.network.heal([("b", "a")])
+        assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
+
+
+async def test_what_a_cut_held_is_delivered_in_order_when_it_heals() -> None:
+    async with wired() as wire:
+        reader, writer = streams = await wire.connect()
+        await round_trip(streams)
+        wire.set("a", "b", cut=True)
+        for number in range(100):
+            writer.write(struct.pack(">I", number))
+            await asyncio.sleep(0)
+        await eventually(lambda: wire.held_bytes() == 400)
+        wire.set("a", "b", cut=False, delay_ms=30)
+        got = await asyncio.wait_for(reader.readexactly(400), PATIENCE_S)
+        assert struct.unpack(">100I", got) == tuple(range(100))
+        assert wire.held_bytes() == 0
+
+
+@pytest.mark.parametrize("way", ["ab", "ba"])
+async def test_a_new_connection_hangs_during_a_cut_and_opens_when_it_heals(way: str) -> None:
+    async with wired() as wire:
+        wire.set(*way, cut=True)
+        reader, writer = await wire.connect()
+        writer.write(b"ping")
+        assert await is_silent(reader)
+        wire.network.heal()
+        assert await asyncio.wait_for(reader.readexactly(4), PATIENCE_S) == b"ping"
+
+
+async def test_a_client_that_gives_up_during_a_cut_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(connection, "EARLY_END_S_MAX", 0.05)
+    async with wired() as wire:
+        wire.set("a", "b", cut=True)
+        wire.set("b", "a", cut=True)
+        for _ in range(5):
+            _, writer = await wire.connect()
+            writer.close()
+        await eventually(lambda: sum(d.connections_total for d in wire.network.directions()) == 5)
+        await eventually(lambda: wire.connections_open() == 0)
+
+
+async def test_what_a_cut_holds_for_too_long_is_reset_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+    ended = asyncio.Event()
+
+    async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        try:
+            while await reader.read(100):
+                writer.write(b"ok")
+        except ConnectionResetError:
+            ended.set()
+
+    monkeypatch.setattr(lane, "HELD_S_MAX", 0.2)
+    async with wired(listen) as wire:
+        reader, writer = await wire.connect()
+        writer.write(b"x")
+        assert await asyncio.wait_for(reader.readexactly(2), PATIENCE_S) == b"ok"
+        wire.set("a", "b", cut=True)
+        writer.write(b"x")
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(1), PATIENCE_S)
+        await asyncio.wait_for(ended.wait(), PATIENCE_S)
+        assert (wire.connections_open(), wire.held_bytes()) == (0, 0)
+
+
+async def test_the_end_of_one_direction_leaves_the_other_open() -> None:
+    async def answer_at_the_end(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        received = await reader.read(-1)
+        writer.write(b"got " + received)
+        await asyncio.sleep(0.05)
+        writer.write(b", bye")
+        writer.close()
+
+    async with wired(answer_at_the_end) as wire:
+        for delay_ms in (0, 40):
+            wire.set("a", "b", delay_ms=delay_ms)
+            reader, writer = await wire.connect()
+            writer.write(b"all")
+            writer.write_eof()
+            assert await asyncio.wait_for(reader.read(-1), PATIENCE_S) == b"got all, bye"
+
+
+async def test_a_reset_crosses_the_network() -> None:
+    async def reset(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read(1)
+        sock = writer.get_extra_info("socket")
+        sock.setsockopt(1, 13, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with wired(reset) as wire:
+        wire.set("b", "a", delay_ms=50)
+        reader, writer = await wire.connect()
+        writer.write(b"x")
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(1), PATIENCE_S)
+        await eventually(lambda: wire.connections_open() == 0)
+
+
+async def test_a_target_nobody_listens_at_resets_the_client_at_once() -> None:
+    async with wired(None) as wire:
+        reader, writer = await wire.connect()
+        with pytest.raises(ConnectionResetError):
+            await asyncio.wait_for(reader.read(1), PATIENCE_S)
+        writer.close()
+        await eventually(lambda: wire.connections_open() == 0)
+        assert sum(direction.refused_total for direction in wire.network.directions()) == 1
+
+
+@pytest.mark.parametrize("fault", [{}, {"delay_ms": 20.0}, {"cut": True}])
+async def test_a_receiver_that_does_not_read_stops_its_sender(fault: dict[str, object]) -> None:
+    async with wired(_pour) as wire:
+        streams = await wire.connect()
+        receive_buffer(streams, 4096)
+        cast("asyncio.Transport", streams[1].transport).pause_reading()
+        if fault:
+            await eventually(lambda: sum(d.bytes_total for d in wire.network.directions()) > 0)
+            wire.set("b", "a", **fault)
+        before = -1
+        while (now := wire.held_bytes() + sum(d.bytes_total for d in wire.network.directions())) != before:
+            before = now
+            await asyncio.sleep(SILENCE_S)
+        one_read = 256 * 1024
+        assert wire.held_bytes() <= 10 * WINDOW_BYTES_MIN + one_read
+        assert before < 64 * 1024 * 1024
+
+
+async def _pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    try:
+        while True:
+            writer.write(bytes(65536))
+            await writer.drain()
+    except ConnectionError:
+        return
+
+
+async def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(connection, "WRITE_BUFFER_BYTES_MAX", 4096)
+    data = os.urandom(1024 * 1024)
+
+    async def give(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.write(data)
+        writer.close()
+
+    async with wired(give) as wire:
+        wire.set("b", "a", delay_ms=5, jitter_ms=5)
+        reader, _ = streams = await wire.connect()
+        receive_buffer(streams, 65536)
+        got = bytearray()
+        while chunk := await asyncio.wait_for(reader.read(20_000), PATIENCE_S):
+            got += chunk
+            await asyncio.sleep(0.001)
+        assert bytes(got) == data
+
+
+async def test_an_impossible_change_changes_nothing() -> None:
+    async with wired() as wire:
+        with pytest.raises(FaultInvalid):
+            wire.network.change(
+                [{"source": "a", "target": "b", "cut": True}, {"source": "a", "target": "c", "cut": True}]
+            )
+        await round_trip(await wire.connect())
+
+
+async def test_the_network_ends_with_connections_open_and_during_a_cut() -> None:
+    async with wired() as wire:
+        await round_trip(await wire.connect())
+        wire.set("a", "b", cut=True)
+        _, writer = await wire.connect()
+        writer.write(b"never")
+        await eventually(lambda: wire.connections_open() == 2)
+    assert wire.connections_open() == 0
+
+
+async def _socks(streams: Streams, host: str, port: int = 2380) -> bytes:
+    reader, writer = streams
+    writer.write(b"\x05\x01\x00")
+    assert await asyncio.wait_for(reader.readexactly(2), PATIENCE_S) == METHOD_ACCEPTED
+    writer.write(b"\x05\x01\x00\x03" + bytes([len(host)]) + host.encode() + port.to_bytes(2, "big"))
+    return await asyncio.wait_for(reader.readexactly(10), PATIENCE_S)
+
+
+async def test_a_known_name_is_reached_over_socks_under_the_same_faults() -> None:
+    async with wired(faults=[{"source": "a", "target": "b", "delay_ms": 60}]) as wire:
+        streams = await wire.connect(wire.socks_port)
+        assert await _socks(streams, SOCKS_NAME.upper()) == GRANTED
+        assert 0.06 <= await round_trip(streams) + 0.002 < SLOW_MACHINE_S
+
+
+async def test_an_unknown_name_is_not_reached_over_socks() -> None:
+    async with wired() as wire:
+        streams = await wire.connect(wire.socks_port)
+        assert await _socks(streams, "example.org") == NOT_ALLOWED
+        assert await streams[0].read() == b""
+
+
+async def test_socks_says_that_nobody_listens() -> None:
+    async with wired(None) as wire:
+        streams = await wire.connect(wire.socks_port)
+        assert await _socks(streams, SOCKS_NAME) == REFUSED
+        assert await streams[0].read() == b""
+
+
+async def test_what_is_not_socks_is_closed() -> None:
+    async with wired(echo) as wire:
+        reader, writer = await wire.connect(wire.socks_port)
+        writer.write(b"GET / HTTP/1.1\r\n\r\n")
+        assert await asyncio.wait_for(reader.read(), PATIENCE_S) == b""

@@ -1,0 +1,140 @@
+"""A network in this process between real sockets: region "a" reaches a host in region "b" over it."""
+
+import asyncio
+import contextlib
+import json
+import socket
+import time
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from infra.relay.links import parse_config
+from infra.relay.network import Network
+from tests.child_processes import free_port
+
+Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+Host = Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+
+SOCKS_NAME = "b.etcd.internal"
+
+# Long enough for a loaded machine, short enough for a test that hangs.
+PATIENCE_S = 20.0
+
+# How long nothing must happen before a test believes that nothing happens.
+SILENCE_S = 0.3
+
+
+async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+    """Answer with what was said, and end when the client does."""
+    with contextlib.suppress(ConnectionError):
+        while data := await reader.read(65536):
+            writer.write(data)
+            await writer.drain()
+    writer.close()
+
+
+@dataclass(kw_only=True)
+class Wire:
+    """The network, and what a client in region "a" does with it."""
+
+    network: Network
+    port: int
+    socks_port: int
+    upstream_port: int
+    _open: list[asyncio.StreamWriter] = field(default_factory=list[asyncio.StreamWriter])
+
+    async def connect(self, port: int | None = None) -> Streams:
+        streams = await asyncio.open_connection("127.0.0.1", port or self.port)
+        self._open.append(streams[1])
+        return streams
+
+    def set(self, source: str, target: str, **settings: object) -> None:
+        self.network.change([{"source": source, "target": target, **settings}])
+
+    def held_bytes(self) -> int:
+        return sum(direction.held_bytes for direction in self.network.directions())
+
+    def connections_open(self) -> int:
+        return sum(direction.connections_open for direction in self.network.directions())
+
+    def hang_up(self) -> None:
+        for writer in self._open:
+            writer.transport.abort()
+
+
+async def round_trip(streams: Streams, data: bytes = b"ping") -> float:
+    """Send bytes to the echo and wait for them; return the seconds that took."""
+    reader, writer = streams
+    began = time.monotonic()
+    writer.write(data)
+    assert await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE_S) == data
+    return time.monotonic() - began
+
+
+async def is_silent(reader: asyncio.StreamReader) -> bool:
+    try:
+        await asyncio.wait_for(reader.read(1), SILENCE_S)
+    except TimeoutError:
+        return True
+    return False
+
+
+async def eventually(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(PATIENCE_S):
+        while not condition():  # noqa: ASYNC110 - conditions of the network have no event
+            await asyncio.sleep(0.01)
+
+
+def document(*, upstream_port: int) -> dict[str, Any]:
+    """A configuration with one link and one SOCKS listener."""
+    upstream = f"127.0.0.1:{upstream_port}"
+    return {
+        "control": f"127.0.0.1:{free_port()}",
+        "token": "secret",
+        "links": [{"listen": f"127.0.0.1:{free_port()}", "source": "a", "target": "b", "upstream": upstream}],
+        "socks": [
+            {
+                "listen": f"127.0.0.1:{free_port()}",
+                "source": "a",
+                "routes": {f"{SOCKS_NAME}:2380": {"target": "b", "upstream": upstream}},
+            }
+        ],
+    }
+
+
+@contextlib.asynccontextmanager
+async def wired(host: Host | None = echo, *, faults: Sequence[Mapping[str, object]] = ()) -> AsyncGenerator[Wire]:
+    """Run a network with a host in region "b"; without one nobody listens there."""
+    upstream_port = free_port()
+    config = parse_config(json.dumps({**document(upstream_port=upstream_port), "faults": list(faults)}))
+    visits: list[None] = []
+
+    async def visit(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        assert host is not None
+        visits.append(None)
+        try:
+            await host(reader, writer)
+        finally:
+            visits.pop()
+
+    server = None if host is None else await asyncio.start_server(visit, "127.0.0.1", upstream_port)
+    try:
+        async with Network(config) as network:
+            wire = Wire(
+                network=network,
+                port=config.links[0].listen.port,
+                socks_port=config.socks[0].listen.port,
+                upstream_port=upstream_port,
+            )
+            yield wire
+            wire.hang_up()
+    finally:
+        if server is not None:
+            server.close()
+        await eventually(lambda: not visits)
+
+
+def receive_buffer(streams: Streams, size_bytes: int) -> None:
+    """Make the client's own socket small, so that what it does not read stands in the network."""
+    streams[1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)
