@@ -2,6 +2,7 @@
 
 import contextlib
 import json
+import os
 import signal
 import socket
 import subprocess
@@ -19,6 +20,8 @@ from tests.child_processes import Child, folder, free_port
 from tests.infra.relay.wire import document
 
 pytestmark = pytest.mark.integration
+
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -43,7 +46,7 @@ def relay(settings: dict[str, Any]) -> Generator[Child]:
             [sys.executable, "-m", "infra.relay", "--config", root / "relay.json"],
             log=root / "relay.log",
             ready=client.healthy,
-            environment={"PYTHONPATH": str(Path(__file__).parents[3])},
+            environment={**os.environ, "PYTHONPATH": os.pathsep.join([str(ROOT), *sys.path])},
         )
         try:
             child.start()
@@ -144,8 +147,7 @@ def test_sigterm_ends_it_with_status_0_and_its_log_is_json(
 
 def run(config: Path) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "infra.relay", "--config", str(config)]
-    root = Path(__file__).parents[3]
-    return subprocess.run(command, capture_output=True, text=True, cwd=root, timeout=60, check=False)
+    return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
 
 
 def test_a_wrong_configuration_is_status_2_and_one_line(tmp_path: Path) -> None:
