@@ -1,6 +1,6 @@
-"""A ledger, a view and the parts between them, on one throwaway PostgreSQL.
+"""A ledger, a view and the parts between them, on two throwaway PostgreSQL servers.
 
-Each test has databases of its own, made from migrated templates, and a region name of its own, because the
+They are two because the view's own commits would be progress of a ledger on the same server. Each test has databases of its own, made from migrated templates, and a region name of its own, because the
 names of replication slots are shared by all databases of a server.
 """
 
@@ -41,12 +41,21 @@ INSERT_COMMENT = (
 )
 
 
-def prepare_templates(server: PostgresServer) -> None:
-    """Make the databases that each test copies."""
-    server.sql("ALTER ROLE palaver SET synchronous_commit = off")
-    for name, migrate in (("ledger_template", ledger.migrate), ("view_template", view.migrate)):
-        server.sql(f"CREATE DATABASE {name}", database="postgres")
-        migrate(server.url(name))
+@dataclass(frozen=True, kw_only=True)
+class Servers:
+    """The servers that the tests share."""
+
+    ledger: PostgresServer
+    view: PostgresServer
+
+    def prepare_templates(self) -> None:
+        """Make the databases that each test copies."""
+        for name, server, migrate in (
+            ("ledger", self.ledger, ledger.migrate),
+            ("view", self.view, view.migrate),
+        ):
+            server.sql(f"CREATE DATABASE {name}_template", database="postgres")
+            migrate(server.url(f"{name}_template"))
 
 
 class StillLeaders:
@@ -107,28 +116,26 @@ class Rig:
         batches: What was applied, in order.
     """
 
-    server: PostgresServer
+    servers: Servers
     number: int = field(default_factory=lambda: next(_numbers))
     applied: list[Applied[Invalidation]] = field(default_factory=list[Applied[Invalidation]])
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
         self.region = RegionName(f"region-{self.number}")
-        for kind in ("ledger", "view"):
-            self.server.sql(
-                f"CREATE DATABASE {kind}_{self.number} TEMPLATE {kind}_template", database="postgres"
-            )
-        self.ledger_url = self.server.url(f"ledger_{self.number}")
-        self.view_url = self.server.url(f"view_{self.number}")
+        for kind, server in (("ledger", self.servers.ledger), ("view", self.servers.view)):
+            server.sql(f"CREATE DATABASE {kind}_{self.number} TEMPLATE {kind}_template", database="postgres")
+        self.ledger_url = self.servers.ledger.url(f"ledger_{self.number}")
+        self.view_url = self.servers.view.url(f"view_{self.number}")
         self.topology = topology(self.region, {self.region: self.port})
         self.leaders = StillLeaders(leadership(self.region))
         self.meter = LagMeter(now=time.monotonic())
 
     def sql(self, text: str, *parameters: object) -> list[tuple[object, ...]]:
-        return self.server.sql(text, *parameters, database=f"ledger_{self.number}")
+        return self.servers.ledger.sql(text, *parameters, database=f"ledger_{self.number}")
 
     def view_sql(self, text: str, *parameters: object) -> list[tuple[object, ...]]:
-        return self.server.sql(text, *parameters, database=f"view_{self.number}")
+        return self.servers.view.sql(text, *parameters, database=f"view_{self.number}")
 
     def create_slot(self, region: str | None = None) -> str:
         slot = slot_name(RegionName(region or self.region))
@@ -136,19 +143,17 @@ class Rig:
         return slot
 
     def fence(self, epoch: int = 1) -> None:
-        self.sql(
-            "INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (%s, gen_random_uuid(), 'x')", epoch
-        )
+        self.sql("INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (%s, gen_random_uuid(), 'x')", epoch)
 
     def discard(self) -> None:
         """Drop the slots, which would keep WAL for all later tests."""
-        self.server.sql(
+        self.servers.ledger.sql(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
             f" WHERE database = 'ledger_{self.number}' AND active_pid IS NOT NULL"
         )
         for attempt in range(100):
             try:
-                self.server.sql(
+                self.servers.ledger.sql(
                     "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
                     f" WHERE database = 'ledger_{self.number}'"
                 )
@@ -160,9 +165,7 @@ class Rig:
                 return
 
     def change_server(self) -> ChangeServer:
-        return ChangeServer(
-            topology=self.topology, leaders=self.leaders, ledger_conninfo=self.ledger_url, token=TOKEN
-        )
+        return ChangeServer(topology=self.topology, leaders=self.leaders, ledger_conninfo=self.ledger_url, token=TOKEN)
 
     def channel(self) -> DirectChannel:
         return DirectChannel(topology=self.topology, leaders=self.leaders, token=TOKEN, meter=self.meter)
@@ -281,13 +284,17 @@ def differences(rig: Rig) -> list[str]:
             "SELECT id, name, origins, settings, version FROM sites ORDER BY id",
         ),
         (
-            "SELECT id, site_id, key, title, state, version, (SELECT count(*) FROM palaver.comments AS c"
-            " WHERE c.thread_id = t.id AND c.state = 'approved') FROM palaver.threads AS t ORDER BY id",
+            (
+                "SELECT id, site_id, key, title, state, version, (SELECT count(*) FROM palaver.comments AS c"
+                " WHERE c.thread_id = t.id AND c.state = 'approved') FROM palaver.threads AS t ORDER BY id"
+            ),
             "SELECT id, site_id, key, title, state, version, count FROM threads ORDER BY id",
         ),
         (
-            "SELECT id, (SELECT count(*) FROM palaver.comments AS r WHERE r.parent_id = c.id"
-            " AND r.state IN ('approved', 'deleted')) FROM palaver.comments AS c ORDER BY id",
+            (
+                "SELECT id, (SELECT count(*) FROM palaver.comments AS r WHERE r.parent_id = c.id"
+                " AND r.state IN ('approved', 'deleted')) FROM palaver.comments AS c ORDER BY id"
+            ),
             "SELECT id, reply_count FROM comments ORDER BY id",
         ),
     )

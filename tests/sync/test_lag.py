@@ -1,0 +1,63 @@
+from regions.identity import RegionName
+from regions.position import Position
+from sync.change import Progress, Transaction
+from sync.lag import LagMeter
+
+SECOND_US = 1_000_000
+
+
+def transaction(lsn: int, commit_ts_us: int, *, partial: bool = False) -> Transaction:
+    return Transaction(position=Position(1, lsn), commit_ts_us=commit_ts_us, trace=None, changes=(), partial=partial)
+
+
+def connected() -> LagMeter:
+    meter = LagMeter(now=0)
+    meter.note_applied(Position(1, 5))
+    meter.note_connected(RegionName("us-east"))
+    return meter
+
+
+def test_a_view_that_has_all_that_was_heard_has_no_lag() -> None:
+    meter = connected()
+    meter.note_heard(transaction(10, 0), now=1)
+    meter.note_applied(Position(1, 10))
+    assert meter.lag_ms(now=9, now_us=9 * SECOND_US) == 0
+
+
+def test_the_lag_is_the_age_of_the_oldest_change_that_is_not_applied() -> None:
+    meter = connected()
+    meter.note_heard(transaction(10, 1 * SECOND_US), now=1)
+    meter.note_heard(transaction(20, 3 * SECOND_US), now=3)
+    assert meter.lag_ms(now=5, now_us=5 * SECOND_US) == 4000
+    meter.note_applied(Position(1, 10))
+    assert meter.lag_ms(now=5, now_us=5 * SECOND_US) == 2000
+
+
+def test_without_a_stream_the_lag_grows_with_the_silence() -> None:
+    meter = connected()
+    meter.note_heard(Progress(position=Position(1, 5), sent_at_us=0), now=2)
+    meter.note_disconnected("cut off")
+    assert (meter.connected, meter.trouble) == (False, "cut off")
+    assert meter.lag_ms(now=5, now_us=0) == 3000
+
+
+def test_before_anything_was_heard_the_lag_grows_from_the_start() -> None:
+    meter = LagMeter(now=1)
+    assert meter.lag_ms(now=3, now_us=0) == 2000
+    meter.note_connected(RegionName("us-east"))
+    assert meter.lag_ms(now=4, now_us=0) == 3000
+
+
+def test_clocks_that_disagree_never_make_a_negative_lag() -> None:
+    meter = connected()
+    meter.note_heard(transaction(10, 100 * SECOND_US), now=1)
+    assert meter.lag_ms(now=1, now_us=SECOND_US) == 0
+
+
+def test_what_is_dropped_at_a_restart_is_not_waited_for() -> None:
+    meter = connected()
+    meter.note_heard(transaction(10, 0), now=1)
+    meter.note_heard(transaction(15, 0, partial=True), now=1)
+    meter.note_restarted()
+    meter.note_applied(Position(1, 10))
+    assert meter.lag_ms(now=9, now_us=9 * SECOND_US) == 0
