@@ -1,0 +1,70 @@
+"""Many clients that come, speak, break and go while the faults change: nothing is left, nothing is mixed up."""
+
+import asyncio
+import logging
+import os
+import random
+
+import pytest
+
+from tests.infra.relay.wire import PATIENCE_S, Wire, eventually, wired
+
+pytestmark = pytest.mark.integration
+
+CLIENTS = 150
+
+
+async def test_a_storm_of_connections_and_faults_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+    chance = random.Random(7)  # noqa: S311 - the same storm each time
+    caplog.set_level(logging.WARNING)
+    async with wired() as wire:
+        async with asyncio.TaskGroup() as tasks:
+            weather = tasks.create_task(change_weather(wire, chance))
+            clients = [tasks.create_task(visit(wire, random.Random(seed))) for seed in range(CLIENTS)]  # noqa: S311
+            await asyncio.wait(clients)
+            weather.cancel()
+        assert sum(client.result() for client in clients) > CLIENTS / 4
+        wire.network.heal()
+        wire.hang_up()
+        await eventually(lambda: wire.connections_open() == 0)
+        assert wire.held_bytes() == 0
+    assert not caplog.records
+
+
+async def change_weather(wire: Wire, chance: random.Random) -> None:
+    while True:
+        wire.network.change(
+            {
+                "source": way[0],
+                "target": way[1],
+                "delay_ms": chance.choice([0, 0, 1, 5]),
+                "jitter_ms": chance.choice([0, 0, 3]),
+                "loss": chance.choice([0, 0, 0.01]),
+                "cut": chance.random() < 0.2,
+            }
+            for way in ("ab", "ba")
+        )
+        await asyncio.sleep(0.03)
+
+
+async def visit(wire: Wire, chance: random.Random) -> bool:
+    """Come at some time, do one of the things clients do; tell whether the echo was checked."""
+    await asyncio.sleep(chance.random() * 1.5)
+    reader, writer = await wire.connect()
+    data = os.urandom(chance.choice([1, 100, 5_000, 300_000]))
+    leave = chance.choice(["properly", "properly", "half", "abruptly", "at once"])
+    if leave == "at once":
+        writer.transport.abort()
+        return False
+    writer.write(data)
+    if leave == "abruptly":
+        await asyncio.sleep(chance.random() / 20)
+        writer.transport.abort()
+        return False
+    if leave == "half":
+        writer.write_eof()
+        assert await asyncio.wait_for(reader.read(-1), PATIENCE_S) == data
+    else:
+        assert await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE_S) == data
+        writer.close()
+    return True
