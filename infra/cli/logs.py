@@ -5,6 +5,7 @@ from __future__ import annotations
 import heapq
 import time
 from collections.abc import Callable, Iterator
+from datetime import UTC, datetime
 from pathlib import Path
 
 import orjson
@@ -14,6 +15,7 @@ from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 
 FOLLOW_POLL_S = 0.2
+ISO = "%Y-%m-%dT%H:%M:%S.%fZ"
 HIDDEN = frozenset({"ts", "level", "msg", "process", "region", "logger", "cell"})
 
 
@@ -90,5 +92,10 @@ def _time_of(line: str) -> str | None:
         except orjson.JSONDecodeError:
             return None
         return str(fields.get("ts") or "") or None
-    # PostgreSQL and Redis begin a line with a date of their own; PostgreSQL's sorts like ours.
-    return f"{line[:10]}T{line[11:23]}Z" if line[:4].isdigit() and line[4:5] == "-" else None
+    if line[:4].isdigit() and line[4:5] == "-":
+        return f"{line[:10]}T{line[11:23]}Z"  # PostgreSQL
+    try:
+        words = line.split(" ", 5)  # Redis: pid:role, day, month, year, time of day, message
+        return datetime.strptime(" ".join(words[1:5]), "%d %b %Y %H:%M:%S.%f").replace(tzinfo=UTC).strftime(ISO)
+    except ValueError:
+        return None

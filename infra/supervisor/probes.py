@@ -69,12 +69,3 @@ def redis_probe(url: str) -> Probe:
         return None
 
     return ask
-
-
-def after_file(path: Path, probe: Probe) -> Probe:
-    """Ready when a file is there and then the probe says so."""
-
-    async def ask() -> str | None:
-        return f"waits for {path.name}" if not path.exists() else await probe()
-
-    return ask

@@ -6,6 +6,7 @@ and stops that one, because who may write decides over it.
 
 from __future__ import annotations
 
+import asyncio
 import signal
 import sys
 from collections.abc import Mapping
@@ -21,8 +22,8 @@ from infra.supervisor.environment import (
     view_url,
 )
 from infra.supervisor.envoy import bootstrap, write_bootstrap
-from infra.supervisor.probes import after_file, http_probe, postgres_probe, redis_probe
-from infra.supervisor.process import ProcessSpec, base_environment
+from infra.supervisor.probes import http_probe, postgres_probe, redis_probe
+from infra.supervisor.process import READY_POLL_S, ProcessSpec, base_environment
 from infra.supervisor.records import DEPLOYMENT_VARIABLE
 from infra.supervisor.secrets import write_private
 from infra.supervisor.view import prepare_view
@@ -162,11 +163,15 @@ def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
 
 def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
     xds, admin = site.layout.xds(region), site.layout.envoy_admin(region)
+    listeners, clusters = xds / "lds" / "listeners.json", xds / "cds" / "clusters.json"
     config = site.layout.region(region) / "envoy" / "bootstrap.json"
     write_bootstrap(config, bootstrap(region=region, xds=xds, admin_socket=admin))
 
     async def prepare() -> None:
         admin.unlink(missing_ok=True)  # Envoy does not take over the socket of a killed predecessor.
+        # Envoy refuses to start without the files that it is to watch; the agent writes them.
+        while not (listeners.exists() and clusters.exists()):
+            await asyncio.sleep(READY_POLL_S)
 
     return ProcessSpec(
         region=region,
@@ -178,7 +183,8 @@ def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
         ),
         env=_server_environment(site),
         log=site.layout.log(region, "envoy"),
-        ready=after_file(xds / "lds" / "listeners.json", http_probe("http://envoy/ready", unix_socket=admin)),
+        ready=http_probe("http://envoy/ready", unix_socket=admin),
+        needs=NEEDS["envoy"],
         prepare=prepare,
     )  # fmt: skip
 

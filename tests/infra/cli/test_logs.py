@@ -21,21 +21,22 @@ def layout(tmp_path: Path) -> Layout:
     made.log("eu-west", "ledger").write_text(
         "2026-01-01 00:00:02.000 UTC [1] second\n\tDETAIL: that belongs to the second\n"
     )
+    made.log("eu-west", "redis").write_text("77:M 01 Jan 2026 00:00:02.500 * between\n")
     made.log(None, "supervisor").write_text('{"ts":"2026-01-01T00:00:03.000000Z","level":"info","msg":"third"}\n')
     return made
 
 
 def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
     lines = list(merged(find_logs(layout, PLAN, None, None), raw=False))
-    assert [next(word for word in ("first", "second", "third", "fourth") if word in line) for line in lines] == [
-        "first", "second", "second", "third", "fourth",
+    assert [next(word for word in ("first", "second", "between", "third", "fourth") if word in line) for line in lines] == [
+        "first", "second", "second", "between", "third", "fourth",
     ]  # fmt: skip
 
 
 def test_a_region_and_a_process_narrow_the_story(layout: Layout) -> None:
     assert set(find_logs(layout, PLAN, "us-east", None)) == {"us-east/write_api"}
     assert set(find_logs(layout, PLAN, None, "supervisor")) == {"supervisor"}
-    assert list(merged(find_logs(layout, PLAN, "eu-west", "ledger"), raw=True))[0].endswith("second")
+    assert next(merged(find_logs(layout, PLAN, "eu-west", "ledger"), raw=True)).endswith("second")
 
 
 @pytest.mark.parametrize(("region", "process"), [("atlantis", None), ("us-east", "ledger"), (None, "nginx")])
