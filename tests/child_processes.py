@@ -77,14 +77,22 @@ class _Reaper:
 _reaper = _Reaper()
 
 
+# A seed that a test sets must not make two test runs beside each other choose the same ports.
+_chance = random.SystemRandom()
+_handed_out: set[int] = set()
+
+
 def free_port() -> int:
-    """Find a TCP port of loopback that nobody listens on."""
+    """Find a TCP port of loopback that nobody listens on; none is handed out twice."""
     for _ in range(PORT_ATTEMPTS_MAX):
-        port = random.choice(PORTS)  # noqa: S311 - a port is no secret
+        port = _chance.choice(PORTS)
+        if port in _handed_out:
+            continue
         with socket.socket() as probe:
             probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
             with contextlib.suppress(OSError):
                 probe.bind(("127.0.0.1", port))
+                _handed_out.add(port)
                 return port
     raise ServerFailed(f"no free port in {PORTS} after {PORT_ATTEMPTS_MAX} attempts")
 

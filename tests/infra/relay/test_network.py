@@ -253,6 +253,18 @@ async def _pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         return
 
 
+async def test_what_a_client_says_before_its_handshake_ended_is_bounded_and_arrives_in_order() -> None:
+    data = os.urandom(24 * 1024 * 1024)
+    async with wired() as wire:
+        wire.set("b", "a", cut=True)
+        reader, writer = await wire.connect()
+        writer.write(data)
+        await asyncio.sleep(SILENCE_S)
+        assert writer.transport.get_write_buffer_size() > 0
+        wire.network.heal()
+        assert await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE_S) == data
+
+
 async def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(connection, "WRITE_BUFFER_BYTES_MAX", 4096)
     data = os.urandom(1024 * 1024)
