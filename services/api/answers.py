@@ -8,6 +8,7 @@ import orjson
 from services.telemetry.middleware import Send
 
 Header = tuple[bytes, bytes]
+WITHOUT_CONTENT: Final = (204, 304)
 JSON_HEADER: Final[Header] = (b"content-type", b"application/json")
 
 
@@ -17,12 +18,7 @@ async def answer_json(send: Send, status: int, document: object, headers: Sequen
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Sequence[Header]) -> None:
-    """Send a whole answer; the content length is added."""
-    await send(
-        {
-            "type": "http.response.start",
-            "status": status,
-            "headers": [*headers, (b"content-length", b"%d" % len(body))],
-        }
-    )
+    """Send a whole answer; the content length is added where the status has content."""
+    length = () if status in WITHOUT_CONTENT else ((b"content-length", b"%d" % len(body)),)
+    await send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
     await send({"type": "http.response.body", "body": body})

@@ -63,7 +63,7 @@ def parse_wanted(consistency: bytes | None, token: bytes | None, cell: CellId) -
             return Wanted(level="bounded", staleness_ms_max=float(match_[1]) * 1000)
 
 
-def served_header(served: Level, asked: Level, staleness_ms: float | None) -> bytes:
+def served_header(served: str, asked: str, staleness_ms: float | None) -> bytes:
     """Return the value of `Palaver-Consistency` of an answer."""
     staleness = b"unknown" if staleness_ms is None else b"%d" % max(0, staleness_ms)
     return b"%b; asked=%b; staleness-ms=%b" % (served.encode(), asked.encode(), staleness)

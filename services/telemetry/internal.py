@@ -42,9 +42,7 @@ def internal_app(
             return
         match scope["path"]:
             case "/metrics":
-                await _answer(
-                    send, 200, b"text/plain; version=1.0.0; charset=utf-8", generate_latest(registry)
-                )
+                await _answer(send, 200, b"text/plain; version=1.0.0; charset=utf-8", generate_latest(registry))
             case "/healthz":
                 await _answer(send, 200, _JSON, b'{"alive":true}')
             case "/readyz":

@@ -119,9 +119,7 @@ def _route_of(scope: Scope, exchange: Exchange) -> str:
 
 def _end(span: Span, method: str, template: str, status: int) -> None:
     span.update_name(f"{method} {template}")
-    span.set_attributes(
-        {"http.request.method": method, "http.route": template, "http.response.status_code": status}
-    )
+    span.set_attributes({"http.request.method": method, "http.route": template, "http.response.status_code": status})
     if status >= 500:  # noqa: PLR2004 - the class of server errors
         span.set_status(StatusCode.ERROR)
     span.end()

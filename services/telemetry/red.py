@@ -70,9 +70,7 @@ class RequestStatistics(Collector):
             durations.add_metric([method, template], _cumulative(statistics.buckets), statistics.sum_s)
         yield requests
         yield durations
-        yield GaugeMetricFamily(
-            "palaver_http_requests_in_flight", "Requests being answered", value=self.in_flight
-        )
+        yield GaugeMetricFamily("palaver_http_requests_in_flight", "Requests being answered", value=self.in_flight)
 
 
 def _cumulative(counts: list[int]) -> list[tuple[str, float]]:

@@ -109,8 +109,7 @@ def decode_message(data: bytes) -> list[Invalidation] | Flush | Applied:
         if isinstance(document, list):
             rows = cast("list[dict[str, object]]", document)
             return [
-                Invalidation(site=UUID(str(r["site"])), key=str(r["key"]), version=int(str(r["version"])))
-                for r in rows
+                Invalidation(site=UUID(str(r["site"])), key=str(r["key"]), version=int(str(r["version"]))) for r in rows
             ]
         if isinstance(document, dict):
             fields = cast("dict[str, object]", document)

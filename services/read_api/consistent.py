@@ -1,0 +1,75 @@
+"""Holds a read to the level it asks for, before the view is read."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from regions.identity import CellId
+from regions.position import ZERO, Position
+from services.api.answers import Header
+from services.api.consistency import EVENTUAL, Level, Wanted, parse_wanted
+from services.api.problems import unavailable
+from services.read_api.freshness import Freshness
+from services.telemetry.middleware import Scope
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Granted:
+    """What an answer will be.
+
+    Attributes:
+        level: The level that is really served.
+        asked: The level that was asked for.
+        at_least: The answer must come from a view that has this; ZERO when any will do.
+    """
+
+    level: Level
+    asked: Level
+    at_least: Position = ZERO
+
+
+def wanted_of(scope: Scope, cell: CellId) -> Wanted:
+    """Read the two headers of a request, cheaply when it has none."""
+    consistency = token = None
+    for name, value in scope["headers"]:
+        if name == b"palaver-consistency":
+            consistency = value
+        elif name == b"palaver-position":
+            token = value
+    if consistency is None and token is None:
+        return EVENTUAL
+    return parse_wanted(consistency, token, cell)
+
+
+async def grant(wanted: Wanted, freshness: Freshness) -> Granted:
+    """Wait for what a read asks for, bounded, and return what it gets.
+
+    Raises:
+        Problem: `too-stale` when the view is older than `bounded` allows.
+    """
+    if wanted.level == "bounded":
+        assert wanted.staleness_ms_max is not None
+        staleness_ms = freshness.staleness_ms
+        if staleness_ms is None or staleness_ms > wanted.staleness_ms_max:
+            known = "unknown" if staleness_ms is None else f"{staleness_ms:.0f} ms"
+            raise unavailable(
+                "too-stale", f"The view's age is {known}, at most {wanted.staleness_ms_max:.0f} ms was asked."
+            )
+        return Granted(level="bounded", asked="bounded")
+    if wanted.level == "session":
+        assert wanted.position is not None
+        reached = await freshness.wait_for(wanted.position)
+        return Granted(
+            level="session" if reached else "eventual",
+            asked="session",
+            at_least=wanted.position if reached else ZERO,
+        )
+    # A strong read needs the leader; until it is forwarded there, the answer says what it is.
+    return Granted(level="eventual", asked=wanted.level)
+
+
+def headers_of(granted: Granted, freshness: Freshness) -> Sequence[Header]:
+    """Return the position and consistency headers of an answer."""
+    if granted.asked == "eventual":
+        return freshness.headers()
+    position = max(freshness.announced, granted.at_least)
+    return freshness.headers_of(granted.level, granted.asked, position)

@@ -1,0 +1,161 @@
+"""Ready pages in the process's memory, and the rule that none outlives the news of its end.
+
+Decides what may be kept: an invalidation drops the pages it makes old and forbids builds that began before it to
+be kept, unless they turned out new enough. While the channel of invalidations is not heard, nothing is kept and
+nothing kept is served. No I/O, no clock.
+"""
+
+from collections import OrderedDict
+from dataclasses import dataclass, field
+from typing import Final
+from uuid import UUID
+
+from regions.position import ZERO, Position
+from services.read_api.page import Page
+from services.telemetry.middleware import Scope
+
+# Beside the bytes: small pages are bounded by their number, whose bookkeeping takes about a kilobyte each.
+ENTRIES_MAX: Final = 8192
+ENTRY_BYTES: Final = 1024
+
+Thread = tuple[UUID, str]
+Request = tuple[str, bytes]
+"""Path and raw query: the same question in the same spelling."""
+
+
+def request_of(scope: Scope) -> Request:
+    """Return what a page is kept under."""
+    return scope["path"], scope["query_string"]
+
+
+@dataclass(slots=True, kw_only=True)
+class Entry:
+    """A kept page with the headers that never change.
+
+    Attributes:
+        position: The view had everything up to here when the page was read; ZERO when that is not known.
+    """
+
+    page: Page
+    thread: Thread
+    position: Position
+    headers: tuple[tuple[bytes, bytes], ...] = field(init=False)
+
+    def __post_init__(self) -> None:
+        page = self.page
+        headers = [
+            (b"content-type", b"application/json"),
+            (b"content-length", b"%d" % len(page.body)),
+            (b"etag", page.etag),
+            (b"cache-control", b"no-cache"),
+            (b"vary", b"origin"),
+        ]
+        if page.link:
+            headers.append((b"link", page.link))
+        self.headers = tuple(headers)
+
+
+@dataclass(slots=True, kw_only=True)
+class Build:
+    """A page being read. What happens to its thread meanwhile is noted here."""
+
+    thread: Thread
+    version_min: int = 0
+    void: bool = False
+
+
+class PageMemory:
+    """A bounded memory of pages, least recently used first out. Silent until `hear` is called."""
+
+    def __init__(self, *, bytes_max: int, entries_max: int = ENTRIES_MAX) -> None:
+        self._bytes_max = bytes_max
+        self._entries_max = entries_max
+        self._entries: OrderedDict[Request, Entry] = OrderedDict()
+        self._by_thread: dict[Thread, set[Request]] = {}
+        self._builds: dict[Thread, list[Build]] = {}
+        self._bytes = 0
+        self._heard = False
+
+    @property
+    def heard(self) -> bool:
+        """Whether invalidations are heard, so that pages may be kept and served."""
+        return self._heard
+
+    @property
+    def bytes(self) -> int:
+        """Bytes of the kept pages."""
+        return self._bytes
+
+    def get(self, request: Request) -> Entry | None:
+        """Return the kept page of a request."""
+        entry = self._entries.get(request)
+        if entry is not None:
+            self._entries.move_to_end(request)
+        return entry
+
+    def begin(self, thread: Thread) -> Build:
+        """Note that a page of this thread is about to be read. `end` must follow."""
+        build = Build(thread=thread, void=not self._heard)
+        self._builds.setdefault(thread, []).append(build)
+        return build
+
+    def end(self, build: Build) -> None:
+        """Forget a build, kept or not."""
+        builds = self._builds[build.thread]
+        builds.remove(build)
+        if not builds:
+            del self._builds[build.thread]
+
+    def may_keep(self, build: Build, page: Page) -> bool:
+        """Whether a page that this build read is still the newest as far as anybody has said."""
+        return not build.void and page.version is not None and page.version >= build.version_min
+
+    def keep(self, request: Request, build: Build, page: Page, position: Position = ZERO) -> Entry:
+        """Return the entry of a page, kept when it may be. Must be called before `end`."""
+        entry = Entry(page=page, thread=build.thread, position=position)
+        if self.may_keep(build, page):
+            self._drop(request)
+            self._entries[request] = entry
+            self._by_thread.setdefault(entry.thread, set()).add(request)
+            self._bytes += len(page.body) + ENTRY_BYTES
+            while self._bytes > self._bytes_max or len(self._entries) > self._entries_max:
+                self._drop(next(iter(self._entries)))
+        return entry
+
+    def invalidate(self, thread: Thread, version: int) -> None:
+        """The thread moved on to this version: older pages are dropped, and older builds not kept."""
+        for build in self._builds.get(thread, ()):
+            build.version_min = max(build.version_min, version)
+        for request in list(self._by_thread.get(thread, ())):
+            kept = self._entries[request].page.version
+            if kept is None or kept < version:
+                self._drop(request)
+
+    def hear(self) -> None:
+        """Invalidations are heard from now on. What was read before this is not kept."""
+        self.clear()
+        self._heard = True
+
+    def go_deaf(self) -> None:
+        """Invalidations may be missed from now on."""
+        self.clear()
+        self._heard = False
+
+    def clear(self) -> None:
+        """Drop everything, builds that are under way included."""
+        self._entries.clear()
+        self._by_thread.clear()
+        self._bytes = 0
+        for builds in self._builds.values():
+            for build in builds:
+                build.void = True
+
+    def _drop(self, request: Request) -> None:
+        entry = self._entries.pop(request, None)
+        if entry is None:
+            return
+        self._bytes -= len(entry.page.body) + ENTRY_BYTES
+        requests = self._by_thread[entry.thread]
+        requests.discard(request)
+        if not requests:
+            del self._by_thread[entry.thread]

@@ -1,0 +1,213 @@
+"""A thread page: what a query asks, and how the view's rows become its bytes.
+
+Decides the shape of the tree and where cursors stand. No I/O.
+"""
+
+import asyncio
+import hashlib
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, Final, Protocol
+from urllib.parse import urlencode
+from uuid import UUID
+
+import orjson
+
+from services.api.comment import DELETED, Comment, comment_json
+from services.api.cors import SITE_PREFIX
+from services.api.cursor import Cursor, decode_cursor, encode_cursor
+from services.api.markdown import HtmlCache
+from services.api.problems import invalid
+from services.api.requests import parse_count, parse_query
+from services.api.thread_key import parse_thread_key
+from services.telemetry.middleware import Scope
+
+LIMIT_MAX: Final = 200
+DEPTH_MAX: Final = 21
+SORTS: Final = ("newest", "oldest")
+# Comments rendered before the loop may serve somebody else; about two milliseconds of Markdown.
+RENDERED_AT_ONCE: Final = 16
+
+_FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
+_LAST: Final = datetime(9999, 12, 31, tzinfo=UTC)
+_NIL: Final = UUID(int=0)
+_MAX: Final = UUID(int=2**128 - 1)
+
+
+class Row(Protocol):
+    """A row of the view, by column."""
+
+    def __getitem__(self, key: str, /) -> Any: ...  # noqa: ANN401 - columns are of any type
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class PageQuery:
+    """What a request asks for, in one form for all spellings of the same question."""
+
+    site: UUID
+    thread: str
+    sort: str
+    limit: int
+    depth: int
+    cursor: Cursor | None
+
+    @property
+    def field(self) -> str:
+        """Name of this query among the kept pages of its thread."""
+        cursor = "" if self.cursor is None else self.cursor_text(self.cursor)
+        return f"{self.sort}:{self.limit}:{self.depth}:{cursor}"
+
+    def cursor_text(self, cursor: Cursor) -> str:
+        """Return a cursor of this list as text."""
+        return encode_cursor(cursor, site=self.site, thread=self.thread, sort=self.sort)
+
+    def arguments(self, *, replies_max: int, comments_max: int) -> tuple[object, ...]:
+        """Return the arguments of `page.sql`."""
+        cursor = self.cursor or Cursor(parent=None)
+        descending = cursor.parent is None and self.sort == "newest"
+        return (
+            self.site,
+            self.thread,
+            "replies" if cursor.parent is not None else self.sort,
+            cursor.parent,
+            cursor.created_at or (_LAST if descending else _FIRST),
+            cursor.after or (_MAX if descending else _NIL),
+            self.limit,
+            replies_max,
+            self.depth,
+            comments_max,
+        )
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Page:
+    """A page as it is kept and sent.
+
+    Attributes:
+        version: `page_version` of the thread it was built from; None when the thread does not exist yet.
+        etag: Hash of the body, quoted.
+        link: Value of the Link header, empty without a next page.
+        body: The JSON.
+    """
+
+    version: int | None
+    etag: bytes
+    link: bytes
+    body: bytes
+
+
+def parse_page_query(scope: Scope, site: UUID, *, limit_default: int) -> PageQuery:
+    """Read the query of a thread page.
+
+    Raises:
+        Problem: A parameter is missing, unknown, repeated or out of its range, or the cursor is foreign.
+    """
+    values = parse_query(scope, ("thread", "sort", "limit", "depth", "cursor"))
+    first = {name: texts[0] for name, texts in values.items()}
+    if "thread" not in first:
+        raise invalid("thread", "is required")
+    thread = parse_thread_key(first["thread"])
+    sort = first.get("sort", SORTS[0])
+    if sort not in SORTS:
+        raise invalid("sort", f"must be one of {', '.join(SORTS)}")
+    cursor = first.get("cursor")
+    return PageQuery(
+        site=site,
+        thread=thread,
+        sort=sort,
+        limit=parse_count("limit", first.get("limit"), default=limit_default, maximum=LIMIT_MAX),
+        depth=parse_count("depth", first.get("depth"), default=DEPTH_MAX, maximum=DEPTH_MAX),
+        cursor=None if cursor is None else decode_cursor(cursor, site=site, thread=thread, sort=sort),
+    )
+
+
+async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> Page:
+    """Return the page of the rows of `page.sql`; there is at least one, for the site exists."""
+    head = rows[0]
+    comments: list[dict[str, object]] = []
+    following: str | None = None
+    if head["thread_id"] is not None and head["id"] is not None:
+        comments, following = await _tree(query, rows, html)
+    body = orjson.dumps(
+        {
+            "thread": {
+                "key": query.thread,
+                "id": None if head["thread_id"] is None else str(head["thread_id"]),
+                "title": head["thread_title"],
+                "state": head["thread_state"] or "open",
+                "count": head["thread_count"] or 0,
+            },
+            "comments": comments,
+            "next": following,
+        }
+    )
+    return Page(
+        version=head["page_version"],
+        etag=b'"%b"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode(),
+        link=b"" if following is None else _link(query, following),
+        body=body,
+    )
+
+
+def comment_of(row: Row, thread: str, html: HtmlCache) -> Comment:
+    """Return the comment of a row of the view; a tombstone has neither words nor author."""
+    gone = row["state"] == DELETED
+    body: str | None = None if gone else row["body"]
+    return Comment(
+        id=row["id"],
+        thread=thread,
+        parent=row["parent_id"],
+        author_id=None if gone else row["author_id"],
+        author_name=None if gone else row["author_name"],
+        author_url=None if gone else row["author_url"],
+        body=body,
+        html=None if body is None else html.render(row["id"], row["version"], body),
+        created_at=row["created_at"],
+        edited_at=row["edited_at"],
+        version=row["version"],
+        state=row["state"],
+        score=row["score"],
+        reply_count=row["reply_count"],
+    )
+
+
+async def _tree(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> tuple[list[dict[str, object]], str | None]:
+    """Return the comments of the first level with their replies, and the cursor behind them."""
+    first = [row for row in rows if row["level"] == 1]
+    following: str | None = None
+    if len(first) > query.limit:
+        first = first[: query.limit]
+        parent = None if query.cursor is None else query.cursor.parent
+        following = _after(query, parent, first[-1])
+    children: dict[UUID, list[Row]] = {}
+    for row in rows:
+        if row["level"] > 1:
+            children.setdefault(row["parent_id"], []).append(row)
+    built: dict[UUID, dict[str, object]] = {}
+    # Rows come level by level, so going backwards every comment is built after its replies.
+    for number, row in enumerate(reversed(rows)):
+        if number % RENDERED_AT_ONCE == RENDERED_AT_ONCE - 1:
+            await asyncio.sleep(0)
+        replies = children.get(row["id"], [])
+        more: str | None = None
+        if row["reply_count"] > len(replies):
+            more = _after(query, row["id"], replies[-1]) if replies else query.cursor_text(Cursor(parent=row["id"]))
+        comment = comment_of(row, query.thread, html)
+        built[row["id"]] = comment_json(comment, [built[reply["id"]] for reply in replies], more)
+    return [built[row["id"]] for row in first], following
+
+
+def _after(query: PageQuery, parent: UUID | None, row: Row) -> str:
+    return query.cursor_text(Cursor(parent=parent, created_at=row["created_at"], after=row["id"]))
+
+
+def _link(query: PageQuery, cursor: str) -> bytes:
+    values = {
+        "thread": query.thread,
+        "sort": query.sort,
+        "limit": query.limit,
+        "depth": query.depth,
+        "cursor": cursor,
+    }
+    return f'<{SITE_PREFIX}{query.site}/comments?{urlencode(values)}>; rel="next"'.encode("ascii")

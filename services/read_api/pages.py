@@ -1,0 +1,173 @@
+"""Thread pages, the hot path: ready bytes from memory, else from Redis, else one query that many may wait for.
+
+Decides the order of the sources. A request for a kept page does three dictionary lookups and sends two messages;
+everything else may be slower. A read that needs a position goes past every page whose position is not known.
+"""
+
+import asyncio
+from typing import Final
+from uuid import UUID
+
+from regions.identity import CellId
+from regions.position import ZERO
+from services.api.answers import answer
+from services.api.cors import SITE_PREFIX, parse_uuid
+from services.api.markdown import HtmlCache
+from services.api.problems import Problem, unavailable
+from services.read_api.consistent import Granted, grant, headers_of, wanted_of
+from services.read_api.freshness import Freshness
+from services.read_api.memory import Entry, PageMemory, Request, request_of
+from services.read_api.page import Page, PageQuery, build_page, parse_page_query
+from services.read_api.settings import ReadSettings
+from services.read_api.shared_cache import HIT_MEMORY, SharedCache
+from services.read_api.view_reader import ViewReader, ViewUnavailable
+from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
+
+TEMPLATE: Final = "/v1/sites/{site}/comments"
+_SUFFIX: Final = "/comments"
+_SLASHES: Final = TEMPLATE.count("/")
+
+
+class Pages:
+    """Answers `GET /v1/sites/{site}/comments`."""
+
+    def __init__(  # noqa: PLR0913 - the composition root hands over what it built, by name
+        self,
+        *,
+        view: ViewReader,
+        shared: SharedCache,
+        memory: PageMemory,
+        freshness: Freshness,
+        html: HtmlCache,
+        cell: CellId,
+        settings: ReadSettings,
+    ) -> None:
+        self._view = view
+        self._shared = shared
+        self._memory = memory
+        self._freshness = freshness
+        self._html = html
+        self._cell = cell
+        self._settings = settings
+        self._flights: dict[PageQuery, asyncio.Future[Entry]] = {}
+
+    def in_front_of(self, app: AsgiApp) -> AsgiApp:
+        """Return an application that answers thread pages itself and leaves the rest to `app`."""
+
+        async def front(scope: Scope, receive: Receive, send: Send) -> None:
+            path: str = scope.get("path", "")
+            if (
+                path.endswith(_SUFFIX)
+                and scope["method"] in ("GET", "HEAD")
+                and path.startswith(SITE_PREFIX)
+                and path.count("/") == _SLASHES
+            ):
+                await self.get(scope, send)
+            else:
+                await app(scope, receive, send)
+
+        return front
+
+    async def get(self, scope: Scope, send: Send) -> None:
+        """Answer one request."""
+        scope[EXCHANGE].route = TEMPLATE
+        wanted = wanted_of(scope, self._cell)
+        granted = await grant(wanted, self._freshness)
+        request = request_of(scope)
+        entry = self._memory.get(request)
+        if entry is not None and entry.position >= granted.at_least:
+            HIT_MEMORY.inc()
+        else:
+            entry = await self._find(scope, request, granted)
+        none_match = None
+        for name, value in scope["headers"]:
+            if name == b"if-none-match":
+                none_match = value
+        fresh = headers_of(granted, self._freshness)
+        if none_match is not None and matches(none_match, entry.page.etag):
+            await answer(send, 304, b"", [*entry.headers[2:], *fresh])
+            return
+        await send({"type": "http.response.start", "status": 200, "headers": [*entry.headers, *fresh]})
+        await send({"type": "http.response.body", "body": entry.page.body})
+
+    async def _find(self, scope: Scope, request: Request, granted: Granted) -> Entry:
+        site = parse_uuid(scope["path"][len(SITE_PREFIX) : -len(_SUFFIX)])
+        if site is None:
+            raise unknown_site()
+        query = parse_page_query(scope, site, limit_default=self._settings.page_limit_default)
+        if granted.at_least > ZERO:
+            return await self._build(query, request, past_caches=True)
+        flight = self._flights.get(query)
+        if flight is None:
+            return await self._lead(query, request)
+        # Somebody reads the same page already. A failure of theirs is an answer for this request as well.
+        return await asyncio.shield(flight)
+
+    async def _lead(self, query: PageQuery, request: Request) -> Entry:
+        """Build a page for everybody who asks for it meanwhile."""
+        flight = self._flights[query] = asyncio.get_running_loop().create_future()
+        try:
+            entry = await self._build(query, request, past_caches=False)
+        except BaseException as error:
+            if isinstance(error, Exception):
+                flight.set_exception(error)
+                flight.exception()  # nobody else may have waited, and that is no fault
+            else:
+                flight.set_exception(unavailable("view-unavailable", "The reader of this page went away."))
+                flight.exception()
+            raise
+        finally:
+            del self._flights[query]
+        flight.set_result(entry)
+        return entry
+
+    async def _build(self, query: PageQuery, request: Request, *, past_caches: bool) -> Entry:
+        thread = (query.site, query.thread)
+        build = self._memory.begin(thread)
+        position = self._freshness.applied
+        try:
+            page = None
+            if not past_caches and self._memory.heard:
+                page = await self._shared.get(thread, query.field)
+                position = ZERO if page is not None else position
+            if page is None:
+                page = await self._read(query)
+                if self._memory.may_keep(build, page):
+                    await self._shared.put(thread, query.field, page)
+            return self._memory.keep(request, build, page, position)
+        finally:
+            self._memory.end(build)
+
+    async def _read(self, query: PageQuery) -> Page:
+        settings = self._settings
+        arguments = query.arguments(replies_max=settings.page_replies_max, comments_max=settings.page_comments_max)
+        try:
+            rows = await self._view.page(*arguments)
+        except ViewUnavailable as error:
+            raise view_unavailable(error) from error
+        if not rows:
+            raise unknown_site()
+        return await build_page(query, rows, self._html)
+
+
+def matches(none_match: bytes, etag: bytes) -> bool:
+    """Whether an If-None-Match header names an entity tag (weak comparison: the tags are quoted hashes)."""
+    return etag in none_match or none_match.strip() == b"*"
+
+
+def unknown_site() -> Problem:
+    """Return the problem of a site nobody created, or that has not arrived in this region yet."""
+    return Problem("unknown-site", "No site has this id.")
+
+
+def view_unavailable(error: ViewUnavailable) -> Problem:
+    """Return the problem that makes the edge ask a neighbour."""
+    return unavailable("view-unavailable", f"The view does not answer ({str(error).partition(':')[0]}).")
+
+
+def parse_site(text: str) -> UUID:
+    """Return the site of a path."""
+    site = parse_uuid(text)
+    if site is None:
+        raise unknown_site()
+    return site

@@ -1,0 +1,19 @@
+"""Settings of the read API, read from the environment with the prefix PALAVER_."""
+
+from pydantic import Field
+
+from services.api.process import ProcessSettings
+
+
+class ReadSettings(ProcessSettings):
+    """See the fields; a page's bounds are answered by name when a query exceeds them."""
+
+    listen: str
+    view_url: str
+    redis_url: str
+    view_pool_size: int = Field(default=8, ge=1, le=100)
+    page_limit_default: int = Field(default=50, ge=1, le=200)
+    page_replies_max: int = Field(default=20, ge=1, le=200)
+    page_comments_max: int = Field(default=500, ge=250, le=5000)
+    memory_bytes_max: int = Field(default=64 * 2**20, ge=0)
+    request_bytes_max: int = Field(default=131_072, ge=1024)

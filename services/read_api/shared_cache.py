@@ -1,0 +1,134 @@
+"""Pages that the processes of a region share in Redis, and the channel of invalidations.
+
+Decides that Redis is only ever a shortcut: each command has a short bound, a failure closes the shortcut for a
+moment, and no failure reaches a caller. Used only while the channel is heard. The types of the Redis client are
+loose, so nothing of it leaves this module.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from typing import Any, Final, cast
+
+from prometheus_client import Counter
+from redis.asyncio import Redis
+from redis.asyncio.retry import Retry
+from redis.backoff import NoBackoff
+from redis.exceptions import RedisError
+
+from services.read_api.memory import Thread
+from services.read_api.page import Page
+from services.view import cache
+
+# A local Redis answers in well below a millisecond; beyond this the view is the faster way.
+COMMAND_TIMEOUT_S: Final = 0.1
+CONNECT_TIMEOUT_S: Final = 0.5
+# After a failure Redis is left alone for this long, so that a dead one costs one request its timeout and not all.
+SHUN_S: Final = 0.5
+CONNECTIONS_MAX: Final = 16
+# The channel is silent on an idle site; a ping each second finds a dead or frozen Redis within two.
+PING_INTERVAL_S: Final = 1.0
+
+_FAILURES: Final = Counter("palaver_page_cache_failures_total", "Redis commands that failed")
+_LOOKUPS: Final = Counter("palaver_page_cache_lookups_total", "Pages looked for", ["where", "result"])
+HIT_MEMORY: Final = _LOOKUPS.labels("memory", "hit")
+_HIT: Final = _LOOKUPS.labels("redis", "hit")
+_MISS: Final = _LOOKUPS.labels("redis", "miss")
+
+_FAILED: Final = (RedisError, OSError, TimeoutError)
+_log = logging.getLogger("palaver.read_api.cache")
+
+
+class SharedCache:
+    """The region's Redis as the read API uses it."""
+
+    def __init__(self, url: str) -> None:
+        client = cast("Any", Redis).from_url(
+            url,
+            socket_timeout=COMMAND_TIMEOUT_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            max_connections=CONNECTIONS_MAX,
+            retry=Retry(NoBackoff(), 0),
+        )
+        self._redis = client
+        self._store = client.register_script(cache.STORE_SCRIPT)
+        self._url = url
+        self._shunned_until_s = 0.0
+        self.generation: int | None = None
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._redis.aclose()
+
+    async def get(self, thread: Thread, field: str) -> Page | None:
+        """Return a kept page, or None: not there, or Redis does not answer."""
+        if self.generation is None or self._shunned():
+            return None
+        try:
+            data = await self._redis.hget(cache.thread_key(self.generation, *thread), field)
+        except _FAILED as error:
+            self._shun(error)
+            return None
+        page = None if data is None else _decode(data)
+        (_MISS if page is None else _HIT).inc()
+        return page
+
+    async def put(self, thread: Thread, field: str, page: Page) -> None:
+        """Keep a page unless the thread has moved on. Failing is no error."""
+        if self.generation is None or self._shunned() or page.version is None:
+            return
+        try:
+            await self._store(
+                keys=[cache.thread_key(self.generation, *thread)],
+                args=[page.version, field, _encode(page), cache.THREAD_TTL_S, cache.FIELDS_MAX],
+            )
+        except _FAILED as error:
+            self._shun(error)
+
+    async def messages(self) -> AsyncGenerator[bytes | None]:
+        """Subscribe; yield None once the channel is heard, then each message. Ends when it is not heard any more."""
+        client = cast("Any", Redis).from_url(
+            self._url,
+            socket_timeout=PING_INTERVAL_S,
+            socket_connect_timeout=CONNECT_TIMEOUT_S,
+            retry=Retry(NoBackoff(), 0),
+        )
+        channel = client.pubsub()
+        try:
+            await channel.subscribe(cache.CHANNEL)
+            self.generation = int(await client.get(cache.GENERATION_KEY) or 0)
+            unanswered_pings = 0
+            while unanswered_pings < 2:  # noqa: PLR2004 - one ping may cross a busy moment
+                message = await channel.get_message(timeout=PING_INTERVAL_S)
+                if message is None:
+                    unanswered_pings += 1
+                    await channel.ping()
+                    continue
+                unanswered_pings = 0
+                if message["type"] == "subscribe":
+                    yield None
+                elif message["type"] == "message":
+                    yield message["data"]
+        except _FAILED as error:
+            _log.info("the invalidation channel was lost", extra={"reason": str(error)})
+        finally:
+            self.generation = None
+            await asyncio.shield(channel.aclose())
+            await asyncio.shield(client.aclose())
+
+    def _shunned(self) -> bool:
+        return asyncio.get_running_loop().time() < self._shunned_until_s
+
+    def _shun(self, error: BaseException) -> None:
+        _FAILURES.inc()
+        _log.warning("Redis does not answer", extra={"reason": f"{type(error).__name__}: {error}"})
+        self._shunned_until_s = asyncio.get_running_loop().time() + SHUN_S
+
+
+def _encode(page: Page) -> bytes:
+    return b"%d\n%b\n%b\n%b" % (page.version, page.etag, page.link, page.body)
+
+
+def _decode(data: bytes) -> Page:
+    version, etag, link, body = data.split(b"\n", 3)
+    return Page(version=int(version), etag=etag, link=link, body=body)
