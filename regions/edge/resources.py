@@ -128,8 +128,6 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
             {
                 "name": "palaver",
                 "domains": ["*"],
-                # Only the edge says which epoch it believes in.
-                "request_headers_to_remove": [EPOCH_HEADER],
                 "routes": [
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
                     *_write_routes(leadership),
@@ -218,9 +216,11 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
 
 def _read_routes() -> list[dict[str, Any]]:
     position = {"name": "palaver-position", "present_match": True}
+    # Only the edge says which epoch it believes in, and of a read it says nothing.
+    no_epoch = {"request_headers_to_remove": [EPOCH_HEADER]}
     return [
-        {"match": {"prefix": "/", "headers": [position]}, "route": _read_route(SESSION_READ_S)},
-        {"match": {"prefix": "/"}, "route": _read_route(READ_S)},
+        {"match": {"prefix": "/", "headers": [position]}, "route": _read_route(SESSION_READ_S)} | no_epoch,
+        {"match": {"prefix": "/"}, "route": _read_route(READ_S)} | no_epoch,
     ]
 
 

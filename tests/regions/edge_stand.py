@@ -1,0 +1,207 @@
+"""A real Envoy in front of small HTTP servers, fed the way an agent feeds it."""
+
+import asyncio
+import contextlib
+import json
+import re
+import socket
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+from uuid import UUID
+
+import httpx
+
+from infra.servers.resolver import resolve
+from regions.edge import EdgeFeed, EdgeSettings
+from regions.identity import RegionName
+from regions.leadership import Leadership
+from regions.topology import Address
+from tests.child_processes import Child, folder
+from tests.regions.deployment import Deployment
+
+Answer = Callable[["Request"], Awaitable[tuple[int, bytes]]]
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a server behind the edge was asked."""
+
+    method: str
+    path: str
+    headers: dict[str, str]
+    body: bytes
+
+
+def bootstrap(xds: Path, admin: Path) -> dict[str, Any]:
+    """The bootstrap that the files of an agent need around them."""
+
+    def watched(path: Path) -> dict[str, Any]:
+        source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
+        return {"resource_api_version": "V3", "path_config_source": source}
+
+    return {
+        "node": {"id": "test", "cluster": "test"},
+        "admin": {"address": {"pipe": {"path": str(admin)}}},
+        "dynamic_resources": {
+            "lds_config": watched(xds / "lds" / "listeners.json"),
+            "cds_config": watched(xds / "cds" / "clusters.json"),
+        },
+    }
+
+
+@dataclass
+class Backend:
+    """An HTTP/1.1 server that can be stopped, started again on its port, and frozen."""
+
+    name: str
+    port: int
+    answer: Answer | None = None
+    requests: list[Request] = field(default_factory=list[Request])
+    frozen: asyncio.Event | None = None
+    _server: asyncio.Server | None = None
+    _writers: set[asyncio.StreamWriter] = field(default_factory=set[asyncio.StreamWriter])
+
+    async def start(self) -> None:
+        """Listen."""
+        self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
+
+    async def stop(self) -> None:
+        """Stop listening and cut every connection, as a killed process does."""
+        if self._server is not None:
+            self._server.close()
+            for writer in list(self._writers):
+                writer.transport.abort()
+            await self._server.wait_closed()
+            self._server = None
+
+    async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.add(writer)
+        try:
+            while True:
+                head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1")
+                first, *lines = head.split("\r\n")[:-2]
+                headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in lines)}
+                body = await reader.readexactly(int(headers.get("content-length", "0")))
+                method, path, _ = first.split(" ")
+                request = Request(method=method, path=path, headers=headers, body=body)
+                status, text = await self._answer(request)
+                writer.write(
+                    b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nx-backend: %s\r\n\r\n%s"
+                    % (status, len(text), self.name.encode(), text)
+                )
+        except (asyncio.IncompleteReadError, ConnectionError):
+            pass
+        finally:
+            self._writers.discard(writer)
+            writer.close()
+
+    async def _answer(self, request: Request) -> tuple[int, bytes]:
+        if self.frozen is not None:
+            await self.frozen.wait()
+        if request.path == "/readyz":
+            return 200, b"ready"
+        self.requests.append(request)
+        if self.answer is not None:
+            return await self.answer(request)
+        return 200, self.name.encode()
+
+
+@dataclass
+class EdgeStand:
+    """One region's edge with all backends of a deployment behind it."""
+
+    deployment: Deployment
+    feed: EdgeFeed
+    settings: EdgeSettings
+    admin: httpx.AsyncClient
+    client: httpx.AsyncClient
+    backends: dict[str, Backend]
+    envoy: Child
+
+    async def lead(self, region: str, epoch: int) -> None:
+        """Tell the edge who leads."""
+        await self.feed.tell(leadership(region, epoch), self.admin)
+
+
+def leadership(region: str, epoch: int) -> Leadership:
+    return Leadership(
+        epoch=epoch,
+        leader=RegionName(region),
+        phase="serving",
+        fence_id=UUID(int=epoch),
+        reason="a test",
+        since="2026-01-01T00:00:00+00:00",
+    )
+
+
+@contextlib.asynccontextmanager
+async def edge_stand(region: str = "us-east", leader: str | None = "us-east") -> AsyncGenerator[EdgeStand]:
+    """Run the edge of a region, with epoch 1 led by ``leader`` (None: nobody leads yet)."""
+    async with contextlib.AsyncExitStack() as stack:
+        root = stack.enter_context(folder())
+        deployment = Deployment(root=root)
+        settings = EdgeSettings(
+            folder=root / "xds",
+            listen=Address("127.0.0.1", deployment.ports[region]["edge"]),
+            admin=root / "admin.sock",
+        )
+        backends: dict[str, Backend] = {}
+        for name, ports in deployment.ports.items():
+            for kind in ("read_api", "write_api"):
+                backend = Backend(name=f"{kind} {name}", port=ports[kind])
+                await backend.start()
+                stack.push_async_callback(backend.stop)
+                backends[backend.name] = backend
+        transport = httpx.AsyncHTTPTransport(uds=str(settings.admin))
+        admin = await stack.enter_async_context(
+            httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=1)
+        )
+        client = await stack.enter_async_context(
+            httpx.AsyncClient(base_url=f"http://{settings.listen}", timeout=20, trust_env=False)
+        )
+        feed = EdgeFeed(deployment.topology(region), settings)
+        await feed.tell(None if leader is None else leadership(leader, 1), admin)
+        envoy = _envoy(root, settings)
+        stack.callback(envoy.kill)
+        await asyncio.to_thread(envoy.start)
+        stand = EdgeStand(deployment, feed, settings, admin, client, backends, envoy)
+        await _listening(client)
+        yield stand
+
+
+def _envoy(root: Path, settings: EdgeSettings) -> Child:
+    config = root / "bootstrap.json"
+    config.write_text(json.dumps(bootstrap(settings.folder, settings.admin)))
+    arguments = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
+
+    def live() -> bool:
+        with socket.socket(socket.AF_UNIX) as admin:
+            admin.settimeout(2)
+            if admin.connect_ex(str(settings.admin)) != 0:
+                return False
+            admin.sendall(b"GET /ready HTTP/1.1\r\nhost: admin\r\nconnection: close\r\n\r\n")
+            return b"LIVE" in admin.recv(4096)
+
+    return Child([resolve("envoy").path, "-c", config, *arguments], log=root / "envoy.log", ready=live)
+
+
+async def _listening(client: httpx.AsyncClient) -> None:
+    async with asyncio.timeout(20):
+        while True:
+            with contextlib.suppress(httpx.TransportError):
+                if (await client.get("/warm")).status_code == 200:
+                    return
+            await asyncio.sleep(0.02)
+
+
+def problem_slug(answer: httpx.Response) -> str:
+    """The last part of a problem's type; fails when the answer is no problem document."""
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    document = answer.json()
+    assert document["status"] == answer.status_code
+    assert set(document) == {"type", "title", "status", "detail", "instance", "request_id"}
+    found = re.fullmatch(r"https://palaver\.dev/problems/([a-z-]+)", document["type"])
+    assert found is not None
+    return found[1]

@@ -1,0 +1,265 @@
+"""The edge as clients see it: a real Envoy fed with the files of an agent."""
+
+import asyncio
+import json
+from collections.abc import AsyncGenerator
+
+import httpx
+import pytest
+
+from regions.edge import render
+from tests.regions.edge_stand import EdgeStand, Request, edge_stand, leadership, problem_slug
+
+pytestmark = pytest.mark.integration
+
+KEY = {"idempotency-key": "k"}
+
+
+@pytest.fixture
+async def stand() -> AsyncGenerator[EdgeStand]:
+    async with edge_stand() as one:
+        yield one
+
+
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_writes_go_to_the_leader_with_its_epoch(stand: EdgeStand, method: str) -> None:
+    await stand.lead("eu-west", 7)
+    forged = {"palaver-epoch": "99", "x-request-id": "mine", "x-forwarded-for": "10.9.8.7", **KEY}
+    answer = await stand.client.request(method, "/v1/x?y=1", headers=forged, content=b"body")
+    assert answer.headers["x-backend"] == "write_api eu-west"
+    (request,) = stand.backends["write_api eu-west"].requests
+    assert request.headers["palaver-epoch"] == "7"
+    assert request.headers["x-request-id"] == "mine"
+    # The nearest hop is the last one; Envoy names itself for a client on loopback.
+    assert request.headers["x-forwarded-for"].startswith("10.9.8.7,")
+    assert (request.path, request.body) == ("/v1/x?y=1", b"body")
+
+
+@pytest.mark.parametrize("method", ["GET", "HEAD", "OPTIONS"])
+async def test_reads_stay_and_carry_no_epoch(stand: EdgeStand, method: str) -> None:
+    await stand.lead("eu-west", 7)
+    answer = await stand.client.request(method, "/v1/x", headers={"palaver-epoch": "99"})
+    assert answer.headers["x-backend"] == "read_api us-east"
+    request = stand.backends["read_api us-east"].requests[-1]
+    assert "palaver-epoch" not in request.headers
+
+
+async def test_reads_of_a_region_without_read_api_go_to_the_neighbour_and_come_back(stand: EdgeStand) -> None:
+    own = stand.backends["read_api us-east"]
+    await own.stop()
+    for _ in range(20):
+        answer = await stand.client.get("/v1/x")
+        assert answer.text == "read_api eu-west"
+    await own.start()
+
+    async def back() -> bool:
+        return (await stand.client.get("/v1/x")).text == "read_api us-east"
+
+    async with asyncio.timeout(20):
+        while not await back():  # noqa: ASYNC110 - Envoy sets no event
+            await asyncio.sleep(0.1)
+
+
+async def test_read_of_a_frozen_read_api_is_answered_by_the_neighbour(stand: EdgeStand) -> None:
+    stand.backends["read_api us-east"].frozen = asyncio.Event()
+    answers = await asyncio.gather(*(stand.client.get("/v1/x") for _ in range(10)))
+    assert {answer.text for answer in answers} == {"read_api eu-west"}
+
+
+async def test_read_that_waits_for_its_position_is_not_asked_twice(stand: EdgeStand) -> None:
+    async def slow(_: Request) -> tuple[int, bytes]:
+        await asyncio.sleep(1)
+        return 200, b"slow"
+
+    own = stand.backends["read_api us-east"]
+    own.answer = slow
+    own.requests.clear()
+    answer = await stand.client.get("/v1/x", headers={"palaver-position": "main.1.00000000016B3748"})
+    assert answer.text == "slow"
+    assert len(own.requests) == 1
+    assert stand.backends["read_api eu-west"].requests == []
+
+
+async def test_keyed_write_waits_while_the_leader_restarts(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+    await leader.stop()
+    writing = [
+        asyncio.create_task(stand.client.post("/v1/x", headers={"idempotency-key": str(number)}))
+        for number in range(50)
+    ]
+    await asyncio.sleep(1.5)
+    await leader.start()
+    assert {answer.status_code for answer in await asyncio.gather(*writing)} == {200}
+
+
+async def test_keyed_write_is_retried_over_503_and_broken_connections(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+    left = 4
+
+    async def unwell(_: Request) -> tuple[int, bytes]:
+        nonlocal left
+        left -= 1
+        if left == 2:
+            for writer in list(leader._writers):
+                writer.transport.abort()
+        return (503, b"stale-epoch") if left > 0 else (201, b"made")
+
+    leader.answer = unwell
+    answer = await stand.client.post("/v1/x", headers=KEY, content=b"the same body")
+    assert (answer.status_code, answer.text) == (201, "made")
+    assert [request.body for request in leader.requests] == [b"the same body"] * 4
+
+
+async def test_unkeyed_write_is_sent_once(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+
+    async def busy(_: Request) -> tuple[int, bytes]:
+        return 503, b"busy"
+
+    leader.answer = busy
+    answer = await stand.client.post("/v1/x")
+    assert (answer.status_code, answer.text) == (503, "busy")
+    assert len(leader.requests) == 1
+
+    async def breaks(_: Request) -> tuple[int, bytes]:
+        for writer in list(leader._writers):
+            writer.transport.abort()
+        return 200, b""
+
+    leader.answer = breaks
+    answer = await stand.client.post("/v1/x")
+    assert (answer.status_code, problem_slug(answer)) == (503, "outcome-unknown")
+    assert answer.headers["retry-after"] == "1"
+    assert len(leader.requests) == 2
+
+    await leader.stop()
+    answer = await stand.client.post("/v1/x", headers={"x-request-id": "mine"})
+    assert (answer.status_code, problem_slug(answer)) == (503, "ledger-unavailable")
+    assert answer.headers["retry-after"] == "1"
+    assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine"
+
+
+async def test_flip_of_the_leader_under_load_has_no_bad_answer(stand: EdgeStand) -> None:
+    regions = ("us-east", "eu-west", "ap-south")
+    epochs = {f"write_api {region}": 1 for region in regions}
+    stale = 0
+
+    def checks(name: str) -> None:
+        async def check(request: Request) -> tuple[int, bytes]:
+            nonlocal stale
+            # A leader's epochs are 1, 4, 7 …: an epoch of another leader would be one that is not its own.
+            if regions[(int(request.headers["palaver-epoch"]) - 1) % 3] != name.split(" ")[1]:
+                stale += 1
+                return 500, b"epoch of another"
+            return 200, b"ok"
+
+        stand.backends[name].answer = check
+
+    for name in epochs:
+        checks(name)
+    bad: list[httpx.Response] = []
+    done = asyncio.Event()
+
+    async def write(number: int) -> int:
+        count = 0
+        while not done.is_set():
+            headers = KEY if number % 2 else {}
+            answer = await stand.client.post("/v1/x", headers=headers)
+            if answer.status_code != 200:
+                bad.append(answer)
+            count += 1
+        return count
+
+    async with asyncio.TaskGroup() as tasks:
+        writers = [tasks.create_task(write(number)) for number in range(8)]
+        for epoch in range(2, 32):
+            await stand.lead(regions[(epoch - 1) % 3], epoch)
+            assert stand.feed.status.confirmed
+        done.set()
+    assert [answer.text for answer in bad] == []
+    assert stale == 0
+    assert sum(writer.result() for writer in writers) > 100
+
+
+async def test_nobody_leads_yet(stand: EdgeStand) -> None:
+    await stand.feed.tell(None, stand.admin)
+    for headers in ({}, KEY):
+        answer = await stand.client.post("/v1/x", headers=headers)
+        assert (answer.status_code, problem_slug(answer)) == (503, "ledger-unavailable")
+        assert answer.headers["retry-after"] == "1"
+    assert (await stand.client.get("/v1/x")).status_code == 200
+
+
+async def test_local_replies_are_problem_documents(stand: EdgeStand) -> None:
+    answer = await stand.client.get("/metrics?x=1")
+    assert (answer.status_code, problem_slug(answer)) == (404, "not-found")
+    assert answer.json()["instance"] == "/metrics"
+    assert "server" not in answer.headers
+    answer = await stand.client.get("/v1/x", headers={"big": "x" * 70_000})
+    assert (answer.status_code, problem_slug(answer)) == (431, "headers-too-large")
+    for name in ("us-east", "eu-west", "ap-south"):
+        await stand.backends[f"read_api {name}"].stop()
+    answer = await stand.client.get("/v1/x")
+    assert (answer.status_code, problem_slug(answer)) == (503, "view-unavailable")
+    assert answer.headers["retry-after"] == "1"
+
+
+async def test_megabyte_of_headers_is_refused_with_a_problem(stand: EdgeStand) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+    writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nbig: " + b"x" * 1_000_000 + b"\r\n\r\n")
+    answer = await reader.read(20_000)
+    assert answer.startswith(b"HTTP/1.1 431 ")
+    assert b"headers-too-large" in answer
+    writer.close()
+
+
+async def test_garbage_is_refused_with_a_problem(stand: EdgeStand) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+    writer.write(b"GET nonsense\r\n\r\n")
+    answer = await reader.read(20_000)
+    assert answer.startswith(b"HTTP/1.1 400 ")
+    assert b"malformed-request" in answer
+    writer.close()
+
+
+async def test_rejected_update_is_noticed_and_the_old_one_stays(
+    stand: EdgeStand, caplog: pytest.LogCaptureFixture
+) -> None:
+    await stand.lead("eu-west", 2)
+    before = stand.feed.status
+    assert before.confirmed
+    assert before.update_rejected == 0
+    # A virtual host without a domain is one that Envoy refuses.
+    broken = json.loads((stand.settings.folder / "rds" / "routes.json").read_text())
+    broken["version_info"] = "broken"
+    broken["resources"][0]["virtual_hosts"][0]["domains"] = []
+    temporary = stand.settings.folder / "routes.json.new"
+    temporary.write_text(json.dumps(broken))
+    temporary.rename(stand.settings.folder / "rds" / "routes.json")
+    async with asyncio.timeout(10):
+        while stand.feed.status.update_rejected == 0:
+            files = render(stand.deployment.topology("us-east"), leadership("eu-west", 2), stand.settings)
+            await stand.feed._confirm(files, stand.admin)
+            await asyncio.sleep(0.02)
+    assert "refused an update" in caplog.text
+    answer = await stand.client.post("/v1/x")
+    assert answer.headers["x-backend"] == "write_api eu-west"
+    await stand.lead("ap-south", 3)
+    assert stand.feed.status.confirmed
+    assert (await stand.client.post("/v1/x")).headers["x-backend"] == "write_api ap-south"
+
+
+async def test_envoy_that_starts_again_takes_what_is_there(stand: EdgeStand) -> None:
+    await stand.lead("eu-west", 2)
+    await asyncio.to_thread(stand.envoy.kill)
+    await stand.lead("ap-south", 3)
+    assert not stand.feed.status.reachable
+    await asyncio.to_thread(stand.envoy.start)
+    async with asyncio.timeout(20):
+        while True:
+            try:
+                answer = await stand.client.post("/v1/x")
+                break
+            except httpx.TransportError:
+                await asyncio.sleep(0.05)
+    assert answer.headers["x-backend"] == "write_api ap-south"
