@@ -30,6 +30,7 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
     shared = SharedCache(settings.redis_url)
     set_epoch_provider(lambda: freshness.applied.epoch or None)
     Gauge("palaver_epoch", "Epoch of the newest applied change").set_function(lambda: freshness.applied.epoch)
+    Gauge("palaver_view_staleness_ms", "Age of the view").set_function(lambda: freshness.staleness_ms or 0)
     Gauge("palaver_page_memory_bytes", "Bytes of kept pages").set_function(lambda: memory.bytes)
 
     def missing() -> list[str]:

@@ -10,8 +10,6 @@ import logging
 import time
 from typing import Final
 
-from prometheus_client import Gauge
-
 from regions.identity import CellId
 from regions.position import ZERO, InvalidPosition, Position, decode_token, encode_token
 from services.api.consistency import CONSISTENCY_HEADER, POSITION_HEADER, served_header
@@ -44,7 +42,6 @@ class Freshness:
         self._wanted = asyncio.Event()
         self._headers: tuple[tuple[bytes, bytes], ...] = ()
         self._headers_s = -1.0
-        Gauge("palaver_view_staleness_ms", "Age of the view").set_function(lambda: self.staleness_ms or 0)
 
     @property
     def staleness_ms(self) -> float | None:

@@ -1,0 +1,224 @@
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Generator
+from dataclasses import dataclass, field
+from datetime import UTC, datetime, timedelta
+from pathlib import Path
+from typing import Any, cast
+
+import httpx
+import psycopg
+import pytest
+import redis
+
+from regions.identity import CellId
+from regions.position import Position, encode_token, format_lsn
+from services import view
+from services.read_api.application import read_application
+from services.read_api.freshness import Freshness
+from services.read_api.invalidations import follow_invalidations
+from services.read_api.memory import PageMemory
+from services.read_api.settings import ReadSettings
+from services.read_api.shared_cache import SharedCache
+from services.read_api.view_reader import ViewReader
+from services.telemetry.tracing import configure_tracing
+from services.view import cache
+from tests import servers
+
+CELL = CellId("main")
+BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
+
+
+@pytest.fixture(scope="session")
+def view_server() -> Generator[servers.PostgresServer]:
+    with servers.postgres() as server:
+        server.sql("CREATE ROLE palaver_reader LOGIN PASSWORD 'throwaway'")
+        view.migrate(server.url())
+        yield server
+
+
+@pytest.fixture(scope="session")
+def page_cache() -> Generator[servers.RedisServer]:
+    with servers.redis_server() as server:
+        yield server
+
+
+@dataclass
+class Thread:
+    """A thread in the view, with the helper that writes to it as the replicator would."""
+
+    writer: "Writer"
+    key: str
+    id: uuid.UUID = field(default_factory=uuid.uuid4)
+    page_version: int = 0
+    written: int = 0
+
+    def add(self, parent: uuid.UUID | None = None, body: str = "hello", *, announce: bool = True) -> uuid.UUID:
+        """Commit one comment with its counters, then (by default) invalidate, as one batch of apply does."""
+        comment = uuid.uuid4()
+        self.written += 1
+        self.page_version += 1
+        with psycopg.connect(self.writer.view.url()) as connection:
+            connection.execute(
+                "INSERT INTO comments (id, site_id, thread_id, parent_id, depth, author_name, body, state, version,"
+                " created_at) VALUES (%s, %s, %s, %s, 0, 'Ann', %s, 'approved', 1, %s)",
+                (comment, self.writer.site, self.id, parent, body, BEGIN + timedelta(seconds=self.written)),
+            )
+            connection.execute("UPDATE comments SET reply_count = reply_count + 1 WHERE id = %s", (parent,))
+            connection.execute(
+                "UPDATE threads SET count = count + 1, page_version = %s WHERE id = %s", (self.page_version, self.id)
+            )
+        if announce:
+            self.announce()
+        return comment
+
+    def announce(self) -> None:
+        """Invalidate the thread's pages in Redis and publish it."""
+        client = self.writer.redis
+        generation = int(client.get(cache.GENERATION_KEY) or 0)
+        key = cache.thread_key(generation, self.writer.site, self.key)
+        client.eval(cache.INVALIDATE_SCRIPT, 1, key, cache.THREAD_TTL_S, self.page_version)
+        invalidation = cache.Invalidation(site=self.writer.site, key=self.key, version=self.page_version)
+        client.publish(cache.CHANNEL, cache.encode_invalidations([invalidation]))
+
+
+@dataclass
+class Writer:
+    """Writes to a view as the replicator would."""
+
+    view: servers.PostgresServer
+    page_cache: servers.RedisServer
+    site: uuid.UUID = field(default_factory=uuid.uuid4)
+
+    @property
+    def redis(self) -> Any:
+        return cast("Any", redis.Redis).from_url(self.page_cache.url)
+
+    def thread(self, key: str = "https://example.com/a") -> Thread:
+        thread = Thread(self, key)
+        self.view.sql(
+            "INSERT INTO threads (id, site_id, key, title, state, version) VALUES (%s, %s, %s, 'T', 'open', 1)",
+            thread.id,
+            self.site,
+            key,
+        )
+        return thread
+
+    def checkpoint(self, epoch: int, lsn: int, age_s: float = 0) -> str:
+        """Move the checkpoint and return its token."""
+        self.view.sql(
+            "INSERT INTO checkpoint (cell, epoch, lsn, fresh_at)"
+            " VALUES ('main', %s, %s::pg_lsn, now() - make_interval(secs => %s))"
+            " ON CONFLICT (cell) DO UPDATE"
+            " SET epoch = excluded.epoch, lsn = excluded.lsn, fresh_at = excluded.fresh_at",
+            epoch,
+            format_lsn(lsn),
+            age_s,
+        )
+        return encode_token(CELL, Position(epoch, lsn))
+
+
+@pytest.fixture
+def writer(view_server: servers.PostgresServer, page_cache: servers.RedisServer) -> Generator[Writer]:
+    view_server.sql("DELETE FROM checkpoint")
+    writer = Writer(view_server, page_cache)
+    view_server.sql(
+        "INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{https://example.com}', 1)", writer.site
+    )
+    yield writer
+    writer.redis.flushall()
+
+
+class CountingReader(ViewReader):
+    """The real reader, counting page queries, and able to hold one between its read and its return."""
+
+    queries = 0
+    hold: asyncio.Event | None = None
+    held = 0
+
+    async def page(self, *arguments: object) -> Any:
+        self.queries += 1
+        rows = await super().page(*arguments)
+        if self.hold is not None:
+            self.held += 1
+            await self.hold.wait()
+        return rows
+
+
+@dataclass
+class Api:
+    """The read API in this process on a real view and Redis."""
+
+    http: httpx.AsyncClient
+    reader: CountingReader
+    memory: PageMemory
+    freshness: Freshness
+    writer: Writer
+
+    async def page(self, key: str = "https://example.com/a", headers: Any = None, **query: Any) -> httpx.Response:
+        path = f"/v1/sites/{self.writer.site}/comments"
+        return await self.http.get(path, params={"thread": key, **query}, headers=headers)
+
+
+@pytest.fixture
+async def api(writer: Writer) -> AsyncGenerator[Api]:
+    async with running_api(writer) as api:
+        yield api
+
+
+@contextlib.asynccontextmanager
+async def running_api(writer: Writer) -> AsyncGenerator[Api]:
+    """Run the read API in this loop."""
+    settings = ReadSettings(
+        topology=Path("unused"),
+        internal_listen="127.0.0.1:0",
+        listen="127.0.0.1:0",
+        view_url=writer.view.url(user="palaver_reader"),
+        redis_url=writer.page_cache.url,
+        page_replies_max=3,
+        page_comments_max=250,
+    )
+    memory = PageMemory(bytes_max=10**7)
+    freshness = Freshness(CELL)
+    shared = SharedCache(settings.redis_url)
+    tracing = configure_tracing(process="test", region=None, ratio=0)
+    async with CountingReader(settings.view_url, size=4) as reader:
+        app = read_application(
+            settings=settings,
+            cell=CELL,
+            view=reader,
+            shared=shared,
+            memory=memory,
+            freshness=freshness,
+            tracing=tracing,
+            missing=list,
+        )
+        transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
+        tasks = [
+            asyncio.ensure_future(freshness.run(reader)),
+            asyncio.ensure_future(follow_invalidations(shared, memory, freshness)),
+        ]
+        async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
+            await until(lambda: memory.heard)
+            yield Api(client, reader, memory, freshness, writer)
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+    await shared.close()
+    tracing.close()
+
+
+async def until(condition: Any, timeout_s: float = 10) -> None:
+    """Wait for a condition of this process."""
+    async with asyncio.timeout(timeout_s):
+        while not condition():  # noqa: ASYNC110 - conditions of the code under test have no event
+            await asyncio.sleep(0.005)
+
+
+def problem(answer: httpx.Response) -> str:
+    assert answer.headers["content-type"] == "application/problem+json", answer.text
+    document = answer.json()
+    assert document["status"] == answer.status_code
+    assert document["request_id"] == answer.headers["x-request-id"]
+    return document["type"].rpartition("/")[2]

@@ -1,0 +1,300 @@
+"""Thread pages on a real view and Redis: the tree, its cursors, and what is kept for how long."""
+
+import asyncio
+import random
+import uuid
+from typing import Any
+
+import psycopg
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from jsonschema import Draft202012Validator
+
+from services.api.openapi import openapi_document
+from services.read_api.page import Page
+from services.read_api.shared_cache import SharedCache
+from services.view import cache
+from tests.services.read_api.conftest import Api, Thread, Writer, problem, running_api, until
+
+pytestmark = pytest.mark.integration
+
+Comment = dict[str, Any]
+
+
+async def walk(api: Api, key: str, sort: str, limit: int, depth: int) -> tuple[list[Comment], int]:
+    """Follow every cursor; return the comments in the order they were met, and the size of the largest page."""
+    met: list[Comment] = []
+    largest = 0
+    pending: list[str | None] = [None]
+    while pending:
+        cursor = pending.pop()
+        query: dict[str, Any] = {"sort": sort, "limit": limit, "depth": depth}
+        if cursor:
+            query["cursor"] = cursor
+        answer = await api.page(key, **query)
+        assert answer.status_code == 200, answer.text
+        page = answer.json()
+        before = len(met)
+        level = list(page["comments"])
+        pending += [page["next"]] if page["next"] else []
+        while level:
+            comment = level.pop()
+            met.append(comment)
+            level += comment["replies"]["items"]
+            pending += [comment["replies"]["next"]] if comment["replies"]["next"] else []
+        largest = max(largest, len(met) - before)
+    return met, largest
+
+
+def grow(writer: Writer, parents: list[int | None]) -> Thread:
+    """Make a thread whose comment i replies to comment parents[i]."""
+    thread = writer.thread(str(uuid.uuid4()))
+    ids: list[uuid.UUID] = [uuid.uuid4() for _ in parents]
+    rows = [
+        (ids[i], writer.site, thread.id, None if parent is None else ids[parent], parents.count(i), i // 3)
+        for i, parent in enumerate(parents)
+    ]
+    with psycopg.connect(writer.view.url()) as connection, connection.cursor() as cursor:
+        cursor.executemany(
+            "INSERT INTO comments (id, site_id, thread_id, parent_id, depth, body, state, version, reply_count,"
+            " created_at) VALUES (%s, %s, %s, %s, 0, 'b', 'approved', 1, %s, now() + make_interval(secs => %s))",
+            rows,
+        )
+        cursor.execute("UPDATE threads SET page_version = 1, count = %s WHERE id = %s", (len(rows), thread.id))
+    return thread
+
+
+@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(data=st.data())
+def test_every_comment_of_any_tree_is_reached_exactly_once(writer: Writer, data: st.DataObject) -> None:
+    size = data.draw(st.integers(0, 60))
+    parents = [data.draw(st.one_of(st.none(), st.integers(0, i - 1)) if i else st.none()) for i in range(size)]
+    sort = data.draw(st.sampled_from(["newest", "oldest"]))
+    limit, depth = data.draw(st.integers(1, 10)), data.draw(st.integers(1, 5))
+    key = grow(writer, parents).key
+    met, _ = asyncio.run(_walk_alone(writer, key, sort, limit, depth))
+    assert len(met) == size
+    assert len({comment["id"] for comment in met}) == size
+
+
+async def _walk_alone(writer: Writer, key: str, sort: str, limit: int, depth: int) -> tuple[list[Comment], int]:
+    async with running_api(writer) as api:
+        return await walk(api, key, sort, limit, depth)
+
+
+async def test_a_thread_of_ten_thousand_opens_in_one_bounded_page_and_is_read_whole(api: Api, writer: Writer) -> None:
+    chance = random.Random(7)  # noqa: S311 - a tree, not a secret
+    parents: list[int | None] = [None if i < 100 else chance.randrange(max(0, i - 400), i) for i in range(10_000)]
+    key = grow(writer, parents).key
+    first = await api.page(key, limit=200)
+    assert first.json()["thread"]["count"] == 10_000
+    met, largest = await walk(api, key, "oldest", 200, 21)
+    assert len({comment["id"] for comment in met}) == len(met) == 10_000
+    assert largest <= 250
+
+
+async def test_sorts_order_the_first_level_and_replies_stay_in_writing_order(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    roots = [str(thread.add()) for _ in range(3)]
+    replies = [str(thread.add(uuid.UUID(roots[0]))) for _ in range(3)]
+    oldest = (await api.page(sort="oldest")).json()["comments"]
+    newest = (await api.page()).json()["comments"]
+    assert [comment["id"] for comment in oldest] == roots
+    assert [comment["id"] for comment in newest] == roots[::-1]
+    assert [comment["id"] for comment in newest[2]["replies"]["items"]] == replies
+
+
+async def test_a_page_has_the_shape_the_document_promises(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    root = thread.add(body="**b**")
+    thread.add(root)
+    document = openapi_document()
+    schema = {"$ref": "#/components/schemas/ThreadPage", "components": document["components"]}
+    answer = await api.page()
+    validator: Any = Draft202012Validator(schema)
+    validator.validate(answer.json())
+    assert answer.json()["comments"][0]["html"] == "<p><strong>b</strong></p>"
+    assert answer.json()["thread"] == {
+        "key": thread.key,
+        "id": str(thread.id),
+        "title": "T",
+        "state": "open",
+        "count": 2,
+    }
+
+
+async def test_a_tombstone_shows_nothing_of_its_author(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    root = thread.add(body="secret")
+    thread.add(root)
+    writer.view.sql("UPDATE comments SET state = 'deleted' WHERE id = %s", root)
+    comment = (await api.page()).json()["comments"][0]
+    assert (comment["state"], comment["body"], comment["html"]) == ("deleted", None, None)
+    assert comment["author"] == {"id": None, "name": None}
+    assert len(comment["replies"]["items"]) == 1
+
+
+async def test_an_unknown_thread_is_empty_and_an_unknown_site_is_not_there(api: Api) -> None:
+    page = (await api.page("nothing-yet")).json()
+    assert page == {
+        "thread": {"key": "nothing-yet", "id": None, "title": None, "state": "open", "count": 0},
+        "comments": [],
+        "next": None,
+    }
+    for site in (str(uuid.uuid4()), "no-uuid"):
+        answer = await api.http.get(f"/v1/sites/{site}/comments", params={"thread": "a"})
+        assert (answer.status_code, problem(answer)) == (404, "unknown-site")
+
+
+async def test_a_kept_page_is_served_without_a_query_until_its_thread_moves_on(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    first = await api.page()
+    again = await api.page()
+    assert (again.content, api.reader.queries) == (first.content, 1)
+    not_modified = await api.page(headers={"if-none-match": first.headers["etag"]})
+    assert (not_modified.status_code, not_modified.content) == (304, b"")
+    assert not_modified.headers["etag"] == first.headers["etag"]
+    thread.add()
+    await until(lambda: api.memory.bytes == 0)
+    changed = await api.page(headers={"if-none-match": first.headers["etag"]})
+    assert (changed.status_code, len(changed.json()["comments"])) == (200, 2)
+
+
+async def test_a_page_read_before_a_change_is_never_kept_after_it(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    api.reader.hold = asyncio.Event()
+    reading = asyncio.ensure_future(api.page())
+    await until(lambda: api.reader.held == 1)
+    thread.add()
+    await asyncio.sleep(0.1)
+    api.reader.hold.set()
+    assert len((await reading).json()["comments"]) == 1
+    assert len((await api.page()).json()["comments"]) == 2
+
+
+async def test_a_late_store_in_redis_loses_against_a_newer_version(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    thread.add()
+    shared = SharedCache(writer.page_cache.url)
+    shared.generation = 0
+    where = (writer.site, thread.key)
+    await shared.put(where, "f", Page(version=1, etag=b'"x"', link=b"", body=b"old"))
+    assert await shared.get(where, "f") is None
+    new = Page(version=2, etag=b'"y"', link=b"", body=b"new\nline")
+    await shared.put(where, "f", new)
+    assert await shared.get(where, "f") == new
+    await shared.close()
+    assert api.memory.heard
+
+
+async def test_a_flush_voids_every_kept_page(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    await api.page()
+    thread.add(announce=False)
+    assert len((await api.page()).json()["comments"]) == 1
+    generation = writer.redis.incr(cache.GENERATION_KEY)
+    writer.redis.publish(cache.CHANNEL, cache.encode_flush(generation))
+    await until(lambda: api.memory.bytes == 0)
+    assert len((await api.page()).json()["comments"]) == 2
+
+
+async def test_many_readers_of_one_cold_page_cause_one_query(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    answers = await asyncio.gather(*(api.page() for _ in range(30)))
+    assert {answer.status_code for answer in answers} == {200}
+    assert api.reader.queries == 1
+
+
+async def test_redis_may_die_freeze_and_return(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    await api.page()
+    await asyncio.to_thread(writer.page_cache.kill)
+    await until(lambda: not api.memory.heard)
+    thread.add(announce=False)
+    assert len((await api.page()).json()["comments"]) == 2
+    await asyncio.to_thread(writer.page_cache.start)
+    await until(lambda: api.memory.heard)
+    await api.page()
+    writer.page_cache.pause()
+    try:
+        assert (await api.page(limit=7)).status_code == 200
+        await until(lambda: not api.memory.heard)
+    finally:
+        writer.page_cache.resume()
+    await until(lambda: api.memory.heard)
+    thread.add()
+    await until(lambda: api.memory.bytes == 0)
+    assert len((await api.page()).json()["comments"]) == 3
+
+
+async def test_the_view_may_restart(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    kept = await api.page()
+    await asyncio.to_thread(writer.view.stop)
+    assert (await api.page()).content == kept.content
+    answer = await api.page(limit=3)
+    assert (answer.status_code, problem(answer), answer.headers["retry-after"]) == (503, "view-unavailable", "1")
+    await asyncio.to_thread(writer.view.start)
+    assert (await api.page(limit=3)).status_code == 200
+
+
+@pytest.mark.parametrize(
+    ("query", "slug"),
+    [
+        ("", "invalid-request"),
+        ("thread=", "invalid-request"),
+        ("thread=a&thread=b", "invalid-request"),
+        ("thread=a&sort=best-of", "invalid-request"),
+        ("thread=a&limit=0", "invalid-request"),
+        ("thread=a&limit=201", "invalid-request"),
+        ("thread=a&limit=1e1", "invalid-request"),
+        ("thread=a&limit=%D9%A1", "invalid-request"),
+        ("thread=a&depth=22", "invalid-request"),
+        ("thread=a&offset=3", "invalid-request"),
+        ("thread=a%00b", "invalid-request"),
+        ("thread=%FF", "invalid-request"),
+        ("thread=" + "k" * 2001, "invalid-request"),
+        ("thread=a&cursor=", "invalid-cursor"),
+        ("thread=a&cursor=zzzz", "invalid-cursor"),
+        ("thread=a&cursor=" + "A" * 68, "invalid-cursor"),
+        ("&".join("thread=a" for _ in range(200)), "invalid-request"),
+    ],
+)
+async def test_a_bad_query_is_refused_by_name(api: Api, query: str, slug: str) -> None:
+    answer = await api.http.get(f"/v1/sites/{api.writer.site}/comments?{query}")
+    assert (answer.status_code, problem(answer)) == (422, slug)
+
+
+async def test_a_cursor_is_only_good_for_its_own_list(api: Api, writer: Writer) -> None:
+    thread, other = writer.thread(), writer.thread("other")
+    for one in (thread, other):
+        for _ in range(3):
+            one.add()
+    cursor = (await api.page(limit=1)).json()["next"]
+    assert (await api.page(limit=2, cursor=cursor)).status_code == 200
+    refused = [
+        await api.page("other", cursor=cursor),
+        await api.page(sort="oldest", cursor=cursor),
+        await api.page(cursor=cursor[:-1]),
+        await api.page(cursor=cursor + "A"),
+        await api.page(cursor=("A" if cursor[20] != "A" else "B").join((cursor[:20], cursor[21:]))),
+    ]
+    assert {problem(answer) for answer in refused} == {"invalid-cursor"}
+
+
+async def test_the_link_header_leads_to_the_next_page(api: Api, writer: Writer) -> None:
+    thread = writer.thread("https://example.com/ä b")
+    for _ in range(3):
+        thread.add()
+    first = await api.page(thread.key, limit=2)
+    target, _, relation = first.headers["link"].partition(">; ")
+    assert relation == 'rel="next"'
+    second = await api.http.get(target[1:])
+    assert len(second.json()["comments"]) == 1
+    assert "link" not in second.headers

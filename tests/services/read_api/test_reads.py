@@ -1,0 +1,171 @@
+"""Consistency levels, single comments, counts, documents and preflights on a real view."""
+
+import asyncio
+import uuid
+
+import pytest
+
+from regions.identity import CellId
+from regions.position import Position, encode_token
+from services.view import cache
+from tests.services.read_api.conftest import CELL, Api, Writer, problem, until
+
+pytestmark = pytest.mark.integration
+
+
+async def test_an_eventual_read_says_how_old_it_is(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    token = writer.checkpoint(2, 0x500, age_s=3)
+    await until(lambda: api.freshness.announced == Position(2, 0x500))
+    await asyncio.sleep(0.15)
+    answer = await api.page()
+    assert answer.headers["palaver-position"] == token
+    served, asked, staleness = answer.headers["palaver-consistency"].split("; ")
+    assert (served, asked) == ("eventual", "asked=eventual")
+    assert 3000 <= int(staleness.removeprefix("staleness-ms=")) < 60_000
+
+
+async def test_a_session_read_waits_for_its_position_and_goes_past_older_pages(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    writer.checkpoint(1, 0x100)
+    await api.page()
+    wanted = encode_token(CELL, Position(1, 0x200))
+    reading = asyncio.ensure_future(api.page(headers={"palaver-position": wanted}))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
+    thread.add(announce=False)
+    await asyncio.to_thread(writer.checkpoint, 1, 0x200)
+    answer = await reading
+    assert len(answer.json()["comments"]) == 2
+    assert answer.headers["palaver-position"] == wanted
+    assert answer.headers["palaver-consistency"].startswith("session; asked=session; ")
+
+
+async def test_an_announced_position_releases_a_session_read_at_once(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    wanted = encode_token(CELL, Position(1, 0x900))
+    reading = asyncio.ensure_future(api.page(headers={"palaver-position": wanted}))
+    await asyncio.sleep(0.05)
+    writer.redis.publish(cache.CHANNEL, cache.encode_applied(wanted, 0))
+    answer = await reading
+    assert answer.headers["palaver-consistency"].startswith("session; ")
+
+
+async def test_a_session_read_that_waits_in_vain_says_so(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    writer.checkpoint(1, 0x100)
+    headers = {"palaver-position": encode_token(CELL, Position(3, 1)), "palaver-consistency": "session"}
+    answer = await api.page(headers=headers)
+    assert answer.status_code == 200
+    assert answer.headers["palaver-consistency"].startswith("eventual; asked=session; ")
+
+
+async def test_a_bounded_read_of_an_old_view_is_refused(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    writer.checkpoint(1, 0x100, age_s=5)
+    await until(lambda: api.freshness.staleness_ms is not None)
+    refused = await api.page(headers={"palaver-consistency": "bounded=2.5"})
+    assert (refused.status_code, problem(refused), refused.headers["retry-after"]) == (503, "too-stale", "1")
+    served = await api.page(headers={"palaver-consistency": "bounded=3600"})
+    assert served.headers["palaver-consistency"].startswith("bounded; asked=bounded; ")
+
+
+async def test_a_strong_read_is_labelled_as_what_it_is(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    answer = await api.page(headers={"palaver-consistency": "strong"})
+    assert answer.headers["palaver-consistency"].startswith("eventual; asked=strong; ")
+
+
+@pytest.mark.parametrize(
+    ("headers", "slug"),
+    [
+        ({"palaver-consistency": "linearizable"}, "invalid-request"),
+        ({"palaver-consistency": "bounded=-1"}, "invalid-request"),
+        ({"palaver-consistency": "session"}, "invalid-request"),
+        ({"palaver-position": "nonsense"}, "invalid-position"),
+        ({"palaver-position": encode_token(CellId("other"), Position(1, 1))}, "invalid-position"),
+    ],
+)
+async def test_a_bad_consistency_header_is_refused(api: Api, headers: dict[str, str], slug: str) -> None:
+    answer = await api.page(headers=headers)
+    assert (answer.status_code, problem(answer)) == (422, slug)
+
+
+async def test_a_comment_is_read_alone_with_a_cursor_to_its_replies(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    root = thread.add(body="*hi*")
+    reply = thread.add(root)
+    path = f"/v1/sites/{writer.site}/comments/{root}"
+    answer = await api.http.get(path)
+    comment = answer.json()
+    assert (comment["thread"], comment["html"], comment["replies"]["count"]) == (thread.key, "<p><em>hi</em></p>", 1)
+    replies = await api.page(cursor=comment["replies"]["next"])
+    assert [one["id"] for one in replies.json()["comments"]] == [str(reply)]
+    assert (await api.http.get(path, headers={"if-none-match": answer.headers["etag"]})).status_code == 304
+    assert (await api.http.head(path)).status_code == 200
+    for missing in (uuid.uuid4(), "x"):
+        gone = await api.http.get(f"/v1/sites/{writer.site}/comments/{missing}")
+        assert (gone.status_code, problem(gone)) == (404, "unknown-comment")
+    elsewhere = await api.http.get(f"/v1/sites/{uuid.uuid4()}/comments/{root}")
+    assert problem(elsewhere) == "unknown-site"
+
+
+async def test_counts_name_threads_as_they_were_asked_for(api: Api, writer: Writer) -> None:
+    thread = writer.thread("https://example.com/a")
+    thread.add()
+    thread.add()
+    path = f"/v1/sites/{writer.site}/counts"
+    asked = ["http://EXAMPLE.com/a/?utm_source=x", "https://example.com/a", "none"]
+    answer = await api.http.get(path, params={"thread": asked})
+    assert answer.json() == {"counts": {asked[0]: 2, asked[1]: 2, asked[2]: 0}}
+    for query in ({}, {"thread": [str(i) for i in range(101)]}):
+        refused = await api.http.get(path, params=query)
+        assert (refused.status_code, problem(refused)) == (422, "invalid-request")
+    unknown = await api.http.get(f"/v1/sites/{uuid.uuid4()}/counts", params={"thread": "a"})
+    assert (unknown.status_code, problem(unknown)) == (404, "unknown-site")
+
+
+async def test_a_preflight_is_answered_from_the_origins_of_the_site(api: Api, writer: Writer) -> None:
+    path = f"/v1/sites/{writer.site}/comments"
+    asking = {"origin": "https://example.com", "access-control-request-method": "POST"}
+    allowed = await api.http.options(path, headers=asking)
+    assert allowed.status_code == 204
+    assert allowed.headers["access-control-allow-origin"] == "https://example.com"
+    assert "idempotency-key" in allowed.headers["access-control-allow-headers"]
+    refused = await api.http.options(path, headers={**asking, "origin": "https://evil.example"})
+    assert "access-control-allow-origin" not in refused.headers
+    writer.thread().add()
+    read = await api.page(headers={"origin": "https://example.com"})
+    assert read.headers["access-control-allow-origin"] == "https://example.com"
+    error = await api.http.get(path, headers={"origin": "https://example.com"})
+    assert (problem(error), error.headers["access-control-allow-origin"]) == ("invalid-request", "https://example.com")
+
+
+async def test_the_document_and_its_page_load_nothing_from_elsewhere(api: Api) -> None:
+    document = await api.http.get("/v1/openapi.json")
+    assert document.json()["openapi"] == "3.1.0"
+    page = await api.http.get("/docs")
+    assert page.headers["content-type"].startswith("text/html")
+    assert "//" not in page.text.replace("https://", "//").split("<script>")[0]
+    assert "connect-src 'self'" in page.headers["content-security-policy"]
+
+
+@pytest.mark.parametrize(
+    ("method", "path", "status", "slug"),
+    [
+        ("GET", "/v1/nowhere", 404, "not-found"),
+        ("GET", "/metrics", 404, "not-found"),
+        ("POST", "/docs", 405, "method-not-allowed"),
+        ("GET", "/v1/sites", 405, "method-not-allowed"),
+        ("OPTIONS", "/v1/sites", 405, "method-not-allowed"),
+    ],
+)
+async def test_a_wrong_address_or_method_is_a_problem(api: Api, method: str, path: str, status: int, slug: str) -> None:
+    answer = await api.http.request(method, path)
+    assert (answer.status_code, problem(answer)) == (status, slug)
+
+
+async def test_the_probes_answer(api: Api) -> None:
+    assert (await api.http.get("/healthz")).json() == {"alive": True}
+    assert (await api.http.get("/readyz")).json() == {"ready": True}
