@@ -45,6 +45,9 @@ POISON = (
 """SQLSTATE classes 22, 23 and 54: the change is at fault, and trying again will not help. Everything else
 is the view's trouble and is tried again."""
 
+VIEW_TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+"""What a view that restarts, or a connection that breaks half-way, raises."""
+
 _log = logging.getLogger(__name__)
 
 E = TypeVar("E")
@@ -147,7 +150,7 @@ class Applier(Generic[E]):
                         applied = await self.apply(connection, await subscription.take())
                         subscription.acknowledge(applied.position)
                         await self._on_applied(applied)
-            except* (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, SyncError) as group:
+            except* (*VIEW_TROUBLE, SyncError) as group:
                 self.trouble = _first_reason(group)
                 _log.warning("apply starts again from its checkpoint: %s", self.trouble)
             self.counts.restarts += 1
@@ -199,11 +202,11 @@ class Applier(Generic[E]):
         buried = 0
         effects: Sequence[E]
         try:
-            async with connection.transaction():
+            async with _transaction(connection):
                 effects = await self._projection.project(connection, changes) if changes else []
                 await self._advance(connection, position, commit_ts_us, fresh_at_us)
         except (*POISON, PoisonChange):
-            async with connection.transaction():
+            async with _transaction(connection):
                 effects, buried = await self._isolate(connection, changes)
                 await self._advance(connection, position, commit_ts_us, fresh_at_us)
         self._position, self._fresh_at_us = position, fresh_at_us
@@ -243,7 +246,7 @@ class Applier(Generic[E]):
             What moved, and how many changes were buried.
         """
         try:
-            async with connection.transaction():
+            async with _transaction(connection):
                 return list(await self._projection.project(connection, changes)), 0
         except (*POISON, PoisonChange) as error:
             if len(changes) == 1:
@@ -265,6 +268,26 @@ class Applier(Generic[E]):
             orjson.dumps(change_fields(located.change)).decode(),
             reason,
         )
+
+
+@asynccontextmanager
+async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
+    """A transaction, or a savepoint inside of one.
+
+    Unlike asyncpg's own context it says no ROLLBACK when it is cancelled: the statement that was cancelled
+    may still be under way, and a connection that is cut rolls back by itself.
+    """
+    transaction = connection.transaction()
+    await transaction.start()
+    try:
+        yield
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
+    except Exception:
+        await transaction.rollback()
+        raise
+    await transaction.commit()
 
 
 def _first_reason(group: BaseExceptionGroup[Exception]) -> str:

@@ -1,0 +1,209 @@
+import asyncio
+import contextlib
+import uuid
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any
+
+import asyncpg
+import pytest
+
+from regions.position import Position
+from sync.apply import LocatedChange, PoisonChange
+from sync.change import Change, Item, Progress, Transaction
+from sync.checkpoint import ApplyLocked, CheckpointMoved, advance_checkpoint, lock_apply, read_checkpoint
+from tests.sync.rig import CELL, WAIT_S, Rig, differences, running, writing
+
+pytestmark = pytest.mark.integration
+
+SITE, THREAD = str(uuid.uuid4()), str(uuid.uuid4())
+
+
+def insert(table: str, **row: str | None) -> Change:
+    key = row.get("id")
+    return Change(table=table, op="insert", key={} if key is None else {"id": key}, row=row)
+
+
+def comment(number: int, **more: str | None) -> Change:
+    row: dict[str, str | None] = {
+        "id": str(uuid.UUID(int=number)),
+        "site_id": SITE,
+        "thread_id": THREAD,
+        "parent_id": None,
+        "depth": "0",
+        "state": "approved",
+        "version": "1",
+        "body": f"body {number}",
+        "created_at": "2026-01-01 00:00:00+00",
+    }
+    return insert("comments", **{**row, **more})
+
+
+def thread() -> Change:
+    return insert("threads", id=THREAD, site_id=SITE, key="/", title=None, state="open", version="1")
+
+
+def transaction(lsn: int, *changes: Change, epoch: int = 1, partial: bool = False) -> Transaction:
+    return Transaction(position=Position(epoch, lsn), commit_ts_us=lsn, trace=None, changes=changes, partial=partial)
+
+
+@contextlib.asynccontextmanager
+async def connected(rig: Rig) -> AsyncGenerator[Any]:
+    connection = await asyncpg.connect(rig.view_url)
+    try:
+        yield connection
+    finally:
+        await connection.close()
+
+
+async def test_the_checkpoint_moves_with_the_changes_and_only_forwards(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        applied = await applier.apply(connection, [transaction(10, thread()), transaction(20, comment(1))])
+        assert applied.position == await read_checkpoint(connection, CELL) == Position(1, 20)
+        with pytest.raises(CheckpointMoved):
+            await advance_checkpoint(connection, CELL, Position(1, 19), commit_ts_us=None, fresh_at_us=0)
+    assert rig.view_sql("SELECT count, page_version FROM threads") == [(1, 20)]
+    assert rig.meter.applied == Position(1, 20)
+
+
+async def test_what_is_delivered_again_is_dropped(rig: Rig) -> None:
+    batch: list[Item] = [transaction(10, thread()), transaction(20, comment(1))]
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        await applier.apply(connection, batch)
+        applied = await applier.apply(connection, [*batch, *batch, transaction(30, comment(2)), *batch])
+    assert [one.position.lsn for one in applied.transactions] == [30]
+    assert applier.counts.dropped == 6
+    assert rig.view_sql("SELECT count FROM threads") == [(2,)]
+
+
+async def test_the_same_changes_under_an_older_checkpoint_move_no_counter(rig: Rig) -> None:
+    parent = str(uuid.UUID(int=1))
+    batch = [
+        transaction(10, thread(), comment(1)),
+        transaction(20, comment(2, parent_id=parent), comment(3, parent_id=parent, state="pending")),
+    ]
+    async with connected(rig) as connection:
+        await rig.applier().apply(connection, batch)
+        before = rig.view_sql("SELECT count, page_version FROM threads")
+        await connection.execute("DELETE FROM checkpoint")
+        await rig.applier().apply(connection, batch)
+    assert rig.view_sql("SELECT count, page_version FROM threads") == before == [(2, 20)]
+    assert rig.view_sql("SELECT reply_count FROM comments WHERE id = %s", parent) == [(1,)]
+
+
+async def test_progress_moves_the_checkpoint_and_its_freshness(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        await applier.apply(connection, [Progress(position=Position(1, 10), sent_at_us=5_000_000)])
+        await applier.apply(connection, [Progress(position=Position(1, 10), sent_at_us=0)])
+        await applier.apply(connection, [Progress(position=Position(1, 9), sent_at_us=9_000_000)])
+    rows = rig.view_sql("SELECT epoch, lsn::text, extract(epoch FROM fresh_at)::float, commit_ts FROM checkpoint")
+    assert rows == [(1, "0/A", 5.0, None)]
+
+
+async def test_a_part_of_a_transaction_is_applied_without_moving_the_checkpoint(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        await applier.apply(connection, [transaction(10, thread())])
+        part = transaction(15, comment(1), partial=True)
+        await applier.apply(connection, [part])
+        assert await read_checkpoint(connection, CELL) == Position(1, 10)
+        await applier.apply(connection, [part, transaction(20, comment(2))])
+        assert await read_checkpoint(connection, CELL) == Position(1, 20)
+    assert rig.view_sql("SELECT count FROM threads") == [(2,)]
+
+
+@pytest.mark.parametrize(
+    ("poison", "reason"),
+    [
+        (comment(99, depth="deep"), "invalid input syntax"),
+        (comment(99, depth=None), "null value"),
+        (comment(99, created_at="yesterday-ish"), "invalid input syntax"),
+        (insert("comments", body="no id"), "without an id"),
+        (insert("unheard_of", id=SITE), "no meaning"),
+        (Change(table="comments", op="truncate", key={}, row={}), "truncate"),
+        (
+            insert("threads", id=SITE, site_id=SITE, key="/", title=None, state="open", version="1"),
+            "duplicate key",
+        ),
+    ],
+)
+async def test_a_change_that_the_view_refuses_is_buried_and_all_others_are_applied(
+    rig: Rig, poison: Change, reason: str
+) -> None:
+    others = [transaction(100 + number, comment(number)) for number in range(1, 8)]
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        applied = await applier.apply(
+            connection,
+            [transaction(10, thread()), *others[:4], transaction(105, poison, comment(50)), *others[5:]],
+        )
+    expected = 7 if reason != "duplicate key" else 7
+    assert rig.view_sql("SELECT count(*) FROM comments") == [(expected,)]
+    assert rig.view_sql("SELECT count FROM threads") == [(expected,)] or reason == "duplicate key"
+    assert applied.position == Position(1, 107)
+    assert (applier.counts.dead_letters, applier.dead_letters) == (1, 1)
+    ((lsn, table, text),) = rig.view_sql("SELECT lsn::text, change ->> 'table', reason FROM dead_letters")
+    assert (lsn, table) == ("0/69", poison.table)
+    assert reason in str(text)
+
+
+async def test_trouble_of_the_view_is_no_poison(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        await connection.execute("ALTER TABLE comments RENAME TO elsewhere")
+        with pytest.raises(asyncpg.UndefinedTableError):
+            await rig.applier().apply(connection, [transaction(10, thread(), comment(1))])
+        assert await connection.fetchval("SELECT count(*) FROM dead_letters") == 0
+        assert await connection.fetchval("SELECT count(*) FROM checkpoint") == 0
+
+
+async def test_two_applies_of_one_cell_never_run_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("sync.checkpoint.LOCK_PAUSE_S", 0.001)
+    async with connected(rig) as one, connected(rig) as two:
+        await lock_apply(one, CELL)
+        with pytest.raises(ApplyLocked):
+            await lock_apply(two, CELL)
+        await one.close()
+        monkeypatch.undo()
+        await lock_apply(two, CELL)
+
+
+async def test_apply_goes_on_when_the_view_comes_back(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating() as applier, writing(rig) as writer:
+        thread_id = await writer.create_thread()
+        for _ in range(5):
+            await writer.post(thread_id)
+            rig.view_sql(
+                "SELECT pg_terminate_backend(pid) FROM pg_stat_activity"
+                " WHERE application_name = 'palaver-apply' AND datname = current_database()"
+            )
+        await rig.caught_up()
+        assert applier.trouble is None
+        assert applier.counts.restarts > 0
+    assert differences(rig) == []
+
+
+async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    applier = rig.applier()
+    failures = 3
+
+    class Moody:
+        async def project(self, connection: Any, changes: Sequence[LocatedChange]) -> list[Any]:
+            nonlocal failures
+            failures -= 1
+            if failures > 0:
+                raise OSError("the disk is tired")
+            if any(change.change.table == "fence" for change in changes):
+                raise PoisonChange("no fences here")
+            return []
+
+    applier._projection = Moody()
+    async with rig.serving(), running(applier.run(rig.channel())), asyncio.timeout(WAIT_S):
+        while applier.dead_letters == 0:
+            await asyncio.sleep(0.01)
+    assert applier.counts.restarts >= 2

@@ -1,0 +1,282 @@
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import httpx
+import pytest
+
+from regions.identity import RegionName
+from regions.position import ZERO, Position, encode_token
+from sync.change import Item, Progress, Transaction, decode_line
+from sync.channel.buffer import BUFFER_BYTES_MAX, BufferedSubscription
+from sync.channel.direct import client as direct_client
+from sync.channel.direct.client import DirectChannel
+from sync.lag import LagMeter
+from tests.child_processes import free_port
+from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, StillLeaders, leadership, topology, writing
+
+pytestmark = pytest.mark.integration
+
+BEARER = {"authorization": f"Bearer {TOKEN}"}
+START = encode_token(CELL, ZERO)
+
+
+async def take(subscription: BufferedSubscription, count: int) -> list[Transaction]:
+    found: list[Transaction] = []
+    async with asyncio.timeout(WAIT_S):
+        while len(found) < count:
+            found += [item for item in await subscription.take() if isinstance(item, Transaction)]
+    return found
+
+
+@asynccontextmanager
+async def http(rig: Rig) -> AsyncGenerator[httpx.AsyncClient]:
+    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{rig.port}", headers=BEARER, timeout=WAIT_S) as client:
+        yield client
+
+
+async def test_only_the_bearer_of_the_token_may_subscribe_and_acknowledge(rig: Rig) -> None:
+    async with rig.serving(), http(rig) as client:
+        for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
+            client.headers = httpx.Headers(headers)
+            assert (await client.get("/v1/changes")).status_code == 401
+            assert (await client.post("/v1/changes/ack", content=b"{}")).status_code == 401
+
+
+@pytest.mark.parametrize(
+    "query",
+    [
+        {},
+        {"region": "nowhere", "from": START},
+        {"region": "REGION", "from": "main.1"},
+        {"region": "REGION", "from": "other.1.0000000000000000"},
+    ],
+)
+async def test_a_subscription_that_makes_no_sense_is_refused(rig: Rig, query: dict[str, str]) -> None:
+    query = {name: value.replace("REGION", rig.region) for name, value in query.items()}
+    async with rig.serving(), http(rig) as client:
+        response = await client.get("/v1/changes", params=query)
+    assert response.status_code == 400
+    assert response.headers["content-type"] == "application/problem+json"
+
+
+@pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"region":"x","position":"y"}', b" " * 2000])
+async def test_an_acknowledgement_that_makes_no_sense_is_refused(rig: Rig, content: bytes) -> None:
+    async with rig.serving(), http(rig) as client:
+        response = await client.post("/v1/changes/ack", content=content)
+    assert response.status_code in (400, 413)
+
+
+async def test_a_region_that_does_not_lead_says_so(rig: Rig) -> None:
+    query = {"region": rig.region, "from": START}
+    ahead = {"region": rig.region, "from": encode_token(CELL, Position(9, 1))}
+    async with rig.serving(), http(rig) as client:
+        assert (await client.get("/v1/changes", params=ahead)).status_code == 409
+        for other in (leadership("elsewhere"), leadership(rig.region, phase="establishing")):
+            rig.leaders.set(other)
+            assert (await client.get("/v1/changes", params=query)).status_code == 409
+        body = {"region": rig.region, "position": START}
+        assert (await client.post("/v1/changes/ack", json=body)).status_code == 409
+
+
+async def test_a_lost_slot_is_announced_to_the_subscriber(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
+    rig.fence()
+    async with rig.serving(), http(rig) as client:
+        response = await client.get("/v1/changes", params={"region": rig.region, "from": START})
+        assert response.status_code == 410
+        assert response.json()["type"].endswith("/slot-lost")
+        async with rig.channel().subscribe(ZERO), asyncio.timeout(WAIT_S):
+            while "410" not in (rig.meter.trouble or ""):
+                await asyncio.sleep(0.01)
+    assert "are lost" in caplog.text
+
+
+async def test_the_lines_are_transactions_and_progress_each_second(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    query = {"region": rig.region, "from": START}
+    found: list[Item] = []
+    async with rig.serving(), http(rig) as client, client.stream("GET", "/v1/changes", params=query) as stream:
+        assert stream.headers["content-type"] == "application/x-ndjson"
+        async with asyncio.timeout(WAIT_S):
+            async for line in stream.aiter_lines():
+                found.append(decode_line(line.encode()))
+                if sum(isinstance(item, Progress) for item in found) == 3:
+                    break
+    assert sum(isinstance(item, Transaction) for item in found) == 1
+
+
+async def test_acknowledgements_move_the_slot(rig: Rig) -> None:
+    slot = rig.create_slot()
+    rig.fence()
+    async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
+        (fence,) = await take(subscription, 1)
+        subscription.acknowledge(fence.position)
+        async with asyncio.timeout(WAIT_S):
+            while rig.sql(
+                "SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = %s", slot
+            ) != [(fence.position.lsn,)]:
+                await asyncio.sleep(0.01)
+
+
+async def test_the_newest_subscription_of_a_region_takes_over(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    query = {"region": rig.region, "from": START}
+    async with rig.serving() as server, http(rig) as client:
+        async with client.stream("GET", "/v1/changes", params=query) as older:
+            lines = older.aiter_lines()
+            await anext(lines)
+            async with client.stream("GET", "/v1/changes", params=query) as newer:
+                assert newer.status_code == 200
+                async with asyncio.timeout(WAIT_S):
+                    async for _ in lines:
+                        pass
+                    await anext(newer.aiter_lines())
+                assert server.subscribed == [rig.region]
+        async with asyncio.timeout(WAIT_S):
+            while server.subscribed:
+                await asyncio.sleep(0.01)
+
+
+async def test_two_regions_stream_beside_each_other(rig: Rig) -> None:
+    rig.create_slot()
+    rig.create_slot(f"other-{rig.number}")
+    rig.topology = topology(rig.region, {rig.region: rig.port, f"other-{rig.number}": rig.port})
+    rig.fence()
+    meter = LagMeter(now=0)
+    other = DirectChannel(
+        topology=topology(f"other-{rig.number}", {rig.region: rig.port, f"other-{rig.number}": 9}),
+        leaders=rig.leaders,
+        token=TOKEN,
+        meter=meter,
+    )
+    async with rig.serving(), rig.channel().subscribe(ZERO) as one, other.subscribe(ZERO) as two:
+        assert await take(one, 1) == await take(two, 1)
+        assert meter.source == rig.region
+
+
+async def test_the_client_follows_the_leadership(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    rig.leaders = StillLeaders(None)
+    async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
+        await asyncio.sleep(0.05)
+        assert rig.meter.trouble == "no leader is known"
+        rig.leaders.set(leadership(rig.region))
+        (fence,) = await take(subscription, 1)
+        rig.leaders.set(leadership(rig.region, epoch=2, phase="establishing"))
+        async with asyncio.timeout(WAIT_S):
+            while rig.meter.connected:
+                await asyncio.sleep(0.01)
+        rig.fence(2)
+        rig.leaders.set(leadership(rig.region, epoch=2))
+        (second,) = await take(subscription, 1)
+    assert (fence.position.epoch, second.position.epoch) == (1, 2)
+
+
+async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(direct_client, "SILENCE_MAX_S", 0.2)
+    connections = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        await reader.read()
+        writer.close()
+
+    port = free_port()
+    channel = DirectChannel(
+        topology=topology("here", {"here": port}),
+        leaders=StillLeaders(leadership("here")),
+        token=TOKEN,
+        meter=LagMeter(now=0),
+    )
+    async with await asyncio.start_server(silent, "127.0.0.1", port), channel.subscribe(ZERO):
+        async with asyncio.timeout(WAIT_S):
+            while connections < 3:
+                await asyncio.sleep(0.01)
+    assert channel.reconnects >= 2
+
+
+async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
+    async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
+        await writer.drain()
+        writer.close()
+
+    port = free_port()
+    meter = LagMeter(now=0)
+    channel = DirectChannel(
+        topology=topology("here", {"here": port}),
+        leaders=StillLeaders(leadership("here")),
+        token=TOKEN,
+        meter=meter,
+    )
+    async with (
+        await asyncio.start_server(garbage, "127.0.0.1", port),
+        channel.subscribe(ZERO) as subscription,
+        asyncio.timeout(WAIT_S),
+    ):
+        while channel.reconnects < 2:
+            await asyncio.sleep(0.01)
+        assert subscription.received == ZERO
+        assert "not a line" in (meter.trouble or "")
+
+
+async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    count, body = 1500, "x" * 20_000
+    async with rig.serving() as server, writing(rig) as writer:
+        thread = await writer.create_thread()
+        await writer.connection.executemany(
+            "INSERT INTO palaver.comments (site_id, thread_id, depth, body, epoch) VALUES ($1, $2, 0, $3, 1)",
+            [(writer.site, thread, body)] * count,
+        )
+        async with rig.channel().subscribe(ZERO) as subscription:
+            read, before = -1, 0.0
+            async with asyncio.timeout(WAIT_S):
+                while read != before:
+                    read = before
+                    await asyncio.sleep(0.5)
+                    before = server.totals[rig.region].bytes_read
+            assert subscription.buffered_bytes <= BUFFER_BYTES_MAX + 2 * 1024 * 1024
+            # What the two sides, their libraries and the kernel hold is bounded; the rest stays in the WAL.
+            assert server.totals[rig.region].bytes_read < count * len(body) * 0.7
+            found: list[Transaction] = []
+            async with asyncio.timeout(WAIT_S):
+                while sum(len(one.changes) for one in found) < count + 3:
+                    found += [item for item in await subscription.take() if isinstance(item, Transaction)]
+    assert sum(change.table == "comments" for one in found for change in one.changes) == count
+
+
+async def test_closing_the_server_ends_its_streams_at_once(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.channel().subscribe(ZERO) as subscription:
+        async with rig.serving():
+            await take(subscription, 1)
+            began = time.monotonic()
+        assert time.monotonic() - began < 1.0
+        async with asyncio.timeout(WAIT_S):
+            while rig.meter.connected:
+                await asyncio.sleep(0.01)
+
+
+async def test_a_subscription_ends_cleanly_in_every_state(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    rig.leaders = StillLeaders(None)
+    async with rig.channel().subscribe(ZERO):
+        pass
+    rig.leaders = StillLeaders(leadership(RegionName(rig.region)))
+    async with rig.channel().subscribe(ZERO):
+        await asyncio.sleep(0.05)
+    async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
+        await take(subscription, 1)
+    assert not rig.meter.connected
