@@ -1,0 +1,144 @@
+import asyncio
+import uuid
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from typing import Any, cast
+from uuid import UUID
+
+import pytest
+from redis.asyncio import Redis
+
+from regions.position import Position, encode_token
+from services.replicator import invalidation
+from services.replicator.invalidation import CacheInvalidator
+from services.view import cache
+from services.view.cache import Invalidation
+from sync.apply import Applied
+from tests.servers import RedisServer
+from tests.sync.rig import CELL, WAIT_S, running
+
+pytestmark = pytest.mark.integration
+
+SITE = uuid.uuid4()
+
+
+def applied(lsn: int, *keys: str, site: UUID = SITE) -> Applied[Invalidation]:
+    return Applied(
+        position=Position(1, lsn),
+        fresh_at_us=lsn,
+        transactions=[],
+        effects=[Invalidation(site=site, key=key, version=lsn) for key in keys],
+    )
+
+
+@asynccontextmanager
+async def client(redis: RedisServer) -> AsyncGenerator[Any]:
+    connection: Any = cast("Any", Redis).from_url(redis.url)
+    try:
+        yield connection
+    finally:
+        await connection.aclose()
+
+
+@asynccontextmanager
+async def listening(redis: RedisServer) -> AsyncGenerator[list[object]]:
+    """Collect what is told on the channel."""
+    heard: list[object] = []
+    async with client(redis) as connection, connection.pubsub() as channel:
+        await channel.subscribe(cache.CHANNEL)
+
+        async def listen() -> None:
+            async for message in channel.listen():
+                if message["type"] == "message":
+                    heard.append(cache.decode_message(message["data"]))
+
+        async with running(listen()):
+            yield heard
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(WAIT_S):
+        while not condition():
+            await asyncio.sleep(0.01)
+
+
+async def test_it_begins_with_a_new_generation_and_a_flush(redis: RedisServer) -> None:
+    async with client(redis) as connection, listening(redis) as heard:
+        before = int(await connection.get(cache.GENERATION_KEY) or 0)
+        invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+        async with running(invalidator.run()):
+            await until(lambda: heard != [])
+        assert heard == [cache.Flush(generation=before + 1)]
+        assert int(await connection.get(cache.GENERATION_KEY)) == before + 1
+
+
+async def test_pages_that_moved_are_dropped_and_told_before_the_position(redis: RedisServer) -> None:
+    invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+    async with client(redis) as connection, listening(redis) as heard, running(invalidator.run()):
+        await until(lambda: heard != [])
+        generation = int(await connection.get(cache.GENERATION_KEY))
+        page, other = (cache.thread_key(generation, SITE, key) for key in ("/moved", "/still"))
+        for key in (page, other):
+            await connection.hset(key, mapping={"version": 5, "query": b"bytes"})
+        heard.clear()
+        invalidator.note(applied(7, "/moved"))
+        await until(lambda: any(isinstance(message, cache.Applied) for message in heard))
+        assert await connection.hgetall(page) == {b"version": b"7"}
+        assert await connection.hget(other, "query") == b"bytes"
+    assert heard == [
+        [Invalidation(site=SITE, key="/moved", version=7)],
+        cache.Applied(position=encode_token(CELL, Position(1, 7)), fresh_at_us=7),
+    ]
+
+
+async def test_progress_alone_is_told_at_once(redis: RedisServer) -> None:
+    invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+    async with listening(redis) as heard, running(invalidator.run()):
+        await until(lambda: heard != [])
+        invalidator.note(applied(9))
+        await until(lambda: len(heard) == 2)
+    assert heard[1] == cache.Applied(position=encode_token(CELL, Position(1, 9)), fresh_at_us=9)
+
+
+async def test_many_pages_are_told_in_messages_of_bounded_size(redis: RedisServer) -> None:
+    invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+    async with listening(redis) as heard, running(invalidator.run()):
+        await until(lambda: heard != [])
+        invalidator.note(applied(3, *(str(number) for number in range(cache.INVALIDATIONS_MAX * 2 + 1))))
+        await until(lambda: any(isinstance(message, cache.Applied) for message in heard))
+    sizes = [len(cast("list[object]", message)) for message in heard if isinstance(message, list)]
+    assert sizes == [cache.INVALIDATIONS_MAX, cache.INVALIDATIONS_MAX, 1]
+
+
+async def test_too_many_pages_become_a_new_generation(redis: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(invalidation, "PENDING_THREADS_MAX", 10)
+    invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+    async with listening(redis) as heard, running(invalidator.run()):
+        await until(lambda: heard != [])
+        heard.clear()
+        invalidator.note(applied(3, *(str(number) for number in range(11))))
+        await until(lambda: any(isinstance(message, cache.Applied) for message in heard))
+    assert [type(message) for message in heard] == [cache.Flush, cache.Applied]
+
+
+@pytest.mark.parametrize("fault", ["kill", "pause"])
+async def test_a_redis_that_was_away_gets_a_new_generation_and_nothing_waits_for_it(
+    redis: RedisServer, fault: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(invalidation, "TIMEOUT_S", 0.2)
+    invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+    async with running(invalidator.run()):
+        await until(lambda: invalidator.trouble is None)
+        (redis.kill if fault == "kill" else redis.pause)()
+        try:
+            invalidator.note(applied(5, "/a"))
+            await until(lambda: invalidator.trouble is not None)
+            flushes = invalidator.flushes
+            invalidator.note(applied(6, "/b"))
+        finally:
+            (redis.start if fault == "kill" else redis.resume)()
+        async with listening(redis) as heard:
+            await until(lambda: invalidator.trouble is None)
+            invalidator.note(applied(7))
+            await until(lambda: any(isinstance(message, cache.Applied) for message in heard))
+    assert invalidator.flushes == flushes + 1

@@ -1,0 +1,139 @@
+import uuid
+
+import pytest
+
+from tests.sync.rig import Rig, differences, writing
+
+pytestmark = pytest.mark.integration
+
+# Random, so that it does not compress into the row and is kept out of line.
+LONG_BODY = "".join(uuid.uuid4().hex for _ in range(2000)) + "ünïcödé 😀 \\ \" ' \t\n end"
+
+
+async def test_values_of_every_kind_arrive_as_they_are(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating(), writing(rig) as writer:
+        thread = await writer.create_thread("/ä?b=c&d=" + "k" * 1990)
+        for body in ("", " ", "\\N", "null", "{}", '"', "\x01\x7f", "𝄞 e\u0301 \u202e", "a\r\nb", LONG_BODY):
+            await writer.post(thread, body)
+        await writer.connection.execute(
+            "INSERT INTO palaver.comments (site_id, thread_id, depth, epoch) VALUES ($1, $2, 0, 1)",
+            writer.site,
+            thread,
+        )
+        await writer.connection.execute(
+            "UPDATE palaver.sites SET origins = $1, settings = $2, version = 2",
+            ["https://a.b", 'quo"te,{}', "NULL", ""],
+            '{"nested": {"text": "a\\"b", "none": null, "list": [1, 2.5, true]}}',
+        )
+        await rig.caught_up()
+    assert differences(rig) == []
+
+
+async def test_a_value_out_of_line_survives_an_update_of_another_column(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        thread = await writer.create_thread()
+        comment = await writer.post(thread, LONG_BODY)
+        async with rig.replicating():
+            await rig.caught_up()
+            await writer.connection.execute("UPDATE palaver.comments SET state = 'pending', version = version + 1")
+            await writer.connection.execute(
+                "UPDATE palaver.sites SET settings = $1, version = version + 1", '"' + LONG_BODY.encode().hex() + '"'
+            )
+            await writer.connection.execute("UPDATE palaver.sites SET name = 'renamed', version = version + 1")
+            await rig.caught_up()
+        assert differences(rig) == []
+        # Once more with both images in one batch, for the apply is down meanwhile.
+        await writer.connection.execute("UPDATE palaver.comments SET body = $1, version = version + 1", LONG_BODY[::-1])
+        await writer.connection.execute("UPDATE palaver.comments SET depth = 1, version = version + 1")
+        async with rig.replicating():
+            await rig.caught_up()
+    assert rig.view_sql("SELECT body FROM comments WHERE id = %s", comment) == [(LONG_BODY[::-1],)]
+    assert rig.view_sql("SELECT name FROM sites") == [("renamed",)]
+
+
+async def test_counts_follow_every_transition_of_a_state(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating(), writing(rig) as writer:
+        thread = await writer.create_thread()
+        parent = await writer.post(thread)
+        reply = await writer.post(thread, parent=parent)
+        seen: list[tuple[object, ...]] = []
+        for state in ("pending", "approved", "spam", "deleted", "rejected", "approved"):
+            await writer.connection.execute(
+                "UPDATE palaver.comments SET state = $1, version = version + 1 WHERE id = $2", state, reply
+            )
+            await rig.caught_up()
+            assert differences(rig) == []
+            seen += rig.view_sql(
+                "SELECT t.count, c.reply_count FROM threads AS t, comments AS c WHERE c.id = %s", parent
+            )
+    assert seen == [(1, 0), (2, 1), (1, 0), (1, 1), (1, 0), (2, 1)]
+
+
+async def test_erased_rows_leave_the_view_and_its_counts(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating(), writing(rig) as writer:
+        thread, other = await writer.create_thread("/a"), await writer.create_thread("/b")
+        parent = await writer.post(thread)
+        reply = await writer.post(thread, parent=parent)
+        await writer.post(other)
+        await rig.caught_up()
+        ((before,),) = rig.view_sql("SELECT page_version FROM threads WHERE id = %s", thread)
+        await writer.connection.execute("DELETE FROM palaver.comments WHERE id = $1", reply)
+        await writer.connection.execute("DELETE FROM palaver.threads WHERE id = $1", other)
+        await writer.connection.execute("DELETE FROM palaver.comments WHERE thread_id = $1", other)
+        # Born and gone within one batch: it must leave no trace.
+        async with writer.connection.transaction():
+            ghost = await writer.post(thread, parent=parent)
+            await writer.connection.execute("DELETE FROM palaver.comments WHERE id = $1", ghost)
+        await rig.caught_up()
+    assert differences(rig) == []
+    assert rig.view_sql("SELECT count, page_version > %s FROM threads", before) == [(1, True)]
+
+
+async def test_only_pages_that_moved_get_a_new_version_and_are_told(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating(), writing(rig) as writer:
+        still, moving = await writer.create_thread("/still"), await writer.create_thread("/moving")
+        await writer.post(still)
+        await rig.caught_up()
+        before = rig.view_sql("SELECT page_version FROM threads WHERE id = %s", still)
+        rig.applied.clear()
+        for _ in range(3):
+            await writer.post(moving)
+        await writer.connection.execute(
+            "UPDATE palaver.threads SET state = 'closed', version = version + 1 WHERE id = $1", moving
+        )
+        await rig.caught_up()
+    told = [page for applied in rig.applied for page in applied.effects]
+    assert {page.key for page in told} == {"/moving"}
+    assert [page.version for page in told] == sorted({page.version for page in told})
+    assert rig.view_sql("SELECT page_version FROM threads WHERE id = %s", still) == before
+    assert rig.view_sql("SELECT page_version FROM threads WHERE id = %s", moving) == [(told[-1].version,)]
+
+
+async def test_a_batch_of_thousands_with_one_poison_in_it_is_applied(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        thread = await writer.create_thread()
+        await writer.connection.execute("ALTER TABLE palaver.comments ALTER COLUMN version TYPE text")
+        await writer.connection.execute(
+            "INSERT INTO palaver.comments (site_id, thread_id, depth, body, epoch, version)"
+            " SELECT $1, $2, 0, 'b', 1, CASE n WHEN 777 THEN 'odd' ELSE '1' END FROM generate_series(1, 3000) AS n",
+            writer.site,
+            thread,
+        )
+        async with rig.replicating() as applier:
+            await rig.caught_up()
+    assert applier.dead_letters == 1
+    assert rig.view_sql("SELECT count FROM threads") == [(2999,)]
+    ((reason,),) = rig.view_sql("SELECT reason FROM dead_letters")
+    assert "odd" in str(reason)
