@@ -14,3 +14,13 @@ BEGIN
     GRANT EXECUTE ON ALL ROUTINES IN SCHEMA palaver TO palaver_writer;
 END
 $$;
+-- A change stream that begins at the beginning asks which fence row it must begin with.
+DO $$
+BEGIN
+    IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'palaver_replication') THEN
+        RETURN;
+    END IF;
+    GRANT USAGE ON SCHEMA palaver TO palaver_replication;
+    GRANT SELECT ON palaver.fence TO palaver_replication;
+END
+$$;
