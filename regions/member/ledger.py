@@ -29,6 +29,15 @@ SETTING_POLL_S = 0.01
 SETTING_POLLS_MAX = 300
 """The postmaster tells its children of a reload by signal: milliseconds, seconds on a starved machine."""
 
+_BROKEN = (
+    OSError,
+    TimeoutError,
+    asyncpg.PostgresError,
+    asyncpg.InterfaceError,
+    # asyncpg's own bookkeeping gives up like this when a connection breaks between two of its messages.
+    asyncpg.InternalClientError,
+)
+
 _T = TypeVar("_T")
 
 
@@ -228,7 +237,7 @@ class Ledger:
                     if self._kept is None or self._kept.is_closed():
                         self._kept = await self._connect("postgres")
                     return cast("list[Mapping[str, Any]]", await self._kept.fetch(_sql(name), *parameters))
-            except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+            except _BROKEN as error:
                 await self.close()
                 raise MemberFailed(f"{name}: {_describe(error)}") from error
 
@@ -244,7 +253,7 @@ class Ledger:
         task = asyncio.ensure_future(work(connection))
         try:
             return await asyncio.shield(task)
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _BROKEN as error:
             raise MemberFailed(_describe(error)) from error
         finally:
             if task.done():
@@ -267,7 +276,7 @@ class Ledger:
                 timeout=CONNECT_S,
                 server_settings={"application_name": "region-agent"},
             )
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except _BROKEN as error:
             raise MemberFailed(f"{self._address}: {_describe(error)}") from error
 
 
@@ -280,7 +289,7 @@ async def _closed(connection: asyncpg.Connection) -> None:
     """Close a connection that may be broken already."""
     try:
         await connection.close(timeout=1)
-    except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError):
+    except _BROKEN:
         connection.terminate()
 
 

@@ -10,12 +10,21 @@ import contextlib
 import os
 import signal
 import subprocess
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from regions.member.errors import MemberFailed
+
+_BECOME = """
+import os, sys
+os.setgroups([])
+os.setgid(int(sys.argv[2]))
+os.setuid(int(sys.argv[1]))
+os.execv(sys.argv[3], sys.argv[3:])
+"""
 
 _START_TIME_FIELD = 19
 """Field 22 of /proc/PID/stat, counted from the one after the command name (proc(5))."""
@@ -49,15 +58,18 @@ class ProcessIdentity:
     boot_id: str
 
     @classmethod
-    def of(cls, pid: int) -> Self | None:
-        """Return the identity of the process that has this pid now, or None when none lives."""
+    def of(cls, pid: int, *, ended: bool = False) -> Self | None:
+        """Return the identity of the process that has this pid now, or None when none lives.
+
+        With ``ended`` also of one that has ended and was not reaped yet.
+        """
         try:
             stat = Path(f"/proc/{pid}/stat").read_text()
             boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
         except OSError:
             return None
         fields = stat.rpartition(")")[2].split()
-        if fields[0] in ("Z", "X"):
+        if fields[0] in ("Z", "X") and not ended:
             return None
         return cls(pid=pid, started_ticks=int(fields[_START_TIME_FIELD]), boot_id=boot_id)
 
@@ -157,30 +169,35 @@ class Command:
     inherited: Sequence[int] = ()
 
 
-async def spawn(command: Command) -> WatchedProcess:
+def spawn(command: Command) -> WatchedProcess:
     """Start a program in a session of its own, so that it outlives this process.
+
+    It does not wait, so that no cancellation falls between the start and the knowledge of it.
 
     Raises:
         MemberFailed: It cannot be started.
     """
-    program = command.arguments[0]
     try:
-        child = await asyncio.to_thread(_start, command)
+        child = _start(command)
     except OSError as error:
-        raise MemberFailed(f"{program} cannot be started: {error}") from error
-    identity = ProcessIdentity.of(child.pid)
-    watched = None if identity is None else WatchedProcess.adopt(identity, child)
-    if watched is None:
-        status = await asyncio.to_thread(child.wait)
-        raise MemberFailed(f"{program} ended at once with status {status}: {last_line(command.log)}")
+        raise MemberFailed(f"{command.arguments[0]} cannot be started: {error}") from error
+    identity = ProcessIdentity.of(child.pid, ended=True)
+    assert identity is not None, "a child keeps its pid until it is reaped"
+    watched = WatchedProcess.adopt(identity, child)
+    assert watched is not None, "a child keeps its pid until it is reaped"
     return watched
 
 
 def _start(command: Command) -> "subprocess.Popen[bytes]":
-    account = command.account
+    arguments: list[str | Path] = list(command.arguments)
+    if command.account is not None:
+        # Popen's own way to another account is fork(), in which gRPC's threads crash the child; without it
+        # Popen uses vfork(), and a small Python changes the account before it becomes the program.
+        account = [str(command.account.uid), str(command.account.gid)]
+        arguments = [sys.executable, "-I", "-S", "-c", _BECOME, *account, *arguments]
     with command.log.open("ab") as output:
         return subprocess.Popen(
-            command.arguments,
+            arguments,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -188,9 +205,6 @@ def _start(command: Command) -> "subprocess.Popen[bytes]":
             env=dict(command.environment),
             start_new_session=True,
             pass_fds=command.inherited,
-            user=account.uid if account else None,
-            group=account.gid if account else None,
-            extra_groups=[] if account else None,
         )
 
 

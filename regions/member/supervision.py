@@ -227,7 +227,7 @@ class Member:
         self._write_configuration()
         # Durable before it happens: a start under this epoch is never mistaken for none (rule 8).
         MemberRecord(role=role, epoch=epoch, process=None).store(self.settings.state)
-        process = await spawn(self._command("postgres", "-D", str(self.settings.data)))
+        process = spawn(self._command("postgres", "-D", str(self.settings.data)))
         self.process = process
         MemberRecord(role=role, epoch=epoch, process=process.identity).store(self.settings.state)
         await self._ready(process)
@@ -280,11 +280,12 @@ class Member:
 
     async def _run(self, program: str, *arguments: str, inherited: Sequence[int] = ()) -> None:
         password = {"PGPASSWORD": self.settings.replication_password}
-        process = await spawn(self._command(program, *arguments, environment=password, inherited=inherited))
+        process = spawn(self._command(program, *arguments, environment=password, inherited=inherited))
         try:
             await process.wait()
         finally:
             process.send(signal.SIGKILL)
+            await process.wait()
         if process.status != 0:
             raise MemberFailed(f"{program} failed: {last_line(self.settings.log)}")
 

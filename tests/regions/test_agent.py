@@ -1,0 +1,336 @@
+"""Three agents over real PostgreSQL and etcd: bootstrap, crashes, adoption, demotion."""
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+from collections.abc import AsyncGenerator, Iterator
+from dataclasses import dataclass, field, replace
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from regions.agent import RegionAgent
+from regions.coordination import Coordination, etcd_endpoints
+from regions.edge import EdgeFeed, EdgeSettings
+from regions.identity import CellId
+from regions.leadership import Leadership
+from regions.member import Member, MemberUnusable
+from regions.topology import Address, parse_address
+from tests import servers
+from tests.regions.deployment import REGIONS, Deployment, deployment, prepare_ledger, until
+from tests.servers import EtcdCluster
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+MAIN = CellId("main")
+
+
+@pytest.fixture(scope="module")
+def etcd() -> Iterator[EtcdCluster]:
+    with servers.etcd_cluster(3) as cluster:
+        yield cluster
+
+
+@dataclass
+class Running:
+    """An agent and the task it runs in."""
+
+    agent: RegionAgent
+    stack: contextlib.AsyncExitStack
+    task: asyncio.Task[None]
+
+    async def crash(self) -> None:
+        """End the agent as a kill does: its member goes on."""
+        await self._cancel()
+        if self.agent.member is not None:
+            await self.agent.member.ledger.close()
+            self.agent.member.leave()
+        await self.stack.aclose()
+
+    async def stop(self) -> None:
+        """End the agent with its region."""
+        await self._cancel()
+        await self.agent.stop()
+        await self.stack.aclose()
+
+    async def _cancel(self) -> None:
+        self.task.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await self.task
+
+
+@dataclass
+class Agents:
+    """The agents of a deployment that run."""
+
+    deployment: Deployment
+    coordination: Coordination
+    cell: CellId
+    running: dict[str, Running] = field(default_factory=dict[str, Running])
+
+    async def start(self, *regions: str) -> None:
+        """Start the agents of these regions, or of all."""
+        for region in regions or tuple(self.deployment.ports):
+            self.running[region] = await self._start(region)
+
+    async def stop(self, *regions: str) -> None:
+        """Stop the regions, all at once."""
+        leaving = [self.running.pop(region) for region in regions or tuple(self.running)]
+        await asyncio.gather(*(one.stop() for one in leaving))
+
+    async def _start(self, region: str) -> Running:
+        topology = replace(self.deployment.topology(region), cell=self.cell)
+        stack = contextlib.AsyncExitStack()
+        coordination = await stack.enter_async_context(Coordination(etcd_endpoints(topology), "root", "secret"))
+        home = self.deployment.root / region
+        home.mkdir(exist_ok=True)
+        edge = EdgeSettings(
+            folder=home / "xds",
+            listen=Address("127.0.0.1", self.deployment.ports[region]["edge"]),
+            admin=home / "admin.sock",
+        )
+        agent = RegionAgent(
+            topology,
+            coordination,
+            member=Member(self.deployment.settings(region)) if topology.own.voter else None,
+            prepare_ledger=prepare_ledger,
+            edge=EdgeFeed(topology, edge),
+        )
+        return Running(agent, stack, asyncio.create_task(agent.run()))
+
+    async def serving(self, epoch: int) -> Leadership:
+        """Wait until an epoch serves, and no later one began."""
+
+        async def serves() -> Leadership | None:
+            for one in self.running.values():
+                if one.task.done():
+                    one.task.result()
+            found = await self.coordination.read_leadership(self.cell)
+            return found[0] if found and (found[0].phase, found[0].epoch) == ("serving", epoch) else None
+
+        found = await until(serves, 60)
+        assert isinstance(found, Leadership)
+        return found
+
+    def member(self, region: str) -> Member:
+        """The member of a running agent."""
+        member = self.running[region].agent.member
+        assert member is not None
+        return member
+
+    def pid(self, region: str) -> int:
+        """The postmaster of a region."""
+        process = self.member(region).process
+        assert process is not None
+        assert process.alive
+        return process.pid
+
+
+@pytest.fixture
+async def agents(etcd: EtcdCluster, request: pytest.FixtureRequest) -> AsyncGenerator[Agents]:
+    cell = CellId(f"c{abs(hash(request.node.name))}"[:31])
+    endpoints = [parse_address(one) for one in etcd.endpoints]
+    async with (
+        deployment(etcd=etcd.endpoints, view_regions=("view-only",)) as made,
+        Coordination(endpoints, "root", "secret") as coordination,
+    ):
+        await coordination.enable_authentication()
+        one = Agents(made, coordination, cell)
+        try:
+            yield one
+        finally:
+            await one.stop()
+
+
+async def insert(made: Deployment, region: str, number: int) -> None:
+    connection = await made.connect(region)
+    await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+    await connection.close()
+
+
+async def kept(made: Deployment, region: str) -> list[int]:
+    connection = await made.connect(region)
+    rows = await connection.fetch("SELECT n FROM palaver.kept ORDER BY n")
+    await connection.close()
+    return [row["n"] for row in rows]
+
+
+async def fence_rows(made: Deployment, region: str) -> list[tuple[int, UUID]]:
+    connection = await made.connect(region)
+    rows = await connection.fetch("SELECT epoch, fence_id FROM palaver.fence ORDER BY epoch")
+    await connection.close()
+    return [(row["epoch"], row["fence_id"]) for row in rows]
+
+
+async def test_first_start_serves_under_a_quorum_and_tells_it_in_a_few_lines(
+    agents: Agents, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="regions")
+    await agents.start()
+    leadership = await agents.serving(1)
+    assert leadership.leader == EAST
+    assert await fence_rows(agents.deployment, EAST) == [(1, leadership.fence_id)]
+    connection = await agents.deployment.connect(EAST)
+    assert await connection.fetchval("SHOW synchronous_standby_names") == 'ANY 1 ("ap-south", "eu-west")'
+    slots = await connection.fetch("SELECT slot_name FROM pg_replication_slots ORDER BY 1")
+    assert [slot["slot_name"] for slot in slots] == [
+        "member_ap_south",
+        "member_eu_west",
+        "palaver_ap_south",
+        "palaver_eu_west",
+        "palaver_us_east",
+        "palaver_view_only",
+    ]
+    await connection.close()
+    roles = {region: one.agent.role for region, one in agents.running.items()}
+    assert roles == {EAST: "leader", WEST: "follower", SOUTH: "follower", "view-only": "view"}
+    routes = agents.deployment.root / "view-only" / "xds" / "rds" / "routes.json"
+    await until(lambda: asyncio.sleep(0, "write_api_us-east" in routes.read_text()))
+    story = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
+    assert len(story) < 45
+
+    await agents.stop(WEST, SOUTH)
+    waiting = asyncio.create_task(insert(agents.deployment, EAST, 1))
+    await asyncio.wait([waiting], timeout=0.5)
+    assert not waiting.done()
+    await agents.start(SOUTH)
+    await waiting
+
+
+async def test_killed_postmaster_serves_again_under_a_new_epoch_and_nothing_is_lost(agents: Agents) -> None:
+    await agents.start()
+    await agents.serving(1)
+    acknowledged: list[int] = []
+    done = asyncio.Event()
+
+    async def write() -> None:
+        number = 0
+        while not done.is_set():
+            number += 1
+            try:
+                await insert(agents.deployment, EAST, number)
+                acknowledged.append(number)
+            except (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError):
+                await asyncio.sleep(0.02)
+
+    async with asyncio.TaskGroup() as tasks:
+        tasks.create_task(write())
+        for epoch in (2, 3):
+            before = len(acknowledged)
+            await until(lambda before=before: asyncio.sleep(0, len(acknowledged) > before + 20))
+            os.kill(agents.pid(EAST), signal.SIGKILL)
+            leadership = await agents.serving(epoch)
+            assert leadership.reason == "its PostgreSQL ended"
+            fences = await fence_rows(agents.deployment, EAST)
+            assert fences[-1] == (epoch, leadership.fence_id)
+            assert [row[0] for row in fences] == list(range(1, epoch + 1))
+        done.set()
+    present = set(await kept(agents.deployment, EAST))
+    assert set(acknowledged) <= present
+    # The standbys followed through the crashes.
+    await until(lambda: streaming(agents, 2))
+
+
+async def streaming(agents: Agents, count: int) -> bool:
+    standbys = await agents.member(EAST).ledger.read_standbys(REGIONS)
+    return sum(standby.streaming for standby in standbys) == count
+
+
+async def test_agent_that_crashed_adopts_its_member_under_the_same_epoch(agents: Agents) -> None:
+    await agents.start()
+    await agents.serving(1)
+    for region in (EAST, WEST):
+        pid = agents.pid(region)
+        await agents.running.pop(region).crash()
+        await insert(agents.deployment, EAST, pid)
+        await agents.start(region)
+        agent = agents.running[region].agent
+        await until(lambda agent=agent: asyncio.sleep(0, agent.observation.ledger is not None))
+        assert agents.pid(region) == pid
+    assert (await agents.serving(1)).epoch == 1
+
+
+async def test_member_that_died_while_its_agent_was_away_gets_a_new_epoch(agents: Agents) -> None:
+    await agents.start()
+    await agents.serving(1)
+    await insert(agents.deployment, EAST, 1)
+    pid = agents.pid(EAST)
+    await agents.running.pop(EAST).crash()
+    os.kill(pid, signal.SIGKILL)
+    # The agent that started it would be gone, and init would reap it.
+    await asyncio.to_thread(os.waitpid, pid, 0)
+    await agents.start(EAST)
+    leadership = await agents.serving(2)
+    assert leadership.reason == "the region started again"
+    assert await kept(agents.deployment, EAST) == [1]
+
+
+async def test_killed_follower_comes_back_and_streams(agents: Agents) -> None:
+    await agents.start()
+    await agents.serving(1)
+    await until(lambda: streaming(agents, 2))
+    os.kill(agents.pid(WEST), signal.SIGKILL)
+    await insert(agents.deployment, EAST, 1)
+    await until(lambda: streaming(agents, 1))
+    await until(lambda: streaming(agents, 2))
+    assert (await agents.serving(1)).epoch == 1
+
+
+async def test_restart_of_everything_goes_on_under_the_next_epoch_with_all_data(agents: Agents) -> None:
+    await agents.start()
+    first = await agents.serving(1)
+    await insert(agents.deployment, EAST, 1)
+    await agents.stop()
+    await agents.start()
+    second = await agents.serving(2)
+    assert await kept(agents.deployment, EAST) == [1]
+    assert await fence_rows(agents.deployment, EAST) == [(1, first.fence_id), (2, second.fence_id)]
+    await insert(agents.deployment, EAST, 2)
+
+
+async def test_leader_that_was_deposed_stops_its_postgres(agents: Agents) -> None:
+    await agents.start()
+    await agents.serving(1)
+    process = agents.member(EAST).process
+    assert process is not None
+    found = await agents.coordination.read_leadership(agents.cell)
+    assert found is not None
+    deposed = replace(found[0], epoch=2, leader=WEST, phase="establishing", fence_id=None)
+    assert await agents.coordination.replace_leadership(agents.cell, deposed, found[1])
+    async with asyncio.timeout(15):
+        await process.wait()
+    agent = agents.running[EAST].agent
+    await until(lambda: asyncio.sleep(0, agent.refusal))
+    assert agent.refusal is not None
+    assert "deposed by epoch 2" in agent.refusal
+    assert not agents.member(EAST).running
+
+
+async def test_crash_of_every_agent_during_the_bootstrap_is_survived(agents: Agents) -> None:
+    for pause_s in (0.3, 0.6, 1.0, 1.5, 2.0):
+        await agents.start()
+        await asyncio.sleep(pause_s)
+        for region in tuple(agents.running):
+            await agents.running.pop(region).crash()
+    await agents.start()
+    found = await agents.coordination.read_leadership(agents.cell)
+    assert found is not None
+    epoch = found[0].epoch
+    await agents.serving(epoch)
+    await insert(agents.deployment, EAST, 1)
+
+
+async def test_data_of_another_version_ends_the_agent_with_one_clear_error(agents: Agents) -> None:
+    settings = agents.deployment.settings(EAST)
+    settings.data.mkdir()
+    (settings.data / "PG_VERSION").write_text("17\n")
+    await agents.start(EAST)
+    running = agents.running.pop(EAST)
+    with pytest.raises(MemberUnusable, match="PostgreSQL 17"):
+        await running.task
+    await running.stack.aclose()
