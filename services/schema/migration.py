@@ -22,7 +22,7 @@ LOCK_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_S: Final = 5
 
 
-class MigrationFailed(Exception):  # noqa: N818 - reads as a fact in the one line the operator sees
+class MigrationFailed(Exception):
     """The schema could not be brought up to date; the cause is chained."""
 
 

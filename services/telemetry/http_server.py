@@ -22,7 +22,7 @@ BACKLOG: Final = 2048
 KEEP_ALIVE_S: Final = 75
 
 
-class ListenFailed(Exception):  # noqa: N818 - reads as a fact in the one line the operator sees
+class ListenFailed(Exception):
     """The address cannot be listened on; the message says which and why."""
 
 

@@ -77,8 +77,9 @@ class JsonLinesFormatter(logging.Formatter):
             "trace_id": current_trace_id(),
         }
         for name, value in record.__dict__.items():
-            if name not in _STANDARD_ATTRIBUTES:
-                fields.setdefault(name, value)
+            # A record that names a trace itself (a span, written by another thread) knows better than the context.
+            if name not in _STANDARD_ATTRIBUTES and fields.get(name) is None:
+                fields[name] = value
         if record.exc_info and record.exc_info[0] is not None:
             fields["exception"] = self.formatException(record.exc_info)
         if record.stack_info:

@@ -11,6 +11,7 @@ import contextlib
 import logging
 import random
 import re
+import time
 from collections.abc import Generator, Mapping, Sequence
 from contextvars import ContextVar
 from dataclasses import dataclass
@@ -34,6 +35,9 @@ from opentelemetry.trace import (
 SPAN_QUEUE_MAX: Final = 2048
 SPAN_EXPORT_INTERVAL_MS: Final = 2000
 SHUTDOWN_TIMEOUT_MS: Final = 500
+# Traces begun in one second, whatever the ratio: under load a fixed share would drown the log. Jaeger's
+# rate-limiting sampler is the precedent; requests that bring a sampled parent are always recorded.
+ROOTS_PER_S_MAX: Final = 10
 
 _TRACEPARENT: Final = re.compile(r"\A([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
 _log = logging.getLogger("palaver.trace")
@@ -111,20 +115,29 @@ class LogSpanExporter(SpanExporter):
         return SpanExportResult.SUCCESS
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True)
 class Tracing:
     """The tracer of one process. Build it once with `configure_tracing`, close it at the end."""
 
     provider: TracerProvider
     ratio: float
+    _second: int = 0
+    _roots: int = 0
 
     def begin_request(self, parent: TraceContext | None) -> TraceContext:
         """Give an incoming request its identity; no SDK work happens here."""
         if parent is not None:
             return TraceContext(parent.trace_id, f"{random.getrandbits(64) | 1:016x}", parent.sampled)
         bits = random.getrandbits(192)
-        sampled = random.random() < self.ratio  # noqa: S311 - a draw, not a secret
+        sampled = random.random() < self.ratio and self._may_begin()  # noqa: S311 - a draw, not a secret
         return TraceContext(f"{bits >> 64 | 1:032x}", f"{bits & (2**64 - 1) | 1:016x}", sampled)
+
+    def _may_begin(self) -> bool:
+        second = int(time.monotonic())
+        if second != self._second:
+            self._second, self._roots = second, 0
+        self._roots += 1
+        return self._roots <= ROOTS_PER_S_MAX
 
     def start_span(
         self,

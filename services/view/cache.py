@@ -72,7 +72,7 @@ class Applied:
     fresh_at_us: int
 
 
-class MessageMalformed(ValueError):  # noqa: N818 - names what is wrong
+class MessageMalformed(ValueError):
     """A message on the channel is none of ours; a reader treats it as a flush."""
 
 

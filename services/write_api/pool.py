@@ -93,7 +93,7 @@ class LedgerPool:
         self._write_timeout_s = write_timeout_s
         self._idle: list[_Session] = []
         self._open = 0
-        self._waiters: deque[asyncio.Future[None]] = deque()
+        self._waiters: deque[asyncio.Future[_Session | None]] = deque()
         self._running: set[asyncio.Task[Sequence[asyncpg.Record] | LedgerError]] = set()
         self._group = asyncio.TaskGroup()
 
@@ -183,37 +183,40 @@ class LedgerPool:
         return rows
 
     async def _acquire(self) -> _Session:
-        deadline_s = asyncio.get_running_loop().time() + ACQUIRE_TIMEOUT_S
-        while True:
-            while self._idle:
-                session = self._idle.pop()
-                if not session.connection.is_closed():
-                    return session
-                self._open -= 1
-            if self._open < self._size:
-                return await self._connect()
-            await self._wait_for_free(deadline_s)
+        while self._idle:
+            session = self._idle.pop()
+            if not session.connection.is_closed():
+                return session
+            self._open -= 1
+        if self._open < self._size:
+            self._open += 1
+            return await self._connect()
+        session = await self._wait_for_free()
+        if session is None or session.connection.is_closed():
+            return await self._connect()
+        return session
 
-    async def _wait_for_free(self, deadline_s: float) -> None:
+    async def _wait_for_free(self) -> _Session | None:
+        """Wait in line; return a connection, or None for the right to make one. Nobody overtakes."""
         if len(self._waiters) >= self._size * WAITERS_PER_CONNECTION:
             raise LedgerOverloaded("too many requests wait for the ledger")
-        free = asyncio.get_running_loop().create_future()
-        self._waiters.append(free)
+        turn: asyncio.Future[_Session | None] = asyncio.get_running_loop().create_future()
+        self._waiters.append(turn)
         try:
-            async with asyncio.timeout_at(deadline_s):
-                await free
-        except TimeoutError:
-            raise LedgerOverloaded(f"no connection became free within {ACQUIRE_TIMEOUT_S} s") from None
-        except asyncio.CancelledError:
-            if free.done() and not free.cancelled():
-                self._wake_one()  # the connection was promised to a request that is gone
+            async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+                return await turn
+        except (TimeoutError, asyncio.CancelledError) as error:
+            if turn.done() and not turn.cancelled():
+                self._pass_on(turn.result())  # it came at the very moment this request gave up
+            if isinstance(error, TimeoutError):
+                raise LedgerOverloaded(f"no connection became free within {ACQUIRE_TIMEOUT_S} s") from None
             raise
         finally:
-            if free in self._waiters:
-                self._waiters.remove(free)
+            if turn in self._waiters:
+                self._waiters.remove(turn)
 
     async def _connect(self) -> _Session:
-        self._open += 1
+        """Make a connection on a place that is already counted as open."""
         try:
             connection = await asyncpg.connect(
                 self._url,
@@ -225,35 +228,32 @@ class LedgerPool:
                 },
             )
         except (*_BROKEN, TimeoutError, pg.PostgresError) as error:
-            self._closed()
+            self._pass_on(None)
             _FAILURES.labels("connect").inc()
             raise LedgerUnavailable(f"{type(error).__name__}: {error}") from error
         except BaseException:
-            self._closed()
+            self._pass_on(None)
             raise
         return _Session(connection)
 
     def _release(self, session: _Session) -> None:
-        if session.connection.is_closed():
-            self._closed()
-            return
-        self._idle.append(session)
-        self._wake_one()
+        self._pass_on(None if session.connection.is_closed() else session)
 
     def _discard(self, session: _Session) -> None:
         session.connection.terminate()
-        self._closed()
+        self._pass_on(None)
 
-    def _closed(self) -> None:
-        self._open -= 1
-        self._wake_one()
-
-    def _wake_one(self) -> None:
+    def _pass_on(self, session: _Session | None) -> None:
+        """Hand a connection, or the place of one that is gone, to the first in line."""
         while self._waiters:
-            waiter = self._waiters.popleft()
-            if not waiter.done():
-                waiter.set_result(None)
+            turn = self._waiters.popleft()
+            if not turn.done():
+                turn.set_result(session)
                 return
+        if session is None:
+            self._open -= 1
+        else:
+            self._idle.append(session)
 
 
 def _refusal(error: Exception) -> LedgerError:
