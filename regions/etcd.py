@@ -9,13 +9,19 @@ they neither renew tokens nor ask for ``hasleader``. Time bounds were measured o
 """
 
 import asyncio
+import os
 from collections.abc import AsyncGenerator, Awaitable
 from dataclasses import dataclass
 from typing import Any, cast
 
-from aetcd import rpc as _untyped_rpc
-
 from regions.topology import Address
+
+# gRPC's handlers for fork() crash the child while a call is in flight, and starting a program under
+# another account forks. They are for children that go on using gRPC, which no child here does. gRPC
+# reads this when it is first imported.
+os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
+
+from aetcd import rpc as _untyped_rpc
 
 ATTEMPT_S = 0.8
 """One request. A put in flight while the etcd leader dies hangs 6 s; a new one takes 0.5 to 0.85 s."""

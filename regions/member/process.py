@@ -10,21 +10,12 @@ import contextlib
 import os
 import signal
 import subprocess
-import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Self
 
 from regions.member.errors import MemberFailed
-
-_BECOME = """
-import os, sys
-os.setgroups([])
-os.setgid(int(sys.argv[2]))
-os.setuid(int(sys.argv[1]))
-os.execv(sys.argv[3], sys.argv[3:])
-"""
 
 _START_TIME_FIELD = 19
 """Field 22 of /proc/PID/stat, counted from the one after the command name (proc(5))."""
@@ -189,15 +180,10 @@ def spawn(command: Command) -> WatchedProcess:
 
 
 def _start(command: Command) -> "subprocess.Popen[bytes]":
-    arguments: list[str | Path] = list(command.arguments)
-    if command.account is not None:
-        # Popen's own way to another account is fork(), in which gRPC's threads crash the child; without it
-        # Popen uses vfork(), and a small Python changes the account before it becomes the program.
-        account = [str(command.account.uid), str(command.account.gid)]
-        arguments = [sys.executable, "-I", "-S", "-c", _BECOME, *account, *arguments]
+    account = command.account
     with command.log.open("ab") as output:
         return subprocess.Popen(
-            arguments,
+            command.arguments,
             stdin=subprocess.DEVNULL,
             stdout=output,
             stderr=subprocess.STDOUT,
@@ -205,6 +191,9 @@ def _start(command: Command) -> "subprocess.Popen[bytes]":
             env=dict(command.environment),
             start_new_session=True,
             pass_fds=command.inherited,
+            user=account.uid if account else None,
+            group=account.gid if account else None,
+            extra_groups=[] if account else None,
         )
 
 
