@@ -96,12 +96,14 @@ class Visitor:
             VisitFailed: It did not come in time.
         """
         started = time.perf_counter()
+        last = "no answer"
         while time.perf_counter() - started < VISIBLE_TIMEOUT_S:
             answer = await self._clients[region].get(f"/comments/{comment}")
             if answer.status_code == HTTPStatus.OK:
                 return (time.perf_counter() - started) * 1000
+            last = f"{answer.status_code}, {answer.headers.get('palaver-consistency')}, {answer.text[:200]}"
             await asyncio.sleep(VISIBLE_POLL_S)
-        raise VisitFailed(f"comment {comment} did not appear in {region} within {VISIBLE_TIMEOUT_S:.0f} s")
+        raise VisitFailed(f"comment {comment} did not appear in {region} within {VISIBLE_TIMEOUT_S:.0f} s; last answer: {last}")
 
     async def read_thread(self, region: str, thread: str) -> tuple[dict[str, dict[str, Any]], int]:
         """Read a whole thread by following every cursor.

@@ -19,7 +19,7 @@ import orjson
 import psutil
 
 from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_all
-from infra.servers.unprivileged import account, reachable_install
+from infra.servers.unprivileged import account, prune, reachable_install
 from infra.supervisor.control import serve_control
 from infra.supervisor.environment import Site
 from infra.supervisor.errors import AlreadyRunning, DataFolderUnusable, DeploymentError, PlanMismatch
@@ -114,6 +114,8 @@ def find_servers() -> dict[ServerName, Server]:
 def make_site(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) -> Site:
     """Put together what processes are made of."""
     runs_as = account()
+    for store in prune():
+        log.info("removed %s, whose deployment folder is gone", store)
     return Site(
         plan=plan,
         secrets=load_or_create_secrets(layout.secrets),

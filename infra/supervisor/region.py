@@ -100,7 +100,7 @@ def _etcd(site: Site, servers: Mapping[ServerName, Server], region: str) -> Proc
         "--initial-cluster", members, "--initial-cluster-token", plan.deployment,
         "--heartbeat-interval", str(heartbeat_ms),
         "--election-timeout", str(heartbeat_ms * ETCD_ELECTION_PER_HEARTBEAT),
-        "--grpc-keepalive-min-time", "500ms", "--auth-token-ttl", str(ETCD_TOKEN_TTL_S), "--bcrypt-cost", "4",
+        "--grpc-keepalive-min-time", "100ms", "--auth-token-ttl", str(ETCD_TOKEN_TTL_S), "--bcrypt-cost", "4",
         "--auto-compaction-mode", "periodic", "--auto-compaction-retention", "1h",
         "--log-level", "warn",
     )  # fmt: skip
@@ -170,7 +170,7 @@ def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
     async def prepare() -> None:
         admin.unlink(missing_ok=True)  # Envoy does not take over the socket of a killed predecessor.
         # Envoy refuses to start without the files that it is to watch; the agent writes them.
-        while not (listeners.exists() and clusters.exists()):
+        while not (listeners.exists() and clusters.exists()):  # noqa: ASYNC110 - another process makes them
             await asyncio.sleep(READY_POLL_S)
 
     return ProcessSpec(

@@ -265,6 +265,10 @@ def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
         "health_checks": [
             {
                 "interval": _duration(HEALTH_INTERVAL_S),
+                # Envoy's default is 60 s while a cluster has had no traffic: a read API that came up after
+                # the first check would be held for dead that long.
+                "no_traffic_interval": _duration(HEALTH_INTERVAL_S),
+                "no_traffic_healthy_interval": _duration(HEALTH_INTERVAL_S),
                 "timeout": _duration(HEALTH_TIMEOUT_S),
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,

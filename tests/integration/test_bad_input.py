@@ -41,7 +41,7 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ({"thread": "t", "body": "x", "parent": "not-an-id"}, 422),
         ({"thread": "t", "body": "x", "parent": str(uuid.uuid4())}, 422),
         ([], 422),
-        (None, 422),
+        ("text", 422),
     ],
 )
 def test_a_wrong_body_is_refused_by_name(stack: Stack, body: object, status: int) -> None:

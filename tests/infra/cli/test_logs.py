@@ -28,7 +28,8 @@ def layout(tmp_path: Path) -> Layout:
 
 def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
     lines = list(merged(find_logs(layout, PLAN, None, None), raw=False))
-    assert [next(word for word in ("first", "second", "between", "third", "fourth") if word in line) for line in lines] == [
+    words = ("first", "second", "between", "third", "fourth")
+    assert [next(word for word in words if word in line) for line in lines] == [
         "first", "second", "second", "between", "third", "fourth",
     ]  # fmt: skip
 
