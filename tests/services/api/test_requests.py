@@ -1,0 +1,76 @@
+import pytest
+
+from regions.identity import CellId
+from regions.position import Position
+from services.api.consistency import parse_wanted
+from services.api.cors import parse_uuid, site_of
+from services.api.problems import Problem
+from services.api.requests import parse_bearer, parse_count, parse_idempotency_key, parse_if_match, require_json
+
+CELL = CellId("main")
+
+
+@pytest.mark.parametrize(
+    "value", [b"application/json", b"Application/JSON; charset=UTF-8", b'application/json;charset="utf-8"']
+)
+def test_json_is_taken(value: bytes) -> None:
+    require_json(value)
+
+
+@pytest.mark.parametrize("value", [None, b"", b"text/json", b"application/json; charset=latin-1", b"application/jsonx"])
+def test_other_media_types_are_refused(value: bytes | None) -> None:
+    with pytest.raises(Problem, match="unsupported-media-type"):
+        require_json(value)
+
+
+def test_an_idempotency_key_is_visible_ascii_of_bounded_length() -> None:
+    assert parse_idempotency_key(None) is None
+    assert parse_idempotency_key(b"!" * 255) == "!" * 255
+    for bad in (b"", b" ", b"a b", b"\x7f", b"\xc3\xa9", b"x" * 256, b"a\n"):
+        with pytest.raises(Problem, match="Idempotency-Key"):
+            parse_idempotency_key(bad)
+
+
+def test_an_if_match_header_names_a_version() -> None:
+    assert parse_if_match(b'"3-2-1"') == 3
+    assert parse_if_match(b' "12" ') == 12
+    assert parse_if_match(b"*") is None
+    for never in (b"3", b'W/"3-0-0"', b'"x"', b""):
+        with pytest.raises(Problem, match="version-mismatch"):
+            parse_if_match(never)
+
+
+def test_a_bearer_token_is_read_in_any_case_of_its_scheme() -> None:
+    assert parse_bearer(b"bearer  k ") == b"k"
+    for bad in (None, b"", b"Bearer", b"Bearer ", b"Basic abc"):
+        with pytest.raises(Problem, match="unauthorized"):
+            parse_bearer(bad)
+
+
+@pytest.mark.parametrize("text", ["0", "11", "-1", "+1", "1.0", "", " 1", "\u0661", "1" * 20])
+def test_a_count_is_a_plain_number_in_range(text: str) -> None:
+    assert parse_count("limit", "10", default=5, maximum=10) == 10
+    assert parse_count("limit", None, default=5, maximum=10) == 5
+    with pytest.raises(Problem, match="limit"):
+        parse_count("limit", text, default=5, maximum=10)
+
+
+def test_consistency_levels_are_read() -> None:
+    token = b"main.3.0000000000000010"
+    assert parse_wanted(None, None, CELL).level == "eventual"
+    assert parse_wanted(None, token, CELL).position == Position(3, 16)
+    assert parse_wanted(b"bounded=1.5", None, CELL).staleness_ms_max == 1500
+    assert parse_wanted(b"strong", token, CELL).level == "strong"
+
+
+@pytest.mark.parametrize(
+    "text", ["", "x" * 36, "{01990d5e-3a00-7c62-9d2b-5a2a6f0c1e1}", "01990d5e3a007c629d2b5a2a6f0c1e11"]
+)
+def test_only_the_usual_form_of_a_uuid_is_one(text: str) -> None:
+    assert parse_uuid(text) is None
+
+
+def test_the_site_of_a_path_is_found_below_it() -> None:
+    site = "01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11"
+    assert str(site_of(f"/v1/sites/{site}/comments")) == site
+    assert site_of("/docs") is None
