@@ -1,0 +1,67 @@
+"""The read API as its own process: it starts before everything it needs, and stops in time."""
+
+import time
+from pathlib import Path
+
+import pytest
+
+from services import view
+from tests import servers
+from tests.services.processes import Service, topology
+from tests.services.read_api.conftest import Writer
+
+pytestmark = pytest.mark.integration
+
+
+def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer, tmp_path: Path) -> None:
+    with servers.postgres() as fresh:
+        fresh.sql("CREATE ROLE palaver_reader LOGIN PASSWORD 'throwaway'")
+        environment = {
+            "PALAVER_TOPOLOGY": str(topology(tmp_path)),
+            "PALAVER_VIEW_URL": fresh.url(user="palaver_reader"),
+            "PALAVER_REDIS_URL": page_cache.url,
+        }
+        with Service("read_api", environment) as service:
+            assert service.probe("/healthz").status_code == 200
+            not_ready = service.probe("/readyz")
+            assert not_ready.status_code == 503
+            assert "schema" in not_ready.json()["detail"]
+            empty = service.call("GET", "/v1/sites/01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11/comments?thread=a")
+            assert (empty.status_code, empty.headers["retry-after"]) == (503, "1")
+            view.migrate(fresh.url())
+            service.until_ready()
+            writer = Writer(fresh, page_cache)
+            fresh.sql("INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{}', 1)", writer.site)
+            writer.thread("a").add()
+            path = f"/v1/sites/{writer.site}/comments?thread=a"
+            assert service.call("GET", path).json()["thread"]["count"] == 1
+            head = service.call("HEAD", path)
+            assert (head.status_code, head.content) == (200, b"")
+            assert int(head.headers["content-length"]) > 100
+            metrics = service.probe("/metrics").text
+            assert 'palaver_http_requests_total{method="GET",route="/v1/sites/{site}/comments",status="200"}' in metrics
+            fresh.kill()
+            for _ in range(100):
+                if service.probe("/readyz").status_code == 503:
+                    break
+                time.sleep(0.05)
+            assert service.probe("/readyz").status_code == 503
+            assert service.call("GET", path).status_code == 200
+            fresh.start()
+            service.until_ready()
+            status, took_s = service.stop()
+            assert status == 0
+            assert took_s < 3
+
+
+def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:
+    environment = {
+        "PALAVER_TOPOLOGY": str(topology(tmp_path)),
+        "PALAVER_VIEW_URL": "x",
+        "PALAVER_PAGE_COMMENTS_MAX": "1",
+    }
+    with Service("read_api", environment) as service:
+        assert service.wait() == 2
+        (line,) = service.lines
+        assert "PALAVER_PAGE_COMMENTS_MAX" in line
+        assert "PALAVER_REDIS_URL" in line
