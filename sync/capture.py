@@ -19,18 +19,25 @@ import time
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
-from typing import Final, LiteralString, cast
+from typing import Final
 
 import psycopg
-from psycopg import pq, sql
-from psycopg.conninfo import make_conninfo
 
 from regions.identity import Epoch
-from regions.position import ZERO, Position, format_lsn, parse_lsn
+from regions.position import Position
 from sync.assembly import Assembler
-from sync.change import Item, Progress, SyncError, Transaction
+from sync.change import Item, Progress, Transaction
 from sync.pgoutput import POSTGRES_EPOCH_US, MalformedMessage
-from sync.statements import load_sql
+from sync.walsender import (
+    CaptureError,
+    FirstFence,
+    SlotLost,
+    connect,
+    first_fence_of,
+    one_line,
+    readable,
+    start_replication,
+)
 
 RECEIVE_ITEMS_MAX: Final = 500
 RECEIVE_BYTES_MAX: Final = 1024 * 1024
@@ -43,36 +50,11 @@ stream; PostgreSQL's wal_receiver_status_interval is 10 s, its wal_sender_timeou
 PROGRESS_INTERVAL_US: Final = 500_000
 """Progress that repeats a position is passed on at most this often."""
 
-CONNECT_TIMEOUT_S: Final = 3
-TAKEOVER_ATTEMPTS_MAX: Final = 20
-TAKEOVER_PAUSE_S: Final = 0.1
-TAKEOVER_POLITE_ATTEMPTS: Final = 5
-"""A slot held by another walsender is waited for this often (half a second), then the holder is ended;
-after all attempts (two seconds) the subscriber is told to come back."""
-
-_SESSION_OPTIONS: Final = "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=1"
-
 _XLOG_DATA: Final = struct.Struct("!xQQq")
 _KEEPALIVE: Final = struct.Struct("!xQqB")
 _STATUS: Final = struct.Struct("!cQQQqB")
 
 _log = logging.getLogger(__name__)
-
-
-class CaptureError(SyncError):
-    """The stream could not be opened or ended."""
-
-
-class SlotLost(CaptureError):
-    """Changes after the consumer's position are no longer available: it needs a new snapshot."""
-
-
-class SlotBusy(CaptureError):
-    """Another walsender holds the slot and did not let go of it in time."""
-
-
-class SourceUnavailable(CaptureError):
-    """The ledger cannot be reached, or is not the primary."""
 
 
 class StreamEnded(CaptureError):
@@ -85,19 +67,6 @@ class CaptureCounts:
 
     transactions: int = 0
     bytes_read: int = 0
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class FirstFence:
-    """What the stream of a consumer with nothing begins with.
-
-    Attributes:
-        epoch: Of the ledger's first fence row.
-        flushed_lsn: The ledger's WAL reached to here when it was asked, so the row lies before.
-    """
-
-    epoch: Epoch
-    flushed_lsn: int
 
 
 @asynccontextmanager
@@ -118,10 +87,10 @@ async def open_capture(
         SlotBusy: Another walsender holds it.
         SourceUnavailable: No connection, or no primary.
     """
-    connection = await _connect(conninfo)
+    connection = await connect(conninfo)
     try:
-        await _start_replication(connection, slot=slot, start=start, epoch=epoch)
-        first_fence = await _first_fence(conninfo, start)
+        await start_replication(connection, slot=slot, start=start, epoch=epoch)
+        first_fence = await first_fence_of(conninfo, start)
         capture = Capture(connection, start=start, epoch=epoch, first_fence=first_fence, counts=counts)
         capture.begin()
         try:
@@ -129,7 +98,7 @@ async def open_capture(
         finally:
             capture.end()
     except psycopg.Error as error:
-        raise StreamEnded(_one_line(error)) from error
+        raise StreamEnded(one_line(error)) from error
     finally:
         await connection.close()
 
@@ -143,7 +112,7 @@ class Capture:
         *,
         start: Position,
         epoch: Epoch,
-        first_fence: "FirstFence | None",
+        first_fence: FirstFence | None,
         counts: CaptureCounts | None,
     ) -> None:
         """Wrap a connection in COPY BOTH mode.
@@ -206,11 +175,11 @@ class Capture:
             items = self._drain()
             if items:
                 return items
-            await self._readable()
+            await readable(self._pgconn)
             try:
                 self._pgconn.consume_input()
             except psycopg.Error as error:
-                raise StreamEnded(_one_line(error)) from error
+                raise StreamEnded(one_line(error)) from error
 
     def confirm(self, position: Position) -> None:
         """Tell the slot that the consumer has everything up to ``position`` on its disk.
@@ -243,7 +212,7 @@ class Capture:
         try:
             size, data = self._pgconn.get_copy_data(1)
         except psycopg.Error as error:
-            raise StreamEnded(_one_line(error)) from error
+            raise StreamEnded(one_line(error)) from error
         if size > 0:
             return bytes(data)
         if size == 0:
@@ -317,114 +286,4 @@ class Capture:
             self._pgconn.flush()
         except psycopg.Error as error:
             # The reading side meets the same broken connection and ends the stream with its reason.
-            _log.debug("feedback was not sent: %s", _one_line(error))
-
-    async def _readable(self) -> None:
-        ready = self._loop.create_future()
-        descriptor = self._pgconn.socket
-        self._loop.add_reader(descriptor, _resolve, ready)
-        try:
-            await ready
-        finally:
-            self._loop.remove_reader(descriptor)
-
-
-def _resolve(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
-
-
-async def _connect(conninfo: str, *, replication: bool = True) -> psycopg.AsyncConnection:
-    options: dict[str, str | int] = {
-        "connect_timeout": CONNECT_TIMEOUT_S,
-        "options": _SESSION_OPTIONS,
-        "client_encoding": "UTF8",
-        "application_name": "palaver-capture",
-        "keepalives_idle": 2,
-        "keepalives_interval": 1,
-        "keepalives_count": 3,
-    }
-    if replication:
-        options["replication"] = "database"
-    try:
-        return await psycopg.AsyncConnection.connect(
-            make_conninfo(conninfo, **options), autocommit=True, prepare_threshold=None
-        )
-    except psycopg.OperationalError as error:
-        raise SourceUnavailable(_one_line(error)) from error
-
-
-async def _first_fence(conninfo: str, start: Position) -> FirstFence | None:
-    """Ask the ledger what the stream of a consumer with nothing begins with; None for any other."""
-    if start != ZERO:
-        return None
-    connection = await _connect(conninfo, replication=False)
-    async with connection:
-        cursor = await connection.execute(load_sql("first_fence"))
-        row = await cursor.fetchone()
-    if row is None or row[0] is None:
-        raise SourceUnavailable("the ledger has no fence row yet")
-    return FirstFence(epoch=int(row[0]), flushed_lsn=parse_lsn(row[1]))
-
-
-async def _start_replication(connection: psycopg.AsyncConnection, *, slot: str, start: Position, epoch: Epoch) -> None:
-    from_lsn = start.lsn if start.epoch == epoch else 0
-    command = sql.SQL(
-        "START_REPLICATION SLOT {slot} LOGICAL {lsn} (proto_version '1', publication_names 'palaver', messages 'true')"
-    ).format(slot=sql.Identifier(slot), lsn=sql.SQL(cast("LiteralString", format_lsn(from_lsn))))
-    for attempt in range(TAKEOVER_ATTEMPTS_MAX):
-        holder_pid = await _check_slot(connection, slot=slot, start=start)
-        if holder_pid is None:
-            result = await _execute(connection, command.as_bytes(None))
-            if result.status == pq.ExecStatus.COPY_BOTH:
-                return
-            state = result.error_field(pq.DiagnosticField.SQLSTATE)
-            if state != b"55006":
-                raise SourceUnavailable(result.get_error_message().strip())
-        elif attempt >= TAKEOVER_POLITE_ATTEMPTS:
-            _log.warning("ending walsender %s, which holds slot %s", holder_pid, slot)
-            await connection.execute(sql.SQL(load_sql("end_backend")).format(pid=holder_pid))
-        await asyncio.sleep(TAKEOVER_PAUSE_S)
-    raise SlotBusy(f"slot {slot} is held by another walsender")
-
-
-async def _check_slot(connection: psycopg.AsyncConnection, *, slot: str, start: Position) -> int | None:
-    """Return the process that holds the slot, or None when it is free."""
-    cursor = await connection.execute(load_sql("logical_slots"))
-    rows = {row[0]: row[1:] for row in await cursor.fetchall()}
-    await cursor.close()
-    if slot not in rows:
-        raise SlotLost(f"slot {slot} does not exist")
-    active_pid, confirmed, wal_status, in_recovery = rows[slot]
-    if in_recovery:
-        raise SourceUnavailable("the ledger member is not the primary")
-    if wal_status == "lost" or confirmed is None:
-        raise SlotLost(f"slot {slot} was invalidated")
-    if start != ZERO and parse_lsn(confirmed) > start.lsn:
-        raise SlotLost(f"slot {slot} is at {confirmed}, past {format_lsn(start.lsn)}")
-    return active_pid
-
-
-async def _execute(connection: psycopg.AsyncConnection, command: bytes) -> pq.abc.PGresult:
-    """Run a replication command without blocking the loop, and leave the connection in COPY mode."""
-    pgconn, loop = connection.pgconn, asyncio.get_running_loop()
-    pgconn.send_query(command)
-    pgconn.flush()
-    while pgconn.is_busy():
-        ready = loop.create_future()
-        loop.add_reader(pgconn.socket, _resolve, ready)
-        try:
-            await ready
-        finally:
-            loop.remove_reader(pgconn.socket)
-        pgconn.consume_input()
-    result = pgconn.get_result()
-    assert result is not None
-    if result.status != pq.ExecStatus.COPY_BOTH:
-        while pgconn.get_result() is not None:
-            pass
-    return result
-
-
-def _one_line(error: Exception) -> str:
-    return " ".join(str(error).split())
+            _log.debug("feedback was not sent: %s", one_line(error))

@@ -1,7 +1,8 @@
 """A ledger, a view and the parts between them, on two throwaway PostgreSQL servers.
 
-They are two because the view's own commits would be progress of a ledger on the same server. Each test has databases of its own, made from migrated templates, and a region name of its own, because the
-names of replication slots are shared by all databases of a server.
+They are two because the view's own commits would be progress of a ledger on the same server. Each test has
+databases of its own, made from migrated templates, and a region name of its own, because the names of
+replication slots are shared by all databases of a server.
 """
 
 import asyncio
@@ -9,7 +10,7 @@ import contextlib
 import itertools
 import time
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -147,22 +148,13 @@ class Rig:
 
     def discard(self) -> None:
         """Drop the slots, which would keep WAL for all later tests."""
-        self.servers.ledger.sql(
-            "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
-            f" WHERE database = 'ledger_{self.number}' AND active_pid IS NOT NULL"
-        )
-        for attempt in range(100):
-            try:
-                self.servers.ledger.sql(
-                    "SELECT pg_drop_replication_slot(slot_name) FROM pg_replication_slots"
-                    f" WHERE database = 'ledger_{self.number}'"
-                )
-            except Exception:
-                if attempt == 99:
-                    raise
-                time.sleep(0.05)
-            else:
-                return
+        mine = "FROM pg_replication_slots WHERE database = current_database()"
+        self.sql(f"SELECT pg_terminate_backend(active_pid) {mine} AND active_pid IS NOT NULL")
+        for _ in range(100):
+            if not self.sql(f"SELECT slot_name {mine} AND active"):
+                break
+            time.sleep(0.05)
+        self.sql(f"SELECT pg_drop_replication_slot(slot_name) {mine}")
 
     def change_server(self) -> ChangeServer:
         return ChangeServer(topology=self.topology, leaders=self.leaders, ledger_conninfo=self.ledger_url, token=TOKEN)
@@ -207,10 +199,16 @@ class Rig:
 
     async def caught_up(self) -> None:
         """Wait until the view has all that the ledger has now."""
-        async with asyncio.timeout(WAIT_S):
-            (lsn,) = self.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")[0]
-            while self.meter.applied is None or self.meter.applied.lsn < int(str(lsn)):
-                await asyncio.sleep(0.01)
+        ((lsn,),) = self.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
+        end = int(str(lsn))
+        await until(lambda: self.meter.applied is not None and self.meter.applied.lsn >= end)
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait until something outside of this loop has come true."""
+    async with asyncio.timeout(WAIT_S):
+        while not condition():  # noqa: ASYNC110 - databases and other processes set no events
+            await asyncio.sleep(0.01)
 
 
 @contextlib.asynccontextmanager

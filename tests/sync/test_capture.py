@@ -4,9 +4,10 @@ import uuid
 import pytest
 
 from regions.position import ZERO, Position, parse_lsn
-from sync.capture import Capture, SlotLost, SourceUnavailable, StreamEnded, open_capture
+from sync.capture import Capture, StreamEnded, open_capture
 from sync.change import Change, Item, Progress, Transaction
-from tests.sync.rig import WAIT_S, Rig, writing
+from sync.walsender import SlotLost, SourceUnavailable
+from tests.sync.rig import WAIT_S, Rig, until, writing
 
 pytestmark = pytest.mark.integration
 
@@ -83,9 +84,7 @@ async def test_what_is_confirmed_is_what_the_slot_may_forget_and_nothing_else(ri
         capture.confirm(Position(0, found[2].position.lsn))
         capture.confirm(Position(1, 2**60))
         capture.confirm(found[1].position)
-        async with asyncio.timeout(WAIT_S):
-            while confirmed_lsn(rig, slot) == before:
-                await asyncio.sleep(0.01)
+        await until(lambda: not (confirmed_lsn(rig, slot) == before))
         assert confirmed_lsn(rig, slot) == found[1].position.lsn
     with pytest.raises(SlotLost):
         async with open_capture(rig.ledger_url, slot=slot, start=found[0].position, epoch=1):
@@ -147,8 +146,7 @@ async def test_the_walsender_of_a_dead_connection_is_ended(rig: Rig) -> None:
         async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
             assert len(await transactions(capture, 1)) == 1
             with pytest.raises(StreamEnded):
-                while True:
-                    await dead.receive()
+                await transactions(dead, 1)
 
 
 async def test_a_new_epoch_in_the_stream_begins_with_its_fence_row(rig: Rig) -> None:
@@ -271,6 +269,4 @@ async def test_a_capture_that_is_cancelled_frees_its_slot(rig: Rig) -> None:
         reading.cancel()
         with pytest.raises(asyncio.CancelledError):
             await reading
-        async with asyncio.timeout(WAIT_S):
-            while rig.sql("SELECT FROM pg_replication_slots WHERE slot_name = %s AND active", slot):
-                await asyncio.sleep(0.01)
+        await until(lambda: not (rig.sql("SELECT FROM pg_replication_slots WHERE slot_name = %s AND active", slot)))

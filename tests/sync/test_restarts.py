@@ -98,7 +98,7 @@ async def write(writer: Writer, draw: random.Random, stop: asyncio.Event) -> Non
 def test_the_view_equals_the_ledger_whatever_ends_when(database_servers: Servers, seed: int, faults: list[str]) -> None:
     rig = Rig(servers=database_servers)
     try:
-        asyncio.run(disturb(rig, random.Random(seed), faults))
+        asyncio.run(disturb(rig, random.Random(seed), faults))  # noqa: S311 - a draw that can be repeated
         assert differences(rig) == []
         assert rig.view_sql("SELECT count(*) FROM dead_letters") == [(0,)]
     finally:

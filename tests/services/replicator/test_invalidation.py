@@ -1,6 +1,5 @@
-import asyncio
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from typing import Any, cast
 from uuid import UUID
@@ -15,7 +14,7 @@ from services.view import cache
 from services.view.cache import Invalidation
 from sync.apply import Applied
 from tests.servers import RedisServer
-from tests.sync.rig import CELL, WAIT_S, running
+from tests.sync.rig import CELL, running, until
 
 pytestmark = pytest.mark.integration
 
@@ -50,16 +49,10 @@ async def listening(redis: RedisServer) -> AsyncGenerator[list[object]]:
         async def listen() -> None:
             async for message in channel.listen():
                 if message["type"] == "message":
-                    heard.append(cache.decode_message(message["data"]))
+                    heard.append(cache.decode_message(message["data"]))  # noqa: PERF401 - it is read while it grows
 
         async with running(listen()):
             yield heard
-
-
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(WAIT_S):
-        while not condition():
-            await asyncio.sleep(0.01)
 
 
 async def test_it_begins_with_a_new_generation_and_a_flush(redis: RedisServer) -> None:
