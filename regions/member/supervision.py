@@ -277,6 +277,16 @@ class Member:
             if process is not None and not await process.ended_within(LEFTOVER_S):
                 process.send(signal.SIGKILL)
                 await process.wait()
+        await self._reaped()
+
+    async def _reaped(self) -> None:
+        """Wait until init has reaped a dead postmaster: PostgreSQL takes a zombie for one that runs."""
+        for _ in range(int(LEFTOVER_S / READY_POLL_S)):
+            pid = self._locked_by()
+            identity = None if pid is None else ProcessIdentity.of(pid, ended=True)
+            if identity is None or ProcessIdentity.of(identity.pid) is not None:
+                return
+            await asyncio.sleep(READY_POLL_S)
 
     async def _run(self, program: str, *arguments: str, inherited: Sequence[int] = ()) -> None:
         password = {"PGPASSWORD": self.settings.replication_password}
@@ -308,11 +318,15 @@ class Member:
 
     def _postmaster(self) -> ProcessIdentity | None:
         """The living postmaster that the lock file names; a reused pid works in another folder."""
+        pid = self._locked_by()
+        return next((one for one in processes_in(self.settings.data.resolve()) if one.pid == pid), None)
+
+    def _locked_by(self) -> int | None:
+        """The process that the lock file names; the file outlives a killed postmaster."""
         try:
-            pid = int((self.settings.data / "postmaster.pid").read_text().split()[0])
+            return int((self.settings.data / "postmaster.pid").read_text().split()[0])
         except (OSError, ValueError, IndexError):
             return None
-        return next((one for one in processes_in(self.settings.data.resolve()) if one.pid == pid), None)
 
     def _write_configuration(self) -> None:
         names, follows = self._names, self._follows

@@ -1,0 +1,100 @@
+"""Composition root of the region agent: settings in, one region driven, its member stopped with it.
+
+A signal means that the region is being stopped: the ledger member stops too, within the 10 s that a
+supervisor gives. A kill leaves the member running, and the next agent adopts it.
+"""
+
+import asyncio
+
+from prometheus_client import REGISTRY
+
+from regions.agent import RegionAgent
+from regions.coordination import AccessRefused, Coordination, CorruptRecord, etcd_endpoints
+from regions.edge import EdgeFeed
+from regions.member import Member, MemberFailed, MemberSettings, MemberUnusable
+from regions.topology import InvalidTopology, Topology, load_topology
+from services.api.process import give_up, load_settings, run_until_signalled
+from services.ledger import MigrationFailed, migrate
+from services.region_agent.settings import AgentSettings, WrongSettings
+from services.region_agent.status import AgentCollector, missing, status
+from services.telemetry.http_server import bind
+from services.telemetry.internal import serve_internal
+from services.telemetry.logs import configure_logging, set_epoch_provider
+
+PROCESS = "region_agent"
+
+_HOPELESS = (AccessRefused, CorruptRecord, MemberUnusable)
+"""What no retry mends: said in one line, and the process ends."""
+
+
+async def prepare_ledger(url: str) -> None:
+    """Bring the ledger's schema up to date.
+
+    Raises:
+        MemberFailed: It could not be.
+    """
+    try:
+        await asyncio.to_thread(migrate, url)
+    except MigrationFailed as error:
+        raise MemberFailed(f"ledger schema: {error}") from error
+
+
+async def run(settings: AgentSettings, topology: Topology, member: MemberSettings | None) -> None:
+    """Run the region until cancelled, then stop its member."""
+    internal = bind(settings.internal_listen)
+    endpoints = etcd_endpoints(topology)
+    password = settings.etcd_password.get_secret_value()
+    async with Coordination(endpoints, settings.etcd_user, password) as coordination:
+        agent = RegionAgent(
+            topology,
+            coordination,
+            member=None if member is None else Member(member),
+            prepare_ledger=prepare_ledger,
+            edge=EdgeFeed(topology, settings.edge()),
+        )
+        set_epoch_provider(lambda: agent.view.current.epoch if agent.view.current else None)
+        REGISTRY.register(AgentCollector(agent))
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(agent.run(), name="agent")
+                tasks.create_task(
+                    serve_internal(internal, missing=lambda: missing(agent), status=lambda: status(agent)),
+                    name="internal",
+                )
+        except BaseExceptionGroup as group:
+            hopeless, _ = group.split(_HOPELESS)
+            if hopeless is None:
+                raise
+            give_up(_first(hopeless))
+        except asyncio.CancelledError:
+            # Only an order stops the member: what fails in the agent must not cost the region its ledger.
+            await agent.stop()
+            raise
+
+
+def _first(group: BaseExceptionGroup[Exception]) -> str:
+    error: Exception | BaseExceptionGroup[Exception] = group
+    while isinstance(error, BaseExceptionGroup):
+        error = error.exceptions[0]
+    return str(error)
+
+
+def main() -> None:
+    """Run the process."""
+    settings = load_settings(AgentSettings)
+    try:
+        topology = load_topology(settings.topology)
+        member = settings.member(topology)
+        settings.state_dir.mkdir(parents=True, exist_ok=True)
+    except InvalidTopology as error:
+        give_up(f"PALAVER_TOPOLOGY: {error}")
+    except WrongSettings as error:
+        give_up(str(error))
+    except OSError as error:
+        give_up(f"PALAVER_STATE_DIR: {settings.state_dir} cannot be made: {error.strerror}")
+    configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
+    run_until_signalled(lambda: run(settings, topology, member))
+
+
+if __name__ == "__main__":
+    main()

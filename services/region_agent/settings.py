@@ -1,0 +1,115 @@
+"""Settings of the region agent, and what its parts make of them."""
+
+import os
+import pwd
+from pathlib import Path
+
+from pydantic import Field, SecretStr, field_validator, model_validator
+
+from regions.edge import EdgeSettings
+from regions.identity import RegionName
+from regions.member import Account, MemberSettings
+from regions.topology import Topology, parse_address
+from services.api.process import ProcessSettings
+
+_LEDGER = (
+    "ledger_data",
+    "ledger_listen",
+    "postgres_bin",
+    "ledger_superuser_password",
+    "replication_password",
+    "writer_password",
+)
+
+
+class WrongSettings(Exception):
+    """Settings that contradict the topology or this machine; the message is one line."""
+
+
+class AgentSettings(ProcessSettings):
+    """Settings of the region agent; those of the ledger are absent in a region that only reads."""
+
+    etcd_user: str
+    etcd_password: SecretStr
+    state_dir: Path
+    edge_dir: Path
+    edge_listen: str
+    edge_admin: Path
+    ledger_data: Path | None = None
+    ledger_listen: str | None = None
+    ledger_log: Path | None = None
+    postgres_bin: Path | None = None
+    os_user: str | None = None
+    ledger_superuser_password: SecretStr | None = None
+    replication_password: SecretStr | None = None
+    writer_password: SecretStr | None = None
+    wal_keep_mb: int = Field(default=2048, ge=64)
+
+    @field_validator("edge_listen", "ledger_listen")
+    @classmethod
+    def _is_listen_address(cls, value: str | None) -> str | None:
+        if value is not None:
+            parse_address(value)
+        return value
+
+    @model_validator(mode="after")
+    def _ledger_is_all_or_nothing(self) -> "AgentSettings":
+        given = [name for name in _LEDGER if getattr(self, name) is not None]
+        if given and len(given) < len(_LEDGER):
+            missing = next(name for name in _LEDGER if name not in given)
+            raise ValueError(f"PALAVER_{missing.upper()} is missing beside PALAVER_{given[0].upper()}")
+        return self
+
+    def edge(self) -> EdgeSettings:
+        """Return where the region's edge is."""
+        return EdgeSettings(
+            folder=self.edge_dir.resolve(), listen=parse_address(self.edge_listen), admin=self.edge_admin
+        )
+
+    def member(self, topology: Topology) -> MemberSettings | None:
+        """Return the settings of the ledger member, or None in a region that only reads.
+
+        Raises:
+            WrongSettings: The ledger's settings are missing in a voter, or there in a region that is none,
+                or PostgreSQL would have to run as root.
+        """
+        if self.ledger_data is None:
+            if topology.own.voter:
+                raise WrongSettings(f"{topology.region} is a voter: PALAVER_LEDGER_DATA is missing")
+            return None
+        if not topology.own.voter:
+            raise WrongSettings(f"{topology.region} only reads: PALAVER_LEDGER_DATA must be absent")
+        assert self.ledger_listen is not None, "checked together"
+        assert self.postgres_bin is not None, "checked together"
+        return MemberSettings(
+            region=RegionName(topology.region),
+            data=self.ledger_data.resolve(),
+            state=self.state_dir.resolve(),
+            log=(self.ledger_log or self.state_dir / "ledger.log").resolve(),
+            programs=self.postgres_bin,
+            listen=parse_address(self.ledger_listen),
+            account=_account(self.os_user),
+            superuser_password=_text(self.ledger_superuser_password),
+            replication_password=_text(self.replication_password),
+            writer_password=_text(self.writer_password),
+            wal_keep_mb=self.wal_keep_mb,
+        )
+
+
+def _account(name: str | None) -> Account | None:
+    if os.geteuid() != 0:
+        return None
+    if name is None:
+        raise WrongSettings("PostgreSQL does not run as root: name an account in PALAVER_OS_USER")
+    try:
+        entry = pwd.getpwnam(name)
+    except KeyError:
+        raise WrongSettings(f"PALAVER_OS_USER: there is no account {name}") from None
+    if entry.pw_uid == 0:
+        raise WrongSettings("PALAVER_OS_USER: PostgreSQL does not run as root, name another account")
+    return Account(uid=entry.pw_uid, gid=entry.pw_gid)
+
+
+def _text(secret: SecretStr | None) -> str:
+    assert secret is not None, "checked together"
+    return secret.get_secret_value()

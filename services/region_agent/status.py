@@ -1,0 +1,147 @@
+"""What the agent shows of itself: readiness, /status and metrics, from what it already holds."""
+
+from collections.abc import Iterator
+
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
+from prometheus_client.metrics_core import Metric
+from prometheus_client.registry import Collector
+
+from regions.agent import RegionAgent
+from regions.position import Position, encode_token
+
+
+def missing(agent: RegionAgent) -> list[str]:
+    """Return what keeps the region from doing its part, one sentence each."""
+    current = agent.view.current
+    if current is None:
+        return ["etcd has not said yet who leads"]
+    if agent.member is None:
+        return []
+    found = [agent.refusal] if agent.refusal is not None else []
+    if not agent.member.running:
+        found.append("the ledger member does not run")
+    if agent.role == "leader" and current.phase != "serving":
+        found.append(f"epoch {current.epoch} does not serve yet")
+    ledger = agent.observation.ledger
+    if agent.role == "follower" and (ledger is None or not ledger.receiving):
+        found.append(f"the ledger member does not receive from {current.leader}")
+    return found
+
+
+def status(agent: RegionAgent) -> dict[str, object]:
+    """Return the facts for /status."""
+    current, edge = agent.view.current, agent.edge.status
+    return {
+        "cell": agent.topology.cell,
+        "region": agent.topology.region,
+        "epoch": current and current.epoch,
+        "leader": current and current.leader,
+        "phase": current and current.phase,
+        "reason": current and current.reason,
+        "since": current and current.since,
+        "role": agent.role,
+        "refusal": agent.refusal,
+        "member": _member(agent),
+        "edge": {
+            "version": edge.version,
+            "update_rejected": edge.update_rejected,
+            "confirmed": edge.confirmed,
+            "reachable": edge.reachable,
+        },
+    }
+
+
+def _member(agent: RegionAgent) -> dict[str, object] | None:
+    if agent.member is None:
+        return None
+    current, observed = agent.view.current, agent.observation
+    process = agent.member.process if agent.member.running else None
+    ledger = observed.ledger
+    position = None
+    if ledger is not None and current is not None:
+        position = encode_token(agent.topology.cell, Position(current.epoch, ledger.lsn))
+    return {
+        "state": "running" if process else "stopped",
+        "pid": process and process.pid,
+        "answers": ledger is not None,
+        "in_recovery": ledger and ledger.in_recovery,
+        "receiving": ledger and ledger.receiving,
+        "position": position,
+        "synchronous_standby_names": ledger and ledger.synchronous_standby_names,
+        "standbys": [
+            {
+                "region": standby.region,
+                "sync_state": standby.sync_state,
+                "streaming": standby.streaming,
+                "flush_lag_bytes": standby.flush_lag_bytes,
+                "replay_lag_bytes": standby.replay_lag_bytes,
+            }
+            for standby in observed.standbys
+        ],
+        "slots": [
+            {
+                "name": slot.name,
+                "active": slot.active,
+                "lost": slot.lost,
+                "retained_bytes": slot.retained_bytes,
+            }
+            for slot in observed.slots
+        ],
+    }
+
+
+class AgentCollector(Collector):
+    """Turns what the agent holds into metrics when somebody scrapes."""
+
+    def __init__(self, agent: RegionAgent) -> None:
+        self._agent = agent
+
+    def collect(self) -> Iterator[Metric]:
+        """Yield the metric families."""
+        agent = self._agent
+        current = agent.view.current
+        yield _gauge("palaver_epoch", "Epoch this process knows of.", current.epoch if current else 0)
+        role = GaugeMetricFamily("palaver_agent_role", "1 for the role of the region.", labels=["role"])
+        for name in ("leader", "follower", "view"):
+            role.add_metric([name], float(agent.role == name))
+        yield role
+        yield _gauge("palaver_agent_refuses", "Whether the agent needs help.", agent.refusal is not None)
+        if agent.member is not None:
+            yield from self._ledger()
+        edge = agent.edge.status
+        yield _gauge("palaver_edge_confirmed", "Whether Envoy has taken what was written.", edge.confirmed)
+        yield CounterMetricFamily("palaver_edge_update_rejected", "Updates that Envoy refused.", edge.update_rejected)
+
+    def _ledger(self) -> Iterator[Metric]:
+        assert self._agent.member is not None
+        observed = self._agent.observation
+        yield _gauge("palaver_ledger_up", "Whether PostgreSQL runs.", self._agent.member.running)
+        yield _gauge("palaver_ledger_answers", "Whether PostgreSQL answers.", observed.ledger is not None)
+        if observed.ledger is not None:
+            yield _gauge("palaver_ledger_lsn_bytes", "WAL that is on disk.", observed.ledger.lsn)
+            yield _gauge("palaver_ledger_receiving", "Whether a leader is connected.", observed.ledger.receiving)
+        flush = GaugeMetricFamily(
+            "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
+        )
+        replay = GaugeMetricFamily(
+            "palaver_standby_replay_lag_bytes", "WAL a standby has not replayed.", labels=["standby"]
+        )
+        seconds = GaugeMetricFamily(
+            "palaver_standby_flush_lag_seconds", "Age of the news of a flush.", labels=["standby"]
+        )
+        quorum = GaugeMetricFamily("palaver_standby_quorum", "Whether commits wait for a standby.", labels=["standby"])
+        for standby in observed.standbys:
+            flush.add_metric([standby.region], standby.flush_lag_bytes)
+            replay.add_metric([standby.region], standby.replay_lag_bytes)
+            seconds.add_metric([standby.region], standby.flush_lag_s)
+            quorum.add_metric([standby.region], float(standby.sync_state in ("quorum", "sync")))
+        retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL a slot holds.", labels=["slot"])
+        lost = GaugeMetricFamily("palaver_slot_lost", "Whether a slot was lost.", labels=["slot"])
+        for slot in observed.slots:
+            retained.add_metric([slot.name], slot.retained_bytes)
+            lost.add_metric([slot.name], float(slot.lost))
+        yield from (flush, replay, seconds, quorum, retained, lost)
+
+
+def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:
+    return GaugeMetricFamily(name, documentation, value=float(value))

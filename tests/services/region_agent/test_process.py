@@ -1,0 +1,200 @@
+"""The region agent as a process: three of them over real etcd and PostgreSQL."""
+
+import asyncio
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import AsyncGenerator
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.servers.unprivileged import account
+from regions.member.process import ProcessIdentity
+from tests import servers
+from tests.child_processes import Child, free_port
+from tests.regions.deployment import REGIONS, Deployment, deployment, until
+from tests.servers import EtcdCluster
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+
+
+class Processes:
+    """One agent process per region."""
+
+    def __init__(self, made: Deployment, etcd: EtcdCluster) -> None:
+        self.made = made
+        self.etcd = etcd
+        self.internal = {region: free_port() for region in made.ports}
+        self.children = {region: self._child(region) for region in made.ports}
+
+    def environment(self, region: str) -> dict[str, str]:
+        home = self.made.root / region
+        home.mkdir(exist_ok=True)
+        topology = home / "topology.json"
+        topology.write_text(json.dumps(self._topology(region)))
+        common = {
+            "PATH": os.defpath,
+            "PALAVER_TOPOLOGY": str(topology),
+            "PALAVER_INTERNAL_LISTEN": f"127.0.0.1:{self.internal[region]}",
+            "PALAVER_ETCD_USER": "root",
+            "PALAVER_ETCD_PASSWORD": "secret",
+            "PALAVER_STATE_DIR": str(home / "state"),
+            "PALAVER_EDGE_DIR": str(home / "xds"),
+            "PALAVER_EDGE_LISTEN": f"127.0.0.1:{self.made.ports[region]['edge']}",
+            "PALAVER_EDGE_ADMIN": str(home / "admin.sock"),
+        }
+        if region not in REGIONS:
+            return common
+        settings = self.made.settings(region)
+        owner = account()
+        return common | {
+            "PALAVER_LEDGER_DATA": str(settings.data),
+            "PALAVER_LEDGER_LISTEN": str(settings.listen),
+            "PALAVER_POSTGRES_BIN": str(settings.programs),
+            "PALAVER_LEDGER_SUPERUSER_PASSWORD": settings.superuser_password,
+            "PALAVER_REPLICATION_PASSWORD": settings.replication_password,
+            "PALAVER_WRITER_PASSWORD": settings.writer_password,
+            **({} if owner is None else {"PALAVER_OS_USER": owner.name}),
+        }
+
+    def _topology(self, region: str) -> dict[str, Any]:
+        topology = self.made.topology(region)
+        keys = ("etcd", "ledger", "write_api", "read_api", "changes", "agent")
+        regions = [
+            {"name": one.name, "voter": one.voter}
+            | {key: str(getattr(one, key)) for key in keys if getattr(one, key) is not None}
+            for one in topology.regions
+        ]
+        return {"cell": "main", "region": region, "regions": regions}
+
+    def _child(self, region: str) -> Child:
+        return Child(
+            [sys.executable, "-m", "services.region_agent"],
+            log=self.made.root / f"{region}.log",
+            ready=lambda: self._answers(region),
+            environment=self.environment(region) | {"PYTHONPATH": str(Path(__file__).parents[3])},
+        )
+
+    def _answers(self, region: str) -> bool:
+        try:
+            return self.get(region, "/healthz").status_code == 200
+        except httpx.TransportError:
+            return False
+
+    def get(self, region: str, path: str) -> httpx.Response:
+        return httpx.get(f"http://127.0.0.1:{self.internal[region]}{path}", timeout=5, trust_env=False)
+
+    def status(self, region: str) -> dict[str, Any]:
+        return self.get(region, "/status").json()
+
+    async def ready(self, *regions: str) -> None:
+        """Wait until these regions are ready."""
+
+        async def all_ready() -> bool:
+            return all(self.get(region, "/readyz").status_code == 200 for region in regions or self.children)
+
+        await until(all_ready, 60)
+
+
+@pytest.fixture
+async def processes() -> AsyncGenerator[Processes]:
+    with servers.etcd_cluster(3) as etcd:
+        async with deployment(etcd=etcd.endpoints, view_regions=("view-only",)) as made:
+            running = Processes(made, etcd)
+            try:
+                for child in running.children.values():
+                    child.start(wait=False)
+                for child in running.children.values():
+                    child.wait_ready()
+                yield running
+            finally:
+                for member in range(3):
+                    etcd.resume(member)
+                for child in running.children.values():
+                    child.kill()
+
+
+def gone(pid: int) -> bool:
+    """Whether a process ended."""
+    return ProcessIdentity.of(pid) is None
+
+
+async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_ledger(processes: Processes) -> None:
+    await processes.ready()
+    status = processes.status(EAST)
+    assert (status["epoch"], status["leader"], status["phase"], status["role"]) == (1, EAST, "serving", "leader")
+    assert status["member"]["position"].startswith("main.1.")
+    assert processes.status(WEST)["role"] == "follower"
+    assert processes.status("view-only")["role"] == "view"
+    assert processes.status("view-only")["member"] is None
+    metrics = processes.get(EAST, "/metrics").text
+    assert "palaver_epoch 1.0" in metrics
+    assert 'palaver_agent_role{role="leader"} 1.0' in metrics
+    assert 'palaver_slot_retained_bytes{slot="palaver_view_only"}' in metrics
+
+    # A kill of the agent costs nothing.
+    pid = status["member"]["pid"]
+    processes.children[EAST].kill()
+    processes.children[EAST].start()
+    await processes.ready(EAST)
+    again = processes.status(EAST)
+    assert (again["epoch"], again["member"]["pid"]) == (1, pid)
+
+    # A stop stops the ledger, and the next start has an epoch of its own.
+    began = time.monotonic()
+    await asyncio.to_thread(processes.children[EAST].stop)
+    assert time.monotonic() - began < 10
+    assert gone(pid)
+    processes.children[EAST].start()
+    await processes.ready()
+    assert processes.status(EAST)["epoch"] == 2
+
+    # Also when etcd does not answer.
+    pid = processes.status(WEST)["member"]["pid"]
+    for member in range(3):
+        processes.etcd.pause(member)
+    await asyncio.sleep(1)
+    began = time.monotonic()
+    await asyncio.to_thread(processes.children[WEST].stop)
+    assert time.monotonic() - began < 10
+    assert gone(pid)
+    assert "Traceback" not in processes.children[WEST].log_text
+    for line in processes.children[EAST].log_text.splitlines():
+        assert json.loads(line)["process"] == "region_agent"
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        ({"PALAVER_ETCD_USER": None}, "PALAVER_ETCD_USER"),
+        ({"PALAVER_TOPOLOGY": "/absent.json"}, "No such file"),
+        ({"PALAVER_LEDGER_DATA": None}, "PALAVER_LEDGER_DATA is missing"),
+        ({"PALAVER_EDGE_LISTEN": "nonsense"}, "PALAVER_EDGE_LISTEN"),
+        ({"PALAVER_WAL_KEEP_MB": "1"}, "PALAVER_WAL_KEEP_MB"),
+    ],
+)
+async def test_wrong_settings_are_one_line_and_status_2(change: dict[str, str | None], said: str) -> None:
+    async with deployment() as made:
+        unused = EtcdCluster(root=made.root, members=3)
+        environment = Processes(made, unused).environment(EAST)
+        wrong = {name: value for name, value in (environment | change).items() if value is not None}
+        wrong["PYTHONPATH"] = str(Path(__file__).parents[3])
+        ended = await asyncio.to_thread(
+            subprocess.run,
+            [sys.executable, "-m", "services.region_agent"],
+            env=wrong,
+            capture_output=True,
+            text=True,
+            timeout=30,
+            check=False,
+        )
+        assert ended.returncode == 2, ended.stderr
+        assert said in ended.stderr
+        assert ended.stderr.count("\n") == 1
