@@ -65,7 +65,8 @@ def decode_cursor(text: str, *, site: UUID, thread: str, sort: str) -> Cursor:
 
 
 def _decode(text: str, site: UUID, thread: str, sort: str) -> Cursor | None:
-    if len(text) != CURSOR_CHARS:
+    # The decoder takes the characters of the other base64 alphabet as well, which would give a cursor two texts.
+    if len(text) != CURSOR_CHARS or "+" in text or "/" in text:
         return None
     data = base64.b64decode(text, altchars=b"-_", validate=True)
     digest, body = data[:_DIGEST_BYTES], data[_DIGEST_BYTES:]

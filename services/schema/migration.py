@@ -15,15 +15,13 @@ from sqlalchemy import Connection, create_engine, make_url, text
 from sqlalchemy.exc import DBAPIError
 from sqlalchemy.pool import NullPool
 
+from services.schema.failure import MigrationFailed
+
 # One lock for all of Palaver's migrations of a database; the number has no meaning beyond being ours.
 _ADVISORY_LOCK: Final = 0x70616C61766572
 # A migration waits this long for another one, or for a table a request holds, before it gives up.
 LOCK_TIMEOUT_MS: Final = 30_000
 CONNECT_TIMEOUT_S: Final = 5
-
-
-class MigrationFailed(Exception):
-    """The schema could not be brought up to date; the cause is chained."""
 
 
 def migrate_database(url: str, *, scripts: Path, repeatable: Sequence[Path]) -> None:

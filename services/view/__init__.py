@@ -7,7 +7,7 @@ writer (replicator) and the readers (read API) share (`cache`). Refuses to know 
 from pathlib import Path
 from typing import Final
 
-from services.schema.migration import MigrationFailed, migrate_database
+from services.schema.failure import MigrationFailed
 from services.schema.statements import statement as _statement
 
 __all__ = ["MigrationFailed", "migrate", "statement"]
@@ -24,6 +24,9 @@ def migrate(url: str) -> None:
     Raises:
         MigrationFailed: The view cannot be reached, or refused a statement.
     """
+    # Alembic and SQLAlchemy cost a quarter of a second and 20 MB, which the processes that only read do without.
+    from services.schema.migration import migrate_database
+
     migrate_database(url, scripts=_FOLDER / "migrations", repeatable=[_FOLDER / "grants.sql"])
 
 

@@ -36,6 +36,15 @@ def test_a_changed_cursor_is_refused(cursor: Cursor, data: st.DataObject) -> Non
             decode_cursor(changed, site=SITE, thread="a", sort="newest")
 
 
+def test_the_other_base64_alphabet_is_refused() -> None:
+    ids = (uuid.UUID(int=n) for n in range(1000))
+    texts = (encode_cursor(Cursor(parent=one), site=SITE, thread="a", sort="newest") for one in ids)
+    text = next(text for text in texts if "_" in text and "-" in text)
+    for changed in (text.replace("_", "/"), text.replace("-", "+")):
+        with pytest.raises(Problem, match="invalid-cursor"):
+            decode_cursor(changed, site=SITE, thread="a", sort="newest")
+
+
 @pytest.mark.parametrize(
     ("site", "thread", "sort"),
     [(uuid.UUID(int=2), "a", "newest"), (SITE, "b", "newest"), (SITE, "a", "oldest")],
