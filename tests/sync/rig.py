@@ -50,7 +50,8 @@ class Servers:
     view: PostgresServer
 
     def prepare_templates(self) -> None:
-        """Make the databases that each test copies."""
+        """Make the databases that each test copies, and the role that reads streams as in production."""
+        self.ledger.sql("CREATE ROLE palaver_replication LOGIN REPLICATION PASSWORD 'throwaway'")
         for name, server, migrate in (
             ("ledger", self.ledger, ledger.migrate),
             ("view", self.view, view.migrate),
@@ -127,6 +128,7 @@ class Rig:
         for kind, server in (("ledger", self.servers.ledger), ("view", self.servers.view)):
             server.sql(f"CREATE DATABASE {kind}_{self.number} TEMPLATE {kind}_template", database="postgres")
         self.ledger_url = self.servers.ledger.url(f"ledger_{self.number}")
+        self.stream_url = self.servers.ledger.url(f"ledger_{self.number}", user="palaver_replication")
         self.view_url = self.servers.view.url(f"view_{self.number}")
         self.topology = topology(self.region, {self.region: self.port})
         self.leaders = StillLeaders(leadership(self.region))
@@ -157,7 +159,7 @@ class Rig:
         self.sql(f"SELECT pg_drop_replication_slot(slot_name) {mine}")
 
     def change_server(self) -> ChangeServer:
-        return ChangeServer(topology=self.topology, leaders=self.leaders, ledger_conninfo=self.ledger_url, token=TOKEN)
+        return ChangeServer(topology=self.topology, leaders=self.leaders, ledger_conninfo=self.stream_url, token=TOKEN)
 
     def channel(self) -> DirectChannel:
         return DirectChannel(topology=self.topology, leaders=self.leaders, token=TOKEN, meter=self.meter)

@@ -49,7 +49,7 @@ async def test_everything_after_the_first_fence_row_comes_in_commit_order(rig: R
     rig.fence()
     for number in range(20):
         add_thread(rig, str(number))
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         found = await transactions(capture, 21)
     assert found[0].changes[0].table == "fence"
     assert keys(found) == [str(number) for number in range(20)]
@@ -62,11 +62,11 @@ async def test_a_stream_goes_on_exactly_after_a_position(rig: Rig) -> None:
     rig.fence()
     for number in range(6):
         add_thread(rig, str(number))
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         all_of_it = await transactions(capture, 7)
     for number in range(1, 6):
         start = all_of_it[number].position
-        async with open_capture(rig.ledger_url, slot=slot, start=start, epoch=1) as capture:
+        async with open_capture(rig.stream_url, slot=slot, start=start, epoch=1) as capture:
             assert await transactions(capture, 6 - number) == all_of_it[number + 1 :]
 
 
@@ -76,7 +76,7 @@ async def test_what_is_confirmed_is_what_the_slot_may_forget_and_nothing_else(ri
     add_thread(rig, "a")
     add_thread(rig, "b")
     before = confirmed_lsn(rig, slot)
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         found = await transactions(capture, 3)
         await progress_after(capture, ZERO)
         assert confirmed_lsn(rig, slot) == before
@@ -84,17 +84,17 @@ async def test_what_is_confirmed_is_what_the_slot_may_forget_and_nothing_else(ri
         capture.confirm(Position(0, found[2].position.lsn))
         capture.confirm(Position(1, 2**60))
         capture.confirm(found[1].position)
-        await until(lambda: not (confirmed_lsn(rig, slot) == before))
+        await until(lambda: confirmed_lsn(rig, slot) != before)
         assert confirmed_lsn(rig, slot) == found[1].position.lsn
     with pytest.raises(SlotLost):
-        async with open_capture(rig.ledger_url, slot=slot, start=found[0].position, epoch=1):
+        async with open_capture(rig.stream_url, slot=slot, start=found[0].position, epoch=1):
             pass
 
 
 async def test_an_idle_ledger_makes_progress_at_once_and_keeps_saying_so(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         found = await transactions(capture, 1)
         capture.confirm(found[0].position)
         rig.sql("SELECT pg_logical_emit_message(false, 'nothing', 'x', true)")
@@ -110,7 +110,7 @@ async def test_an_idle_ledger_makes_progress_at_once_and_keeps_saying_so(rig: Ri
 async def test_a_slot_that_is_missing_is_told_as_lost(rig: Rig) -> None:
     rig.fence()
     with pytest.raises(SlotLost, match="does not exist"):
-        async with open_capture(rig.ledger_url, slot="palaver_nowhere", start=ZERO, epoch=1):
+        async with open_capture(rig.stream_url, slot="palaver_nowhere", start=ZERO, epoch=1):
             pass
 
 
@@ -119,12 +119,12 @@ async def test_a_slot_made_after_the_first_fence_row_cannot_feed_an_empty_view(r
     slot = rig.create_slot()
     async with asyncio.timeout(WAIT_S):
         with pytest.raises(SlotLost, match="first fence row"):
-            async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+            async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
                 await capture.beginning()
     rig.fence(2)
     async with asyncio.timeout(WAIT_S):
         with pytest.raises(SlotLost, match="epoch 2"):
-            async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=2) as capture:
+            async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=2) as capture:
                 await capture.beginning()
 
 
@@ -134,16 +134,16 @@ async def test_a_ledger_that_is_not_there_is_told_as_unavailable(rig: Rig) -> No
             pass
     slot = rig.create_slot()
     with pytest.raises(SourceUnavailable, match="no fence row"):
-        async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1):
+        async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1):
             pass
 
 
 async def test_the_walsender_of_a_dead_connection_is_ended(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as dead:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as dead:
         await transactions(dead, 1)
-        async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+        async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
             assert len(await transactions(capture, 1)) == 1
             with pytest.raises(StreamEnded):
                 await transactions(dead, 1)
@@ -153,11 +153,11 @@ async def test_a_new_epoch_in_the_stream_begins_with_its_fence_row(rig: Rig) -> 
     slot = rig.create_slot()
     rig.fence()
     add_thread(rig, "a")
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         first = await transactions(capture, 2)
     rig.fence(2)
     add_thread(rig, "b")
-    async with open_capture(rig.ledger_url, slot=slot, start=first[-1].position, epoch=2) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=first[-1].position, epoch=2) as capture:
         again = await transactions(capture, 4)
         fresh = await progress_after(capture, Position(1, 2**60))
     # The LSN of another epoch is no place to start from: what is not confirmed comes again, under its epoch.
@@ -170,7 +170,7 @@ async def test_a_new_epoch_in_the_stream_begins_with_its_fence_row(rig: Rig) -> 
 async def test_progress_of_another_epoch_is_never_told_as_fresh(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
-    async with open_capture(rig.ledger_url, slot=slot, start=Position(1, 2**50), epoch=2) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=Position(1, 2**50), epoch=2) as capture:
         items = await transactions(capture, 1)
         async with asyncio.timeout(WAIT_S):
             found: list[Item] = []
@@ -184,7 +184,7 @@ async def test_the_trace_of_a_write_arrives_with_it(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     rig.sql("BEGIN; SELECT pg_logical_emit_message(true, 'trace', '00-abc'); " + THREADS.format(key="'a'") + "; COMMIT")
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         assert [one.trace for one in await transactions(capture, 2)] == [None, "00-abc"]
 
 
@@ -193,7 +193,7 @@ async def test_what_was_rolled_back_never_arrives(rig: Rig) -> None:
     rig.fence()
     rig.sql("BEGIN; " + THREADS.format(key="'ghost'") + "; ROLLBACK")
     add_thread(rig, "real")
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         assert keys(await transactions(capture, 2)) == ["real"]
 
 
@@ -205,7 +205,7 @@ async def test_a_body_out_of_line_arrives_once_and_is_absent_when_it_did_not_cha
     async with writing(rig) as writer:
         comment = await writer.post(uuid.uuid4(), body)
         await writer.connection.execute("UPDATE palaver.comments SET state = 'pending', version = 2")
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         found = await transactions(capture, 4)
     added, changed = found[2].changes[0], found[3].changes[0]
     assert added.row["body"] == body
@@ -223,7 +223,7 @@ async def test_a_large_transaction_arrives_in_parts_within_bounded_memory(rig: R
         "INSERT INTO palaver.threads (site_id, key, title, epoch)"
         " SELECT gen_random_uuid(), n::text, repeat(n::text, 50), 1 FROM generate_series(1, 20000) AS n"
     )
-    async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+    async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
         await transactions(capture, 1)
         found = await transactions(capture, 1)
     assert keys(found) == [str(number) for number in range(1, 20001)]
@@ -247,7 +247,7 @@ async def test_an_invalidated_slot_is_told_as_lost(rig: Rig) -> None:
             rig.sql("SELECT pg_switch_wal()")
         rig.sql("CHECKPOINT")
         with pytest.raises(SlotLost, match="invalidated"):
-            async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1):
+            async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1):
                 pass
     finally:
         server.sql("ALTER SYSTEM RESET max_slot_wal_keep_size")
@@ -259,7 +259,7 @@ async def test_a_capture_that_is_cancelled_frees_its_slot(rig: Rig) -> None:
     rig.fence()
 
     async def read_for_ever() -> None:
-        async with open_capture(rig.ledger_url, slot=slot, start=ZERO, epoch=1) as capture:
+        async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
             while True:
                 await capture.receive()
 

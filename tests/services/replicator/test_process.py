@@ -153,7 +153,7 @@ async def test_the_process_follows_the_leader_and_stops_in_time(rig: Rig, redis:
             "PALAVER_INTERNAL_LISTEN": internal,
             "PALAVER_VIEW_URL": rig.view_url,
             "PALAVER_REDIS_URL": redis.url,
-            "PALAVER_LEDGER_REPLICATION": rig.ledger_url,
+            "PALAVER_LEDGER_REPLICATION": rig.stream_url,
             "PALAVER_CHANGES_LISTEN": f"127.0.0.1:{rig.port}",
             "PALAVER_CHANGES_TOKEN": TOKEN,
         }
