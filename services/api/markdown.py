@@ -5,6 +5,7 @@ count a page's readers) and cleans the result again with a sanitiser of its own,
 is not a fault of the site. The HTML depends on nothing but the body.
 """
 
+import re
 from collections import OrderedDict
 from typing import Final
 from uuid import UUID
@@ -29,8 +30,21 @@ _cleaner: Final = nh3.Cleaner(
 )
 
 
+# Most comments are plain sentences: lines that begin with a letter and hold nothing that means something in
+# Markdown or HTML. Their HTML is known without parsing them, at a hundredth of the price.
+_PLAIN_LINE: Final = r"[^\W\d_](?:[^\x00-\x1f\x7f-\xa0\\`*_\[\]<>&~]*[^\s\x00-\x1f\x7f-\xa0\\`*_\[\]<>&~])?"
+_PLAIN: Final = re.compile(rf"{_PLAIN_LINE}(?:\n\n?{_PLAIN_LINE})*")
+
+
 def render(body: str) -> str:
     """Return the HTML of a comment's body."""
+    if _PLAIN.fullmatch(body):
+        return "<p>" + body.replace("\n\n", "</p>\n<p>") + "</p>"
+    return render_markdown(body)
+
+
+def render_markdown(body: str) -> str:
+    """Return the HTML of any body, by the parser and the sanitiser; what `render` must agree with."""
     return _cleaner.clean(_parser.render(body)).strip()
 
 

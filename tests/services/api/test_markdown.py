@@ -2,10 +2,10 @@ import uuid
 from html.parser import HTMLParser
 
 import pytest
-from hypothesis import given
+from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.api.markdown import ATTRIBUTES, TAGS, HtmlCache, render
+from services.api.markdown import ATTRIBUTES, TAGS, HtmlCache, render, render_markdown
 
 
 class Audit(HTMLParser):
@@ -64,3 +64,21 @@ def test_the_cache_is_bounded_and_knows_versions() -> None:
     cache.render(uuid.uuid4(), 1, "c")
     assert cache.render(one, 1, "gone") == "<p>gone</p>"
     assert cache.render(uuid.uuid4(), 1, "x" * 100) == f"<p>{'x' * 100}</p>"
+
+
+plain = st.lists(
+    st.builds("{}{}".format, st.characters(categories=["L"]), st.text(max_size=20)), min_size=1, max_size=4
+).flatmap(lambda lines: st.sampled_from(["\n", "\n\n"]).map(lambda separator: separator.join(lines)))
+
+
+@given(st.one_of(plain, st.text(st.sampled_from("aB \n.,;:!?'\"()-=+#1|/@%{}$^"), max_size=60)))
+@example("a\n===")
+@example("a\n---\nb")
+@example("a  \nb")
+@example("a\n\n\nb")
+def test_plain_text_is_rendered_as_the_parser_would(body: str) -> None:
+    assert render(body) == render_markdown(body)
+
+
+def test_the_pattern_of_plain_text_is_linear() -> None:
+    assert render("a " * 5000 + "*") == render_markdown("a " * 5000 + "*")
