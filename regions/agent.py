@@ -266,10 +266,12 @@ class RegionAgent:
         await member.ledger.prepare_roles(
             replication_password=settings.replication_password, writer_password=settings.writer_password
         )
+        # The followers' slots first, so that they copy while the schema is made; the streams' slots after it,
+        # because no stream can be decoded from before its publication.
+        await member.ledger.prepare_slots(followers=self._standby_names(), streams=())
         await self._prepare_ledger(member.ledger.url)
-        await member.ledger.prepare_slots(
-            followers=self._standby_names(), streams=[region.name for region in self.topology.regions]
-        )
+        streams = [region.name for region in self.topology.regions]
+        await member.ledger.prepare_slots(followers=(), streams=streams)
         _log.info("ledger: roles, schema and slots are there")
 
     async def _await_standbys(self, member: Member) -> None:
