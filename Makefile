@@ -1,7 +1,7 @@
 # Everything a developer types. Needs Python 3.11 or later, make and the network; nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format coverage bench clean
+.PHONY: help setup demo test check format coverage bench load-setup soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -46,6 +46,13 @@ coverage: setup ## Run the tests with branch coverage
 
 bench: setup ## Measure, print a table, write bench-results/*.json
 	$(BIN)/python -m infra.bench
+
+load-setup: ## Make .venv-load with locust in it (for loadtests/)
+	test -x .venv-load/bin/python || $(PYTHON) -m venv .venv-load
+	.venv-load/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/load.txt
+
+soak: setup ## Run the long tests (kills under load, again and again)
+	$(BIN)/pytest -m soak $(PYTEST_FLAGS)
 
 clean: ## Remove the virtual environment and caches (data folders stay)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis

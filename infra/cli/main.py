@@ -13,6 +13,7 @@ from typer._click import exceptions as usage  # Typer carries its own copy of cl
 
 from infra.cli import demo, faults, lifecycle, site
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
+from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
 
 WRONG_INPUT = (InvalidPlan, UnknownTarget, PlanMismatch)
@@ -54,7 +55,7 @@ def run() -> None:
         code = EXIT_WRONG_INPUT
     except (KeyboardInterrupt, typer.Abort):
         code = EXIT_INTERRUPTED
-    except DeploymentError as error:
+    except (DeploymentError, RelayFailed) as error:
         typer.echo(f"palaver: {error}", err=True)
         code = EXIT_WRONG_INPUT if isinstance(error, WRONG_INPUT) else EXIT_FAILED
     sys.exit(code if isinstance(code, int) else 0)

@@ -56,7 +56,7 @@ class ProgressDisplay:
             ready = _ready(supervisor, region)
             if region not in self._said and ready and all(ready.values()):
                 self._said.add(region)
-                self._console.print(f"{region}: {len(ready)} processes are up", highlight=False)
+                self._console.print(f"{region}: all processes are up", highlight=False)
         if supervisor.all_ready.is_set() and "all" not in self._said:
             self._said.add("all")
             elapsed_s = time.monotonic() - self._started_at

@@ -103,7 +103,9 @@ class Visitor:
                 return (time.perf_counter() - started) * 1000
             last = f"{answer.status_code}, {answer.headers.get('palaver-consistency')}, {answer.text[:200]}"
             await asyncio.sleep(VISIBLE_POLL_S)
-        raise VisitFailed(f"comment {comment} did not appear in {region} within {VISIBLE_TIMEOUT_S:.0f} s; last answer: {last}")
+        raise VisitFailed(
+            f"comment {comment} did not appear in {region} within {VISIBLE_TIMEOUT_S:.0f} s; last answer: {last}"
+        )
 
     async def read_thread(self, region: str, thread: str) -> tuple[dict[str, dict[str, Any]], int]:
         """Read a whole thread by following every cursor.

@@ -128,6 +128,7 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
     ledger = {
         "PALAVER_LEDGER_DATA": str(home / "ledger"),
         "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
+        "PALAVER_LEDGER_LOG": str(site.layout.log(region, "ledger")),
         "PALAVER_POSTGRES_BIN": str(site.postgres_bin),
         "PALAVER_LEDGER_SUPERUSER_PASSWORD": secrets.ledger_superuser,
         "PALAVER_REPLICATION_PASSWORD": secrets.ledger_replication,

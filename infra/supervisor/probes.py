@@ -7,10 +7,7 @@ from collections.abc import Awaitable, Callable
 from http import HTTPStatus
 from pathlib import Path
 
-import asyncpg
 import httpx
-import redis.asyncio
-from redis.exceptions import RedisError
 
 PROBE_TIMEOUT_S = 2.0
 
@@ -39,6 +36,7 @@ def http_probe(url: str, *, unix_socket: Path | None = None) -> Probe:
 
 def postgres_probe(url: str) -> Probe:
     """Ready when a session can be opened and a query answered."""
+    import asyncpg  # Late, like redis below: every command imports this module, and only a start probes.
 
     async def ask() -> str | None:
         try:
@@ -57,6 +55,8 @@ def postgres_probe(url: str) -> Probe:
 
 def redis_probe(url: str) -> Probe:
     """Ready when PING is answered."""
+    import redis.asyncio
+    from redis.exceptions import RedisError
 
     async def ask() -> str | None:
         client = redis.asyncio.Redis.from_url(url, socket_timeout=PROBE_TIMEOUT_S)  # pyright: ignore[reportUnknownMemberType] - redis-py leaves **kwargs untyped

@@ -212,6 +212,11 @@ class Supervisor:
                 found += [] if ledger is None else family(ledger)
             elif f"{region}/{name}" in self.processes:
                 found += self.processes[f"{region}/{name}"].members()
+        if process is not None and process != "ledger":
+            # The ledger is a child of its agent and must outlive it.
+            ledger = self.ledger_process(region)
+            spared = [] if ledger is None else [member.pid for member in family(ledger)]
+            found = [member for member in found if member.pid not in spared]
         return found
 
     def check_target(self, region: str, process: str | None = None) -> None:

@@ -25,6 +25,7 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "unknown-site": (404, "There is no such site"),
     "unknown-comment": (404, "There is no such comment"),
     "method-not-allowed": (405, "The address does not take this method"),
+    "request-timeout": (408, "The request did not arrive in time"),
     "thread-closed": (409, "The thread takes no comments"),
     "version-mismatch": (412, "The comment has changed meanwhile"),
     "request-too-large": (413, "The request is too large"),

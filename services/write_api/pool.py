@@ -47,6 +47,13 @@ _REFUSED: Final = (
     pg.InvalidSchemaNameError,
     pg.InsufficientPrivilegeError,
 )
+# PostgreSQL's own errors that leave it open whether the COMMIT took place (rule 9).
+_SAYS_NOTHING: Final = (
+    pg.OperatorInterventionError,
+    pg.PostgresConnectionError,
+    pg.PostgresSystemError,
+    pg.InternalServerError,
+)
 # The sqlstate of the warning with which PostgreSQL gives up a synchronous wait, although it committed.
 _WARNING: Final = "01000"
 
@@ -164,8 +171,8 @@ class LedgerPool:
             self._release(session)
             return _refusal(error)
         except pg.PostgresError as error:
-            if isinstance(error, pg.OperatorInterventionError):
-                # A shutdown or a cancel can hit after the commit record was written.
+            if isinstance(error, _SAYS_NOTHING):
+                # A shutdown, a cancel, a crash or a broken connection can hit after the commit record was written.
                 self._discard(session)
                 return _unknown(error)
             self._release(session)

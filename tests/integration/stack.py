@@ -12,6 +12,9 @@ from typing import Any, TypeVar
 import httpx
 import orjson
 
+from infra.supervisor.control import ControlClient
+from infra.supervisor.layout import open_layout
+
 REGIONS = ("us-east", "eu-west", "ap-south")
 COMMAND_TIMEOUT_S = 200.0
 Answer = TypeVar("Answer")
@@ -52,7 +55,8 @@ class Stack:
         return palaver(*arguments, data=self.data, check=check)
 
     def status(self) -> dict[str, Any]:
-        return orjson.loads(self.palaver("status", "--json").stdout)
+        with ControlClient(open_layout(self.data)) as control:
+            return control.get("/status")
 
     def region(self, name: str) -> dict[str, Any]:
         return next(region for region in self.status()["regions"] if region["region"] == name)

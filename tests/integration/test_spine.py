@@ -5,6 +5,7 @@ import re
 import uuid
 
 import httpx
+import orjson
 import pytest
 
 from tests.integration.stack import REGIONS, Stack, eventually
@@ -37,7 +38,7 @@ def test_the_position_of_a_write_makes_it_readable_at_once_elsewhere(stack: Stac
 
 
 def test_status_has_the_documented_shape(stack: Stack) -> None:
-    status = stack.status()
+    status = orjson.loads(stack.palaver("status", "--json").stdout)
     (cell,) = status["cells"]
     assert cell["cell"] == "main"
     assert cell["phase"] == "serving"
