@@ -128,6 +128,8 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
             {
                 "name": "palaver",
                 "domains": ["*"],
+                # A retry carries the epoch of the first attempt; the count tells the write API that it is one.
+                "include_request_attempt_count": True,
                 "routes": [
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
                     *_write_routes(leadership),

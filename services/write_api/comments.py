@@ -32,7 +32,7 @@ from services.api.requests import (
 from services.api.thread_key import parse_thread_key
 from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
 from services.telemetry.tracing import sampled_traceparent
-from services.write_api.leadership import EPOCH_HEADER, LeadershipGuard
+from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
 from services.write_api.outcomes import count, ledger_problem, position_header, refuse
 from services.write_api.pool import LedgerError, LedgerPool
 from services.write_api.site_keys import hash_api_key
@@ -78,15 +78,17 @@ class Comments:
         """`POST /v1/sites/{site}/comments`."""
         scope[EXCHANGE].route = POST_TEMPLATE
         site = require_site(scope["path"][len(SITE_PREFIX) : -len(_POST_SUFFIX)])
-        content_type = key_header = epoch_header = None
+        content_type = key_header = epoch_header = attempt_header = None
         for name, value in scope["headers"]:
             if name == b"content-type":
                 content_type = value
             elif name == b"idempotency-key":
                 key_header = value
-            elif name == b"palaver-epoch":
+            elif name == EPOCH_HEADER:
                 epoch_header = value
-        epoch = self._guard.require(epoch_header)
+            elif name == ATTEMPT_HEADER:
+                attempt_header = value
+        epoch = self._guard.require(epoch_header, attempt_header)
         require_json(content_type)
         key = parse_idempotency_key(key_header)
         body = await read_body(receive)
@@ -141,7 +143,7 @@ class Comments:
         """`PATCH /v1/sites/{site}/comments/{comment}`."""
         scope = request.scope
         site, comment_id = _ids(request)
-        epoch = self._guard.require(header(scope, EPOCH_HEADER))
+        epoch = self._guard.require(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         if if_match is None:
@@ -167,7 +169,7 @@ class Comments:
         """`DELETE /v1/sites/{site}/comments/{comment}`."""
         scope = request.scope
         site, comment_id = _ids(request)
-        epoch = self._guard.require(header(scope, EPOCH_HEADER))
+        epoch = self._guard.require(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         version = None if if_match is None else parse_if_match(if_match)

@@ -8,6 +8,7 @@ from regions.identity import Epoch, RegionName
 from services.api.problems import Problem, unavailable
 
 EPOCH_HEADER: Final = b"palaver-epoch"
+ATTEMPT_HEADER: Final = b"x-envoy-attempt-count"
 
 
 class LeadershipGuard:
@@ -29,11 +30,16 @@ class LeadershipGuard:
         leadership = self._current()
         return leadership is not None and leadership.leader == self._region and leadership.phase == "serving"
 
-    def require(self, claimed: bytes | None) -> Epoch:
+    def require(self, claimed: bytes | None, attempt: bytes | None) -> Epoch:
         """Return the epoch to write under.
+
+        An edge chooses the route, and with it the epoch, once a request: its repetitions carry the epoch of
+        the first attempt. A repetition that was sent under an earlier epoch and finds the leader of a later
+        one is what the repetition is for, and only requests with an Idempotency-Key are repeated.
 
         Args:
             claimed: The `palaver-epoch` header; None for a call that did not come through the edge.
+            attempt: The `x-envoy-attempt-count` header, which the edge sets itself; None is the first.
 
         Raises:
             Problem: `stale-epoch`: this region does not lead, or the edge sent it for another epoch.
@@ -43,7 +49,10 @@ class LeadershipGuard:
             raise stale_epoch("This region has not heard yet who leads.")
         if not self.serves:
             raise stale_epoch(f"Epoch {leadership.epoch} is led by {leadership.leader} (phase {leadership.phase}).")
-        if claimed is not None and claimed != b"%d" % leadership.epoch:
+        if claimed is None or claimed == b"%d" % leadership.epoch:
+            return leadership.epoch
+        is_repetition = attempt not in (None, b"1")
+        if not (is_repetition and claimed.isdigit() and int(claimed) < leadership.epoch):
             raise stale_epoch(f"The request was routed for another epoch than {leadership.epoch}.")
         return leadership.epoch
 

@@ -21,7 +21,7 @@ from services.api.requests import (
     unauthorized,
 )
 from services.telemetry.tracing import sampled_traceparent
-from services.write_api.leadership import EPOCH_HEADER, LeadershipGuard
+from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
 from services.write_api.outcomes import count, ledger_problem, position_header, refuse
 from services.write_api.pool import LedgerError, LedgerPool
 from services.write_api.site_keys import derive_api_key, derive_token_secret, hash_api_key, new_site_id
@@ -52,7 +52,7 @@ class Sites:
         scope = request.scope
         if not hmac.compare_digest(parse_bearer(header(scope, b"authorization")), self._admin_key):
             raise unauthorized("The key is not the deployment's admin key.")
-        epoch = self._guard.require(header(scope, EPOCH_HEADER))
+        epoch = self._guard.require(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         require_json(header(scope, b"content-type"))
         key = parse_idempotency_key(header(scope, b"idempotency-key"))
         body = await read_body(request.receive)

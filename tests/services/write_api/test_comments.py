@@ -308,3 +308,17 @@ async def test_old_idempotency_keys_are_purged(api: Api, ledger_server: servers.
     ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() - interval '25h' WHERE key = 'old'")
     assert await purge_once(api.pool) >= 1
     assert ledger_server.sql("SELECT 1 FROM palaver.idempotency_keys WHERE site_id = %s", site) == []
+
+
+async def test_a_repetition_by_the_edge_may_outlive_the_epoch_it_began_under(api: Api) -> None:
+    site = (await api.site())["id"]
+    first, repeated = {"x-envoy-attempt-count": "1"}, {"x-envoy-attempt-count": "2"}
+    assert (await api.post(site, {"palaver-epoch": "0"} | repeated)).status_code == 201
+    refused = [
+        await api.post(site, {"palaver-epoch": "0"} | first),
+        await api.post(site, {"palaver-epoch": "2"} | repeated),
+        await api.post(site, {"palaver-epoch": "x"} | repeated),
+    ]
+    api.leadership = leadership(leader="eu-west")
+    refused.append(await api.post(site, {"palaver-epoch": "0"} | repeated))
+    assert [(answer.status_code, problem(answer)) for answer in refused] == [(503, "stale-epoch")] * 4
