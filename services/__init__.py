@@ -1,0 +1,1 @@
+"""Processes, one folder each, and the libraries they share."""

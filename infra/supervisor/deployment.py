@@ -6,7 +6,6 @@ Every refusal comes before the first process, so that nothing half-started is le
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import logging
 import os
 import signal
@@ -22,8 +21,9 @@ from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_al
 from infra.servers.unprivileged import account, prune, reachable_install
 from infra.supervisor.control import serve_control
 from infra.supervisor.environment import Site
-from infra.supervisor.errors import AlreadyRunning, DataFolderUnusable, DeploymentError, PlanMismatch
+from infra.supervisor.errors import DeploymentError, PlanMismatch
 from infra.supervisor.layout import Layout, create_folders
+from infra.supervisor.lock import SUPERVISOR, owned_lock
 from infra.supervisor.logs import log_to
 from infra.supervisor.plan import (
     DEFAULT_REGIONS,
@@ -65,10 +65,7 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         PortTaken: `port_base` is not free.
         DataFolderUnusable: The folder cannot be written.
     """
-    try:
-        found = load_plan(layout.plan)
-    except PermissionError as error:
-        raise DataFolderUnusable(f"{layout.data} cannot be entered; choose another with --data") from error
+    found = load_plan(layout.plan)
     if found is None:
         plan = make_plan(
             regions=wish.regions or DEFAULT_REGIONS,
@@ -133,24 +130,17 @@ def ownership(layout: Layout, plan: Plan) -> Generator[None]:
         AlreadyRunning: Somebody else owns the folder.
         PortTaken: A port is used by a program that is not ours.
     """
-    with layout.lock.open("a") as lock:
+    with owned_lock(layout, SUPERVISOR), reserve_block(plan):
+        ended = end_living(layout, plan.deployment, plan.all_regions)
+        if ended:
+            log.warning("ended %d processes that a dead supervisor left: %s", len(ended), ", ".join(ended))
+        layout.records.unlink(missing_ok=True)
+        check_ports(plan)
         try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError as error:
-            raise AlreadyRunning(
-                f"{layout.data} is running already; see `palaver status`, or use another --data"
-            ) from error
-        with reserve_block(plan):
-            ended = end_living(layout, plan.deployment, plan.all_regions)
-            if ended:
-                log.warning("ended %d processes that a dead supervisor left: %s", len(ended), ", ".join(ended))
+            yield
+        finally:
+            layout.control.unlink(missing_ok=True)
             layout.records.unlink(missing_ok=True)
-            check_ports(plan)
-            try:
-                yield
-            finally:
-                layout.control.unlink(missing_ok=True)
-                layout.records.unlink(missing_ok=True)
 
 
 async def run_deployment(

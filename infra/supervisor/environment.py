@@ -11,6 +11,7 @@ from pathlib import Path
 
 import orjson
 
+from infra.servers.unprivileged import account, reachable_folder
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import LINKED_SERVICES, Plan
 from infra.supervisor.process import base_environment
@@ -126,7 +127,7 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
     if not plan.is_voter(region):
         return edge
     ledger = {
-        "PALAVER_LEDGER_DATA": str(home / "ledger"),
+        "PALAVER_LEDGER_DATA": str(reachable_folder(home / "ledger", account())),
         "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
         "PALAVER_LEDGER_LOG": str(site.layout.log(region, "ledger")),
         "PALAVER_POSTGRES_BIN": str(site.postgres_bin),
@@ -134,8 +135,8 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
         "PALAVER_REPLICATION_PASSWORD": secrets.ledger_replication,
         "PALAVER_WRITER_PASSWORD": secrets.ledger_writer,
     }
-    account = {} if site.os_user is None else {"PALAVER_OS_USER": site.os_user}
-    return edge | ledger | account
+    runs_as = {} if site.os_user is None else {"PALAVER_OS_USER": site.os_user}
+    return edge | ledger | runs_as
 
 
 def _write_environment(site: Site, region: str) -> dict[str, str]:

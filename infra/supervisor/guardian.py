@@ -7,14 +7,15 @@ stops in order writes one byte first.
 
 from __future__ import annotations
 
-import fcntl
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
+from infra.supervisor.errors import AlreadyRunning
 from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.lock import GUARDIAN, owned_lock
 from infra.supervisor.plan import Plan, load_plan
 from infra.supervisor.records import end_living
 
@@ -31,12 +32,11 @@ def main() -> int:
     plan = load_plan(layout.plan)
     if plan is None:
         return 0
-    with layout.lock.open("a") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return 0  # A new supervisor is here already; it ends what was left before it starts its own.
-        _end(layout, plan)
+    try:
+        with owned_lock(layout, GUARDIAN):
+            _end(layout, plan)
+    except AlreadyRunning:
+        pass  # A new supervisor is here already; it ends what was left before it starts its own.
     return 0
 
 

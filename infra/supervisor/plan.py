@@ -18,7 +18,7 @@ from typing import Any
 import orjson
 import psutil
 
-from infra.supervisor.errors import InvalidPlan, PlanMismatch, PortTaken
+from infra.supervisor.errors import DataFolderUnusable, InvalidPlan, PlanMismatch, PortTaken
 
 FORMAT_VERSION = 1
 REGION_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
@@ -135,7 +135,11 @@ def load_plan(path: Path) -> Plan | None:
         document: dict[str, Any] = orjson.loads(path.read_bytes())
     except FileNotFoundError:
         return None
-    except (OSError, orjson.JSONDecodeError) as error:
+    except OSError as error:
+        raise DataFolderUnusable(
+            f"data folder {path.parent} cannot be used: {error.strerror}; choose another with --data"
+        ) from error
+    except orjson.JSONDecodeError as error:
         raise PlanMismatch(f"{path} is not readable as a deployment plan: {error}") from error
     found = document.get("format_version")
     if found != FORMAT_VERSION:

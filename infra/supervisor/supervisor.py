@@ -22,7 +22,7 @@ import psutil
 
 from infra.servers.resolver import Server, ServerName
 from infra.supervisor.environment import Site
-from infra.supervisor.errors import StartFailed, UnknownTarget
+from infra.supervisor.errors import DeploymentError, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
 from infra.supervisor.process import ManagedProcess, ProcessSpec
 from infra.supervisor.records import family, postmaster, send, write_records
@@ -82,8 +82,8 @@ class Supervisor:
                 finally:
                     await self._stop_everything()
                     await self._dismiss_guardian(guardian)
-        except* StartFailed as failures:
-            raise failures.exceptions[0] from None
+        except* DeploymentError as failures:
+            raise first_of(failures) from None
         finally:
             await self._client.aclose()
 
@@ -316,6 +316,12 @@ class Supervisor:
         if "relay" in self.processes:
             await self._stop_process("relay")
         log.info("everything is stopped")
+
+
+def first_of(group: BaseExceptionGroup[DeploymentError]) -> DeploymentError:
+    """The first error of a group of groups: one line is said, the log has the others."""
+    error = group.exceptions[0]
+    return first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def last_line(spec: ProcessSpec) -> str:

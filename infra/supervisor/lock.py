@@ -1,0 +1,49 @@
+"""Who owns a data folder: one supervisor, or the guardian that ends what a dead one left.
+
+A file lock (flock(2)), which the kernel frees with its process. The file says which of the two holds it, so
+that a start which comes while a guardian is still at work waits for it instead of giving up.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+
+from infra.supervisor.errors import AlreadyRunning
+from infra.supervisor.layout import Layout
+
+SUPERVISOR = "supervisor"
+GUARDIAN = "guardian"
+GUARDIAN_WAIT_S = 20.0  # its grace period twice, and its own start
+SUPERVISOR_WAIT_S = 1.0  # a guardian that has just taken the lock has not said so yet
+POLL_S = 0.05
+
+
+@contextmanager
+def owned_lock(layout: Layout, owner: str) -> Generator[None]:
+    """Hold the lock of a data folder.
+
+    Raises:
+        AlreadyRunning: A supervisor holds it, or a guardian does not come to an end.
+    """
+    started = time.monotonic()
+    with layout.lock.open("a+") as lock:
+        while True:
+            try:
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                break
+            except BlockingIOError:
+                lock.seek(0)
+                patience_s = GUARDIAN_WAIT_S if lock.read() == GUARDIAN else SUPERVISOR_WAIT_S
+                if owner == GUARDIAN or time.monotonic() - started > patience_s:
+                    raise AlreadyRunning(
+                        f"{layout.data} is running already; see `palaver status`, or use another --data"
+                    ) from None
+                time.sleep(POLL_S)
+        lock.seek(0)
+        lock.truncate()
+        lock.write(owner)
+        lock.flush()
+        yield
