@@ -89,9 +89,7 @@ def test_the_old_etcd_of_the_wheel_is_the_last_resort_with_flags_and_a_warning(t
 
 @pytest.mark.parametrize("name", SERVER_NAMES)
 @pytest.mark.usefixtures("no_build")
-def test_a_missing_server_is_one_line_that_says_what_to_do(
-    monkeypatch: pytest.MonkeyPatch, name: str
-) -> None:
+def test_a_missing_server_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def no_package(_name: str) -> None:
         return None
 

@@ -127,9 +127,7 @@ def test_two_deployments_never_share_a_folder(place: Path, store: Path, account:
         unprivileged.reachable_folder(place / "home" / "copy" / "ledger", account, stores=[store])
 
 
-def test_data_that_became_unreachable_is_refused_not_replaced(
-    place: Path, store: Path, account: Account
-) -> None:
+def test_data_that_became_unreachable_is_refused_not_replaced(place: Path, store: Path, account: Account) -> None:
     path = place / "home" / "deployment" / "ledger"
     path.mkdir(parents=True)
     (path / "PG_VERSION").write_text("18")
