@@ -142,7 +142,7 @@ class Ledger:
         await self._in_one_connection(DATABASE, prepare)
 
     async def reload(self, *, synchronous_standby_names: str) -> None:
-        """Make PostgreSQL read its files again and verify that the quorum is the one asked for.
+        """Make PostgreSQL read its files again; return when every commit waits for the quorum asked for.
 
         Raises:
             MemberFailed: Another value stays in force.
@@ -159,7 +159,17 @@ class Ledger:
                 await asyncio.sleep(SETTING_POLL_S)
             raise MemberFailed(f"synchronous_standby_names stays {found!r}")
 
+        async def settle(connection: asyncpg.Connection) -> None:
+            for _ in range(2):
+                await connection.execute(_sql("checkpoint"))
+
         await self._in_one_connection("postgres", verify)
+        # SHOW speaks for one backend. Whether a commit waits is a flag in shared memory, and it is the
+        # checkpointer that sets it when it reads the files itself (syncrep.c, SyncRepUpdateSyncStandbysDefined);
+        # until then commits return alone. It does so before it begins a checkpoint. A new connection, because
+        # the postmaster takes none before it has told everybody; two checkpoints, because it may have been
+        # about to begin the first.
+        await self._in_one_connection("postgres", settle)
 
     async def write_fence_row(self, *, epoch: Epoch, fence_id: UUID, leader: RegionName) -> UUID:
         """Commit the fence row of an epoch under the quorum; return the id it has.

@@ -96,6 +96,33 @@ async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standb
         await reader.close()
 
 
+async def test_a_quorum_is_set_only_when_every_commit_waits_for_it(made: Deployment) -> None:
+    leader = await lead(made)
+    connection = await made.connect(EAST)
+    checkpointer = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
+    # SHOW tells the new value at once; the checkpointer is who makes commits wait.
+    os.kill(checkpointer, signal.SIGSTOP)
+    setting = asyncio.create_task(leader.set_quorum(QUORUM))
+    try:
+        await until(lambda: shows(connection, QUORUM))
+        await asyncio.wait([setting], timeout=0.3)
+        assert not setting.done()
+    finally:
+        os.kill(checkpointer, signal.SIGCONT)
+    await setting
+    waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (1)"))
+    await asyncio.wait([waiting], timeout=0.3)
+    assert not waiting.done()
+    connection.terminate()
+    await asyncio.wait([waiting])
+    assert waiting.exception() is not None
+    await leader.stop()
+
+
+async def shows(connection: asyncpg.Connection, names: str) -> bool:
+    return await connection.fetchval("SHOW synchronous_standby_names") == names
+
+
 async def test_preparing_again_changes_nothing_and_the_slots_are_failover_slots(made: Deployment) -> None:
     leader = await lead(made)
     try:
