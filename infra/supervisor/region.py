@@ -146,7 +146,7 @@ def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
         "save": '""',
         "appendonly": "no",
         "maxmemory": "64mb",
-        "maxmemory-policy": "allkeys-lru",
+        "maxmemory-policy": "volatile-lru",  # the generation of the pages has no time to live and must stay
         "daemonize": "no",
     }
     config = home / "redis.conf"

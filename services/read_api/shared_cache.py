@@ -96,7 +96,10 @@ class SharedCache:
         channel = client.pubsub()
         try:
             await channel.subscribe(cache.CHANNEL)
-            self.generation = int(await client.get(cache.GENERATION_KEY) or 0)
+            # A key that is not there names no generation: the replicator may go on under one that was lost, and
+            # pages kept under another would never be dropped. Its next flush says which it is.
+            generation = await client.get(cache.GENERATION_KEY)
+            self.generation = None if generation is None else int(generation)
             unanswered_pings = 0
             while unanswered_pings < 2:  # noqa: PLR2004 - one ping may cross a busy moment
                 message = await channel.get_message(timeout=PING_INTERVAL_S)

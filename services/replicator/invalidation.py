@@ -9,6 +9,7 @@ stale page once it is back.**
 import asyncio
 import logging
 import random
+import secrets
 from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
@@ -32,6 +33,9 @@ BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
 """Readers bypass what they keep while Redis is away, so being back soon matters more than few attempts."""
 
+GENERATION_BITS: Final = 48
+"""Where a Redis without a generation begins: two such beginnings are never near each other."""
+
 _log = logging.getLogger(__name__)
 
 
@@ -48,6 +52,7 @@ class _Client(Protocol):
 
     async def script_load(self, script: str) -> str: ...
     async def incr(self, name: str) -> int: ...
+    async def set(self, name: str, value: int, *, nx: bool) -> object: ...
     async def publish(self, channel: str, message: bytes) -> int: ...
     async def aclose(self) -> None: ...
     def pipeline(self, *, transaction: bool) -> _Pipeline: ...
@@ -111,6 +116,8 @@ class CacheInvalidator:
             self._noted.clear()
             if self._must_flush:
                 self._must_flush = False
+                # A key that was lost must not lead back to a generation whose pages are still there.
+                await client.set(cache.GENERATION_KEY, secrets.randbits(GENERATION_BITS), nx=True)
                 generation = await client.incr(cache.GENERATION_KEY)
                 await client.publish(cache.CHANNEL, cache.encode_flush(generation))
                 self.flushes += 1

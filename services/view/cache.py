@@ -4,10 +4,13 @@ Decides how a page that was read before a change can never be found after it: a 
 version of its newest change, the store script refuses older pages, and every change leaves its version behind
 (`INVALIDATE_SCRIPT`) before it is announced. Refuses to know connections and page contents.
 
-The writer (replicator), at start: `INCR GENERATION_KEY`, publish `encode_flush`; this covers a crash between
-the view's commit and the invalidation. After each batch: run `INVALIDATE_SCRIPT` on `thread_key(…)` of each
-thread that moved, publish `encode_invalidations`, then publish `encode_applied` with the new position. The
-order on the channel is the promise: who has heard a position has heard every invalidation up to it.
+The writer (replicator), at start: `SET GENERATION_KEY <random> NX`, `INCR` it, publish `encode_flush`; this
+covers a crash between the view's commit and the invalidation. A reader that finds no generation keeps nothing in
+Redis until it hears a flush, and Redis must not evict the key: `volatile-lru`, for it alone has no time to live.
+
+After each batch: run `INVALIDATE_SCRIPT` on `thread_key(…)` of each thread that moved, publish
+`encode_invalidations`, then publish `encode_applied` with the new position. The order on the channel is the
+promise: who has heard a position has heard every invalidation up to it.
 """
 
 import hashlib

@@ -76,8 +76,7 @@ class Thread:
     def announce(self) -> None:
         """Invalidate the thread's pages in Redis and publish it."""
         client = self.writer.redis
-        generation = int(client.get(cache.GENERATION_KEY) or 0)
-        key = cache.thread_key(generation, self.writer.site, self.key)
+        key = cache.thread_key(self.writer.generation, self.writer.site, self.key)
         client.eval(cache.INVALIDATE_SCRIPT, 1, key, cache.THREAD_TTL_S, self.page_version)
         invalidation = cache.Invalidation(site=self.writer.site, key=self.key, version=self.page_version)
         client.publish(cache.CHANNEL, cache.encode_invalidations([invalidation]))
@@ -90,6 +89,7 @@ class Writer:
     view: servers.PostgresServer
     page_cache: servers.RedisServer
     site: uuid.UUID = field(default_factory=uuid.uuid4)
+    generation: int = 7
 
     @property
     def redis(self) -> Any:
@@ -126,6 +126,7 @@ def writer(view_server: servers.PostgresServer, page_cache: servers.RedisServer)
     view_server.sql(
         "INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{https://example.com}', 1)", writer.site
     )
+    writer.redis.set(cache.GENERATION_KEY, writer.generation)
     yield writer
     writer.redis.flushall()
 

@@ -180,7 +180,7 @@ async def test_a_late_store_in_redis_loses_against_a_newer_version(api: Api, wri
     thread.add()
     thread.add()
     shared = SharedCache(writer.page_cache.url)
-    shared.generation = 0
+    shared.generation = writer.generation
     where = (writer.site, thread.key)
     await shared.put(where, "f", Page(version=1, etag=b'"x"', link=b"", body=b"old"))
     assert await shared.get(where, "f") is None
@@ -199,6 +199,19 @@ async def test_a_flush_voids_every_kept_page(api: Api, writer: Writer) -> None:
     assert len((await api.page()).json()["comments"]) == 1
     generation = writer.redis.incr(cache.GENERATION_KEY)
     writer.redis.publish(cache.CHANNEL, cache.encode_flush(generation))
+    await until(lambda: api.memory.bytes == 0)
+    assert len((await api.page()).json()["comments"]) == 2
+
+
+async def test_a_reader_that_cannot_learn_the_generation_shares_no_pages(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    thread.add()
+    writer.redis.delete(cache.GENERATION_KEY)
+    writer.redis.client_kill_filter(_type="pubsub")
+    await until(lambda: not api.memory.heard)
+    await until(lambda: api.memory.heard)
+    await api.page()
+    thread.add()
     await until(lambda: api.memory.bytes == 0)
     assert len((await api.page()).json()["comments"]) == 2
 

@@ -57,12 +57,25 @@ async def listening(redis: RedisServer) -> AsyncGenerator[list[object]]:
 
 async def test_it_begins_with_a_new_generation_and_a_flush(redis: RedisServer) -> None:
     async with client(redis) as connection, listening(redis) as heard:
-        before = int(await connection.get(cache.GENERATION_KEY) or 0)
+        before = 7
+        await connection.set(cache.GENERATION_KEY, before)
         invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
         async with running(invalidator.run()):
             await until(lambda: heard != [])
         assert heard == [cache.Flush(generation=before + 1)]
         assert int(await connection.get(cache.GENERATION_KEY)) == before + 1
+
+
+async def test_a_lost_generation_never_comes_again(redis: RedisServer) -> None:
+    seen: set[int] = set()
+    async with client(redis) as connection:
+        for _ in range(3):
+            await connection.delete(cache.GENERATION_KEY)
+            invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
+            async with running(invalidator.run()):
+                await until(lambda: invalidator.trouble is None)  # noqa: B023 - it is awaited here
+                seen.add(int(await connection.get(cache.GENERATION_KEY)))
+    assert len(seen) == 3
 
 
 async def test_pages_that_moved_are_dropped_and_told_before_the_position(redis: RedisServer) -> None:
