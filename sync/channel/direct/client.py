@@ -41,7 +41,7 @@ BACKOFF_LOST_S: Final = 5.0
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 """No part of a transaction comes near: a line above it is a broken stream."""
 
-ACK_INTERVAL_S: Final = 0.25
+ACK_INTERVAL_S: Final = 1.0
 ACK_TIMEOUT_S: Final = 3.0
 """An acknowledgement frees WAL on the leader; PostgreSQL's own receivers report every 10 s."""
 
