@@ -11,6 +11,7 @@ import asyncio
 import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from typing import cast
 
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
@@ -62,8 +63,8 @@ class _Connection(asyncio.Protocol):
         self._transport: asyncio.Transport | None = None
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        assert isinstance(transport, asyncio.Transport)
-        self._transport = transport
+        # Not asserted: uvloop's transports have the interface without the base class.
+        self._transport = cast("asyncio.Transport", transport)
         self._send()
 
     def _send(self) -> None:
@@ -114,6 +115,29 @@ def _content_length(head: bytes) -> int:
     start = lowered.index(LENGTH) + len(LENGTH)
     end = lowered.find(b"\r\n", start)
     return int(lowered[start : end if end >= 0 else None])
+
+
+class Session:
+    """One keep-alive connection that is asked one thing at a time; closes with its context."""
+
+    def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._reader = reader
+        self._writer = writer
+
+    @staticmethod
+    async def open(port: int) -> Session:
+        """Connect to a server on loopback."""
+        return Session(*await asyncio.open_connection("127.0.0.1", port))
+
+    async def ask(self, request: bytes) -> tuple[int, bytes]:
+        """Send a request; return status and body."""
+        self._writer.write(request)
+        head = await self._reader.readuntil(HEAD_END)
+        return int(head[9:12]), await self._reader.readexactly(_content_length(head[: -len(HEAD_END)]))
+
+    def close(self) -> None:
+        """Close the connection."""
+        self._writer.close()
 
 
 async def run_load(
