@@ -46,7 +46,14 @@ def postgres_probe(url: str) -> Probe:
                     await connection.fetchval("SELECT 1")
                 finally:
                     await connection.close()
-        except (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError) as error:
+        except (
+            OSError,
+            TimeoutError,
+            asyncpg.PostgresError,
+            asyncpg.InterfaceError,
+            # asyncpg's own bookkeeping gives up like this when a connection breaks between two of its messages.
+            asyncpg.InternalClientError,
+        ) as error:
             return f"no session yet ({type(error).__name__})"
         return None
 

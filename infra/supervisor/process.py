@@ -20,7 +20,7 @@ from typing import Any
 
 import psutil
 
-from infra.supervisor.errors import StartFailed
+from infra.supervisor.errors import DeploymentError, StartFailed
 from infra.supervisor.records import ProcessRecord, family, record_of, send
 
 log = logging.getLogger("infra.supervisor")
@@ -80,14 +80,13 @@ class ManagedProcess:
 
     spec: ProcessSpec
     on_change: Callable[[], None]
-    restarts: int = 0
+    restarts: int = 0  # deaths that nobody asked for, and starts that failed after the first
     started_at: float | None = None
     is_ready: asyncio.Event = field(default_factory=asyncio.Event)
     record: ProcessRecord | None = None
     last_exit: str | None = None
     _process: asyncio.subprocess.Process | None = None
     _stopping: bool = False
-    _killed: bool = False
 
     @property
     def pid(self) -> int | None:
@@ -98,13 +97,23 @@ class ManagedProcess:
         """Start when everything needed is ready, restart on every death, until `stop` or `kill`.
 
         Raises:
-            StartFailed: The program file is missing or the preparation failed for good.
+            DeploymentError: The first start failed: the program file is missing, or the preparation refused.
         """
         for other in needed:
             await other.is_ready.wait()
         delay_s = RESTART_DELAY_FIRST_S
         while not self._stopping:
-            await self._start()
+            try:
+                await self._start()
+            except DeploymentError as error:
+                if self.started_at is None:
+                    raise
+                # It has run before, so a full disk or a lack of memory may pass, and the others go on.
+                self.restarts += 1
+                log.warning("%s; trying again in %.1f s", error, delay_s, extra={"process_name": self.spec.name})
+                await asyncio.sleep(delay_s)
+                delay_s = min(delay_s * 2, RESTART_DELAY_MAX_S)
+                continue
             process = self._process
             assert process is not None
             watcher = asyncio.create_task(self._watch_readiness(), name=f"ready {self.spec.name}")
@@ -184,7 +193,7 @@ class ManagedProcess:
                 await self._process.wait()
 
     def forget(self) -> None:
-        """Never start it again (a fault killed it for good)."""
+        """Never start it again (a fault killed it for good). Whoever runs `run` cancels it when `pid` is None."""
         self._stopping = True
 
     def kill_now(self) -> None:

@@ -9,19 +9,17 @@ import contextlib
 import os
 import signal
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import orjson
 import psutil
 
 if TYPE_CHECKING:
-    from pathlib import Path
-
     from infra.supervisor.layout import Layout
 
 DEPLOYMENT_VARIABLE = "PALAVER_DEPLOYMENT"  # in the environment of every process that the supervisor starts
 GRACE_S = 5.0  # between SIGTERM and SIGKILL for orphans; PostgreSQL's fast shutdown takes about one
-POSTMASTER_START_TOLERANCE_S = 3.0  # postmaster.pid holds whole seconds, written a moment after the start
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -67,17 +65,37 @@ def read_records(path: Path) -> list[ProcessRecord]:
 def postmaster(pid_file: Path) -> psutil.Process | None:
     """The living postmaster that a `postmaster.pid` names, or None.
 
-    The file outlives a killed postmaster, so the start time in its third line has to fit as well.
+    The file outlives a killed postmaster, so the process has to work in that folder as well.
     """
     try:
-        lines = pid_file.read_text().splitlines()
-        pid, started = int(lines[0]), int(lines[2])
+        pid = int(pid_file.read_text().splitlines()[0])
         process = psutil.Process(pid)
-        fits = abs(process.create_time() - started) <= POSTMASTER_START_TOLERANCE_S
-        alive = process.status() != psutil.STATUS_ZOMBIE
-        return process if fits and alive and process.name().startswith("postgres") else None
+        fits = _works_in(pid, pid_file.parent.resolve()) and process.name().startswith("postgres")
+        return process if fits and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, IndexError, psutil.Error):
         return None
+
+
+def working_in(folder: Path) -> list[psutil.Process]:
+    """Every process whose working folder this is: PostgreSQL and its programs work in their data folder.
+
+    It finds what no pid file names: a postmaster that has not written its own yet, a base backup under way,
+    and backends that were frozen when their postmaster was killed.
+    """
+    found: list[psutil.Process] = []
+    target = folder.resolve()
+    for pid in psutil.pids():
+        if _works_in(pid, target):
+            with contextlib.suppress(psutil.NoSuchProcess):
+                found.append(psutil.Process(pid))
+    return found
+
+
+def _works_in(pid: int, folder: Path) -> bool:
+    try:
+        return Path(f"/proc/{pid}/cwd").readlink() == folder
+    except OSError:
+        return False
 
 
 def family(process: psutil.Process) -> list[psutil.Process]:
@@ -98,7 +116,7 @@ def living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[tu
     """Every living process of a deployment, however it came to be without an owner.
 
     Three sources, each covering a hole of the others: the records (Redis overwrites its environment), the
-    environment (a crash between start and record) and the pid files of PostgreSQL (started by an agent).
+    environment (a crash between start and record) and the folders of PostgreSQL (started by an agent).
     """
     found: dict[int, tuple[str, psutil.Process]] = {}
     for record in read_records(layout.records):
@@ -112,8 +130,7 @@ def living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[tu
             found[process.pid] = (f"process {process.pid}", process)
     for region in regions:
         for member in ("ledger", "view"):
-            process = postmaster(layout.postmaster_pid(region, member))
-            if process is not None:
+            for process in working_in(layout.postmaster_pid(region, member).parent):
                 found[process.pid] = (f"{region}/{member}", process)
     found.pop(os.getpid(), None)
     return list(found.values())

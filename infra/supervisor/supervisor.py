@@ -25,7 +25,7 @@ from infra.supervisor.environment import Site
 from infra.supervisor.errors import DeploymentError, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
 from infra.supervisor.process import ManagedProcess, ProcessSpec
-from infra.supervisor.records import family, postmaster, send, write_records
+from infra.supervisor.records import family, postmaster, send, working_in, write_records
 from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
 from infra.supervisor.status import ask_region, cell_document, region_document
 
@@ -56,8 +56,10 @@ class Supervisor:
         self.all_ready = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._client = httpx.AsyncClient()
+        self._client = httpx.AsyncClient(trust_env=False)  # what is asked is on loopback, whatever proxy there is
         self._stopping = False
+        self._paused: set[str] = set()  # regions in which a fault has stopped something
+        self._region_locks = {region: asyncio.Lock() for region in site.plan.all_regions}
 
     def watch(self, on_progress: Callable[[], None]) -> None:
         """Tell somebody (a progress display) after every change of a process."""
@@ -114,7 +116,11 @@ class Supervisor:
 
     def _changed(self) -> None:
         records = [process.record for process in self.processes.values() if process.record is not None]
-        write_records(self.site.layout.records, records)
+        try:
+            write_records(self.site.layout.records, records)
+        except OSError as error:
+            # They are one of three ways to find an orphan: a full disk must not end what runs.
+            log.warning("the records of processes cannot be written: %s", error)
         self._on_progress()
 
     async def _wait_until_ready_or_stopped(self) -> None:
@@ -142,13 +148,26 @@ class Supervisor:
                 )
 
     async def _missing(self) -> list[str]:
-        waiting = [name for name, process in self.processes.items() if not process.is_ready.is_set()]
+        waiting = [
+            name
+            for name, process in self.processes.items()
+            if not process.is_ready.is_set() and not self._is_killed(process.spec.region)
+        ]
         if waiting:
             return waiting
         status = await self.status()
         if status["cells"][0]["phase"] != "serving":
             return [f"cell {self.plan.cell} is {status['cells'][0]['phase']}"]
-        return [f"{entry['region']} {text}" for entry in status["regions"] for text in entry["missing"]]
+        return [
+            f"{entry['region']} {text}"
+            for entry in status["regions"]
+            for text in entry["missing"]
+            if not self._is_killed(entry["region"])
+        ]
+
+    def _is_killed(self, region: str | None) -> bool:
+        """Whether a fault has killed the region: nobody waits for it."""
+        return region is not None and self.region_states.get(region) == "killed"
 
     # What the control interface and the commands ask for.
 
@@ -237,20 +256,37 @@ class Supervisor:
         Returns:
             The pids that were sent the signal.
         """
-        victims = self.targets(region, process)
-        if process is None:
+        self.check_target(region, process)
+        if process is not None:
+            return self._kill(region, process)
+        async with self._region_locks[region]:
             self.region_states[region] = "killed"
             for managed in self._region_processes(region):
                 managed.forget()
+            pids = self._kill(region, None)
+            await self._bury(region)
+        return pids
+
+    def _kill(self, region: str, process: str | None) -> list[int]:
+        victims = self.targets(region, process)
         for victim in victims:
             send(victim, signal.SIGKILL)
         log.warning("fault: kill -9 of %s (%d processes)", _named(region, process), len(victims))
-        if process is None:
-            # A process that was starting this very moment was not among the victims.
-            for managed in self._region_processes(region):
-                managed.kill_now()
-            await asyncio.gather(*(self._tasks[managed.spec.name] for managed in self._region_processes(region)))
         return [victim.pid for victim in victims]
+
+    async def _bury(self, region: str) -> None:
+        """Wait until nothing of a killed region is left, and kill what was starting this very moment."""
+        tasks = [self._tasks[managed.spec.name] for managed in self._region_processes(region)]
+        for managed in self._region_processes(region):
+            managed.kill_now()
+            if managed.pid is None:
+                self._tasks[managed.spec.name].cancel()  # It waits for a need, its preparation or its back-off.
+        if tasks:
+            await asyncio.wait(tasks)
+        for member in ("ledger", "view"):
+            folder = self.site.layout.postmaster_pid(region, member).parent
+            for process in await asyncio.to_thread(working_in, folder):
+                send(process, signal.SIGKILL)
 
     def pause(self, region: str, process: str | None) -> list[int]:
         """SIGSTOP of one process or of a whole region."""
@@ -264,6 +300,8 @@ class Supervisor:
         victims = self.targets(region, process)
         for victim in victims:
             send(victim, number)
+        if number == signal.SIGSTOP:
+            self._paused.add(region)
         if process is None and self.region_states[region] in ("running", "paused"):
             self.region_states[region] = "paused" if number == signal.SIGSTOP else "running"
         log.warning("fault: %s to %s (%d processes)", number.name, _named(region, process), len(victims))
@@ -276,20 +314,31 @@ class Supervisor:
             UnknownTarget: No such region.
         """
         self.check_target(region)
-        await self._stop_region(region)
-        log.info("starting %s again", region)
-        self._launch_region(region)
+        async with self._region_locks[region]:
+            await self._stop_region(region)
+            if not self._stopping:
+                log.info("starting %s again", region)
+                self._launch_region(region)
 
     def _region_processes(self, region: str) -> list[ManagedProcess]:
         return [managed for managed in self.processes.values() if managed.spec.region == region]
 
     async def _stop_region(self, region: str) -> None:
         self.region_states[region] = "stopping"
+        if region in self._paused:
+            # Each process is told to go on when it is told to stop, but not what it has started itself.
+            self._paused.discard(region)
+            for process in await asyncio.to_thread(self.targets, region, None):
+                send(process, signal.SIGCONT)
         for names in STOP_ORDER:
             present = [f"{region}/{name}" for name in names if f"{region}/{name}" in self.processes]
             await asyncio.gather(*(self._stop_process(name) for name in present))
         await asyncio.to_thread(self._end_ledger, region)
         self.region_states[region] = "stopped"
+
+    async def _stop_for_good(self, region: str) -> None:
+        async with self._region_locks[region]:
+            await self._stop_region(region)
 
     async def _stop_process(self, name: str) -> None:
         await self.processes[name].stop()
@@ -312,7 +361,8 @@ class Supervisor:
 
     async def _stop_everything(self) -> None:
         log.info("stopping")
-        await asyncio.gather(*(self._stop_region(region) for region in self.region_states))
+        self._stopping = True  # A restart that is under way starts nothing any more.
+        await asyncio.gather(*(self._stop_for_good(region) for region in self.region_states))
         if "relay" in self.processes:
             await self._stop_process("relay")
         log.info("everything is stopped")

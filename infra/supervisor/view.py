@@ -107,7 +107,7 @@ async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=base_environment(),
-        cwd="/",
+        cwd=target,  # by which it is found when its owner is killed
         **identity,
     )
     try:

@@ -37,11 +37,11 @@ def sleeper() -> Iterator[Sleeper]:
     """Start sleeping processes with a given deployment in their environment."""
     started: list[subprocess.Popen[bytes]] = []
 
-    def start(deployment: str | None = None) -> subprocess.Popen[bytes]:
+    def start(deployment: str | None = None, cwd: Path | None = None) -> subprocess.Popen[bytes]:
         environment = os.environ | ({DEPLOYMENT_VARIABLE: deployment} if deployment else {})
         process = subprocess.Popen(
             [sys.executable, "-c", "print(flush=True); import time; time.sleep(60)"],
-            env=environment, stdout=subprocess.PIPE,
+            env=environment, stdout=subprocess.PIPE, cwd=cwd,
         )  # fmt: skip
         assert process.stdout is not None
         process.stdout.readline()
@@ -86,7 +86,15 @@ def test_a_stale_postmaster_file_names_nobody(layout: Layout, sleeper: Sleeper) 
     pid_file = layout.postmaster_pid("us-east", "ledger")
     pid_file.parent.mkdir()
     pid_file.write_text(f"{process.pid}\n/data\n{int(psutil.Process(process.pid).create_time())}\n")
-    assert postmaster(pid_file) is None, "the start time fits, but it is not a postgres"
+    assert postmaster(pid_file) is None, "the process lives, but it is not a postgres of this folder"
+
+
+def test_what_works_in_the_folder_of_a_ledger_is_found_without_any_file(layout: Layout, sleeper: Sleeper) -> None:
+    folder = layout.postmaster_pid("us-east", "ledger").parent
+    folder.mkdir()
+    process = sleeper(cwd=folder)
+    assert end_living(layout, "aaa", REGIONS) == ["us-east/ledger"]
+    assert process.poll() is not None
 
 
 def test_half_a_record_file_is_no_record(layout: Layout) -> None:

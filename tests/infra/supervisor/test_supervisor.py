@@ -1,0 +1,185 @@
+"""What a supervisor does with a region while something else is going on, with sleeping processes."""
+
+import asyncio
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import psutil
+import pytest
+
+from infra.supervisor import supervisor as module
+from infra.supervisor.environment import Site
+from infra.supervisor.layout import create_folders, open_layout
+from infra.supervisor.plan import Plan
+from infra.supervisor.process import ProcessSpec, base_environment
+from infra.supervisor.secrets import Secrets
+from infra.supervisor.supervisor import Supervisor
+
+EAST, WEST, SOUTH = REGIONS = ("us-east", "eu-west", "ap-south")
+SLEEPS = "import time; time.sleep(60)"
+LINGERS = "import signal, time; signal.signal(signal.SIGTERM, lambda *_: time.sleep(1) or exit()); time.sleep(60)"
+STARTS_A_LEDGER = (
+    "import subprocess, sys, time\n"
+    "subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'], cwd={folder!r}, start_new_session=True)\n"
+    "time.sleep(60)"
+)
+
+ENDS_AFTER_ITS_CHILD = """
+import signal, subprocess, sys, time
+child = subprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])
+def stop(*_):
+    child.terminate()
+    child.wait()
+    sys.exit()
+signal.signal(signal.SIGTERM, stop)
+time.sleep(60)
+"""
+
+
+async def at_once() -> str | None:
+    return None
+
+
+async def never() -> None:
+    await asyncio.Event().wait()
+
+
+def sample(site: Site, region: str | None, process: str, code: str = SLEEPS, **changes: Any) -> ProcessSpec:
+    given: dict[str, Any] = {
+        "region": region,
+        "process": process,
+        "argv": (sys.executable, "-c", code),
+        "env": base_environment(),
+        "log": site.layout.log(region, process),
+        "ready": at_once,
+    }
+    return ProcessSpec(**(given | changes))
+
+
+async def until(condition: Callable[[], object]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - what is waited for are other processes
+            await asyncio.sleep(0.01)
+
+
+Specs = Callable[[Site, str], list[ProcessSpec]]
+
+
+@asynccontextmanager
+async def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, specs: Specs) -> AsyncGenerator[Supervisor]:
+    layout = open_layout(tmp_path / "data")
+    create_folders(layout, REGIONS)
+    plan = Plan(deployment="d", regions=REGIONS, port_base=64_000)
+    site = Site(plan=plan, secrets=Secrets(), layout=layout, postgres_bin=Path("/nowhere"), os_user=None)
+
+    def region_specs(site: Site, _: object, region: str) -> list[ProcessSpec]:
+        return specs(site, region)
+
+    def relay_spec(site: Site) -> ProcessSpec:
+        return sample(site, None, "relay")
+
+    monkeypatch.setattr(module, "region_specs", region_specs)
+    monkeypatch.setattr(module, "relay_spec", relay_spec)
+    supervisor = Supervisor(site, {})
+    running = asyncio.create_task(supervisor.run())
+    try:
+        await until(lambda: len(supervisor.region_states) == len(REGIONS))
+        yield supervisor
+    finally:
+        supervisor.stop_asked.set()
+        async with asyncio.timeout(30):
+            await running
+        assert all(process.pid is None for process in supervisor.processes.values())
+
+
+async def within(seconds: float, work: Awaitable[object]) -> None:
+    async with asyncio.timeout(seconds):
+        await work
+
+
+async def started(supervisor: Supervisor, name: str) -> psutil.Process:
+    await until(lambda: supervisor.processes[name].pid)
+    return psutil.Process(supervisor.processes[name].pid)
+
+
+async def test_a_region_can_be_killed_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def specs(site: Site, region: str) -> list[ProcessSpec]:
+        return [
+            sample(site, region, "etcd"),
+            sample(site, region, "envoy", prepare=never),
+            sample(site, region, "write_api", needs=("envoy",)),
+        ]
+
+    async with supervised(tmp_path, monkeypatch, specs) as supervisor:
+        etcd = await started(supervisor, f"{EAST}/etcd")
+        await within(10, supervisor.kill(EAST, None))
+        assert supervisor.pids(EAST) == {"etcd": None, "ledger": None, "envoy": None, "write_api": None}
+        assert not etcd.is_running()
+        await within(10, supervisor.restart_region(EAST))
+        await started(supervisor, f"{EAST}/etcd")
+
+
+async def test_a_stop_during_a_restart_leaves_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def specs(site: Site, region: str) -> list[ProcessSpec]:
+        return [sample(site, region, "etcd", LINGERS)]
+
+    async with supervised(tmp_path, monkeypatch, specs) as supervisor:
+        await started(supervisor, f"{EAST}/etcd")
+        await asyncio.sleep(0.5)
+        restarts = [asyncio.create_task(supervisor.restart_region(EAST)) for _ in range(2)]
+        await asyncio.sleep(0.1)
+    await within(5, asyncio.wait(restarts))
+    assert supervisor.region_states[EAST] == "stopped"
+
+
+async def test_a_killed_region_takes_along_what_its_agent_had_just_started(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = tmp_path / "data" / "regions" / EAST / "ledger"
+
+    def specs(site: Site, region: str) -> list[ProcessSpec]:
+        folder.mkdir(exist_ok=True)
+        return [sample(site, region, "region_agent", STARTS_A_LEDGER.format(folder=str(folder)))]
+
+    async with supervised(tmp_path, monkeypatch, specs) as supervisor:
+        agent = await started(supervisor, f"{EAST}/region_agent")
+        await until(agent.children)
+        (ledger,) = agent.children()
+        # Nothing names it: it has no pid file, and its parent is gone before anybody looked.
+        agent.kill()
+        await supervisor.kill(EAST, None)
+        _, alive = psutil.wait_procs([ledger], timeout=5)
+        assert alive == []
+
+
+async def test_a_paused_region_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def specs(site: Site, region: str) -> list[ProcessSpec]:
+        return [sample(site, region, "region_agent", ENDS_AFTER_ITS_CHILD)]
+
+    async with supervised(tmp_path, monkeypatch, specs) as supervisor:
+        agent = await started(supervisor, f"{EAST}/region_agent")
+        await until(agent.children)
+        await asyncio.sleep(0.5)
+        supervisor.pause(EAST, None)
+        await within(5, supervisor.restart_region(EAST))
+
+
+async def test_a_start_that_fails_later_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    failures = iter([None, OSError(28, "No space left on device"), None])
+
+    async def prepare() -> None:
+        failure = next(failures, None)
+        if failure is not None:
+            raise failure
+
+    def specs(site: Site, region: str) -> list[ProcessSpec]:
+        return [sample(site, region, "view", prepare=prepare)] if region == EAST else []
+
+    async with supervised(tmp_path, monkeypatch, specs) as supervisor:
+        first = await started(supervisor, f"{EAST}/view")
+        first.kill()
+        await until(lambda: supervisor.processes[f"{EAST}/view"].pid not in {None, first.pid})
+        assert supervisor.processes[f"{EAST}/view"].restarts == 2
