@@ -39,6 +39,7 @@ def create_site(layout: Layout, plan: Plan, *, name: str, origins: list[str]) ->
                 json={"name": name, "origins": origins},
                 headers=headers,
                 timeout=CREATE_TIMEOUT_S,
+                trust_env=False,  # loopback is reached by no proxy
             )
         except httpx.HTTPError as error:
             reasons.append(f"{region}: {type(error).__name__}")

@@ -56,7 +56,10 @@ class Visitor:
     def __init__(self, edges: Mapping[str, str], site: str) -> None:
         limits = httpx.Limits(max_connections=64)
         self._clients = {
-            region: httpx.AsyncClient(base_url=f"{edge}/v1/sites/{site}", timeout=REQUEST_TIMEOUT_S, limits=limits)
+            # Loopback is reached by no proxy.
+            region: httpx.AsyncClient(
+                base_url=f"{edge}/v1/sites/{site}", timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+            )
             for region, edge in edges.items()
         }
 

@@ -154,6 +154,7 @@ class ControlClient:
             base_url=f"http://127.0.0.1:{document['port']}",
             headers={"authorization": f"Bearer {document['token']}"},
             timeout=REQUEST_TIMEOUT_S,
+            trust_env=False,  # loopback is reached by no proxy
         )
 
     def __enter__(self) -> Self:
