@@ -79,8 +79,12 @@ async def _tell_processes(supervisor: Supervisor) -> None:
     status = await supervisor.status()
     cell = status["cells"][0]
     typer.echo(f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:")
-    names = list(status["regions"][0]["pids"])
-    print_table("", ("region", *names), [(region["region"], *region["pids"].values()) for region in status["regions"]])
+    regions = status["regions"]
+    print_table(
+        "",
+        ("process", *(region["region"] for region in regions)),
+        [(name, *(region["pids"].get(name) for region in regions)) for name in regions[0]["pids"]],
+    )
 
 
 def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any]) -> bool:
