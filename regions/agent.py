@@ -167,7 +167,7 @@ class RegionAgent:
 
     async def _step(self, member: Member) -> bool:
         """Do the next step; return whether there is nothing more to do for now."""
-        if self.view.current is not None:
+        if self.view.current is not None and not self._lags(member):
             step = decide(self._situation(member, self.view.current))
             # A demotion needs no newer news: epochs only grow. Nor does resting.
             if isinstance(step, Rest | Refuse | Stop):
@@ -180,6 +180,11 @@ class RegionAgent:
             assert leadership is not None
             return await self._unless_deposed(leadership, self._perform(member, step, leadership, revision))
         return await self._perform(member, step, leadership, revision)
+
+    def _lags(self, member: Member) -> bool:
+        """Whether the watch is behind what was already done for a later epoch."""
+        record, current = member.record, self.view.current
+        return record is not None and current is not None and record.epoch > current.epoch
 
     async def _perform(self, member: Member, step: Step, leadership: Leadership | None, revision: int) -> bool:
         self.refusal = step.reason if isinstance(step, Refuse) else None

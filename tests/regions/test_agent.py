@@ -13,7 +13,7 @@ import asyncpg
 import pytest
 
 from regions.agent import RegionAgent
-from regions.coordination import Coordination, etcd_endpoints
+from regions.coordination import Coordination, LeadershipView, etcd_endpoints
 from regions.edge import EdgeFeed, EdgeSettings
 from regions.identity import CellId
 from regions.leadership import Leadership
@@ -239,6 +239,21 @@ async def test_killed_postmaster_serves_again_under_a_new_epoch_and_nothing_is_l
 async def streaming(agents: Agents, count: int) -> bool:
     standbys = await agents.member(EAST).ledger.read_standbys(REGIONS)
     return sum(standby.streaming for standby in standbys) == count
+
+
+async def test_a_watch_that_lags_behind_does_not_stop_what_a_later_epoch_started(agents: Agents) -> None:
+    await agents.start()
+    await agents.serving(1)
+    agent = agents.running[EAST].agent
+    # The agent reads epoch 2 from etcd, because it begins it, while its watch still says epoch 1.
+    lagging = LeadershipView(agents.coordination, agents.cell)
+    lagging.current = agent.view.current
+    agent.view = lagging
+    os.kill(agents.pid(EAST), signal.SIGKILL)
+    await agents.serving(2)
+    await asyncio.sleep(1.5)
+    await agents.serving(2)
+    assert agents.pid(EAST)
 
 
 async def test_agent_that_crashed_adopts_its_member_under_the_same_epoch(agents: Agents) -> None:
