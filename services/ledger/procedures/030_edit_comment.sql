@@ -1,4 +1,6 @@
 -- Replaces a comment's body when its version is the expected one, and keeps the old body as a revision.
+-- An edit that took place already is answered as a success that is as durable as the first one (RFC 9110,
+-- section 13.1.1): the edge repeats what it lost the answer of.
 -- outcome: edited | stale_epoch | no_site | unauthorized | no_comment | version_mismatch
 CREATE OR REPLACE PROCEDURE palaver.edit_comment(
     p_epoch bigint,
@@ -17,6 +19,7 @@ DECLARE
     v_old palaver.comments;
     v_new palaver.comments;
     v_key text;
+    v_repeated boolean := false;
 BEGIN
     outcome := palaver.refusal(p_epoch, p_site, p_key_hash);
     IF outcome IS NOT NULL THEN
@@ -25,6 +28,8 @@ BEGIN
     SELECT * INTO v_old FROM palaver.comments AS c WHERE c.id = p_comment AND c.site_id = p_site FOR UPDATE;
     IF NOT FOUND OR v_old.state = 'deleted' THEN
         outcome := 'no_comment';
+    ELSIF v_old.version = p_expected_version + 1 AND v_old.body = p_body THEN
+        v_repeated := true;
     ELSIF p_expected_version IS NOT NULL AND v_old.version <> p_expected_version THEN
         outcome := 'version_mismatch';
     END IF;
@@ -32,12 +37,17 @@ BEGIN
         ROLLBACK;
         RETURN;
     END IF;
-    INSERT INTO palaver.comment_revisions (comment_id, version, body)
-    VALUES (v_old.id, v_old.version, v_old.body);
-    UPDATE palaver.comments AS c
-    SET body = p_body, version = c.version + 1, epoch = p_epoch, edited_at = now()
-    WHERE c.id = p_comment
-    RETURNING * INTO v_new;
+    IF v_repeated THEN
+        v_new := v_old;
+        PERFORM pg_logical_emit_message(true, 'replay', '');
+    ELSE
+        INSERT INTO palaver.comment_revisions (comment_id, version, body)
+        VALUES (v_old.id, v_old.version, v_old.body);
+        UPDATE palaver.comments AS c
+        SET body = p_body, version = c.version + 1, epoch = p_epoch, edited_at = now()
+        WHERE c.id = p_comment
+        RETURNING * INTO v_new;
+    END IF;
     SELECT t.key INTO v_key FROM palaver.threads AS t WHERE t.id = v_new.thread_id;
     IF p_trace IS NOT NULL THEN
         PERFORM pg_logical_emit_message(true, 'trace', p_trace);

@@ -6,6 +6,7 @@ import uuid
 from dataclasses import dataclass, replace
 
 import asyncpg
+import orjson
 import pytest
 from asyncpg.pool import PoolConnectionProxy
 
@@ -185,6 +186,10 @@ async def test_an_edit_keeps_the_old_body_and_wants_the_version(
     assert (await edit(1, "x", b"w" * 32))["outcome"] == "unauthorized"
     assert (await edit(1, "second"))["outcome"] == "edited"
     assert (await edit(1, "third"))["outcome"] == "version_mismatch"
+    # The edge repeats an edit whose answer was lost: it took place, so it is a success and no second revision.
+    repeated = await edit(1, "second")
+    assert (repeated["outcome"], orjson.loads(repeated["comment"])["version"]) == ("edited", 2)
+    assert repeated["lsn"] > 0
     assert ledger_server.sql("SELECT body, version FROM palaver.comments WHERE id = %s", comment) == [("second", 2)]
     revisions = ledger_server.sql("SELECT version, body FROM palaver.comment_revisions WHERE comment_id = %s", comment)
     assert revisions == [(1, "hello")]

@@ -115,7 +115,11 @@ async def test_an_edit_needs_the_key_and_the_version(api: Api) -> None:
     assert (answer.json()["body"], answer.json()["version"]) == ("second", 2)
     assert answer.json()["edited_at"].endswith("Z")
     assert answer.json()["created_at"] == posted.json()["created_at"]
-    assert await edit({**key, "if-match": etag}) == (412, "version-mismatch")
+    assert await edit({**key, "if-match": etag}, {"body": "third"}) == (412, "version-mismatch")
+    # A repetition of the edit that took place finds what it wanted, and the same entity tag.
+    again = await api.http.patch(path, json={"body": "second"}, headers={**key, "if-match": etag})
+    assert (again.status_code, again.content) == (200, answer.content)
+    assert again.headers["etag"] == answer.headers["etag"]
 
 
 async def test_a_deleted_comment_is_gone_for_edits_and_replies_and_deleting_again_succeeds(api: Api) -> None:
