@@ -57,7 +57,8 @@ LOCAL_REPLIES = (
         status=503,
         slug="ledger-unavailable",
         title="The ledger cannot be reached",
-        detail="No region takes writes at this moment. Nothing was written. Send the request again.",
+        # Earlier attempts of a request with a key may have been taken: the last one's failure does not tell.
+        detail="No region takes writes at this moment. Send the request again, with the same Idempotency-Key if any.",
         writes=True,
     ),
     LocalReply(

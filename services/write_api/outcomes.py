@@ -56,7 +56,10 @@ def position_header(cell: CellId, epoch: Epoch, lsn: int) -> Header:
 
 
 def ledger_problem(error: LedgerError) -> Problem:
-    """Return the problem of a call without a result, and log it."""
+    """Return the problem of a call without a result, and log it.
+
+    It speaks of this attempt only: of an earlier one that the edge made for the same request nothing is known.
+    """
     _log.warning("a ledger call failed", extra={"kind": type(error).__name__, "reason": str(error)})
     match error:
         case OutcomeUnknown():
@@ -66,8 +69,8 @@ def ledger_problem(error: LedgerError) -> Problem:
                 " Idempotency-Key to find out.",
             )
         case LedgerOverloaded():
-            return unavailable("overloaded", "The ledger is busy; nothing was written.")
+            return unavailable("overloaded", "The ledger is busy; this attempt wrote nothing.")
         case LedgerUnavailable():
-            return unavailable("ledger-unavailable", "The ledger takes no writes now; nothing was written.")
+            return unavailable("ledger-unavailable", "The ledger takes no writes now; this attempt wrote nothing.")
         case _:
             raise AssertionError(error)

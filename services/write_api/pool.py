@@ -53,6 +53,7 @@ _SAYS_NOTHING: Final = (
     pg.PostgresConnectionError,
     pg.PostgresSystemError,
     pg.InternalServerError,
+    pg.InsufficientResourcesError,
 )
 # The sqlstate of the warning with which PostgreSQL gives up a synchronous wait, although it committed.
 _WARNING: Final = "01000"
