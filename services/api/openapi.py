@@ -18,7 +18,13 @@ API_VERSION: Final = "1.0.0"
 _REF: Final = "#/components/schemas/{model}"
 
 # Any operation can be answered with these: by the router, the limits, or a fault.
-EVERYWHERE: Final = ("not-found", "method-not-allowed", "headers-too-large", "internal-error")
+EVERYWHERE: Final = (
+    "not-found",
+    "method-not-allowed",
+    "request-timeout",
+    "headers-too-large",
+    "internal-error",
+)
 
 HEADERS: Final = {
     "ETag": "Version of the answer, for If-None-Match and If-Match.",

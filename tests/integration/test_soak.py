@@ -1,0 +1,28 @@
+"""Kills under load, again and again, of processes drawn at random from every region."""
+
+import os
+import random
+
+import pytest
+
+from tests.integration.load import check_nothing_lost_or_doubled, load
+from tests.integration.stack import REGIONS, Stack
+from tests.integration.test_faults import PROCESSES
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack, pytest.mark.soak, pytest.mark.timeout(0)]
+
+ROUNDS = int(os.environ.get("PALAVER_SOAK_ROUNDS", "100"))
+SEED = int(os.environ.get("PALAVER_SOAK_SEED", "1"))
+
+
+def test_kills_at_random_lose_and_double_nothing(stack: Stack) -> None:
+    chooser = random.Random(SEED)
+    for number in range(ROUNDS):
+        victims = [(chooser.choice(REGIONS), chooser.choice(PROCESSES)) for _ in range(chooser.randint(1, 2))]
+        print(f"round {number} of seed {SEED}: {victims}")
+        with load(stack) as account:
+            for region, process in victims:
+                stack.palaver("fault", "kill", region, process)
+            stack.until_healthy(within_s=30)
+        assert account.given_up == []
+        check_nothing_lost_or_doubled(stack, account)
