@@ -255,7 +255,7 @@ class Member:
         try:
             settings.data.mkdir(parents=True, exist_ok=True)
             await self._end_leftovers()
-            await asyncio.to_thread(_empty, settings.data)
+            await _emptied(settings.data)
             if settings.account is not None:
                 os.chown(settings.data, settings.account.uid, settings.account.gid)
             settings.data.chmod(0o700)
@@ -340,6 +340,19 @@ class Member:
             write_durably(self.settings.data / name, text, self.settings.account)
         except OSError as error:
             raise MemberFailed(f"{self.settings.data / name} cannot be written: {error.strerror}") from error
+
+
+async def _emptied(folder: Path) -> None:
+    """Empty a folder; a caller that is cancelled waits for the end of it.
+
+    A thread cannot be cancelled: left alone it would go on removing what the next attempt has made by then.
+    """
+    emptying = asyncio.ensure_future(asyncio.to_thread(_empty, folder))
+    try:
+        await asyncio.shield(emptying)
+    except asyncio.CancelledError:
+        await asyncio.wait([emptying])
+        raise
 
 
 def _empty(folder: Path) -> None:

@@ -14,6 +14,7 @@ import pytest
 from regions.identity import RegionName
 from regions.member import Member, MemberFailed, MemberUnusable, quorum_names
 from regions.member.process import ProcessIdentity, processes_in
+from regions.member.record import begin_building
 from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,
@@ -274,6 +275,23 @@ async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Dep
     assert again.data_state() == "standby"
     await again.stop()
     await leader.stop()
+
+
+async def test_a_cancelled_copy_leaves_nobody_behind_who_still_removes_files(made: Deployment) -> None:
+    settings = made.settings(WEST)
+    member = Member(settings)
+    settings.data.mkdir(parents=True, exist_ok=True)
+    begin_building(settings.state, "base backup")
+    for number in range(20_000):
+        (settings.data / str(number)).touch()
+    copying = asyncio.create_task(member.base_backup(made.ledger(EAST)))
+    while (settings.data / "0").exists() and (settings.data / "19999").exists():  # noqa: ASYNC110 - a thread works
+        await asyncio.sleep(0)
+    copying.cancel()
+    await asyncio.wait([copying])
+    assert copying.cancelled()
+    # The next attempt finds the place as it will stay.
+    assert list(settings.data.iterdir()) == []
 
 
 async def test_base_backup_of_an_absent_leader_is_one_clear_error(made: Deployment) -> None:
