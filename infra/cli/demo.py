@@ -39,8 +39,10 @@ def demo(
             outcome["passed"] = await _tour(supervisor, layout)
         except (VisitFailed, DeploymentError, httpx.HTTPError) as error:
             typer.echo(f"the tour failed: {error or type(error).__name__}", err=True)
-        if leave or not outcome["passed"]:
-            supervisor.stop_asked.set()
+        finally:
+            # Also after an error that nobody expected: `--exit` must come to an end.
+            if leave or not outcome["passed"]:
+                supervisor.stop_asked.set()
 
     with ProgressDisplay() as display:
         asyncio.run(
