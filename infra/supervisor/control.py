@@ -14,7 +14,6 @@ from typing import Any, Self
 
 import httpx
 import orjson
-import psutil
 import uvicorn
 from starlette.applications import Starlette
 from starlette.requests import Request
@@ -24,6 +23,7 @@ from starlette.routing import Route
 from infra.supervisor.errors import DeploymentError, NotRunning, UnknownTarget
 from infra.supervisor.layout import Layout
 from infra.supervisor.metrics import exposition
+from infra.supervisor.records import birth_of
 from infra.supervisor.supervisor import Supervisor
 
 # A region restart stops PostgreSQL in order first; everything else answers at once.
@@ -144,8 +144,8 @@ class ControlClient:
         try:
             document = orjson.loads(layout.control.read_bytes())
             self.pid = int(document["pid"])
-            alive = psutil.Process(self.pid).create_time() == document["created"]
-        except (OSError, ValueError, KeyError, psutil.NoSuchProcess):
+            alive = document["born"] is not None and birth_of(self.pid) == document["born"]
+        except (OSError, ValueError, KeyError):
             alive = False
             document = {}
         if not alive:

@@ -15,7 +15,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 import orjson
-import psutil
 
 from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_all
 from infra.servers.unprivileged import account, prune, reachable_install
@@ -34,7 +33,7 @@ from infra.supervisor.plan import (
     make_plan,
     reserve_block,
 )
-from infra.supervisor.records import end_living
+from infra.supervisor.records import birth_of, end_living
 from infra.supervisor.secrets import load_or_create_secrets, write_private
 from infra.supervisor.supervisor import Supervisor
 
@@ -193,7 +192,7 @@ def control_document(site: Site) -> bytes:
     return orjson.dumps(
         {
             "pid": pid,
-            "created": psutil.Process(pid).create_time(),
+            "born": birth_of(pid),
             "port": site.plan.deployment_port("control"),
             "token": site.secrets.control_token,
         }

@@ -1,6 +1,7 @@
 """Which processes a deployment has started, and how exactly those are ended after a crash of their owner.
 
-A pid alone is no identity: the kernel uses it again. A process is named by its pid and its start time.
+A pid alone is no identity: the kernel uses it again. A process is named by its pid and its birth, counted from
+the boot of the machine, because a time of day moves with every step of the clock.
 """
 
 from __future__ import annotations
@@ -29,27 +30,35 @@ class ProcessRecord:
     Attributes:
         name: `region/process` or `process`.
         pid: Process id.
-        created: Start time as the system tells it, in seconds since 1970.
+        born: As `birth_of` tells it.
     """
 
     name: str
     pid: int
-    created: float
+    born: str
+
+
+def birth_of(pid: int) -> str | None:
+    """Boot and clock ticks since then at which a process started (proc(5)); None when it is gone."""
+    try:
+        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    except OSError:
+        return None
+    return f"{boot}:{fields[19]}"  # field 22, counted from the one after the command name
 
 
 def record_of(name: str, pid: int) -> ProcessRecord | None:
     """Name a living process, or None when it is gone already."""
-    try:
-        return ProcessRecord(name=name, pid=pid, created=psutil.Process(pid).create_time())
-    except psutil.NoSuchProcess:
-        return None
+    born = birth_of(pid)
+    return None if born is None else ProcessRecord(name=name, pid=pid, born=born)
 
 
 def write_records(path: Path, records: list[ProcessRecord]) -> None:
     """Store the records whole."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_bytes(
-        orjson.dumps([{"name": entry.name, "pid": entry.pid, "created": entry.created} for entry in records])
+        orjson.dumps([{"name": entry.name, "pid": entry.pid, "born": entry.born} for entry in records])
     )
     temporary.replace(path)
 
@@ -122,7 +131,7 @@ def living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[tu
     for record in read_records(layout.records):
         with contextlib.suppress(psutil.Error):
             process = psutil.Process(record.pid)
-            if process.create_time() == record.created and process.status() != psutil.STATUS_ZOMBIE:
+            if birth_of(record.pid) == record.born and process.status() != psutil.STATUS_ZOMBIE:
                 found[record.pid] = (record.name, process)
     marker = f"{DEPLOYMENT_VARIABLE}={deployment}".encode()
     for process in psutil.process_iter():

@@ -6,13 +6,13 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
-import psutil
 import pytest
 
 from infra.supervisor.layout import Layout, create_folders, open_layout
 from infra.supervisor.records import (
     DEPLOYMENT_VARIABLE,
     ProcessRecord,
+    birth_of,
     end_living,
     living,
     postmaster,
@@ -75,8 +75,10 @@ def test_a_recorded_process_is_found_without_its_environment(layout: Layout, sle
 
 def test_a_pid_that_was_used_again_is_left_alone(layout: Layout, sleeper: Sleeper) -> None:
     process = sleeper()
-    born = psutil.Process(process.pid).create_time()
-    write_records(layout.records, [ProcessRecord(name="us-east/redis", pid=process.pid, created=born - 60)])
+    born = birth_of(os.getpid())
+    assert born is not None
+    assert born != birth_of(process.pid)
+    write_records(layout.records, [ProcessRecord(name="us-east/redis", pid=process.pid, born=born)])
     assert end_living(layout, "aaa", REGIONS) == []
     assert process.poll() is None
 
@@ -85,7 +87,7 @@ def test_a_stale_postmaster_file_names_nobody(layout: Layout, sleeper: Sleeper) 
     process = sleeper()
     pid_file = layout.postmaster_pid("us-east", "ledger")
     pid_file.parent.mkdir()
-    pid_file.write_text(f"{process.pid}\n/data\n{int(psutil.Process(process.pid).create_time())}\n")
+    pid_file.write_text(f"{process.pid}\n/data\n1767225600\n")
     assert postmaster(pid_file) is None, "the process lives, but it is not a postgres of this folder"
 
 
