@@ -17,7 +17,8 @@ import sys
 import tempfile
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from http import HTTPStatus
 from pathlib import Path
@@ -29,6 +30,7 @@ import orjson
 import psutil
 import uvloop
 
+from infra.bench.bare_edge import bare_edge
 from infra.bench.deployment import RunningDeployment, running_deployment, write_results
 from infra.bench.load import BadAnswer, LoadResult, Session, get_request, post_request, run_load
 from infra.bench.raw_app import free_port
@@ -42,6 +44,7 @@ WARM_SECONDS = 2.0
 THREAD_COMMENTS = 200
 FRESHNESS_WRITES_PER_S = 200
 FRESHNESS_S = 15.0
+FRESHNESS_WARM_S = 5.0  # connections, plans and caches of nine processes and three views
 FRESHNESS_SAMPLE_EVERY = 10
 IDLE_S = 5.0
 POLL_S = 0.001
@@ -131,24 +134,46 @@ async def measure_reads(bench: RunningDeployment, site: str) -> dict[str, Any]:
     await settle(bench)
     target = f"/v1/sites/{site}/comments?thread={quote('bench-read')}"
     body = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{edge}{target}")).content
-    with tempfile.NamedTemporaryFile() as file:
-        Path(file.name).write_bytes(body)
-        port = free_port()
-        raw = await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "infra.bench.raw_app", str(port), file.name
-        )
+    runs: dict[str, list[LoadResult]] = {"ours": [], "raw": [], "bare edge": []}
+    async with raw_route(body) as (raw_port, bare_port):
+        ports = {"ours": edge, "raw": raw_port, "bare edge": bare_port}
+        for seconds in (WARM_SECONDS, *[SECONDS] * ROUNDS):
+            for name, port in ports.items():
+                runs[name].append(await read_load(port, target, seconds))
+    limit = [run.per_second for run in runs["raw"][1:]]
+    bare = statistics.median(run.per_second for run in runs["bare edge"][1:])
+    row = compared("GET page of a 200-comment thread through the edge, warm", runs["ours"][1:], limit, "raw route", 0.5)
+    ceiling = round(bare / statistics.median(limit), 3)
+    row["beside"] += f"; a bare Envoy before it: {bare:,.0f}/s, ratio {ceiling}"
+    return row | {"page_bytes": len(body), "bare_edge_ratio": ceiling}
+
+
+@asynccontextmanager
+async def raw_route(body: bytes) -> AsyncGenerator[tuple[int, int]]:
+    """Serve bytes by a bare route, and the same behind an Envoy that does nothing; yields both ports."""
+    raw_port, bare_port = free_port(), free_port()
+    with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
+        page, config = Path(folder) / "page", Path(folder) / "envoy.json"
+        page.write_bytes(body)
+        config.write_bytes(orjson.dumps(bare_edge(listen_port=bare_port, upstream_port=raw_port)))
+        started = [
+            await asyncio.create_subprocess_exec(*command)
+            for command in (
+                (sys.executable, "-P", "-m", "infra.bench.raw_app", str(raw_port), str(page)),
+                (
+                    str(resolve("envoy").path), "-c", str(config), "--concurrency", "1",
+                    "--disable-hot-restart", "--log-level", "error",
+                ),
+            )
+        ]  # fmt: skip
         try:
-            await until_answers(port)
-            ours: list[LoadResult] = []
-            limit: list[float] = []
-            for seconds in (WARM_SECONDS, *[SECONDS] * ROUNDS):
-                ours.append(await read_load(edge, target, seconds))
-                limit.append((await read_load(port, target, seconds)).per_second)
+            await until_answers(raw_port)
+            await until_answers(bare_port)
+            yield raw_port, bare_port
         finally:
-            raw.terminate()
-            await raw.wait()
-    row = compared("GET page of a 200-comment thread through the edge, warm", ours[1:], limit[1:], "raw route", 0.5)
-    return row | {"page_bytes": len(body)}
+            for process in started:
+                process.terminate()
+                await process.wait()
 
 
 async def read_load(port: int, target: str, seconds: float) -> LoadResult:
@@ -192,12 +217,14 @@ async def measure_freshness(bench: RunningDeployment, site: str) -> dict[str, An
             comment = orjson.loads(body)["id"]
             samples_ms.append(await until_readable(target, f"/v1/sites/{site}/comments/{comment}", acknowledged))
 
-    started = time.perf_counter()
-    async with asyncio.TaskGroup() as group:
-        for number in range(int(FRESHNESS_WRITES_PER_S * FRESHNESS_S)):
-            due = started + number / FRESHNESS_WRITES_PER_S
-            await asyncio.sleep(max(0.0, due - time.perf_counter()))
-            group.create_task(one(number))
+    for seconds in (FRESHNESS_WARM_S, FRESHNESS_S):
+        samples_ms.clear()
+        started = time.perf_counter()
+        async with asyncio.TaskGroup() as group:
+            for number in range(int(FRESHNESS_WRITES_PER_S * seconds)):
+                due = started + number / FRESHNESS_WRITES_PER_S
+                await asyncio.sleep(max(0.0, due - time.perf_counter()))
+                group.create_task(one(number))
     while not writers.empty():
         writers.get_nowait().close()
     ordered = sorted(samples_ms)

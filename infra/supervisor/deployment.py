@@ -12,7 +12,7 @@ import signal
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import orjson
 
@@ -32,6 +32,7 @@ from infra.supervisor.plan import (
     load_plan,
     make_plan,
     reserve_block,
+    with_rtt,
 )
 from infra.supervisor.records import birth_of, end_living
 from infra.supervisor.secrets import load_or_create_secrets, write_private
@@ -62,22 +63,28 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         InvalidPlan: The wish cannot be.
         PlanMismatch: The folder holds a deployment of another shape.
         PortTaken: `port_base` is not free.
+        AlreadyRunning: The deployment runs.
         DataFolderUnusable: The folder cannot be written.
     """
-    found = load_plan(layout.plan)
-    if found is None:
-        plan = make_plan(
+    if load_plan(layout.plan) is None:
+        made = make_plan(
             regions=wish.regions or DEFAULT_REGIONS,
             view_regions=wish.view_regions or (),
             rtt_ms=wish.rtt_ms_default if wish.rtt_ms is None else wish.rtt_ms,
             port_base=wish.port_base,
             deployment=uuid.uuid4().hex,
         )
+        create_folders(layout, made.all_regions)
     else:
+        made = None
+    # A running deployment keeps its plan, and of two first starts at once the second takes the first's.
+    with owned_lock(layout, SUPERVISOR):
+        found = load_plan(layout.plan) or made
+        assert found is not None, "it was there before the lock, and nobody removes it"
         _refuse_another_shape(layout, found, wish)
-        plan = found if wish.rtt_ms is None else replace(found, rtt_ms=wish.rtt_ms)
-    create_folders(layout, plan.all_regions)
-    write_private(layout.plan, dump_plan(plan))
+        plan = found if wish.rtt_ms is None else with_rtt(found, wish.rtt_ms)
+        create_folders(layout, plan.all_regions)
+        write_private(layout.plan, dump_plan(plan))
     return plan
 
 

@@ -88,6 +88,16 @@ class Layout:
         return self.region(region) / member / "postmaster.pid"
 
 
+def _refuse_foreign(folder: Path) -> None:
+    """In a shared temporary folder somebody else may have made ours beforehand.
+
+    Raises:
+        DataFolderUnusable: It belongs to another account.
+    """
+    if folder.stat().st_uid != os.geteuid():
+        raise DataFolderUnusable(f"{folder} belongs to another account; remove it, or use a shorter --data")
+
+
 def open_layout(data: Path) -> Layout:
     """Name the layout of a folder that may not exist yet."""
     return Layout(data=data.expanduser().absolute())
@@ -111,6 +121,7 @@ def create_folders(layout: Layout, regions: tuple[str, ...]) -> None:
         for folder in wanted:
             folder.mkdir(parents=True, exist_ok=True, mode=mode)
         for region in regions:
+            _refuse_foreign(layout.envoy_admin(region).parent)
             layout.xds(region).chmod(0o700)
             layout.envoy_admin(region).parent.chmod(0o700)
             (layout.region(region) / "etcd").chmod(0o700)  # etcd insists on it

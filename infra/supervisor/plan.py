@@ -11,7 +11,7 @@ from __future__ import annotations
 import random
 import re
 import socket
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -35,6 +35,7 @@ REGION_PORTS_MAX = 16  # room for two more listeners before a plan format 2
 # Below the usual ephemeral range (ip_local_port_range starts at 32768), above the registered crowd.
 BLOCK_RANGE = range(12_000, 32_000)
 BLOCK_TRIES_MAX = 200
+RTT_MS_MAX = 2000  # twice around the earth by cable, with room
 PORT_MIN = 1024  # below it only root may listen
 
 
@@ -118,11 +119,25 @@ def make_plan(
             f"--regions names {len(regions)} region(s); a quorum that spans regions takes 3 or 5 "
             "(regions that only read go to --view-regions)"
         )
-    if not 0 <= rtt_ms <= 2_000:  # noqa: PLR2004 - the relay's own limit, said in its documentation
-        raise InvalidPlan(f"--rtt-ms {rtt_ms:g}: use 0 to 2000 milliseconds")
+    _check_rtt(rtt_ms)
     plan = Plan(deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms)
     base = _free_block(plan.port_count) if port_base is None else _checked_base(port_base, plan.port_count)
     return Plan(deployment=deployment, regions=regions, view_regions=view_regions, rtt_ms=rtt_ms, port_base=base)
+
+
+def with_rtt(plan: Plan, rtt_ms: float) -> Plan:
+    """The same plan with another round trip.
+
+    Raises:
+        InvalidPlan: A round trip that cannot be.
+    """
+    _check_rtt(rtt_ms)
+    return replace(plan, rtt_ms=rtt_ms)
+
+
+def _check_rtt(rtt_ms: float) -> None:
+    if not 0 <= rtt_ms <= RTT_MS_MAX:
+        raise InvalidPlan(f"--rtt-ms {rtt_ms:g}: use 0 to {RTT_MS_MAX} milliseconds")
 
 
 def load_plan(path: Path) -> Plan | None:

@@ -119,8 +119,10 @@ async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
                 process.kill()
             await process.wait()
     if process.returncode != 0 or b"ERROR" in output or b"FATAL" in output:
-        last = output.decode(errors="replace").strip().splitlines()[-1:]
-        raise StartFailed(f"{Path(argv[0]).name} for {target} failed: {' '.join(last)}")
+        # Not the last line: after an error that one may be a statement, with a password in it.
+        lines = output.decode(errors="replace").splitlines()
+        said = next((line for line in lines if "ERROR" in line or "FATAL" in line), f"exit {process.returncode}")
+        raise StartFailed(f"{Path(argv[0]).name} for {target} failed: {said.strip()}")
 
 
 def _write_as_owner(path: Path, text: str, *, like: Path) -> None:

@@ -226,3 +226,11 @@ def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: 
     assert "every claim above was checked" in done.stdout
     assert "curl" in done.stdout
     assert processes_of(home_folder) == []
+
+
+def test_a_running_deployment_keeps_its_plan(stack: Stack) -> None:
+    before = (stack.data / "deployment.json").read_bytes()
+    done = stack.palaver("up", "--detach", "--rtt-ms", "5", check=False)
+    assert done.returncode != 0
+    assert "running already" in done.stderr
+    assert (stack.data / "deployment.json").read_bytes() == before

@@ -42,13 +42,13 @@ RETRY_AFTER_S: Final = "1"
 BEGINNING_TIMEOUT_S: Final = 5.0
 """A walsender answers our first status within a round trip; one that does not by then is stuck."""
 
-CHUNK_INTERVAL_S: Final = 0.008
+CHUNK_INTERVAL_S: Final = 0.012
 BUSY_CHUNK_INTERVAL_S: Final = 0.025
 BUSY_ITEMS_PER_S: Final = 300
 """Chunks of one stream are at least this far apart, so that a busy ledger is sent, applied and published in
 batches: each transaction alone costs every region five round trips and an fsync. The first transaction after
 a pause waits for nothing. PostgreSQL's commit_delay is the same trade. Above 300 transactions a second the
-processor is what readers wait for, and batches of ten cost it a third of batches of three."""
+processor is what readers wait for, and larger batches cost it less."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
