@@ -13,8 +13,9 @@ from infra.supervisor.layout import open_layout
 
 def main() -> int:
     """Run until asked to stop; an error is one line on standard error."""
+    layout = open_layout(Path(sys.argv[1]))
     try:
-        asyncio.run(run_deployment(open_layout(Path(sys.argv[1])), Wish()))
+        asyncio.run(run_deployment(layout, Wish()))
     except DeploymentError as error:
         print(str(error), file=sys.stderr)
         return 1

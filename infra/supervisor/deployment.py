@@ -66,7 +66,9 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         AlreadyRunning: The deployment runs.
         DataFolderUnusable: The folder cannot be written.
     """
-    if load_plan(layout.plan) is None:
+    before = load_plan(layout.plan)
+    made = None
+    if before is None:
         made = make_plan(
             regions=wish.regions or DEFAULT_REGIONS,
             view_regions=wish.view_regions or (),
@@ -76,7 +78,7 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         )
         create_folders(layout, made.all_regions)
     else:
-        made = None
+        _refuse_another_shape(layout, before, wish)
     # A running deployment keeps its plan, and of two first starts at once the second takes the first's.
     with owned_lock(layout, SUPERVISOR):
         found = load_plan(layout.plan) or made

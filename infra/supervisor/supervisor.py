@@ -84,8 +84,13 @@ class Supervisor:
                 finally:
                     await self._stop_everything()
                     await self._dismiss_guardian(guardian)
-        except* DeploymentError as failures:
-            raise first_of(failures) from None
+        except BaseExceptionGroup as group:
+            refusals, others = group.split(DeploymentError)
+            if refusals is None:
+                raise
+            if others is not None:
+                log.error("more went wrong while everything was stopped", exc_info=others)
+            raise first_of(refusals) from None
         finally:
             await self._client.aclose()
 

@@ -4,6 +4,8 @@ Decides what is refused before any route thinks about it: sizes, media types, JS
 PostgreSQL or a JSON document could not carry (NUL, lone surrogates, invalid UTF-8), fields nobody knows.
 """
 
+import asyncio
+import contextlib
 import re
 from collections.abc import Iterable
 from typing import Final, TypeVar
@@ -18,6 +20,9 @@ from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
 HEADER_BYTES_MAX: Final = 65_536
 # A hundred thread keys of a counts request, and room for what a route adds.
 QUERY_FIELDS_MAX: Final = 128
+# nginx's lingering_close is the precedent: it reads on for a while, bounded, before it closes.
+DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
+DRAIN_S_MAX: Final = 2.0
 # Errors of one body that are listed; the rest are found after these are mended.
 FIELD_ERRORS_MAX: Final = 20
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 255
@@ -45,6 +50,7 @@ class RequestLimitMiddleware:
         for name, value in scope["headers"]:
             header_bytes += len(name) + len(value)
             if name == b"content-length" and (not value.isdigit() or int(value) > limit):
+                await _drain(receive)
                 raise self._too_large()
         if header_bytes > HEADER_BYTES_MAX:
             raise Problem("headers-too-large", f"Headers may take {HEADER_BYTES_MAX} bytes.")
@@ -56,18 +62,36 @@ class RequestLimitMiddleware:
             if message["type"] == "http.request":
                 received += len(message.get("body", b""))
                 if received > limit:
+                    if message.get("more_body", False):
+                        await _drain(receive)
                     raise self._too_large()
             return message
 
         await self._app(scope, receive_bounded, send)
 
     def _too_large(self) -> Problem:
-        # The connection is closed, because nobody reads the rest of the body.
+        # The connection is closed, because nobody reads what may be left of the body.
         return Problem(
             "request-too-large",
             f"A request body may take {self._body_bytes_max} bytes.",
             headers=[(b"connection", b"close")],
         )
+
+
+async def _drain(receive: Receive) -> None:
+    """Read and forget what is left of a body that is refused, up to a bound.
+
+    Whoever answers and closes while the other side still sends has its answer destroyed by the reset that
+    follows (RFC 9112, 9.6): the edge would report a lost connection instead of a body that is too large.
+    """
+    drained = 0
+    with contextlib.suppress(TimeoutError):
+        async with asyncio.timeout(DRAIN_S_MAX):
+            while drained <= DRAIN_BYTES_MAX:
+                message = await receive()
+                drained += len(message.get("body", b""))
+                if message["type"] == "http.disconnect" or not message.get("more_body", False):
+                    return
 
 
 async def read_body(receive: Receive) -> bytes:

@@ -29,6 +29,13 @@ def processes_of(data: Path) -> list[psutil.Process]:
     return [process for _, process in living(layout, plan.deployment, plan.all_regions)]
 
 
+def is_alive(process: psutil.Process) -> bool:
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
+
+
 @pytest.fixture(scope="module")
 def own_stack(data_folder: Callable[[], Path]) -> Stack:
     """A deployment of this module's own, beside the shared one, with a region that only reads."""
@@ -92,7 +99,7 @@ def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_s
     supervisor = orjson.loads((own_stack.data / "control.json").read_bytes())["pid"]
     os.kill(supervisor, signal.SIGKILL)
     eventually(
-        lambda: [process for process in everything if process.is_running() and process.status() != "zombie"],
+        lambda: [process for process in everything if is_alive(process)],
         lambda left: left == [],
         within_s=20,
         what="no orphan",
@@ -120,7 +127,7 @@ def test_an_orphan_that_is_left_is_ended_by_the_next_start(own_stack: Stack) -> 
         lambda: processes_of(own_stack.data), lambda left: len(left) > 0, within_s=5, what="orphans are left"
     )
     own_stack.palaver("up", "--detach")
-    assert not any(process.is_running() and process.status() != "zombie" for process in orphans)
+    assert not any(is_alive(process) for process in orphans)
     own_stack.until_visible("ap-south", made)
 
 
@@ -128,7 +135,7 @@ def test_down_stops_everything_and_keeps_the_data(own_stack: Stack) -> None:
     made = own_stack.post("us-east", "Kept.", thread="down").json()["id"]
     everything = processes_of(own_stack.data)
     own_stack.palaver("down")
-    assert not any(process.is_running() and process.status() != "zombie" for process in everything)
+    assert not any(is_alive(process) for process in everything)
     assert own_stack.palaver("status", check=False).returncode == 1
     own_stack.palaver("up", "--detach")
     for region in own_stack.edges:
@@ -178,7 +185,7 @@ def test_a_terminal_interrupt_stops_a_foreground_start_in_order(own_stack: Stack
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=40)
         assert process.returncode == 0, output
-        assert not any(member.is_running() and member.status() != "zombie" for member in everything)
+        assert not any(is_alive(member) for member in everything)
     finally:
         if process.poll() is None:
             process.kill()

@@ -178,7 +178,7 @@ async def test_flip_of_the_leader_under_load_has_no_bad_answer(stand: EdgeStand)
         done.set()
     assert [answer.text for answer in bad] == []
     assert stale == 0
-    assert sum(writer.result() for writer in writers) > 100
+    assert sum(writer.result() for writer in writers) >= 30
 
 
 async def test_nobody_leads_yet(stand: EdgeStand) -> None:
