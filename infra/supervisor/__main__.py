@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import sys
+import traceback
 from pathlib import Path
 
 from infra.supervisor.deployment import Wish, run_deployment
@@ -12,12 +13,15 @@ from infra.supervisor.layout import open_layout
 
 
 def main() -> int:
-    """Run until asked to stop; an error is one line on standard error."""
-    layout = open_layout(Path(sys.argv[1]))
+    """Run until asked to stop; the last line on standard error is what `palaver up --detach` shows."""
     try:
-        asyncio.run(run_deployment(layout, Wish()))
+        asyncio.run(run_deployment(open_layout(Path(sys.argv[1])), Wish()))
     except DeploymentError as error:
         print(str(error), file=sys.stderr)
+        return 1
+    except Exception as error:  # noqa: BLE001 - the last place where a failure can be told
+        traceback.print_exc()
+        print(f"the supervisor failed: {type(error).__name__}; see its log", file=sys.stderr)
         return 1
     return 0
 

@@ -89,7 +89,7 @@ class Supervisor:
             if refusals is None:
                 raise
             if others is not None:
-                log.error("more went wrong while everything was stopped", exc_info=others)
+                log.exception("more went wrong while everything was stopped", exc_info=others)
             raise first_of(refusals) from None
         finally:
             await self._client.aclose()
