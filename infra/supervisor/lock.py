@@ -16,7 +16,7 @@ from infra.supervisor.layout import Layout
 
 SUPERVISOR = "supervisor"
 GUARDIAN = "guardian"
-GUARDIAN_WAIT_S = 20.0  # its grace period twice, and its own start
+GUARDIAN_WAIT_S = 40.0  # its grace period twice and its own start, on a machine with other things to do
 SUPERVISOR_WAIT_S = 1.0  # a guardian that has just taken the lock has not said so yet
 POLL_S = 0.05
 
