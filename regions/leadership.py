@@ -11,7 +11,13 @@ from uuid import UUID
 
 from regions.identity import Epoch, RegionName, parse_region_name
 
-Phase = Literal["bootstrapping", "establishing", "serving"]
+Phase = Literal["bootstrapping", "recruiting", "promoting", "establishing", "serving"]
+"""How far an epoch has come. ``establishing`` is what a leader that starts again in its own region writes;
+a change of region goes by ``recruiting`` (positions are collected) and ``promoting`` (a member is chosen)."""
+
+
+ANCESTRY_MAX = 32
+"""Epochs that a record remembers. A member that has been away for longer is copied anew instead of rewound."""
 
 
 class CorruptRecord(ValueError):
@@ -24,11 +30,18 @@ class Leadership:
 
     Attributes:
         epoch: Generation, from 1; strictly increasing.
-        leader: The region that may write under this epoch.
-        phase: ``serving`` is the only one in which it does.
+        leader: The region that acts under this epoch: the candidate while it recruits, then the chosen one.
+        phase: ``serving`` is the only one in which it is known to write.
         fence_id: Identity of the epoch's fence row in the ledger; set when serving.
         reason: Why this epoch was begun, one line for people.
         since: When the record was written, RFC 3339, for people: nothing is ordered by it.
+        voters: The regions whose members make up the quorum, in order of preference; empty: those of the topology.
+        joining: Regions that copy the ledger to become voters; they count for nothing yet.
+        drained: Voters that do not lead when another can.
+        ancestry: The epochs whose fence rows the leader's ledger had when it was chosen, ascending, the newest
+            ``ANCESTRY_MAX``. Two ledgers that share an epoch here are the same up to its fence row.
+        target: The region that an operator wants as leader of this epoch; it wins ties.
+        automatic: Whether a suspicion may begin an epoch; False while an operator has paused it.
     """
 
     epoch: Epoch
@@ -37,10 +50,17 @@ class Leadership:
     fence_id: UUID | None
     reason: str
     since: str
+    voters: tuple[RegionName, ...] = ()
+    joining: tuple[RegionName, ...] = ()
+    drained: tuple[RegionName, ...] = ()
+    ancestry: tuple[Epoch, ...] = ()
+    target: RegionName | None = None
+    automatic: bool = True
 
     def __post_init__(self) -> None:
         assert self.epoch >= 1, f"epoch out of range: {self.epoch}"
         assert (self.phase != "serving") or (self.fence_id is not None), "serving without a fence row"
+        assert len(self.ancestry) <= ANCESTRY_MAX, "ancestry beyond its bound"
 
     def to_json(self) -> bytes:
         """Return the record as it is stored."""
@@ -67,9 +87,19 @@ class Leadership:
                 fence_id=None if fence is None else UUID(fence),
                 reason=str(fields["reason"]),
                 since=str(fields["since"]),
+                voters=_regions(fields, "voters"),
+                joining=_regions(fields, "joining"),
+                drained=_regions(fields, "drained"),
+                ancestry=tuple(int(epoch) for epoch in fields.get("ancestry", ())),
+                target=None if fields.get("target") is None else parse_region_name(fields["target"]),
+                automatic=bool(fields.get("automatic", True)),
             )
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise CorruptRecord(f"leadership record cannot be read: {error!r}") from error
+
+
+def _regions(fields: dict[str, Any], name: str) -> tuple[RegionName, ...]:
+    return tuple(parse_region_name(region) for region in fields.get(name, ()))
 
 
 class LeadershipSource(Protocol):

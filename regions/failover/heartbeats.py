@@ -1,0 +1,70 @@
+"""What agents say to each other each heartbeat interval, and what the core of a whole agent is told and asks for."""
+
+from dataclasses import dataclass
+
+from regions.failover.effects import Effect
+from regions.failover.events import Event, Gossip
+from regions.identity import CellId, RegionName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Heartbeat:
+    """One message from an agent to another; losing, doubling or reordering it is harmless.
+
+    Attributes:
+        sender: Region of the agent.
+        incarnation: Grows with each start of the agent; a lower one than the last heard is dropped.
+        sequence: Grows with each heartbeat of an incarnation; one that is not higher is dropped.
+        cells: What it says about each cell that it holds.
+    """
+
+    sender: RegionName
+    incarnation: int
+    sequence: int
+    cells: tuple[tuple[CellId, Gossip], ...]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class HeartbeatReceived:
+    """A heartbeat arrived, authenticated."""
+
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class InCell:
+    """An event of one cell."""
+
+    cell: CellId
+    event: Event
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ForCell:
+    """An effect of one cell."""
+
+    cell: CellId
+    effect: Effect
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class SendHeartbeat:
+    """Send a heartbeat to an agent; no answer is expected."""
+
+    to: RegionName
+    heartbeat: Heartbeat
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ReadCommit:
+    """Write a little WAL in the leader's member and tell ``QuorumCommit`` with the newest LSN on a quorum.
+
+    It waits for no quorum itself: the answer is what the standbys had confirmed before. A member whose disk
+    hangs never answers, and one that lost its standbys answers with the same LSN again.
+    """
+
+    cell: CellId
+
+
+AgentEvent = HeartbeatReceived | InCell
+AgentEffect = ForCell | SendHeartbeat | ReadCommit
