@@ -159,6 +159,13 @@ class Facts:
         """Whether its own region is a voter."""
         return self.record is not None and self.region in self.record.voters
 
+    @property
+    def reigns(self) -> bool:
+        """Whether its member brings commits onto a quorum: it takes writes, or only stopped for a while to do so."""
+        record = self.record
+        serves = record is not None and record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
+        return self.open_epoch > 0 or serves
+
     def is_primary_of(self, epoch: Epoch) -> bool:
         """Whether its member runs as primary of ``epoch``."""
         return self.ledger is not None and self.ledger.kind == "primary" and self.ledger.epoch == epoch

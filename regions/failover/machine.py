@@ -626,7 +626,7 @@ class Machine:
             self._effects.append(Acting(region=acting[0], needs_commits=acting[1]))
         epoch: Epoch = 0 if record is None else record.epoch
         suspects = epoch if record is not None and record.leader in facts.suspected else 0
-        commit = facts.commit if facts.open_epoch else 0
+        commit = facts.commit if facts.reigns else 0
         gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=steps.published_vote(facts))
         said, self._gossiped = self._gossiped, gossip
         if (said.epoch, said.suspects, said.vote) != (gossip.epoch, gossip.suspects, gossip.vote):
