@@ -206,6 +206,9 @@ class Machine:
         if acts_differently:
             facts.record_at, facts.agreed_at = now, None
             facts.ledger_retry = facts.etcd_retry = Retry()
+        if known is not None and record.automatic and not known.automatic:
+            # Who was suspected all along is acted upon from here on, so that head starts count from here on.
+            facts.agreed_at = None
         if known is None or known.epoch != record.epoch:
             self._begin_epoch(record)
         if record.phase == "promoting" and acts_differently:
