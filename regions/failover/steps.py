@@ -103,8 +103,10 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
     if ledger.kind == "following" and ledger.epoch == record.epoch:
         return None
-    copies = rules.must_copy(ledger, promise, record)
-    if (copies or facts.diverged) and facts.rebuilt != record.epoch:
+    # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
+    again = facts.diverged and facts.rebuilt == record.epoch
+    copies = again or rules.must_copy(ledger, promise, record)
+    if again or ((copies or facts.diverged) and facts.rebuilt != record.epoch):
         if promise.floor < record.epoch or promise.epoch < record.epoch:
             return rules.floor_before_rebuild(promise, record.epoch)
         rebuild = CopyLedger if copies else RewindLedger
