@@ -327,6 +327,7 @@ class Machine:
         facts = self._facts
         if event.torn:
             self._change_ledger(LedgerFound(kind="absent"))
+            facts.rebuilt = 0
         if event.diverged and isinstance(effect, FollowLedger):
             facts.diverged = True
         if isinstance(effect, DrainLedger):
