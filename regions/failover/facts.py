@@ -106,6 +106,7 @@ class Facts:
         ledger_retry: The pause after an effect on the member, or the write of a promise, failed.
         etcd_retry: The same for etcd.
         agreed_at: Since when enough regions suspect the one that acts; None while they do not.
+        alone: Whether it was told that no majority of the voters can be heard.
         unable: Why it cannot take part; None when it can.
         doubtful: Whether this agent was away and acts for nobody until etcd was read.
     """
@@ -146,6 +147,7 @@ class Facts:
     ledger_retry: Retry = NO_RETRY
     etcd_retry: Retry = NO_RETRY
     agreed_at: float | None = None
+    alone: bool = False
     unable: str | None = None
     doubtful: bool = False
 

@@ -124,6 +124,7 @@ class Machine:
         self._take(event, now)
         self._expire(now)
         self._note_agreement(now)
+        self._note_majority()
         self._advance(now)
         self._settle()
         return self._effects
@@ -461,6 +462,19 @@ class Machine:
             assert record is not None, "agreed about nobody"
             facts.agreed_at = now
             self._tell("warning", f"epoch {record.epoch}: {record.leader} is silent, and others agree")
+
+    def _note_majority(self) -> None:
+        """Rule 1: who cannot hear a majority of the voters guesses nothing, and says so."""
+        facts, record = self._facts, self._facts.record
+        alone = record is not None and facts.votes_here and not steps.may_be_heard(facts, record)
+        if alone == facts.alone:
+            return
+        facts.alone = alone
+        if record is not None and alone:
+            heard, needed = ", ".join(steps.heard(facts, record)), rules.majority(record.voters)
+            self._tell("error", f"epoch {record.epoch}: hears only {heard}, of {needed} voters that a failover needs")
+        else:
+            self._tell("info", "hears a majority of the voters again")
 
     # What is to be done.
 

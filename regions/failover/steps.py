@@ -146,11 +146,11 @@ def published_vote(facts: Facts) -> Vote | None:
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
     """Return the votes for the record's epoch that count, the own one among them."""
-    heard = {region: gossip.vote for region, gossip in facts.gossip.items() if gossip.vote is not None}
+    said = {region: gossip.vote for region, gossip in facts.gossip.items() if gossip.vote is not None}
     own = published_vote(facts)
     if own is not None:
-        heard[facts.region] = own
-    return rules.counted(heard, record)
+        said[facts.region] = own
+    return rules.counted(said, record)
 
 
 def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
@@ -181,7 +181,11 @@ def observers(facts: Facts, record: Leadership) -> int:
     return 1 + sum(1 for _ in others)
 
 
+def heard(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
+    """Return the voters that can be heard, this region included."""
+    return tuple(voter for voter in record.voters if voter == facts.region or voter not in facts.suspected)
+
+
 def may_be_heard(facts: Facts, record: Leadership) -> bool:
-    """Whether a majority of the voters can be heard, this region included: without it an epoch leads nowhere."""
-    heard = sum(1 for voter in record.voters if voter == facts.region or voter not in facts.suspected)
-    return heard >= rules.majority(record.voters)
+    """Whether a majority of the voters can be heard: without it an epoch leads nowhere."""
+    return len(heard(facts, record)) >= rules.majority(record.voters)
