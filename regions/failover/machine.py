@@ -191,7 +191,11 @@ class Machine:
         facts = self._facts
         facts.started, facts.promise, facts.ledger = True, event.promise, event.ledger
         if event.promise is None and event.ledger is not None:
-            self._refuse("the promise of this member cannot be read: remove the voter and add it again")
+            self._refuse("the promise of this member cannot be read: remove its data as well, and it is copied anew")
+        if event.promise == Promise():
+            # A disk that was replaced has forgotten what it promised. etcd has not, if all of it is asked.
+            facts.doubtful = True
+            self._read_again()
 
     def _learn(self, revision: int, record: Leadership, now: float) -> None:
         facts, known = self._facts, self._facts.record
@@ -472,7 +476,7 @@ class Machine:
         facts.alone = alone
         if record is not None and alone:
             heard, needed = ", ".join(steps.heard(facts, record)), rules.majority(record.voters)
-            self._tell("error", f"epoch {record.epoch}: hears only {heard}, of {needed} voters that a failover needs")
+            self._tell("error", f"epoch {record.epoch}: hears only {heard}; nobody takes over until {needed} can agree")
         else:
             self._tell("info", "hears a majority of the voters again")
 

@@ -35,6 +35,8 @@ def ledger_step(facts: Facts) -> Step:
     record, promise, ledger = facts.record, facts.promise, facts.ledger
     if record is None or promise is None or ledger is None or not rules.may_act(record.epoch, promise):
         return None
+    if facts.doubtful and promise == Promise():
+        return None
     if ledger.kind == "primary" and (ledger.epoch < record.epoch or record.leader != facts.region):
         return rules.demotion(0, record.epoch)
     if facts.region not in record.voters and facts.region not in record.joining:
