@@ -393,9 +393,11 @@ class Machine:
 
     def _take_gossip(self, sender: RegionName, gossip: Gossip) -> None:
         facts = self._facts
+        heard = max((one.epoch for one in facts.gossip.values()), default=0)
         facts.gossip = {**facts.gossip, sender: gossip}
-        if facts.record is not None and gossip.epoch > facts.record.epoch:
-            # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all.
+        if facts.record is not None and gossip.epoch > max(facts.record.epoch, heard):
+            # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all. A read
+            # that began when somebody else had told of this epoch is new enough.
             self._read_again()
 
     def _take_strong_reads(self, requests: tuple[int, ...]) -> None:
