@@ -98,8 +98,10 @@ def _held_down_until(facts: Facts, now: float) -> float:
 
 
 def _head_start_s(facts: Facts, record: Leadership) -> float:
-    order = [voter for voter in record.voters if voter != record.leader or voter == facts.region]
-    return order.index(facts.region) * facts.settings.claim_stagger_s
+    # Who acts under the epoch that leads nowhere is the last to begin the next.
+    order = [voter for voter in record.voters if voter != record.leader]
+    at = order.index(facts.region) if facts.region in order else len(order)
+    return at * facts.settings.claim_stagger_s
 
 
 def _first(facts: Facts) -> Leadership | None:
