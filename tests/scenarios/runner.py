@@ -45,7 +45,7 @@ from regions.failover.events import (
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from tests.scenarios.words import NAMES, promise_text
-from tests.scenarios.world import Agent, ScenarioError, World
+from tests.scenarios.world import ScenarioError, World
 
 INDENT = "    "
 REFUSED = "NO SUCH STEP: "
@@ -187,11 +187,24 @@ _OF_WORLD: dict[str, Action] = {
 
 def _starts(world: World, region: RegionName, found: re.Match[str]) -> None:
     agent = world.agent(region)
-    if found[3]:
-        agent.promise = None
+    agent.promise = _promise_found(agent.promise, found[3])
     text = found[1]
     kind: LedgerKind = text  # pyright: ignore[reportAssignmentType] - the pattern names the kinds
     world.start(region, None if text == "no ledger" else LedgerFound(kind=kind, epoch=int(found[2] or 0)))
+
+
+def _promise_found(kept: Promise | None, words: str | None) -> Promise | None:
+    """What an agent finds on its disk when it starts."""
+    if words is None:
+        return kept
+    if words == ", its disk empty":
+        return Promise()
+    if words == ", its promise lost":
+        return None
+    found = re.fullmatch(r", its promise ([0-9]+)", words)
+    if found is None:
+        raise ScenarioError("a disk is empty, or its promise lost, or its promise EPOCH")
+    return Promise(epoch=int(found[1]), lineage=int(found[1]))
 
 
 def _dies(world: World, region: RegionName, _found: re.Match[str]) -> None:
@@ -251,7 +264,7 @@ def _disk(world: World, region: RegionName, _found: re.Match[str]) -> None:
 
 _KIND = "|".join(NAMES.values())
 _OF_AGENT: dict[str, Action] = {
-    r"starts with (no ledger|absent|stopped|frozen|following|primary)(?: ([0-9]+))?(, its promise lost)?": _starts,
+    r"starts with (no ledger|absent|stopped|frozen|following|primary)(?: ([0-9]+))?(, .+)?": _starts,
     r"dies": _dies,
     r"pauses|resumes": _pauses,
     r"watch (stops|goes on)": _watch,
@@ -348,6 +361,3 @@ def _names(text: str) -> tuple[RegionName, ...]:
 
 def _epochs(text: str) -> tuple[int, ...]:
     return tuple(map(int, text.split(",")))
-
-
-__all__ = ["Agent", "Player", "play"]

@@ -50,7 +50,9 @@ NAMES: dict[type[Asked], str] = {
 }
 
 
-def text_of(effect: Effect, known: Leadership | None) -> str | None:
+def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
+    effect: Effect, known: Leadership | None
+) -> str | None:
     """Return an effect as a line; None for what a transcript leaves out: what heartbeats carry and mere news."""
     match effect:
         case Told(level=level, text=text):
@@ -97,7 +99,8 @@ def promise_text(promise: Promise) -> str:
 def _changes(record: Leadership, known: Leadership | None) -> str:
     """What a swap changes, and the reason if an epoch begins."""
     names = [one.name for one in fields(record) if one.name not in ("since", "fence_id", "reason")]
-    before = {name: None if known is None else getattr(known, name) for name in names}
+    empty = {**dict.fromkeys(names), **dict.fromkeys(("joining", "drained", "ancestry"), ()), "automatic": True}
+    before = empty if known is None else {name: getattr(known, name) for name in names}
     changed = [f"{name} {_value(getattr(record, name))}" for name in names if getattr(record, name) != before[name]]
     begins = known is None or record.epoch != known.epoch
     return ", ".join(changed) + (f" ({record.reason})" if begins else "")

@@ -8,8 +8,16 @@ from collections import deque
 from dataclasses import dataclass, field
 
 from regions.failover.core import FailoverCore
-from regions.failover.effects import Acting, AnswerOrder, AnswerStrongReads, CloseWrites, Effect, Gossiped, OpenWrites
-from regions.failover.effects import Told
+from regions.failover.effects import (
+    Acting,
+    AnswerOrder,
+    AnswerStrongReads,
+    CloseWrites,
+    Effect,
+    Gossiped,
+    OpenWrites,
+    Told,
+)
 from regions.failover.events import Event, LedgerFound, Promise, QuorumCommit, RecordSeen, Started, Tick
 from regions.failover.heartbeats import (
     AgentEvent,
