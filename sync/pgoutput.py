@@ -143,7 +143,7 @@ def parse_message(data: bytes) -> Message:
     return message
 
 
-def _parse(reader: "_Reader") -> Message:  # noqa: PLR0911 - one return for each kind of message
+def _parse(reader: "_Reader") -> Message:
     kind = reader.byte()
     match kind:
         case "B":

@@ -211,11 +211,13 @@ class LedgerFailed:
         ticket: Of the request.
         reason: One line for people.
         diverged: ``Follow`` only: the member has WAL that the leader's history does not have.
+        torn: The data cannot be used any more: a copy or a rewind was given up half-way.
     """
 
     ticket: Ticket
     reason: str
     diverged: bool = False
+    torn: bool = False
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

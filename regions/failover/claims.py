@@ -1,0 +1,184 @@
+"""What the record should become next, and when: pure functions of facts and time.
+
+A proposal is swapped in only over the record that was read, so two candidates at once are safe; the head start
+of the preferred region makes them rare.
+"""
+
+from dataclasses import replace
+
+from regions.failover import rules, steps
+from regions.failover.events import Promise
+from regions.failover.facts import Facts
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+
+def proposal(facts: Facts, now: float) -> Leadership | None:
+    """Return the record to swap in now, or None."""
+    record = facts.record
+    if facts.ledger is None or facts.promise is None:
+        return None
+    if record is None:
+        return _first(facts)
+    if not rules.may_act(record.epoch, facts.promise) or not facts.votes_here:
+        return None
+    mine = _of_leader(facts, record, now) if facts.leads else None
+    return mine or _claim(facts, record, now)
+
+
+def refusal(facts: Facts) -> str | None:
+    """Return why this region can take no part although it holds a member, or None."""
+    if facts.ledger is None or facts.promise is None or facts.record is not None or not facts.record_read:
+        return None
+    if facts.ledger.kind != "absent" or facts.promise != Promise():
+        # An etcd that has lost its data must not make a ledger start again at epoch 1.
+        return "there is a ledger but etcd knows no leadership: restore etcd's data"
+    return None
+
+
+def next_deadline(facts: Facts) -> float | None:
+    """Return when a proposal is due if nothing happens before."""
+    record = facts.record
+    if record is None or facts.ledger is None or facts.promise is None or not facts.votes_here:
+        return None
+    if not rules.may_act(record.epoch, facts.promise):
+        return None
+    due, _ = claim_due(facts, record)
+    if facts.leads and record.phase == "recruiting" and _waits_for_target(facts, record):
+        due = min(due, _target_deadline(facts))
+    return None if due == _NEVER else due
+
+
+_NEVER = float("inf")
+
+
+def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
+    """Return when this region is to begin the next epoch, as things are, and why; infinity for never."""
+    assert facts.ledger is not None, "a region without a member claims nothing"
+    assert facts.promise is not None, "a region that cannot promise claims nothing"
+    if record.phase == "bootstrapping" or facts.ledger.kind == "absent":
+        return _NEVER, ""
+    if _lost_its_own(facts, record):
+        return facts.record_at, f"PostgreSQL of {facts.region} ended"
+    if not steps.may_be_heard(facts, record):
+        return _NEVER, ""
+    return min(_by_suspicion(facts, record), _by_stall(facts, record))
+
+
+def _lost_its_own(facts: Facts, record: Leadership) -> bool:
+    if not facts.leads or record.phase == "recruiting" or facts.ledger is None or facts.promise is None:
+        return False
+    return rules.needs_new_epoch(facts.ledger, facts.promise, record, promoting=facts.promoting)
+
+
+def _by_suspicion(facts: Facts, record: Leadership) -> tuple[float, str]:
+    if facts.agreed_at is None or (record.phase == "serving" and not record.automatic):
+        return _NEVER, ""
+    due = facts.agreed_at + _head_start_s(facts, record)
+    if record.phase == "serving":
+        due = max(due, _held_down_until(facts, facts.agreed_at))
+    return due, f"{record.leader} is silent"
+
+
+def _by_stall(facts: Facts, record: Leadership) -> tuple[float, str]:
+    if record.phase == "serving":
+        return _NEVER, ""
+    established = max(record.ancestry, default=0)
+    attempts = max(record.epoch - established - 1, 0)
+    settings = facts.settings
+    patience_s = min(settings.stall_s * 2 ** min(attempts, 8), settings.stall_s_max)
+    return facts.record_at + patience_s + _head_start_s(facts, record), f"epoch {record.epoch} stays {record.phase}"
+
+
+def _held_down_until(facts: Facts, now: float) -> float:
+    """Rule 17: after several failovers in a short time the next one waits."""
+    settings = facts.settings
+    recent = [at for at in facts.failovers if now - at < settings.hold_down_s]
+    return min(recent) + settings.hold_down_s if len(recent) >= settings.failovers_max else now
+
+
+def _head_start_s(facts: Facts, record: Leadership) -> float:
+    order = [voter for voter in record.voters if voter != record.leader or voter == facts.region]
+    return order.index(facts.region) * facts.settings.claim_stagger_s
+
+
+def _first(facts: Facts) -> Leadership | None:
+    if not facts.record_read or facts.region != facts.cell.voters[0] or refusal(facts) is not None:
+        return None
+    return Leadership(
+        epoch=1,
+        leader=facts.region,
+        phase="bootstrapping",
+        fence_id=None,
+        reason="first start",
+        since="",
+        voters=facts.cell.voters,
+    )
+
+
+def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | None:
+    if record.phase == "recruiting":
+        return _choice(facts, record, now)
+    if not facts.is_primary_of(record.epoch):
+        return None
+    if record.phase != "serving":
+        if facts.fence is None:
+            return None
+        ancestry = rules.extended(record.ancestry, record.epoch)
+        return replace(record, phase="serving", fence_id=facts.fence.fence_id, ancestry=ancestry, since="")
+    if facts.handover is not None:
+        return _handed_over(facts, record) if facts.drained else None
+    voters = steps.wanted_voters(facts, record)
+    if voters != record.voters and facts.quorum == steps.standbys_of(facts.region, voters):
+        # The new quorum is in force and a commit has passed under it: only now it may be what is frozen.
+        joining = tuple(region for region in record.joining if region not in voters)
+        return replace(record, voters=voters, joining=joining, since="")
+    return None
+
+
+def _choice(facts: Facts, record: Leadership, now: float) -> Leadership | None:
+    given = steps.votes(facts, record)
+    if not rules.enough(given, record) or (_waits_for_target(facts, record) and now < _target_deadline(facts)):
+        return None
+    chosen = steps.choose(given, record, facts.suspected)
+    return replace(record, leader=chosen, phase="promoting", ancestry=given[chosen].ancestry, since="")
+
+
+def _waits_for_target(facts: Facts, record: Leadership) -> bool:
+    """Whether a choice could be made, but for the vote of the region that an operator wants."""
+    given, target = steps.votes(facts, record), record.target
+    can_vote = target in record.voters and target not in given and target not in facts.suspected
+    return can_vote and rules.enough(given, record)
+
+
+def _target_deadline(facts: Facts) -> float:
+    return facts.record_at + facts.settings.target_s_max
+
+
+def _handed_over(facts: Facts, record: Leadership) -> Leadership | None:
+    assert facts.handover is not None, "nothing is handed over"
+    target = facts.handover.region
+    assert target is not None, "a switch names its region"
+    return _next_epoch(record, leader=target, target=target, reason=f"switch to {target}: {facts.handover.by}")
+
+
+def _claim(facts: Facts, record: Leadership, now: float) -> Leadership | None:
+    due, reason = claim_due(facts, record)
+    if now < due:
+        return None
+    # While automatic failover is paused, a leader whose PostgreSQL ended comes back where it was.
+    stays = record.leader == facts.region and not record.automatic
+    return _next_epoch(record, leader=facts.region, target=facts.region if stays else None, reason=reason)
+
+
+def _next_epoch(record: Leadership, *, leader: RegionName, target: RegionName | None, reason: str) -> Leadership:
+    return replace(
+        record,
+        epoch=record.epoch + 1,
+        leader=leader,
+        phase="recruiting",
+        fence_id=None,
+        reason=reason,
+        since="",
+        target=target,
+    )

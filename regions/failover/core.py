@@ -1,0 +1,220 @@
+"""The failover core of one agent: its cells, whom it hears, and when it speaks.
+
+It turns heartbeats into verdicts for the machine of each cell, and what the machines have to say into
+heartbeats. Like everything in this package it has no clock and no I/O; time is passed in.
+"""
+
+from collections.abc import Mapping
+
+from regions.failover import rules
+from regions.failover.detector import PhiDetector
+from regions.failover.effects import Acting, Effect, Gossiped
+from regions.failover.events import Event, Gossip, GossipHeard, Lagged, Started, Tick, Verdict
+from regions.failover.heartbeats import (
+    AgentEffect,
+    AgentEvent,
+    ForCell,
+    Heartbeat,
+    HeartbeatReceived,
+    InCell,
+    ReadCommit,
+    SendHeartbeat,
+)
+from regions.failover.machine import Machine
+from regions.failover.settings import DEFAULTS, CellRegions, Settings
+from regions.identity import CellId, RegionName
+
+TICKETS_AN_INCARNATION = 1 << 32
+"""Tickets of an incarnation lie above those of all earlier ones."""
+
+
+class Watched:
+    """What an agent hears of the other regions of one cell."""
+
+    __slots__ = ("acting", "commit", "detectors", "needs_commits", "suspected")
+
+    def __init__(self, regions: tuple[RegionName, ...], settings: Settings, now: float) -> None:
+        self.detectors = {region: PhiDetector(settings, now=now) for region in regions}
+        self.suspected: set[RegionName] = set()
+        self.acting: RegionName | None = None
+        self.needs_commits = False
+        self.commit = 0
+
+    def heard(self, sender: RegionName, gossip: Gossip, now: float) -> None:
+        """Count a heartbeat, if it counts."""
+        acts = sender == self.acting and self.needs_commits
+        if rules.shows_life(commit=gossip.commit, newest=self.commit, needs_commits=acts):
+            self.detectors[sender].heard(now)
+        if sender == self.acting:
+            self.commit = max(self.commit, gossip.commit)
+
+    def verdicts(self, now: float) -> list[Verdict]:
+        """The regions about which the opinion changed."""
+        changed: list[Verdict] = []
+        for region, detector in self.detectors.items():
+            suspected = now >= detector.trips_at
+            if suspected != (region in self.suspected):
+                (self.suspected.add if suspected else self.suspected.discard)(region)
+                changed.append(Verdict(region=region, suspected=suspected))
+        return changed
+
+    def excuse(self, now: float) -> None:
+        """Forgive the silence until ``now``: it was the observer's own."""
+        for region, detector in self.detectors.items():
+            if region not in self.suspected:
+                detector.restart(now)
+
+    def next_trip(self) -> float:
+        """When the next region will be suspected if nothing is heard."""
+        silent = self.suspected
+        return min((one.trips_at for region, one in self.detectors.items() if region not in silent), default=_NEVER)
+
+
+_NEVER = float("inf")
+
+
+class FailoverCore:
+    """All cells of one region's agent."""
+
+    def __init__(
+        self,
+        *,
+        region: RegionName,
+        incarnation: int,
+        cells: Mapping[CellId, CellRegions],
+        settings: Settings = DEFAULTS,
+    ) -> None:
+        """Make a core that waits for ``Started`` of each cell.
+
+        Args:
+            region: Its own region.
+            incarnation: Above every one that this region's agent had before, from 1.
+            cells: The cells that it takes part in.
+            settings: The numbers.
+        """
+        first = incarnation * TICKETS_AN_INCARNATION
+        self.machines = {
+            cell: Machine(region=region, cell=regions, settings=settings, first_ticket=first)
+            for cell, regions in cells.items()
+        }
+        self._region = region
+        self._incarnation = incarnation
+        self._settings = settings
+        self._peers = {
+            cell: tuple(one for one in dict.fromkeys((*regions.regions, *regions.voters)) if one != region)
+            for cell, regions in cells.items()
+        }
+        self._everybody = tuple(dict.fromkeys(peer for peers in self._peers.values() for peer in peers))
+        self._watched: dict[CellId, Watched] = {}
+        self._newest: dict[RegionName, tuple[int, int]] = {}
+        self._sequence = 0
+        self._next_beat: float | None = None
+        self._due: float | None = None
+        self._speaks_now = False
+
+    def handle(self, event: AgentEvent, *, now: float) -> list[AgentEffect]:
+        """Take an event and return what is to be done. ``Started`` of a cell is its first event."""
+        effects: list[AgentEffect] = []
+        self._notice_lag(now, effects)
+        match event:
+            case HeartbeatReceived(heartbeat=heartbeat):
+                self._hear(heartbeat, now, effects)
+            case InCell(cell=cell, event=inner):
+                if isinstance(inner, Started):
+                    self._watched[cell] = Watched(self._peers[cell], self._settings, now)
+                    self._next_beat = self._next_beat if self._next_beat is not None else now
+                self._tell(cell, inner, now, effects)
+        self._judge(now, effects)
+        self._beat(now, effects)
+        self._due = self.next_deadline()
+        return effects
+
+    def next_deadline(self) -> float | None:
+        """Return when ``Tick`` of any cell is due if nothing happens before."""
+        if self._next_beat is None:
+            return None
+        due = self._next_beat
+        for watched in self._watched.values():
+            due = min(due, watched.next_trip())
+        for machine in self.machines.values():
+            own = machine.next_deadline()
+            due = due if own is None else min(due, own)
+        return due
+
+    def phi(self, cell: CellId, region: RegionName, *, now: float) -> float:
+        """The suspicion of another region, for people."""
+        return self._watched[cell].detectors[region].phi(now)
+
+    def _notice_lag(self, now: float, effects: list[AgentEffect]) -> None:
+        """An agent that was late itself must not take its own absence for others' silence."""
+        if self._due is None or now <= self._due + self._settings.lag_s_max:
+            return
+        self._due = None
+        for cell, watched in self._watched.items():
+            watched.excuse(now)
+            self._tell(cell, Lagged(), now, effects)
+
+    def _hear(self, heartbeat: Heartbeat, now: float, effects: list[AgentEffect]) -> None:
+        sender = heartbeat.sender
+        stamp = (heartbeat.incarnation, heartbeat.sequence)
+        known = self._newest.get(sender, (0, 0))
+        if stamp <= known or sender == self._region:
+            return
+        self._newest[sender] = stamp
+        for cell, gossip in heartbeat.cells:
+            watched = self._watched.get(cell)
+            if watched is None or sender not in watched.detectors:
+                continue
+            if heartbeat.incarnation != known[0]:
+                watched.detectors[sender] = PhiDetector(self._settings, now=now)
+            watched.heard(sender, gossip, now)
+            before = self.machines[cell].facts.gossip.get(sender)
+            if before is None or (before.epoch, before.suspects, before.vote) != (
+                gossip.epoch,
+                gossip.suspects,
+                gossip.vote,
+            ):
+                self._tell(cell, GossipHeard(sender=sender, gossip=gossip), now, effects)
+
+    def _judge(self, now: float, effects: list[AgentEffect]) -> None:
+        for cell, watched in self._watched.items():
+            for verdict in watched.verdicts(now):
+                self._tell(cell, verdict, now, effects)
+            own = self.machines[cell].next_deadline()
+            if own is not None and now >= own:
+                self._tell(cell, Tick(), now, effects)
+
+    def _tell(self, cell: CellId, event: Event, now: float, effects: list[AgentEffect]) -> None:
+        for effect in self.machines[cell].handle(event, now=now):
+            self._pass_on(cell, effect, now, effects)
+
+    def _pass_on(self, cell: CellId, effect: Effect, now: float, effects: list[AgentEffect]) -> None:
+        match effect:
+            case Gossiped():
+                self._speaks_now = True
+            case Acting(region=region, needs_commits=needs_commits):
+                watched = self._watched[cell]
+                watched.acting, watched.needs_commits, watched.commit = region, needs_commits, 0
+                if region is not None:
+                    # What it did before says nothing about what it does now: it has a whole patience from here.
+                    watched.detectors[region].restart(now)
+            case _:
+                effects.append(ForCell(cell=cell, effect=effect))
+
+    def _beat(self, now: float, effects: list[AgentEffect]) -> None:
+        if self._next_beat is None:
+            return
+        due = now >= self._next_beat
+        if due:
+            # The beat keeps its pace; one that was missed is not made up for.
+            self._next_beat = max(self._next_beat + self._settings.heartbeat_interval_s, now)
+            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.open_epoch)
+        if not due and not self._speaks_now:
+            return
+        self._speaks_now = False
+        self._sequence += 1
+        said = tuple((cell, machine.gossip) for cell, machine in self.machines.items())
+        heartbeat = Heartbeat(
+            sender=self._region, incarnation=self._incarnation, sequence=self._sequence, cells=said
+        )  # fmt: skip
+        effects.extend(SendHeartbeat(to=peer, heartbeat=heartbeat) for peer in self._everybody)

@@ -1,0 +1,631 @@
+"""The failover machine of one cell in one region: an event in, effects out.
+
+``handle`` changes the facts by the event and then asks ``steps.py`` what is to be done, so that it does not
+matter in which order news arrives or where a crash has left things. It has no clock, no I/O and no luck: the
+same events at the same times give the same effects. Who drives it promises to perform the effects as
+``effects.py`` says, to tell ``Tick`` at ``next_deadline``, and to tell ``Started`` first.
+
+This is the only file in which facts change. Source: failover.md; ``rules.py`` has the rules.
+"""
+
+import copy
+from dataclasses import replace
+from typing import Literal, assert_never
+
+from regions.failover import claims, orders, rules, steps
+from regions.failover.effects import (
+    Acting,
+    AnswerOrder,
+    AnswerStrongReads,
+    CloseWrites,
+    CopyLedger,
+    DrainLedger,
+    Effect,
+    FollowLedger,
+    FreezeLedger,
+    Gossiped,
+    InitialiseLedger,
+    LedgerEffect,
+    OpenWrites,
+    PromoteLedger,
+    ReadRecord,
+    RewindLedger,
+    SetQuorum,
+    StopLedger,
+    StorePromise,
+    SwapRecord,
+    Told,
+    WriteFence,
+)
+from regions.failover.events import (
+    Event,
+    FenceWritten,
+    Gossip,
+    GossipHeard,
+    Lagged,
+    LedgerDone,
+    LedgerEnded,
+    LedgerFailed,
+    LedgerFound,
+    LedgerFrozen,
+    Order,
+    Promise,
+    PromiseFailed,
+    PromiseStored,
+    QuorumCommit,
+    ReadFailed,
+    RecordRead,
+    RecordSeen,
+    StandbysStreaming,
+    Started,
+    StrongReads,
+    SwapAnswered,
+    Tick,
+    Ticket,
+    Verdict,
+    Vote,
+)
+from regions.failover.facts import Facts, Reading, Retry, Storing, Swapping, Working
+from regions.failover.settings import CellRegions, Settings
+from regions.failover.states import TRANSITIONS, State, state_of
+from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership
+
+STRONG_READS_MAX = 1000
+"""Strong reads that may wait for one read of etcd; more are answered as not current at once."""
+
+
+class Machine:
+    """One cell as one region's agent sees it."""
+
+    __slots__ = ("_acting", "_effects", "_facts", "_gossiped", "state")
+
+    def __init__(self, *, region: RegionName, cell: CellRegions, settings: Settings, first_ticket: Ticket) -> None:
+        """Make a machine that waits for ``Started``.
+
+        Args:
+            region: Its own region.
+            cell: The regions of the cell.
+            settings: The numbers.
+            first_ticket: Above every ticket that an earlier incarnation of this agent may have used.
+        """
+        self._facts = Facts(region=region, cell=cell, settings=settings, next_ticket=first_ticket)
+        self._effects: list[Effect] = []
+        self._gossiped = Gossip()
+        self._acting: tuple[RegionName | None, bool] = (None, False)
+        self.state: State = "starting"
+
+    @property
+    def facts(self) -> Facts:
+        """What it knows; to be looked at, never to be changed."""
+        return self._facts
+
+    @property
+    def gossip(self) -> Gossip:
+        """What its next heartbeat says about the cell."""
+        return self._gossiped
+
+    def clone(self) -> "Machine":
+        """Return a machine that goes its own way from here."""
+        twin = copy.copy(self)
+        twin._facts = copy.copy(self._facts)  # noqa: SLF001 - its own class
+        twin._effects = []  # noqa: SLF001 - its own class
+        return twin
+
+    def handle(self, event: Event, *, now: float) -> list[Effect]:
+        """Take an event and return what is to be done.
+
+        Args:
+            event: What happened. ``Started`` comes first, and once.
+            now: Monotonic seconds; never less than at the call before.
+        """
+        assert self._facts.started != isinstance(event, Started), "Started comes first, and once"
+        self._effects = []
+        self._take(event, now)
+        self._expire(now)
+        self._note_agreement(now)
+        self._advance(now)
+        self._settle()
+        return self._effects
+
+    def next_deadline(self) -> float | None:
+        """Return when ``Tick`` is due if nothing happens before; None: not at all."""
+        facts = self._facts
+        requests = (facts.reading, facts.swapping, facts.storing, facts.working, facts.strong_reading)
+        times = [one.until for one in requests if one is not None]
+        times += [retry.at for retry in (facts.ledger_retry, facts.etcd_retry) if retry.at is not None]
+        if facts.swapping is None and not facts.reread and facts.etcd_retry.at is None and facts.unable is None:
+            due = claims.next_deadline(facts)
+            if due is not None:
+                times.append(due)
+        return min(times, default=None)
+
+    # What an event means for the facts.
+
+    def _take(self, event: Event, now: float) -> None:  # noqa: C901, PLR0912 - one line an event
+        match event:
+            case Started():
+                self._start(event)
+            case Tick():
+                pass
+            case RecordSeen(revision=revision, record=record):
+                self._learn(revision, record, now)
+            case RecordRead():
+                self._take_read(event, now)
+            case ReadFailed(ticket=ticket):
+                self._take_failed_read(ticket, now)
+            case SwapAnswered():
+                self._take_swap(event, now)
+            case PromiseStored(ticket=ticket):
+                self._take_stored(ticket)
+            case PromiseFailed(ticket=ticket, reason=reason):
+                if self._facts.storing is not None and self._facts.storing.ticket == ticket:
+                    self._facts.storing = None
+                    self._pause_ledger(now, f"the promise cannot be stored: {reason}")
+            case LedgerFrozen() | FenceWritten() | LedgerDone() | LedgerFailed():
+                self._take_ledger_answer(event, now)
+            case LedgerEnded():
+                self._take_end()
+            case StandbysStreaming(regions=regions):
+                self._facts.standbys = regions
+            case GossipHeard(sender=sender, gossip=gossip):
+                self._take_gossip(sender, gossip)
+            case Verdict(region=region, suspected=suspected):
+                others = self._facts.suspected - {region}
+                self._facts.suspected = others | {region} if suspected else others
+            case QuorumCommit(lsn=lsn):
+                self._facts.commit = max(self._facts.commit, lsn)
+            case Lagged():
+                # Rule 2: an agent that was away reads the epoch again before it acts.
+                self._facts.doubtful = self._facts.reread = True
+            case StrongReads(requests=requests):
+                self._take_strong_reads(requests)
+            case Order():
+                self._take_order(event, now)
+            case _:
+                assert_never(event)
+
+    def _start(self, event: Started) -> None:
+        facts = self._facts
+        facts.started, facts.promise, facts.ledger = True, event.promise, event.ledger
+        if event.promise is None and event.ledger is not None:
+            self._refuse("the promise of this member cannot be read: remove the voter and add it again")
+
+    def _learn(self, revision: int, record: Leadership, now: float) -> None:
+        facts, known = self._facts, self._facts.record
+        if revision <= facts.revision:
+            return
+        assert known is None or record.epoch >= known.epoch, "an epoch in etcd never goes back"
+        facts.record, facts.revision = record, revision
+        acts_differently = known is None or (known.epoch, known.phase, known.leader) != (
+            record.epoch,
+            record.phase,
+            record.leader,
+        )
+        if acts_differently:
+            facts.record_at, facts.agreed_at = now, None
+            facts.ledger_retry = facts.etcd_retry = Retry()
+        if known is None or known.epoch != record.epoch:
+            self._begin_epoch(record)
+        if record.phase == "promoting" and acts_differently:
+            self._tell("info", f"epoch {record.epoch}: {record.leader} was chosen")
+        if record.phase == "serving" and acts_differently:
+            self._tell("info", f"epoch {record.epoch}: {record.leader} serves")
+            if known is not None and known.phase == "promoting" and record.epoch > 1 and record.target is None:
+                facts.failovers = (*facts.failovers, now)[-facts.settings.failovers_max :]
+
+    def _begin_epoch(self, record: Leadership) -> None:
+        facts = self._facts
+        if facts.open_epoch and facts.open_epoch != record.epoch:
+            self._close()
+        facts.frozen = facts.fence = facts.quorum = None
+        facts.diverged, facts.rebuilt, facts.commit = False, 0, 0
+        facts.standbys = frozenset()
+        if facts.handover is not None:
+            self._end_handover(None if record.target == facts.handover.region else "another epoch began")
+        self._end_resize("another epoch began")
+        self._tell("info", f"epoch {record.epoch}: {record.leader} {record.phase}: {record.reason}")
+
+    def _take_read(self, event: RecordRead, now: float) -> None:
+        facts = self._facts
+        if facts.strong_reading is not None and facts.strong_reading.ticket == event.ticket:
+            proven = rules.proves_leadership(event.record, facts.open_epoch, facts.region)
+            self._effects.append(AnswerStrongReads(requests=facts.strong_reading.strong, current=proven))
+            facts.strong_reading = None
+        elif facts.reading is not None and facts.reading.ticket == event.ticket:
+            if facts.reading.linearizable:
+                facts.reread = facts.doubtful = False
+                self._compare_with_promise(event.record, now)
+            facts.reading, facts.record_read = None, True
+        else:
+            return
+        if event.record is not None:
+            self._learn(event.revision, event.record, now)
+
+    def _compare_with_promise(self, record: Leadership | None, now: float) -> None:
+        """An etcd that is behind this region's own promise has lost data; it is asked again, slowly."""
+        facts = self._facts
+        facts.etcd_retry = Retry()
+        known = 0 if record is None else record.epoch
+        if facts.promise is not None and facts.promise.epoch > known:
+            self._pause_etcd(
+                now, f"etcd knows epoch {known}, but {facts.promise.epoch} was promised: restore etcd's data"
+            )
+
+    def _take_failed_read(self, ticket: Ticket, now: float) -> None:
+        facts = self._facts
+        if facts.strong_reading is not None and facts.strong_reading.ticket == ticket:
+            self._effects.append(AnswerStrongReads(requests=facts.strong_reading.strong, current=False))
+            facts.strong_reading = None
+        elif facts.reading is not None and facts.reading.ticket == ticket:
+            facts.reading = None
+            self._pause_etcd(now, "etcd does not answer")
+
+    def _take_swap(self, event: SwapAnswered, now: float) -> None:
+        facts, swapping = self._facts, self._facts.swapping
+        if swapping is None or swapping.ticket != event.ticket:
+            return
+        facts.swapping = None
+        if event.outcome == "applied":
+            self._learn(event.revision, swapping.record, now)
+            if swapping.order is not None:
+                self._answer(swapping.order, None)
+            return
+        # Rule 9: neither the loser of a swap nor one whose answer was lost knows what the record is now.
+        facts.reread = True
+        if swapping.order is not None:
+            self._answer(swapping.order, "the record changed meanwhile, or etcd did not answer: ask again")
+        if facts.handover is not None:
+            facts.doubtful = True
+            self._end_handover("etcd did not take the handover")
+
+    def _take_stored(self, ticket: Ticket) -> None:
+        facts, storing = self._facts, self._facts.storing
+        if storing is not None and storing.ticket == ticket:
+            record = facts.record
+            if (
+                facts.leads
+                and record is not None
+                and storing.promise.lineage == record.epoch
+                and facts.frozen is not None
+            ):
+                facts.promoting = record.epoch
+            facts.storing, facts.promise, facts.ledger_retry = None, storing.promise, Retry()
+
+    def _take_end(self) -> None:
+        facts = self._facts
+        if facts.ledger is not None and facts.ledger.kind not in ("absent", "stopped"):
+            self._tell("warning", f"ledger: PostgreSQL ended, it was {facts.ledger.kind}")
+            self._change_ledger(LedgerFound(kind="stopped"))
+            facts.working = None
+
+    def _take_ledger_answer(self, event: LedgerFrozen | FenceWritten | LedgerDone | LedgerFailed, now: float) -> None:
+        facts, working = self._facts, self._facts.working
+        if working is None or working.ticket != event.ticket:
+            return
+        facts.working = None
+        match event:
+            case LedgerFailed(reason=reason):
+                self._take_failure(event, working.effect)
+                self._pause_ledger(now, f"ledger: {reason}")
+            case LedgerFrozen():
+                self._take_frozen(event, working.effect.epoch, now)
+            case FenceWritten():
+                self._take_fence(event, working.effect.epoch, now)
+            case LedgerDone():
+                facts.ledger_retry = Retry()
+                self._take_done(working.effect)
+            case _:
+                assert_never(event)
+
+    def _take_failure(self, event: LedgerFailed, effect: LedgerEffect) -> None:
+        facts = self._facts
+        if event.torn:
+            self._change_ledger(LedgerFound(kind="absent"))
+        if event.diverged and isinstance(effect, FollowLedger):
+            facts.diverged = True
+        if isinstance(effect, DrainLedger):
+            self._end_handover(event.reason)
+        if isinstance(effect, PromoteLedger):
+            facts.promoting = 0
+        if isinstance(effect, SetQuorum):
+            self._end_resize("the quorum could not be changed: " + event.reason)
+
+    def _take_frozen(self, event: LedgerFrozen, epoch: Epoch, now: float) -> None:
+        facts = self._facts
+        self._change_ledger(LedgerFound(kind="frozen"))
+        if not rules.is_frozen(event):
+            self._pause_ledger(now, None)
+            return
+        facts.ledger_retry = Retry()
+        position = rules.frozen_position(event)
+        facts.frozen = Vote(epoch=epoch, position=position, ancestry=event.ancestry)
+        self._tell("info", f"epoch {epoch}: frozen at {position.epoch}:{position.lsn:X}")
+
+    def _take_fence(self, event: FenceWritten, epoch: Epoch, now: float) -> None:
+        facts, record = self._facts, self._facts.record
+        if record is None or record.epoch != epoch:
+            return
+        if rules.is_on_quorum(event):
+            facts.fence, facts.commit, facts.ledger_retry = event, max(facts.commit, event.lsn), Retry()
+            self._tell("info", f"epoch {epoch}: its fence row is on a quorum")
+        else:
+            self._pause_ledger(now, "the fence row's wait for the quorum was cut short")
+
+    def _take_done(self, effect: LedgerEffect) -> None:
+        facts = self._facts
+        match effect:
+            case InitialiseLedger(epoch=epoch) | PromoteLedger(epoch=epoch):
+                quorum = facts.quorum if isinstance(effect, PromoteLedger) else None
+                self._change_ledger(LedgerFound(kind="primary", epoch=epoch))
+                facts.quorum = quorum
+                self._tell("info", f"epoch {epoch}: its ledger is primary here")
+            case FollowLedger(epoch=epoch, leader=leader):
+                self._change_ledger(LedgerFound(kind="following", epoch=epoch))
+                facts.diverged = False
+                self._tell("info", f"epoch {epoch}: follows {leader}")
+            case RewindLedger(epoch=epoch, leader=leader) | CopyLedger(epoch=epoch, leader=leader):
+                self._change_ledger(LedgerFound(kind="stopped"))
+                facts.rebuilt, facts.diverged = epoch, False
+                how = "rewound" if isinstance(effect, RewindLedger) else "copied"
+                self._tell("info", f"epoch {epoch}: {how} from {leader}")
+            case SetQuorum(standbys=standbys):
+                facts.quorum = standbys
+            case DrainLedger():
+                facts.drained = True
+            case StopLedger():
+                self._change_ledger(LedgerFound(kind="stopped"))
+            case FreezeLedger() | WriteFence():
+                raise AssertionError(f"{type(effect).__name__} has an answer of its own")
+            case _:
+                assert_never(effect)
+
+    def _take_gossip(self, sender: RegionName, gossip: Gossip) -> None:
+        facts = self._facts
+        facts.gossip = {**facts.gossip, sender: gossip}
+        if facts.record is not None and gossip.epoch > facts.record.epoch:
+            # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all.
+            facts.reread = True
+
+    def _take_strong_reads(self, requests: tuple[int, ...]) -> None:
+        facts = self._facts
+        room = STRONG_READS_MAX - len(facts.strong)
+        if requests[room:]:
+            self._effects.append(AnswerStrongReads(requests=requests[room:], current=False))
+        facts.strong += requests[:room]
+
+    def _take_order(self, order: Order, now: float) -> None:
+        facts = self._facts
+        plan = orders.plan(facts, order)
+        match plan:
+            case orders.Answer(refused=refused):
+                self._answer(order, refused)
+            case orders.Swap(record=record):
+                self._swap(record, order, now)
+            case orders.HandOver():
+                facts.handover, facts.drained = order, False
+                self._tell("info", f"epoch {facts.open_epoch}: handing over to {order.region}: {order.by}")
+                self._close()
+            case orders.Resize(voters=voters):
+                facts.resize = (voters, order)
+            case _:
+                assert_never(plan)
+
+    # What time means for the facts.
+
+    def _expire(self, now: float) -> None:
+        """Give up what was never answered."""
+        facts = self._facts
+        facts.ledger_retry = facts.ledger_retry.at_time(now)
+        facts.etcd_retry = facts.etcd_retry.at_time(now)
+        if facts.reading is not None and now >= facts.reading.until:
+            self._take_failed_read(facts.reading.ticket, now)
+        if facts.strong_reading is not None and now >= facts.strong_reading.until:
+            self._take_failed_read(facts.strong_reading.ticket, now)
+        if facts.swapping is not None and now >= facts.swapping.until:
+            self._take_swap(SwapAnswered(ticket=facts.swapping.ticket, outcome="unknown"), now)
+        if facts.storing is not None and now >= facts.storing.until:
+            facts.storing = None
+        if facts.working is not None and now >= facts.working.until:
+            effect, facts.working = facts.working.effect, None
+            facts.promoting = 0
+            if isinstance(effect, DrainLedger):
+                self._end_handover("the target did not catch up in time")
+
+    def _pause_ledger(self, now: float, why: str | None) -> None:
+        self._facts.ledger_retry = self._pause(self._facts.ledger_retry, now, why)
+
+    def _pause_etcd(self, now: float, why: str) -> None:
+        self._facts.etcd_retry = self._pause(self._facts.etcd_retry, now, why)
+
+    def _pause(self, last: Retry, now: float, why: str | None) -> Retry:
+        settings = self._facts.settings
+        pause_s = min(max(2 * last.pause_s, settings.retry_s), settings.retry_s_max)
+        if why is not None:
+            self._tell("warning", f"{why}; again in {pause_s:.2f} s")
+        return Retry(at=now + pause_s, pause_s=pause_s)
+
+    def _note_agreement(self, now: float) -> None:
+        """Note since when enough regions suspect the one that acts."""
+        facts, record = self._facts, self._facts.record
+        agreed = record is not None and steps.observers(facts, record) >= facts.settings.observers_min
+        if not agreed:
+            facts.agreed_at = None
+        elif facts.agreed_at is None:
+            assert record is not None, "agreed about nobody"
+            facts.agreed_at = now
+            self._tell("warning", f"epoch {record.epoch}: {record.leader} is silent, and others agree")
+
+    # What is to be done.
+
+    def _advance(self, now: float) -> None:
+        facts = self._facts
+        self._read(now)
+        if facts.promise is not None:
+            self._refuse(claims.refusal(facts))
+        if facts.unable is not None:
+            return
+        self._ask_for_strong_reads(now)
+        step = steps.ledger_step(facts)
+        self._act_on(step, now)
+        self._open_if_established()
+        self._change_record(now)
+
+    def _read(self, now: float) -> None:
+        facts = self._facts
+        stale = facts.record is not None and facts.promise is not None and facts.record.epoch < facts.promise.epoch
+        missing = not facts.record_read and facts.record is None
+        if facts.reading is None and facts.etcd_retry.at is None and (facts.reread or stale or missing):
+            linearizable = facts.reread or stale
+            facts.reading = Reading(
+                ticket=self._ticket(), linearizable=linearizable, until=now + facts.settings.request_s_max
+            )
+            self._effects.append(ReadRecord(ticket=facts.reading.ticket, linearizable=linearizable))
+
+    def _ask_for_strong_reads(self, now: float) -> None:
+        facts = self._facts
+        if facts.strong and facts.strong_reading is None:
+            # Rule 10: the read of etcd begins after the reads that wait for it have arrived.
+            until = now + facts.settings.request_s_max
+            facts.strong_reading = Reading(ticket=self._ticket(), linearizable=True, until=until, strong=facts.strong)
+            facts.strong = ()
+            self._effects.append(ReadRecord(ticket=facts.strong_reading.ticket, linearizable=True))
+
+    def _act_on(self, step: steps.Step, now: float) -> None:
+        facts = self._facts
+        if step is None:
+            return
+        if isinstance(step, Promise):
+            self._store(step, now)
+            return
+        if facts.working is not None and facts.working.effect == step:
+            return
+        # A demotion does not wait for anything, nor does the freezing for a later epoch.
+        urgent = isinstance(step, StopLedger) or (facts.working is not None and facts.working.effect.epoch < step.epoch)
+        if facts.ledger_retry.at is not None and not urgent:
+            return
+        ticket = self._ticket()
+        facts.working = Working(ticket=ticket, effect=step, until=now + self._patience_s(step))
+        if isinstance(step, StopLedger) and facts.open_epoch:
+            self._close()
+        if isinstance(step, SetQuorum):
+            # Until it is answered nobody knows which quorum is in force.
+            facts.quorum = None
+        self._effects.append(replace(step, ticket=ticket))
+
+    def _store(self, promise: Promise, now: float) -> None:
+        facts = self._facts
+        assert facts.promise is not None, "nothing is promised over a promise that cannot be read"
+        assert (promise.epoch, promise.lineage, promise.floor) >= (facts.promise.epoch, 0, 0), "a promise only grows"
+        if facts.ledger_retry.at is not None or (facts.storing is not None and facts.storing.promise == promise):
+            return
+        facts.storing = Storing(ticket=self._ticket(), promise=promise, until=now + facts.settings.request_s_max)
+        self._effects.append(StorePromise(ticket=facts.storing.ticket, promise=promise))
+
+    def _patience_s(self, effect: LedgerEffect) -> float:
+        settings = self._facts.settings
+        if isinstance(effect, DrainLedger):
+            return settings.target_s_max
+        if isinstance(effect, CopyLedger | RewindLedger | InitialiseLedger):
+            return settings.rebuild_s_max
+        return settings.ledger_s_max
+
+    def _open_if_established(self) -> None:
+        facts, record = self._facts, self._facts.record
+        if record is None or not facts.leads or not facts.is_primary_of(record.epoch) or facts.handover is not None:
+            return
+        # The fence row on a quorum is what opens; a cell's first epoch was not safe to start again before it served.
+        established = record.phase == "serving" or (record.phase == "promoting" and facts.fence is not None)
+        if established and facts.open_epoch != record.epoch and not facts.doubtful:
+            facts.open_epoch = record.epoch
+            self._effects.append(OpenWrites(epoch=record.epoch))
+            self._tell("info", f"epoch {record.epoch}: takes writes")
+
+    def _change_record(self, now: float) -> None:
+        facts = self._facts
+        if facts.swapping is not None or facts.reread or facts.etcd_retry.at is not None:
+            return
+        proposal = claims.proposal(facts, now)
+        if proposal is None:
+            return
+        order = None
+        if facts.resize is not None and proposal.voters == facts.resize[0]:
+            order, facts.resize = facts.resize[1], None
+        self._swap(proposal, order, now)
+
+    def _refuse(self, why: str | None) -> None:
+        facts = self._facts
+        if why is not None and why != facts.unable:
+            self._tell("error", why)
+        facts.unable = why
+
+    def _swap(self, record: Leadership, order: Order | None, now: float) -> None:
+        facts = self._facts
+        ticket = self._ticket()
+        facts.swapping = Swapping(ticket=ticket, record=record, until=now + facts.settings.request_s_max, order=order)
+        expected = rules.expected_revision(facts.revision)
+        self._effects.append(SwapRecord(ticket=ticket, expected_revision=expected, record=record))
+
+    # Small changes that are made in several places.
+
+    def _change_ledger(self, found: LedgerFound) -> None:
+        """The member is something else now, so what depended on what it was is void."""
+        facts = self._facts
+        if facts.ledger == found:
+            return
+        facts.ledger, facts.frozen, facts.quorum, facts.promoting = found, None, None, 0
+        if facts.open_epoch and found != LedgerFound(kind="primary", epoch=facts.open_epoch):
+            self._close()
+
+    def _close(self) -> None:
+        facts = self._facts
+        self._effects.append(CloseWrites(epoch=facts.open_epoch))
+        facts.open_epoch = 0
+
+    def _end_handover(self, refused: str | None) -> None:
+        facts = self._facts
+        if facts.handover is not None:
+            self._answer(facts.handover, refused)
+            facts.handover, facts.drained = None, False
+
+    def _end_resize(self, refused: str) -> None:
+        facts = self._facts
+        if facts.resize is not None:
+            self._answer(facts.resize[1], refused)
+            facts.resize = None
+
+    def _answer(self, order: Order, refused: str | None) -> None:
+        self._effects.append(AnswerOrder(ticket=order.ticket, refused=refused))
+
+    def _tell(self, level: Literal["info", "warning", "error"], text: str) -> None:
+        self._effects.append(Told(level=level, text=text))
+
+    def _ticket(self) -> Ticket:
+        self._facts.next_ticket += 1
+        return self._facts.next_ticket
+
+    # What others hear.
+
+    def _settle(self) -> None:
+        facts, record = self._facts, self._facts.record
+        state = state_of(facts)
+        if state != self.state:
+            assert state in TRANSITIONS[self.state], f"no transition from {self.state} to {state}"
+            self.state = state
+        acting = _acting(facts, record)
+        if acting != self._acting:
+            self._acting = acting
+            self._effects.append(Acting(region=acting[0], needs_commits=acting[1]))
+        epoch: Epoch = 0 if record is None else record.epoch
+        suspects = epoch if record is not None and record.leader in facts.suspected else 0
+        commit = facts.commit if facts.open_epoch else 0
+        gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=steps.published_vote(facts))
+        said, self._gossiped = self._gossiped, gossip
+        if (said.epoch, said.suspects, said.vote) != (gossip.epoch, gossip.suspects, gossip.vote):
+            self._effects.append(Gossiped(gossip=gossip))
+
+
+def _acting(facts: Facts, record: Leadership | None) -> tuple[RegionName | None, bool]:
+    if record is None or record.leader == facts.region or record.phase == "bootstrapping":
+        return None, False
+    return record.leader, record.phase == "serving"

@@ -1,0 +1,134 @@
+"""The rules of failover.md, one small pure function each, so that each can be read, tested and broken alone.
+
+The numbers are those of docs/failover.md. ``machine.py`` asks these functions at each place where a rule
+decides; tests/simulation breaks them one by one and shows that a checker notices.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from regions.failover.effects import LedgerEffect, StopLedger
+from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Promise, Ticket, Vote
+from regions.identity import Epoch, RegionName
+from regions.leadership import ANCESTRY_MAX, Leadership
+from regions.position import Position
+
+
+def majority(voters: Sequence[RegionName]) -> int:
+    """How many members have to be frozen before one may be promoted (rule 1)."""
+    return len(voters) // 2 + 1
+
+
+def required_standbys(voters: Sequence[RegionName]) -> int:
+    """How many standbys must have a commit on disk: with the primary they are a majority (rule 1)."""
+    return len(voters) // 2
+
+
+def counted(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[RegionName, Vote]:
+    """The votes that count for an epoch: of its voters, for it and no other, and given, never presumed.
+
+    Time stands for nobody's vote: a leader whose lease would be over may still be writing (rule 14).
+    """
+    return {
+        region: votes[region]
+        for region in record.voters
+        if region in votes and votes[region].epoch == record.epoch
+    }  # fmt: skip
+
+
+def enough(votes: Mapping[RegionName, Vote], record: Leadership) -> bool:
+    """Whether every quorum that may have acknowledged a write has a member among those frozen (rule 1)."""
+    return len(votes) >= majority(record.voters)
+
+
+def rank(vote: Vote) -> Position:
+    """By what members are compared: the epoch of the newest fence row in the WAL, then the LSN (rule 3)."""
+    return vote.position
+
+
+def is_frozen(answer: LedgerFrozen) -> bool:
+    """Whether a member receives nothing any more and has replayed what it received (rule 4)."""
+    return not answer.receiving and answer.replayed >= (answer.received or 0)
+
+
+def frozen_position(answer: LedgerFrozen) -> Position:
+    """Where a frozen member's WAL ends: the greater of received and replayed (rule 4)."""
+    return Position(max(answer.ancestry, default=0), max(answer.received or 0, answer.replayed))
+
+
+def may_publish(vote: Vote, durable: Promise) -> bool:
+    """Whether the promise behind a vote is on disk, and the member holds what it had before a rewind (2, 12)."""
+    return durable.epoch >= vote.epoch and position_counts(vote.position, durable)
+
+
+def may_act(epoch: Epoch, durable: Promise) -> bool:
+    """Whether an agent may act for an epoch: never for a lower one than it has promised (rule 2)."""
+    return epoch >= durable.epoch
+
+
+def may_promote(*, quorum_set: bool) -> bool:
+    """Whether a member may become primary: only with its quorum in force, or it acknowledges alone (rule 5)."""
+    return quorum_set
+
+
+def demotion(ticket: Ticket, epoch: Epoch) -> LedgerEffect:
+    """How a primary is demoted: it is stopped. Clearing its quorum would release its waiters (rule 6)."""
+    return StopLedger(ticket=ticket, epoch=epoch)
+
+
+def is_on_quorum(fence: FenceWritten) -> bool:
+    """Whether a fence row has its quorum: a wait that was cut short says so only by a warning (rule 7)."""
+    return fence.confirmed
+
+
+def needs_new_epoch(ledger: LedgerFound, durable: Promise, record: Leadership, *, promoting: Epoch) -> bool:
+    """Whether the leader's member may have been primary of this epoch, and is not: it shows rows that no standby has.
+
+    So it may not be started again as primary but under another epoch, with another fence row (rule 8). The
+    lineage is durable before a promotion; ``promoting`` is the epoch of one that this agent has under way.
+    """
+    runs = ledger.kind == "primary" and ledger.epoch == record.epoch
+    return durable.lineage >= record.epoch and not runs and promoting != record.epoch
+
+
+def proves_leadership(read: Leadership | None, open_epoch: Epoch, region: RegionName) -> bool:
+    """Whether a linearizable read that was begun after a strong read arrived says that this region leads (10)."""
+    return read is not None and open_epoch > 0 and read.epoch == open_epoch and read.leader == region
+
+
+def must_copy(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool:
+    """Whether a member can only follow this leader after a base backup (rule 11).
+
+    A member whose last epoch has no fence row in the leader's WAL has seen a history that was given up, and
+    timelines would not tell: two promotions can take the same number.
+    """
+    shares = durable.lineage == record.epoch or durable.lineage in record.ancestry
+    return ledger.kind == "absent" or not shares
+
+
+def floor_before_rebuild(durable: Promise, epoch: Epoch) -> Promise:
+    """What is made durable before a rewind or a copy, which may go below acknowledged WAL (rule 12)."""
+    return replace(durable, epoch=max(epoch, durable.epoch), floor=epoch)
+
+
+def position_counts(position: Position, durable: Promise) -> bool:
+    """Whether a member that was rewound or copied has caught up with the epoch that it joined (rule 12)."""
+    return position.epoch >= durable.floor
+
+
+def expected_revision(known: int) -> int:
+    """Which revision a swap of the record is compared with: the one that was read, so nobody is overwritten."""
+    return known
+
+
+def shows_life(*, commit: int, newest: int, needs_commits: bool) -> bool:
+    """Whether a heartbeat counts: a leader's only when it brings a newer commit that is on a quorum.
+
+    A leader with a hung disk, or one that is cut off from its standbys, is as dead as a killed one.
+    """
+    return commit > newest or not needs_commits
+
+
+def extended(ancestry: tuple[Epoch, ...], epoch: Epoch) -> tuple[Epoch, ...]:
+    """An ancestry with one epoch more, within its bound."""
+    return (*(one for one in ancestry if one < epoch), epoch)[-ANCESTRY_MAX:]

@@ -1,0 +1,185 @@
+"""What an agent's member should do next, and what the agent should make of the record: pure functions of facts.
+
+``ledger_step`` is asked after every event, and answers the same until the world has changed, so an agent that
+crashed goes on where its disk, etcd and its member say it was. Tickets are filled in by ``machine.py``.
+"""
+
+from dataclasses import replace
+from typing import assert_never
+
+from regions.failover import rules
+from regions.failover.effects import (
+    CopyLedger,
+    DrainLedger,
+    FollowLedger,
+    FreezeLedger,
+    InitialiseLedger,
+    LedgerEffect,
+    PromoteLedger,
+    RewindLedger,
+    SetQuorum,
+    StopLedger,
+    WriteFence,
+)
+from regions.failover.events import LedgerFound, Promise, Vote
+from regions.failover.facts import Facts
+from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership
+
+Step = LedgerEffect | Promise | None
+"""An effect on the member, a promise that has to be durable first, or nothing."""
+
+
+def ledger_step(facts: Facts) -> Step:
+    """Return what the member needs next."""
+    record, promise, ledger = facts.record, facts.promise, facts.ledger
+    if record is None or promise is None or ledger is None or not rules.may_act(record.epoch, promise):
+        return None
+    if ledger.kind == "primary" and (ledger.epoch < record.epoch or record.leader != facts.region):
+        return rules.demotion(0, record.epoch)
+    if facts.region not in record.voters and facts.region not in record.joining:
+        return None if ledger.kind in ("absent", "stopped") else StopLedger(ticket=0, epoch=record.epoch)
+    match record.phase:
+        case "recruiting":
+            return _freeze(facts, record, promise, ledger) if facts.votes_here else None
+        case "bootstrapping":
+            return (
+                _bootstrap(facts, record, promise, ledger) if facts.leads else _follow(facts, record, promise, ledger)
+            )
+        case "promoting" | "establishing" | "serving":
+            return _lead(facts, record, promise, ledger) if facts.leads else _follow(facts, record, promise, ledger)
+        case _:
+            assert_never(record.phase)
+
+
+def _freeze(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+    if ledger.kind == "absent":
+        return None
+    if facts.frozen is None or facts.frozen.epoch != record.epoch:
+        return FreezeLedger(ticket=0, epoch=record.epoch)
+    if promise.epoch < record.epoch:
+        return replace(promise, epoch=record.epoch)
+    return None
+
+
+def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+    # Nothing was acknowledged under this epoch yet, so a member that ended may start again under it.
+    if ledger.kind != "primary":
+        if promise.lineage < record.epoch:
+            return replace(promise, epoch=record.epoch, lineage=record.epoch)
+        return InitialiseLedger(ticket=0, epoch=record.epoch)
+    if facts.quorum != standbys_of(facts.region, record.voters):
+        return quorum_of(facts.region, record.voters, record.epoch)
+    return WriteFence(ticket=0, epoch=record.epoch) if facts.fence is None else None
+
+
+def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+    if facts.is_primary_of(record.epoch):
+        return _reign(facts, record)
+    if rules.needs_new_epoch(ledger, promise, record, promoting=facts.promoting):
+        return None
+    before = _freeze(facts, record, promise, ledger)
+    if before is not None or ledger.kind != "frozen":
+        return before
+    if not rules.may_promote(quorum_set=facts.quorum == standbys_of(facts.region, record.voters)):
+        return quorum_of(facts.region, record.voters, record.epoch)
+    if promise.lineage < record.epoch:
+        return replace(promise, lineage=record.epoch)
+    return None if facts.doubtful else PromoteLedger(ticket=0, epoch=record.epoch)
+
+
+def _reign(facts: Facts, record: Leadership) -> Step:
+    if facts.fence is None and record.phase != "serving":
+        return None if facts.doubtful else WriteFence(ticket=0, epoch=record.epoch)
+    if facts.handover is not None and not facts.drained:
+        assert facts.handover.region is not None, "a switch names its region"
+        return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
+    wanted = wanted_voters(facts, record)
+    if facts.handover is None and facts.quorum != standbys_of(facts.region, wanted):
+        return quorum_of(facts.region, wanted, record.epoch)
+    return None
+
+
+def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+    if ledger.kind == "following" and ledger.epoch == record.epoch:
+        return None
+    copies = rules.must_copy(ledger, promise, record)
+    if (copies or facts.diverged) and facts.rebuilt != record.epoch:
+        if promise.floor < record.epoch or promise.epoch < record.epoch:
+            return rules.floor_before_rebuild(promise, record.epoch)
+        rebuild = CopyLedger if copies else RewindLedger
+        return rebuild(ticket=0, epoch=record.epoch, leader=record.leader)
+    # Durable before the first byte of this epoch arrives: it is what decides about a copy later.
+    if promise.lineage < record.epoch or promise.epoch < record.epoch:
+        return replace(promise, epoch=record.epoch, lineage=record.epoch)
+    return FollowLedger(ticket=0, epoch=record.epoch, leader=record.leader)
+
+
+def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
+    """Return who should vote: one more or one fewer than in the record, or the same."""
+    if facts.resize is not None:
+        return facts.resize[0]
+    ready = next((region for region in record.joining if region in facts.standbys), None)
+    return record.voters if ready is None else (*record.voters, ready)
+
+
+def standbys_of(region: RegionName, voters: tuple[RegionName, ...]) -> tuple[RegionName, ...]:
+    """Return whom a primary in ``region`` has for standbys."""
+    return tuple(voter for voter in voters if voter != region)
+
+
+def quorum_of(region: RegionName, voters: tuple[RegionName, ...], epoch: Epoch) -> SetQuorum:
+    """Return the effect that makes commits wait for a majority of ``voters``."""
+    required = rules.required_standbys(voters)
+    return SetQuorum(ticket=0, epoch=epoch, standbys=standbys_of(region, voters), required=required)
+
+
+def published_vote(facts: Facts) -> Vote | None:
+    """Return the vote that others may hear of."""
+    record, promise, vote = facts.record, facts.promise, facts.frozen
+    if record is None or promise is None or vote is None or vote.epoch != record.epoch or not facts.votes_here:
+        return None
+    return vote if rules.may_publish(vote, promise) else None
+
+
+def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
+    """Return the votes for the record's epoch that count, the own one among them."""
+    heard = {region: gossip.vote for region, gossip in facts.gossip.items() if gossip.vote is not None}
+    own = published_vote(facts)
+    if own is not None:
+        heard[facts.region] = own
+    return rules.counted(heard, record)
+
+
+def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
+    """Return the member to promote: the greatest position; then the target, then who is not to be avoided."""
+
+    def worth(region: RegionName) -> tuple[object, ...]:
+        at = record.voters.index(region)
+        return (
+            rules.rank(given[region]),
+            region == record.target,
+            region not in record.drained,
+            region not in avoid,
+            -at,
+        )
+
+    return max(given, key=worth)
+
+
+def observers(facts: Facts, record: Leadership) -> int:
+    """Return how many regions, this one included, suspect the region that acts under the record."""
+    if record.leader == facts.region or record.leader not in facts.suspected:
+        return 0
+    others = (
+        region
+        for region, gossip in facts.gossip.items()
+        if gossip.suspects == record.epoch and region != record.leader and region not in facts.suspected
+    )
+    return 1 + sum(1 for _ in others)
+
+
+def may_be_heard(facts: Facts, record: Leadership) -> bool:
+    """Whether a majority of the voters can be heard, this region included: without it an epoch leads nowhere."""
+    heard = sum(1 for voter in record.voters if voter == facts.region or voter not in facts.suspected)
+    return heard >= rules.majority(record.voters)
