@@ -139,6 +139,7 @@ class Node:
         self._client = EtcdClient(world, network, etcd, region, cell.voters)
         self._incarnation = 0
         self._inbox: deque[AgentEvent] = deque()
+        self._stores: deque[StorePromise] = deque()
         self._tick_at = float("inf")
         self._state: State = "starting"
         self._answers_reads: dict[int, Callable[[bool], None]] = {}
@@ -170,6 +171,9 @@ class Node:
         self.up = self.stopped = False
         self.core = None
         self._inbox.clear()
+        while self._stores and self._world.chance(0.5):
+            self._write(self._stores.popleft().promise)  # it was flushed, and nobody heard of it
+        self._stores.clear()
         self._etcd.unwatch(self.region)
         self._answers_reads.clear()
         if self.driver is not None:
@@ -305,7 +309,8 @@ class Node:
             case SwapRecord():
                 self._swap(effect)
             case StorePromise():
-                self._world.after(self._world.between(*STORE_S), self._store, effect, self._incarnation)
+                self._world.after(self._world.between(*STORE_S), self._store, self._incarnation)
+                self._stores.append(effect)
             case OpenWrites(epoch=epoch):
                 self.open_epoch = epoch
                 self._witness.opened(self, epoch)
@@ -348,15 +353,14 @@ class Node:
         since = datetime.fromtimestamp(self.clock.wall(), UTC).isoformat()
         self._client.swap(effect.expected_revision, replace(effect.record, since=since), answered)
 
-    def _store(self, effect: StorePromise, incarnation: int) -> None:
+    def _store(self, incarnation: int) -> None:
+        """Flush the promise that was asked for first: they reach the disk in order."""
         if incarnation != self._incarnation or not self.up:
-            if self._world.chance(0.5) or incarnation != self._incarnation:
-                return  # the machine died before the flush
-            self._write(effect.promise)
             return
         if self.stopped or (self.member is not None and (self.member.hung or self.member.paused)):
-            self._world.after(0.05, self._store, effect, incarnation)
+            self._world.after(0.05, self._store, incarnation)
             return
+        effect = self._stores.popleft()
         self._write(effect.promise)
         self.tell(PromiseStored(ticket=effect.ticket))
 

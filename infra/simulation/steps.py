@@ -153,7 +153,8 @@ class LedgerDriver:
             self._world.after(self._world.between(0, 1), self._agent.answer, answer)
 
     def _fail(self, effect: LedgerEffect, reason: str, *, diverged: bool = False) -> None:
-        self._answer(LedgerFailed(ticket=effect.ticket, reason=reason, diverged=diverged))
+        torn = not self.member.exists
+        self._answer(LedgerFailed(ticket=effect.ticket, reason=reason, diverged=diverged, torn=torn))
 
     def _done(self, effect: LedgerEffect) -> None:
         self._answer(LedgerDone(ticket=effect.ticket))
@@ -220,7 +221,8 @@ class LedgerDriver:
 
     def _lag_replay(self) -> None:
         member, world = self.member, self._world
-        if world.chance(REPLAY_LAGS):
+        # Without a receive position nothing would show the lag, so the driver has to wait for it: its contract.
+        if member.received is not None and world.chance(REPLAY_LAGS):
             member.replay_lag = min(world.random.randrange(1, 4), len(member.wal.entries))
             member.replay_at = world.now + world.between(FREEZE_S, 10 * FREEZE_S)
 
