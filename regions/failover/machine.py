@@ -517,8 +517,11 @@ class Machine:
         facts = self._facts
         assert facts.promise is not None, "nothing is promised over a promise that cannot be read"
         assert (promise.epoch, promise.lineage, promise.floor) >= (facts.promise.epoch, 0, 0), "a promise only grows"
+        # A write that was given up may have taken place, or may yet: the next one must not go below it.
+        promise = rules.joined(promise, facts.asked)
         if facts.ledger_retry.at is not None or (facts.storing is not None and facts.storing.promise == promise):
             return
+        facts.asked = promise
         facts.storing = Storing(ticket=self._ticket(), promise=promise, until=now + facts.settings.request_s_max)
         self._effects.append(StorePromise(ticket=facts.storing.ticket, promise=promise))
 

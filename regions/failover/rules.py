@@ -111,6 +111,15 @@ def floor_before_rebuild(durable: Promise, epoch: Epoch) -> Promise:
     return replace(durable, epoch=max(epoch, durable.epoch), floor=epoch)
 
 
+def joined(one: Promise, other: Promise) -> Promise:
+    """The least promise that keeps both (rule 2)."""
+    return Promise(
+        epoch=max(one.epoch, other.epoch),
+        lineage=max(one.lineage, other.lineage),
+        floor=max(one.floor, other.floor),
+    )
+
+
 def position_counts(position: Position, durable: Promise) -> bool:
     """Whether a member that was rewound or copied has caught up with the epoch that it joined (rule 12)."""
     return position.epoch >= durable.floor
