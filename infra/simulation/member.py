@@ -399,16 +399,10 @@ class Member:
         self.wal.newest_timeline = source.wal.newest_timeline
         self._witness.shrunk(self, before)
 
-    def discard(self) -> None:
-        """Throw the data away."""
-        assert not self.running, "data of a running member"
-        if self.exists:
-            self._witness.shrunk(self, len(self.wal.entries))
-        self.exists = False
-        self.conninfo = None
-
     def copy(self, source: Member) -> None:
-        """Finish a base backup; the primary's configuration comes with it."""
+        """Put a base backup in place; the primary's configuration comes with it."""
+        assert not self.running, "a copy over a running member"
         self.wal.copy(source.wal)
         self.exists = True
         self.names, self.required = source.names, source.required
+        self.conninfo = None

@@ -378,11 +378,11 @@ class LedgerDriver:
         member = self.member
         if not self._is_current(effect, generation):
             return
-        member.stop()
+        if isinstance(effect, RewindLedger) or member.primary:
+            member.stop()
         if self._source(effect.leader) is None:
             self._fail(effect, "the leader does not answer")
         elif isinstance(effect, CopyLedger):
-            member.discard()
             self._after(self._world.between(*COPY_S), self._finish_rebuild, effect, generation)
         elif not member.exists:
             self._fail(effect, "there is no ledger")
@@ -398,6 +398,7 @@ class LedgerDriver:
             self._fail(effect, "the leader went away")
             return
         if isinstance(effect, CopyLedger):
+            self.member.stop()
             self.member.copy(source)
         else:
             self.member.exists = True

@@ -103,10 +103,11 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
     if ledger.kind == "following" and ledger.epoch == record.epoch:
         return None
-    copies = rules.must_copy(ledger, promise, record)
-    if (copies or facts.diverged) and facts.rebuilt != record.epoch:
-        if promise.floor < record.epoch or promise.epoch < record.epoch:
-            return rules.floor_before_rebuild(promise, record.epoch)
+    copies = rules.must_copy(ledger, promise, record) or not rules.may_rewind(record)
+    if (facts.diverged or rules.must_copy(ledger, promise, record)) and facts.rebuilt != record.epoch:
+        before = rules.before_copy if copies else rules.before_rewind
+        if before(promise, record.epoch) != promise:
+            return before(promise, record.epoch)
         rebuild = CopyLedger if copies else RewindLedger
         return rebuild(ticket=0, epoch=record.epoch, leader=record.leader)
     # Durable before the first byte of this epoch arrives: it is what decides about a copy later.
