@@ -185,9 +185,16 @@ def draw_plan(seed: int, *, seconds: float) -> Plan:
         if at >= end:
             break
         faults.extend(_draw_faults(random, plan, at, end))
+    faults = _with_one_lost_promise(faults)
     if any(one.order == "pause" for one in faults):
         faults.append(Fault(at=end + WAIT_S_MAX, kind="order", order="resume"))
     return Plan(**{**_fields(plan), "faults": tuple(sorted(faults, key=lambda one: one.at))})
+
+
+def _with_one_lost_promise(faults: list[Fault]) -> list[Fault]:
+    """Two members without their promises are a loss of two, which nothing comes back from by itself."""
+    lost = [one for one in faults if one.kind == "lose-promise"]
+    return [one for one in faults if one.kind != "lose-promise" or one is lost[0]]
 
 
 def _fields(plan: Plan) -> dict[str, Any]:

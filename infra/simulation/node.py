@@ -313,6 +313,8 @@ class Node:
                 self._stores.append(effect)
             case OpenWrites(epoch=epoch):
                 self.open_epoch = epoch
+                if self.member is not None:
+                    self.member.draining = False
                 self._witness.opened(self, epoch)
             case CloseWrites():
                 self._close()

@@ -124,12 +124,22 @@ class Run:
 
     def _judge_end(self) -> None:
         bound_s = Liveness.BOUND_S
+        if self._are_two_lost():
+            return
         if self.plan.faults:
             Liveness.check(
                 self.world, last_commit=self.workload.last_commit, healed_at=self.plan.healed_at, bound_s=bound_s
             )
         else:
             Liveness.check_quiet(self.checkers)
+
+    def _are_two_lost(self) -> bool:
+        """Whether a majority cannot vote because a promise was lost, which only an operator repairs."""
+        record = self.etcd.record
+        voters = [self.nodes[region] for region in (() if record is None else record.voters)]
+        refusing = sum(1 for node in voters if node.disk is None)
+        absent = sum(1 for node in voters if node.member is not None and not node.member.exists)
+        return refusing > 0 and 2 * (refusing + absent) > len(voters)
 
     def _fill(self, report: Report) -> None:
         report.transitions = Counter({f"{a} -> {b}": count for (a, b), count in self.checkers.transitions.items()})

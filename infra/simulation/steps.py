@@ -311,8 +311,8 @@ class LedgerDriver:
 
     def _drain(self, effect: DrainLedger, generation: int, end: int | None) -> None:
         member = self.member
-        if not self._is_current(effect, generation):
-            return
+        if not self._is_current(effect, generation) or not member.draining:
+            return  # superseded, or writes were opened again
         if not member.running or not member.primary:
             self._fail(effect, "PostgreSQL is no primary")
             return
