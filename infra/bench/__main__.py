@@ -126,23 +126,34 @@ async def fill_thread(edge: int, site: str, thread: str) -> None:
             ids.append(answer.json()["id"])
 
 
-async def measure_reads(bench: RunningDeployment, site: str) -> dict[str, Any]:
-    """GET of a warm page through the edge against a raw route that returns the same bytes."""
+async def measure_reads(bench: RunningDeployment, site: str) -> list[dict[str, Any]]:
+    """GET of a warm page through the edge against a raw route that returns the same bytes; plain and gzipped."""
     region = bench.plan.regions[1]
     edge = bench.plan.port(region, "edge")
     await fill_thread(edge, site, "bench-read")
     await settle(bench)
     target = f"/v1/sites/{site}/comments?thread={quote('bench-read')}"
-    body = (await asyncio.to_thread(httpx.get, f"http://127.0.0.1:{edge}{target}")).content
+    return [await measure_read(edge, target, encoding) for encoding in ("identity", "gzip")]
+
+
+async def measure_read(edge: int, target: str, encoding: str) -> dict[str, Any]:
+    """One row: a page in one content encoding."""
+    async with (
+        httpx.AsyncClient() as client,
+        client.stream("GET", f"http://127.0.0.1:{edge}{target}", headers={"accept-encoding": encoding}) as answer,
+    ):
+        body = b"".join([chunk async for chunk in answer.aiter_raw()])
+    request = get_request(target, f"Accept-Encoding: {encoding}\r\n")
     runs: dict[str, list[LoadResult]] = {"ours": [], "raw": [], "bare edge": []}
     async with raw_route(body) as (raw_port, bare_port):
         ports = {"ours": edge, "raw": raw_port, "bare edge": bare_port}
         for seconds in (WARM_SECONDS, *[SECONDS] * ROUNDS):
             for name, port in ports.items():
-                runs[name].append(await read_load(port, target, seconds))
+                runs[name].append(await read_load(port, request, seconds))
     limit = [run.per_second for run in runs["raw"][1:]]
     bare = statistics.median(run.per_second for run in runs["bare edge"][1:])
-    row = compared("GET page of a 200-comment thread through the edge, warm", runs["ours"][1:], limit, "raw route", 0.5)
+    work = f"GET page of a 200-comment thread ({encoding}, {len(body):,} bytes) through the edge, warm"
+    row = compared(work, runs["ours"][1:], limit, "raw route", 0.5)
     ceiling = round(bare / statistics.median(limit), 3)
     row["beside"] += f"; a bare Envoy before it: {bare:,.0f}/s, ratio {ceiling}"
     return row | {"page_bytes": len(body), "bare_edge_ratio": ceiling}
@@ -176,9 +187,8 @@ async def raw_route(body: bytes) -> AsyncGenerator[tuple[int, int]]:
                 await process.wait()
 
 
-async def read_load(port: int, target: str, seconds: float) -> LoadResult:
-    """32 clients that ask for one target."""
-    request = get_request(target)
+async def read_load(port: int, request: bytes, seconds: float) -> LoadResult:
+    """32 clients that send one request again and again."""
     return await run_load(port, lambda: request, connections=CLIENTS, seconds=seconds, expected=200)
 
 
@@ -288,7 +298,7 @@ async def measure() -> list[dict[str, Any]]:
             plain("resident memory of three regions, idle (shared pages once)", proportional, "MB", 2500)
             | {"plain_sum_mb": resident},
             await measure_freshness(bench, site),
-            await measure_reads(bench, site),
+            *await measure_reads(bench, site),
             await measure_posts(bench, site),
         ]
 

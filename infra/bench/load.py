@@ -168,9 +168,9 @@ async def run_load(
     return result
 
 
-def get_request(target: str) -> bytes:
-    """The bytes of a GET."""
-    return f"GET {target} HTTP/1.1\r\nHost: bench\r\n\r\n".encode()
+def get_request(target: str, headers: str = "") -> bytes:
+    """The bytes of a GET; `headers` are whole lines with their line ends."""
+    return f"GET {target} HTTP/1.1\r\nHost: bench\r\n{headers}\r\n".encode()
 
 
 def post_request(target: str, body: bytes, headers: str = "") -> bytes:

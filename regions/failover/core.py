@@ -169,7 +169,7 @@ class FailoverCore:
             if watched is None or sender not in watched.detectors:
                 continue
             if heartbeat.incarnation != known[0]:
-                watched.detectors[sender] = PhiDetector(self._settings, now=now)
+                watched.detectors[sender].forget()
             watched.heard(sender, gossip, now)
             before = self.machines[cell].facts.gossip.get(sender)
             if before is None or (before.epoch, before.suspects, before.vote) != (

@@ -38,19 +38,35 @@ def deviations_at(phi: float) -> float:
 class PhiDetector:
     """The suspicion of one observer about one region."""
 
-    __slots__ = ("_deviations", "_intervals", "_pause_s", "_squares", "_stddev_min_s", "_sum", "last_s", "trips_at")
+    __slots__ = (
+        "_deviations",
+        "_interval_s",
+        "_intervals",
+        "_pause_s",
+        "_squares",
+        "_stddev_min_s",
+        "_sum",
+        "last_s",
+        "trips_at",
+    )
 
     def __init__(self, settings: Settings, *, now: float) -> None:
         """Begin a history; the region counts as heard ``now``."""
         self._intervals: deque[float] = deque(maxlen=settings.phi_window)
-        self._sum = self._squares = 0.0
-        for _ in range(min(_PRIOR_INTERVALS, settings.phi_window)):
-            self._remember(settings.heartbeat_interval_s)
+        self._interval_s = settings.heartbeat_interval_s
         self._pause_s = settings.phi_pause_s
         self._stddev_min_s = settings.phi_stddev_min_s
         self._deviations = deviations_at(settings.phi_threshold)
         self.last_s = now
-        self.trips_at = now + self._patience_s()
+        self.forget()
+
+    def forget(self) -> None:
+        """Begin the history anew, for a peer that began anew; what it still owes stays as old as it is."""
+        self._intervals.clear()
+        self._sum = self._squares = 0.0
+        for _ in range(_PRIOR_INTERVALS):
+            self._remember(self._interval_s)
+        self.trips_at = self.last_s + self._patience_s()
 
     def heard(self, now: float) -> None:
         """A heartbeat that counts arrived."""

@@ -69,7 +69,7 @@ from regions.failover.facts import Facts, Reading, Retry, Storing, Swapping, Wor
 from regions.failover.settings import CellRegions, Settings
 from regions.failover.states import TRANSITIONS, State, state_of
 from regions.identity import Epoch, RegionName
-from regions.leadership import Leadership
+from regions.leadership import ANCESTRY_MAX, Leadership
 
 STRONG_READS_MAX = 1000
 """Strong reads that may wait for one read of etcd; more are answered as not current at once."""
@@ -182,7 +182,8 @@ class Machine:
                 self._facts.commit = max(self._facts.commit, lsn)
             case Lagged():
                 # Rule 2: an agent that was away reads the epoch again before it acts.
-                self._facts.doubtful = self._facts.reread = True
+                self._facts.doubtful = True
+                self._read_again()
             case StrongReads(requests=requests):
                 self._take_strong_reads(requests)
             case Order():
@@ -250,9 +251,10 @@ class Machine:
     def _compare_with_promise(self, record: Leadership | None, now: float) -> None:
         """An etcd that is behind this region's own promise has lost data; it is asked again, slowly."""
         facts = self._facts
-        facts.etcd_retry = Retry()
         known = 0 if record is None else record.epoch
-        if facts.promise is not None and facts.promise.epoch > known:
+        if facts.promise is None or facts.promise.epoch <= known:
+            facts.etcd_retry = Retry()
+        else:
             self._pause_etcd(
                 now, f"etcd knows epoch {known}, but {facts.promise.epoch} was promised: restore etcd's data"
             )
@@ -277,7 +279,7 @@ class Machine:
                 self._answer(swapping.order, None)
             return
         # Rule 9: neither the loser of a swap nor one whose answer was lost knows what the record is now.
-        facts.reread = True
+        self._read_again()
         if swapping.order is not None:
             self._answer(swapping.order, "the record changed meanwhile, or etcd did not answer: ask again")
         if facts.handover is not None:
@@ -344,7 +346,7 @@ class Machine:
             return
         facts.ledger_retry = Retry()
         position = rules.frozen_position(event)
-        facts.frozen = Vote(epoch=epoch, position=position, ancestry=event.ancestry)
+        facts.frozen = Vote(epoch=epoch, position=position, ancestry=event.ancestry[-ANCESTRY_MAX:])
         self._tell("info", f"epoch {epoch}: frozen at {position.epoch}:{position.lsn:X}")
 
     def _take_fence(self, event: FenceWritten, epoch: Epoch, now: float) -> None:
@@ -390,7 +392,7 @@ class Machine:
         facts.gossip = {**facts.gossip, sender: gossip}
         if facts.record is not None and gossip.epoch > facts.record.epoch:
             # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all.
-            facts.reread = True
+            self._read_again()
 
     def _take_strong_reads(self, requests: tuple[int, ...]) -> None:
         facts = self._facts
@@ -521,7 +523,9 @@ class Machine:
     def _store(self, promise: Promise, now: float) -> None:
         facts = self._facts
         assert facts.promise is not None, "nothing is promised over a promise that cannot be read"
-        assert (promise.epoch, promise.lineage, promise.floor) >= (facts.promise.epoch, 0, 0), "a promise only grows"
+        assert promise.epoch >= facts.promise.epoch, "a promise only grows"
+        assert promise.lineage >= facts.promise.lineage, "a lineage only grows"
+        assert promise.floor >= facts.promise.floor, "a floor only grows"
         # A write that was given up may have taken place, or may yet: the next one must not go below it.
         promise = rules.joined(promise, facts.asked)
         if facts.ledger_retry.at is not None or (facts.storing is not None and facts.storing.promise == promise):
@@ -584,6 +588,10 @@ class Machine:
         facts.ledger, facts.frozen, facts.quorum, facts.promoting = found, None, None, 0
         if facts.open_epoch and found != LedgerFound(kind="primary", epoch=facts.open_epoch):
             self._close()
+
+    def _read_again(self) -> None:
+        """Swap nothing before a linearizable read that begins now; one under way may have begun too early."""
+        self._facts.reread, self._facts.reading = True, None
 
     def _close(self) -> None:
         facts = self._facts

@@ -7,7 +7,7 @@ from regions.identity import RegionName
 _LIMITS = {
     "heartbeat_interval_s": (0.02, 1.0),
     "phi_threshold": (1.0, 16.0),
-    "phi_window": (10, 10_000),
+    "phi_window": (20, 10_000),
     "observers_min": (2, 31),
 }
 
@@ -20,7 +20,7 @@ class Settings:
         heartbeat_interval_s: Seconds between heartbeats, 0.02 to 1. Shorter detects sooner and costs more.
         phi_threshold: Phi at which a region is suspected, 1 to 16. At 8 a false suspicion by chance alone has
             odds of 1 in 10^8 per interval; lower trips sooner.
-        phi_window: Intervals that are remembered, 10 to 10,000. Short forgets a slow network quickly.
+        phi_window: Intervals that are remembered, 20 to 10,000. Short forgets a slow network quickly.
         phi_stddev_min_s: Smallest deviation assumed, seconds. Too small makes a steady network nervous.
         phi_pause_s: Silence that is forgiven on top, seconds: garbage collection, a stalled disk, a lost packet.
             It is the largest part of the time to detect.

@@ -84,7 +84,8 @@ class CorsMiddleware:
 
 
 def _marking_send(allowed: bytes | None, send: Send) -> Send:
-    extra = [(b"vary", b"origin")]
+    varies = (b"vary", b"origin")
+    extra: list[tuple[bytes, bytes]] = []
     if allowed is not None:
         extra += [
             (b"access-control-allow-origin", allowed),
@@ -93,8 +94,10 @@ def _marking_send(allowed: bytes | None, send: Send) -> Send:
 
     async def send_marked(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = [header for header in message.get("headers", ()) if header[0] != b"vary"]
-            message = {**message, "headers": [*headers, *extra]}
+            headers = [*message.get("headers", ()), *extra]
+            if not any(name == b"vary" and b"origin" in value for name, value in headers):
+                headers.append(varies)
+            message = {**message, "headers": headers}
         await send(message)
 
     return send_marked

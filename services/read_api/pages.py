@@ -5,6 +5,7 @@ everything else may be slower. A read that needs a position goes past every page
 """
 
 import asyncio
+from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
@@ -16,7 +17,7 @@ from services.api.markdown import HtmlCache
 from services.api.problems import Problem, unavailable
 from services.read_api.consistent import Granted, grant, headers_of, wanted_of
 from services.read_api.freshness import Freshness
-from services.read_api.memory import Entry, PageMemory, Request, request_of
+from services.read_api.memory import Encoded, Entry, PageMemory, Request, request_of
 from services.read_api.page import Page, PageQuery, build_page, parse_page_query
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import HIT_MEMORY, SharedCache
@@ -79,16 +80,26 @@ class Pages:
             HIT_MEMORY.inc()
         else:
             entry = await self._find(scope, request, granted)
-        none_match = None
+        none_match = encodings = None
         for name, value in scope["headers"]:
             if name == b"if-none-match":
                 none_match = value
+            elif name == b"accept-encoding":
+                encodings = value
         fresh = headers_of(granted, self._freshness)
-        if none_match is not None and matches(none_match, entry.page.etag):
-            await answer(send, 304, b"", [*entry.headers[2:], *fresh])
+        encoded = entry.plain
+        if encodings is not None and entry.shrinks and accepts_gzip(encodings):
+            encoded = entry.gzipped or await self._gzip(request, entry)
+        if none_match is not None and (matches(none_match, encoded.etag) or matches(none_match, entry.page.etag)):
+            await answer(send, 304, b"", [*encoded.headers[2:], *fresh])
             return
-        await send({"type": "http.response.start", "status": 200, "headers": [*entry.headers, *fresh]})
-        await send({"type": "http.response.body", "body": entry.page.body})
+        await send({"type": "http.response.start", "status": 200, "headers": [*encoded.headers, *fresh]})
+        await send({"type": "http.response.body", "body": encoded.body})
+
+    async def _gzip(self, request: Request, entry: Entry) -> Encoded:
+        encoded = await asyncio.to_thread(entry.gzip)
+        self._memory.keep_gzipped(request, entry, encoded)
+        return encoded
 
     async def _find(self, scope: Scope, request: Request, granted: Granted) -> Entry:
         site = parse_uuid(scope["path"][len(SITE_PREFIX) : -len(_SUFFIX)])
@@ -153,6 +164,17 @@ class Pages:
 def matches(none_match: bytes, etag: bytes) -> bool:
     """Whether an If-None-Match header names an entity tag (weak comparison: the tags are quoted hashes)."""
     return etag in none_match or none_match.strip() == b"*"
+
+
+@lru_cache(maxsize=256)  # browsers send a handful of values, and never a long one
+def accepts_gzip(accept_encoding: bytes) -> bool:
+    """Whether an Accept-Encoding header allows gzip: named without q=0, or by ``*`` (RFC 9110, 12.5.3)."""
+    named: dict[bytes, bool] = {}
+    for part in accept_encoding.lower().split(b","):
+        coding, _, weight = part.partition(b";")
+        quality = weight.strip().removeprefix(b"q=").strip()
+        named[coding.strip()] = quality.strip(b"0.") != b"" or not quality
+    return named.get(b"gzip", named.get(b"*", False))
 
 
 def unknown_site() -> Problem:

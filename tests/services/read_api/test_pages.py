@@ -105,6 +105,61 @@ async def test_sorts_order_the_first_level_and_replies_stay_in_writing_order(api
     assert [comment["id"] for comment in newest[2]["replies"]["items"]] == replies
 
 
+async def test_a_page_is_gzipped_for_who_accepts_it_and_has_a_tag_of_its_own(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    for _ in range(20):
+        thread.add(body="a comment of usual length")
+    plain = await api.page(headers={"accept-encoding": "identity"})
+    answers = [await api.page(headers={"accept-encoding": value}) for value in ("gzip", "br, GZIP;q=0.5", "*")]
+    for gzipped in answers:
+        assert gzipped.headers["content-encoding"] == "gzip"
+        assert gzipped.json() == plain.json()
+        assert int(gzipped.headers["content-length"]) < len(plain.content) / 4
+        assert gzipped.headers["etag"] != plain.headers["etag"]
+        assert gzipped.headers["vary"] == plain.headers["vary"] == "origin, accept-encoding"
+        for tag in (gzipped.headers["etag"], plain.headers["etag"]):
+            same = await api.page(headers={"accept-encoding": "gzip", "if-none-match": tag})
+            assert (same.status_code, same.content) == (304, b"")
+            assert same.headers["etag"] == gzipped.headers["etag"]
+    assert api.reader.queries == 1
+
+
+async def test_a_page_stays_plain_for_who_refuses_gzip_and_when_it_is_small(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    small = await api.page(headers={"accept-encoding": "gzip"})
+    assert "content-encoding" not in small.headers
+    for _ in range(20):
+        thread.add(body="a comment of usual length")
+    await until(lambda: api.memory.bytes == 0)
+    for value in ("", "br", "gzip;q=0", "gzip; q=0.000, *", "identity"):
+        answer = await api.page(headers={"accept-encoding": value})
+        assert "content-encoding" not in answer.headers, value
+        assert len(answer.json()["comments"]) == 20
+
+
+async def test_a_new_comment_is_in_the_gzipped_page_as_well(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    for _ in range(20):
+        thread.add(body="a comment of usual length")
+    before = await api.page(headers={"accept-encoding": "gzip"})
+    thread.add(body="the newest")
+    await until(lambda: api.memory.bytes == 0)
+    after = await api.page(headers={"accept-encoding": "gzip", "if-none-match": before.headers["etag"]})
+    assert (after.status_code, after.json()["comments"][0]["body"]) == (200, "the newest")
+
+
+async def test_the_memory_counts_gzipped_pages(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    for _ in range(20):
+        thread.add(body="a comment of usual length")
+    await api.page(headers={"accept-encoding": "identity"})
+    before = api.memory.bytes
+    gzipped = await api.page(headers={"accept-encoding": "gzip"})
+    assert api.memory.bytes == before + int(gzipped.headers["content-length"])
+    api.memory.clear()
+    assert api.memory.bytes == 0
+
+
 async def test_a_page_has_the_shape_the_document_promises(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     root = thread.add(body="**b**")
