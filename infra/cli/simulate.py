@@ -12,7 +12,7 @@ from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json
 from infra.simulation import regressions
 from infra.simulation.campaign import Summary, replay, run_seeds
-from infra.simulation.faults import FIRST_S, QUIET_S, WAIT_S_MAX
+from infra.simulation.plans import FIRST_S, QUIET_S, WAIT_S_MAX
 from infra.simulation.runner import MINUTES, Report, run_seed
 from infra.simulation.shrink import Shrinker
 from infra.supervisor.errors import InvalidPlan

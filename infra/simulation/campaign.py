@@ -11,10 +11,9 @@ from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
-from regions.failover.states import TRANSITIONS
-
-from infra.simulation.faults import Plan
+from infra.simulation.plans import Plan
 from infra.simulation.runner import Report, run_seed
+from regions.failover.states import TRANSITIONS
 
 CHUNK = 4
 """Seeds that a process takes at a time."""
@@ -78,7 +77,9 @@ class Summary:
     @property
     def not_taken(self) -> list[str]:
         """The transitions of the core's table that no run took."""
-        table = (f"{before} -> {after}" for before, afters in TRANSITIONS.items() for after in afters if before != after)
+        table = (
+            f"{before} -> {after}" for before, afters in TRANSITIONS.items() for after in afters if before != after
+        )
         return sorted(one for one in table if one not in self.transitions)
 
     def to_json(self) -> dict[str, Any]:
@@ -118,7 +119,9 @@ def replay(seed: int, minutes: float) -> str:
     return f"palaver simulate --seed {seed} --minutes {minutes:g}"
 
 
-def run_seeds(seeds: Iterable[int], *, minutes: float, workers: int | None = None, budget_s: float | None = None) -> Summary:
+def run_seeds(
+    seeds: Iterable[int], *, minutes: float, workers: int | None = None, budget_s: float | None = None
+) -> Summary:
     """Run seeds on all cores, as many as fit into ``budget_s`` real seconds when it is given."""
     summary = Summary(minutes=minutes)
     begun = time.monotonic()

@@ -10,16 +10,16 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Mapping
 
+from infra.simulation.member import Member
+from infra.simulation.node import Node
+from infra.simulation.wal import Entry
+from infra.simulation.workload import Asked, Seen
+from infra.simulation.world import World
 from regions.failover.events import Promise, Vote
 from regions.failover.heartbeats import SendHeartbeat
 from regions.failover.states import State
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership, Phase
-
-from infra.simulation.member import Member
-from infra.simulation.node import CELL, Node
-from infra.simulation.wal import Entry
-from infra.simulation.world import World
 
 PHASES: Mapping[Phase, int] = {"bootstrapping": 0, "recruiting": 1, "establishing": 2, "promoting": 2, "serving": 3}
 
@@ -70,8 +70,8 @@ class Checkers:
         self._bits: dict[RegionName, int] = {}
         self._acknowledged: list[Acknowledged] = []
         self._keys: dict[int, Entry] = {}
-        self._newest: tuple[Entry, int] | None = None
-        self._read: tuple[Entry, int] | None = None
+        self._newest: Seen | None = None
+        self._read: Seen | None = None
         self._votes: dict[RegionName, Vote] = {}
         self._nodes: Mapping[RegionName, Node] = {}
         self._lost_under: dict[RegionName, Epoch] = {}
@@ -212,13 +212,12 @@ class Checkers:
 
     # Strong reads never go back.
 
-    def asked(self) -> object:
+    def asked(self) -> Asked:
         """A strong read begins: what it must see at least."""
         return (self._newest, self._read)
 
-    def read(self, member: Member, asked: object, visible: int) -> None:
+    def read(self, member: Member, asked: Asked, visible: int) -> None:
         """A strong read was answered as current."""
-        assert isinstance(asked, tuple), "a read that was not asked"
         for what, seen in zip(("an acknowledged write", "an earlier strong read"), asked, strict=True):
             if seen is not None and not (seen[1] <= visible and member.wal.has(seen[0], seen[1])):
                 self._fail("strong reads", f"{member.region} answered as current without {what} at {seen[1]}")
@@ -249,7 +248,8 @@ class Liveness:
         """
         if last_commit < min(healed_at + bound_s, world.now - bound_s):
             raise Violated(
-                "liveness", f"no write was acknowledged after {last_commit:.1f} s; the last fault ended at {healed_at:.1f}"
+                "liveness",
+                f"no write was acknowledged after {last_commit:.1f} s; the last fault ended at {healed_at:.1f}",
             )
 
     @staticmethod

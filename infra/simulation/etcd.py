@@ -11,11 +11,10 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Literal
 
-from regions.identity import RegionName
-from regions.leadership import Leadership
-
 from infra.simulation.network import Network
 from infra.simulation.world import World
+from regions.identity import RegionName
+from regions.leadership import Leadership
 
 ATTEMPT_S = 0.8
 """One attempt of a client waits this long (failover.md)."""
@@ -46,7 +45,7 @@ class Etcd:
         written: Called with each record as it is written.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it stands on
         self,
         world: World,
         network: Network,

@@ -1,228 +1,21 @@
-"""Faults as data: a plan is drawn from a seed, written as JSON, cut down by ``shrink.py``, and carried out here.
+"""Carries a plan of faults out: crashes, pauses, hangs, cuts, lies, and an operator's orders.
 
-Decides what hurts when. Refuses to know what must hold. A fault aims at a region by name or by its role at the moment
-(``leader``, ``candidate``, ``other``), and can wait for a phase, so that second faults hit in the middle of a
-recruitment or a rejoin.
+Refuses to know what must hold: checkers are elsewhere, and no fault asks them.
 """
 
 from __future__ import annotations
-
-from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
-from random import Random
-from typing import Any, Literal, cast
-
-from regions.failover.events import Order, OrderKind
-from regions.identity import RegionName
 
 from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
+from infra.simulation.plans import WAIT_S_MAX, Fault, FaultKind, Plan
 from infra.simulation.world import World
-
-FaultKind = Literal[
-    "crash-region",
-    "crash-agent",
-    "pause-region",
-    "pause-agent",
-    "kill-ledger",
-    "hang-disk",
-    "cancel-waits",
-    "lose-promise",
-    "clock-rate",
-    "clock-jump",
-    "isolate",
-    "isolate-in",
-    "isolate-out",
-    "cut",
-    "loss",
-    "noise",
-    "slow",
-    "etcd-outage",
-    "etcd-leader-moves",
-    "watch-lag",
-    "order",
-]
-
-When = Literal["", "recruiting", "promoting", "serving", "rejoining"]
-
-WAIT_S_MAX = 15.0
-"""How long a fault waits for its phase before it takes place anyway."""
+from regions.failover.events import Order
+from regions.identity import RegionName
 
 POLL_S = 0.01
-
-QUIET_S = 30.0
-"""The end of each run has no faults, so that liveness can be judged."""
-
-FIRST_S = 6.0
-"""Faults begin when the cell has been made."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Fault:
-    """One thing that goes wrong, or one order.
-
-    Attributes:
-        at: When, in seconds of the run.
-        kind: What.
-        target: A region's name, or ``leader``, ``candidate``, ``other``, ``all``.
-        seconds: For how long; 0 for faults that are over at once.
-        amount: How much, in the unit of the kind.
-        when: A phase that is waited for, if any.
-        order: The order's kind.
-    """
-
-    at: float
-    kind: FaultKind
-    target: str = ""
-    seconds: float = 0.0
-    amount: float = 0.0
-    when: When = ""
-    order: OrderKind | None = None
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
-    """Everything about a run that is drawn before it starts.
-
-    Attributes:
-        seed: Of all that is drawn during the run.
-        seconds: How long it lasts.
-        voters: How many regions vote.
-        observers: How many regions hold no ledger.
-        spares: How many regions hold a ledger and are no voters at first.
-        rtt_s: Between regions.
-        jitter_s: Of the round trip.
-        loss: Share of datagrams.
-        etcd_leader: Index of the region that leads etcd.
-        faults: What goes wrong, by time.
-    """
-
-    seed: int
-    seconds: float
-    voters: int = 3
-    observers: int = 0
-    spares: int = 0
-    rtt_s: float = 0.08
-    jitter_s: float = 0.02
-    loss: float = 0.0
-    etcd_leader: int = 1
-    faults: tuple[Fault, ...] = field(default=())
-
-    @property
-    def healed_at(self) -> float:
-        """When the last fault is over at the latest."""
-        return max((one.at + one.seconds + (WAIT_S_MAX if one.when else 0.0) for one in self.faults), default=0.0)
-
-    @property
-    def regions(self) -> tuple[RegionName, ...]:
-        """The names of all regions, voters first."""
-        names = ("eu", "us", "ap", "sa", "af", "oc", "in")
-        return tuple(RegionName(name) for name in names[: self.voters + self.spares + self.observers])
-
-    def to_json(self) -> dict[str, Any]:
-        """The plan as JSON."""
-        return asdict(self)
-
-    @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Plan:
-        """The plan in ``stored``."""
-        faults = tuple(Fault(**one) for one in cast("list[dict[str, Any]]", stored["faults"]))
-        return cls(**{**stored, "faults": faults})
-
-
-_WEIGHTS: Sequence[tuple[FaultKind, float, float, float]] = (
-    # kind, weight, shortest and longest duration
-    ("crash-region", 10, 0.5, 12.0),
-    ("crash-agent", 8, 0.05, 6.0),
-    ("pause-region", 6, 0.2, 8.0),
-    ("pause-agent", 6, 0.2, 8.0),
-    ("kill-ledger", 5, 0, 0),
-    ("hang-disk", 5, 0.3, 8.0),
-    ("cancel-waits", 3, 0, 0),
-    ("lose-promise", 1, 0.5, 6.0),
-    ("clock-rate", 3, 5.0, 20.0),
-    ("clock-jump", 3, 0, 0),
-    ("isolate", 8, 0.3, 10.0),
-    ("isolate-in", 4, 0.3, 10.0),
-    ("isolate-out", 4, 0.3, 10.0),
-    ("cut", 6, 0.3, 10.0),
-    ("loss", 3, 1.0, 10.0),
-    ("noise", 3, 2.0, 15.0),
-    ("slow", 3, 1.0, 10.0),
-    ("etcd-outage", 3, 0.3, 4.0),
-    ("etcd-leader-moves", 2, 0, 0),
-    ("watch-lag", 4, 1.0, 15.0),
-    ("order", 7, 0, 0),
-)
-
-_ORDERS: Sequence[OrderKind] = ("switch", "switch", "switch", "pause", "drain", "undrain", "add", "remove")
-_ROLES = ("leader", "leader", "leader", "candidate", "other")
-_WHENS: Sequence[When] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
-
-
-def draw_plan(seed: int, *, seconds: float) -> Plan:
-    """Draw the plan of a seed; some plans have no fault at all."""
-    random = Random(seed * 2 + 1)  # noqa: S311 - chance that is repeated, no secret
-    voters = 5 if random.random() < 0.12 else 3
-    plan = Plan(
-        seed=seed,
-        seconds=seconds,
-        voters=voters,
-        observers=int(random.random() < 0.2),
-        spares=int(random.random() < 0.15),
-        loss=random.choice((0.0, 0.0, 0.01, 0.02)),
-        etcd_leader=random.randrange(voters) if random.random() < 0.3 else 1,
-    )
-    if random.random() < 0.05:
-        return plan
-    faults: list[Fault] = []
-    at, end = FIRST_S, seconds - QUIET_S - WAIT_S_MAX
-    pace = random.choice((2.0, 5.0, 8.0))
-    while True:
-        at += random.expovariate(1 / pace)
-        if at >= end:
-            break
-        faults.extend(_draw_faults(random, plan, at, end))
-    faults = _with_one_lost_promise(faults)
-    if any(one.order == "pause" for one in faults):
-        faults.append(Fault(at=end + WAIT_S_MAX, kind="order", order="resume"))
-    return Plan(**{**_fields(plan), "faults": tuple(sorted(faults, key=lambda one: one.at))})
-
-
-def _with_one_lost_promise(faults: list[Fault]) -> list[Fault]:
-    """Two members without their promises are a loss of two, which nothing comes back from by itself."""
-    lost = [one for one in faults if one.kind == "lose-promise"]
-    return [one for one in faults if one.kind != "lose-promise" or one is lost[0]]
-
-
-def _fields(plan: Plan) -> dict[str, Any]:
-    return {name: getattr(plan, name) for name in Plan.__slots__}
-
-
-def _draw_faults(random: Random, plan: Plan, at: float, end: float) -> list[Fault]:
-    """A fault, sometimes with a second one in its wake."""
-    faults = [_draw_fault(random, plan, at, end, "")]
-    if random.random() < 0.35:
-        faults.append(_draw_fault(random, plan, at + random.uniform(0, 3), end, random.choice(_WHENS)))
-    return faults
-
-
-def _draw_fault(random: Random, plan: Plan, at: float, end: float, when: When) -> Fault:
-    kind, _, low, high = random.choices(_WEIGHTS, weights=[weight for _, weight, _, _ in _WEIGHTS])[0]
-    seconds = low + (high - low) * random.random() ** 2
-    target = random.choice((*_ROLES, *plan.regions))
-    order = random.choice(_ORDERS) if kind == "order" else None
-    return Fault(
-        at=round(at, 3),
-        kind=kind,
-        target=target,
-        seconds=round(min(seconds, max(0.0, end - at)), 3),
-        amount=round(random.random(), 3),
-        when=when,
-        order=order,
-    )
+"""How closely a phase is waited for."""
 
 
 class Injector:
@@ -325,13 +118,13 @@ class Injector:
                 self._cut([(region, other), (other, region)] if both else [(region, other)], seconds)
             case "loss":
                 self._network.lossy[region] = 0.1 + 0.5 * amount
-                self._world.after(seconds, self._network.lossy.pop, region, 0.0)
+                self._world.after(seconds, _forget, self._network.lossy, region)
             case "noise":
                 self._network.doubled, self._network.late = 0.1 * amount, 0.05
                 self._world.after(seconds, self._quieten)
             case "slow":
                 self._network.slow[region] = 0.3 * amount
-                self._world.after(seconds, self._network.slow.pop, region, 0.0)
+                self._world.after(seconds, _forget, self._network.slow, region)
             case "etcd-outage":
                 self._etcd.outage += 1
                 self._etcd.changed()
@@ -341,7 +134,7 @@ class Injector:
                 self._etcd.changed()
             case "watch-lag":
                 self._etcd.lag_s[region] = 3 * amount
-                self._world.after(seconds, self._etcd.lag_s.pop, region, 0.0)
+                self._world.after(seconds, _forget, self._etcd.lag_s, region)
             case "order":
                 self._order(fault, region)
 
@@ -489,4 +282,5 @@ def _is_rejoining(node: Node) -> bool:
     return any(machine.state == "rejoining" for machine in core.machines.values())
 
 
-Call = Callable[..., None]
+def _forget(amounts: dict[RegionName, float], region: RegionName) -> None:
+    amounts.pop(region, None)

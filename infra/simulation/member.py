@@ -16,11 +16,10 @@ from collections import deque
 from collections.abc import Callable, Mapping
 from typing import Protocol
 
-from regions.identity import Epoch, RegionName
-
 from infra.simulation.network import HEAL_S_MAX, Network
 from infra.simulation.wal import Entry, Wal
 from infra.simulation.world import World
+from regions.identity import Epoch, RegionName
 
 RECONNECT_S = (0.2, 0.7)
 """``wal_retrieve_retry_interval`` of 500 ms, more or less."""
@@ -77,9 +76,7 @@ class Member:
         diverged: Whether the member that it wants to receive from refused it.
     """
 
-    def __init__(
-        self, world: World, network: Network, region: RegionName, bit: int, witness: Witness
-    ) -> None:
+    def __init__(self, world: World, network: Network, region: RegionName, bit: int, witness: Witness) -> None:
         self._world = world
         self._network = network
         self._witness = witness
@@ -135,7 +132,8 @@ class Member:
 
     def promote(self, epoch: Epoch) -> None:
         """``pg_promote``: a new timeline from here on."""
-        assert self.running and not self.primary, "only a running standby can be promoted"
+        assert self.running, "only a running standby can be promoted"
+        assert not self.primary, "only a standby can be promoted"
         self.disconnect()
         self.conninfo = None
         self.primary = True
@@ -161,7 +159,9 @@ class Member:
     def _last_words(self, link: Link) -> None:
         standby = link.standby
         if self._network.is_open(self.region, standby.region):
-            self._world.after(self._network.delay(self.region, standby.region), standby.take_rest, self, self.wal.flushed)
+            self._world.after(
+                self._network.delay(self.region, standby.region), standby.take_rest, self, self.wal.flushed
+            )
 
     def crash(self) -> None:
         """Kill -9 of the postmaster, or loss of its machine: what is not on disk is gone."""
@@ -231,7 +231,9 @@ class Member:
         if source is None or not able or not self._network.talks(self.region, source.region):
             self._connect_later()
             return
-        back_and_forth = self._network.delay(self.region, source.region) + self._network.delay(source.region, self.region)
+        back_and_forth = self._network.delay(self.region, source.region) + self._network.delay(
+            source.region, self.region
+        )
         self._world.after(back_and_forth, self._connected, attempt, source)
 
     def _connected(self, attempt: int, source: Member) -> None:
@@ -342,7 +344,8 @@ class Member:
 
         A member without a quorum releases at once, when its disk answers.
         """
-        assert self.running and self.primary, "only a primary writes"
+        assert self.running, "only a running primary writes"
+        assert self.primary, "only a primary writes"
         end = self.wal.append(entry)
         if release is not None:
             self._waits.append((end, release))

@@ -5,9 +5,8 @@ Decides what becomes of a datagram, and whether a connection gets through. Refus
 
 from __future__ import annotations
 
-from regions.identity import RegionName
-
 from infra.simulation.world import Call, World
+from regions.identity import RegionName
 
 LOCAL_DELAY_S = 0.0002
 """Inside a region."""

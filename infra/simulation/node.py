@@ -12,19 +12,26 @@ from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
 
+from infra.simulation.etcd import Etcd, EtcdClient, Outcome
+from infra.simulation.member import Member
+from infra.simulation.network import Network
+from infra.simulation.steps import LedgerDriver
+from infra.simulation.wal import Entry
+from infra.simulation.world import Clock, World
 from regions.failover.core import FailoverCore
 from regions.failover.effects import (
+    Acting,
     AnswerOrder,
     AnswerStrongReads,
     CloseWrites,
     Effect,
+    Gossiped,
     OpenWrites,
     ReadRecord,
     StorePromise,
     SwapRecord,
     Told,
 )
-from regions.failover.effects import Acting, Gossiped
 from regions.failover.events import (
     Event,
     LedgerAnswer,
@@ -45,13 +52,6 @@ from regions.failover.settings import CellRegions, Settings
 from regions.failover.states import State
 from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import Leadership
-
-from infra.simulation.etcd import EtcdClient, Etcd, Outcome
-from infra.simulation.member import Member
-from infra.simulation.network import Network
-from infra.simulation.steps import LedgerDriver
-from infra.simulation.wal import Entry
-from infra.simulation.world import Clock, World
 
 CELL = CellId("main")
 STORE_S = (0.001, 0.006)
@@ -299,7 +299,7 @@ class Node:
         member.write(Entry("other", member.epoch), None)
         return commit
 
-    def _perform(self, for_cell: ForCell) -> None:
+    def _perform(self, for_cell: ForCell) -> None:  # noqa: C901 - one line an effect
         effect: Effect = for_cell.effect
         if self._world.trace is not None:
             self._world.tell(f"{self.region}: {effect}")
@@ -389,5 +389,5 @@ class Node:
         return self._next_read
 
 
-def _nobody(_current: bool) -> None:  # noqa: FBT001 - a callback's shape
+def _nobody(_current: bool) -> None:
     """A read whose client is gone."""

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from infra.simulation.faults import Plan
+from infra.simulation.plans import Plan
 from infra.simulation.runner import Report
 
 

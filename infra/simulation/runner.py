@@ -7,17 +7,17 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
-from regions.failover.settings import DEFAULTS, CellRegions, Settings
-from regions.identity import RegionName
-
 from infra.simulation.checkers import Checkers, Liveness, Violated
 from infra.simulation.etcd import Etcd
-from infra.simulation.faults import Injector, Plan, draw_plan
+from infra.simulation.faults import Injector
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
+from infra.simulation.plans import Plan, draw_plan
 from infra.simulation.workload import Workload
 from infra.simulation.world import World
+from regions.failover.settings import DEFAULTS, CellRegions, Settings
+from regions.identity import RegionName
 
 MINUTES = 1.5
 LEADER_FAULTS = ("crash-region", "pause-region", "kill-ledger", "isolate", "isolate-in", "isolate-out", "hang-disk")

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from infra.simulation.faults import Fault, Plan
+from infra.simulation.plans import Fault
 from infra.simulation.runner import Report, run_plan
 
 RUNS_MAX = 300
@@ -49,7 +49,11 @@ class Shrinker:
 
     def _simplify(self) -> None:
         for index, fault in enumerate(self._best.plan.faults):
-            for simpler in (replace(fault, when=""), replace(fault, amount=0.5), replace(fault, seconds=fault.seconds / 2)):
+            for simpler in (
+                replace(fault, when=""),
+                replace(fault, amount=0.5),
+                replace(fault, seconds=fault.seconds / 2),
+            ):
                 faults = self._best.plan.faults
                 if simpler != faults[index]:
                     self._fails((*faults[:index], simpler, *faults[index + 1 :]))

@@ -11,6 +11,10 @@ from collections.abc import Callable
 from typing import Any, Protocol, assert_never
 from uuid import UUID
 
+from infra.simulation.member import Member
+from infra.simulation.network import Network
+from infra.simulation.wal import Entry
+from infra.simulation.world import World
 from regions.failover.effects import (
     CopyLedger,
     DrainLedger,
@@ -34,11 +38,6 @@ from regions.failover.events import (
     Promise,
 )
 from regions.identity import RegionName
-
-from infra.simulation.member import Member
-from infra.simulation.network import Network
-from infra.simulation.wal import Entry
-from infra.simulation.world import World
 
 FREEZE_S = 0.020
 READ_S = 0.001
@@ -159,7 +158,7 @@ class LedgerDriver:
     def _done(self, effect: LedgerEffect) -> None:
         self._answer(LedgerDone(ticket=effect.ticket))
 
-    def _begin(self, effect: LedgerEffect, generation: int) -> None:  # noqa: C901, PLR0912 - one line an effect
+    def _begin(self, effect: LedgerEffect, generation: int) -> None:  # noqa: C901 - one line an effect
         if not self._is_current(effect, generation):
             return
         between = self._world.between

@@ -9,15 +9,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Protocol
 
-from regions.failover.events import StrongReads
-from regions.identity import Epoch, RegionName
-
 from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
 from infra.simulation.wal import Entry
 from infra.simulation.world import World
+from regions.failover.events import StrongReads
+from regions.identity import Epoch, RegionName
 
 WRITE_EVERY_S = (0.2, 0.8)
 READ_EVERY_S = (0.3, 1.2)
@@ -28,6 +27,13 @@ SLOW_HANDLER = 0.02
 """Share of writes whose handler sleeps for up to a second between its check and its INSERT."""
 
 
+Seen = tuple[Entry, int]
+"""An entry and the LSN at which it ends."""
+
+Asked = tuple[Seen | None, Seen | None]
+"""What had been acknowledged, and what had been read, when a strong read began."""
+
+
 class ClientWitness(Protocol):
     """Who is told what clients are told."""
 
@@ -35,11 +41,11 @@ class ClientWitness(Protocol):
         """A write was acknowledged."""
         ...
 
-    def asked(self) -> object:
+    def asked(self) -> Asked:
         """A strong read begins; what is returned comes back with its answer."""
         ...
 
-    def read(self, member: Member, asked: object, visible: int) -> None:
+    def read(self, member: Member, asked: Asked, visible: int) -> None:
         """A strong read was answered as current, from what is visible up to an LSN."""
         ...
 
@@ -155,7 +161,7 @@ class Workload:
             entry = written = Entry("row", epoch, key=write.key)
             end = len(member.wal.entries) + 1
 
-        def released(success: bool) -> None:  # noqa: FBT001 - a callback's shape
+        def released(success: bool) -> None:
             if success:
                 self._witness.acknowledged(member, epoch, entry, end)
             self._answer(write, attempt, node.region, committed=success)
@@ -167,7 +173,7 @@ class Workload:
             seconds = self._network.delay(leader, write.edge)
             self._world.after(seconds, self._answered, write, attempt, committed)
 
-    def _answered(self, write: Write, attempt: int, committed: bool) -> None:  # noqa: FBT001 - scheduled positionally
+    def _answered(self, write: Write, attempt: int, committed: bool) -> None:
         if write.done or write.attempt != attempt:
             return
         if committed:
@@ -189,14 +195,14 @@ class Workload:
         asked = self._witness.asked()
         self._world.after(self._network.delay(region, record.leader), self._read_arrives, node, asked)
 
-    def _read_arrives(self, node: Node, asked: object) -> None:
+    def _read_arrives(self, node: Node, asked: Asked) -> None:
         member = node.member
         if not node.up or node.stopped or member is None or member.paused:
             return
         early = member.visible if self._world.chance(0.5) and member.running and member.primary else 0
         entry = member.wal.entries[early - 1] if early else None
 
-        def answered(current: bool) -> None:  # noqa: FBT001 - a callback's shape
+        def answered(current: bool) -> None:
             if not current or not member.running or not member.primary or member.paused:
                 return
             if entry is None:
