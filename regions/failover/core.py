@@ -126,11 +126,14 @@ class FailoverCore:
                 self._tell(cell, inner, now, effects)
         self._judge(now, effects)
         self._beat(now, effects)
-        self._due = self.next_deadline()
+        self._due = self._deadline()
         return effects
 
     def next_deadline(self) -> float | None:
         """Return when ``Tick`` of any cell is due if nothing happens before."""
+        return self._due
+
+    def _deadline(self) -> float | None:
         if self._next_beat is None:
             return None
         due = self._next_beat
@@ -208,7 +211,7 @@ class FailoverCore:
         if due:
             # The beat keeps its pace; one that was missed is not made up for.
             self._next_beat = max(self._next_beat + self._settings.heartbeat_interval_s, now)
-            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.open_epoch)
+            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.reigns)
         if not due and not self._speaks_now:
             return
         self._speaks_now = False

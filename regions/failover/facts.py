@@ -100,12 +100,14 @@ class Facts:
         reread: Whether etcd must be read, linearizably, before the record is swapped again.
         swapping: The swap under way.
         storing: The write of a promise under way.
+        asked: All that was ever asked to be stored: what was not answered may be on disk all the same.
         working: The effect on the member under way.
         strong: Strong reads that wait for a read of etcd to begin.
         strong_reading: The read of etcd that strong reads wait for.
         ledger_retry: The pause after an effect on the member, or the write of a promise, failed.
         etcd_retry: The same for etcd.
         agreed_at: Since when enough regions suspect the one that acts; None while they do not.
+        alone: Whether it was told that no majority of the voters can be heard.
         unable: Why it cannot take part; None when it can.
         doubtful: Whether this agent was away and acts for nobody until etcd was read.
     """
@@ -140,12 +142,14 @@ class Facts:
     reread: bool = False
     swapping: Swapping | None = None
     storing: Storing | None = None
+    asked: Promise = field(default_factory=Promise)
     working: Working | None = None
     strong: tuple[int, ...] = ()
     strong_reading: Reading | None = None
     ledger_retry: Retry = NO_RETRY
     etcd_retry: Retry = NO_RETRY
     agreed_at: float | None = None
+    alone: bool = False
     unable: str | None = None
     doubtful: bool = False
 
@@ -158,6 +162,13 @@ class Facts:
     def votes_here(self) -> bool:
         """Whether its own region is a voter."""
         return self.record is not None and self.region in self.record.voters
+
+    @property
+    def reigns(self) -> bool:
+        """Whether its member brings commits onto a quorum: it takes writes, or only stopped for a while to do so."""
+        record = self.record
+        serves = record is not None and record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
+        return self.open_epoch > 0 or serves
 
     def is_primary_of(self, epoch: Epoch) -> bool:
         """Whether its member runs as primary of ``epoch``."""
