@@ -14,7 +14,7 @@ from infra.exploration.bounds import spend
 from infra.exploration.crashes import crashed
 from infra.exploration.describe import REGIONS
 from infra.exploration.node import Request, step
-from infra.exploration.world import Move, State, Violated, World
+from infra.exploration.world import Move, State, World
 from regions.failover.effects import (
     CopyLedger,
     DrainLedger,
@@ -205,7 +205,9 @@ def _may_act(state: State, region: int, effect: SwapRecord | StorePromise | Ledg
     return isinstance(effect, SwapRecord | StorePromise) or state.nodes[region].disk.epoch <= effect.epoch
 
 
-def _ledger(world: World, state: State, region: int, effect: LedgerEffect) -> list[Performed]:  # noqa: C901, PLR0911
+def _ledger(  # noqa: C901, PLR0911, PLR0912 - one case an effect
+    world: World, state: State, region: int, effect: LedgerEffect
+) -> list[Performed]:
     member, ticket = state.members[region].value, effect.ticket
     done, failed = LedgerDone(ticket=ticket), LedgerFailed(ticket=ticket, reason="failed")
 
@@ -224,19 +226,25 @@ def _ledger(world: World, state: State, region: int, effect: LedgerEffect) -> li
         case PromoteLedger(epoch=epoch):
             if member.kind == "primary" and member.epoch == epoch:
                 return [(state, done)]
-            return [(becomes(postgres.promote(member, epoch)), done)] if member.kind == "standby" else [(state, failed)]
+            return (
+                [(becomes(postgres.promote(member, region, epoch)), done)]
+                if member.kind == "standby"
+                else [(state, failed)]
+            )
         case WriteFence(epoch=epoch):
             if member.kind != "primary":
                 return [(state, failed)]
-            row = member if postgres.has(member, "fence", epoch) else postgres.append(member, "fence", epoch)
+            row = member if postgres.has(member, "fence", epoch) else postgres.append(member, region, "fence", epoch)
             return [_when_ready(world, becomes(row), region, effect)]
         case FollowLedger(epoch=epoch, leader=leader):
             if member.kind == "absent":
                 return [(state, failed)]
             standby = postgres.as_standby(member, source=REGIONS.index(leader), epoch=epoch)
             return [_when_ready(world, becomes(standby), region, effect)]
-        case RewindLedger() | CopyLedger():
+        case RewindLedger():
             return [_when_ready(world, becomes(postgres.stop(member)), region, effect)]
+        case CopyLedger():
+            return [_when_ready(world, state, region, effect)]
         case DrainLedger():
             return [(state, failed)]
         case StopLedger():
@@ -273,7 +281,7 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
         case SetQuorum():
             return state, done if member.kind != "primary" or member.confirmed >= len(member.wal) else None
         case WriteFence(epoch=epoch):
-            at = next((lsn for lsn, one in enumerate(member.wal, 1) if one[1:] == ("fence", epoch)), None)
+            at = postgres.position(member, "fence", epoch)
             if at is None:
                 return state, LedgerFailed(ticket=ticket, reason="no row")
             fence = FenceWritten(ticket=ticket, fence_id=UUID(int=epoch), lsn=at, confirmed=True)

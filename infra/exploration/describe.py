@@ -24,7 +24,7 @@ _UNORDERED = frozenset({"voters", "standbys", "quorum"})
 """PostgreSQL's quorum names have no order; that of the voters decides only ties, which ``node.py`` leaves open."""
 
 
-def describe(value: Any, names: Mapping[str, str]) -> str:  # noqa: PLR0911 - one line a kind of value
+def describe(value: object, names: Mapping[str, str]) -> str:
     """Return the canonical text of ``value`` with regions renamed by ``names``."""
     if value is None:
         return "-"
@@ -44,7 +44,7 @@ def describe(value: Any, names: Mapping[str, str]) -> str:  # noqa: PLR0911 - on
     return kind.__name__ + "[" + " ".join(_field(value, name, names) for name in _fields(kind)) + "]"
 
 
-def _field(value: Any, name: str, names: Mapping[str, str]) -> str:
+def _field(value: object, name: str, names: Mapping[str, str]) -> str:
     part = getattr(value, name)
     if name in _UNORDERED and isinstance(part, tuple):
         part = frozenset(cast("tuple[Any, ...]", part))
@@ -52,5 +52,5 @@ def _field(value: Any, name: str, names: Mapping[str, str]) -> str:
 
 
 @cache
-def _fields(kind: Any) -> tuple[str, ...]:
+def _fields(kind: type[Any]) -> tuple[str, ...]:
     return tuple(one.name for one in fields(kind) if one.name not in _SILENT)

@@ -44,22 +44,24 @@ def travel(legs: Sequence[Leg], *, epochs_max: int, states_max: int) -> tuple[Wo
         Astray: A goal was not found.
     """
     path: tuple[Move, ...] = ()
-    states = moves = 0
+    total = Explored(states=0, moves=0, depth=0, complete=False)
     world = World(Bounds(budget=legs[0].budget, epochs_max=epochs_max, states_max=states_max))
     state = serving(world)
     for number, leg in enumerate(legs, 1):
-        issued = len(clients_of(state))
-        world.first_write = issued
+        world.first_write = max(_writes(state), default=0)
         world.bounds = world.bounds._replace(budget=leg.budget)
         state = state._replace(budget=world.budgets.one(leg.budget))
         explored = Search(world, state, leg.goal).run()
-        states, moves = states + explored.states, moves + explored.moves
         found = explored.counterexample
-        if found is not None:
-            found = replace(found, path=(*path, *found.path))
-        total = replace(explored, states=states, moves=moves, depth=len(path) + explored.depth, counterexample=found)
+        total = replace(
+            explored,
+            states=total.states + explored.states,
+            moves=total.moves + explored.moves,
+            depth=len(path) + explored.depth,
+            counterexample=None if found is None else replace(found, path=(*path, *found.path)),
+        )
         if found is not None or leg.goal is None:
-            return world, total
+            break
         if explored.reached is None:
             raise Astray(f"leg {number} did not get where it should within {explored.states} states")
         path = (*path, *explored.reached)
@@ -67,10 +69,9 @@ def travel(legs: Sequence[Leg], *, epochs_max: int, states_max: int) -> tuple[Wo
     return world, total
 
 
-def clients_of(state: State) -> frozenset[int]:
-    """The numbers of all client requests of which anything is left."""
+def _writes(state: State) -> set[int]:
     written = {entry.number for part in state.members for entry in part.value.wal if entry.kind == "write"}
-    return frozenset(written | set(state.ghost.value.acked))
+    return written | set(state.ghost.value.acked)
 
 
 def wal(state: State, region: int) -> str:

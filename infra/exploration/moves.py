@@ -176,7 +176,7 @@ def _clients(world: World, state: State, region: int) -> Iterator[Move]:
     if writes is not None:
         label = ("takes write", region, issued + 1)
         with during(label):
-            after = world.with_member(state, region, postgres.append(member, "write", issued + 1))
+            after = world.with_member(state, region, postgres.append(member, region, "write", issued + 1))
         yield label, after._replace(budget=world.budgets.one(writes))
     retries = spend(budget, "retries")
     for number in range(1, issued + 1) if retries is not None else ():
@@ -194,15 +194,20 @@ def _retry(world: World, state: State, region: int, number: int) -> Iterator[Mov
     """A client that knows no outcome asks again with the same key, and the row decides (rule 9)."""
     member = state.members[region].value
     label = ("is asked again for write", region, number)
-    at = next((lsn for lsn, one in enumerate(member.wal, 1) if one[1:] == ("write", number)), None)
+    at = row_of(member, number)
     with during(label):
         if at is None:
-            after = world.with_member(state, region, postgres.append(member, "write", number))
+            after = world.with_member(state, region, postgres.append(member, region, "write", number))
         elif at <= member.confirmed:
             after = world.acknowledged(state, region, [number])
         else:
             return
     yield label, after
+
+
+def row_of(member: postgres.Member, number: int) -> int | None:
+    """Where the row of a client's request is, if it is there: what the unique key of the ledger knows."""
+    return postgres.position(member, "write", number)
 
 
 def _by_etcd(world: World, state: State) -> Iterator[Move]:

@@ -5,7 +5,7 @@ goes off is put into the past first. So two agents that are equal here behave al
 timers go off in any order. That is more than any clock can do, so nothing is missed.
 """
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
@@ -26,7 +26,7 @@ from regions.failover.effects import (
     SwapRecord,
     Told,
 )
-from regions.failover.events import Event, Gossip, LedgerFound, Promise, Started
+from regions.failover.events import Event, Gossip, LedgerFound, Promise, Started, Vote
 from regions.failover.facts import NO_RETRY, Facts, Retry
 from regions.failover.invariants import violations
 from regions.failover.machine import Machine
@@ -34,8 +34,8 @@ from regions.failover.settings import CellRegions, Settings
 from regions.leadership import Leadership
 
 NEVER = float("inf")
-SAID_MAX = 2
-"""How many different words of an agent may be on their way: the newest, and the one before it."""
+SAID_MAX = 3
+"""How many different words of an agent may be on their way: a suspicion can arrive after the vote it led to."""
 
 _SETTINGS = Settings(claim_stagger_s=0.0)
 _CELL = CellRegions(voters=REGIONS, regions=REGIONS)
@@ -57,7 +57,7 @@ class Violated(Exception):
 
 
 @contextmanager
-def during(label: tuple[Any, ...]) -> Iterator[None]:
+def during(label: tuple[Any, ...]) -> Generator[None]:
     """Say of a violation by which move it came; an assertion of the core is one."""
     try:
         yield
@@ -239,9 +239,14 @@ def _voted(node: Node, machine: Machine) -> int:
     vote = machine.gossip.vote
     if vote is None:
         return node.voted
-    if vote.epoch > node.disk.epoch:
+    if not is_durable(vote, node.disk):
         raise Violated(f"a vote for epoch {vote.epoch} is published, and epoch {node.disk.epoch} is promised on disk")
     return max(node.voted, vote.epoch)
+
+
+def is_durable(vote: Vote, disk: Promise) -> bool:
+    """Whether the disk holds what a published vote promises."""
+    return vote.epoch <= disk.epoch
 
 
 def _tied(node: Node) -> Node | None:
@@ -258,7 +263,7 @@ def _tied(node: Node) -> Node | None:
     chosen = facts.swapping.record.leader
     given = steps.votes(facts, facts.record)
     other = next((one for one in REGIONS[1:] if one != chosen), None)
-    if chosen not in REGIONS[1:] or other not in given or chosen not in given:
+    if other is None or chosen not in REGIONS[1:] or other not in given or chosen not in given:
         return None
     alike = given[chosen].position == given[other].position and (chosen in facts.suspected) == (
         other in facts.suspected
@@ -298,4 +303,5 @@ _NOTHING = Gossip()
 def _what_counts(gossip: Gossip, epoch: int) -> Gossip:
     """What is left of a word when nothing is remembered that can never count again: epochs only grow."""
     vote = gossip.vote if gossip.vote is not None and gossip.vote.epoch >= epoch else None
-    return Gossip(suspects=gossip.suspects if gossip.suspects >= max(epoch, 1) else 0, vote=vote)
+    suspects = gossip.suspects if gossip.suspects >= max(epoch, 1) else 0
+    return Gossip(epoch=gossip.epoch if gossip.epoch > epoch else 0, suspects=suspects, vote=vote)

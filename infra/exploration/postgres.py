@@ -12,11 +12,15 @@ LEDGER_KINDS = Literal["absent", "stopped", "standby", "primary"]
 
 
 class Entry(NamedTuple):
-    """A piece of WAL: ``fence`` and ``promotion`` carry an epoch, ``write`` the number of a client's request."""
+    """A piece of WAL: ``fence`` and ``promotion`` carry an epoch, ``write`` the number of a client's request.
+
+    ``by`` is the region whose primary wrote it: what two of them write is never the same, whatever it says.
+    """
 
     timeline: int
     kind: Literal["fence", "write", "promotion"]
     number: int
+    by: int
 
 
 class Member(NamedTuple):
@@ -82,24 +86,29 @@ def as_standby(member: Member, *, source: int | None, epoch: int) -> Member:
     )
 
 
-def promote(member: Member, epoch: int) -> Member:
+def promote(member: Member, region: int, epoch: int) -> Member:
     """Make a primary of it, on the timeline number after the last that it knows."""
     assert member.kind == "standby", "only a standby is promoted"
-    wal = (*member.wal, Entry(timeline(member.wal) + 1, "promotion", epoch))
+    wal = (*member.wal, Entry(timeline(member.wal) + 1, "promotion", epoch, region))
     return Member(
         kind="primary", epoch=epoch, wal=wal, names=member.names, required=member.required,
         began=len(wal), confirmed=len(wal),
     )  # fmt: skip
 
 
-def append(member: Member, kind: Literal["fence", "write"], number: int) -> Member:
+def append(member: Member, region: int, kind: Literal["fence", "write"], number: int) -> Member:
     """Write a row on a primary, and flush it there."""
-    return member._replace(wal=(*member.wal, Entry(timeline(member.wal), kind, number)))
+    return member._replace(wal=(*member.wal, Entry(timeline(member.wal), kind, number, region)))
 
 
 def has(member: Member, kind: str, number: int) -> bool:
     """Whether a row is in its WAL."""
-    return any(entry.kind == kind and entry.number == number for entry in member.wal)
+    return position(member, kind, number) is not None
+
+
+def position(member: Member, kind: str, number: int) -> int | None:
+    """Where the first such row ends in its WAL; None when there is none."""
+    return next((lsn for lsn, one in enumerate(member.wal, 1) if one.kind == kind and one.number == number), None)
 
 
 def accepts(standby: Member, primary: Member) -> bool:

@@ -1,9 +1,8 @@
 """A counterexample as a story: one line a move, in the order in which things happened."""
 
 from collections.abc import Iterator
-from typing import Any
 
-from infra.exploration.describe import PLAIN, REGIONS, describe
+from infra.exploration.describe import REGIONS
 from infra.exploration.search import Counterexample
 from infra.exploration.world import Label, State, World
 from regions.failover.events import Gossip
@@ -22,9 +21,9 @@ def told(world: World, label: Label) -> str:
     verb, region, *details = label
     who = "" if region < 0 else f"{REGIONS[region]} "
     match verb, details:
-        case ("sees" | "reads" | "reads for strong reads"), [0, -1]:
+        case (("sees" | "reads" | "reads for strong reads"), [0, -1]):
             return f"{who}{verb}: there is no record"
-        case ("sees" | "reads" | "reads for strong reads"), [revision, number]:
+        case (("sees" | "reads" | "reads for strong reads"), [revision, number]):
             return f"{who}{verb} revision {revision}: {_record(world, number)}"
         case "etcd takes a late swap", [number]:
             return f"etcd takes a late swap: {_record(world, number)}"
@@ -60,8 +59,3 @@ def _region(state: State, region: int) -> str:
     wal = "".join({"fence": "F", "write": "W", "promotion": "P"}[one.kind] + str(one.number) for one in member.wal)
     gate = "*" if node.gate else ""
     return f"{REGIONS[region]}{gate}={agent}/{member.kind}:{wal}"
-
-
-def story(value: Any) -> str:
-    """Any value of a state as text, for whoever looks closer."""
-    return describe(value, PLAIN)

@@ -154,7 +154,7 @@ class World:
             self.records.append(replace(record, reason="", since=""))
         return self._record_numbers[key]
 
-    def with_node(self, state: State, region: int, **changes: Any) -> State:
+    def with_node(self, state: State, region: int, **changes: Any) -> State:  # noqa: ANN401 - fields of a Node
         """The state with a node changed in some of its fields."""
         node = state.nodes[region]
         key = (node.number, *changes.items())
@@ -176,14 +176,21 @@ class World:
 
     def swapped(self, state: State, swap: tuple[int, int]) -> State | None:
         """The state after a swap reached etcd; None when it lost."""
-        etcd = state.etcd.value
-        if swap[0] != len(etcd.history):
+        history = state.etcd.value.history
+        if not self.compares(swap[0], len(history)):
             return None
-        if etcd.history:
-            old, new = self.record(etcd.history[-1]), self.record(swap[1])
-            if new.epoch not in (old.epoch, old.epoch + 1) or (new.epoch == old.epoch and old.phase == "serving"):
-                raise Violated(f"epoch {old.epoch} ({old.phase}) is followed by epoch {new.epoch} ({new.phase})")
-        return state._replace(etcd=self.etcds.one(Etcd(history=(*etcd.history, swap[1]))))
+        new = self.record(swap[1])
+        old = self.record(history[-1]) if history else None
+        if old is not None and not _follows(old, new):
+            raise Violated(
+                f"epoch {old.epoch} ({old.leader} {old.phase}) is followed by epoch {new.epoch} "
+                f"({new.leader} {new.phase})"
+            )
+        return state._replace(etcd=self.etcds.one(Etcd(history=(*history, swap[1]))))
+
+    def compares(self, expected: int, revision: int) -> bool:
+        """Whether etcd takes a swap that expects one revision over another."""
+        return expected == revision
 
     def react(self, state: State, region: int, label: Label, how: Callable[[Node], Outcome]) -> Iterator[Move]:
         """Let a node handle something; none come of it if that leads beyond the bounds.
@@ -196,6 +203,7 @@ class World:
             outcome = self.outcomes.get(key)
             if outcome is None:
                 outcome = self.outcomes[key] = self._known(how(node), region)
+            self._believes(state, outcome.node, region)
             after = self._applied(state, region, outcome)
         for made in (outcome.node, outcome.tied):
             if made is not None and not self._beyond(made):
@@ -228,6 +236,19 @@ class World:
 
     # Invariants.
 
+    def _believes(self, state: State, node: Node, region: int) -> None:
+        """What a core takes for the record of a revision is what etcd holds at that revision (rule 9)."""
+        if node.machine is None or node.machine.facts.record is None:
+            return
+        known, revision = node.machine.facts.record, node.machine.facts.revision
+        history = state.etcd.value.history
+        held = self.records[history[revision - 1]] if revision <= len(history) else None
+        if held is None or (held.epoch, held.phase, held.leader) != (known.epoch, known.phase, known.leader):
+            raise Violated(
+                f"{REGIONS[region]} takes epoch {known.epoch} ({known.leader} {known.phase}) for revision {revision}, "
+                "and etcd holds another"
+            )
+
     def _opened(self, state: State, region: int, epoch: int) -> State:
         ghost, member = state.ghost.value, state.members[region].value
         before = dict(ghost.opened).get(epoch, region)
@@ -252,6 +273,9 @@ class World:
         member = self.members.one(member._replace(confirmed=until))
         state = state._replace(members=put(state.members, region, member))
         writes = [entry.number for entry in returned if entry.kind == "write"]
+        twice = [one for one in writes if sum(entry[1:3] == ("write", one) for entry in member.value.wal) > 1]
+        if twice:
+            raise Violated(f"write {twice[0]} was applied twice at {REGIONS[region]}")
         return self.acknowledged(state, region, writes) if any(one.kind != "promotion" for one in returned) else state
 
     def acknowledged(self, state: State, region: int, writes: Iterable[int]) -> State:
@@ -278,6 +302,17 @@ class World:
         return self.record_number(replace(record, leader=RegionName(MIRRORED[record.leader])))
 
 
+_PHASES = ("bootstrapping", "recruiting", "promoting", "serving")
+
+
+def _follows(old: Leadership, new: Leadership) -> bool:
+    """Whether one record may come after another: epochs grow, and an epoch goes from phase to phase."""
+    if new.epoch != old.epoch:
+        return new.epoch == old.epoch + 1
+    forward = _PHASES.index(new.phase) > _PHASES.index(old.phase)
+    return forward and (new.leader == old.leader or new.phase == "promoting")
+
+
 def found(member: Member) -> LedgerFound:
     """What a driver finds where this member is."""
     if member.kind == "standby":
@@ -300,6 +335,7 @@ def put(parts: tuple[Value, Value, Value], region: int, part: Value) -> tuple[Va
 def _mirrored_member(member: Member) -> Member:
     first, second, third = member.acks
     return member._replace(
+        wal=tuple(entry._replace(by=_OTHER[entry.by]) for entry in member.wal),
         source=None if member.source is None else _OTHER[member.source],
         names=tuple(sorted(_OTHER[one] for one in member.names)),
         acks=(first, third, second),

@@ -7,17 +7,22 @@ it needs is long, it names the way to where the story begins; from there on ever
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from typing import Any
 from unittest.mock import patch
 
+import typer
+
+from infra.exploration import moves, node
 from infra.exploration.bounds import Budget
 from infra.exploration.journey import Leg, serves, travel, wal
 from infra.exploration.search import Explored
-from infra.exploration.transcript import transcript
-from infra.exploration.world import Etcd, State, World
+from infra.exploration.world import State, World
+from infra.simulation.plans import Fault, Plan
+from infra.simulation.runner import run_plan
+from infra.simulation.world import Clock
 from regions.failover import rules
 from regions.failover.effects import LedgerEffect, SetQuorum
 from regions.failover.events import LedgerFound, LedgerFrozen, Promise, SwapAnswered, Ticket, Vote
@@ -138,19 +143,20 @@ def presume_the_silent(votes: Mapping[RegionName, Vote], record: Leadership) -> 
     return {RegionName("a"): presumed, **given} if given else {}
 
 
-def swap_without_comparing(world: World, state: State, swap: tuple[int, int]) -> State | None:
-    history = state.etcd.value.history
-    if world.record(swap[1]).epoch < world.record(history[-1]).epoch:
-        return None
-    return state._replace(etcd=world.etcds.one(Etcd(history=(*history, swap[1]))))
-
-
 def always(**_: Any) -> bool:
     return True
 
 
 def yes(*_: Any, **__: Any) -> bool:
     return True
+
+
+def nothing(*_: Any) -> tuple[str, ...]:
+    return ()
+
+
+def nothing_known(*_: Any) -> None:
+    """The client's second attempt has another key, so no row can be the one that it asks for."""
 
 
 def no(*_: Any, **__: Any) -> bool:
@@ -160,6 +166,15 @@ def no(*_: Any, **__: Any) -> bool:
 LOST = "was acknowledged, and"
 _B_HAS_W1 = leg(lambda state: state.ghost.value.acked == (1,) and wal(state, C) == "F1", writes=1)
 _FAILOVER = leg(suspicions=2)
+_REWOUND = [
+    leg(wals("F1W1W2", "F1W1", "F1"), writes=2),
+    leg(wals("F1W1W2", "F1W1P2F2", "F1"), suspicions=2),
+    leg(wals("F1", "F1W1P2F2", "F1")),
+    leg(suspicions=2),
+]
+
+UNSEEN = ((node, "violations", nothing), (node, "is_durable", yes))
+"""What would notice at once within one region is blind, so that the harm must show in the world."""
 
 MUTATIONS = (
     Mutation(
@@ -171,6 +186,11 @@ MUTATIONS = (
         name="a vote is published before the promise is on disk", rule="2",
         broken=[(rules, "may_publish", publish_before_durable)],
         legs=[_FAILOVER], caught="is promised",
+    ),
+    Mutation(
+        name="the same, and nobody looks at the disk", rule="2",
+        broken=[(rules, "may_publish", publish_before_durable), *UNSEEN],
+        legs=[leg(suspicions=2, crashes=1, stale=1, writes=1)], caught="and acknowledges for epoch",
     ),
     Mutation(
         name="members are compared by LSN alone", rule="3",
@@ -196,22 +216,26 @@ MUTATIONS = (
     Mutation(
         name="a member is promoted without its quorum", rule="5",
         broken=[(rules, "may_promote", always)],
-        legs=[leg(served(B, 2), suspicions=2), leg(suspicions=2, writes=1)],
+        legs=[
+            leg(served(B, 2), suspicions=2),
+            leg(lambda state: state.ghost.value.acked == (1,), writes=1, delays=1),
+            leg(suspicions=2),
+        ],
         caught=LOST, epochs_max=3,
     ),
     Mutation(
         name="a primary is demoted by clearing its quorum", rule="6",
         broken=[(rules, "demotion", clear_quorum_first)],
-        legs=[leg(wals("F1W1", "F1", "F1"), writes=1), _FAILOVER], caught=LOST,
+        legs=[leg(wals("F1W1", "F1", "F1"), writes=1), _FAILOVER], caught="acknowledge",
     ),
     Mutation(
         name="a fence row whose wait was cut short opens writes", rule="7",
         broken=[(rules, "is_on_quorum", yes)],
         legs=[
             leg(wals("F1W1", "F1", "F1"), writes=1),
-            leg(served(A, 1), ends=1),
-            leg(lambda state: state.nodes[A].gate == 2, failures=1),
-            leg(retries=1, suspicions=2),
+            leg(lambda state: state.nodes[A].gate == 2, ends=1, failures=1),
+            leg(lambda state: state.ghost.value.acked == (1,), retries=1),
+            _FAILOVER,
         ],
         caught=LOST, epochs_max=3,
     ),
@@ -219,12 +243,17 @@ MUTATIONS = (
         name="a primary that ended starts again under its epoch", rule="8",
         broken=[(rules, "needs_new_epoch", no)],
         legs=[leg(wals("F1W1", "F1", "F1"), writes=1), leg(ends=1, retries=1, suspicions=2)],
-        caught=LOST,
+        caught="acknowledge",
     ),
     Mutation(
         name="a swap of unknown outcome is taken as applied", rule="9",
         broken=[(Machine, "_take_swap", unknown_is_applied)],
-        legs=[leg(suspicions=2, failures=1)], caught="",
+        legs=[leg(suspicions=2, failures=1)], caught="and etcd holds another",
+    ),
+    Mutation(
+        name="a client takes an unknown write for a refused one", rule="9",
+        broken=[(moves, "row_of", nothing_known)],
+        legs=[leg(writes=1, retries=1, suspicions=2)], caught="was applied twice",
     ),
     Mutation(
         name="a strong read is answered by belief", rule="10",
@@ -246,12 +275,17 @@ MUTATIONS = (
         name="a member that was rewound votes at once", rule="12",
         broken=[(rules, "position_counts", yes)],
         legs=[
-            leg(wals("F1W1W2", "F1W1", "F1"), writes=2),
-            leg(wals("F1W1W2", "F1W1P2F2", "F1"), suspicions=2),
-            leg(wals("F1", "F1W1P2F2", "F1")),
-            leg(suspicions=2),
+            leg(wals("F1W1", "F1", "F1"), writes=1),
+            leg(served(B, 2), suspicions=2),
+            leg(wals("F1", None, None)),
+            _FAILOVER,
         ],
-        caught=LOST, epochs_max=3, states_max=300_000,
+        caught="below the floor", epochs_max=3,
+    ),
+    Mutation(
+        name="the same before its leader has a quorum, and nobody looks", rule="12",
+        broken=[(rules, "position_counts", yes), (rules, "may_rewind", yes), *UNSEEN],
+        legs=_REWOUND, caught=LOST, epochs_max=3, states_max=300_000,
     ),
     Mutation(
         name="the silent leader's vote is presumed", rule="14",
@@ -260,21 +294,85 @@ MUTATIONS = (
     ),
     Mutation(
         name="etcd swaps without comparing", rule="CAS",
-        broken=[(World, "swapped", swap_without_comparing)],
-        legs=[leg(suspicions=3)], caught="",
+        broken=[(World, "compares", yes)],
+        legs=[_FAILOVER], caught="is followed by",
     ),
 )  # fmt: skip
 
 
-def table() -> None:
-    """Hunt all, and print what was found."""
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedMutation:
+    """A rule about time, broken; the simulation is to notice that nobody takes over.
+
+    Attributes:
+        name: What is broken, in words.
+        rule: Its number in failover.md, or a name.
+        broken: What is put in the place of what: (owner, attribute, substitute).
+        faults: What happens; the last of it takes the leader away.
+    """
+
+    name: str
+    rule: str
+    broken: Sequence[tuple[Any, str, Any]]
+    faults: tuple[Fault, ...]
+
+
+RECOVERY_S_MAX = 5.0
+"""A lost leader is replaced within this time: the product's bound."""
+
+
+def simulate(mutation: TimedMutation | None, faults: tuple[Fault, ...]) -> str | None:
+    """Run the faults, with a rule broken or not, and return what did not hold."""
+    with ExitStack() as stack:
+        for owner, name, substitute in () if mutation is None else mutation.broken:
+            stack.enter_context(patch.object(owner, name, substitute))
+        report = run_plan(Plan(seed=1, seconds=60.0, faults=faults))
+    if report.violation is not None:
+        return report.violation
+    if not report.recoveries_s:
+        return "no region took over"
+    slowest = max(report.recoveries_s)
+    return f"another region took over after {slowest:.1f} s" if slowest > RECOVERY_S_MAX else None
+
+
+def _wall_time(clock: Clock, reading: float) -> float:
+    return reading - 1.8e9 - clock.wall_offset
+
+
+TIMED_MUTATIONS = (
+    TimedMutation(
+        name="the core is driven by a wall clock, and it jumps back", rule="16",
+        broken=[(Clock, "now", Clock.wall), (Clock, "world_time", _wall_time)],
+        faults=(
+            Fault(at=8.0, kind="clock-jump", target="us", amount=0.0),
+            Fault(at=10.0, kind="crash-region", target="eu", seconds=12.0),
+        ),
+    ),
+    TimedMutation(
+        name="each heartbeat counts, with or without a newer quorum commit", rule="life",
+        broken=[(rules, "shows_life", always)],
+        faults=(Fault(at=8.0, kind="hang-disk", target="leader", seconds=12.0),),
+    ),
+)  # fmt: skip
+
+
+def row(rule: str, name: str, checker: str, effort: str, what: str | None) -> str:
+    """One line of the table."""
+    return f"{rule:>4}  {name:66} {checker:12} {effort:26} {what or 'NOT CAUGHT'}"
+
+
+def rows() -> Iterator[str]:
+    """Break all, one after the other; a line each."""
     for mutation in MUTATIONS:
-        world, explored = hunt(mutation)
+        _, explored = hunt(mutation)
         found = explored.counterexample
-        what = "NOT CAUGHT" if found is None else found.what
-        print(f"{mutation.rule:>4}  {mutation.name:60} {explored.states:7} states  depth {explored.depth:3}  {what}")
-        del world, transcript
+        effort = f"{explored.states} states, depth {explored.depth}"
+        yield row(mutation.rule, mutation.name, "exploration", effort, None if found is None else found.what)
+    for timed in TIMED_MUTATIONS:
+        what = simulate(timed, timed.faults)
+        yield row(timed.rule, timed.name, "simulation", "1 minute", what)
 
 
 if __name__ == "__main__":
-    table()
+    for line in rows():
+        typer.echo(line)
