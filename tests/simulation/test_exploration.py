@@ -9,6 +9,7 @@ from typer.testing import CliRunner
 from infra.cli.main import make_app, run
 from infra.exploration import postgres
 from infra.exploration.bounds import Bounds, Budget, spend
+from infra.exploration.journey import Leg, travel
 from infra.exploration.moves import successors
 from infra.exploration.node import Violated, during
 from infra.exploration.postgres import Entry, Member
@@ -17,12 +18,15 @@ from infra.exploration.start import serving
 from infra.exploration.transcript import transcript
 from infra.exploration.world import State, World
 from regions.failover import rules
+from regions.failover.events import LedgerDone, PromiseStored, ReadFailed, SwapAnswered
+from tests.simulation.mutations import B, C, leg, served, wals
 
 pytestmark = pytest.mark.simulation
 
-ONE_FAILOVER = Bounds(
-    budget=Budget(faults=1, crashes=1, ends=1, delays=0, failures=1, stale=1, suspicions=2, writes=0), epochs_max=2
-)
+CALM = Budget(*[0] * len(Budget._fields))
+ONE_FAILOVER = Bounds(budget=CALM._replace(faults=1, failures=1, suspicions=2), epochs_max=2)
+"""Small enough to be gone through to its end: an answer is no, or an outcome is not known, at every point."""
+
 EVERYTHING = Bounds(
     budget=Budget(
         faults=3, crashes=2, ends=1, delays=1, failures=1, stale=1, lags=1, suspicions=3, writes=2, retries=1, reads=1
@@ -41,10 +45,11 @@ def assert_sound(world: World, explored: Explored) -> None:
     assert found is None, "\n" + "\n".join(transcript(world, found))
 
 
-def test_every_interleaving_of_one_failover_with_one_fault_is_sound() -> None:
-    world, explored = explore(ONE_FAILOVER._replace(states_max=150_000))
+def test_every_interleaving_of_one_failover_with_one_failure_is_sound() -> None:
+    world, explored = explore(ONE_FAILOVER)
     assert_sound(world, explored)
-    typer.echo(f"{explored.states} states, depth {explored.depth}, complete: {explored.complete}")
+    assert explored.complete
+    typer.echo(f"{explored.states} states, depth {explored.depth}, all within the bounds")
 
 
 def test_all_kinds_of_faults_together_are_sound_to_a_smaller_depth() -> None:
@@ -60,6 +65,30 @@ def test_more_than_a_million_states_are_sound(bounds: Bounds) -> None:
     world, explored = explore(bounds._replace(states_max=1_100_000))
     assert_sound(world, explored)
     assert explored.complete or explored.states >= 1_000_000
+
+
+SECOND_FAULTS: dict[str, list[Leg]] = {
+    "epoch 2 serves": [leg(served(B, 2), suspicions=2)],
+    "a phantom, and a leader without a quorum": [
+        leg(wals("F1W1W2", "F1W1", "F1"), writes=2),
+        leg(wals("F1W1W2", "F1W1P2F2", "F1"), suspicions=2),
+    ],
+    "two promotions on one timeline": [leg(wals("F1", "F1P2F2", "F1"), suspicions=2), leg(served(C, 3))],
+    "the old leader was rewound": [
+        leg(wals("F1W1", "F1", "F1"), writes=1),
+        leg(served(B, 2), suspicions=2),
+        leg(wals("F1", None, None)),
+    ],
+}
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("way", list(SECOND_FAULTS))
+def test_all_kinds_of_faults_are_sound_where_the_first_failover_has_led_to(way: str) -> None:
+    legs = [*SECOND_FAULTS[way], Leg(budget=EVERYTHING.budget)]
+    world, explored = travel(legs, epochs_max=5, states_max=300_000)
+    assert_sound(world, explored)
 
 
 def test_an_exploration_is_the_same_each_time() -> None:
@@ -89,7 +118,6 @@ def test_a_state_and_its_mirror_image_are_one() -> None:
 
 def test_a_late_answer_to_an_older_request_changes_nothing() -> None:
     # It is what lets the exploration leave such answers out.
-    from regions.failover.events import LedgerDone, PromiseStored, ReadFailed, SwapAnswered
 
     world = World(Bounds())
     state: State = serving(world)

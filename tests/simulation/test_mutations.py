@@ -1,6 +1,9 @@
+from contextlib import suppress
+
 import pytest
 import typer
 
+from infra.exploration.journey import Astray, travel
 from tests.simulation.mutations import MUTATIONS, TIMED_MUTATIONS, Mutation, TimedMutation, hunt, row, simulate
 
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(300)]
@@ -20,6 +23,14 @@ def test_exploration_notices_a_broken_rule(mutation: Mutation) -> None:
     typer.echo(row(mutation.rule, mutation.name, "exploration", effort, None if found is None else found.what))
     assert found is not None, f"nothing notices within {effort}"
     assert mutation.caught in found.what
+
+
+@pytest.mark.soak
+@pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: f"{one.rule}: {one.name}")
+def test_the_same_way_with_no_rule_broken_finds_nothing(mutation: Mutation) -> None:
+    with suppress(Astray):  # some ways exist only where the rule is broken
+        _, explored = travel(mutation.legs, epochs_max=mutation.epochs_max, states_max=mutation.states_max)
+        assert explored.counterexample is None, explored.counterexample.what
 
 
 @pytest.mark.parametrize("mutation", TIMED_MUTATIONS, ids=lambda one: f"{one.rule}: {one.name}")
