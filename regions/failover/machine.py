@@ -642,7 +642,7 @@ class Machine:
         facts, record = self._facts, self._facts.record
         state = state_of(facts)
         if state != self.state:
-            assert state in TRANSITIONS[self.state], f"no transition from {self.state} to {state}"
+            assert (self.state, state) in TRANSITIONS, f"no transition from {self.state} to {state}"
             self.state = state
         acting = _acting(facts, record)
         if acting != self._acting:
