@@ -285,7 +285,8 @@ class Machine:
         self._read_again()
         if swapping.order is not None:
             self._answer(swapping.order, "the record changed meanwhile, or etcd did not answer: ask again")
-        if facts.handover is not None:
+        begins = facts.record is not None and swapping.record.epoch > facts.record.epoch
+        if facts.handover is not None and begins:
             facts.doubtful = True
             self._end_handover("etcd did not take the handover")
 
@@ -616,9 +617,9 @@ class Machine:
 
     def _end_handover(self, refused: str | None) -> None:
         facts = self._facts
-        if facts.handover is not None:
-            self._answer(facts.handover, refused)
-            facts.handover, facts.drained = None, False
+        assert facts.handover is not None, "nothing is handed over"
+        self._answer(facts.handover, refused)
+        facts.handover, facts.drained = None, False
 
     def _end_resize(self, refused: str) -> None:
         facts = self._facts
