@@ -356,8 +356,8 @@ class Machine:
 
     def _take_fence(self, event: FenceWritten, epoch: Epoch, now: float) -> None:
         facts, record = self._facts, self._facts.record
-        if record is None or record.epoch != epoch:
-            return
+        assert record is not None, "a fence row without a record"
+        assert record.epoch == epoch, "a primary of an older epoch is being stopped, which supersedes its fence row"
         if rules.is_on_quorum(event):
             facts.fence, facts.commit, facts.ledger_retry = event, max(facts.commit, event.lsn), Retry()
             self._tell("info", f"epoch {epoch}: its fence row is on a quorum")
