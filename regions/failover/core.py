@@ -129,11 +129,14 @@ class FailoverCore:
                 assert_never(event)
         self._judge(now, effects)
         self._beat(now, effects)
-        self._due = self.next_deadline()
+        self._due = self._deadline()
         return effects
 
     def next_deadline(self) -> float | None:
         """Return when ``Tick`` of any cell is due if nothing happens before."""
+        return self._due
+
+    def _deadline(self) -> float | None:
         if self._next_beat is None:
             return None
         due = self._next_beat

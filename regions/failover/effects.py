@@ -113,7 +113,11 @@ class RewindLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyLedger:
-    """Stop, throw the data away, and take a base backup of ``leader``."""
+    """Take a base backup of ``leader`` beside the data, and put it in their place, stopped, once it is whole.
+
+    A copy that is given up leaves what was there: until the leader has a quorum, this member may be half of the
+    only one that can still choose another.
+    """
 
     ticket: Ticket
     epoch: Epoch

@@ -27,11 +27,14 @@ class Promise:
         epoch: It acts for no lower one, ever (rule 2).
         lineage: The last epoch under which its member wrote or received WAL (rule 11).
         floor: Its member's position counts only when it holds the fence row of this epoch (rule 12).
+        copying: Its member's data may be a copy of the ledger that led this epoch (rule 11); above ``lineage`` only
+            while that is not known.
     """
 
     epoch: Epoch = 0
     lineage: Epoch = 0
     floor: Epoch = 0
+    copying: Epoch = 0
 
 
 LedgerKind = Literal["absent", "stopped", "frozen", "following", "primary"]

@@ -100,6 +100,7 @@ class Facts:
         reread: Whether etcd must be read, linearizably, before the record is swapped again.
         swapping: The swap under way.
         storing: The write of a promise under way.
+        asked: All that was ever asked to be stored: what was not answered may be on disk all the same.
         working: The effect on the member under way.
         strong: Strong reads that wait for a read of etcd to begin.
         strong_reading: The read of etcd that strong reads wait for.
@@ -141,6 +142,7 @@ class Facts:
     reread: bool = False
     swapping: Swapping | None = None
     storing: Storing | None = None
+    asked: Promise = field(default_factory=Promise)
     working: Working | None = None
     strong: tuple[int, ...] = ()
     strong_reading: Reading | None = None

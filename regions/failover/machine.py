@@ -78,7 +78,7 @@ STRONG_READS_MAX = 1000
 class Machine:
     """One cell as one region's agent sees it."""
 
-    __slots__ = ("_acting", "_effects", "_facts", "_gossiped", "state")
+    __slots__ = ("_acting", "_due", "_effects", "_facts", "_gossiped", "state")
 
     def __init__(self, *, region: RegionName, cell: CellRegions, settings: Settings, first_ticket: Ticket) -> None:
         """Make a machine that waits for ``Started``.
@@ -94,6 +94,7 @@ class Machine:
         self._gossiped = Gossip()
         self._acting: tuple[RegionName | None, bool] = (None, False)
         self.state: State = "starting"
+        self._due: float | None = None
 
     @property
     def facts(self) -> Facts:
@@ -127,10 +128,14 @@ class Machine:
         self._note_majority()
         self._advance(now)
         self._settle()
+        self._due = self._deadline()
         return self._effects
 
     def next_deadline(self) -> float | None:
         """Return when ``Tick`` is due if nothing happens before; None: not at all."""
+        return self._due
+
+    def _deadline(self) -> float | None:
         facts = self._facts
         requests = (facts.reading, facts.swapping, facts.storing, facts.working, facts.strong_reading)
         times = [one.until for one in requests if one is not None]
@@ -546,8 +551,11 @@ class Machine:
         assert promise.epoch >= facts.promise.epoch, "a promise only grows"
         assert promise.lineage >= facts.promise.lineage, "a lineage only grows"
         assert promise.floor >= facts.promise.floor, "a floor only grows"
+        # A write that was given up may have taken place, or may yet: the next one must not go below it.
+        promise = rules.joined(promise, facts.asked)
         if facts.ledger_retry.at is not None or (facts.storing is not None and facts.storing.promise == promise):
             return
+        facts.asked = promise
         facts.storing = Storing(ticket=self._ticket(), promise=promise, until=now + facts.settings.request_s_max)
         self._effects.append(StorePromise(ticket=facts.storing.ticket, promise=promise))
 

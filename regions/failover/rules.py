@@ -103,12 +103,35 @@ def must_copy(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool
     timelines would not tell: two promotions can take the same number.
     """
     shares = durable.lineage == record.epoch or durable.lineage in record.ancestry
-    return ledger.kind == "absent" or not shares
+    return ledger.kind == "absent" or not shares or durable.copying > durable.lineage
 
 
-def floor_before_rebuild(durable: Promise, epoch: Epoch) -> Promise:
-    """What is made durable before a rewind or a copy, which may go below acknowledged WAL (rule 12)."""
-    return replace(durable, epoch=max(epoch, durable.epoch), floor=epoch)
+def may_rewind(record: Leadership) -> bool:
+    """Whether a member may go below WAL that it acknowledged: only when the leader has a quorum without it (12).
+
+    Before that the cell may need this member's vote for another attempt, and a copy leaves it until it is whole.
+    """
+    return record.phase == "serving"
+
+
+def before_rewind(durable: Promise, epoch: Epoch) -> Promise:
+    """What is made durable before a rewind, which may go below acknowledged WAL (rule 12)."""
+    return replace(durable, epoch=max(epoch, durable.epoch), floor=max(epoch, durable.floor))
+
+
+def before_copy(durable: Promise, epoch: Epoch) -> Promise:
+    """What is made durable before a copy, which brings WAL of the epoch (rule 11)."""
+    return replace(durable, epoch=max(epoch, durable.epoch), copying=max(epoch, durable.copying))
+
+
+def joined(one: Promise, other: Promise) -> Promise:
+    """The least promise that keeps both (rule 2)."""
+    return Promise(
+        epoch=max(one.epoch, other.epoch),
+        lineage=max(one.lineage, other.lineage),
+        floor=max(one.floor, other.floor),
+        copying=max(one.copying, other.copying),
+    )
 
 
 def position_counts(position: Position, durable: Promise) -> bool:

@@ -1,0 +1,144 @@
+"""Many seeds on all cores, and what they amount to: findings, recovery times, speed, coverage of the core's table."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import time
+from collections import Counter
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any
+
+from infra.simulation.plans import Plan
+from infra.simulation.runner import Report, run_seed
+from regions.failover.states import TRANSITIONS
+
+CHUNK = 4
+"""Seeds that a process takes at a time."""
+
+
+@dataclass(slots=True, kw_only=True)
+class Finding:
+    """A seed whose run broke something."""
+
+    seed: int
+    violation: str
+    plan: Plan
+
+
+@dataclass(slots=True, kw_only=True)
+class Summary:
+    """What many runs amount to.
+
+    Attributes:
+        seeds: How many ran.
+        minutes: Virtual minutes of each.
+        findings: What failed, by seed.
+        recoveries_s: Of all runs, sorted.
+        transitions: Of all runs.
+        faults: How often each kind of fault was injected.
+        commits: Writes that clients know as committed.
+        begun: Writes that clients began.
+        reads: Strong reads answered as current.
+        seconds: Virtual seconds.
+        cpu_s: Seconds of processors.
+        elapsed_s: Seconds on the clock.
+    """
+
+    minutes: float
+    seeds: int = 0
+    findings: list[Finding] = field(default_factory=list[Finding])
+    recoveries_s: list[float] = field(default_factory=list[float])
+    transitions: Counter[str] = field(default_factory=Counter[str])
+    faults: Counter[str] = field(default_factory=Counter[str])
+    commits: int = 0
+    begun: int = 0
+    reads: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    elapsed_s: float = 0.0
+
+    def add(self, report: Report) -> None:
+        """Count a run."""
+        self.seeds += 1
+        if report.violation is not None:
+            self.findings.append(Finding(seed=report.plan.seed, violation=report.violation, plan=report.plan))
+        self.recoveries_s.extend(report.recoveries_s)
+        self.transitions.update(report.transitions)
+        self.faults.update(fault.kind for fault in report.plan.faults)
+        self.commits += report.commits
+        self.begun += report.begun
+        self.reads += report.reads
+        self.seconds += report.seconds
+        self.cpu_s += report.cpu_s
+
+    @property
+    def not_taken(self) -> list[str]:
+        """The transitions of the core's table that no run took."""
+        table = (
+            f"{before} -> {after}" for before, afters in TRANSITIONS.items() for after in afters if before != after
+        )
+        return sorted(one for one in table if one not in self.transitions)
+
+    def to_json(self) -> dict[str, Any]:
+        """The summary as JSON."""
+        return {
+            "seeds": self.seeds,
+            "minutes": self.minutes,
+            "findings": [
+                {"seed": one.seed, "violation": one.violation, "replay": replay(one.seed, self.minutes)}
+                for one in self.findings
+            ],
+            "recovery_s": {
+                "count": len(self.recoveries_s),
+                "median": quantile(self.recoveries_s, 0.5),
+                "p99": quantile(self.recoveries_s, 0.99),
+                "max": max(self.recoveries_s, default=None),
+            },
+            "simulated_seconds": round(self.seconds, 1),
+            "simulated_seconds_per_cpu_second": round(self.seconds / self.cpu_s, 1) if self.cpu_s else None,
+            "elapsed_s": round(self.elapsed_s, 1),
+            "writes": {"begun": self.begun, "committed": self.commits},
+            "strong_reads": self.reads,
+            "faults": dict(sorted(self.faults.items())),
+            "transitions": dict(sorted(self.transitions.items())),
+            "transitions_not_taken": self.not_taken,
+        }
+
+
+def quantile(numbers: list[float], share: float) -> float | None:
+    """The number below which a share of all lies; None when there are none."""
+    ordered = sorted(numbers)
+    return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None
+
+
+def replay(seed: int, minutes: float) -> str:
+    """The command that runs a seed again."""
+    return f"palaver simulate --seed {seed} --minutes {minutes:g}"
+
+
+def run_seeds(
+    seeds: Iterable[int], *, minutes: float, workers: int | None = None, budget_s: float | None = None
+) -> Summary:
+    """Run seeds on all cores, as many as fit into ``budget_s`` real seconds when it is given."""
+    summary = Summary(minutes=minutes)
+    begun = time.monotonic()
+    for report in _reports(seeds, minutes, workers or os.cpu_count() or 1):
+        summary.add(report)
+        if budget_s is not None and time.monotonic() - begun > budget_s:
+            break
+    summary.recoveries_s.sort()
+    summary.elapsed_s = time.monotonic() - begun
+    return summary
+
+
+def _reports(seeds: Iterable[int], minutes: float, workers: int) -> Iterator[Report]:
+    work = partial(run_seed, minutes=minutes)
+    if workers == 1:
+        yield from map(work, seeds)
+        return
+    # Spawned, not forked: the caller may have threads.
+    with multiprocessing.get_context("spawn").Pool(workers) as pool:
+        yield from pool.imap(work, seeds, chunksize=CHUNK)

@@ -1,0 +1,265 @@
+"""What must hold, judged from outside with knowledge of everything. Changes nothing and knows no faults.
+
+Each checker is one rule of the product: acknowledged writes survive, epochs exclude each other and only grow, a
+promise is kept, strong reads never go back. Late acknowledgements of writes that made the quorum before a freeze are
+right (rule 9): what counts is whether the write is in every ledger that opened after its epoch.
+"""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Mapping
+
+from infra.simulation.member import Member
+from infra.simulation.node import Node
+from infra.simulation.wal import Entry
+from infra.simulation.workload import Asked, Seen
+from infra.simulation.world import World
+from regions.failover.events import Promise, Vote
+from regions.failover.heartbeats import SendHeartbeat
+from regions.failover.states import State
+from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership, Phase
+
+PHASES: Mapping[Phase, int] = {"bootstrapping": 0, "recruiting": 1, "establishing": 2, "promoting": 2, "serving": 3}
+
+
+class Violated(Exception):
+    """Something that must hold does not. The run ends."""
+
+    def __init__(self, checker: str, text: str) -> None:
+        super().__init__(f"{checker}: {text}")
+        self.checker = checker
+
+
+class Opening:
+    """A ledger as it was when its region began to take writes."""
+
+    __slots__ = ("entries", "epoch", "region")
+
+    def __init__(self, epoch: Epoch, region: RegionName, entries: list[Entry]) -> None:
+        self.epoch = epoch
+        self.region = region
+        self.entries = entries
+
+
+Acknowledged = tuple[Epoch, Entry, int]
+"""A write that a client was told to be safe: under which epoch, the entry, and the LSN at which it ends."""
+
+
+class Checkers:
+    """All checkers of one run.
+
+    Attributes:
+        openings: Each beginning of writes.
+        closings: (time, region) of each end of writes.
+        opened_at: (time, region, epoch) of each beginning.
+        transitions: How often each transition of the core's table was taken.
+        records: (time, record) of each record written.
+    """
+
+    def __init__(self, world: World) -> None:
+        self._world = world
+        self.openings: list[Opening] = []
+        self.opened_at: list[tuple[float, RegionName, Epoch]] = []
+        self.closings: list[tuple[float, RegionName]] = []
+        self.transitions: Counter[tuple[State, State]] = Counter()
+        self.records: list[tuple[float, Leadership]] = []
+        self._voters = 0
+        self._majority = 1
+        self._bits: dict[RegionName, int] = {}
+        self._acknowledged: list[Acknowledged] = []
+        self._keys: dict[int, Entry] = {}
+        self._newest: Seen | None = None
+        self._read: Seen | None = None
+        self._votes: dict[RegionName, Vote] = {}
+        self._nodes: Mapping[RegionName, Node] = {}
+        self._lost_under: dict[RegionName, Epoch] = {}
+
+    def watch(self, nodes: Mapping[RegionName, Node]) -> None:
+        """Know the nodes."""
+        self._nodes = nodes
+        self._bits = {region: node.member.wal.bit for region, node in nodes.items() if node.member is not None}
+
+    def _fail(self, checker: str, text: str) -> None:
+        self._world.tell(f"VIOLATED {checker}: {text}")
+        raise Violated(checker, f"at {self._world.now:.3f} s, {text}")
+
+    # Epochs only grow.
+
+    def written(self, revision: int, record: Leadership) -> None:
+        """A record was written to etcd."""
+        self._world.tell(f"etcd {revision}: epoch {record.epoch} {record.phase} {record.leader}: {record.reason}")
+        if self.records:
+            before = self.records[-1][1]
+            if record.epoch < before.epoch:
+                self._fail("epochs grow", f"epoch {record.epoch} was written over {before.epoch}")
+            same = record.epoch == before.epoch
+            if same and PHASES[record.phase] < PHASES[before.phase]:
+                self._fail("epochs grow", f"epoch {record.epoch} went from {before.phase} to {record.phase}")
+            chosen = before.phase != "recruiting"
+            if same and chosen and record.leader != before.leader:
+                self._fail("epochs grow", f"epoch {record.epoch} went from {before.leader} to {record.leader}")
+            if record.epoch > before.epoch + 1:
+                self._fail("epochs grow", f"epoch {record.epoch} followed {before.epoch}")
+        self.records.append((self._world.now, record))
+        voters = self._voters
+        self._voters = sum(self._bits[voter] for voter in record.voters if voter in self._bits)
+        self._majority = len(record.voters) // 2 + 1
+        del voters
+
+    # Every acknowledged write is in every later leader.
+
+    def acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
+        """A write was acknowledged."""
+        if self._world.trace is not None:
+            self._world.tell(f"ack {entry.key} epoch {epoch} at {member.region} lsn {end}")
+        for opening in self.openings:
+            if opening.epoch > epoch and not _has(opening.entries, entry, end):
+                self._fail(
+                    "one epoch acknowledges",
+                    f"{member.region} acknowledged {entry.key} under epoch {epoch} after {opening.region} had opened"
+                    f" epoch {opening.epoch} without it",
+                )
+        known = self._keys.setdefault(entry.key, entry)
+        if known is not entry:
+            self._fail("applied once", f"key {entry.key} was acknowledged as two rows")
+        copies = (entry.copies & self._voters).bit_count()
+        if copies < self._majority:
+            self._fail("quorum", f"{entry.key} was acknowledged by {member.region} with {copies} copies")
+        self._acknowledged.append((epoch, entry, end))
+        if self._newest is None or end > self._newest[1]:
+            self._newest = (entry, end)
+
+    def opened(self, node: Node, epoch: Epoch) -> None:
+        """A region takes writes."""
+        member = node.member
+        assert member is not None, "writes without a ledger"
+        self._world.tell(f"OPEN epoch {epoch} at {node.region}")
+        for opening in self.openings:
+            if opening.epoch > epoch:
+                # Allowed to try: what it acknowledges is judged when it does.
+                continue
+            if opening.epoch == epoch and opening.region != node.region:
+                self._fail("epochs exclude", f"{node.region} and {opening.region} both opened epoch {epoch}")
+        entries = list(member.wal.entries)
+        for acknowledged_epoch, entry, end in self._acknowledged:
+            if acknowledged_epoch < epoch and not _has(entries, entry, end):
+                self._fail(
+                    "acknowledged writes survive",
+                    f"{node.region} opened epoch {epoch} without {entry.key}, acknowledged under {acknowledged_epoch}",
+                )
+        keys = [entry.key for entry in entries if entry.kind == "row"]
+        if len(set(keys)) != len(keys):
+            self._fail("applied once", f"the ledger of {node.region} has a key twice in epoch {epoch}")
+        if not any(entry.kind == "fence" and entry.epoch == epoch for entry in entries):
+            self._fail("fenced", f"{node.region} opened epoch {epoch} without its fence row")
+        self.openings.append(Opening(epoch, node.region, entries))
+        self.opened_at.append((self._world.now, node.region, epoch))
+
+    def closed(self, node: Node) -> None:
+        """A region takes no writes any more."""
+        self._world.tell(f"CLOSED at {node.region}")
+        self.closings.append((self._world.now, node.region))
+
+    # A promise is never broken.
+
+    def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
+        """A promise is on disk."""
+        self._world.tell(f"{node.region}: disk {after}")
+        if before is not None and (
+            after.epoch < before.epoch or after.lineage < before.lineage or after.floor < before.floor
+        ):
+            self._fail("promises", f"{node.region} replaced {before} by {after}")
+
+    def said(self, node: Node, beat: SendHeartbeat) -> None:
+        """A heartbeat leaves."""
+        vote = beat.heartbeat.cells[0][1].vote
+        known = self._votes.get(node.region)
+        if vote is None or vote == known:
+            return
+        if known is not None and vote.epoch < known.epoch:
+            self._fail("promises", f"{node.region} voted for {vote.epoch} after {known.epoch}")
+        if node.disk is None or node.disk.epoch < vote.epoch:
+            self._fail("promises", f"{node.region} published a vote for {vote.epoch} that is not on its disk")
+        lost = self._lost_under.get(node.region, 0)
+        if vote.position.epoch < lost:
+            self._fail("promises", f"{node.region} votes with {vote.position} but lost WAL it had in epoch {lost}")
+        member = node.member
+        assert member is not None, "a vote without a ledger"
+        if known is None or vote.epoch > known.epoch:
+            if member.running and member.primary:
+                self._fail("promises", f"{node.region} votes for {vote.epoch} while its ledger is primary")
+            if vote.position.lsn < len(member.wal.entries):
+                self._fail("promises", f"{node.region} votes with {vote.position} and has more WAL")
+            self._votes[node.region] = vote
+
+    def streamed(self, standby: Member, source: Member) -> None:
+        """Some WAL was received and flushed."""
+        vote = self._votes.get(standby.region)
+        if vote is not None and source.primary and source.epoch < vote.epoch:
+            self._fail(
+                "promises",
+                f"{standby.region} voted for epoch {vote.epoch} and received WAL of epoch {source.epoch}",
+            )
+
+    def shrunk(self, member: Member, before: int) -> None:
+        """A member lost WAL that it had on disk."""
+        del before
+        node = self._nodes[member.region]
+        epoch = 0 if node.disk is None else node.disk.floor
+        self._lost_under[member.region] = max(epoch, member.wal.lineage)
+
+    # Strong reads never go back.
+
+    def asked(self) -> Asked:
+        """A strong read begins: what it must see at least."""
+        return (self._newest, self._read)
+
+    def read(self, member: Member, asked: Asked, visible: int) -> None:
+        """A strong read was answered as current."""
+        for what, seen in zip(("an acknowledged write", "an earlier strong read"), asked, strict=True):
+            if seen is not None and not (seen[1] <= visible and member.wal.has(seen[0], seen[1])):
+                self._fail("strong reads", f"{member.region} answered as current without {what} at {seen[1]}")
+        if visible and (self._read is None or visible > self._read[1]):
+            self._read = (member.wal.entries[visible - 1], visible)
+
+    def moved(self, before: State, after: State) -> None:
+        """A core took a transition."""
+        self.transitions[before, after] += 1
+
+
+def _has(entries: list[Entry], entry: Entry, end: int) -> bool:
+    return len(entries) >= end and entries[end - 1] is entry
+
+
+class Liveness:
+    """Whether the cell comes back by itself, and does not move without a reason."""
+
+    BOUND_S = 20.0
+    """After the last fault is healed. Holds when no hold-down is due, which is added."""
+
+    @staticmethod
+    def check(world: World, *, last_commit: float, healed_at: float, bound_s: float) -> None:
+        """The cell must have acknowledged a write that ended within ``bound_s`` of the end of all faults.
+
+        Raises:
+            Violated: It did not.
+        """
+        if last_commit < min(healed_at + bound_s, world.now - bound_s):
+            raise Violated(
+                "liveness",
+                f"no write was acknowledged after {last_commit:.1f} s; the last fault ended at {healed_at:.1f}",
+            )
+
+    @staticmethod
+    def check_quiet(checkers: Checkers) -> None:
+        """Without a fault no epoch follows the first.
+
+        Raises:
+            Violated: One does.
+        """
+        epochs = [record.epoch for _, record in checkers.records]
+        if epochs and max(epochs) > 1:
+            time = next(time for time, record in checkers.records if record.epoch > 1)
+            raise Violated("no failover without a fault", f"epoch 2 began at {time:.1f} s")

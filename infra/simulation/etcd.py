@@ -1,0 +1,295 @@
+"""etcd as its clients see it: one register with a revision, by what etcd guarantees and not by how Raft does it.
+
+A swap takes place at one instant or never; its answer can be lost, and it can take place after its client has given
+up. A linearizable read sees everything written before it began. Any other read, and a watch, see what the member of
+the client's own region has applied, which lags and stops while that region is cut off. After the loss of the
+leader's region nobody is answered until another one is elected. Source: failover.md, "etcd as its clients see it".
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+from infra.simulation.network import Network
+from infra.simulation.world import World
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+ATTEMPT_S = 0.8
+"""One attempt of a client waits this long (failover.md)."""
+
+ATTEMPTS_MAX = 3
+ELECTION_S = (0.5, 0.85)
+LOST_LEADER_LATE = 0.3
+"""Share of requests that an etcd without a leader keeps and performs later, after their client has given up."""
+
+WATCH_LAG_S = (0.0005, 0.004)
+SKIPPED = 0.1
+"""Share of deliveries in which a watch that is behind sees only the newest revision (compaction)."""
+
+Outcome = Literal["applied", "lost", "unknown"]
+ReadAnswer = Callable[[int, Leadership | None], None]
+SwapAnswer = Callable[[Outcome, int], None]
+Watcher = Callable[[int, Leadership], None]
+
+
+class Etcd:
+    """The register and its members, one in each region; learners' members do not vote.
+
+    Attributes:
+        log: Each record ever written, with its revision.
+        leader: Region of etcd's leader; None while there is none.
+        outage: While positive, nobody is answered.
+        lag_s: Extra lag of the watch, by region.
+        written: Called with each record as it is written.
+    """
+
+    def __init__(  # noqa: PLR0913 - what it stands on
+        self,
+        world: World,
+        network: Network,
+        *,
+        regions: tuple[RegionName, ...],
+        voters: tuple[RegionName, ...],
+        leader: RegionName,
+        written: Watcher,
+    ) -> None:
+        self._world = world
+        self._network = network
+        self._voters = voters
+        self._majority = len(voters) // 2 + 1
+        self._down: dict[RegionName, bool] = {}
+        self._applied: dict[RegionName, int] = {}
+        self._watchers: dict[RegionName, Watcher] = {}
+        self._watched = dict.fromkeys(regions, 0)
+        self._watch_time: dict[RegionName, float] = {}
+        self._electing = False
+        self.log: list[tuple[int, Leadership]] = []
+        self.leader: RegionName | None = leader
+        self.outage = 0
+        self.lag_s: dict[RegionName, float] = {}
+        self.written = written
+        network.when_healed(self.changed)
+
+    def set_down(self, region: RegionName, *, down: bool) -> None:
+        """Stop a region's member, or start it again with what it had applied."""
+        self._down[region] = down
+        self.changed()
+
+    def watch(self, region: RegionName, watcher: Watcher) -> None:
+        """Start the watch of a region's agent, at the newest record that its member has."""
+        self._watchers[region] = watcher
+        self._watched[region] = max(0, self._applied.get(region, 0) - 1)
+        self._wake_watch(region)
+
+    def unwatch(self, region: RegionName) -> None:
+        """End the watch of a region's agent."""
+        self._watchers.pop(region, None)
+
+    def view(self, region: RegionName) -> Leadership | None:
+        """What the member of a region has applied."""
+        applied = self._applied.get(region, 0)
+        return self.log[applied - 1][1] if applied else None
+
+    @property
+    def record(self) -> Leadership | None:
+        """The newest record, which only the simulation knows."""
+        return self.log[-1][1] if self.log else None
+
+    def serves(self, region: RegionName, endpoint: RegionName) -> bool:
+        """Whether a client in a region gets a linearizable answer from an endpoint."""
+        leader = self.leader
+        return (
+            leader is not None
+            and self._works(leader)
+            and not self._down.get(endpoint, False)
+            and self._network.talks(region, endpoint)
+            and self._network.talks(endpoint, leader)
+        )
+
+    def _works(self, leader: RegionName) -> bool:
+        """Whether a leader can commit: a majority of the members talks to it."""
+        if self.outage or self._down.get(leader, False):
+            return False
+        talks = self._network.talks
+        reached = sum(1 for voter in self._voters if not self._down.get(voter, False) and talks(voter, leader))
+        return reached >= self._majority
+
+    def changed(self) -> None:
+        """Look again who can lead, after the network or a member changed."""
+        if (self.leader is None or not self._works(self.leader)) and not self._electing:
+            self._electing = True
+            self._world.after(self._world.between(*ELECTION_S), self._elect)
+        elif self.leader is not None:
+            self._spread()
+
+    def _elect(self) -> None:
+        self._electing = False
+        if self.leader is None or not self._works(self.leader):
+            # Those who can never win stay silent: an election without a majority changes nothing.
+            able = [voter for voter in self._voters if self._works(voter)]
+            self.leader = self._world.random.choice(able) if able else None
+            self._world.tell(f"etcd elects {self.leader}")
+        if self.leader is not None:
+            self._spread()
+
+    def delay(self, region: RegionName, endpoint: RegionName) -> float:
+        """From a client over its endpoint to the commit at etcd's leader."""
+        leader = self.leader
+        assert leader is not None, "a request without a leader"
+        network = self._network
+        nearest = 2 * network.delay(leader, next(voter for voter in self._voters if voter != leader))
+        return network.delay(region, endpoint) + network.delay(endpoint, leader) + nearest
+
+    def swap(self, expected: int, record: Leadership) -> int | None:
+        """Replace the record now; the new revision, or None when another than the expected one is there."""
+        revision = self.log[-1][0] if self.log else 0
+        if revision != expected:
+            return None
+        revision += 1 + self._world.random.randrange(3)  # etcd's revision counts all keys
+        self.log.append((revision, record))
+        self.written(revision, record)
+        self._spread()
+        return revision
+
+    def newest(self) -> tuple[int, Leadership | None]:
+        """What a linearizable read sees at this instant."""
+        return self.log[-1] if self.log else (0, None)
+
+    def applied(self, region: RegionName) -> tuple[int, Leadership | None]:
+        """What any other read sees."""
+        index = self._applied.get(region, 0)
+        return self.log[index - 1] if index else (0, None)
+
+    def is_down(self, region: RegionName) -> bool:
+        """Whether a region's member does not run."""
+        return self._down.get(region, False)
+
+    def _spread(self) -> None:
+        leader = self.leader
+        if leader is None:
+            return
+        behind = len(self.log)
+        for region in self._watched:
+            if self._applied.get(region, 0) < behind and self._network.is_open(leader, region):
+                self._world.after(self._network.delay(leader, region), self._apply, region, behind)
+
+    def _apply(self, region: RegionName, upto: int) -> None:
+        if self._down.get(region, False) or self._applied.get(region, 0) >= upto:
+            return
+        self._applied[region] = upto
+        self._wake_watch(region)
+
+    def _wake_watch(self, region: RegionName) -> None:
+        if region not in self._watchers:
+            return
+        lag = self._world.between(*WATCH_LAG_S) + self.lag_s.get(region, 0.0)
+        time = max(self._world.now + lag, self._watch_time.get(region, 0.0))
+        self._watch_time[region] = time
+        self._world.at(time, self._deliver, region, self._applied.get(region, 0))
+
+    def _deliver(self, region: RegionName, upto: int) -> None:
+        start = self._watched[region]
+        watcher = self._watchers.get(region)
+        if watcher is None or start >= upto:
+            return
+        self._watched[region] = upto
+        if upto - start > 1 and self._world.chance(SKIPPED):
+            start = upto - 1
+        for revision, record in self.log[start:upto]:
+            watcher(revision, record)
+
+
+class EtcdClient:
+    """An agent's client: one endpoint at a time, another one after an error, no swap tried twice."""
+
+    __slots__ = ("_endpoint", "_endpoints", "_etcd", "_network", "_region", "_world")
+
+    def __init__(
+        self, world: World, network: Network, etcd: Etcd, region: RegionName, endpoints: tuple[RegionName, ...]
+    ) -> None:
+        self._world = world
+        self._network = network
+        self._etcd = etcd
+        self._region = region
+        self._endpoints = (region, *(endpoint for endpoint in endpoints if endpoint != region))
+        self._endpoint = 0
+
+    def read(self, answer: ReadAnswer, failed: Callable[[], None], *, linearizable: bool) -> None:
+        """Read the record; exactly one of the two is called."""
+        if linearizable:
+            self._attempt(answer, failed, 1)
+        elif not self._etcd.is_down(self._region):
+            self._world.after(0.001, self._answer_local, answer)
+        else:
+            self._world.after(ATTEMPT_S, failed)
+
+    def _answer_local(self, answer: ReadAnswer) -> None:
+        answer(*self._etcd.applied(self._region))
+
+    def _attempt(self, answer: ReadAnswer, failed: Callable[[], None], number: int) -> None:
+        endpoint = self._endpoints[self._endpoint]
+        if self._etcd.serves(self._region, endpoint):
+            seconds = self._etcd.delay(self._region, endpoint)
+            self._world.after(seconds, self._arrived, answer, failed, number)
+        else:
+            self._world.after(ATTEMPT_S, self._next, answer, failed, number)
+
+    def _arrived(self, answer: ReadAnswer, failed: Callable[[], None], number: int) -> None:
+        endpoint = self._endpoints[self._endpoint]
+        if not self._etcd.serves(self._region, endpoint):
+            self._world.after(ATTEMPT_S / 2, self._next, answer, failed, number)
+            return
+        back = self._network.delay(endpoint, self._region)
+        self._world.after(back, answer, *self._etcd.newest())
+
+    def _next(self, answer: ReadAnswer, failed: Callable[[], None], number: int) -> None:
+        self._endpoint = (self._endpoint + 1) % len(self._endpoints)
+        if number >= ATTEMPTS_MAX:
+            failed()
+        else:
+            self._attempt(answer, failed, number + 1)
+
+    def swap(self, expected: int, record: Leadership, answer: SwapAnswer) -> None:
+        """Swap the record once; the answer is called exactly once."""
+        request = _Swap(expected, record, answer, self._endpoints[self._endpoint])
+        if self._etcd.serves(self._region, request.endpoint):
+            seconds = self._etcd.delay(self._region, request.endpoint)
+            self._world.after(seconds, self._apply_swap, request)
+        self._world.after(ATTEMPT_S, self._give_up, request)
+
+    def _apply_swap(self, request: _Swap) -> None:
+        etcd = self._etcd
+        if etcd.leader is None or not etcd.serves(etcd.leader, etcd.leader):
+            if not request.late and self._world.chance(LOST_LEADER_LATE):
+                request.late = True
+                self._world.after(self._world.between(0.3, 4.0), self._apply_swap, request)
+            return
+        revision = etcd.swap(request.expected, request.record)
+        if self._network.is_open(request.endpoint, self._region):
+            back = self._network.delay(request.endpoint, self._region)
+            self._world.after(back, self._answered, request, revision)
+
+    def _answered(self, request: _Swap, revision: int | None) -> None:
+        if not request.answered:
+            request.answered = True
+            request.answer("lost" if revision is None else "applied", revision or 0)
+
+    def _give_up(self, request: _Swap) -> None:
+        if not request.answered:
+            request.answered = True
+            self._endpoint = (self._endpoint + 1) % len(self._endpoints)
+            request.answer("unknown", 0)
+
+
+class _Swap:
+    __slots__ = ("answer", "answered", "endpoint", "expected", "late", "record")
+
+    def __init__(self, expected: int, record: Leadership, answer: SwapAnswer, endpoint: RegionName) -> None:
+        self.expected = expected
+        self.record = record
+        self.answer = answer
+        self.endpoint = endpoint
+        self.answered = False
+        self.late = False

@@ -1,0 +1,286 @@
+"""Carries a plan of faults out: crashes, pauses, hangs, cuts, lies, and an operator's orders.
+
+Refuses to know what must hold: checkers are elsewhere, and no fault asks them.
+"""
+
+from __future__ import annotations
+
+from infra.simulation.etcd import Etcd
+from infra.simulation.member import Member
+from infra.simulation.network import Network
+from infra.simulation.node import Node
+from infra.simulation.plans import WAIT_S_MAX, Fault, FaultKind, Plan
+from infra.simulation.world import World
+from regions.failover.events import Order
+from regions.identity import RegionName
+
+POLL_S = 0.01
+"""How closely a phase is waited for."""
+
+
+class Injector:
+    """Carries a plan out."""
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        etcd: Etcd,
+        nodes: dict[RegionName, Node],
+        plan: Plan,
+    ) -> None:
+        self._world = world
+        self._network = network
+        self._etcd = etcd
+        self._nodes = nodes
+        self._plan = plan
+        self._crashed: dict[RegionName, int] = {}
+        self._hangs: dict[RegionName, int] = {}
+        self._pauses: dict[RegionName, int] = {}
+        self._agent_pauses: dict[RegionName, int] = {}
+        self._tickets = 0
+        self.hits: list[tuple[float, FaultKind, RegionName, bool]] = []
+
+    def start(self) -> None:
+        """Schedule all faults."""
+        for fault in self._plan.faults:
+            self._world.at(fault.at, self._await_phase, fault)
+
+    def _await_phase(self, fault: Fault) -> None:
+        if fault.when and self._world.now < fault.at + WAIT_S_MAX and not self._is_phase(fault):
+            self._world.after(POLL_S, self._await_phase, fault)
+            return
+        region = self._aim(fault.target)
+        record = self._etcd.record
+        leads = record is not None and record.phase == "serving" and record.leader == region
+        self.hits.append((self._world.now, fault.kind, region, leads))
+        self._world.tell(f"FAULT {fault.kind} {region} {fault.seconds:g} s {fault.amount:g} {fault.order or ''}")
+        self._do(fault, region)
+
+    def _is_phase(self, fault: Fault) -> bool:
+        record = self._etcd.record
+        if record is None:
+            return False
+        if fault.when == "rejoining":
+            return any(node.core is not None and _is_rejoining(node) for node in self._nodes.values())
+        return record.phase == fault.when
+
+    def _aim(self, target: str) -> RegionName:
+        record = self._etcd.record
+        regions = self._plan.regions
+        if target in regions:
+            return RegionName(target)
+        if record is None:
+            return regions[0]
+        if target == "other":
+            return next(region for region in regions if region != record.leader)
+        return record.leader
+
+    def _member(self, region: RegionName) -> Member | None:
+        return self._nodes[region].member
+
+    def _do(self, fault: Fault, region: RegionName) -> None:  # noqa: C901, PLR0912, PLR0915 - one case a fault
+        kind, seconds, amount = fault.kind, fault.seconds, fault.amount
+        match kind:
+            case "crash-region":
+                self._crash_region(region, seconds, lose_promise=False)
+            case "lose-promise":
+                self._crash_region(region, seconds, lose_promise=True)
+            case "crash-agent":
+                self._crash_agent(region, seconds)
+            case "pause-region":
+                self._pause_region(region, seconds)
+            case "pause-agent":
+                self._pause_agent(region, seconds)
+            case "kill-ledger":
+                self._kill_ledger(region)
+            case "hang-disk":
+                self._hang(region, seconds)
+            case "cancel-waits":
+                member = self._member(region)
+                if member is not None and member.running and member.primary:
+                    member.cancel_waits()
+            case "clock-rate":
+                clock = self._nodes[region].clock
+                clock.set_rate(1 + (amount - 0.5) / 5)  # ten percent, far more than any clock has
+                self._world.after(seconds, clock.set_rate, 1.0)
+            case "clock-jump":
+                self._nodes[region].clock.wall_offset += (amount - 0.5) * 2e6
+            case "isolate" | "isolate-in" | "isolate-out":
+                others = [other for other in self._plan.regions if other != region]
+                out = [(region, other) for other in others] if kind != "isolate-in" else []
+                into = [(other, region) for other in others] if kind != "isolate-out" else []
+                self._cut([*out, *into], seconds)
+            case "cut":
+                others = [other for other in self._plan.regions if other != region]
+                other = others[int(amount * len(others)) % len(others)]
+                both = amount * 100 % 2 < 1
+                self._cut([(region, other), (other, region)] if both else [(region, other)], seconds)
+            case "loss":
+                self._network.lossy[region] = 0.1 + 0.5 * amount
+                self._world.after(seconds, _forget, self._network.lossy, region)
+            case "noise":
+                self._network.doubled, self._network.late = 0.1 * amount, 0.05
+                self._world.after(seconds, self._quieten)
+            case "slow":
+                self._network.slow[region] = 0.3 * amount
+                self._world.after(seconds, _forget, self._network.slow, region)
+            case "etcd-outage":
+                self._etcd.outage += 1
+                self._etcd.changed()
+                self._world.after(seconds, self._end_outage)
+            case "etcd-leader-moves":
+                self._etcd.leader = None
+                self._etcd.changed()
+            case "watch-lag":
+                self._etcd.lag_s[region] = 3 * amount
+                self._world.after(seconds, _forget, self._etcd.lag_s, region)
+            case "order":
+                self._order(fault, region)
+
+    # Processes and machines.
+
+    def _crash_region(self, region: RegionName, seconds: float, *, lose_promise: bool) -> None:
+        if self._count(self._crashed, region, 1) > 1:
+            self._world.after(seconds, self._start_region, region)
+            return
+        node = self._nodes[region]
+        if node.up:
+            node.crash()
+        if node.member is not None:
+            node.member.paused = node.member.hung = False
+            node.member.crash()
+        if lose_promise:
+            node.disk = None
+        self._etcd.set_down(region, down=True)
+        self._world.after(seconds, self._start_region, region)
+
+    def _start_region(self, region: RegionName) -> None:
+        if self._count(self._crashed, region, -1):
+            return
+        self._apply_pauses(region)
+        self._etcd.set_down(region, down=bool(self._pauses.get(region)))
+        self._start_agent(region)
+
+    def _crash_agent(self, region: RegionName, seconds: float) -> None:
+        if self._nodes[region].up:
+            self._nodes[region].crash()
+        self._world.after(seconds, self._start_agent, region)
+
+    def _start_agent(self, region: RegionName) -> None:
+        node = self._nodes[region]
+        if not node.up and not self._crashed.get(region):
+            node.start()
+            self._apply_pauses(region)
+
+    def _apply_pauses(self, region: RegionName) -> None:
+        node = self._nodes[region]
+        if node.up and (self._pauses.get(region) or self._agent_pauses.get(region)):
+            node.pause()
+        if node.member is not None:
+            node.member.paused = bool(self._pauses.get(region))
+            node.member.hung = bool(self._hangs.get(region))
+
+    def _pause_region(self, region: RegionName, seconds: float) -> None:
+        self._count(self._pauses, region, 1)
+        self._apply_pauses(region)
+        self._etcd.set_down(region, down=True)
+        self._world.after(seconds, self._resume_region, region)
+
+    def _resume_region(self, region: RegionName) -> None:
+        if self._count(self._pauses, region, -1):
+            return
+        if not self._crashed.get(region):
+            self._etcd.set_down(region, down=False)
+        self._apply_pauses(region)
+        self._go_on(region)
+
+    def _pause_agent(self, region: RegionName, seconds: float) -> None:
+        self._count(self._agent_pauses, region, 1)
+        self._apply_pauses(region)
+        self._world.after(seconds, self._resume_agent, region)
+
+    def _resume_agent(self, region: RegionName) -> None:
+        if not self._count(self._agent_pauses, region, -1):
+            self._go_on(region)
+
+    def _go_on(self, region: RegionName) -> None:
+        node = self._nodes[region]
+        if not self._pauses.get(region) and not self._agent_pauses.get(region):
+            node.resume()
+        if node.member is not None and not node.member.paused and not node.member.hung:
+            node.member.recover()
+            if node.driver is not None:
+                node.driver.go_on()
+
+    def _kill_ledger(self, region: RegionName) -> None:
+        node = self._nodes[region]
+        if node.member is not None and node.member.running:
+            node.member.crash()
+            self._world.after(self._world.between(0.005, 0.05), self._notice_end, region)
+
+    def _notice_end(self, region: RegionName) -> None:
+        node = self._nodes[region]
+        if node.member is not None and not node.member.running:
+            node.ended()
+
+    def _hang(self, region: RegionName, seconds: float) -> None:
+        self._count(self._hangs, region, 1)
+        self._apply_pauses(region)
+        self._world.after(seconds, self._end_hang, region)
+
+    def _end_hang(self, region: RegionName) -> None:
+        if not self._count(self._hangs, region, -1):
+            self._apply_pauses(region)
+            self._go_on(region)
+
+    @staticmethod
+    def _count(counts: dict[RegionName, int], region: RegionName, change: int) -> int:
+        counts[region] = counts.get(region, 0) + change
+        return counts[region]
+
+    # Network and etcd.
+
+    def _cut(self, links: list[tuple[RegionName, RegionName]], seconds: float) -> None:
+        for source, target in links:
+            self._network.cut(source, target)
+        self._world.after(seconds, self._heal, links)
+
+    def _heal(self, links: list[tuple[RegionName, RegionName]]) -> None:
+        for source, target in links:
+            self._network.heal(source, target)
+        for node in self._nodes.values():
+            if node.member is not None:
+                node.member.recover()
+
+    def _quieten(self) -> None:
+        self._network.doubled = self._network.late = 0.0
+
+    def _end_outage(self) -> None:
+        self._etcd.outage -= 1
+        self._etcd.changed()
+
+    # Orders.
+
+    def _order(self, fault: Fault, region: RegionName) -> None:
+        record = self._etcd.record
+        if record is None or fault.order is None:
+            return
+        node = self._nodes[record.leader]
+        regions = self._plan.regions
+        about = regions[int(fault.amount * len(regions)) % len(regions)] if region == record.leader else region
+        self._tickets += 1
+        named = fault.order not in ("pause", "resume")
+        order = Order(ticket=self._tickets, kind=fault.order, region=about if named else None, by="the simulation")
+        self._world.tell(f"ORDER {order.kind} {order.region} to {node.region}")
+        node.tell(order)
+
+
+def _is_rejoining(node: Node) -> bool:
+    core = node.core
+    assert core is not None, "nobody rejoins"
+    return any(machine.state == "rejoining" for machine in core.machines.values())
+
+
+def _forget(amounts: dict[RegionName, float], region: RegionName) -> None:
+    amounts.pop(region, None)

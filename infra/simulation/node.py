@@ -1,0 +1,393 @@
+"""An agent of a region: the real core, driven by virtual time, with the models below it.
+
+Performs the core's effects and tells it what comes of them. It dies, is paused (what arrives waits, as in a socket's
+buffer) and starts again from what its disk holds.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+from datetime import UTC, datetime
+from typing import Protocol
+
+from infra.simulation.etcd import Etcd, EtcdClient, Outcome
+from infra.simulation.member import Member
+from infra.simulation.network import Network
+from infra.simulation.steps import LedgerDriver
+from infra.simulation.wal import Entry
+from infra.simulation.world import Clock, World
+from regions.failover.core import FailoverCore
+from regions.failover.effects import (
+    Acting,
+    AnswerOrder,
+    AnswerStrongReads,
+    CloseWrites,
+    Effect,
+    Gossiped,
+    OpenWrites,
+    ReadRecord,
+    StorePromise,
+    SwapRecord,
+    Told,
+)
+from regions.failover.events import (
+    Event,
+    LedgerAnswer,
+    LedgerEnded,
+    Promise,
+    PromiseStored,
+    QuorumCommit,
+    ReadFailed,
+    RecordRead,
+    RecordSeen,
+    StandbysStreaming,
+    Started,
+    SwapAnswered,
+    Tick,
+)
+from regions.failover.heartbeats import AgentEvent, ForCell, HeartbeatReceived, InCell, ReadCommit, SendHeartbeat
+from regions.failover.settings import CellRegions, Settings
+from regions.failover.states import State
+from regions.identity import CellId, Epoch, RegionName
+from regions.leadership import Leadership
+
+CELL = CellId("main")
+STORE_S = (0.001, 0.006)
+BUFFERED_MAX = 64
+"""Heartbeats that wait in the socket of a paused agent; later ones are dropped."""
+
+STANDBYS_S = 1.0
+"""How often the driver asks who streams."""
+
+CLOSE_LSN = 50
+"""Entries that are less than a second's WAL."""
+
+_TICK = InCell(cell=CELL, event=Tick())
+
+
+class NodeWitness(Protocol):
+    """Who is told what agents do; it changes nothing."""
+
+    def opened(self, node: Node, epoch: Epoch) -> None:
+        """A region takes writes from now on."""
+        ...
+
+    def closed(self, node: Node) -> None:
+        """A region takes no writes any more."""
+        ...
+
+    def said(self, node: Node, beat: SendHeartbeat) -> None:
+        """A heartbeat leaves."""
+        ...
+
+    def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
+        """A promise is on disk."""
+        ...
+
+    def moved(self, before: State, after: State) -> None:
+        """A core took a transition of its table."""
+        ...
+
+
+class Node:
+    """One region's agent.
+
+    Attributes:
+        region: Where it runs.
+        member: Its ledger; None when the region holds none.
+        driver: Who performs the effects on it.
+        clock: Its clocks.
+        disk: The promise on its disk; None when the file is missing or cannot be read.
+        up: Whether its process lives.
+        stopped: Whether it is paused.
+        open_epoch: The epoch under which it takes writes; 0 for none.
+        writes_under_way: Writes that were let in and have not reached the member.
+        peers: All nodes.
+    """
+
+    def __init__(  # noqa: PLR0913 - what an agent stands on
+        self,
+        world: World,
+        network: Network,
+        etcd: Etcd,
+        *,
+        region: RegionName,
+        cell: CellRegions,
+        settings: Settings,
+        member: Member | None,
+        witness: NodeWitness,
+    ) -> None:
+        self._world = world
+        self._network = network
+        self._etcd = etcd
+        self._witness = witness
+        self._cell = cell
+        self._settings = settings
+        self.region = region
+        self.member = member
+        self.peers: Mapping[RegionName, Node] = {}
+        self.driver = None if member is None else LedgerDriver(world, network, member, self)
+        self.clock = Clock(world, start=world.between(0, 1e6))
+        self.disk: Promise | None = Promise()
+        self.up = False
+        self.stopped = False
+        self.open_epoch: Epoch = 0
+        self.writes_under_way = 0
+        self.core: FailoverCore | None = None
+        self._client = EtcdClient(world, network, etcd, region, cell.voters)
+        self._incarnation = 0
+        self._inbox: deque[AgentEvent] = deque()
+        self._stores: deque[StorePromise] = deque()
+        self._tick_at = float("inf")
+        self._state: State = "starting"
+        self._answers_reads: dict[int, Callable[[bool], None]] = {}
+        self._next_read = 0
+        self._orders: list[tuple[int, str | None]] = []
+
+    # Its life.
+
+    def start(self) -> None:
+        """Start the agent from what is durable."""
+        assert not self.up, "a start of an agent that runs"
+        self.up = True
+        self._incarnation += 1
+        self._state = "starting"
+        self._tick_at = float("inf")
+        self.core = FailoverCore(
+            region=self.region, incarnation=self._incarnation, cells={CELL: self._cell}, settings=self._settings
+        )
+        found = None if self.driver is None else self.driver.found()
+        promise = self.disk
+        if promise is None and (found is None or found.kind == "absent"):
+            promise = self.disk = Promise()
+        self.tell(Started(promise=promise, ledger=found))
+        self._etcd.watch(self.region, self._watcher(self._incarnation))
+        self._world.after(STANDBYS_S, self._ask_standbys, self._incarnation)
+
+    def crash(self) -> None:
+        """Kill -9 of the agent: only its disk is left."""
+        self.up = self.stopped = False
+        self.core = None
+        self._inbox.clear()
+        while self._stores and self._world.chance(0.5):
+            self._write(self._stores.popleft().promise)  # it was flushed, and nobody heard of it
+        self._stores.clear()
+        self._etcd.unwatch(self.region)
+        self._answers_reads.clear()
+        if self.driver is not None:
+            self.driver.abandon()
+        self._close()
+
+    def pause(self) -> None:
+        """SIGSTOP."""
+        self.stopped = True
+
+    def resume(self) -> None:
+        """SIGCONT: what has waited is handled first, or the clock is looked at first."""
+        if not self.stopped:
+            return
+        self.stopped = False
+        if not self.up:
+            return
+        if self._world.chance(0.5):
+            self.handle(_TICK)
+        while self._inbox and not self.stopped:
+            self.handle(self._inbox.popleft())
+        self.handle(_TICK)
+        if self.driver is not None:
+            self.driver.go_on()
+
+    # Events.
+
+    def tell(self, event: Event) -> None:
+        """Tell the core something about its cell."""
+        self.deliver(InCell(cell=CELL, event=event))
+
+    def deliver(self, event: AgentEvent) -> None:
+        """Tell the core something, when it runs."""
+        if not self.up:
+            return
+        if self.stopped:
+            if not isinstance(event, HeartbeatReceived) or len(self._inbox) < BUFFERED_MAX:
+                self._inbox.append(event)
+            return
+        self.handle(event)
+
+    def handle(self, event: AgentEvent) -> None:
+        """Let the core handle an event and perform what it asks for."""
+        core = self.core
+        assert core is not None, "an event for nobody"
+        later: list[AgentEvent] = [event]
+        for one in later:
+            for effect in core.handle(one, now=self.clock.now()):
+                if isinstance(effect, SendHeartbeat):
+                    self._send(effect)
+                elif isinstance(effect, ReadCommit):
+                    commit = self._read_commit()
+                    if commit is not None:
+                        later.append(InCell(cell=CELL, event=QuorumCommit(lsn=commit)))
+                else:
+                    self._perform(effect)
+        state = core.machines[CELL].state
+        if state != self._state:
+            self._witness.moved(self._state, state)
+            self._world.tell(f"{self.region}: {self._state} -> {state}")
+            self._state = state
+        self._schedule(core)
+
+    def _schedule(self, core: FailoverCore) -> None:
+        deadline = core.next_deadline()
+        if deadline is not None:
+            time = max(self.clock.world_time(deadline), self._world.now)
+            if time < self._tick_at:
+                self._tick_at = time
+                self._world.at(time, self._tick, self._incarnation, time)
+
+    def _tick(self, incarnation: int, time: float) -> None:
+        if incarnation != self._incarnation or not self.up or time != self._tick_at:
+            return
+        self._tick_at = float("inf")
+        core = self.core
+        assert core is not None, "a tick for nobody"
+        if self.stopped:
+            return
+        deadline = core.next_deadline()
+        if deadline is None:
+            return
+        if self.clock.now() >= deadline:
+            self.handle(_TICK)
+        elif self.clock.world_time(deadline) <= self._world.now + 1e-9:
+            self._world.after(1e-6, self._nudge, incarnation)
+        else:
+            self._schedule(core)
+
+    def _nudge(self, incarnation: int) -> None:
+        if incarnation == self._incarnation and self.up and not self.stopped:
+            self.handle(_TICK)
+
+    def _watcher(self, incarnation: int) -> Callable[[int, Leadership], None]:
+        def saw(revision: int, record: Leadership) -> None:
+            if incarnation == self._incarnation:
+                self.tell(RecordSeen(revision=revision, record=record))
+
+        return saw
+
+    def answer(self, answer: LedgerAnswer) -> None:
+        """An effect on the member is answered."""
+        self._world.tell(f"{self.region}: {answer}")
+        self.tell(answer)
+
+    def ended(self) -> None:
+        """The postmaster ended by itself."""
+        self._close()
+        self.tell(LedgerEnded())
+
+    # Effects.
+
+    def _send(self, beat: SendHeartbeat) -> None:
+        self._witness.said(self, beat)
+        target = self.peers[beat.to]
+        self._network.send(self.region, beat.to, target.deliver, HeartbeatReceived(heartbeat=beat.heartbeat))
+
+    def _read_commit(self) -> int | None:
+        member = self.member
+        if member is None or not member.running or not member.primary or member.hung or member.paused:
+            return None
+        commit = member.quorum_lsn()
+        member.write(Entry("other", member.epoch), None)
+        return commit
+
+    def _perform(self, for_cell: ForCell) -> None:  # noqa: C901 - one line an effect
+        effect: Effect = for_cell.effect
+        if self._world.trace is not None:
+            self._world.tell(f"{self.region}: {effect}")
+        match effect:
+            case ReadRecord():
+                self._read(effect)
+            case SwapRecord():
+                self._swap(effect)
+            case StorePromise():
+                self._world.after(self._world.between(*STORE_S), self._store, self._incarnation)
+                self._stores.append(effect)
+            case OpenWrites(epoch=epoch):
+                self.open_epoch = epoch
+                if self.member is not None:
+                    self.member.draining = False
+                self._witness.opened(self, epoch)
+            case CloseWrites():
+                self._close()
+            case AnswerStrongReads(requests=requests, current=current):
+                for request in requests:
+                    self._answers_reads.pop(request, _nobody)(current)
+            case AnswerOrder() | Told() | Acting() | Gossiped():
+                pass
+            case _:
+                assert self.driver is not None, "an effect on a member where none is"
+                self.driver.perform(effect)
+
+    def _close(self) -> None:
+        if self.open_epoch:
+            self.open_epoch = 0
+            self._witness.closed(self)
+
+    def _read(self, effect: ReadRecord) -> None:
+        incarnation, ticket = self._incarnation, effect.ticket
+
+        def answered(revision: int, record: Leadership | None) -> None:
+            if incarnation == self._incarnation:
+                self.tell(RecordRead(ticket=ticket, revision=revision, record=record))
+
+        def failed() -> None:
+            if incarnation == self._incarnation:
+                self.tell(ReadFailed(ticket=ticket))
+
+        self._client.read(answered, failed, linearizable=effect.linearizable)
+
+    def _swap(self, effect: SwapRecord) -> None:
+        incarnation, ticket = self._incarnation, effect.ticket
+
+        def answered(outcome: Outcome, revision: int) -> None:
+            if incarnation == self._incarnation:
+                self.tell(SwapAnswered(ticket=ticket, outcome=outcome, revision=revision))
+
+        since = datetime.fromtimestamp(self.clock.wall(), UTC).isoformat()
+        self._client.swap(effect.expected_revision, replace(effect.record, since=since), answered)
+
+    def _store(self, incarnation: int) -> None:
+        """Flush the promise that was asked for first: they reach the disk in order."""
+        if incarnation != self._incarnation or not self.up:
+            return
+        if self.stopped or (self.member is not None and (self.member.hung or self.member.paused)):
+            self._world.after(0.05, self._store, incarnation)
+            return
+        effect = self._stores.popleft()
+        self._write(effect.promise)
+        self.tell(PromiseStored(ticket=effect.ticket))
+
+    def _write(self, promise: Promise) -> None:
+        self._witness.stored(self, self.disk, promise)
+        self.disk = promise
+
+    def _ask_standbys(self, incarnation: int) -> None:
+        if incarnation != self._incarnation or not self.up:
+            return
+        self._world.after(STANDBYS_S, self._ask_standbys, incarnation)
+        member = self.member
+        if member is not None and member.running and member.primary and not self.stopped and not member.paused:
+            end = member.wal.flushed
+            regions = [region for region, lsn in member.confirmed.items() if lsn > end - CLOSE_LSN]
+            self.tell(StandbysStreaming(regions=frozenset(regions)))
+
+    # What others ask of a region.
+
+    def read_strongly(self, answer: Callable[[bool], None]) -> int:
+        """Take a strong read in; return its number."""
+        self._next_read += 1
+        self._answers_reads[self._next_read] = answer
+        return self._next_read
+
+
+def _nobody(_current: bool) -> None:
+    """A read whose client is gone."""

@@ -1,0 +1,218 @@
+"""Plans of faults as data: drawn from a seed, written as JSON, cut down by ``shrink.py``, carried out by ``faults.py``.
+
+Decides what hurts when. Refuses to know what must hold. A fault aims at a region by name or by its role at the moment
+(``leader``, ``candidate``, ``other``), and can wait for a phase, so that second faults hit in the middle of a
+recruitment or a rejoin.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass, field, replace
+from random import Random
+from typing import Any, Literal, cast
+
+from regions.failover.events import OrderKind
+from regions.identity import RegionName
+
+FaultKind = Literal[
+    "crash-region",
+    "crash-agent",
+    "pause-region",
+    "pause-agent",
+    "kill-ledger",
+    "hang-disk",
+    "cancel-waits",
+    "lose-promise",
+    "clock-rate",
+    "clock-jump",
+    "isolate",
+    "isolate-in",
+    "isolate-out",
+    "cut",
+    "loss",
+    "noise",
+    "slow",
+    "etcd-outage",
+    "etcd-leader-moves",
+    "watch-lag",
+    "order",
+]
+
+When = Literal["", "recruiting", "promoting", "serving", "rejoining"]
+
+WAIT_S_MAX = 15.0
+"""How long a fault waits for its phase before it takes place anyway."""
+
+QUIET_S = 30.0
+"""The end of each run has no faults, so that liveness can be judged."""
+
+FIRST_S = 6.0
+"""Faults begin when the cell has been made."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Fault:
+    """One thing that goes wrong, or one order.
+
+    Attributes:
+        at: When, in seconds of the run.
+        kind: What.
+        target: A region's name, or ``leader``, ``candidate``, ``other``, ``all``.
+        seconds: For how long; 0 for faults that are over at once.
+        amount: How much, in the unit of the kind.
+        when: A phase that is waited for, if any.
+        order: The order's kind.
+    """
+
+    at: float
+    kind: FaultKind
+    target: str = ""
+    seconds: float = 0.0
+    amount: float = 0.0
+    when: When = ""
+    order: OrderKind | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Plan:
+    """Everything about a run that is drawn before it starts.
+
+    Attributes:
+        seed: Of all that is drawn during the run.
+        seconds: How long it lasts.
+        voters: How many regions vote.
+        observers: How many regions hold no ledger.
+        spares: How many regions hold a ledger and are no voters at first.
+        rtt_s: Between regions.
+        jitter_s: Of the round trip.
+        loss: Share of datagrams.
+        etcd_leader: Index of the region that leads etcd.
+        faults: What goes wrong, by time.
+    """
+
+    seed: int
+    seconds: float
+    voters: int = 3
+    observers: int = 0
+    spares: int = 0
+    rtt_s: float = 0.08
+    jitter_s: float = 0.02
+    loss: float = 0.0
+    etcd_leader: int = 1
+    faults: tuple[Fault, ...] = field(default=())
+
+    @property
+    def healed_at(self) -> float:
+        """When the last fault is over at the latest."""
+        return max((one.at + one.seconds + (WAIT_S_MAX if one.when else 0.0) for one in self.faults), default=0.0)
+
+    @property
+    def regions(self) -> tuple[RegionName, ...]:
+        """The names of all regions, voters first."""
+        names = ("eu", "us", "ap", "sa", "af", "oc", "in")
+        return tuple(RegionName(name) for name in names[: self.voters + self.spares + self.observers])
+
+    def to_json(self) -> dict[str, Any]:
+        """The plan as JSON."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, stored: dict[str, Any]) -> Plan:
+        """The plan in ``stored``."""
+        faults = tuple(Fault(**one) for one in cast("list[dict[str, Any]]", stored["faults"]))
+        fields: dict[str, Any] = {**stored, "faults": faults}
+        return cls(**fields)
+
+
+_WEIGHTS: Sequence[tuple[FaultKind, float, float, float]] = (
+    # kind, weight, shortest and longest duration
+    ("crash-region", 10, 0.5, 12.0),
+    ("crash-agent", 8, 0.05, 6.0),
+    ("pause-region", 6, 0.2, 8.0),
+    ("pause-agent", 6, 0.2, 8.0),
+    ("kill-ledger", 5, 0, 0),
+    ("hang-disk", 5, 0.3, 8.0),
+    ("cancel-waits", 3, 0, 0),
+    ("lose-promise", 1, 0.5, 6.0),
+    ("clock-rate", 3, 5.0, 20.0),
+    ("clock-jump", 3, 0, 0),
+    ("isolate", 8, 0.3, 10.0),
+    ("isolate-in", 4, 0.3, 10.0),
+    ("isolate-out", 4, 0.3, 10.0),
+    ("cut", 6, 0.3, 10.0),
+    ("loss", 3, 1.0, 10.0),
+    ("noise", 3, 2.0, 15.0),
+    ("slow", 3, 1.0, 10.0),
+    ("etcd-outage", 3, 0.3, 4.0),
+    ("etcd-leader-moves", 2, 0, 0),
+    ("watch-lag", 4, 1.0, 15.0),
+    ("order", 7, 0, 0),
+)
+
+_ORDERS: Sequence[OrderKind] = ("switch", "switch", "switch", "pause", "drain", "undrain", "add", "remove")
+FIVE_VOTERS, OBSERVED, SPARE, ELSEWHERE, QUIET, DOUBLED = 0.12, 0.2, 0.15, 0.3, 0.05, 0.35
+"""Shares of plans with five voters, with a region without a ledger, with one that can be added, with etcd's leader
+anywhere, without any fault; and of faults that come with a second one."""
+
+_ROLES = ("leader", "leader", "leader", "candidate", "other")
+_WHENS: Sequence[When] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
+
+
+def draw_plan(seed: int, *, seconds: float) -> Plan:
+    """Draw the plan of a seed; some plans have no fault at all."""
+    random = Random(seed * 2 + 1)  # noqa: S311 - chance that is repeated, no secret
+    voters = 5 if random.random() < FIVE_VOTERS else 3
+    plan = Plan(
+        seed=seed,
+        seconds=seconds,
+        voters=voters,
+        observers=int(random.random() < OBSERVED),
+        spares=int(random.random() < SPARE),
+        loss=random.choice((0.0, 0.0, 0.01, 0.02)),
+        etcd_leader=random.randrange(voters) if random.random() < ELSEWHERE else 1,
+    )
+    if random.random() < QUIET:
+        return plan
+    faults: list[Fault] = []
+    at, end = FIRST_S, seconds - QUIET_S - WAIT_S_MAX
+    pace = random.choice((2.0, 5.0, 8.0))
+    while True:
+        at += random.expovariate(1 / pace)
+        if at >= end:
+            break
+        faults.extend(_draw_faults(random, plan, at, end))
+    faults = _with_one_lost_promise(faults)
+    if any(one.order == "pause" for one in faults):
+        faults.append(Fault(at=end + WAIT_S_MAX, kind="order", order="resume"))
+    return replace(plan, faults=tuple(sorted(faults, key=lambda one: one.at)))
+
+
+def _with_one_lost_promise(faults: list[Fault]) -> list[Fault]:
+    """Two members without their promises are a loss of two, which nothing comes back from by itself."""
+    lost = [one for one in faults if one.kind == "lose-promise"]
+    return [one for one in faults if one.kind != "lose-promise" or one is lost[0]]
+
+
+def _draw_faults(random: Random, plan: Plan, at: float, end: float) -> list[Fault]:
+    """A fault, sometimes with a second one in its wake."""
+    faults = [_draw_fault(random, plan, at, end, "")]
+    if random.random() < DOUBLED:
+        faults.append(_draw_fault(random, plan, at + random.uniform(0, 3), end, random.choice(_WHENS)))
+    return faults
+
+
+def _draw_fault(random: Random, plan: Plan, at: float, end: float, when: When) -> Fault:
+    kind, _, low, high = random.choices(_WEIGHTS, weights=[weight for _, weight, _, _ in _WEIGHTS])[0]
+    seconds = low + (high - low) * random.random() ** 2
+    target = random.choice((*_ROLES, *plan.regions))
+    order = random.choice(_ORDERS) if kind == "order" else None
+    return Fault(
+        at=round(at, 3),
+        kind=kind,
+        target=target,
+        seconds=round(min(seconds, max(0.0, end - at)), 3),
+        amount=round(random.random(), 3),
+        when=when,
+        order=order,
+    )

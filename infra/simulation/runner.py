@@ -1,0 +1,177 @@
+"""One run: puts the world, its models, faults, workload and checkers together, and says what came of it."""
+
+from __future__ import annotations
+
+import time
+import traceback
+from collections import Counter
+from dataclasses import dataclass, field
+
+from infra.simulation.checkers import Checkers, Liveness, Violated
+from infra.simulation.etcd import Etcd
+from infra.simulation.faults import Injector
+from infra.simulation.member import Member
+from infra.simulation.network import Network
+from infra.simulation.node import Node
+from infra.simulation.plans import Plan, draw_plan
+from infra.simulation.workload import Workload
+from infra.simulation.world import World
+from regions.failover.settings import DEFAULTS, CellRegions, Settings
+from regions.identity import RegionName
+
+MINUTES = 1.5
+LEADER_FAULTS = ("crash-region", "pause-region", "kill-ledger", "isolate", "isolate-in", "isolate-out", "hang-disk")
+
+
+@dataclass(slots=True, kw_only=True)
+class Report:
+    """What came of one run.
+
+    Attributes:
+        plan: What was run.
+        violation: What did not hold, one line; None when all held.
+        checker: Which checker said so.
+        recoveries_s: From each fault that took the leader away to the next region that took writes.
+        transitions: How often each transition of the core's table was taken, as ``before -> after``.
+        commits: Writes that clients know as committed.
+        begun: Writes that clients began.
+        reads: Strong reads answered as current.
+        epochs: The last epoch.
+        events: Calls of the world.
+        seconds: Virtual seconds.
+        cpu_s: Seconds of a processor.
+        trace: The story, if it was wanted.
+    """
+
+    plan: Plan
+    violation: str | None = None
+    checker: str | None = None
+    recoveries_s: list[float] = field(default_factory=list[float])
+    transitions: Counter[str] = field(default_factory=Counter[str])
+    commits: int = 0
+    begun: int = 0
+    reads: int = 0
+    epochs: int = 0
+    events: int = 0
+    seconds: float = 0.0
+    cpu_s: float = 0.0
+    trace: list[str] | None = None
+
+
+class Run:
+    """One plan under one set of models."""
+
+    def __init__(self, plan: Plan, *, traced: bool = False, settings: Settings = DEFAULTS) -> None:
+        self.plan = plan
+        self.settings = settings
+        self.world = World(plan.seed, traced=traced)
+        self.network = Network(self.world, rtt_s=plan.rtt_s, jitter_s=plan.jitter_s, loss=plan.loss)
+        self.checkers = Checkers(self.world)
+        regions = plan.regions
+        voters = regions[: plan.voters]
+        self.etcd = Etcd(
+            self.world,
+            self.network,
+            regions=regions,
+            voters=voters,
+            leader=regions[plan.etcd_leader],
+            written=self.checkers.written,
+        )
+        cell = CellRegions(voters=voters, regions=regions)
+        self.nodes: dict[RegionName, Node] = {}
+        members: dict[RegionName, Member] = {}
+        for index, region in enumerate(regions):
+            member = None
+            if index < plan.voters + plan.spares:
+                member = members[region] = Member(self.world, self.network, region, 1 << index, self.checkers)
+                member.peers = members
+            self.nodes[region] = Node(
+                self.world,
+                self.network,
+                self.etcd,
+                region=region,
+                cell=cell,
+                settings=settings,
+                member=member,
+                witness=self.checkers,
+            )
+        for node in self.nodes.values():
+            node.peers = self.nodes
+        self.checkers.watch(self.nodes)
+        self.workload = Workload(self.world, self.network, self.etcd, self.nodes, self.checkers)
+        self.injector = Injector(self.world, self.network, self.etcd, self.nodes, plan)
+
+    def run(self) -> Report:
+        """Run the plan to its end or to the first violation."""
+        report = Report(plan=self.plan, seconds=self.plan.seconds)
+        begun = time.process_time()
+        for node in self.nodes.values():
+            self.world.after(self.world.between(0, 0.3), node.start)
+        self.workload.start()
+        self.injector.start()
+        try:
+            self.world.run_until(self.plan.seconds)
+            self._judge_end()
+        except Violated as violated:
+            report.violation, report.checker = str(violated), violated.checker
+        except AssertionError:
+            line = traceback.format_exc().strip().splitlines()
+            place = next((text.strip() for text in reversed(line) if text.strip().startswith("File")), "")
+            report.violation, report.checker = f"assertion at {self.world.now:.3f} s: {line[-1]} {place}", "assertion"
+        report.cpu_s = time.process_time() - begun
+        self._fill(report)
+        return report
+
+    def _judge_end(self) -> None:
+        bound_s = Liveness.BOUND_S
+        if self._are_two_lost():
+            return
+        if self.plan.faults:
+            Liveness.check(
+                self.world, last_commit=self.workload.last_commit, healed_at=self.plan.healed_at, bound_s=bound_s
+            )
+        else:
+            Liveness.check_quiet(self.checkers)
+
+    def _are_two_lost(self) -> bool:
+        """Whether a majority cannot vote because a promise was lost, which only an operator repairs."""
+        record = self.etcd.record
+        voters = [self.nodes[region] for region in (() if record is None else record.voters)]
+        refusing = sum(1 for node in voters if node.disk is None)
+        absent = sum(1 for node in voters if node.member is not None and not node.member.exists)
+        return refusing > 0 and 2 * (refusing + absent) > len(voters)
+
+    def _fill(self, report: Report) -> None:
+        report.transitions = Counter({f"{a} -> {b}": count for (a, b), count in self.checkers.transitions.items()})
+        report.commits, report.begun = self.workload.committed, self.workload.begun
+        report.reads = self.workload.reads
+        report.epochs = max((record.epoch for _, record in self.checkers.records), default=0)
+        report.events = self.world.events
+        report.seconds = self.world.now
+        report.trace = self.world.trace
+        report.recoveries_s = self._recoveries()
+
+    def _recoveries(self) -> list[float]:
+        """Time from each fault that took the leader away to the next opening by another epoch."""
+        found: list[float] = []
+        openings = self.checkers.opened_at
+        taken = 0.0
+        for at, kind, region, leads in self.injector.hits:
+            if not leads or kind not in LEADER_FAULTS or at < taken:
+                continue
+            led = max((epoch for time_s, one, epoch in openings if one == region and time_s <= at), default=0)
+            later = next((time_s for time_s, _, epoch in openings if time_s > at and epoch > led), None)
+            if later is not None:
+                found.append(later - at)
+                taken = later
+        return found
+
+
+def run_plan(plan: Plan, *, traced: bool = False) -> Report:
+    """Run a plan."""
+    return Run(plan, traced=traced).run()
+
+
+def run_seed(seed: int, *, minutes: float = MINUTES, traced: bool = False) -> Report:
+    """Draw the plan of a seed and run it."""
+    return run_plan(draw_plan(seed, seconds=60 * minutes), traced=traced)

@@ -1,0 +1,215 @@
+"""Clients: they write with idempotency keys, retry what was refused or is unknown, and read strongly.
+
+An edge sends to the region that its own etcd member says leads. A write that a region let in reaches the member a
+moment later, whatever has happened there in between; the unique key of the ledger decides about a repeated one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Protocol
+
+from infra.simulation.etcd import Etcd
+from infra.simulation.member import Member
+from infra.simulation.network import Network
+from infra.simulation.node import Node
+from infra.simulation.wal import Entry
+from infra.simulation.world import World
+from regions.failover.events import StrongReads
+from regions.identity import Epoch, RegionName
+
+WRITE_EVERY_S = (0.2, 0.8)
+READ_EVERY_S = (0.3, 1.2)
+RETRY_S = (0.1, 0.4)
+TIMEOUT_S = 2.0
+HANDLER_S = (0.0005, 0.004)
+SLOW_HANDLER = 0.02
+"""Share of writes whose handler sleeps for up to a second between its check and its INSERT."""
+
+
+Seen = tuple[Entry, int]
+"""An entry and the LSN at which it ends."""
+
+Asked = tuple[Seen | None, Seen | None]
+"""What had been acknowledged, and what had been read, when a strong read began."""
+
+
+class ClientWitness(Protocol):
+    """Who is told what clients are told."""
+
+    def acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
+        """A write was acknowledged."""
+        ...
+
+    def asked(self) -> Asked:
+        """A strong read begins; what is returned comes back with its answer."""
+        ...
+
+    def read(self, member: Member, asked: Asked, visible: int) -> None:
+        """A strong read was answered as current, from what is visible up to an LSN."""
+        ...
+
+
+class Write:
+    """A write of a client, with all its attempts."""
+
+    __slots__ = ("attempt", "done", "edge", "key")
+
+    def __init__(self, key: int, edge: RegionName) -> None:
+        self.key = key
+        self.edge = edge
+        self.attempt = 0
+        self.done = False
+
+
+class Workload:
+    """All clients.
+
+    Attributes:
+        begun: Writes that clients began.
+        committed: Writes that clients know as committed.
+        last_commit: When the last one was.
+        reads: Strong reads answered as current.
+        active: Whether new writes begin.
+    """
+
+    def __init__(
+        self,
+        world: World,
+        network: Network,
+        etcd: Etcd,
+        nodes: Mapping[RegionName, Node],
+        witness: ClientWitness,
+    ) -> None:
+        self._world = world
+        self._network = network
+        self._etcd = etcd
+        self._nodes = nodes
+        self._regions = tuple(nodes)
+        self._witness = witness
+        self.begun = 0
+        self.committed = 0
+        self.last_commit = 0.0
+        self.reads = 0
+        self.active = True
+
+    def start(self) -> None:
+        """Let the clients of each region begin."""
+        for region in self._regions:
+            self._world.after(self._world.between(*WRITE_EVERY_S), self._begin, region)
+            self._world.after(self._world.between(*READ_EVERY_S), self._read, region)
+
+    def _serves(self, region: RegionName) -> bool:
+        """Whether the edge of a region answers its clients."""
+        node = self._nodes[region]
+        return not self._etcd.is_down(region) and not (node.member is not None and node.member.paused)
+
+    def _begin(self, region: RegionName) -> None:
+        if not self.active:
+            return
+        self._world.after(self._world.between(*WRITE_EVERY_S), self._begin, region)
+        self.begun += 1
+        self._attempt(Write(self.begun, region))
+
+    def _attempt(self, write: Write) -> None:
+        if not self._serves(write.edge):
+            write.edge = self._world.random.choice(self._regions)
+            self._world.after(self._world.between(*RETRY_S), self._attempt, write)
+            return
+        record = self._etcd.view(write.edge)
+        if record is None or record.phase in ("bootstrapping", "recruiting"):
+            self._world.after(self._world.between(*RETRY_S), self._attempt, write)
+            return
+        write.attempt += 1
+        if self._network.is_open(write.edge, record.leader):
+            seconds = self._network.delay(write.edge, record.leader)
+            self._world.after(seconds, self._arrive, write, write.attempt, record.leader, record.epoch)
+        self._world.after(TIMEOUT_S, self._time_out, write, write.attempt)
+
+    def _time_out(self, write: Write, attempt: int) -> None:
+        if not write.done and write.attempt == attempt:
+            self._attempt(write)
+
+    def _arrive(self, write: Write, attempt: int, leader: RegionName, epoch: Epoch) -> None:
+        node = self._nodes[leader]
+        member = node.member
+        if member is None or member.paused or self._etcd.is_down(leader):
+            return
+        if node.open_epoch != epoch or member.draining or not member.running:
+            self._answer(write, attempt, leader, committed=False)
+            return
+        node.writes_under_way += 1
+        seconds = self._world.between(*HANDLER_S)
+        if self._world.chance(SLOW_HANDLER):
+            seconds += self._world.between(0, 1)
+        self._world.after(seconds, self._insert, write, attempt, node, member)
+
+    def _insert(self, write: Write, attempt: int, node: Node, member: Member) -> None:
+        if member.paused:
+            self._world.after(0.1, self._insert, write, attempt, node, member)
+            return
+        node.writes_under_way -= 1
+        if not member.running or not member.primary:
+            self._answer(write, attempt, node.region, committed=False)
+            return
+        end = member.wal.keys.get(write.key, 0)
+        epoch = member.epoch
+        if end:
+            entry = member.wal.entries[end - 1]
+            written = Entry("other", epoch)  # the answer waits for the quorum too, or it would vouch for a phantom
+        else:
+            entry = written = Entry("row", epoch, key=write.key)
+            end = len(member.wal.entries) + 1
+
+        def released(success: bool) -> None:
+            if success:
+                self._witness.acknowledged(member, epoch, entry, end)
+            self._answer(write, attempt, node.region, committed=success)
+
+        member.write(written, released)
+
+    def _answer(self, write: Write, attempt: int, leader: RegionName, *, committed: bool) -> None:
+        if self._network.is_open(leader, write.edge):
+            seconds = self._network.delay(leader, write.edge)
+            self._world.after(seconds, self._answered, write, attempt, committed)
+
+    def _answered(self, write: Write, attempt: int, committed: bool) -> None:
+        if write.done or write.attempt != attempt:
+            return
+        if committed:
+            write.done = True
+            self.committed += 1
+            self.last_commit = self._world.now
+        else:
+            write.attempt += 1
+            self._world.after(self._world.between(*RETRY_S), self._attempt, write)
+
+    # Strong reads.
+
+    def _read(self, region: RegionName) -> None:
+        self._world.after(self._world.between(*READ_EVERY_S), self._read, region)
+        record = self._etcd.view(region)
+        if not self._serves(region) or record is None or not self._network.is_open(region, record.leader):
+            return
+        node = self._nodes[record.leader]
+        asked = self._witness.asked()
+        self._world.after(self._network.delay(region, record.leader), self._read_arrives, node, asked)
+
+    def _read_arrives(self, node: Node, asked: Asked) -> None:
+        member = node.member
+        if not node.up or node.stopped or member is None or member.paused:
+            return
+        early = member.visible if self._world.chance(0.5) and member.running and member.primary else 0
+        entry = member.wal.entries[early - 1] if early else None
+
+        def answered(current: bool) -> None:
+            if not current or not member.running or not member.primary or member.paused:
+                return
+            if entry is None:
+                self._witness.read(member, asked, member.visible)
+            elif member.wal.has(entry, early):
+                self._witness.read(member, asked, early)
+            self.reads += 1
+
+        number = node.read_strongly(answered)
+        node.tell(StrongReads(requests=(number,)))

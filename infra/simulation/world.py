@@ -1,0 +1,99 @@
+"""Virtual time and chance: the one source of both for everything in a run.
+
+Decides the order of what happens: by time, and at the same time in the order of scheduling. Refuses to know what
+happens. A run is a function of its seed: nothing here or above may depend on hashes, addresses or a real clock.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from heapq import heappop, heappush
+from random import Random
+from typing import Any
+
+Call = Callable[..., None]
+
+
+class World:
+    """A heap of calls to come.
+
+    Attributes:
+        now: Virtual seconds since the beginning of the run.
+        random: The run's only source of chance.
+        trace: Lines of the story, when somebody wants it.
+        events: How many calls were made.
+    """
+
+    __slots__ = ("_calls", "_serial", "events", "now", "random", "trace")
+
+    def __init__(self, seed: int, *, traced: bool = False) -> None:
+        self.now = 0.0
+        self.random = Random(seed)  # noqa: S311 - chance that is repeated, no secret
+        self.trace: list[str] | None = [] if traced else None
+        self.events = 0
+        self._calls: list[tuple[float, int, Call, tuple[Any, ...]]] = []
+        self._serial = 0
+
+    def at(self, time: float, call: Call, *arguments: Any) -> None:  # noqa: ANN401 - passed through untouched
+        """Make a call at a time, which must not be in the past."""
+        assert time >= self.now, "a call in the past"
+        self._serial += 1
+        heappush(self._calls, (time, self._serial, call, arguments))
+
+    def after(self, seconds: float, call: Call, *arguments: Any) -> None:  # noqa: ANN401 - passed through untouched
+        """Make a call in ``seconds`` from now."""
+        self._serial += 1
+        heappush(self._calls, (self.now + seconds, self._serial, call, arguments))
+
+    def run_until(self, end: float) -> None:
+        """Make all calls up to a time, those included that they add."""
+        calls = self._calls
+        made = 0
+        while calls and calls[0][0] <= end:
+            self.now, _, call, arguments = heappop(calls)
+            call(*arguments)
+            made += 1
+        self.events += made
+        self.now = end
+
+    def between(self, low: float, high: float) -> float:
+        """A number in [low, high)."""
+        return low + (high - low) * self.random.random()
+
+    def chance(self, probability: float) -> bool:
+        """Whether something happens that happens with a probability."""
+        return self.random.random() < probability
+
+    def tell(self, text: str) -> None:
+        """Add a line to the story."""
+        if self.trace is not None:
+            self.trace.append(f"{self.now:11.6f} {text}")
+
+
+class Clock:
+    """A node's clocks: a monotonic one that drifts, and a wall clock that jumps and that nothing may be ordered by."""
+
+    __slots__ = ("_base", "_rate", "_since", "_world", "wall_offset")
+
+    def __init__(self, world: World, *, start: float, rate: float = 1.0) -> None:
+        self._world = world
+        self._since = world.now
+        self._base = start
+        self._rate = rate
+        self.wall_offset = 0.0
+
+    def now(self) -> float:
+        """The node's monotonic seconds; they go on while the node is paused."""
+        return self._base + (self._world.now - self._since) * self._rate
+
+    def world_time(self, reading: float) -> float:
+        """When the clock will show ``reading``, as long as its rate stays."""
+        return self._since + (reading - self._base) / self._rate
+
+    def set_rate(self, rate: float) -> None:
+        """Let the clock drift: ``rate`` of its seconds in one of the world's."""
+        self._base, self._since, self._rate = self.now(), self._world.now, rate
+
+    def wall(self) -> float:
+        """The node's wall clock, in seconds since 1970."""
+        return max(0.0, 1.8e9 + self._world.now + self.wall_offset)
