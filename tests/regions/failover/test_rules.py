@@ -1,5 +1,6 @@
 """Each rule of docs/failover.md that code can break, as its function in ``rules.py`` has it."""
 
+from dataclasses import replace
 from itertools import combinations
 from uuid import UUID
 
@@ -163,9 +164,30 @@ def test_rule_11_a_member_of_an_epoch_that_was_given_up_is_copied(kind: str, lin
     assert rules.must_copy(ledger, Promise(epoch=5, lineage=lineage), record()) == copies
 
 
+def test_rule_11_a_member_that_may_be_a_copy_of_another_epoch_is_copied() -> None:
+    ledger = LedgerFound(kind="stopped")
+    assert rules.must_copy(ledger, Promise(epoch=5, lineage=3, copying=4), record())
+    assert not rules.must_copy(ledger, Promise(epoch=5, lineage=5, copying=5), record())
+
+
+def test_rule_11_before_a_copy_that_it_is_one_is_on_disk_and_nothing_else_falls() -> None:
+    assert rules.before_copy(Promise(epoch=4, lineage=4), 5) == Promise(epoch=5, lineage=4, copying=5)
+    assert rules.before_copy(Promise(epoch=6, lineage=4, copying=6), 5) == Promise(epoch=6, lineage=4, copying=6)
+
+
 def test_rule_12_before_a_rewind_the_floor_is_raised_and_nothing_else_falls() -> None:
-    assert rules.floor_before_rebuild(Promise(epoch=4, lineage=4, floor=2), 5) == Promise(epoch=5, lineage=4, floor=5)
-    assert rules.floor_before_rebuild(Promise(epoch=6, lineage=4), 5) == Promise(epoch=6, lineage=4, floor=5)
+    assert rules.before_rewind(Promise(epoch=4, lineage=4, floor=2), 5) == Promise(epoch=5, lineage=4, floor=5)
+    assert rules.before_rewind(Promise(epoch=6, lineage=4, floor=6), 5) == Promise(epoch=6, lineage=4, floor=6)
+
+
+def test_rule_12_nothing_is_rewound_for_a_leader_that_has_no_quorum_without_it() -> None:
+    assert not rules.may_rewind(record())
+    assert rules.may_rewind(replace(record(), phase="serving", fence_id=UUID(int=5)))
+
+
+def test_rule_2_a_promise_keeps_what_one_before_it_may_have_written() -> None:
+    one, other = Promise(epoch=5, lineage=3, floor=1), Promise(epoch=4, lineage=4, copying=4)
+    assert rules.joined(one, other) == Promise(epoch=5, lineage=4, floor=1, copying=4)
 
 
 def test_rule_12_a_member_votes_only_with_the_fence_row_of_the_epoch_that_it_joined() -> None:
