@@ -330,7 +330,7 @@ class Machine:
                 self._take_fence(event, working.effect.epoch, now)
             case LedgerDone():
                 facts.ledger_retry = Retry()
-                self._take_done(working.effect)
+                self._take_done(working.effect, now)
             case _:
                 assert_never(event)
 
@@ -369,7 +369,7 @@ class Machine:
         else:
             self._pause_ledger(now, "the fence row's wait for the quorum was cut short")
 
-    def _take_done(self, effect: LedgerEffect) -> None:
+    def _take_done(self, effect: LedgerEffect, now: float) -> None:
         facts = self._facts
         match effect:
             case InitialiseLedger(epoch=epoch) | PromoteLedger(epoch=epoch):
@@ -384,6 +384,8 @@ class Machine:
             case RewindLedger(epoch=epoch, leader=leader) | CopyLedger(epoch=epoch, leader=leader):
                 self._change_ledger(LedgerFound(kind="stopped"))
                 facts.rebuilt, facts.diverged = epoch, False
+                # The epoch may have waited for this alone, and is now given the time that it gives to others.
+                facts.record_at = now
                 how = "rewound" if isinstance(effect, RewindLedger) else "copied"
                 self._tell("info", f"epoch {epoch}: {how} from {leader}")
             case SetQuorum(standbys=standbys):
