@@ -74,10 +74,10 @@ def _lost_its_own(facts: Facts, record: Leadership) -> bool:
 def _by_suspicion(facts: Facts, record: Leadership) -> tuple[float, str]:
     if facts.agreed_at is None or (record.phase == "serving" and not record.automatic):
         return _NEVER, ""
-    due = facts.agreed_at + _head_start_s(facts, record)
+    due = facts.agreed_at
     if record.phase == "serving":
         due = max(due, _held_down_until(facts, facts.agreed_at))
-    return due, f"{record.leader} is silent"
+    return due + _head_start_s(facts, record), f"{record.leader} is silent"
 
 
 def _by_stall(facts: Facts, record: Leadership) -> tuple[float, str]:
@@ -98,8 +98,10 @@ def _held_down_until(facts: Facts, now: float) -> float:
 
 
 def _head_start_s(facts: Facts, record: Leadership) -> float:
-    order = [voter for voter in record.voters if voter != record.leader or voter == facts.region]
-    return order.index(facts.region) * facts.settings.claim_stagger_s
+    # Who acts under the epoch that leads nowhere is the last to begin the next.
+    order = [voter for voter in record.voters if voter != record.leader]
+    at = order.index(facts.region) if facts.region in order else len(order)
+    return at * facts.settings.claim_stagger_s
 
 
 def _first(facts: Facts) -> Leadership | None:

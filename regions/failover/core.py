@@ -211,7 +211,7 @@ class FailoverCore:
         if due:
             # The beat keeps its pace; one that was missed is not made up for.
             self._next_beat = max(self._next_beat + self._settings.heartbeat_interval_s, now)
-            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.open_epoch)
+            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.reigns)
         if not due and not self._speaks_now:
             return
         self._speaks_now = False

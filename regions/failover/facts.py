@@ -107,6 +107,7 @@ class Facts:
         ledger_retry: The pause after an effect on the member, or the write of a promise, failed.
         etcd_retry: The same for etcd.
         agreed_at: Since when enough regions suspect the one that acts; None while they do not.
+        alone: Whether it was told that no majority of the voters can be heard.
         unable: Why it cannot take part; None when it can.
         doubtful: Whether this agent was away and acts for nobody until etcd was read.
     """
@@ -148,6 +149,7 @@ class Facts:
     ledger_retry: Retry = NO_RETRY
     etcd_retry: Retry = NO_RETRY
     agreed_at: float | None = None
+    alone: bool = False
     unable: str | None = None
     doubtful: bool = False
 
@@ -160,6 +162,13 @@ class Facts:
     def votes_here(self) -> bool:
         """Whether its own region is a voter."""
         return self.record is not None and self.region in self.record.voters
+
+    @property
+    def reigns(self) -> bool:
+        """Whether its member brings commits onto a quorum: it takes writes, or only stopped for a while to do so."""
+        record = self.record
+        serves = record is not None and record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
+        return self.open_epoch > 0 or serves
 
     def is_primary_of(self, epoch: Epoch) -> bool:
         """Whether its member runs as primary of ``epoch``."""

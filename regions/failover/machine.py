@@ -125,6 +125,7 @@ class Machine:
         self._take(event, now)
         self._expire(now)
         self._note_agreement(now)
+        self._note_majority()
         self._advance(now)
         self._settle()
         self._due = self._deadline()
@@ -195,7 +196,11 @@ class Machine:
         facts = self._facts
         facts.started, facts.promise, facts.ledger = True, event.promise, event.ledger
         if event.promise is None and event.ledger is not None:
-            self._refuse("the promise of this member cannot be read: remove the voter and add it again")
+            self._refuse("the promise of this member cannot be read: remove its data as well, and it is copied anew")
+        if event.promise == Promise():
+            # A disk that was replaced has forgotten what it promised. etcd has not, if all of it is asked.
+            facts.doubtful = True
+            self._read_again()
 
     def _learn(self, revision: int, record: Leadership, now: float) -> None:
         facts, known = self._facts, self._facts.record
@@ -211,6 +216,9 @@ class Machine:
         if acts_differently:
             facts.record_at, facts.agreed_at = now, None
             facts.ledger_retry = facts.etcd_retry = Retry()
+        if known is not None and record.automatic and not known.automatic:
+            # Who was suspected all along is acted upon from here on, so that head starts count from here on.
+            facts.agreed_at = None
         if known is None or known.epoch != record.epoch:
             self._begin_epoch(record)
         if record.phase == "promoting" and acts_differently:
@@ -329,6 +337,7 @@ class Machine:
         facts = self._facts
         if event.torn:
             self._change_ledger(LedgerFound(kind="absent"))
+            facts.rebuilt = 0
         if event.diverged and isinstance(effect, FollowLedger):
             facts.diverged = True
         if isinstance(effect, DrainLedger):
@@ -389,9 +398,11 @@ class Machine:
 
     def _take_gossip(self, sender: RegionName, gossip: Gossip) -> None:
         facts = self._facts
+        heard = max((one.epoch for one in facts.gossip.values()), default=0)
         facts.gossip = {**facts.gossip, sender: gossip}
-        if facts.record is not None and gossip.epoch > facts.record.epoch:
-            # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all.
+        if facts.record is not None and gossip.epoch > max(facts.record.epoch, heard):
+            # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all. A read
+            # that began when somebody else had told of this epoch is new enough.
             self._read_again()
 
     def _take_strong_reads(self, requests: tuple[int, ...]) -> None:
@@ -462,6 +473,19 @@ class Machine:
             assert record is not None, "agreed about nobody"
             facts.agreed_at = now
             self._tell("warning", f"epoch {record.epoch}: {record.leader} is silent, and others agree")
+
+    def _note_majority(self) -> None:
+        """Rule 1: who cannot hear a majority of the voters guesses nothing, and says so."""
+        facts, record = self._facts, self._facts.record
+        alone = record is not None and facts.votes_here and not steps.may_be_heard(facts, record)
+        if alone == facts.alone:
+            return
+        facts.alone = alone
+        if record is not None and alone:
+            heard, needed = ", ".join(steps.heard(facts, record)), rules.majority(record.voters)
+            self._tell("error", f"epoch {record.epoch}: hears only {heard}; nobody takes over until {needed} can agree")
+        else:
+            self._tell("info", "hears a majority of the voters again")
 
     # What is to be done.
 
@@ -634,7 +658,7 @@ class Machine:
             self._effects.append(Acting(region=acting[0], needs_commits=acting[1]))
         epoch: Epoch = 0 if record is None else record.epoch
         suspects = epoch if record is not None and record.leader in facts.suspected else 0
-        commit = facts.commit if facts.open_epoch else 0
+        commit = facts.commit if facts.reigns else 0
         gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=steps.published_vote(facts))
         said, self._gossiped = self._gossiped, gossip
         if (said.epoch, said.suspects, said.vote) != (gossip.epoch, gossip.suspects, gossip.vote):

@@ -59,10 +59,12 @@ def plan(facts: Facts, order: Order) -> Plan:
         case "drain" | "undrain":
             return _drain(facts, record, region, wanted=order.kind == "drain")
         case "switch" | "add" | "remove":
-            if not facts.open_epoch:
+            if not facts.leads:
                 return Answer(refused=f"{facts.region} does not lead: ask {record.leader}")
             if facts.handover is not None or facts.resize is not None:
                 return Answer(refused="another order is being carried out")
+            if not facts.open_epoch:
+                return Answer(refused=f"{facts.region} does not take writes at the moment: ask again")
             return _of_leader(facts, record, order, region)
         case _:
             assert_never(order.kind)

@@ -35,6 +35,8 @@ def ledger_step(facts: Facts) -> Step:
     record, promise, ledger = facts.record, facts.promise, facts.ledger
     if record is None or promise is None or ledger is None or not rules.may_act(record.epoch, promise):
         return None
+    if facts.doubtful and promise == Promise():
+        return None
     if ledger.kind == "primary" and (ledger.epoch < record.epoch or record.leader != facts.region):
         return rules.demotion(0, record.epoch)
     if facts.region not in record.voters and facts.region not in record.joining:
@@ -103,8 +105,11 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
     if ledger.kind == "following" and ledger.epoch == record.epoch:
         return None
-    copies = rules.must_copy(ledger, promise, record) or not rules.may_rewind(record)
-    if (facts.diverged or rules.must_copy(ledger, promise, record)) and facts.rebuilt != record.epoch:
+    # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
+    again = facts.diverged and facts.rebuilt == record.epoch
+    must = rules.must_copy(ledger, promise, record)
+    copies = again or must or not rules.may_rewind(record)
+    if again or ((must or facts.diverged) and facts.rebuilt != record.epoch):
         before = rules.before_copy if copies else rules.before_rewind
         if before(promise, record.epoch) != promise:
             return before(promise, record.epoch)
@@ -145,11 +150,11 @@ def published_vote(facts: Facts) -> Vote | None:
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
     """Return the votes for the record's epoch that count, the own one among them."""
-    heard = {region: gossip.vote for region, gossip in facts.gossip.items() if gossip.vote is not None}
+    said = {region: gossip.vote for region, gossip in facts.gossip.items() if gossip.vote is not None}
     own = published_vote(facts)
     if own is not None:
-        heard[facts.region] = own
-    return rules.counted(heard, record)
+        said[facts.region] = own
+    return rules.counted(said, record)
 
 
 def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
@@ -180,7 +185,11 @@ def observers(facts: Facts, record: Leadership) -> int:
     return 1 + sum(1 for _ in others)
 
 
+def heard(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
+    """Return the voters that can be heard, this region included."""
+    return tuple(voter for voter in record.voters if voter == facts.region or voter not in facts.suspected)
+
+
 def may_be_heard(facts: Facts, record: Leadership) -> bool:
-    """Whether a majority of the voters can be heard, this region included: without it an epoch leads nowhere."""
-    heard = sum(1 for voter in record.voters if voter == facts.region or voter not in facts.suspected)
-    return heard >= rules.majority(record.voters)
+    """Whether a majority of the voters can be heard: without it an epoch leads nowhere."""
+    return len(heard(facts, record)) >= rules.majority(record.voters)
