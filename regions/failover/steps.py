@@ -107,12 +107,12 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
         return None
     # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
     again = facts.diverged and facts.rebuilt == record.epoch
-    must = rules.must_copy(ledger, promise, record)
-    copies = again or must or not rules.may_rewind(record)
-    if again or ((must or facts.diverged) and facts.rebuilt != record.epoch):
-        before = rules.before_copy if copies else rules.before_rewind
-        if before(promise, record.epoch) != promise:
-            return before(promise, record.epoch)
+    must_copy = again or rules.must_copy(ledger, promise, record)
+    if again or ((must_copy or facts.diverged) and facts.rebuilt != record.epoch):
+        copies = must_copy or not rules.may_rewind(record)
+        before = (rules.before_copy if copies else rules.before_rewind)(promise, record.epoch)
+        if before != promise:
+            return before
         rebuild = CopyLedger if copies else RewindLedger
         return rebuild(ticket=0, epoch=record.epoch, leader=record.leader)
     # Durable before the first byte of this epoch arrives: it is what decides about a copy later.
