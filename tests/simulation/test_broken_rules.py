@@ -1,0 +1,181 @@
+"""Each rule of failover.md that code can break is broken here, and a checker of the simulation notices.
+
+Otherwise the checkers would prove nothing. A break substitutes one small function; its plans say which faults bring
+it to light, the seeds of a plan how long it may take.
+"""
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from infra.simulation.etcd import Etcd
+from infra.simulation.plans import Fault, Plan, draw_plan
+from infra.simulation.runner import run_plan
+from infra.simulation.world import Clock
+from regions.failover import rules
+from regions.failover.effects import SetQuorum
+from regions.leadership import Leadership
+from regions.position import Position
+
+pytestmark = pytest.mark.simulation
+
+SEEDS_MAX = 120
+SECONDS = 75.0
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break:
+    """A rule that does not hold any more.
+
+    Attributes:
+        rule: Its number in failover.md, or what else it is.
+        where: Whose attribute is substituted.
+        name: Which.
+        by: By what.
+        plan: The plan of a seed.
+    """
+
+    rule: str
+    where: Any
+    name: str
+    by: Callable[..., Any]
+    plan: Callable[[int], Plan] = lambda seed: draw_plan(seed, seconds=SECONDS)
+
+
+def leader_is_away_and_its_ledger_is_not(seed: int) -> Plan:
+    """The leader's agent sleeps again and again while its PostgreSQL goes on."""
+    faults = tuple(Fault(at=6.0 + 7 * count, kind="pause-agent", target="leader", seconds=2.5) for count in range(5))
+    return Plan(seed=seed, seconds=60, faults=faults)
+
+
+def leader_dies_and_comes_back(seed: int) -> Plan:
+    """The leader's region dies again and again, cut off a little before, so that it has rows that nobody else has."""
+    faults: list[Fault] = []
+    for count in range(6):
+        at = 6.0 + 8 * count + seed % 7 / 10
+        faults.append(Fault(at=at, kind="isolate-out", target="leader", seconds=0.6))
+        faults.append(Fault(at=at + 0.5, kind="crash-region", target="leader", seconds=1.0 + seed % 5 / 3))
+    return Plan(seed=seed, seconds=75, faults=tuple(faults))
+
+
+def attempts_fail_half_way(seed: int) -> Plan:
+    """A leader dies, and the next is cut off as soon as it is promoted, for longer than another attempt takes."""
+    faults: list[Fault] = []
+    for count in range(4):
+        at = 6.0 + 14 * count
+        faults.append(Fault(at=at, kind="isolate", target="leader", seconds=5.0))
+        cut_at = at + 0.5 + seed % 10 / 20
+        faults.append(Fault(at=cut_at, kind="isolate", target="leader", seconds=4.0, when="promoting"))
+    return Plan(seed=seed, seconds=80, faults=tuple(faults))
+
+
+def waits_are_cancelled(seed: int) -> Plan:
+    """Somebody cancels the wait of a fence row whose leader is cut off from its standbys."""
+    faults: list[Fault] = []
+    for count in range(5):
+        at = 6.0 + 9 * count
+        faults.append(Fault(at=at, kind="crash-agent", target="leader", seconds=4.0))
+        faults.append(Fault(at=at, kind="isolate", target="leader", seconds=4.0, when="promoting"))
+        faults.extend(
+            Fault(at=at + 1.0 + 0.03 * step, kind="cancel-waits", target="leader") for step in range(seed % 3, 60)
+        )
+    return Plan(seed=seed, seconds=75, faults=tuple(faults))
+
+
+def never_stops(ticket: int, epoch: int) -> SetQuorum:
+    return SetQuorum(ticket=ticket, epoch=epoch, standbys=(), required=0)
+
+
+def any_revision(etcd: Etcd, _expected: int, record: Leadership) -> int | None:
+    """A swap that is none."""
+    revision = etcd.log[-1][0] + 1 if etcd.log else 1
+    etcd.log.append((revision, record))
+    etcd.written(revision, record)
+    etcd.changed()
+    return revision
+
+
+def wall_time(clock: Clock) -> float:
+    return clock.wall()
+
+
+BREAKS = (
+    Break(rule="1", where=rules, name="majority", by=lambda _voters: 1),
+    Break(rule="1", where=rules, name="required_standbys", by=lambda _voters: 0),
+    Break(rule="2", where=rules, name="may_publish", by=lambda _vote, _durable: True),
+    Break(
+        rule="3",
+        where=rules,
+        name="rank",
+        by=lambda vote: Position(0, vote.position.lsn),
+        plan=leader_dies_and_comes_back,
+    ),
+    Break(rule="4", where=rules, name="is_frozen", by=lambda _answer: True, plan=leader_is_away_and_its_ledger_is_not),
+    Break(
+        rule="4",
+        where=rules,
+        name="frozen_position",
+        by=lambda answer: Position(max(answer.ancestry, default=0), answer.received or 0),
+    ),
+    Break(rule="5", where=rules, name="may_promote", by=lambda *, quorum_set: quorum_set or True),
+    Break(rule="6", where=rules, name="demotion", by=never_stops, plan=leader_is_away_and_its_ledger_is_not),
+    Break(rule="7", where=rules, name="is_on_quorum", by=lambda _fence: True, plan=waits_are_cancelled),
+    Break(
+        rule="8",
+        where=rules,
+        name="needs_new_epoch",
+        by=lambda _ledger, _durable, _record, **_promoting: False,
+        plan=leader_dies_and_comes_back,
+    ),
+    Break(rule="10", where=rules, name="proves_leadership", by=lambda _read, _open_epoch, _region: True),
+    Break(
+        rule="11",
+        where=rules,
+        name="must_copy",
+        by=lambda ledger, _durable, _record: ledger.kind == "absent",
+        plan=attempts_fail_half_way,
+    ),
+    Break(rule="12", where=rules, name="position_counts", by=lambda _position, _durable: True),
+    Break(rule="16", where=Clock, name="now", by=wall_time),
+    Break(rule="quorum commit", where=rules, name="shows_life", by=lambda **_commits: True),
+    Break(rule="CAS", where=Etcd, name="swap", by=any_revision),
+)
+
+
+@contextmanager
+def broken(one: Break) -> Iterator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one.where, one.name, one.by)
+        yield
+
+
+def first_violation(one: Break) -> tuple[int, str] | None:
+    """The first seed that shows the break, and what the checker says."""
+    with broken(one):
+        for seed in range(SEEDS_MAX):
+            report = run_plan(one.plan(seed))
+            if report.violation is not None:
+                return seed, report.violation
+    return None
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("one", BREAKS, ids=lambda one: f"{one.rule}-{one.name}")
+def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, object], None]) -> None:
+    found = first_violation(one)
+    assert found is not None, f"{SEEDS_MAX} seeds did not notice"
+    record_property("seed", found[0])
+    record_property("violation", found[1])
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [leader_is_away_and_its_ledger_is_not, leader_dies_and_comes_back, attempts_fail_half_way, waits_are_cancelled],
+    ids=lambda plan: plan.__name__,
+)
+def test_the_same_plans_break_nothing_when_the_rules_hold(plan: Callable[[int], Plan]) -> None:
+    for seed in range(5):
+        assert run_plan(plan(seed)).violation is None
