@@ -12,13 +12,12 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from regions.failover.detector import PhiDetector
-from regions.failover.settings import DEFAULTS, Settings
-
 from infra.cli.output import print_json
 from infra.simulation.campaign import quantile
 from infra.simulation.plans import Fault, Plan
 from infra.simulation.runner import Run
+from regions.failover.detector import PhiDetector
+from regions.failover.settings import DEFAULTS, Settings
 
 ONE_WAY_S = (0.03, 0.05)
 """80 ms ± 20 ms of round trip."""
@@ -104,9 +103,9 @@ def measure_takeover(runs: int, *, first_seed: int = 1) -> dict[str, Any]:
         report = run.run()
         assert report.trace is not None, "a run without its story"
         lines = (_AGREED.match(line) for line in report.trace)
-        agreed.extend(next(([float(found[1]) - kill_at] for found in lines if found and float(found[1]) > kill_at), []))
-        opened.extend([time for time, _, epoch in run.checkers.opened_at if epoch > 1][:1])
-        opened[-1:] = [opened[-1] - kill_at]
+        told = [float(found[1]) - kill_at for found in lines if found is not None]
+        agreed.extend([after for after in told if after > 0][:1])
+        opened.extend([time - kill_at for time, _, epoch in run.checkers.opened_at if epoch > 1][:1])
     return {
         "runs": runs,
         "agreed_p50_s": quantile(agreed, 0.5),
