@@ -41,7 +41,6 @@ def test_a_cut_that_heals_lets_the_wait_end() -> None:
 def test_a_standby_has_no_names_so_it_acknowledges_alone_when_promoted_without_them() -> None:
     # Rule 5.
     stand = Stand()
-    stand.us.set_names((), 0)  # the base backup brought the primary's
     stand.isolate(US)
     stand.freeze(stand.us)
     stand.us.promote(2)
@@ -134,7 +133,6 @@ def promote_two_with_one_number(stand: Stand) -> None:
     stand.eu.crash()
     for member, epoch in ((stand.us, 2), (stand.ap, 3)):
         stand.freeze(member)
-        member.set_names((), 0)
         member.promote(epoch)
         stand.write(member, epoch)
     assert stand.us.wal.timeline == stand.ap.wal.timeline == 2
