@@ -106,11 +106,13 @@ class Service:
 
 
 def raw_exchange(address: str, request: bytes) -> bytes:
-    """Send bytes on a fresh connection and return all that comes back."""
+    """Send a request that asks for `connection: close`, and return all that comes back.
+
+    This side stays open meanwhile: uvicorn takes a half-closed connection for a lost one and answers nothing.
+    """
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
         answer = b""
         while piece := connection.recv(65536):
             answer += piece
