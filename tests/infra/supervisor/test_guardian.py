@@ -1,5 +1,6 @@
 """The guardian ends what a dead supervisor left, and leaves a living one's processes alone."""
 
+import contextlib
 import os
 import subprocess
 import sys
@@ -51,10 +52,18 @@ def close_pipe(guardian: "subprocess.Popen[bytes]") -> None:
     guardian.stdin.close()
 
 
+def has_open(pid: int, path: Path) -> bool:
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):  # It closes others meanwhile.
+            if entry.readlink() == path:
+                return True
+    return False
+
+
 def until_it_asks_for(layout: Layout, guardian: "subprocess.Popen[bytes]") -> None:
     """Wait until the guardian has the lock's file open."""
     deadline = time.monotonic() + WAIT_S
-    while not any(entry.readlink() == layout.lock for entry in Path(f"/proc/{guardian.pid}/fd").iterdir()):
+    while not has_open(guardian.pid, layout.lock):
         assert time.monotonic() < deadline
         assert guardian.poll() is None, "it has given up"
         time.sleep(0.01)
