@@ -1,10 +1,15 @@
-"""Which tests stay together when `make test` runs them in two processes."""
+"""Which tests stay together when `make test` runs them in two processes, and what hypothesis may mind."""
 
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 ROOT = Path(__file__).parent
+
+# Properties are about results. How long one example takes says only how busy the machine is.
+settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("untimed")
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

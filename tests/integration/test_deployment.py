@@ -123,7 +123,7 @@ def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_s
     # What was started between the list and the kill is ended as well.
     eventually(lambda: processes_of(own_stack.data), lambda left: left == [], within_s=30, what="nothing is left")
     own_stack.palaver("up", "--detach")
-    after = own_stack.until_healthy(within_s=10)
+    after = own_stack.until_healthy(within_s=30)
     assert after["cells"][0]["epoch"] > epoch, "every start of a primary takes a new epoch"
     for region in own_stack.edges:
         assert sorted(own_stack.thread_ids(region, "crash")) == sorted(ids)

@@ -17,6 +17,7 @@ import httpx
 from tests.child_processes import free_port
 
 ROOT = Path(__file__).parents[2]
+STOP_S_MAX = 10.0  # after which `docker stop` kills; a service means to be gone after three, on a machine that is idle
 
 
 def topology(path: Path, *, etcd: str = "127.0.0.1:1") -> Path:
