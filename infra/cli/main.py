@@ -11,7 +11,7 @@ import sys
 import typer
 from typer._click import exceptions as usage  # Typer carries its own copy of click and exports no base of its errors
 
-from infra.cli import demo, faults, lifecycle, simulate, site
+from infra.cli import demo, explore, faults, lifecycle, simulate, site
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
 from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
@@ -26,6 +26,7 @@ def make_app() -> typer.Typer:
     for command in (lifecycle.up, lifecycle.down, lifecycle.status, lifecycle.servers, lifecycle.logs, demo.demo):
         app.command()(command)
     app.command()(simulate.simulate)
+    app.command()(explore.explore)
     site_app = _group("Sites of a running deployment.")
     site_app.command()(site.create)
     fault_app = _group("Hurt a running deployment on purpose.")

@@ -1,0 +1,323 @@
+"""What agents ask for is performed and answered: by etcd, by the agent's own disk, by its own PostgreSQL.
+
+In time and as wished here, and in the ways that ``bounds.py`` counts: late, not at all, with a failure, with an
+outcome that is not known, older than it need be, or with a crash on either side of it.
+"""
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+from uuid import UUID
+
+from infra.exploration import postgres
+from infra.exploration.bounds import spend
+from infra.exploration.crashes import crashed
+from infra.exploration.describe import REGIONS
+from infra.exploration.node import Request, step
+from infra.exploration.world import Move, State, World
+from regions.failover.effects import (
+    CopyLedger,
+    DrainLedger,
+    FollowLedger,
+    FreezeLedger,
+    InitialiseLedger,
+    LedgerEffect,
+    PromoteLedger,
+    ReadRecord,
+    RewindLedger,
+    SetQuorum,
+    StopLedger,
+    StorePromise,
+    SwapRecord,
+    WriteFence,
+)
+from regions.failover.events import (
+    Event,
+    FenceWritten,
+    LedgerDone,
+    LedgerFailed,
+    LedgerFrozen,
+    PromiseFailed,
+    PromiseStored,
+    ReadFailed,
+    RecordRead,
+    SwapAnswered,
+    Tick,
+)
+from regions.failover.facts import Facts
+
+Performed = tuple[State, Event | None]
+"""The world after an effect, and its answer; None when it is not answered yet."""
+
+LONG_AGO = -1e9
+
+
+def tell(world: World, state: State, region: int, event: Event, label: tuple[Any, ...]) -> Iterator[Move]:
+    """Let a node handle an event; the label is what makes the event what it is."""
+    return world.react(state, region, label, lambda node: step(node, event))
+
+
+def eager(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
+    """All that may become of a request that has just been made."""
+    yield from _served(world, state, region, request)
+    yield from _crossed(world, state, region, request)
+    delays, failures = spend(state.budget.value, "delays"), spend(state.budget.value, "failures")
+    name = type(request.effect).__name__
+    if delays is not None and not request.strong:
+        slow = request._replace(mode="late", since=len(state.etcd.value.history))
+        later = state._replace(budget=world.budgets.one(delays))
+        yield ("delays", region, name), world.with_request(later, region, request, slow)
+    if failures is not None:
+        yield from _failed(world, state._replace(budget=world.budgets.one(failures)), region, request)
+
+
+def later(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
+    """All that may become of a request that is late, waits, or was performed."""
+    name = type(request.effect).__name__
+    if request.mode == "done":
+        assert request.answer is not None
+        yield from tell(world, state, region, request.answer, ("hears late of", region, name))
+    elif request.mode == "waiting":
+        yield from _continued(world, state, region, request)
+    else:
+        yield from _served(world, state, region, request)
+        if isinstance(request.effect, StorePromise | SwapRecord) or not isinstance(request.effect, ReadRecord):
+            for after, answer in performed(world, state, region, request):
+                if answer is not None:
+                    done = request._replace(mode="done", answer=answer)
+                    yield ("performs unheard", region, name), world.with_request(after, region, request, done)
+    if not request.strong:
+        yield from expired(world, state, region, _slot(request))
+
+
+def expired(world: World, state: State, region: int, slot: str) -> Iterator[Move]:
+    """The machine waits no longer for what it asked for."""
+
+    def past(facts: Facts) -> None:
+        setattr(facts, slot, replace(getattr(facts, slot), until=LONG_AGO))
+
+    return world.react(state, region, ("gives up", region, slot), lambda node: step(node, Tick(), past))
+
+
+def _slot(request: Request) -> str:
+    match request.effect:
+        case ReadRecord():
+            return "reading"
+        case SwapRecord():
+            return "swapping"
+        case StorePromise():
+            return "storing"
+        case _:
+            return "working"
+
+
+def _served(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
+    effect = request.effect
+    if isinstance(effect, ReadRecord):
+        yield from _read(world, state, region, request, effect)
+        return
+    for after, answer in performed(world, state, region, request):
+        name = (type(effect).__name__, _detail(answer))
+        if answer is not None:
+            yield from tell(world, after, region, answer, ("performs", region, *name))
+        else:
+            kept = request._replace(mode="waiting") if _may_act(state, region, effect) else None
+            yield ("begins", region, *name), world.with_request(after, region, request, kept)
+
+
+def _read(world: World, state: State, region: int, request: Request, effect: ReadRecord) -> Iterator[Move]:
+    newest = len(state.etcd.value.history)
+    oldest = request.since if request.mode == "late" else newest
+    stale = None if effect.linearizable else spend(state.budget.value, "stale")
+    for revision in range(newest, -1, -1):
+        if revision >= oldest:
+            before = state
+        elif stale is not None and revision > 0:
+            before = state._replace(budget=world.budgets.one(stale))
+        else:
+            break
+        number = state.etcd.value.history[revision - 1] if revision else -1
+        record = world.record(number) if revision else None
+        event = RecordRead(ticket=effect.ticket, revision=revision, record=record)
+        label = ("reads for strong reads" if request.strong else "reads", region, revision, number)
+        yield from tell(world, before, region, event, label)
+
+
+def _failed(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
+    effect, ticket = request.effect, request.effect.ticket
+    match effect:
+        case ReadRecord():
+            yield from tell(world, state, region, ReadFailed(ticket=ticket), ("cannot read", region, request.strong))
+        case StorePromise():
+            event = PromiseFailed(ticket=ticket, reason="disk")
+            yield from tell(world, state, region, event, ("cannot store", region))
+        case SwapRecord():
+            event = SwapAnswered(ticket=ticket, outcome="unknown")
+            yield from tell(world, state, region, event, ("hears of no outcome; not applied yet", region))
+            for after, answer in performed(world, state, region, request):
+                if isinstance(answer, SwapAnswered) and answer.outcome == "applied":
+                    yield from tell(world, after, region, event, ("hears of no outcome; applied", region))
+        case _:
+            torn = isinstance(effect, RewindLedger)
+            event = LedgerFailed(ticket=ticket, reason="failed", torn=torn)
+            after = world.with_member(state, region, postgres.ABSENT) if torn else state
+            yield from tell(world, after, region, event, ("fails at", region, type(effect).__name__))
+            if isinstance(effect, WriteFence):
+                after, _ = _ledger(world, state, region, effect)[0]
+                event = FenceWritten(ticket=ticket, fence_id=UUID(int=0), lsn=0, confirmed=False)
+                yield from tell(world, after, region, event, ("is cut short at", region, "WriteFence"))
+
+
+def _crossed(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
+    """The agent or its region dies just before, or just after, the effect took place."""
+    if spend(state.budget.value, "crashes") is None:
+        return
+    name = type(request.effect).__name__
+    yield from crashed(world, state, region, f"before {name}")
+    if not isinstance(request.effect, ReadRecord):
+        for after, _ in performed(world, state, region, request):
+            yield from crashed(world, after, region, f"after {name}")
+
+
+# What effects do.
+
+
+def performed(world: World, state: State, region: int, request: Request) -> list[Performed]:
+    """The world after an effect took place, in each way in which it may."""
+    effect = request.effect
+    match effect:
+        case ReadRecord():
+            raise AssertionError("a read changes nothing")
+        case StorePromise(ticket=ticket, promise=promise):
+            return [(world.with_node(state, region, disk=promise), PromiseStored(ticket=ticket))]
+        case SwapRecord(ticket=ticket, expected_revision=expected, record=record):
+            after = world.swapped(state, (expected, world.record_number(record)))
+            if after is None:
+                return [(state, SwapAnswered(ticket=ticket, outcome="lost"))]
+            revision = len(after.etcd.value.history)
+            return [(after, SwapAnswered(ticket=ticket, outcome="applied", revision=revision))]
+        case _:
+            # Rule 2: a driver performs nothing for an epoch below the promise on its disk, and says nothing.
+            return _ledger(world, state, region, effect) if _may_act(state, region, effect) else [(state, None)]
+
+
+def _may_act(state: State, region: int, effect: SwapRecord | StorePromise | LedgerEffect) -> bool:
+    return isinstance(effect, SwapRecord | StorePromise) or state.nodes[region].disk.epoch <= effect.epoch
+
+
+def _ledger(  # noqa: C901, PLR0911, PLR0912 - one case an effect
+    world: World, state: State, region: int, effect: LedgerEffect
+) -> list[Performed]:
+    member, ticket = state.members[region].value, effect.ticket
+    done, failed = LedgerDone(ticket=ticket), LedgerFailed(ticket=ticket, reason="failed")
+
+    def becomes(after: postgres.Member) -> State:
+        return world.with_member(state, region, after)
+
+    match effect:
+        case InitialiseLedger(epoch=epoch):
+            return [(becomes(postgres.initialise(member, epoch)), done)]
+        case FreezeLedger():
+            return _freeze(world, state, region, ticket)
+        case SetQuorum(standbys=standbys, required=required):
+            names = tuple(sorted(REGIONS.index(one) for one in standbys))
+            after = becomes(member._replace(names=names, required=required))
+            return [_when_ready(world, after, region, effect)]
+        case PromoteLedger(epoch=epoch):
+            if member.kind == "primary" and member.epoch == epoch:
+                return [(state, done)]
+            return (
+                [(becomes(postgres.promote(member, region, epoch)), done)]
+                if member.kind == "standby"
+                else [(state, failed)]
+            )
+        case WriteFence(epoch=epoch):
+            if member.kind != "primary":
+                return [(state, failed)]
+            row = member if postgres.has(member, "fence", epoch) else postgres.append(member, region, "fence", epoch)
+            return [_when_ready(world, becomes(row), region, effect)]
+        case FollowLedger(epoch=epoch, leader=leader):
+            if member.kind == "absent":
+                return [(state, failed)]
+            standby = postgres.as_standby(member, source=REGIONS.index(leader), epoch=epoch)
+            return [_when_ready(world, becomes(standby), region, effect)]
+        case RewindLedger():
+            return [_when_ready(world, becomes(postgres.stop(member)), region, effect)]
+        case CopyLedger():
+            return [_when_ready(world, state, region, effect)]
+        case DrainLedger():
+            return [(state, failed)]
+        case StopLedger():
+            return [(becomes(postgres.stop(member)), done)]
+
+
+def _freeze(world: World, state: State, region: int, ticket: int) -> list[Performed]:
+    member = state.members[region].value
+    if member.kind == "absent":
+        return [(state, LedgerFailed(ticket=ticket, reason="no data"))]
+    frozen = postgres.as_standby(member, source=None, epoch=0)
+    answer = LedgerFrozen(
+        ticket=ticket, receiving=False, received=None if frozen.restarted else len(frozen.wal),
+        replayed=len(frozen.wal), ancestry=postgres.fences(frozen.wal),
+    )  # fmt: skip
+    ways: list[Performed] = [(world.with_member(state, region, frozen), answer)]
+    delays = spend(state.budget.value, "delays")
+    if member.kind == "standby" and member.source is not None and delays is not None:
+        # Rule 4: the receiver goes on for a moment, or replay lags behind what was received.
+        slow = state._replace(budget=world.budgets.one(delays))
+        ways.append((slow, replace(answer, receiving=True)))
+        if member.wal and not frozen.restarted:
+            short = frozen.wal[:-1]
+            behind = replace(answer, replayed=len(short), ancestry=postgres.fences(short))
+            ways.append((world.with_member(slow, region, frozen), behind))
+    return ways
+
+
+def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -> Performed:
+    """The answer to an effect that depends on other regions, if it can be given."""
+    member, ticket = state.members[region].value, effect.ticket
+    done = LedgerDone(ticket=ticket)
+    match effect:
+        case SetQuorum():
+            return state, done if member.kind != "primary" or member.confirmed >= len(member.wal) else None
+        case WriteFence(epoch=epoch):
+            at = postgres.position(member, "fence", epoch)
+            if at is None:
+                return state, LedgerFailed(ticket=ticket, reason="no row")
+            fence = FenceWritten(ticket=ticket, fence_id=UUID(int=epoch), lsn=at, confirmed=True)
+            return state, fence if member.confirmed >= at else None
+        case FollowLedger(leader=leader) | RewindLedger(leader=leader) | CopyLedger(leader=leader):
+            primary = state.members[REGIONS.index(leader)].value
+            if primary.kind != "primary":
+                return state, None
+            if isinstance(effect, FollowLedger):
+                diverged = LedgerFailed(ticket=ticket, reason="diverged", diverged=True)
+                return state, done if postgres.accepts(member, primary) else diverged
+            rebuilt = postgres.rewind(member, primary) if isinstance(effect, RewindLedger) else postgres.copy(primary)
+            return world.with_member(state, region, rebuilt), done
+        case _:
+            raise AssertionError(f"{type(effect).__name__} depends on nobody else")
+
+
+def _continued(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
+    effect = request.effect
+    assert not isinstance(effect, ReadRecord | SwapRecord | StorePromise), "only effects on a member wait for others"
+    after, answer = _when_ready(world, state, region, effect)
+    if answer is not None:
+        yield from tell(world, after, region, answer, ("ends", region, type(effect).__name__, _detail(answer)))
+
+
+def _detail(answer: Event | None) -> str:
+    match answer:
+        case None:
+            return "waits"
+        case SwapAnswered(outcome=outcome, revision=revision):
+            return f"{outcome}, revision {revision}" if revision else outcome
+        case LedgerFrozen(receiving=receiving, received=received, replayed=replayed, ancestry=ancestry):
+            return f"{'still receiving, ' if receiving else ''}received {received}, replayed {replayed} {ancestry}"
+        case FenceWritten(lsn=lsn):
+            return f"at {lsn}"
+        case LedgerFailed(reason=reason):
+            return reason
+        case _:
+            return "done"

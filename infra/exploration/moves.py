@@ -1,0 +1,217 @@
+"""What may happen next in a state: all of it, in the same order each time."""
+
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+
+from infra.exploration import postgres
+from infra.exploration.answers import LONG_AGO, eager, later, tell
+from infra.exploration.bounds import spend
+from infra.exploration.crashes import crashed, restarted
+from infra.exploration.describe import REGIONS
+from infra.exploration.node import Node, Violated, during, step
+from infra.exploration.world import Move, State, World
+from regions.failover.events import GossipHeard, Lagged, LedgerEnded, RecordSeen, StrongReads, Tick, Verdict
+from regions.failover.facts import NO_RETRY, Facts
+
+_ALL = range(len(REGIONS))
+
+
+def successors(world: World, state: State) -> Iterator[Move]:
+    """Everything that can happen in a state, with the state that comes of it."""
+    for region in _ALL:
+        for request in state.nodes[region].requests:
+            if request.mode == "now":
+                yield from eager(world, state, region, request)
+                return
+    for region in _ALL:
+        node = state.nodes[region]
+        if node.machine is None:
+            yield from restarted(world, state, region)
+        else:
+            yield from _by_agent(world, state, region, node)
+        yield from _by_member(world, state, region)
+    yield from _by_etcd(world, state)
+
+
+def _by_agent(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
+    for request in node.requests:
+        yield from later(world, state, region, request)
+    yield from _watch(world, state, region, node)
+    for sender in _ALL:
+        if sender != region:
+            yield from _gossip(world, state, region, sender)
+    yield from _timers(world, state, region, node)
+    yield from _suspicion(world, state, region, node)
+    yield from crashed(world, state, region)
+    lags = spend(state.budget.value, "lags")
+    if lags is not None:
+        yield from tell(
+            world, state._replace(budget=world.budgets.one(lags)), region, Lagged(), ("was away", region)
+        )  # fmt: skip
+
+
+def _watch(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
+    assert node.machine is not None
+    revision = node.machine.facts.revision + 1
+    history = state.etcd.value.history
+    if revision <= len(history):
+        number = history[revision - 1]
+        event = RecordSeen(revision=revision, record=world.record(number))
+        yield from tell(world, state, region, event, ("sees", region, revision, number))
+
+
+def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Move]:
+    """What another agent says, when it matters: heard sooner it would only be kept until then."""
+    node = state.nodes[region]
+    assert node.machine is not None
+    facts = node.machine.facts
+    record = facts.record
+    if record is None:
+        return
+    held = facts.gossip.get(REGIONS[sender])
+    for word in state.nodes[sender].said:
+        news = word.epoch > record.epoch and not facts.reread
+        counts = word.vote is not None and word.vote.epoch == record.epoch and facts.leads
+        vote = counts and record.phase == "recruiting" and (held is None or held.vote != word.vote)
+        agrees = word.suspects == record.epoch and record.leader in facts.suspected
+        suspicion = agrees and (held is None or held.suspects != word.suspects)
+        if news or vote or suspicion:
+            event = GossipHeard(sender=REGIONS[sender], gossip=word)
+            yield from tell(world, state, region, event, ("hears", region, sender, word))
+
+
+def _timers(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
+    assert node.machine is not None
+    facts = node.machine.facts
+    if facts.ledger_retry.at is not None:
+        yield from _fire(world, state, region, "tries its member again", _end_ledger_pause)
+    if facts.etcd_retry.at is not None:
+        yield from _fire(world, state, region, "tries etcd again", _end_etcd_pause)
+    record = facts.record
+    stalls = record is not None and record.phase not in ("serving", "bootstrapping")
+    if record is not None and stalls and record.epoch < world.bounds.epochs_max:
+        yield from _fire(world, state, region, "has waited long", _begin_long_ago)
+    if facts.working is not None and not any(one.effect.ticket == facts.working.ticket for one in node.requests):
+        yield from _fire(world, state, region, "gives up what was dropped", _give_up_work)
+
+
+def _fire(world: World, state: State, region: int, what: str, prepare: Callable[[Facts], None]) -> Iterator[Move]:
+    return world.react(state, region, (what, region), lambda node: step(node, Tick(), prepare))
+
+
+def _end_ledger_pause(facts: Facts) -> None:
+    facts.ledger_retry = NO_RETRY
+
+
+def _end_etcd_pause(facts: Facts) -> None:
+    facts.etcd_retry = NO_RETRY
+
+
+def _begin_long_ago(facts: Facts) -> None:
+    facts.record_at = LONG_AGO
+
+
+def _give_up_work(facts: Facts) -> None:
+    assert facts.working is not None
+    facts.working = replace(facts.working, until=LONG_AGO)
+
+
+def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
+    assert node.machine is not None
+    facts = node.machine.facts
+    budget = spend(state.budget.value, "suspicions")
+    if budget is None or facts.record is None or facts.leads:
+        return
+    leader = facts.record.leader
+    suspected = leader not in facts.suspected
+    before = state._replace(budget=world.budgets.one(budget))
+    event = Verdict(region=leader, suspected=suspected)
+    yield from tell(world, before, region, event, ("suspects" if suspected else "trusts", region, leader))
+
+
+# Members, clients and etcd.
+
+
+def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
+    member = state.members[region].value
+    if member.kind == "standby" and member.source is not None:
+        yield from _stream(world, state, region, member.source)
+    if member.kind == "primary" and state.nodes[region].gate:
+        yield from _clients(world, state, region)
+    budget = spend(state.budget.value, "ends")
+    if budget is not None and member.kind in ("primary", "standby"):
+        after = world.with_member(state, region, postgres.stop(member))
+        after = after._replace(budget=world.budgets.one(budget))
+        label = ("loses its PostgreSQL", region)
+        if state.nodes[region].machine is None:
+            yield label, after
+        else:
+            yield from tell(world, after, region, LedgerEnded(), label)
+
+
+def _stream(world: World, state: State, region: int, source: int) -> Iterator[Move]:
+    standby, primary = state.members[region].value, state.members[source].value
+    if primary.kind != "primary" or not postgres.accepts(standby, primary):
+        return
+    received = postgres.receive(standby, primary)
+    lsn = len(received.wal)
+    if primary.acks[region] == lsn:
+        return
+    label = ("receives", region, source, lsn)
+    with during(label):
+        if primary.epoch < state.nodes[region].voted:
+            raise Violated(
+                f"{REGIONS[region]} has voted for epoch {state.nodes[region].voted}, "
+                f"and acknowledges for epoch {primary.epoch}"
+            )
+        after = world.with_member(state, region, received)
+        after = world.with_member(after, source, postgres.acknowledge(primary, region, lsn))
+    yield label, after
+
+
+def _clients(world: World, state: State, region: int) -> Iterator[Move]:
+    member, budget = state.members[region].value, state.budget.value
+    issued = world.first_write + world.bounds.budget.writes - budget.writes
+    writes = spend(budget, "writes")
+    if writes is not None:
+        label = ("takes write", region, issued + 1)
+        with during(label):
+            after = world.with_member(state, region, postgres.append(member, region, "write", issued + 1))
+        yield label, after._replace(budget=world.budgets.one(writes))
+    retries = spend(budget, "retries")
+    for number in range(1, issued + 1) if retries is not None else ():
+        if number not in state.ghost.value.acked and retries is not None:
+            before = state._replace(budget=world.budgets.one(retries))
+            yield from _retry(world, before, region, number)
+    reads, node = spend(budget, "reads"), state.nodes[region]
+    if reads is not None and node.machine is not None and node.pledged is None:
+        asked = world.with_node(state, region, pledged=state.ghost.value.acked)
+        asked = asked._replace(budget=world.budgets.one(reads))
+        yield from tell(world, asked, region, StrongReads(requests=(1,)), ("is asked for the newest state", region))
+
+
+def _retry(world: World, state: State, region: int, number: int) -> Iterator[Move]:
+    """A client that knows no outcome asks again with the same key, and the row decides (rule 9)."""
+    member = state.members[region].value
+    label = ("is asked again for write", region, number)
+    at = row_of(member, number)
+    with during(label):
+        if at is None:
+            after = world.with_member(state, region, postgres.append(member, region, "write", number))
+        elif at <= member.confirmed:
+            after = world.acknowledged(state, region, [number])
+        else:
+            return
+    yield label, after
+
+
+def row_of(member: postgres.Member, number: int) -> int | None:
+    """Where the row of a client's request is, if it is there: what the unique key of the ledger knows."""
+    return postgres.position(member, "write", number)
+
+
+def _by_etcd(world: World, state: State) -> Iterator[Move]:
+    for swap in state.etcd.value.adrift:
+        after = world.swapped(state, swap)
+        if after is not None:
+            yield ("etcd takes a late swap", -1, swap[1]), after

@@ -1,0 +1,307 @@
+"""One region's agent in the exploration: the real machine, its disk, what it has asked for and what it has said.
+
+Time is taken out of it: after each event every timer is either not armed or armed for the end of time, and one that
+goes off is put into the past first. So two agents that are equal here behave alike whatever the clock says, and
+timers go off in any order. That is more than any clock can do, so nothing is missed.
+"""
+
+from collections.abc import Callable, Generator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any, Literal, NamedTuple
+
+from infra.exploration.describe import MIRRORED, PLAIN, REGIONS, describe
+from regions.failover import steps
+from regions.failover.effects import (
+    Acting,
+    AnswerOrder,
+    AnswerStrongReads,
+    CloseWrites,
+    Effect,
+    Gossiped,
+    LedgerEffect,
+    OpenWrites,
+    ReadRecord,
+    StorePromise,
+    SwapRecord,
+    Told,
+)
+from regions.failover.events import Event, Gossip, LedgerFound, Promise, Started, Vote
+from regions.failover.facts import NO_RETRY, Facts, Retry
+from regions.failover.invariants import violations
+from regions.failover.machine import Machine
+from regions.failover.settings import CellRegions, Settings
+from regions.leadership import Leadership
+
+NEVER = float("inf")
+SAID_MAX = 3
+"""How many different words of an agent may be on their way: a suspicion can arrive after the vote it led to."""
+
+_SETTINGS = Settings(claim_stagger_s=0.0)
+_CELL = CellRegions(voters=REGIONS, regions=REGIONS)
+_ARMED = Retry(at=NEVER)
+
+Mode = Literal["now", "late", "waiting", "done"]
+
+
+class Violated(Exception):
+    """Something that must never happen has happened.
+
+    Attributes:
+        label: By which move, once that is known.
+    """
+
+    def __init__(self, what: str) -> None:
+        super().__init__(what)
+        self.label: tuple[Any, ...] = ()
+
+
+@contextmanager
+def during(label: tuple[Any, ...]) -> Generator[None]:
+    """Say of a violation by which move it came; an assertion of the core is one."""
+    try:
+        yield
+    except (Violated, AssertionError) as error:
+        violated = error if isinstance(error, Violated) else Violated(f"assertion: {error}")
+        violated.label = violated.label or label
+        raise violated from error
+
+
+class Request(NamedTuple):
+    """What a machine has asked for and not been answered.
+
+    Attributes:
+        effect: The effect.
+        mode: ``now``: performed before anything else happens. ``late``: at any later time. ``waiting``: it has begun
+            and is answered when the world allows. ``done``: it took place, the answer is on its way.
+        strong: Whether strong reads wait for it.
+        since: Of a late read: what was the newest revision when it was asked.
+        answer: When done.
+    """
+
+    effect: ReadRecord | SwapRecord | StorePromise | LedgerEffect
+    mode: Mode = "now"
+    strong: bool = False
+    since: int = 0
+    answer: Event | None = None
+
+
+@dataclass(frozen=True, slots=True, kw_only=True, eq=False)
+class Node:
+    """An agent and its disk; equal ones are the same object.
+
+    Attributes:
+        machine: None while the agent is down.
+        disk: Its promise file.
+        gate: The epoch under which its region's writers take writes; it outlives the agent.
+        requests: What it waits for.
+        said: Its newest words, oldest first.
+        voted: The highest epoch for which it ever published a vote.
+        pledged: The client requests that were acknowledged when a strong read arrived that is not answered yet.
+        known: The canonical text of what its machine knows, and its mirror image.
+        number: Identity among all nodes of an exploration.
+        mirror: The number of its mirror image.
+    """
+
+    machine: Machine | None
+    disk: Promise
+    gate: int = 0
+    requests: tuple[Request, ...] = ()
+    said: tuple[Gossip, ...] = ()
+    voted: int = 0
+    pledged: tuple[int, ...] | None = None
+    known: tuple[str, str] = ("-", "-")
+    number: int = 0
+    mirror: int = 0
+
+
+class Outcome(NamedTuple):
+    """What an event made of a node.
+
+    Attributes:
+        node: The node afterwards.
+        opened: The epoch under which it opened writes by this event; 0 for none.
+        proven: What it answered to strong reads; None for nothing.
+        adrift: A swap that it does not wait for any more, but which may still take place.
+        tied: The same with another member of the same worth chosen, when the order of voters decided.
+    """
+
+    node: Node
+    opened: int = 0
+    proven: bool | None = None
+    adrift: SwapRecord | None = None
+    tied: Node | None = None
+
+
+class Nodes:
+    """All nodes of an exploration, each once."""
+
+    def __init__(self) -> None:
+        self._numbers: dict[str, int] = {}
+        self._known: dict[int, Node] = {}
+
+    def __len__(self) -> int:
+        return len(self._known)
+
+    def one(self, node: Node, region: int) -> Node:
+        """Return the node that is equal to this one of ``region``."""
+        number = self._number(_key(node, region, PLAIN, node.known[0]))
+        if number not in self._known:
+            mirror = self._number(_key(node, region, MIRRORED, node.known[1]))
+            self._known[number] = replace(node, number=number, mirror=mirror)
+        return self._known[number]
+
+    def _number(self, key: str) -> int:
+        return self._numbers.setdefault(key, len(self._numbers))
+
+
+def _key(node: Node, region: int, names: Mapping[str, str], known: str) -> str:
+    requests = sorted(describe((type(one.effect).__name__, *one), names) for one in node.requests)
+    rest = describe((node.disk, node.gate, node.said, node.voted, node.pledged), names)
+    return f"{names[REGIONS[region]]} {known} {requests} {rest}"
+
+
+def _texts(facts: Facts) -> tuple[str, str]:
+    return describe(facts, PLAIN), describe(facts, MIRRORED)
+
+
+def start(node: Node, region: int, found: LedgerFound, tickets: int) -> Outcome:
+    """Start the agent of a region whose member is as ``found``."""
+    machine = Machine(region=REGIONS[region], cell=_CELL, settings=_SETTINGS, first_ticket=tickets)
+    return _advance(replace(node, machine=machine), Started(promise=node.disk, ledger=found), None)
+
+
+def step(node: Node, event: Event, prepare: Callable[[Facts], None] | None = None) -> Outcome:
+    """Let the machine handle an event; ``prepare`` puts a timer into the past first."""
+    assert node.machine is not None, "an agent that is down hears nothing"
+    return _advance(replace(node, machine=node.machine.clone()), event, prepare)
+
+
+def _advance(node: Node, event: Event, prepare: Callable[[Facts], None] | None) -> Outcome:
+    machine = node.machine
+    assert machine is not None
+    if prepare is not None:
+        prepare(machine.facts)
+    effects = machine.handle(event, now=0.0)
+    broken = violations(machine.facts)
+    if broken:
+        raise Violated("; ".join(broken))
+    _take_time_out(machine.facts)
+    return _outcome(node, machine, effects)
+
+
+def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
+    facts = machine.facts
+    gate, opened, proven = node.gate, 0, None
+    asked: list[Request] = []
+    for effect in effects:
+        match effect:
+            case OpenWrites(epoch=epoch):
+                gate = opened = epoch
+            case CloseWrites():
+                gate = 0
+            case AnswerStrongReads(current=current):
+                proven = current
+            case Gossiped() | Acting() | Told() | AnswerOrder():
+                pass
+            case _:
+                strong = facts.strong_reading is not None and facts.strong_reading.ticket == effect.ticket
+                asked.append(Request(effect=effect, strong=strong))
+    waiting = _awaited(facts)
+    requests = tuple(one for one in (*node.requests, *asked) if one.effect.ticket in waiting)
+    gone = (one.effect for one in node.requests if one.effect.ticket not in waiting and one.mode != "done")
+    adrift = next((one for one in gone if isinstance(one, SwapRecord) and not _answers(one, facts)), None)
+    made = replace(
+        node, gate=gate, requests=requests, said=_words(node, machine.gossip), voted=_voted(node, machine),
+        pledged=node.pledged if facts.strong or facts.strong_reading is not None else None, known=_texts(facts),
+    )  # fmt: skip
+    return Outcome(node=made, opened=opened, proven=proven, adrift=adrift, tied=_tied(made))
+
+
+def _answers(swap: SwapRecord, facts: Facts) -> bool:
+    """Whether the machine has heard that this swap took place."""
+    return facts.revision > swap.expected_revision
+
+
+def _awaited(facts: Facts) -> frozenset[int]:
+    slots = (facts.reading, facts.strong_reading, facts.swapping, facts.storing, facts.working)
+    return frozenset(one.ticket for one in slots if one is not None)
+
+
+def _words(node: Node, gossip: Gossip) -> tuple[Gossip, ...]:
+    word = replace(gossip, commit=0)
+    if node.said and node.said[-1] == word:
+        return node.said
+    return (*node.said, word)[-SAID_MAX:]
+
+
+def _voted(node: Node, machine: Machine) -> int:
+    vote = machine.gossip.vote
+    if vote is None:
+        return node.voted
+    if not is_durable(vote, node.disk):
+        raise Violated(f"a vote for epoch {vote.epoch} is published, and epoch {node.disk.epoch} is promised on disk")
+    return max(node.voted, vote.epoch)
+
+
+def is_durable(vote: Vote, disk: Promise) -> bool:
+    """Whether the disk holds what a published vote promises."""
+    return vote.epoch <= disk.epoch
+
+
+def _tied(node: Node) -> Node | None:
+    """The same node with the other follower chosen, if only the order of the voters spoke for the one.
+
+    A cell whose voters are listed in the other order is a cell like this one. With both choices open the mirror
+    image of every run is a run, and so it is enough to go on from one of them.
+    """
+    machine = node.machine
+    assert machine is not None
+    facts = machine.facts
+    if facts.swapping is None or facts.swapping.record.phase != "promoting" or facts.record is None:
+        return None
+    chosen = facts.swapping.record.leader
+    given = steps.votes(facts, facts.record)
+    other = next((one for one in REGIONS[1:] if one != chosen), None)
+    if other is None or chosen not in REGIONS[1:] or other not in given or chosen not in given:
+        return None
+    alike = given[chosen].position == given[other].position and (chosen in facts.suspected) == (
+        other in facts.suspected
+    )
+    if not alike:
+        return None
+    twin = machine.clone()
+    record = replace(facts.swapping.record, leader=other, ancestry=given[other].ancestry)
+    twin.facts.swapping = replace(facts.swapping, record=record)
+    requests = tuple(_with_record(one, record) for one in node.requests)
+    return replace(node, machine=twin, requests=requests, known=_texts(twin.facts))
+
+
+def _with_record(request: Request, record: Leadership) -> Request:
+    if not isinstance(request.effect, SwapRecord):
+        return request
+    return request._replace(effect=replace(request.effect, record=record))
+
+
+def _take_time_out(facts: Facts) -> None:
+    facts.record_at, facts.failovers, facts.commit = 0.0, (), 0
+    facts.agreed_at = None if facts.agreed_at is None else 0.0
+    facts.ledger_retry = NO_RETRY if facts.ledger_retry.at is None else _ARMED
+    facts.etcd_retry = NO_RETRY if facts.etcd_retry.at is None else _ARMED
+    for name in ("reading", "strong_reading", "swapping", "storing", "working"):
+        one = getattr(facts, name)
+        if one is not None and one.until != NEVER:
+            setattr(facts, name, replace(one, until=NEVER))
+    epoch = 0 if facts.record is None else facts.record.epoch
+    heard = {sender: _what_counts(gossip, epoch) for sender, gossip in facts.gossip.items()}
+    facts.gossip = {sender: gossip for sender, gossip in heard.items() if gossip != _NOTHING}
+
+
+_NOTHING = Gossip()
+
+
+def _what_counts(gossip: Gossip, epoch: int) -> Gossip:
+    """What is left of a word when nothing is remembered that can never count again: epochs only grow."""
+    vote = gossip.vote if gossip.vote is not None and gossip.vote.epoch >= epoch else None
+    suspects = gossip.suspects if gossip.suspects >= max(epoch, 1) else 0
+    return Gossip(epoch=gossip.epoch if gossip.epoch > epoch else 0, suspects=suspects, vote=vote)

@@ -1,0 +1,349 @@
+"""The three regions, etcd and the clients as one value, and what must hold in it.
+
+A state is a tuple of parts, each part exists once and has a number, so a state's canonical form is a few numbers.
+The invariants that need more than one region to be seen are checked here, where the world changes: at most one
+epoch acknowledges, whoever opens writes has every acknowledged write, epochs grow, no published vote is broken, and
+a strong read shows every write that was acknowledged before it arrived.
+
+Followers ``b`` and ``c`` are alike, so a state and its mirror image are one state: of each part its mirror image's
+number is known, and the smaller of the two forms counts. ``node.py`` says why ties do not spoil that.
+"""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import replace
+from typing import Any, Generic, NamedTuple, TypeVar
+
+from infra.exploration import postgres
+from infra.exploration.bounds import Bounds, Budget
+from infra.exploration.describe import MIRRORED, REGIONS
+from infra.exploration.node import Node, Nodes, Outcome, Request, Violated, during
+from infra.exploration.postgres import Member
+from regions.failover.effects import SwapRecord
+from regions.failover.events import LedgerFound, Promise
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+Value = TypeVar("Value")
+
+_OTHER = (0, 2, 1)
+"""The mirror image of each region's number."""
+
+_PART_BITS = 24
+
+
+class Part(Generic[Value]):
+    """A value that exists once."""
+
+    __slots__ = ("mirror", "number", "value")
+
+    def __init__(self, value: Value, number: int) -> None:
+        self.value = value
+        self.number = number
+        self.mirror = number
+
+
+class Parts(Generic[Value]):
+    """All values of one kind, each once, with their mirror images."""
+
+    def __init__(self, mirrored: Callable[[Value], Value]) -> None:
+        self._known: dict[Value, Part[Value]] = {}
+        self._mirrored = mirrored
+
+    def one(self, value: Value) -> Part[Value]:
+        """Return the part with this value."""
+        part = self._known.get(value)
+        if part is None:
+            part = self._known[value] = Part(value, len(self._known))
+            part.mirror = self.one(self._mirrored(value)).number
+        return part
+
+
+class Etcd(NamedTuple):
+    """The register.
+
+    Attributes:
+        history: The number of each record that it held; the revision of the last is the length.
+        adrift: Swaps of which nobody hears any more, and which may take place yet: (expected revision, record).
+    """
+
+    history: tuple[int, ...] = ()
+    adrift: tuple[tuple[int, int], ...] = ()
+
+
+class Ghost(NamedTuple):
+    """What nobody in the world knows and the invariants are about.
+
+    Attributes:
+        acked: The client requests that were acknowledged, ascending.
+        epoch: The highest epoch that has acknowledged.
+        region: Who did.
+        opened: Who has opened writes under which epoch, ascending.
+    """
+
+    acked: tuple[int, ...] = ()
+    epoch: int = 0
+    region: int = -1
+    opened: tuple[tuple[int, int], ...] = ()
+
+
+class State(NamedTuple):
+    """Everything."""
+
+    nodes: tuple[Node, Node, Node]
+    members: tuple[Part[Member], Part[Member], Part[Member]]
+    etcd: Part[Etcd]
+    ghost: Part[Ghost]
+    budget: Part[Budget]
+
+
+Label = tuple[Any, ...]
+"""What happened: a verb, the region it happened in, and details; ``transcript.py`` makes a line of it."""
+
+Move = tuple[Label, State]
+
+
+class World:
+    """What the states of an exploration are made of, and how they change."""
+
+    def __init__(self, bounds: Bounds) -> None:
+        self.bounds = bounds
+        self.first_write = 0
+        self.nodes = Nodes()
+        self.members = Parts(_mirrored_member)
+        self.etcds = Parts(self._mirrored_etcd)
+        self.ghosts = Parts(_mirrored_ghost)
+        self.budgets: Parts[Budget] = Parts(lambda budget: budget)
+        self.records: list[Leadership] = []
+        self._record_numbers: dict[tuple[Any, ...], int] = {}
+        self._changed: dict[tuple[Any, ...], Node] = {}
+        self.outcomes: dict[tuple[Any, ...], Outcome] = {}
+
+    def empty(self) -> State:
+        """The state before anybody was started for the first time."""
+        blank = Node(machine=None, disk=Promise())
+        a, b, c = (self.nodes.one(blank, region) for region in range(len(REGIONS)))
+        absent = self.members.one(postgres.ABSENT)
+        return State(
+            nodes=(a, b, c), members=(absent, absent, absent), etcd=self.etcds.one(Etcd()),
+            ghost=self.ghosts.one(Ghost()), budget=self.budgets.one(self.bounds.budget),
+        )  # fmt: skip
+
+    def canonical(self, state: State) -> int:
+        """The same number for states that behave alike, and another for all others."""
+        (a, b, c), (ma, mb, mc), *rest = state
+        plain = [a.number, b.number, c.number, ma.number, mb.number, mc.number]
+        other = [a.mirror, c.mirror, b.mirror, ma.mirror, mc.mirror, mb.mirror]
+        plain += [part.number for part in rest]
+        other += [part.mirror for part in rest]
+        number = 0
+        for part in min(plain, other):
+            number = number << _PART_BITS | part
+        return number
+
+    # Changes.
+
+    def record(self, number: int) -> Leadership:
+        """The record with a number."""
+        return self.records[number]
+
+    def record_number(self, record: Leadership) -> int:
+        """The number of a record."""
+        key = (record.epoch, record.leader, record.phase, record.ancestry, record.target, record.automatic)
+        if key not in self._record_numbers:
+            self._record_numbers[key] = len(self.records)
+            self.records.append(replace(record, reason="", since=""))
+        return self._record_numbers[key]
+
+    def with_node(self, state: State, region: int, **changes: Any) -> State:  # noqa: ANN401 - fields of a Node
+        """The state with a node changed in some of its fields."""
+        node = state.nodes[region]
+        key = (node.number, *changes.items())
+        changed = self._changed.get(key)
+        if changed is None:
+            changed = self._changed[key] = self.nodes.one(replace(node, **changes), region)
+        return state._replace(nodes=put(state.nodes, region, changed))
+
+    def with_member(self, state: State, region: int, member: Member) -> State:
+        """The state with another member, and what commits come to by that."""
+        state = state._replace(members=put(state.members, region, self.members.one(member)))
+        return self._commit(state, region) if member.kind == "primary" else state
+
+    def with_request(self, state: State, region: int, old: Request, new: Request | None) -> State:
+        """The state with a request changed, or gone."""
+        node = state.nodes[region]
+        rest = tuple(one for one in node.requests if one is not old)
+        return self.with_node(state, region, requests=rest if new is None else (*rest, new))
+
+    def swapped(self, state: State, swap: tuple[int, int]) -> State | None:
+        """The state after a swap reached etcd; None when it lost."""
+        history = state.etcd.value.history
+        if not self.compares(swap[0], len(history)):
+            return None
+        new = self.record(swap[1])
+        old = self.record(history[-1]) if history else None
+        if old is not None and not _follows(old, new):
+            raise Violated(
+                f"epoch {old.epoch} ({old.leader} {old.phase}) is followed by epoch {new.epoch} "
+                f"({new.leader} {new.phase})"
+            )
+        return state._replace(etcd=self.etcds.one(Etcd(history=(*history, swap[1]))))
+
+    def compares(self, expected: int, revision: int) -> bool:
+        """Whether etcd takes a swap that expects one revision over another."""
+        return expected == revision
+
+    def react(self, state: State, region: int, label: Label, how: Callable[[Node], Outcome]) -> Iterator[Move]:
+        """Let a node handle something; none come of it if that leads beyond the bounds.
+
+        The label must say all that the outcome depends on besides the node: each is worked out once.
+        """
+        node = state.nodes[region]
+        key = (node.number, *label)
+        with during(label):
+            outcome = self.outcomes.get(key)
+            if outcome is None:
+                outcome = self.outcomes[key] = self._known(how(node), region)
+            self._believes(state, outcome.node, region)
+            after = self._applied(state, region, outcome)
+        for made in (outcome.node, outcome.tied):
+            if made is not None and not self._beyond(made):
+                yield label, after._replace(nodes=put(after.nodes, region, made))
+
+    def _known(self, outcome: Outcome, region: int) -> Outcome:
+        tied = None if outcome.tied is None else self.nodes.one(outcome.tied, region)
+        return outcome._replace(node=self.nodes.one(outcome.node, region), tied=tied)
+
+    def _beyond(self, node: Node) -> bool:
+        return any(
+            isinstance(one.effect, SwapRecord) and one.effect.record.epoch > self.bounds.epochs_max
+            for one in node.requests
+        )
+
+    def _applied(self, state: State, region: int, outcome: Outcome) -> State:
+        wal = state.members[region].value
+        if outcome.opened:
+            state = self._opened(state, region, outcome.opened)
+        if outcome.proven and state.nodes[region].pledged is not None:
+            missing = [one for one in state.nodes[region].pledged or () if not postgres.has(wal, "write", one)]
+            if missing:
+                raise Violated(f"a strong read at {REGIONS[region]} does not show write {missing[0]}")
+        if outcome.adrift is not None:
+            swap = (outcome.adrift.expected_revision, self.record_number(outcome.adrift.record))
+            etcd = state.etcd.value
+            if swap[0] == len(etcd.history) and swap not in etcd.adrift:
+                state = state._replace(etcd=self.etcds.one(etcd._replace(adrift=tuple(sorted((*etcd.adrift, swap))))))
+        return state
+
+    # Invariants.
+
+    def _believes(self, state: State, node: Node, region: int) -> None:
+        """What a core takes for the record of a revision is what etcd holds at that revision (rule 9)."""
+        if node.machine is None or node.machine.facts.record is None:
+            return
+        known, revision = node.machine.facts.record, node.machine.facts.revision
+        history = state.etcd.value.history
+        held = self.records[history[revision - 1]] if revision <= len(history) else None
+        if held is None or (held.epoch, held.phase, held.leader) != (known.epoch, known.phase, known.leader):
+            raise Violated(
+                f"{REGIONS[region]} takes epoch {known.epoch} ({known.leader} {known.phase}) for revision {revision}, "
+                "and etcd holds another"
+            )
+
+    def _opened(self, state: State, region: int, epoch: int) -> State:
+        ghost, member = state.ghost.value, state.members[region].value
+        before = dict(ghost.opened).get(epoch, region)
+        if before != region:
+            raise Violated(f"{REGIONS[region]} opens writes under epoch {epoch}, and {REGIONS[before]} did")
+        if ghost.epoch > epoch:
+            # Too late to matter: what a later epoch acknowledged was never meant to be here.
+            return state
+        lost = [one for one in ghost.acked if not postgres.has(member, "write", one)]
+        if lost:
+            raise Violated(f"write {lost[0]} was acknowledged, and {REGIONS[region]} opens epoch {epoch} without it")
+        opened = tuple(sorted({*ghost.opened, (epoch, region)}))
+        return state._replace(ghost=self.ghosts.one(ghost._replace(opened=opened)))
+
+    def _commit(self, state: State, region: int) -> State:
+        """Let commits of a primary return that have their quorum, and look whether they may."""
+        member = state.members[region].value
+        until = postgres.on_quorum(member)
+        if until <= member.confirmed:
+            return state
+        returned = member.wal[member.confirmed : until]
+        member = self.members.one(member._replace(confirmed=until))
+        state = state._replace(members=put(state.members, region, member))
+        writes = [entry.number for entry in returned if entry.kind == "write"]
+        twice = [one for one in writes if sum(entry[1:3] == ("write", one) for entry in member.value.wal) > 1]
+        if twice:
+            raise Violated(f"write {twice[0]} was applied twice at {REGIONS[region]}")
+        return self.acknowledged(state, region, writes) if any(one.kind != "promotion" for one in returned) else state
+
+    def acknowledged(self, state: State, region: int, writes: Iterable[int]) -> State:
+        """A primary acknowledges to clients, or to its agent."""
+        ghost, epoch = state.ghost.value, state.members[region].value.epoch
+        if (epoch, region) != (ghost.epoch, ghost.region) and epoch <= ghost.epoch:
+            raise Violated(
+                f"{REGIONS[region]} acknowledges under epoch {epoch}, "
+                f"and {REGIONS[ghost.region]} has acknowledged under epoch {ghost.epoch}"
+            )
+        acked = tuple(sorted({*ghost.acked, *writes}))
+        return state._replace(ghost=self.ghosts.one(ghost._replace(acked=acked, epoch=epoch, region=region)))
+
+    # Mirror images.
+
+    def _mirrored_etcd(self, etcd: Etcd) -> Etcd:
+        return Etcd(
+            history=tuple(self._mirrored_record(one) for one in etcd.history),
+            adrift=tuple(sorted((expected, self._mirrored_record(one)) for expected, one in etcd.adrift)),
+        )
+
+    def _mirrored_record(self, number: int) -> int:
+        record = self.record(number)
+        return self.record_number(replace(record, leader=RegionName(MIRRORED[record.leader])))
+
+
+_PHASES = ("bootstrapping", "recruiting", "promoting", "serving")
+
+
+def _follows(old: Leadership, new: Leadership) -> bool:
+    """Whether one record may come after another: epochs grow, and an epoch goes from phase to phase."""
+    if new.epoch != old.epoch:
+        return new.epoch == old.epoch + 1
+    forward = _PHASES.index(new.phase) > _PHASES.index(old.phase)
+    return forward and (new.leader == old.leader or new.phase == "promoting")
+
+
+def found(member: Member) -> LedgerFound:
+    """What a driver finds where this member is."""
+    if member.kind == "standby":
+        return (
+            LedgerFound(kind="frozen")
+            if member.source is None
+            else LedgerFound(kind="following", epoch=member.epoch)
+        )  # fmt: skip
+    return LedgerFound(kind=member.kind, epoch=member.epoch if member.kind == "primary" else 0)
+
+
+def put(parts: tuple[Value, Value, Value], region: int, part: Value) -> tuple[Value, Value, Value]:
+    """The three with one of them replaced."""
+    first, second, third = parts
+    return (
+        (part, second, third) if region == 0 else (first, part, third) if region == 1 else (first, second, part)
+    )  # fmt: skip
+
+
+def _mirrored_member(member: Member) -> Member:
+    first, second, third = member.acks
+    return member._replace(
+        wal=tuple(entry._replace(by=_OTHER[entry.by]) for entry in member.wal),
+        source=None if member.source is None else _OTHER[member.source],
+        names=tuple(sorted(_OTHER[one] for one in member.names)),
+        acks=(first, third, second),
+    )
+
+
+def _mirrored_ghost(ghost: Ghost) -> Ghost:
+    return ghost._replace(
+        region=ghost.region if ghost.region < 0 else _OTHER[ghost.region],
+        opened=tuple(sorted((epoch, _OTHER[region]) for epoch, region in ghost.opened)),
+    )

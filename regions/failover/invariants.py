@@ -1,0 +1,67 @@
+"""What must hold in one core after each event: a pure function of its facts.
+
+It decides nothing and repairs nothing; tests, the simulation and the exploration ask it. What needs more than one
+region to be seen (one epoch acknowledges, nothing acknowledged is lost) is theirs. Source: failover.md, rules.
+"""
+
+from collections.abc import Iterator
+
+from regions.failover import steps
+from regions.failover.effects import InitialiseLedger, PromoteLedger, WriteFence
+from regions.failover.facts import Facts
+
+
+def violations(facts: Facts) -> tuple[str, ...]:
+    """Return what does not hold, one line each; empty when all is well."""
+    return (*_of_writes(facts), *_of_promises(facts), *_of_requests(facts))
+
+
+def _of_writes(facts: Facts) -> Iterator[str]:
+    epoch, record = facts.open_epoch, facts.record
+    if not epoch:
+        return
+    if not facts.is_primary_of(epoch):
+        yield f"writes are open under epoch {epoch}, and the member is no primary of it"
+    if record is None or record.epoch != epoch or not facts.leads:
+        yield f"writes are open under epoch {epoch}, and the record gives it to another"
+    elif record.phase != "serving" and facts.fence is None:
+        yield f"writes are open under epoch {epoch}, and its fence row is on no quorum"
+    if facts.handover is not None:
+        yield f"writes are open under epoch {epoch}, and it is being handed over"
+
+
+def _of_promises(facts: Facts) -> Iterator[str]:
+    promise, vote = facts.promise, steps.published_vote(facts)
+    if promise is None:
+        if vote is not None:
+            yield "a vote is published by an agent whose promise cannot be read"
+        return
+    if vote is not None and vote.epoch > promise.epoch:
+        yield f"a vote for epoch {vote.epoch} is published, and epoch {promise.epoch} is promised"
+    if vote is not None and vote.position.epoch < promise.floor:
+        yield f"a vote at epoch {vote.position.epoch} is published below the floor {promise.floor}"
+    if facts.ledger is not None and facts.ledger.kind == "primary" and facts.ledger.epoch > promise.epoch:
+        yield f"the member is primary of epoch {facts.ledger.epoch}, and epoch {promise.epoch} is promised"
+    if facts.storing is not None:
+        stored = facts.storing.promise
+        if stored.epoch < promise.epoch or stored.lineage < promise.lineage or stored.floor < promise.floor:
+            yield f"a promise is taken back: {promise} becomes {stored}"
+
+
+def _of_requests(facts: Facts) -> Iterator[str]:
+    promise = facts.promise
+    if facts.working is None:
+        return
+    effect = facts.working.effect
+    if promise is None or effect.epoch < promise.epoch:
+        yield f"{type(effect).__name__} is asked for epoch {effect.epoch}, below the promise"
+        return
+    if isinstance(effect, PromoteLedger | InitialiseLedger) and promise.lineage < effect.epoch:
+        yield f"{type(effect).__name__} of epoch {effect.epoch}, and no lineage tells of it after a crash"
+    if isinstance(effect, PromoteLedger | WriteFence) and facts.region not in _leaders(facts):
+        yield f"{type(effect).__name__} of epoch {effect.epoch} by a region that does not lead"
+
+
+def _leaders(facts: Facts) -> tuple[str, ...]:
+    # A record that is newer than the effect under way: the member is about to be told.
+    return () if facts.record is None else (facts.record.leader,)

@@ -1,0 +1,66 @@
+from dataclasses import replace
+from typing import Any
+
+import pytest
+
+from regions.failover.effects import FollowLedger, PromoteLedger
+from regions.failover.events import LedgerFound, Promise, Vote
+from regions.failover.facts import Facts, Storing, Working
+from regions.failover.invariants import violations
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.identity import RegionName
+from regions.leadership import Leadership
+from regions.position import Position
+
+A, B = RegionName("a"), RegionName("b")
+VOTERS = (A, B, RegionName("c"))
+RECORD = Leadership(
+    epoch=2, leader=A, phase="promoting", fence_id=None, reason="", since="", voters=VOTERS, ancestry=(1,)
+)
+FROZEN = Vote(epoch=2, position=Position(1, 5), ancestry=(1,))
+
+
+def facts(**changes: Any) -> Facts:
+    fields: dict[str, Any] = {
+        "region": A,
+        "cell": CellRegions(voters=VOTERS),
+        "settings": DEFAULTS,
+        "next_ticket": 1,
+        "started": True,
+        "promise": Promise(epoch=2, lineage=2),
+        "ledger": LedgerFound(kind="primary", epoch=2),
+        "record": RECORD,
+    }
+    return Facts(**{**fields, **changes})
+
+
+def promoting(epoch: int) -> Working:
+    return Working(ticket=1, effect=PromoteLedger(ticket=0, epoch=epoch), until=1.0)
+
+
+@pytest.mark.parametrize(
+    ("changes", "what"),
+    [
+        ({"open_epoch": 2}, "its fence row is on no quorum"),
+        ({"open_epoch": 1}, "the member is no primary of it"),
+        ({"open_epoch": 2, "record": replace(RECORD, leader=B)}, "the record gives it to another"),
+        ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),
+        ({"working": promoting(1)}, "below the promise"),
+        ({"working": promoting(2), "promise": Promise(epoch=2)}, "no lineage tells of it"),
+        ({"working": promoting(2), "record": replace(RECORD, leader=B)}, "by a region that does not lead"),
+        (
+            {"storing": Storing(ticket=1, promise=Promise(epoch=2, lineage=1), until=1.0)},
+            "a promise is taken back",
+        ),
+    ],
+)
+def test_what_must_not_be_is_named(changes: dict[str, Any], what: str) -> None:
+    assert any(what in one for one in violations(facts(**changes)))
+
+
+def test_all_is_well_with_a_member_that_follows_and_one_that_votes() -> None:
+    following = Working(ticket=1, effect=FollowLedger(ticket=0, epoch=2, leader=B), until=1.0)
+    assert not violations(facts(ledger=LedgerFound(kind="stopped"), working=following))
+    recruiting = replace(RECORD, phase="recruiting", leader=B)
+    assert not violations(facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen=FROZEN))
+    assert not violations(facts(promise=None, ledger=LedgerFound(kind="stopped")))

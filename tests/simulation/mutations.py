@@ -1,0 +1,378 @@
+"""Each rule broken on purpose, and what notices: the proof that the checkers prove something.
+
+A mutation puts a broken function in the place of a small one for the time of one exploration. Where the story that
+it needs is long, it names the way to where the story begins; from there on everything is tried.
+``python -m tests.simulation.mutations`` prints the table.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
+
+import typer
+
+from infra.exploration import moves, node
+from infra.exploration.bounds import Budget
+from infra.exploration.journey import Leg, serves, travel, wal
+from infra.exploration.search import Explored
+from infra.exploration.world import State, World
+from infra.simulation.plans import Fault, Plan
+from infra.simulation.runner import run_plan
+from infra.simulation.world import Clock
+from regions.failover import rules
+from regions.failover.effects import LedgerEffect, SetQuorum
+from regions.failover.events import LedgerFound, LedgerFrozen, Promise, SwapAnswered, Ticket, Vote
+from regions.failover.machine import Machine
+from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership
+from regions.position import ZERO, Position
+
+CALM = Budget(*[0] * len(Budget._fields))
+A, B, C = 0, 1, 2
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Mutation:
+    """A rule, broken.
+
+    Attributes:
+        name: What is broken, in words.
+        rule: Its number in failover.md, or a name.
+        broken: What is put in the place of what: (owner, attribute, substitute).
+        legs: The way to the story, and the last leg, in which everything is tried.
+        caught: What the violation says.
+        epochs_max: No epoch above this one is begun.
+        states_max: The effort: distinct states of each leg.
+    """
+
+    name: str
+    rule: str
+    broken: Sequence[tuple[Any, str, Any]]
+    legs: Sequence[Leg]
+    caught: str
+    epochs_max: int = 2
+    states_max: int = 100_000
+
+
+def hunt(mutation: Mutation) -> tuple[World, Explored]:
+    """Explore with the rule broken."""
+    with ExitStack() as stack:
+        for owner, name, substitute in mutation.broken:
+            stack.enter_context(patch.object(owner, name, substitute))
+        return travel(mutation.legs, epochs_max=mutation.epochs_max, states_max=mutation.states_max)
+
+
+# Ways.
+
+
+def leg(goal: Callable[[State], bool] | None = None, **budget: int) -> Leg:
+    """A leg in which only this may happen."""
+    faults = sum(budget.get(kind, 0) for kind in ("crashes", "ends", "delays", "failures", "stale", "lags"))
+    return Leg(budget=replace_budget(faults, budget), goal=goal)
+
+
+def replace_budget(faults: int, budget: Mapping[str, int]) -> Budget:
+    return CALM._replace(**{"faults": faults, **budget})
+
+
+def wals(*wanted: str | None) -> Callable[[State], bool]:
+    """Whether the members hold exactly this WAL; None for any."""
+
+    def fits(state: State) -> bool:
+        return all(one is None or one == wal(state, region) for region, one in enumerate(wanted))
+
+    return fits
+
+
+def served(region: int, epoch: int, *wanted: str | None) -> Callable[[State], bool]:
+    """Whether a region serves an epoch, and the members hold this WAL."""
+    fits = wals(*wanted)
+    return lambda state: serves(state, region, epoch) and fits(state)
+
+
+# What is put in the place of the rules.
+
+
+def enough_with_one(votes: Mapping[RegionName, Vote], record: Leadership) -> bool:
+    del record
+    return len(votes) >= 1
+
+
+def publish_before_durable(vote: Vote, durable: Promise) -> bool:
+    return rules.position_counts(vote.position, durable)
+
+
+def rank_by_lsn(vote: Vote) -> Position:
+    return Position(0, vote.position.lsn)
+
+
+def position_received(answer: LedgerFrozen) -> Position:
+    return Position(max(answer.ancestry, default=0), answer.received or 0)
+
+
+def clear_quorum_first(ticket: Ticket, epoch: Epoch) -> LedgerEffect:
+    return SetQuorum(ticket=ticket, epoch=epoch, standbys=(), required=0)
+
+
+_take_swap = Machine._take_swap
+
+
+def unknown_is_applied(machine: Machine, event: SwapAnswered, now: float) -> None:
+    if event.outcome == "unknown":
+        event = replace(event, outcome="applied", revision=machine.facts.revision + 1)
+    _take_swap(machine, event, now)
+
+
+def led_by_belief(read: Leadership | None, open_epoch: Epoch, region: RegionName) -> bool:
+    del read, region
+    return open_epoch > 0
+
+
+def copy_only_when_absent(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool:
+    del durable, record
+    return ledger.kind == "absent"
+
+
+def presume_the_silent(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[RegionName, Vote]:
+    given = {region: vote for region, vote in votes.items() if vote.epoch == record.epoch}
+    presumed = Vote(epoch=record.epoch, position=ZERO, ancestry=())
+    return {RegionName("a"): presumed, **given} if given else {}
+
+
+def always(**_: Any) -> bool:
+    return True
+
+
+def yes(*_: Any, **__: Any) -> bool:
+    return True
+
+
+def nothing(*_: Any) -> tuple[str, ...]:
+    return ()
+
+
+def nothing_known(*_: Any) -> None:
+    """The client's second attempt has another key, so no row can be the one that it asks for."""
+
+
+def no(*_: Any, **__: Any) -> bool:
+    return False
+
+
+LOST = "was acknowledged, and"
+_B_HAS_W1 = leg(lambda state: state.ghost.value.acked == (1,) and wal(state, C) == "F1", writes=1)
+_FAILOVER = leg(suspicions=2)
+_REWOUND = [
+    leg(wals("F1W1W2", "F1W1", "F1"), writes=2),
+    leg(wals("F1W1W2", "F1W1P2F2", "F1"), suspicions=2),
+    leg(wals("F1", "F1W1P2F2", "F1")),
+    leg(suspicions=2),
+]
+
+UNSEEN = ((node, "violations", nothing), (node, "is_durable", yes))
+"""What would notice at once within one region is blind, so that the harm must show in the world."""
+
+MUTATIONS = (
+    Mutation(
+        name="a member is promoted by its own vote alone", rule="1",
+        broken=[(rules, "enough", enough_with_one)],
+        legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
+    ),
+    Mutation(
+        name="a vote is published before the promise is on disk", rule="2",
+        broken=[(rules, "may_publish", publish_before_durable)],
+        legs=[_FAILOVER], caught="is promised",
+    ),
+    Mutation(
+        name="the same, and nobody looks at the disk", rule="2",
+        broken=[(rules, "may_publish", publish_before_durable), *UNSEEN],
+        legs=[leg(suspicions=2, crashes=1, stale=1, writes=1)], caught="and acknowledges for epoch",
+    ),
+    Mutation(
+        name="members are compared by LSN alone", rule="3",
+        broken=[(rules, "rank", rank_by_lsn)],
+        legs=[
+            leg(wals("F1W1W2W3", "F1", "F1"), writes=3),
+            leg(served(B, 2, None, None, None), suspicions=2),
+            leg(lambda state: 4 in state.ghost.value.acked, writes=1),
+            leg(suspicions=2),
+        ],
+        caught=LOST, epochs_max=3, states_max=300_000,
+    ),
+    Mutation(
+        name="a position is what was received, after a restart too", rule="4",
+        broken=[(rules, "frozen_position", position_received)],
+        legs=[_B_HAS_W1, leg(suspicions=2, ends=1)], caught=LOST,
+    ),
+    Mutation(
+        name="a member that still receives counts as frozen", rule="4",
+        broken=[(rules, "is_frozen", yes)],
+        legs=[leg(writes=1, suspicions=2, delays=1)], caught="and acknowledges for epoch",
+    ),
+    Mutation(
+        name="a member is promoted without its quorum", rule="5",
+        broken=[(rules, "may_promote", always)],
+        legs=[
+            leg(served(B, 2), suspicions=2),
+            leg(lambda state: state.ghost.value.acked == (1,), writes=1, delays=1),
+            leg(suspicions=2),
+        ],
+        caught=LOST, epochs_max=3,
+    ),
+    Mutation(
+        name="a primary is demoted by clearing its quorum", rule="6",
+        broken=[(rules, "demotion", clear_quorum_first)],
+        legs=[leg(wals("F1W1", "F1", "F1"), writes=1), _FAILOVER], caught="acknowledge",
+    ),
+    Mutation(
+        name="a fence row whose wait was cut short opens writes", rule="7",
+        broken=[(rules, "is_on_quorum", yes)],
+        legs=[
+            leg(wals("F1W1", "F1", "F1"), writes=1),
+            leg(lambda state: state.nodes[A].gate == 2, ends=1, failures=1),
+            leg(lambda state: state.ghost.value.acked == (1,), retries=1),
+            _FAILOVER,
+        ],
+        caught=LOST, epochs_max=3,
+    ),
+    Mutation(
+        name="a primary that ended starts again under its epoch", rule="8",
+        broken=[(rules, "needs_new_epoch", no)],
+        legs=[leg(wals("F1W1", "F1", "F1"), writes=1), leg(ends=1, retries=1, suspicions=2)],
+        caught="acknowledge",
+    ),
+    Mutation(
+        name="a swap of unknown outcome is taken as applied", rule="9",
+        broken=[(Machine, "_take_swap", unknown_is_applied)],
+        legs=[leg(suspicions=2, failures=1)], caught="and etcd holds another",
+    ),
+    Mutation(
+        name="a client takes an unknown write for a refused one", rule="9",
+        broken=[(moves, "row_of", nothing_known)],
+        legs=[leg(writes=1, retries=1, suspicions=2)], caught="was applied twice",
+    ),
+    Mutation(
+        name="a strong read is answered by belief", rule="10",
+        broken=[(rules, "proves_leadership", led_by_belief)],
+        legs=[leg(served(B, 2), suspicions=2), leg(writes=1, reads=1)], caught="a strong read",
+    ),
+    Mutation(
+        name="only a member without data is copied", rule="11",
+        broken=[(rules, "must_copy", copy_only_when_absent)],
+        legs=[
+            leg(wals("F1", "F1P2F2", "F1"), suspicions=2),
+            leg(served(C, 3), suspicions=0),
+            leg(lambda state: state.ghost.value.acked == (1,) and wal(state, A) == "F1P3F3", writes=1),
+            leg(suspicions=2),
+        ],
+        caught=LOST, epochs_max=4, states_max=300_000,
+    ),
+    Mutation(
+        name="a member that was rewound votes at once", rule="12",
+        broken=[(rules, "position_counts", yes)],
+        legs=[
+            leg(wals("F1W1", "F1", "F1"), writes=1),
+            leg(served(B, 2), suspicions=2),
+            leg(wals("F1", None, None)),
+            _FAILOVER,
+        ],
+        caught="below the floor", epochs_max=3,
+    ),
+    Mutation(
+        name="the same before its leader has a quorum, and nobody looks", rule="12",
+        broken=[(rules, "position_counts", yes), (rules, "may_rewind", yes), *UNSEEN],
+        legs=_REWOUND, caught=LOST, epochs_max=3, states_max=300_000,
+    ),
+    Mutation(
+        name="the silent leader's vote is presumed", rule="14",
+        broken=[(rules, "counted", presume_the_silent)],
+        legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
+    ),
+    Mutation(
+        name="etcd swaps without comparing", rule="CAS",
+        broken=[(World, "compares", yes)],
+        legs=[_FAILOVER], caught="is followed by",
+    ),
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class TimedMutation:
+    """A rule about time, broken; the simulation is to notice that nobody takes over.
+
+    Attributes:
+        name: What is broken, in words.
+        rule: Its number in failover.md, or a name.
+        broken: What is put in the place of what: (owner, attribute, substitute).
+        faults: What happens; the last of it takes the leader away.
+    """
+
+    name: str
+    rule: str
+    broken: Sequence[tuple[Any, str, Any]]
+    faults: tuple[Fault, ...]
+
+
+RECOVERY_S_MAX = 5.0
+"""A lost leader is replaced within this time: the product's bound."""
+
+
+def simulate(mutation: TimedMutation | None, faults: tuple[Fault, ...]) -> str | None:
+    """Run the faults, with a rule broken or not, and return what did not hold."""
+    with ExitStack() as stack:
+        for owner, name, substitute in () if mutation is None else mutation.broken:
+            stack.enter_context(patch.object(owner, name, substitute))
+        report = run_plan(Plan(seed=1, seconds=60.0, faults=faults))
+    if report.violation is not None:
+        return report.violation
+    if not report.recoveries_s:
+        return "no region took over"
+    slowest = max(report.recoveries_s)
+    return f"another region took over after {slowest:.1f} s" if slowest > RECOVERY_S_MAX else None
+
+
+def _wall_time(clock: Clock, reading: float) -> float:
+    return reading - 1.8e9 - clock.wall_offset
+
+
+TIMED_MUTATIONS = (
+    TimedMutation(
+        name="the core is driven by a wall clock, and it jumps back", rule="16",
+        broken=[(Clock, "now", Clock.wall), (Clock, "world_time", _wall_time)],
+        faults=(
+            Fault(at=8.0, kind="clock-jump", target="us", amount=0.0),
+            Fault(at=10.0, kind="crash-region", target="eu", seconds=12.0),
+        ),
+    ),
+    TimedMutation(
+        name="each heartbeat counts, with or without a newer quorum commit", rule="life",
+        broken=[(rules, "shows_life", always)],
+        faults=(Fault(at=8.0, kind="hang-disk", target="leader", seconds=12.0),),
+    ),
+)  # fmt: skip
+
+
+def row(rule: str, name: str, checker: str, effort: str, what: str | None) -> str:
+    """One line of the table."""
+    return f"{rule:>4}  {name:66} {checker:12} {effort:26} {what or 'NOT CAUGHT'}"
+
+
+def rows() -> Iterator[str]:
+    """Break all, one after the other; a line each."""
+    for mutation in MUTATIONS:
+        _, explored = hunt(mutation)
+        found = explored.counterexample
+        effort = f"{explored.states} states, depth {explored.depth}"
+        yield row(mutation.rule, mutation.name, "exploration", effort, None if found is None else found.what)
+    for timed in TIMED_MUTATIONS:
+        what = simulate(timed, timed.faults)
+        yield row(timed.rule, timed.name, "simulation", "1 minute", what)
+
+
+if __name__ == "__main__":
+    for line in rows():
+        typer.echo(line)

@@ -1,0 +1,191 @@
+import json
+import sys
+from unittest.mock import patch
+
+import pytest
+import typer
+from typer.testing import CliRunner
+
+from infra.cli.main import make_app, run
+from infra.exploration import postgres
+from infra.exploration.bounds import Bounds, Budget, spend
+from infra.exploration.moves import successors
+from infra.exploration.node import Violated, during
+from infra.exploration.postgres import Entry, Member
+from infra.exploration.search import Explored, Search
+from infra.exploration.start import serving
+from infra.exploration.transcript import transcript
+from infra.exploration.world import State, World
+from regions.failover import rules
+
+pytestmark = pytest.mark.simulation
+
+ONE_FAILOVER = Bounds(
+    budget=Budget(faults=1, crashes=1, ends=1, delays=0, failures=1, stale=1, suspicions=2, writes=0), epochs_max=2
+)
+EVERYTHING = Bounds(
+    budget=Budget(
+        faults=3, crashes=2, ends=1, delays=1, failures=1, stale=1, lags=1, suspicions=3, writes=2, retries=1, reads=1
+    ),
+    epochs_max=4,
+)
+
+
+def explore(bounds: Bounds) -> tuple[World, Explored]:
+    world = World(bounds)
+    return world, Search(world, serving(world)).run()
+
+
+def assert_sound(world: World, explored: Explored) -> None:
+    found = explored.counterexample
+    assert found is None, "\n" + "\n".join(transcript(world, found))
+
+
+def test_every_interleaving_of_one_failover_with_one_fault_is_sound() -> None:
+    world, explored = explore(ONE_FAILOVER._replace(states_max=150_000))
+    assert_sound(world, explored)
+    typer.echo(f"{explored.states} states, depth {explored.depth}, complete: {explored.complete}")
+
+
+def test_all_kinds_of_faults_together_are_sound_to_a_smaller_depth() -> None:
+    world, explored = explore(EVERYTHING._replace(states_max=60_000))
+    assert_sound(world, explored)
+    assert explored.states >= 60_000
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(3600)
+@pytest.mark.parametrize("bounds", [Bounds(), EVERYTHING], ids=["two faults", "everything"])
+def test_more_than_a_million_states_are_sound(bounds: Bounds) -> None:
+    world, explored = explore(bounds._replace(states_max=1_100_000))
+    assert_sound(world, explored)
+    assert explored.complete or explored.states >= 1_000_000
+
+
+def test_an_exploration_is_the_same_each_time() -> None:
+    bounds = Bounds(states_max=3_000)
+    assert explore(bounds)[1] == explore(bounds)[1]
+
+
+def test_a_counterexample_is_told_as_a_story() -> None:
+    budget = Budget(faults=1, crashes=0, ends=0, failures=0, stale=0)
+    world = World(Bounds(budget=budget, epochs_max=2, states_max=5_000))
+    with patch.object(rules, "is_frozen", return_value=True):
+        explored = Search(world, serving(world)).run()
+    assert explored.counterexample is not None
+    lines = list(transcript(world, explored.counterexample))
+    assert lines[0].startswith("  1  ")
+    assert "suspects" in "".join(lines)
+    assert lines[-1].strip().startswith("VIOLATION: b has voted for epoch 2")
+
+
+def test_a_state_and_its_mirror_image_are_one() -> None:
+    world = World(Bounds())
+    state = serving(world)
+    moves = {label[:2]: after for label, after in successors(world, state) if label[0] == "suspects"}
+    assert world.canonical(moves["suspects", 1]) == world.canonical(moves["suspects", 2])
+    assert world.canonical(moves["suspects", 1]) != world.canonical(state)
+
+
+def test_a_late_answer_to_an_older_request_changes_nothing() -> None:
+    # It is what lets the exploration leave such answers out.
+    from regions.failover.events import LedgerDone, PromiseStored, ReadFailed, SwapAnswered
+
+    world = World(Bounds())
+    state: State = serving(world)
+    for _ in range(40):
+        machine = state.nodes[1].machine
+        assert machine is not None
+        before = repr(machine.facts)
+        for event in (LedgerDone, PromiseStored, ReadFailed):
+            twin = machine.clone()
+            twin.handle(event(ticket=-1), now=0.0)
+            assert repr(twin.facts) == before
+        twin = machine.clone()
+        twin.handle(SwapAnswered(ticket=-1, outcome="unknown"), now=0.0)
+        assert repr(twin.facts) == before
+        state = next(after for label, after in successors(world, state) if label[0] != "trusts")
+
+
+def test_a_fault_is_spent_from_its_kind_and_from_all() -> None:
+    budget = Budget(faults=1, crashes=2)
+    after = spend(budget, "crashes")
+    assert after is not None
+    assert (after.faults, after.crashes) == (0, 1)
+    assert spend(after, "crashes") is None
+    assert spend(after, "writes") is not None
+
+
+def test_an_assertion_of_the_core_is_a_violation_and_names_its_move() -> None:
+    with pytest.raises(Violated, match="never") as caught, during(("sees", 1)):
+        raise AssertionError("never")
+    assert caught.value.label == ("sees", 1)
+
+
+# The traps of PostgreSQL.
+
+_FENCE = Entry(1, "fence", 1, 0)
+
+
+def primary(*wal: Entry) -> Member:
+    return postgres.initialise(Member(kind="stopped", wal=wal), 1)
+
+
+def test_two_promotions_take_the_same_timeline_and_a_standby_accepts_either() -> None:
+    frozen = Member(kind="standby", wal=(_FENCE,))
+    one = postgres.append(postgres.promote(frozen, 1, 2), 1, "fence", 2)
+    other = postgres.promote(frozen, 2, 3)
+    assert postgres.timeline(one.wal) == postgres.timeline(other.wal) == 2
+    assert one.wal != other.wal
+    standby = postgres.as_standby(postgres.stop(other), source=1, epoch=2)
+    assert postgres.accepts(standby, one)
+    assert postgres.receive(standby, one).wal == (_FENCE, other.wal[1], one.wal[2])
+    assert postgres.rewind(other, one).wal == other.wal
+
+
+def test_a_rewind_goes_below_what_was_acknowledged() -> None:
+    longer = primary(_FENCE, Entry(1, "write", 1, 0), Entry(1, "write", 2, 0))
+    leader = postgres.promote(Member(kind="standby", wal=longer.wal[:2]), 1, 2)
+    assert not postgres.accepts(postgres.stop(longer), leader)
+    assert postgres.rewind(longer, leader).wal == (_FENCE,)
+
+
+def test_a_primary_without_names_commits_alone_and_one_with_names_waits() -> None:
+    alone = primary(_FENCE)
+    assert postgres.on_quorum(alone) == 1
+    careful = alone._replace(names=(1, 2), required=1)
+    assert postgres.on_quorum(careful) == 0
+    assert postgres.on_quorum(postgres.acknowledge(careful, 2, 1)) == 1
+
+
+# The command.
+
+
+def test_the_command_says_how_far_it_went() -> None:
+    result = CliRunner().invoke(make_app(), ["explore", "--states", "2000", "--json"])
+    facts = json.loads(result.output)
+    assert result.exit_code == 0
+    assert facts["states"] >= 2000
+    assert facts["violation"] is None
+
+
+def test_the_command_shows_what_goes_wrong() -> None:
+    with patch.object(rules, "may_publish", return_value=True):
+        result = CliRunner().invoke(make_app(), ["explore", "--states", "5000"])
+    assert result.exit_code == 1
+    assert "VIOLATION: a vote for epoch 2 is published" in result.output
+
+
+@pytest.mark.parametrize(
+    "options", [["--states", "0"], ["--depth", "-1"], ["--faults", "99"], ["--epochs", "1"], ["--states", "many"]]
+)
+def test_the_command_refuses_wrong_input_with_one_line(
+    options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["palaver", "explore", *options])
+    with pytest.raises(SystemExit) as ended:
+        run()
+    assert ended.value.code == 2
+    error = capsys.readouterr().err
+    assert error.startswith("palaver: ")
+    assert error.count("\n") == 1
