@@ -145,18 +145,30 @@ class Applier(Generic[E]):
         while True:
             batches_before = self.counts.batches
             try:
-                async with self._view() as connection, channel.subscribe(self._position) as subscription:
-                    while True:
-                        applied = await self.apply(connection, await subscription.take())
-                        subscription.acknowledge(applied.position)
-                        await self._on_applied(applied)
+                self.trouble = await self._apply_until_trouble(channel)
             except* (*VIEW_TROUBLE, SyncError) as group:
                 self.trouble = _first_reason(group)
-                _log.warning("apply starts again from its checkpoint: %s", self.trouble)
+            _log.warning("apply starts again from its checkpoint: %s", self.trouble)
             self.counts.restarts += 1
             advanced = self.counts.batches > batches_before
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
+
+    async def _apply_until_trouble(self, channel: Channel) -> str:
+        """Apply until something breaks; return what it was.
+
+        The error ends here, inside of the subscription. On its way out through the subscription's TaskGroup it
+        would replace a cancellation that arrives in the same moment (Python before 3.13), and nobody would ever
+        stop applying.
+        """
+        async with self._view() as connection, channel.subscribe(self._position) as subscription:
+            try:
+                while True:
+                    applied = await self.apply(connection, await subscription.take())
+                    subscription.acknowledge(applied.position)
+                    await self._on_applied(applied)
+            except (*VIEW_TROUBLE, SyncError) as error:
+                return _first_reason(error)
 
     @asynccontextmanager
     async def _view(self) -> "AsyncGenerator[ViewConnection]":
@@ -290,8 +302,7 @@ async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
     await transaction.commit()
 
 
-def _first_reason(group: BaseExceptionGroup[Exception]) -> str:
-    error: BaseException = group
+def _first_reason(error: Exception | BaseExceptionGroup[Exception]) -> str:
     while isinstance(error, BaseExceptionGroup):
         error = error.exceptions[0]
     return " ".join(str(error).split()) or type(error).__name__

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import asyncio
-import os
 import subprocess
 import sys
 import time
@@ -108,11 +107,11 @@ def _is_running(layout: Layout, pid: int) -> bool:
 
 
 def _alive(pid: int) -> bool:
+    """Whether a process runs; one that has ended and was not waited for has no command line."""
     try:
-        os.kill(pid, 0)
-    except ProcessLookupError:
+        return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
+    except OSError:
         return False
-    return Path(f"/proc/{pid}/cmdline").read_bytes() != b"" if Path(f"/proc/{pid}").exists() else False
 
 
 def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
@@ -155,12 +154,12 @@ def logs(
     process: Annotated[str | None, typer.Argument(help="Only this process.")] = None,
     follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is appended.")] = False,
     data: Data = DEFAULT_DATA,
-    as_json: Annotated[bool, typer.Option("--json", help="Print the lines as they were written.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print each line as a JSON object.")] = False,
 ) -> None:
     """Print the logs of all processes in the order of time."""
     layout = open_layout(data)
     files = log_reader.find_logs(layout, known_plan(layout), region, process)
-    for line in log_reader.merged(files, raw=as_json):
+    for line in log_reader.merged(files, as_json=as_json):
         typer.echo(line)
     if follow:
-        log_reader.follow(files, raw=as_json, emit=typer.echo)
+        log_reader.follow(files, as_json=as_json, emit=typer.echo)

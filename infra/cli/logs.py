@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from datetime import UTC, datetime
 from pathlib import Path
+from typing import Any, cast
 
 import orjson
 
@@ -40,15 +41,17 @@ def find_logs(layout: Layout, plan: Plan, region: str | None, process: str | Non
     return chosen
 
 
-def merged(files: dict[str, Path], *, raw: bool) -> Iterator[str]:
+def merged(files: dict[str, Path], *, as_json: bool) -> Iterator[str]:
     """All lines of all files in the order of their times; a line without a time follows its predecessor."""
+    show = json_line if as_json else render
     streams = [_timed_lines(name, path) for name, path in files.items()]
     for _, name, line in heapq.merge(*streams, key=lambda entry: entry[0]):
-        yield line if raw else render(name, line)
+        yield show(name, line)
 
 
-def follow(files: dict[str, Path], *, raw: bool, emit: Callable[[str], None]) -> None:
+def follow(files: dict[str, Path], *, as_json: bool, emit: Callable[[str], None]) -> None:
     """Print what is appended to the files until interrupted."""
+    show = json_line if as_json else render
     offsets = {name: path.stat().st_size for name, path in files.items()}
     while True:
         for name, path in files.items():
@@ -61,7 +64,7 @@ def follow(files: dict[str, Path], *, raw: bool, emit: Callable[[str], None]) ->
             complete = chunk[: chunk.rfind(b"\n") + 1]
             offsets[name] += len(complete)
             for line in complete.decode(errors="replace").splitlines():
-                emit(line if raw else render(name, line))
+                emit(show(name, line))
         time.sleep(FOLLOW_POLL_S)
 
 
@@ -74,6 +77,19 @@ def render(name: str, line: str) -> str:
         return f"{name} {line}"
     rest = " ".join(f"{key}={value}" for key, value in fields.items() if key not in HIDDEN and value is not None)
     return f"{head} {rest}".rstrip()
+
+
+def json_line(name: str, line: str) -> str:
+    """A line for a program: one JSON object that says whose it is. PostgreSQL and Redis write none themselves."""
+    region, _, process = name.rpartition("/")
+    source: dict[str, Any] = ({"region": region} if region else {}) | {"process": process}
+    try:
+        fields = orjson.loads(line)
+        if isinstance(fields, dict):
+            return orjson.dumps(source | cast("dict[str, Any]", fields)).decode()
+    except orjson.JSONDecodeError:
+        pass
+    return orjson.dumps(source | {"ts": _time_of(line), "msg": line}).decode()
 
 
 def _timed_lines(name: str, path: Path) -> Iterator[tuple[str, str, str]]:

@@ -77,9 +77,7 @@ class Summary:
     @property
     def not_taken(self) -> list[str]:
         """The transitions of the core's table that no run took."""
-        table = (
-            f"{before} -> {after}" for before, afters in TRANSITIONS.items() for after in afters if before != after
-        )
+        table = (f"{before} -> {after}" for before, after in TRANSITIONS)
         return sorted(one for one in table if one not in self.transitions)
 
     def to_json(self) -> dict[str, Any]:

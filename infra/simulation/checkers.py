@@ -8,7 +8,7 @@ right (rule 9): what counts is whether the write is in every ledger that opened 
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from infra.simulation.member import Member
 from infra.simulation.node import Node
@@ -237,20 +237,22 @@ class Liveness:
     """Whether the cell comes back by itself, and does not move without a reason."""
 
     BOUND_S = 20.0
-    """After the last fault is healed. Holds when no hold-down is due, which is added."""
+    """After the last fault is healed: an attempt that is under way, the longest pause between two, and one more."""
 
     @staticmethod
-    def check(world: World, *, last_commit: float, healed_at: float, bound_s: float) -> None:
-        """The cell must have acknowledged a write that ended within ``bound_s`` of the end of all faults.
+    def check(commits_at: Sequence[float], *, healed_at: float, end: float, hold_down_s: float) -> None:
+        """A write must be acknowledged soon after the end of all faults, and again until the run ends.
 
         Raises:
-            Violated: It did not.
+            Violated: None is.
         """
-        if last_commit < min(healed_at + bound_s, world.now - bound_s):
-            raise Violated(
-                "liveness",
-                f"no write was acknowledged after {last_commit:.1f} s; the last fault ended at {healed_at:.1f}",
-            )
+        first = next((at for at in commits_at if at >= healed_at), None)
+        bound_s = Liveness.BOUND_S + hold_down_s
+        if first is None or first > healed_at + bound_s:
+            when = "never" if first is None else f"at {first:.1f} s"
+            raise Violated("liveness", f"all faults ended at {healed_at:.1f} s, the next commit was {when}")
+        if commits_at[-1] < end - Liveness.BOUND_S / 2:
+            raise Violated("liveness", f"no commit after {commits_at[-1]:.1f} s, all faults ended at {healed_at:.1f} s")
 
     @staticmethod
     def check_quiet(checkers: Checkers) -> None:

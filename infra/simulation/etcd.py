@@ -241,7 +241,9 @@ class EtcdClient:
         if not self._etcd.serves(self._region, endpoint):
             self._world.after(ATTEMPT_S / 2, self._next, answer, failed, number)
             return
-        back = self._network.delay(endpoint, self._region)
+        leader = self._etcd.leader
+        assert leader is not None, "an answer without a leader"
+        back = self._network.delay(leader, endpoint) + self._network.delay(endpoint, self._region)
         self._world.after(back, answer, *self._etcd.newest())
 
     def _next(self, answer: ReadAnswer, failed: Callable[[], None], number: int) -> None:
@@ -267,8 +269,9 @@ class EtcdClient:
                 self._world.after(self._world.between(0.3, 4.0), self._apply_swap, request)
             return
         revision = etcd.swap(request.expected, request.record)
-        if self._network.is_open(request.endpoint, self._region):
-            back = self._network.delay(request.endpoint, self._region)
+        leader, endpoint, network = etcd.leader, request.endpoint, self._network
+        if network.is_open(leader, endpoint) and network.is_open(endpoint, self._region):
+            back = network.delay(leader, endpoint) + network.delay(endpoint, self._region)
             self._world.after(back, self._answered, request, revision)
 
     def _answered(self, request: _Swap, revision: int | None) -> None:

@@ -403,9 +403,9 @@ class Member:
         self._witness.shrunk(self, before)
 
     def copy(self, source: Member) -> None:
-        """Put a base backup in place; the primary's configuration comes with it."""
+        """Put a base backup in place; the agent's own configuration comes beside it, so no names are set (rule 5)."""
         assert not self.running, "a copy over a running member"
         self.wal.copy(source.wal)
         self.exists = True
-        self.names, self.required = source.names, source.required
+        self.names, self.required = (), 0
         self.conninfo = None

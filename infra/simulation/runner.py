@@ -123,15 +123,22 @@ class Run:
         return report
 
     def _judge_end(self) -> None:
-        bound_s = Liveness.BOUND_S
         if self._are_two_lost():
             return
         if self.plan.faults:
+            healed_at, end = self.plan.healed_at, self.world.now
             Liveness.check(
-                self.world, last_commit=self.workload.last_commit, healed_at=self.plan.healed_at, bound_s=bound_s
+                self.workload.commits_at, healed_at=healed_at, end=end, hold_down_s=self._hold_down_s(healed_at)
             )
         else:
             Liveness.check_quiet(self.checkers)
+
+    def _hold_down_s(self, healed_at: float) -> float:
+        """How long rule 17 may put the next failover off, after so many in a short time."""
+        settings = self.settings
+        begun = {record.epoch: time_s for time_s, record in self.checkers.records if record.phase == "serving"}
+        recent = [time_s for time_s in begun.values() if time_s > healed_at - settings.hold_down_s]
+        return settings.hold_down_s if len(recent) >= settings.failovers_max else 0.0
 
     def _are_two_lost(self) -> bool:
         """Whether a majority cannot vote because a promise was lost, which only an operator repairs."""

@@ -53,10 +53,10 @@ POLL_S = 0.02
 FOLLOW_S_MAX = 4.5
 """How long a driver waits for streaming before it says that it failed; the walreceiver goes on trying."""
 
-STILL_RECEIVING = 0.08
+STILL_RECEIVING = 0.15
 """Share of freezes after which the walreceiver has not ended yet (rule 4)."""
 
-REPLAY_LAGS = 0.08
+REPLAY_LAGS = 0.15
 """Share of freezes after which replay lags behind receive (rule 4)."""
 
 ANSWERED_TWICE = 0.01
@@ -207,7 +207,7 @@ class LedgerDriver:
         else:
             member.unfollow()
             late = world.chance(STILL_RECEIVING)
-            self._end_receiver_after(world.between(FREEZE_S, 4 * FREEZE_S) if late else world.between(0, FREEZE_S))
+            self._end_receiver_after(world.between(FREEZE_S, 10 * FREEZE_S) if late else world.between(0, FREEZE_S))
             self._lag_replay()
             self._step(FREEZE_S, self._read_frozen, effect, generation)
 

@@ -68,7 +68,7 @@ class Workload:
     Attributes:
         begun: Writes that clients began.
         committed: Writes that clients know as committed.
-        last_commit: When the last one was.
+        commits_at: When each of them became known.
         reads: Strong reads answered as current.
         active: Whether new writes begin.
     """
@@ -89,7 +89,7 @@ class Workload:
         self._witness = witness
         self.begun = 0
         self.committed = 0
-        self.last_commit = 0.0
+        self.commits_at: list[float] = []
         self.reads = 0
         self.active = True
 
@@ -179,7 +179,7 @@ class Workload:
         if committed:
             write.done = True
             self.committed += 1
-            self.last_commit = self._world.now
+            self.commits_at.append(self._world.now)
         else:
             write.attempt += 1
             self._world.after(self._world.between(*RETRY_S), self._attempt, write)

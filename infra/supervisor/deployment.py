@@ -171,7 +171,7 @@ async def run_deployment(
     """
     servers = find_servers()
     plan = settle_plan(layout, wish)
-    handler = log_to(layout.log(None, "supervisor"))
+    handler = log_to(layout.log(None, "supervisor"), "supervisor")
     try:
         with ownership(layout, plan):
             site = make_site(layout, plan, servers)

@@ -16,6 +16,7 @@ from pathlib import Path
 from infra.supervisor.errors import AlreadyRunning
 from infra.supervisor.layout import Layout, open_layout
 from infra.supervisor.lock import GUARDIAN, owned_lock
+from infra.supervisor.logs import log_to
 from infra.supervisor.plan import Plan, load_plan
 from infra.supervisor.records import end_living
 
@@ -41,11 +42,7 @@ def main() -> int:
 
 
 def _end(layout: Layout, plan: Plan) -> None:
-    logging.basicConfig(
-        filename=layout.log(None, "guardian"),
-        level=logging.INFO,
-        format="%(asctime)s %(levelname)s %(message)s",
-    )
+    log_to(layout.log(None, "guardian"), "guardian")
     log.warning("the supervisor died; ending its processes")
     ended = end_living(layout, plan.deployment, plan.all_regions)
     log.warning("ended %d processes: %s", len(ended), ", ".join(ended))

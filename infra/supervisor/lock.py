@@ -1,7 +1,8 @@
 """Who owns a data folder: one supervisor, or the guardian that ends what a dead one left.
 
 A file lock (flock(2)), which the kernel frees with its process. The file says which of the two holds it, so
-that a start which comes while a guardian is still at work waits for it instead of giving up.
+that a start which comes while a guardian is still at work waits for it instead of giving up. A guardian waits as
+well: when it hears of the supervisor's death, that one may still hold the lock for a moment.
 """
 
 from __future__ import annotations
@@ -18,6 +19,8 @@ SUPERVISOR = "supervisor"
 GUARDIAN = "guardian"
 GUARDIAN_WAIT_S = 40.0  # its grace period twice and its own start, on a machine with other things to do
 SUPERVISOR_WAIT_S = 1.0  # a guardian that has just taken the lock has not said so yet
+DYING_WAIT_S = 10.0  # the kernel closes the guardian's pipe before it frees the lock of the same dead supervisor
+PATIENCE_S = {SUPERVISOR: SUPERVISOR_WAIT_S, GUARDIAN: DYING_WAIT_S}  # with a lock that a supervisor holds
 POLL_S = 0.05
 
 
@@ -36,8 +39,8 @@ def owned_lock(layout: Layout, owner: str) -> Generator[None]:
                 break
             except BlockingIOError:
                 lock.seek(0)
-                patience_s = GUARDIAN_WAIT_S if lock.read() == GUARDIAN else SUPERVISOR_WAIT_S
-                if owner == GUARDIAN or time.monotonic() - started > patience_s:
+                patience_s = GUARDIAN_WAIT_S if lock.read() == GUARDIAN else PATIENCE_S[owner]
+                if time.monotonic() - started > patience_s:
                     raise AlreadyRunning(
                         f"{layout.data} is running already; see `palaver status`, or use another --data"
                     ) from None

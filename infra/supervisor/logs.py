@@ -1,4 +1,4 @@
-"""The supervisor's own log, as JSON lines in the data folder.
+"""The logs of the supervisor and its guardian, as JSON lines in the data folder.
 
 The processes write theirs with `services.telemetry`, which this side of the house does not import.
 """
@@ -18,12 +18,16 @@ EXTRAS = ("process_name", "exit", "restarts")
 class JsonLines(logging.Formatter):
     """One JSON object a record, with the same names as the processes use."""
 
+    def __init__(self, process: str) -> None:
+        super().__init__()
+        self._process = process
+
     def format(self, record: logging.LogRecord) -> str:
         """Encode a record."""
         fields: dict[str, Any] = {
             "ts": datetime.fromtimestamp(record.created, UTC).isoformat(timespec="microseconds").replace("+00:00", "Z"),
             "level": record.levelname.lower(),
-            "process": "supervisor",
+            "process": self._process,
             "logger": record.name,
             "msg": record.getMessage(),
         }
@@ -33,10 +37,10 @@ class JsonLines(logging.Formatter):
         return orjson.dumps(fields, default=str).decode()
 
 
-def log_to(path: Path) -> logging.Handler:
+def log_to(path: Path, process: str) -> logging.Handler:
     """Send all records of this process to a file; the caller closes the handler."""
     handler = logging.FileHandler(path)
-    handler.setFormatter(JsonLines())
+    handler.setFormatter(JsonLines(process))
     root = logging.getLogger()
     root.addHandler(handler)
     root.setLevel(logging.INFO)

@@ -7,6 +7,7 @@ of the preferred region makes them rare.
 from dataclasses import replace
 
 from regions.failover import rules, steps
+from regions.failover.effects import CopyLedger, RewindLedger
 from regions.failover.events import Promise
 from regions.failover.facts import Facts
 from regions.identity import RegionName
@@ -81,13 +82,24 @@ def _by_suspicion(facts: Facts, record: Leadership) -> tuple[float, str]:
 
 
 def _by_stall(facts: Facts, record: Leadership) -> tuple[float, str]:
-    if record.phase == "serving":
+    if record.phase == "serving" or _is_what_it_waits_for(facts, record):
         return _NEVER, ""
     established = max(record.ancestry, default=0)
     attempts = max(record.epoch - established - 1, 0)
     settings = facts.settings
     patience_s = min(settings.stall_s * 2 ** min(attempts, 8), settings.stall_s_max)
     return facts.record_at + patience_s + _head_start_s(facts, record), f"epoch {record.epoch} stays {record.phase}"
+
+
+def _is_what_it_waits_for(facts: Facts, record: Leadership) -> bool:
+    """Whether the epoch may wait only for this member, which is getting there, or is itself the primary that waits.
+
+    With two of three left, the new primary's fence row waits for the other to be copied. That may take longer than
+    any patience, and each new epoch would begin the copy again.
+    """
+    working = facts.working
+    rebuilds = working is not None and isinstance(working.effect, CopyLedger | RewindLedger)
+    return rebuilds or facts.is_primary_of(record.epoch)
 
 
 def _held_down_until(facts: Facts, now: float) -> float:

@@ -5,6 +5,7 @@ heartbeats. Like everything in this package it has no clock and no I/O; time is 
 """
 
 from collections.abc import Mapping
+from typing import assert_never
 
 from regions.failover import rules
 from regions.failover.detector import PhiDetector
@@ -124,6 +125,8 @@ class FailoverCore:
                     self._watched[cell] = Watched(self._peers[cell], self._settings, now)
                     self._next_beat = self._next_beat if self._next_beat is not None else now
                 self._tell(cell, inner, now, effects)
+            case _:
+                assert_never(event)
         self._judge(now, effects)
         self._beat(now, effects)
         self._due = self._deadline()

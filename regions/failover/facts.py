@@ -79,7 +79,8 @@ class Facts:
         ledger: Its member; None when it holds none.
         record: The newest record it has seen; None before the first.
         revision: What wrote that record.
-        record_at: When the record came to this epoch, phase and leader, as seen here.
+        record_at: When the record came to this epoch, phase and leader, as seen here, or the member was copied or
+            rewound for it: how long an epoch may stay in one phase counts from here.
         record_read: Whether etcd was ever asked with success.
         frozen: The vote that its frozen member allows; None when the member is not frozen.
         quorum: The standbys of which its member's commits need a majority; None when not known.

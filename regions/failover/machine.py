@@ -290,7 +290,8 @@ class Machine:
         self._read_again()
         if swapping.order is not None:
             self._answer(swapping.order, "the record changed meanwhile, or etcd did not answer: ask again")
-        if facts.handover is not None:
+        begins = facts.record is not None and swapping.record.epoch > facts.record.epoch
+        if facts.handover is not None and begins:
             facts.doubtful = True
             self._end_handover("etcd did not take the handover")
 
@@ -329,7 +330,7 @@ class Machine:
                 self._take_fence(event, working.effect.epoch, now)
             case LedgerDone():
                 facts.ledger_retry = Retry()
-                self._take_done(working.effect)
+                self._take_done(working.effect, now)
             case _:
                 assert_never(event)
 
@@ -360,15 +361,15 @@ class Machine:
 
     def _take_fence(self, event: FenceWritten, epoch: Epoch, now: float) -> None:
         facts, record = self._facts, self._facts.record
-        if record is None or record.epoch != epoch:
-            return
+        assert record is not None, "a fence row without a record"
+        assert record.epoch == epoch, "a primary of an older epoch is being stopped, which supersedes its fence row"
         if rules.is_on_quorum(event):
             facts.fence, facts.commit, facts.ledger_retry = event, max(facts.commit, event.lsn), Retry()
             self._tell("info", f"epoch {epoch}: its fence row is on a quorum")
         else:
             self._pause_ledger(now, "the fence row's wait for the quorum was cut short")
 
-    def _take_done(self, effect: LedgerEffect) -> None:
+    def _take_done(self, effect: LedgerEffect, now: float) -> None:
         facts = self._facts
         match effect:
             case InitialiseLedger(epoch=epoch) | PromoteLedger(epoch=epoch):
@@ -383,6 +384,8 @@ class Machine:
             case RewindLedger(epoch=epoch, leader=leader) | CopyLedger(epoch=epoch, leader=leader):
                 self._change_ledger(LedgerFound(kind="stopped"))
                 facts.rebuilt, facts.diverged = epoch, False
+                # The epoch may have waited for this alone, and is now given the time that it gives to others.
+                facts.record_at = now
                 how = "rewound" if isinstance(effect, RewindLedger) else "copied"
                 self._tell("info", f"epoch {epoch}: {how} from {leader}")
             case SetQuorum(standbys=standbys):
@@ -624,9 +627,9 @@ class Machine:
 
     def _end_handover(self, refused: str | None) -> None:
         facts = self._facts
-        if facts.handover is not None:
-            self._answer(facts.handover, refused)
-            facts.handover, facts.drained = None, False
+        assert facts.handover is not None, "nothing is handed over"
+        self._answer(facts.handover, refused)
+        facts.handover, facts.drained = None, False
 
     def _end_resize(self, refused: str) -> None:
         facts = self._facts
@@ -650,7 +653,7 @@ class Machine:
         facts, record = self._facts, self._facts.record
         state = state_of(facts)
         if state != self.state:
-            assert state in TRANSITIONS[self.state], f"no transition from {self.state} to {state}"
+            assert (self.state, state) in TRANSITIONS, f"no transition from {self.state} to {state}"
             self.state = state
         acting = _acting(facts, record)
         if acting != self._acting:

@@ -28,7 +28,7 @@ State = Literal[
 
 MEANINGS: dict[State, str] = {
     "starting": "has not heard of a record yet",
-    "observing": "holds no member that votes; suspects and tells",
+    "observing": "holds no member that votes; suspects, and tells",
     "refusing": "cannot take part, and says why",
     "bootstrapping": "makes the ledger of a new cell",
     "following": "its member receives the leader's WAL",
@@ -51,10 +51,10 @@ def state_of(facts: Facts) -> State:
     if facts.unable is not None:
         return "refusing"
     assert record is not None
+    if ledger is not None and ledger.kind == "primary" and not (facts.leads and facts.is_primary_of(record.epoch)):
+        return "stepping-down"
     if ledger is None or (facts.region not in record.voters and facts.region not in record.joining):
         return "observing"
-    if ledger.kind == "primary" and not (facts.leads and facts.is_primary_of(record.epoch)):
-        return "stepping-down"
     if facts.leads:
         return _acting(facts)
     if record.phase == "recruiting" and facts.votes_here:
@@ -77,5 +77,92 @@ def _acting(facts: Facts) -> State:
     return "promoting" if record.phase != "serving" else "stepping-down"
 
 
-TRANSITIONS: dict[State, frozenset[State]] = {state: frozenset(MEANINGS) for state in MEANINGS}
-"""From each state, those that may come next."""
+USUAL: dict[tuple[State, State], str] = {
+    ("starting", "observing"): "it has read the record, and has no vote",
+    ("starting", "bootstrapping"): "it begins a new cell, or goes on beginning it",
+    ("starting", "following"): "its member was left running and follows the leader",
+    ("starting", "rejoining"): "its member does not follow the leader yet",
+    ("starting", "freezing"): "a candidate recruits",
+    ("starting", "leading"): "its member was left running and leads",
+    ("starting", "stepping-down"): "its member is, or was, a primary that may not go on",
+    ("starting", "refusing"): "the promise is lost, or etcd has lost the record",
+    ("bootstrapping", "leading"): "the fence row is on a quorum, and the record says so",
+    ("observing", "rejoining"): "an operator adds the region",
+    ("following", "freezing"): "another candidate recruits",
+    ("following", "recruiting"): "it is the candidate, by suspicion, by a stalled epoch, or by an operator's switch",
+    ("following", "rejoining"): "another leader was chosen, or PostgreSQL ended",
+    ("following", "observing"): "an operator removes the region",
+    ("rejoining", "following"): "WAL streams",
+    ("rejoining", "freezing"): "another candidate recruits",
+    ("rejoining", "recruiting"): "it is the candidate",
+    ("freezing", "promised"): "the promise is on disk, the vote is heard",
+    ("freezing", "rejoining"): "another was chosen without its vote",
+    ("freezing", "recruiting"): "the epoch stalls, or its candidate is silent: it begins the next one",
+    ("promised", "promoting"): "it was chosen",
+    ("promised", "rejoining"): "another was chosen",
+    ("promised", "freezing"): "the next candidate recruits",
+    ("promised", "recruiting"): "the epoch stalls, or its candidate is silent: it begins the next one",
+    ("recruiting", "promoting"): "it chose itself",
+    ("recruiting", "rejoining"): "it chose another",
+    ("recruiting", "freezing"): "another candidate began the next epoch",
+    ("promoting", "leading"): "the fence row is on a quorum: writes open",
+    ("promoting", "recruiting"): "its PostgreSQL may have been primary and is not: it begins the next epoch",
+    ("promoting", "freezing"): "the epoch stalled, and another candidate recruits",
+    ("promoting", "stepping-down"): "the epoch stalled when its member was primary already",
+    ("leading", "handing-over"): "an operator switches to another region",
+    ("leading", "stepping-down"): "a later epoch, or PostgreSQL ended",
+    ("handing-over", "leading"): "the switch failed: writes open again",
+    ("handing-over", "stepping-down"): "the next epoch is another's, or etcd has to be read first",
+    ("stepping-down", "freezing"): "PostgreSQL is stopped, and a candidate recruits",
+    ("stepping-down", "rejoining"): "PostgreSQL is stopped, and there is another leader",
+    ("stepping-down", "recruiting"): "PostgreSQL ended: it begins the next epoch itself",
+    ("stepping-down", "leading"): "etcd was read: it still leads",
+}
+"""What happens in the order of the protocol: from one state to another, and by what."""
+
+RARE: dict[tuple[State, State], str] = {
+    ("starting", "recruiting"): "it was the candidate before it crashed",
+    ("starting", "promoting"): "it was chosen before it crashed",
+    ("refusing", "observing"): "etcd has the record again, and the region has no vote in it",
+    ("refusing", "bootstrapping"): "etcd has the record again, of a cell that was being begun",
+    ("refusing", "following"): "etcd has the record again",
+    ("refusing", "rejoining"): "etcd has the record again",
+    ("refusing", "freezing"): "etcd has the record again, and a candidate recruits",
+    ("refusing", "recruiting"): "etcd has the record again, and it is the candidate",
+    ("refusing", "promoting"): "etcd has the record again, and it was chosen",
+    ("refusing", "leading"): "etcd has the record again, and it leads",
+    ("refusing", "stepping-down"): "etcd has the record again, and its member may not go on as primary",
+    (
+        "bootstrapping",
+        "stepping-down",
+    ): "PostgreSQL ended, etcd has to be read, or it missed a later epoch",
+    ("bootstrapping", "freezing"): "PostgreSQL ended, and it missed that it served: a candidate recruits",
+    ("bootstrapping", "rejoining"): "PostgreSQL ended, and it missed that it served: another leads",
+    ("bootstrapping", "observing"): "PostgreSQL ended, and it missed that it served and was removed",
+    ("observing", "following"): "it is added again before its member was stopped",
+    ("observing", "freezing"): "the same, and it missed that it votes again",
+    ("observing", "recruiting"): "the same, and an operator switches to it",
+    ("rejoining", "observing"): "an operator removes the region",
+    ("rejoining", "stepping-down"): "a promotion that was under way took place, and another leads by now",
+    ("freezing", "promoting"): "it was chosen by a vote from before its PostgreSQL ended",
+    ("freezing", "observing"): "it missed that the region was removed",
+    ("promised", "observing"): "it missed that the region was removed",
+    ("recruiting", "observing"): "it missed that the region was removed",
+    ("promoting", "rejoining"): "it missed a whole epoch: another leads",
+    ("promoting", "observing"): "it missed that the region was removed",
+    ("leading", "promoting"): "PostgreSQL ended before the record said that it serves",
+    (
+        "handing-over",
+        "promoting",
+    ): "the switch failed before the record says that it serves; etcd is read first",
+    ("handing-over", "recruiting"): "PostgreSQL ended: it begins the next epoch itself",
+    ("handing-over", "freezing"): "PostgreSQL ended, and another candidate recruits",
+    ("handing-over", "rejoining"): "PostgreSQL ended, and it missed a whole epoch: another leads",
+    ("handing-over", "observing"): "PostgreSQL ended, and it missed that the region was removed",
+    ("stepping-down", "observing"): "PostgreSQL is stopped, and the region was removed",
+    ("stepping-down", "promoting"): "it was chosen by a vote from before an effect on its member took place after all",
+}
+"""What crashes, lost news and late answers do besides: a region that was away may come back epochs later."""
+
+TRANSITIONS = {**USUAL, **RARE}
+"""All that may happen; ``machine.py`` refuses anything else."""

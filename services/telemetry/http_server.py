@@ -92,12 +92,18 @@ async def serve_http(
         timeout_graceful_shutdown=graceful_stop_s,
     )
     server = _LoopServer(config)
-    async with asyncio.TaskGroup() as group:
-        serving = group.create_task(server.serve(sockets=[listener]), name="http-server")
-        try:
-            await asyncio.shield(serving)
-        except asyncio.CancelledError:
-            server.should_exit = True
-            # uvicorn looks at the flag every 0.1 s and bounds its own stop by `graceful_stop_s`.
-            await asyncio.shield(serving)
-            raise
+    try:
+        async with asyncio.TaskGroup() as group:
+            serving = group.create_task(server.serve(sockets=[listener]), name="http-server")
+            try:
+                await asyncio.shield(serving)
+            except asyncio.CancelledError:
+                server.should_exit = True
+                # uvicorn looks at the flag every 0.1 s and bounds its own stop by `graceful_stop_s`.
+                await asyncio.shield(serving)
+                raise
+    finally:
+        # A second cancellation ends uvicorn before it has closed anything.
+        for listening in server.servers if server.started else ():
+            listening.close()
+        listener.close()

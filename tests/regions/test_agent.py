@@ -317,7 +317,7 @@ async def test_leader_that_was_deposed_stops_its_postgres(agents: Agents) -> Non
     assert found is not None
     deposed = replace(found[0], epoch=2, leader=WEST, phase="establishing", fence_id=None)
     assert await agents.coordination.replace_leadership(agents.cell, deposed, found[1])
-    async with asyncio.timeout(15):
+    async with asyncio.timeout(20):
         await process.wait()
     agent = agents.running[EAST].agent
     await until(lambda: asyncio.sleep(0, agent.refusal))

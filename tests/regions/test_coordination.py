@@ -2,6 +2,7 @@
 
 import asyncio
 import base64
+import json
 from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -22,6 +23,7 @@ from regions.coordination import (
     OutcomeUnknown,
 )
 from regions.identity import CellId, RegionName
+from regions.leadership import ANCESTRY_MAX
 from regions.topology import parse_address
 from tests import servers
 from tests.servers import EtcdCluster
@@ -29,14 +31,21 @@ from tests.servers import EtcdCluster
 USER, PASSWORD = "root", "a password"
 EAST, WEST = RegionName("us-east"), RegionName("eu-west")
 
+regions = st.lists(st.sampled_from([EAST, WEST]), unique=True).map(tuple)
 leaderships = st.builds(
     Leadership,
     epoch=st.integers(min_value=1, max_value=2**63 - 1),
     leader=st.sampled_from([EAST, WEST]),
-    phase=st.sampled_from(["bootstrapping", "establishing", "serving"]),
+    phase=st.sampled_from(["bootstrapping", "recruiting", "promoting", "establishing", "serving"]),
     fence_id=st.uuids(),
     reason=st.text(),
     since=st.just("2026-01-01T00:00:00+00:00"),
+    voters=regions,
+    joining=regions,
+    drained=regions,
+    ancestry=st.lists(st.integers(min_value=1, max_value=2**63 - 1), max_size=ANCESTRY_MAX).map(tuple),
+    target=st.none() | st.sampled_from([EAST, WEST]),
+    automatic=st.booleans(),
 )
 
 
@@ -72,6 +81,29 @@ def test_record_survives_its_json(record: Leadership) -> None:
 def test_other_bytes_are_a_corrupt_record(stored: bytes) -> None:
     with pytest.raises(CorruptRecord):
         Leadership.from_json(stored)
+
+
+def test_a_record_of_before_failover_has_the_defaults() -> None:
+    names = ("voters", "joining", "drained", "ancestry", "target", "automatic")
+    fields = {name: value for name, value in json.loads(leadership().to_json()).items() if name not in names}
+    assert Leadership.from_json(json.dumps(fields).encode()) == leadership()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [
+        ("voters", ["US"]),
+        ("joining", 7),
+        ("drained", [None]),
+        ("ancestry", ["one"]),
+        ("ancestry", list(range(1, ANCESTRY_MAX + 2))),
+        ("target", "Mars"),
+    ],
+)
+def test_a_field_of_failover_that_cannot_be_is_a_corrupt_record(name: str, value: object) -> None:
+    fields = json.loads(leadership().to_json()) | {name: value}
+    with pytest.raises(CorruptRecord):
+        Leadership.from_json(json.dumps(fields).encode())
 
 
 def test_fields_of_a_later_version_are_left_alone() -> None:

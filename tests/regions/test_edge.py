@@ -245,7 +245,7 @@ async def test_rejected_update_is_noticed_and_the_old_one_stays(
     temporary = stand.settings.folder / "routes.json.new"
     temporary.write_text(json.dumps(broken))
     temporary.rename(stand.settings.folder / "rds" / "routes.json")
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(20):
         while stand.feed.status.update_rejected == 0:
             files = render(stand.deployment.topology("us-east"), leadership("eu-west", 2), stand.settings)
             await stand.feed._confirm(files, stand.admin)

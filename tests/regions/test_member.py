@@ -220,7 +220,7 @@ async def test_killed_postmaster_is_noticed_and_starts_again_over_its_leftovers(
     await connection.execute("INSERT INTO palaver.kept VALUES (1)")
     assert leader.process is not None
     os.kill(leader.process.pid, signal.SIGKILL)
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(20):
         await leader.process.wait()
     assert not leader.running
     connection.terminate()
@@ -329,7 +329,7 @@ async def test_frozen_member_is_stopped_in_bounded_time(made: Deployment) -> Non
     leader = await lead(made)
     assert leader.process is not None
     leader.process.send(signal.SIGSTOP)
-    async with asyncio.timeout(9):
+    async with asyncio.timeout(20):
         await leader.stop()
     assert not leader.running
 

@@ -93,7 +93,8 @@ def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
 
 def promise_text(promise: Promise) -> str:
     """Return a promise as the transcripts write it."""
-    return f"{promise.epoch}, lineage {promise.lineage}, floor {promise.floor}"
+    parts = (("lineage", promise.lineage), ("floor", promise.floor), ("copying", promise.copying))
+    return ", ".join([str(promise.epoch), *(f"{name} {epoch}" for name, epoch in parts if epoch)])
 
 
 def _changes(record: Leadership, known: Leadership | None) -> str:

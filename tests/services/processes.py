@@ -17,6 +17,7 @@ import httpx
 from tests.child_processes import free_port
 
 ROOT = Path(__file__).parents[2]
+STOP_S_MAX = 10.0  # after which `docker stop` kills; a service means to be gone after three, on a machine that is idle
 
 
 def topology(path: Path, *, etcd: str = "127.0.0.1:1") -> Path:
@@ -106,11 +107,13 @@ class Service:
 
 
 def raw_exchange(address: str, request: bytes) -> bytes:
-    """Send bytes on a fresh connection and return all that comes back."""
+    """Send a request that asks for `connection: close`, and return all that comes back.
+
+    This side stays open meanwhile: uvicorn takes a half-closed connection for a lost one and answers nothing.
+    """
     host, _, port = address.rpartition(":")
     with socket.create_connection((host, int(port)), timeout=10) as connection:
         connection.sendall(request)
-        connection.shutdown(socket.SHUT_WR)
         answer = b""
         while piece := connection.recv(65536):
             answer += piece

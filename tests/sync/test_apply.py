@@ -1,3 +1,4 @@
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator, Sequence
@@ -8,9 +9,9 @@ import pytest
 
 from regions.position import Position
 from sync.apply import LocatedChange, PoisonChange
-from sync.change import Change, Item, Progress, Transaction
+from sync.change import Change, Item, Progress, SyncError, Transaction
 from sync.checkpoint import ApplyLocked, CheckpointMoved, advance_checkpoint, lock_apply, read_checkpoint
-from tests.sync.rig import CELL, Rig, differences, running, until, writing
+from tests.sync.rig import CELL, WAIT_S, Rig, differences, running, until, writing
 
 pytestmark = pytest.mark.integration
 
@@ -205,3 +206,45 @@ async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good
     async with rig.serving(), running(applier.run(rig.channel())):
         await until(lambda: applier.dead_letters > 0)
     assert applier.counts.restarts >= 2
+
+
+class LingeringChannel:
+    """A channel that breaks at once, and whose subscription takes its time to end."""
+
+    def __init__(self) -> None:
+        self.leaving = asyncio.Event()
+        self.release = asyncio.Event()
+
+    @contextlib.asynccontextmanager
+    async def subscribe(self, start: Position) -> AsyncGenerator["LingeringChannel"]:
+        del start
+        async with asyncio.TaskGroup() as group:
+            task = group.create_task(self._linger())
+            await asyncio.sleep(0)  # so that it runs before it is cancelled
+            try:
+                yield self
+            finally:
+                task.cancel()
+
+    async def _linger(self) -> None:
+        try:
+            await asyncio.Event().wait()
+        finally:
+            self.leaving.set()
+            await self.release.wait()
+
+    async def take(self) -> list[Item]:
+        raise SyncError("broken")
+
+    def acknowledge(self, position: Position) -> None:
+        raise AssertionError(position)
+
+
+async def test_trouble_does_not_hide_that_apply_was_told_to_end(rig: Rig) -> None:
+    channel = LingeringChannel()
+    async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
+        applying = group.create_task(rig.applier().run(channel))
+        await channel.leaving.wait()
+        applying.cancel()
+        asyncio.get_running_loop().call_soon(channel.release.set)
+    assert applying.cancelled()

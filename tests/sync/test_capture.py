@@ -100,7 +100,7 @@ async def test_an_idle_ledger_makes_progress_at_once_and_keeps_saying_so(rig: Ri
         rig.sql("SELECT pg_logical_emit_message(false, 'nothing', 'x', true)")
         (end,) = rig.sql("SELECT pg_current_wal_flush_lsn()::text")[0]
         seen = await progress_after(capture, Position(1, parse_lsn(str(end)) - 1))
-        async with asyncio.timeout(3):
+        async with asyncio.timeout(WAIT_S):
             again = await capture.receive()
     assert seen.position == Position(1, parse_lsn(str(end)))
     assert isinstance(again[-1], Progress)

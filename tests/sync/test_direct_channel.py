@@ -5,6 +5,7 @@ from contextlib import asynccontextmanager
 import httpx
 import pytest
 
+from regions.coordination import Leadership
 from regions.identity import RegionName
 from regions.position import ZERO, Position, encode_token
 from sync.change import Item, Progress, Transaction, decode_line
@@ -267,3 +268,33 @@ async def test_a_subscription_ends_cleanly_in_every_state(rig: Rig) -> None:
     async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
         await take(subscription, 1)
     assert not rig.meter.connected
+
+
+class LingeringLeaders(StillLeaders):
+    """A leadership whose watchers take their time to end."""
+
+    def __init__(self, current: Leadership) -> None:
+        super().__init__(current)
+        self.leaving = asyncio.Event()
+        self.release = asyncio.Event()
+
+    async def next_after(self, known: Leadership | None) -> Leadership:
+        try:
+            return await super().next_after(known)
+        finally:
+            self.leaving.set()
+            await self.release.wait()
+
+
+async def test_a_stream_that_breaks_does_not_hide_the_end_of_its_subscription() -> None:
+    leaders = LingeringLeaders(leadership("region-x"))
+    channel = DirectChannel(
+        topology=topology("region-x", {"region-x": free_port()}),  # nobody listens there
+        leaders=leaders,
+        token=TOKEN,
+        meter=LagMeter(now=0),
+    )
+    async with asyncio.timeout(WAIT_S):
+        async with channel.subscribe(ZERO):
+            await leaders.leaving.wait()
+            asyncio.get_running_loop().call_soon(leaders.release.set)

@@ -5,12 +5,10 @@ import random
 from collections.abc import Awaitable, Callable
 
 import pytest
-from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 
 from services.telemetry.http_server import bind, serve_http
 from sync.channel.direct.server import ChangeServer
-from tests.sync.rig import Rig, Servers, Writer, differences, writing
+from tests.sync.rig import Rig, Writer, differences, writing
 
 pytestmark = pytest.mark.integration
 
@@ -86,23 +84,14 @@ async def write(writer: Writer, draw: random.Random, stop: asyncio.Event) -> Non
         await asyncio.sleep(draw.random() * 0.002)
 
 
-@settings(
-    max_examples=6,
-    deadline=None,
-    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow],
-)
-@given(
-    seed=st.integers(0, 2**32),
-    faults=st.lists(st.sampled_from(["server", "apply", "walsender", "view"]), min_size=8, max_size=20),
-)
-def test_the_view_equals_the_ledger_whatever_ends_when(database_servers: Servers, seed: int, faults: list[str]) -> None:
-    rig = Rig(servers=database_servers)
-    try:
-        asyncio.run(disturb(rig, random.Random(seed), faults))  # noqa: S311 - a draw that can be repeated
-        assert differences(rig) == []
-        assert rig.view_sql("SELECT count(*) FROM dead_letters") == [(0,)]
-    finally:
-        rig.discard()
+# Seeds and not hypothesis: what a fault meets depends on time, so a failure that does not come again is still one.
+@pytest.mark.parametrize("seed", range(6))
+def test_the_view_equals_the_ledger_whatever_ends_when(rig: Rig, seed: int) -> None:
+    draw = random.Random(seed)  # noqa: S311 - a draw that can be repeated
+    faults = draw.choices(["server", "apply", "walsender", "view"], k=draw.randint(8, 20))
+    asyncio.run(disturb(rig, draw, faults))
+    assert differences(rig) == []
+    assert rig.view_sql("SELECT count(*) FROM dead_letters") == [(0,)]
 
 
 async def disturb(rig: Rig, draw: random.Random, faults: list[str]) -> None:

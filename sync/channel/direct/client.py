@@ -104,11 +104,11 @@ class DirectChannel:
                 await self._stream_under(leadership, client, subscription)
                 trouble = "the leader ended the stream"
                 pause_max_s = backoff_s
-            except* StreamLost as group:
-                trouble, pause_max_s = _reasons(group), BACKOFF_LOST_S
+            except StreamLost as error:
+                trouble, pause_max_s = str(error), BACKOFF_LOST_S
                 _log.error("changes after %s are lost: %s", subscription.received, trouble)
-            except* SyncError as group:
-                trouble, pause_max_s = _reasons(group), backoff_s
+            except SyncError as error:
+                trouble, pause_max_s = str(error), backoff_s
                 _log.warning("stream from %s: %s", leadership.leader, trouble)
             self._meter.note_disconnected(trouble)
             self.reconnects += 1
@@ -135,18 +135,36 @@ class DirectChannel:
     async def _stream_under(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
     ) -> None:
-        """Stream until it breaks or the leadership is another one."""
+        """Stream until it breaks or the leadership is another one.
+
+        Raises:
+            SyncError: It broke.
+        """
         async with asyncio.TaskGroup() as group:
-            tasks = [
-                group.create_task(self._stream(leadership, client, subscription)),
-                group.create_task(self._until_another(leadership)),
-            ]
-            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
-            for task in tasks:
-                task.cancel()
+            stream = group.create_task(self._attempt(leadership, client, subscription))
+            another = group.create_task(self._until_another(leadership))
+            await asyncio.wait([stream, another], return_when=asyncio.FIRST_COMPLETED)
+            stream.cancel()
+            another.cancel()
+        if not stream.cancelled() and (failure := stream.result()) is not None:
+            raise failure
 
     async def _until_another(self, leadership: Leadership) -> None:
         await self._leaders.next_after(leadership)
+
+    async def _attempt(
+        self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
+    ) -> SyncError | None:
+        """Stream until it breaks, and return how.
+
+        A task that fails inside of a TaskGroup would replace a cancellation of the whole that arrives in the same
+        moment (Python before 3.13), and the stream would be opened again by somebody who was told to end.
+        """
+        try:
+            await self._stream(leadership, client, subscription)
+        except SyncError as error:
+            return error
+        return None
 
     async def _stream(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
@@ -211,9 +229,3 @@ async def _refusal(response: httpx.Response) -> StreamFailed:
         detail = "no reason given"
     text = f"refused with {response.status_code}: {detail}"
     return StreamLost(text) if response.status_code == HTTPStatus.GONE else StreamFailed(text)
-
-
-def _reasons(group: BaseExceptionGroup[SyncError]) -> str:
-    return "; ".join(
-        _reasons(error) if isinstance(error, BaseExceptionGroup) else str(error) for error in group.exceptions
-    )

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import orjson
 import pytest
 
 from infra.cli.logs import find_logs, merged, render
@@ -27,7 +28,7 @@ def layout(tmp_path: Path) -> Layout:
 
 
 def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
-    lines = list(merged(find_logs(layout, PLAN, None, None), raw=False))
+    lines = list(merged(find_logs(layout, PLAN, None, None), as_json=False))
     words = ("first", "second", "between", "third", "fourth")
     assert [next(word for word in words if word in line) for line in lines] == [
         "first", "second", "second", "between", "third", "fourth",
@@ -37,7 +38,22 @@ def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
 def test_a_region_and_a_process_narrow_the_story(layout: Layout) -> None:
     assert set(find_logs(layout, PLAN, "us-east", None)) == {"us-east/write_api"}
     assert set(find_logs(layout, PLAN, None, "supervisor")) == {"supervisor"}
-    assert next(merged(find_logs(layout, PLAN, "eu-west", "ledger"), raw=True)).endswith("second")
+    assert next(merged(find_logs(layout, PLAN, "eu-west", "ledger"), as_json=False)).endswith("second")
+
+
+def test_as_json_every_line_is_an_object_that_says_whose_it_is(layout: Layout) -> None:
+    lines = [orjson.loads(line) for line in merged(find_logs(layout, PLAN, None, None), as_json=True)]
+    sources = [(line.get("region"), line["process"]) for line in lines]
+    assert sources == [
+        ("us-east", "write_api"), ("eu-west", "ledger"), ("eu-west", "ledger"), ("eu-west", "redis"),
+        (None, "supervisor"), ("us-east", "write_api"),
+    ]  # fmt: skip
+    assert lines[1] == {
+        "region": "eu-west", "process": "ledger", "ts": "2026-01-01T00:00:02.000Z",
+        "msg": "2026-01-01 00:00:02.000 UTC [1] second",
+    }  # fmt: skip
+    assert lines[2]["ts"] is None
+    assert (lines[5]["msg"], lines[5]["epoch"]) == ("fourth", 3)
 
 
 @pytest.mark.parametrize(("region", "process"), [("atlantis", None), ("us-east", "ledger"), (None, "nginx")])

@@ -65,7 +65,7 @@ def grow(writer: Writer, parents: list[int | None]) -> Thread:
     return thread
 
 
-@settings(max_examples=25, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=25, suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.too_slow])
 @given(data=st.data())
 def test_every_comment_of_any_tree_is_reached_exactly_once(writer: Writer, data: st.DataObject) -> None:
     size = data.draw(st.integers(0, 60))

@@ -7,7 +7,7 @@ import pytest
 
 from services import view
 from tests import servers
-from tests.services.processes import Service, topology
+from tests.services.processes import STOP_S_MAX, Service, topology
 from tests.services.read_api.conftest import Writer
 
 pytestmark = pytest.mark.integration
@@ -51,7 +51,7 @@ def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer
             service.until_ready()
             status, took_s = service.stop()
             assert status == 0
-            assert took_s < 3
+            assert took_s < STOP_S_MAX
 
 
 def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:

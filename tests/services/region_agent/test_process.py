@@ -150,7 +150,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     # A stop stops the ledger, and the next start has an epoch of its own.
     began = time.monotonic()
     await asyncio.to_thread(processes.children[EAST].stop)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert gone(pid)
     processes.children[EAST].start()
     await processes.ready()
@@ -163,7 +163,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     await asyncio.sleep(1)
     began = time.monotonic()
     await asyncio.to_thread(processes.children[WEST].stop)
-    assert time.monotonic() - began < 10
+    assert time.monotonic() - began < 20
     assert gone(pid)
     assert "Traceback" not in processes.children[WEST].log_text
     for line in processes.children[EAST].log_text.splitlines():

@@ -190,6 +190,29 @@ async def test_a_cancelled_server_lets_a_request_end_and_closes_its_port() -> No
         assert probe.connect_ex(("127.0.0.1", port)) != 0
 
 
+async def test_a_second_cancellation_frees_the_port_at_once() -> None:
+    entered = asyncio.Event()
+
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive, send
+        entered.set()
+        await asyncio.Event().wait()
+
+    listener = bind("127.0.0.1:0")
+    port = listener.getsockname()[1]
+    serving = asyncio.ensure_future(serve_http(app, listener, graceful_stop_s=60))
+    async with httpx.AsyncClient() as client:
+        request = asyncio.ensure_future(client.get(f"http://127.0.0.1:{port}/"))
+        await entered.wait()
+        for _ in range(2):
+            serving.cancel()
+            await asyncio.sleep(0)
+        with pytest.raises(asyncio.CancelledError):
+            await serving
+        assert listener.fileno() == -1
+        request.cancel()
+
+
 def test_a_taken_port_is_said_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))

@@ -1,0 +1,324 @@
+"""The core of an agent: whom it hears, when it suspects, when it speaks."""
+
+from uuid import UUID
+
+import pytest
+
+from regions.failover.core import TICKETS_AN_INCARNATION, FailoverCore
+from regions.failover.effects import CloseWrites, OpenWrites, ReadRecord, Told
+from regions.failover.events import (
+    Event,
+    Gossip,
+    LedgerDone,
+    LedgerEnded,
+    LedgerFound,
+    Promise,
+    QuorumCommit,
+    RecordRead,
+    Started,
+    Tick,
+)
+from regions.failover.heartbeats import (
+    AgentEffect,
+    ForCell,
+    Heartbeat,
+    HeartbeatReceived,
+    InCell,
+    ReadCommit,
+    SendHeartbeat,
+)
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.identity import CellId, RegionName
+from regions.leadership import Leadership
+
+A, B, C = (RegionName(name) for name in ("us-east", "eu-west", "ap-south"))
+MAIN, OTHER = CellId("main"), CellId("other")
+VOTERS = (A, B, C)
+BEAT_S = DEFAULTS.heartbeat_interval_s
+PATIENCE_S = 1.081
+
+
+class Driver:
+    """A core, its clock, and the effects of the last event."""
+
+    def __init__(self, region: RegionName, *cells: CellId, incarnation: int = 1) -> None:
+        self.core = FailoverCore(
+            region=region,
+            incarnation=incarnation,
+            cells={cell: CellRegions(voters=VOTERS, regions=VOTERS) for cell in cells},
+        )
+        self.now = 0.0
+        self.effects: list[AgentEffect] = []
+        self.beats: dict[RegionName, int] = {}
+
+    def tell(self, event: Event, cell: CellId = MAIN) -> None:
+        self.effects = self.core.handle(InCell(cell=cell, event=event), now=self.now)
+
+    def serve(self, cell: CellId, *, leader: RegionName, region: RegionName) -> None:
+        """Start in a cell that is led by ``leader``."""
+        found = LedgerFound(kind="primary" if leader == region else "following", epoch=1)
+        self.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=found), cell)
+        ticket = self.asked(ReadRecord).ticket
+        self.tell(RecordRead(ticket=ticket, revision=1, record=record(leader)), cell)
+
+    def hear(
+        self,
+        sender: RegionName,
+        *,
+        commit: int = 0,
+        incarnation: int = 1,
+        sequence: int | None = None,
+        suspects: int = 0,
+        cells: tuple[CellId, ...] = (MAIN,),
+    ) -> None:
+        self.beats[sender] = self.beats.get(sender, 0) + 1 if sequence is None else sequence
+        gossip = Gossip(epoch=1, commit=commit, suspects=suspects)
+        heartbeat = Heartbeat(
+            sender=sender,
+            incarnation=incarnation,
+            sequence=self.beats[sender],
+            cells=tuple((cell, gossip) for cell in cells),
+        )
+        self.effects = self.core.handle(HeartbeatReceived(heartbeat=heartbeat), now=self.now)
+
+    def run(self, seconds: float, *, hearing: tuple[RegionName, ...] = (), commits: bool = False) -> None:
+        """Tick at each deadline, hearing some regions at each beat."""
+        until = self.now + seconds
+        told: list[AgentEffect] = []
+        next_hearing, commit = self.now, int(self.now * 1000)
+        while True:
+            due = self.core.next_deadline()
+            assert due is not None
+            self.now = max(self.now, min(due, next_hearing))
+            if self.now > until:
+                break
+            if self.now >= next_hearing:
+                next_hearing += BEAT_S
+                for region in hearing:
+                    commit += 1
+                    self.hear(region, commit=commit if commits else 0)
+                    told += self.effects
+            self.tell(Tick())
+            told += self.effects
+        self.now, self.effects = until, told
+
+    def asked(self, kind: type[ReadRecord]) -> ReadRecord:
+        return next(one.effect for one in self.effects if isinstance(one, ForCell) and isinstance(one.effect, kind))
+
+    def sent(self) -> list[Heartbeat]:
+        return [one.heartbeat for one in self.effects if isinstance(one, SendHeartbeat)]
+
+    def warned(self, text: str) -> bool:
+        told = [one.effect for one in self.effects if isinstance(one, ForCell)]
+        return any(isinstance(one, Told) and text in one.text for one in told)
+
+    def suspected(self, cell: CellId = MAIN) -> frozenset[RegionName]:
+        return self.core.machines[cell].facts.suspected
+
+
+def record(leader: RegionName = A) -> Leadership:
+    return Leadership(
+        epoch=1,
+        leader=leader,
+        phase="serving",
+        fence_id=UUID(int=1),
+        reason="first start",
+        since="",
+        voters=VOTERS,
+        ancestry=(1,),
+    )
+
+
+@pytest.fixture
+def follower() -> Driver:
+    driver = Driver(B, MAIN)
+    driver.serve(MAIN, leader=A, region=B)
+    return driver
+
+
+@pytest.fixture
+def leader() -> Driver:
+    driver = Driver(A, MAIN)
+    driver.serve(MAIN, leader=A, region=A)
+    return driver
+
+
+def test_nothing_is_due_and_nothing_is_said_before_the_start() -> None:
+    driver = Driver(B, MAIN)
+    assert driver.core.next_deadline() is None
+    driver.hear(A)
+    assert driver.effects == []
+
+
+def test_heartbeats_keep_their_pace_and_go_to_everybody_else(follower: Driver) -> None:
+    follower.run(1.0)
+    sent = [one for one in follower.effects if isinstance(one, SendHeartbeat)]
+    assert {one.to for one in sent} == {A, C}
+    to_one = [one.heartbeat for one in sent if one.to == A]
+    # Ten by pace, and at most one more for what changed at once: nobody was heard.
+    assert 10 <= len(to_one) <= 11
+    assert [one.sequence for one in to_one] == sorted({one.sequence for one in to_one})
+
+
+def test_a_beat_that_was_missed_is_not_made_up_for(follower: Driver) -> None:
+    follower.now = 10.0
+    follower.tell(Tick())
+    assert len({one.sequence for one in follower.sent()}) == 1
+    due = follower.core.next_deadline()
+    assert due is not None
+    assert due >= 10.0
+
+
+def test_what_changed_is_said_at_once(follower: Driver) -> None:
+    follower.run(1.05, hearing=(C,))
+    # Between two beats the silence of us-east becomes too long.
+    follower.now = 1.085
+    follower.tell(Tick())
+    assert [dict(one.cells)[MAIN].suspects for one in follower.sent()] == [1, 1]
+
+
+def test_a_leader_is_suspected_when_it_brings_no_newer_commit(follower: Driver) -> None:
+    follower.run(3.0, hearing=(A, C), commits=True)
+    assert follower.suspected() == frozenset()
+    follower.run(1.2, hearing=(A, C))
+    assert follower.suspected() == {A}
+
+
+def test_a_leader_that_commits_again_is_trusted_again(follower: Driver) -> None:
+    follower.run(1.2, hearing=(C,))
+    assert follower.suspected() == {A}
+    follower.hear(A, commit=10**6)
+    assert follower.suspected() == frozenset()
+
+
+def test_who_does_not_lead_needs_no_commits(follower: Driver) -> None:
+    follower.run(5.0, hearing=(C,))
+    assert C not in follower.suspected()
+
+
+def test_one_observer_is_not_enough_and_two_are(follower: Driver) -> None:
+    follower.run(1.2, hearing=(C,))
+    assert not follower.warned("and others agree")
+    follower.hear(C, suspects=1)
+    assert follower.warned("us-east is silent, and others agree")
+
+
+def test_a_heartbeat_that_is_doubled_or_overtaken_counts_for_nothing(follower: Driver) -> None:
+    follower.hear(A, commit=5, sequence=9)
+    before = follower.core.phi(MAIN, A, now=1.0)
+    follower.run(0.5)
+    follower.hear(A, commit=6, sequence=9)
+    follower.hear(A, commit=7, sequence=8)
+    assert follower.core.phi(MAIN, A, now=1.0) == before
+    follower.hear(A, commit=8, sequence=10)
+    assert follower.core.phi(MAIN, A, now=1.0) < before
+
+
+def test_an_older_incarnation_is_not_heard_any_more(follower: Driver) -> None:
+    follower.hear(A, commit=5, incarnation=2, sequence=1)
+    before = follower.core.phi(MAIN, A, now=1.0)
+    follower.run(0.5)
+    follower.hear(A, commit=50, incarnation=1, sequence=99)
+    assert follower.core.phi(MAIN, A, now=1.0) == before
+
+
+def test_a_new_incarnation_begins_its_sequence_anew_and_owes_a_commit_all_the_same(follower: Driver) -> None:
+    follower.hear(A, commit=5, incarnation=1, sequence=99)
+    follower.run(0.9, hearing=(C,))
+    follower.hear(A, incarnation=2, sequence=1)
+    follower.run(0.3, hearing=(C,))
+    assert A in follower.suspected()
+
+
+def test_an_agent_does_not_hear_itself_nor_strangers(follower: Driver) -> None:
+    follower.hear(B, suspects=1)
+    follower.hear(RegionName("mars"), suspects=1)
+    assert follower.core.machines[MAIN].facts.gossip == {}
+
+
+def test_a_cell_that_is_not_held_here_is_passed_over(follower: Driver) -> None:
+    follower.hear(A, commit=5, cells=(OTHER, MAIN))
+    assert set(follower.core.machines[MAIN].facts.gossip) == {A}
+
+
+def test_only_a_leader_reads_its_commits(leader: Driver, follower: Driver) -> None:
+    leader.run(0.5)
+    follower.run(0.5)
+    assert leader.effects.count(ReadCommit(cell=MAIN)) >= 5
+    assert ReadCommit(cell=MAIN) not in follower.effects
+
+
+def test_a_leader_says_its_newest_commit_and_never_an_older_one(leader: Driver) -> None:
+    leader.tell(QuorumCommit(lsn=70))
+    leader.tell(QuorumCommit(lsn=60))
+    leader.run(0.2)
+    assert dict(leader.sent()[-1].cells)[MAIN].commit == 70
+
+
+def test_who_leads_no_more_says_no_commit(leader: Driver) -> None:
+    leader.tell(QuorumCommit(lsn=70))
+    leader.tell(LedgerEnded())
+    assert ForCell(cell=MAIN, effect=CloseWrites(epoch=1)) in leader.effects
+    leader.run(0.2)
+    assert dict(leader.sent()[-1].cells)[MAIN].commit == 0
+
+
+def test_an_agent_that_was_away_blames_nobody_for_the_silence(follower: Driver) -> None:
+    follower.run(1.0, hearing=(A, C), commits=True)
+    follower.now = 30.0
+    follower.tell(Tick())
+    assert follower.suspected() == frozenset()
+    assert follower.asked(ReadRecord).linearizable
+    follower.run(PATIENCE_S + 0.2)
+    assert follower.suspected() == {A, C}
+
+
+def test_an_agent_that_was_away_goes_on_suspecting_whom_it_suspected(follower: Driver) -> None:
+    follower.run(1.2, hearing=(C,))
+    follower.now = 30.0
+    follower.tell(Tick())
+    assert follower.suspected() == {A}
+
+
+def test_a_little_lateness_is_none(follower: Driver) -> None:
+    follower.run(1.0, hearing=(A, C), commits=True)
+    due = follower.core.next_deadline()
+    assert due is not None
+    follower.now = due + DEFAULTS.lag_s_max
+    follower.tell(Tick())
+    assert not any(isinstance(one, ForCell) and isinstance(one.effect, ReadRecord) for one in follower.effects)
+
+
+def test_one_agent_holds_several_cells_with_leaders_of_their_own() -> None:
+    driver = Driver(B, MAIN, OTHER)
+    driver.serve(MAIN, leader=A, region=B)
+    driver.serve(OTHER, leader=B, region=B)
+    assert ForCell(cell=OTHER, effect=OpenWrites(epoch=1)) in driver.effects
+    driver.run(1.2, hearing=(C,))
+    # us-east brings no commits in the cell that it leads; in the other it is silent as well.
+    assert driver.suspected(MAIN) == {A}
+    assert ReadCommit(cell=OTHER) in driver.effects
+    assert ReadCommit(cell=MAIN) not in driver.effects
+    assert [cell for cell, _ in driver.sent()[-1].cells] == [MAIN, OTHER]
+
+
+def test_a_cell_that_has_not_started_is_left_alone() -> None:
+    driver = Driver(B, MAIN, OTHER)
+    driver.serve(MAIN, leader=A, region=B)
+    driver.hear(A, commit=5, cells=(MAIN, OTHER))
+    driver.run(2.0)
+    assert not driver.core.machines[OTHER].facts.started
+    assert driver.core.machines[OTHER].facts.suspected == frozenset()
+
+
+def test_tickets_of_an_incarnation_lie_above_those_of_all_before() -> None:
+    first, second = Driver(B, MAIN, incarnation=1), Driver(B, MAIN, incarnation=2)
+    for driver in (first, second):
+        driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    assert second.asked(ReadRecord).ticket - first.asked(ReadRecord).ticket == TICKETS_AN_INCARNATION
+
+
+def test_an_answer_to_the_incarnation_before_is_none(leader: Driver) -> None:
+    before = leader.core.machines[MAIN].facts.quorum
+    leader.tell(LedgerDone(ticket=7))
+    assert leader.core.machines[MAIN].facts.quorum == before

@@ -1,0 +1,118 @@
+"""Phi accrual: the formula of failover.md, what is remembered, and what is not."""
+
+import math
+from dataclasses import replace
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regions.failover.detector import PhiDetector, deviations_at, phi_of
+from regions.failover.settings import DEFAULTS
+
+BEAT_S = DEFAULTS.heartbeat_interval_s
+PATIENCE_S = BEAT_S + DEFAULTS.phi_pause_s + deviations_at(8.0) * DEFAULTS.phi_stddev_min_s
+
+intervals = st.lists(st.floats(min_value=0.0, max_value=0.9), max_size=60)
+
+
+def heard(*waits: float) -> PhiDetector:
+    """A detector that began at 0 and heard a heartbeat after each of these waits."""
+    detector, now = PhiDetector(DEFAULTS, now=0.0), 0.0
+    for wait in waits:
+        now += wait
+        detector.heard(now)
+    return detector
+
+
+@pytest.mark.parametrize(
+    ("deviations", "phi"), [(0.0, 0.30103), (1.2815516, 1.0), (2.3263479, 2.0), (3.0902323, 3.0), (5.6120012, 8.0)]
+)
+def test_phi_is_the_negative_logarithm_of_the_chance_to_be_heard_still(deviations: float, phi: float) -> None:
+    assert phi_of(deviations) == pytest.approx(phi, abs=1e-5)
+
+
+def test_phi_stays_finite_when_nothing_was_heard_for_hours() -> None:
+    assert phi_of(1e6) == pytest.approx(300.0)
+    assert heard().phi(86_400.0) == pytest.approx(300.0)
+
+
+def test_phi_of_eight_is_at_five_point_six_one_deviations() -> None:
+    assert deviations_at(8.0) == pytest.approx(5.612, abs=1e-3)
+
+
+@given(st.floats(min_value=1.0, max_value=16.0))
+def test_the_inverse_of_phi_is_its_inverse(phi: float) -> None:
+    assert phi_of(deviations_at(phi)) == pytest.approx(phi, rel=1e-6)
+
+
+def test_a_steady_peer_is_suspected_after_interval_pause_and_deviations() -> None:
+    detector = heard(*[BEAT_S] * 200)
+    assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
+    assert pytest.approx(1.08, abs=0.001) == PATIENCE_S
+
+
+def test_a_peer_that_was_never_heard_is_suspected_as_if_it_had_kept_the_configured_pace() -> None:
+    assert heard().trips_at == pytest.approx(PATIENCE_S)
+
+
+@given(intervals)
+def test_it_trips_exactly_when_phi_reaches_the_threshold(waits: list[float]) -> None:
+    detector = heard(*waits)
+    assert detector.phi(detector.trips_at) == pytest.approx(DEFAULTS.phi_threshold, rel=1e-6)
+
+
+@given(intervals, st.floats(min_value=0.0, max_value=5.0), st.floats(min_value=0.001, max_value=5.0))
+def test_suspicion_only_grows_while_nothing_is_heard(waits: list[float], one: float, more: float) -> None:
+    detector = heard(*waits)
+    earlier = detector.last_s + one
+    assert detector.phi(earlier) <= detector.phi(earlier + more)
+
+
+@given(intervals)
+def test_what_is_heard_puts_the_suspicion_off(waits: list[float]) -> None:
+    detector = heard(*waits)
+    before = detector.trips_at
+    now = before - 0.001
+    detector.heard(now)
+    assert detector.last_s == now
+    assert detector.trips_at > before
+
+
+@given(intervals)
+def test_the_running_sums_agree_with_mean_and_deviation_of_the_window(waits: list[float]) -> None:
+    settings = replace(DEFAULTS, phi_window=25, phi_stddev_min_s=1e-3)
+    detector, now = PhiDetector(settings, now=0.0), 0.0
+    kept = [BEAT_S] * 20
+    for wait in waits:
+        now += wait
+        if now < detector.trips_at:
+            kept.append(wait)
+        detector.heard(now)
+    kept = kept[-25:]
+    mean = math.fsum(kept) / len(kept)
+    deviation = math.sqrt(math.fsum((one - mean) ** 2 for one in kept) / len(kept))
+    patience_s = mean + settings.phi_pause_s + deviations_at(8.0) * max(deviation, 1e-3)
+    assert detector.trips_at - now == pytest.approx(patience_s, abs=1e-4)
+
+
+def test_an_unsteady_peer_is_given_more_time() -> None:
+    assert heard(*[0.02, 0.4] * 50).trips_at - 50 * 0.42 > PATIENCE_S + 0.5
+
+
+def test_an_outage_is_not_remembered_as_a_pace() -> None:
+    detector = heard(*[BEAT_S] * 100, 60.0)
+    assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
+
+
+def test_a_restart_forgives_the_silence_and_learns_nothing_from_it() -> None:
+    detector = heard(*[BEAT_S] * 100)
+    detector.restart(detector.last_s + 0.8)
+    assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
+
+
+def test_a_peer_that_began_anew_has_a_new_history_and_still_owes_its_heartbeat() -> None:
+    detector = heard(*[0.02, 0.4] * 50)
+    last_s = detector.last_s
+    detector.forget()
+    assert detector.trips_at == pytest.approx(last_s + PATIENCE_S)

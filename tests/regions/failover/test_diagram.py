@@ -1,0 +1,50 @@
+"""The diagram of states in ARCHITECTURE.md is the table in ``states.py``.
+
+``pytest tests/regions/failover/test_diagram.py --rewrite-diagram`` writes it anew.
+"""
+
+from pathlib import Path
+
+import pytest
+
+from regions.failover.states import MEANINGS, RARE, TRANSITIONS, USUAL, State
+
+DOCUMENT = Path(__file__).parents[3] / "ARCHITECTURE.md"
+BEGIN = "<!-- states: made from regions/failover/states.py by tests/regions/failover/test_diagram.py -->\n"
+END = "<!-- states: end -->\n"
+
+
+def drawn() -> str:
+    """The table as Markdown: the usual transitions as a diagram, what the states mean as a table."""
+    lines = ["```mermaid", "stateDiagram-v2", "    [*] --> starting"]
+    lines += [f'    state "{state}" as {_id(state)}' for state in MEANINGS if _id(state) != state]
+    lines += [f"    {_id(one)} --> {_id(other)}" for one, other in USUAL]
+    lines += ["```", "", "| state | what the agent does |", "|---|---|"]
+    lines += [f"| {state} | {meaning} |" for state, meaning in MEANINGS.items()]
+    return "\n".join(lines) + "\n"
+
+
+def _id(state: State) -> str:
+    return state.replace("-", "_")
+
+
+def test_the_diagram_in_the_document_is_the_table(request: pytest.FixtureRequest) -> None:
+    text = DOCUMENT.read_text()
+    head, begin, rest = text.partition(BEGIN)
+    _, end, tail = rest.partition(END)
+    assert begin, "the marker where the diagram begins is missing"
+    assert end, "the marker where it ends is missing"
+    wanted = head + begin + drawn() + end + tail
+    if request.config.getoption("--rewrite-diagram"):
+        DOCUMENT.write_text(wanted)
+    assert DOCUMENT.read_text() == wanted
+
+
+def test_a_transition_is_usual_or_rare() -> None:
+    assert not set(USUAL) & set(RARE)
+    assert all(one != other for one, other in TRANSITIONS)
+
+
+def test_every_state_is_reached_and_only_the_end_of_an_agent_leaves_it_for_starting() -> None:
+    assert {other for _, other in TRANSITIONS} == set(MEANINGS) - {"starting"}
+    assert {one for one, _ in TRANSITIONS} == set(MEANINGS)

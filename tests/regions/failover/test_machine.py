@@ -1,0 +1,297 @@
+"""The machine of a cell, where no transcript goes: answers to nobody, bounds, expiry, and its own copies."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from regions.failover.effects import (
+    AnswerOrder,
+    AnswerStrongReads,
+    CloseWrites,
+    DrainLedger,
+    Effect,
+    FreezeLedger,
+    ReadRecord,
+    SetQuorum,
+    StopLedger,
+    StorePromise,
+    SwapRecord,
+    Told,
+    WriteFence,
+)
+from regions.failover.events import (
+    Event,
+    Gossip,
+    GossipHeard,
+    Lagged,
+    LedgerDone,
+    LedgerEnded,
+    LedgerFailed,
+    LedgerFound,
+    LedgerFrozen,
+    Order,
+    Promise,
+    PromiseFailed,
+    PromiseStored,
+    QuorumCommit,
+    ReadFailed,
+    RecordRead,
+    RecordSeen,
+    StandbysStreaming,
+    Started,
+    StrongReads,
+    SwapAnswered,
+    Tick,
+    Verdict,
+)
+from regions.failover.machine import STRONG_READS_MAX, Machine
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.identity import RegionName
+from regions.leadership import ANCESTRY_MAX, Leadership
+from tests.scenarios.words import Asked
+
+A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+SERVING = Leadership(
+    epoch=1,
+    leader=A,
+    phase="serving",
+    fence_id=UUID(int=1),
+    reason="first start",
+    since="",
+    voters=(A, B, C),
+    ancestry=(1,),
+)
+RECRUITING = replace(SERVING, epoch=2, leader=B, phase="recruiting", fence_id=None)
+
+
+class Driver:
+    """A machine, its clock, and the effects of the last event."""
+
+    def __init__(self, region: RegionName) -> None:
+        cell = CellRegions(voters=(A, B, C), regions=(A, B, C, D))
+        self.machine = Machine(region=region, cell=cell, settings=DEFAULTS, first_ticket=100)
+        self.now = 0.0
+        self.effects: list[Effect] = []
+
+    def tell(self, event: Event) -> None:
+        self.effects = self.machine.handle(event, now=self.now)
+
+    def start(self, ledger: LedgerFound | None, promise: Promise | None) -> None:
+        self.tell(Started(promise=promise, ledger=ledger))
+        self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=SERVING))
+
+    def ticket(self, kind: type[Asked]) -> int:
+        (found,) = (effect for effect in self.effects if isinstance(effect, kind))
+        return found.ticket
+
+    def kinds(self) -> list[type[Effect]]:
+        return [type(effect) for effect in self.effects]
+
+    def tells(self, text: str) -> bool:
+        return any(isinstance(effect, Told) and text in effect.text for effect in self.effects)
+
+
+@pytest.fixture
+def leader() -> Driver:
+    driver = Driver(A)
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    return driver
+
+
+@pytest.fixture
+def follower() -> Driver:
+    driver = Driver(C)
+    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    return driver
+
+
+def order(kind: str, region: RegionName | None = None, *, ticket: int = 7) -> Order:
+    return Order(ticket=ticket, kind=kind, region=region, by="an operator")  # pyright: ignore[reportArgumentType]
+
+
+def test_started_comes_first_and_once(follower: Driver) -> None:
+    with pytest.raises(AssertionError, match="Started comes first"):
+        Driver(B).tell(Tick())
+    with pytest.raises(AssertionError, match="Started comes first"):
+        follower.tell(Started(promise=Promise(), ledger=None))
+
+
+def test_an_epoch_that_goes_back_is_a_broken_etcd(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    with pytest.raises(AssertionError, match="never goes back"):
+        follower.tell(RecordSeen(revision=3, record=SERVING))
+
+
+@pytest.mark.parametrize(
+    "event",
+    [
+        Tick(),
+        PromiseStored(ticket=1),
+        PromiseFailed(ticket=1, reason="no space left"),
+        ReadFailed(ticket=1),
+        RecordRead(ticket=1, revision=9, record=RECRUITING),
+        SwapAnswered(ticket=1, outcome="applied", revision=9),
+        LedgerDone(ticket=1),
+        LedgerFailed(ticket=1, reason="no"),
+        LedgerFrozen(ticket=1, receiving=False, received=1, replayed=1, ancestry=(1,)),
+        RecordSeen(revision=1, record=RECRUITING),
+        Verdict(region=B, suspected=False),
+        QuorumCommit(lsn=0),
+    ],
+    ids=lambda event: type(event).__name__,
+)
+def test_an_answer_that_nobody_waits_for_changes_nothing(follower: Driver, event: Event) -> None:
+    before = replace(follower.machine.facts)
+    follower.tell(event)
+    assert follower.machine.facts == before
+    assert follower.effects == []
+
+
+def test_the_end_of_a_member_that_does_not_run_is_no_news() -> None:
+    driver = Driver(C)
+    driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1))
+    driver.tell(LedgerEnded())
+    assert driver.effects == []
+
+
+def test_a_freezing_is_not_answered_by_a_mere_done(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    with pytest.raises(AssertionError, match="FreezeLedger has an answer of its own"):
+        follower.tell(LedgerDone(ticket=follower.ticket(FreezeLedger)))
+
+
+def test_a_vote_keeps_the_bound_of_an_ancestry(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    epochs = tuple(range(1, ANCESTRY_MAX + 9))
+    answer = LedgerFrozen(
+        ticket=follower.ticket(FreezeLedger), receiving=False, received=1, replayed=1, ancestry=epochs
+    )
+    follower.tell(answer)
+    assert follower.machine.facts.frozen is not None
+    assert follower.machine.facts.frozen.ancestry == epochs[-ANCESTRY_MAX:]
+    assert follower.machine.facts.frozen.position.epoch == epochs[-1]
+
+
+def test_a_member_that_is_absent_has_no_vote() -> None:
+    driver = Driver(C)
+    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
+    driver.tell(RecordSeen(revision=2, record=RECRUITING))
+    assert FreezeLedger not in driver.kinds()
+    assert driver.machine.state == "freezing"
+    assert driver.machine.gossip.vote is None
+
+
+def test_strong_reads_beyond_the_bound_are_answered_at_once(leader: Driver) -> None:
+    leader.tell(StrongReads(requests=(1,)))
+    leader.tell(StrongReads(requests=tuple(range(2, STRONG_READS_MAX + 4))))
+    assert leader.effects == [AnswerStrongReads(requests=(STRONG_READS_MAX + 2, STRONG_READS_MAX + 3), current=False)]
+
+
+def test_a_read_of_etcd_that_is_not_answered_is_begun_again_with_pauses_that_grow(follower: Driver) -> None:
+    follower.tell(Lagged())
+    pauses: list[float] = []
+    for _ in range(7):
+        assert follower.kinds() == [ReadRecord]
+        due = follower.machine.next_deadline()
+        assert due == pytest.approx(follower.now + DEFAULTS.request_s_max)
+        follower.now += DEFAULTS.request_s_max
+        follower.tell(Tick())
+        assert follower.tells("etcd does not answer")
+        due = follower.machine.next_deadline()
+        assert due is not None
+        pauses.append(round(due - follower.now, 6))
+        follower.now = due
+        follower.tell(Tick())
+    assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
+
+
+def test_a_read_that_began_before_the_doubt_does_not_end_it(follower: Driver) -> None:
+    follower.tell(Lagged())
+    before = follower.ticket(ReadRecord)
+    follower.tell(Lagged())
+    follower.tell(RecordRead(ticket=before, revision=1, record=SERVING))
+    assert follower.machine.facts.doubtful
+
+
+def test_a_second_heartbeat_that_tells_of_an_epoch_does_not_begin_the_read_again(follower: Driver) -> None:
+    follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2)))
+    assert follower.kinds() == [ReadRecord]
+    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=2)))
+    assert follower.effects == []
+    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=3)))
+    assert follower.kinds() == [ReadRecord]
+
+
+def test_a_record_that_names_another_leader_of_the_same_epoch_closes_writes_before_the_stop(leader: Driver) -> None:
+    leader.tell(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
+    assert [kind for kind in leader.kinds() if kind in (CloseWrites, StopLedger)] == [CloseWrites, StopLedger]
+
+
+def test_an_order_whose_swap_is_lost_is_refused(leader: Driver) -> None:
+    leader.tell(order("pause"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
+    refused = "the record changed meanwhile, or etcd did not answer: ask again"
+    assert AnswerOrder(ticket=7, refused=refused) in leader.effects
+
+
+def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) -> None:
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(order("pause", ticket=7))
+    swap = leader.ticket(SwapRecord)
+    leader.tell(order("switch", B, ticket=8))
+    assert leader.kinds()[:2] == [Told, CloseWrites]
+    drain = leader.ticket(DrainLedger)
+    leader.tell(SwapAnswered(ticket=swap, outcome="lost"))
+    assert leader.machine.state == "handing-over"
+    leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=1, record=SERVING))
+    leader.tell(LedgerDone(ticket=drain))
+    assert SwapRecord in leader.kinds()
+
+
+def test_a_resize_is_refused_when_another_epoch_begins() -> None:
+    driver = Driver(A)
+    four = replace(SERVING, voters=(A, B, C, D))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=four))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(order("remove", D))
+    driver.tell(RecordSeen(revision=2, record=replace(four, epoch=2, leader=B, phase="recruiting", fence_id=None)))
+    assert AnswerOrder(ticket=7, refused="another epoch began") in driver.effects
+
+
+def test_a_leader_without_a_fence_row_of_this_incarnation_writes_none_when_it_serves_already(leader: Driver) -> None:
+    leader.tell(Tick())
+    assert WriteFence not in leader.kinds()
+    assert leader.machine.state == "leading"
+
+
+def test_a_promise_is_written_again_when_its_disk_does_not_answer(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    frozen = LedgerFrozen(ticket=follower.ticket(FreezeLedger), receiving=False, received=1, replayed=1, ancestry=(1,))
+    follower.tell(frozen)
+    first = follower.ticket(StorePromise)
+    follower.now += DEFAULTS.request_s_max
+    follower.tell(Tick())
+    assert follower.ticket(StorePromise) > first
+    follower.tell(PromiseStored(ticket=first))
+    assert follower.machine.gossip.vote is None
+
+
+def test_a_clone_goes_its_own_way(follower: Driver) -> None:
+    twin = follower.machine.clone()
+    assert twin.facts == follower.machine.facts
+    twin.handle(RecordSeen(revision=2, record=RECRUITING), now=0.0)
+    assert twin.state == "freezing"
+    assert follower.machine.state == "following"
+    assert follower.machine.facts.revision == 1
+
+
+def test_the_same_events_at_the_same_times_give_the_same_effects() -> None:
+    one, other = Driver(C), Driver(C)
+    for driver in (one, other):
+        driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+        driver.tell(RecordSeen(revision=2, record=RECRUITING))
+    assert one.effects == other.effects
+    assert one.machine.facts == other.machine.facts

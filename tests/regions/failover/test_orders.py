@@ -1,0 +1,138 @@
+"""What an operator's order comes to, and the refusals that no transcript reaches."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from regions.failover import orders
+from regions.failover.events import LedgerFound, Order, OrderKind, Promise
+from regions.failover.facts import Facts
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+RECORD = Leadership(
+    epoch=1,
+    leader=A,
+    phase="serving",
+    fence_id=UUID(int=1),
+    reason="first start",
+    since="yesterday",
+    voters=(A, B, C),
+    ancestry=(1,),
+)
+
+
+def leading() -> Facts:
+    """What the agent of a leader knows that has all its standbys."""
+    return Facts(
+        region=A,
+        cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
+        settings=DEFAULTS,
+        next_ticket=1,
+        started=True,
+        promise=Promise(epoch=1, lineage=1),
+        ledger=LedgerFound(kind="primary", epoch=1),
+        record=RECORD,
+        revision=1,
+        open_epoch=1,
+        standbys=frozenset({B, C}),
+    )
+
+
+def order(kind: OrderKind, region: RegionName | None = None) -> Order:
+    return Order(ticket=7, kind=kind, region=region, by="an operator")
+
+
+def changed(facts: Facts, **what: object) -> Facts:
+    return replace(facts, **what)  # pyright: ignore[reportArgumentType] - fields by name
+
+
+@pytest.mark.parametrize("kind", ["switch", "add", "remove", "drain", "undrain"])
+def test_an_order_about_a_region_names_one_that_there_is(kind: OrderKind) -> None:
+    assert orders.plan(leading(), order(kind)) == orders.Answer(refused="there is no region None")
+    mars = orders.plan(leading(), order(kind, RegionName("mars")))
+    assert mars == orders.Answer(refused="there is no region mars")
+
+
+def test_before_the_first_record_there_is_nothing_to_order() -> None:
+    facts = changed(leading(), record=None)
+    assert orders.plan(facts, order("pause")) == orders.Answer(refused="the cell has no leadership yet")
+
+
+@pytest.mark.parametrize("kind", ["switch", "add", "remove"])
+def test_who_does_not_lead_names_who_does(kind: OrderKind) -> None:
+    facts = changed(leading(), region=B)
+    assert orders.plan(facts, order(kind, C)) == orders.Answer(refused="eu-west does not lead: ask us-east")
+
+
+@pytest.mark.parametrize("kind", ["switch", "add", "remove"])
+def test_a_leader_that_is_not_open_takes_no_such_order(kind: OrderKind) -> None:
+    facts = changed(leading(), open_epoch=0)
+    refused = "us-east does not take writes at the moment: ask again"
+    assert orders.plan(facts, order(kind, C)) == orders.Answer(refused=refused)
+
+
+@pytest.mark.parametrize("busy", [{"handover": order("switch", B)}, {"resize": ((A, B), order("remove", C))}])
+def test_one_change_at_a_time(busy: dict[str, object]) -> None:
+    facts = changed(leading(), **busy)
+    assert orders.plan(facts, order("add", D)) == orders.Answer(refused="another order is being carried out")
+
+
+def test_a_switch_goes_to_a_voter_that_is_heard_and_follows_closely() -> None:
+    facts = leading()
+    assert orders.plan(facts, order("switch", B)) == orders.HandOver()
+    assert orders.plan(facts, order("switch", A)) == orders.Answer(refused=None)
+    assert orders.plan(facts, order("switch", D)) == orders.Answer(refused="sa-east holds no ledger")
+    silent = changed(facts, suspected=frozenset({B}))
+    assert orders.plan(silent, order("switch", B)) == orders.Answer(refused="eu-west is silent")
+    behind = changed(facts, standbys=frozenset({C}))
+    lags = orders.Answer(refused="eu-west lags behind, or does not stream")
+    assert orders.plan(behind, order("switch", B)) == lags
+
+
+def test_pause_and_resume_are_in_the_record_and_done_already_the_second_time() -> None:
+    facts = leading()
+    paused = replace(RECORD, automatic=False, since="")
+    assert orders.plan(facts, order("pause")) == orders.Swap(record=paused)
+    assert orders.plan(facts, order("resume")) == orders.Answer(refused=None)
+    facts = changed(facts, record=paused)
+    assert orders.plan(facts, order("pause")) == orders.Answer(refused=None)
+    assert orders.plan(facts, order("resume")) == orders.Swap(record=replace(RECORD, since=""))
+
+
+def test_a_drained_region_is_marked_once() -> None:
+    facts = leading()
+    assert orders.plan(facts, order("drain", D)) == orders.Answer(refused="sa-east holds no ledger")
+    assert orders.plan(facts, order("drain", B)) == orders.Swap(record=replace(RECORD, drained=(B,), since=""))
+    facts = changed(facts, record=replace(RECORD, drained=(B, C)))
+    assert orders.plan(facts, order("undrain", B)) == orders.Swap(record=replace(RECORD, drained=(C,), since=""))
+
+
+def test_a_region_that_is_added_joins_before_it_votes() -> None:
+    facts = leading()
+    joining = replace(RECORD, joining=(D,), since="")
+    assert orders.plan(facts, order("add", D)) == orders.Swap(record=joining)
+    facts = changed(facts, record=joining)
+    assert orders.plan(facts, order("add", D)) == orders.Answer(refused=None)
+    assert orders.plan(facts, order("remove", D)) == orders.Swap(record=replace(RECORD, since=""))
+
+
+def test_a_voter_is_removed_by_a_quorum_without_it_first() -> None:
+    four = changed(leading(), record=replace(RECORD, voters=(A, B, C, D)))
+    assert orders.plan(four, order("remove", C)) == orders.Resize(voters=(A, B, D))
+    leads = orders.Answer(refused="us-east leads: switch to another region first")
+    assert orders.plan(four, order("remove", A)) == leads
+    fewer = orders.Answer(refused="3 voters would become fewer: add another region first")
+    assert orders.plan(leading(), order("remove", C)) == fewer
+    assert orders.plan(leading(), order("remove", D)) == orders.Answer(refused=None)
+
+
+@pytest.mark.parametrize("busy", [{"reread": True}, {"swapping": object()}])
+def test_an_order_does_not_swap_over_a_record_that_may_have_changed(busy: dict[str, object]) -> None:
+    facts = changed(leading(), **busy)
+    refused = orders.Answer(refused="the record is being written: ask again")
+    assert orders.plan(facts, order("pause")) == refused
+    assert orders.plan(facts, order("add", D)) == refused

@@ -1,0 +1,213 @@
+"""Each rule of docs/failover.md that code can break, as its function in ``rules.py`` has it."""
+
+from dataclasses import replace
+from itertools import combinations
+from uuid import UUID
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from regions.failover import rules
+from regions.failover.effects import StopLedger
+from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Promise, Vote
+from regions.identity import RegionName
+from regions.leadership import ANCESTRY_MAX, Leadership
+from regions.position import Position
+
+A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+
+
+def record(epoch: int = 5, *, leader: RegionName = A, ancestry: tuple[int, ...] = (1, 3)) -> Leadership:
+    return Leadership(
+        epoch=epoch,
+        leader=leader,
+        phase="promoting",
+        fence_id=None,
+        reason="",
+        since="",
+        voters=(A, B, C),
+        ancestry=ancestry,
+    )
+
+
+def vote(epoch: int = 5, *, fence: int = 3, lsn: int = 0x500) -> Vote:
+    return Vote(epoch=epoch, position=Position(fence, lsn), ancestry=(fence,))
+
+
+def frozen(*, receiving: bool = False, received: int | None = 0x500, replayed: int = 0x500) -> LedgerFrozen:
+    return LedgerFrozen(ticket=1, receiving=receiving, received=received, replayed=replayed, ancestry=(1, 3))
+
+
+@given(st.integers(min_value=1, max_value=9))
+def test_rule_1_whoever_is_frozen_holds_whatever_was_acknowledged(voters: int) -> None:
+    names = [RegionName(f"r{number}") for number in range(voters)]
+    acknowledged = rules.required_standbys(names) + 1
+    for has_it in combinations(names, acknowledged):
+        for is_frozen in combinations(names, rules.majority(names)):
+            assert set(has_it) & set(is_frozen)
+
+
+@given(st.integers(min_value=3, max_value=8))
+def test_rule_1_quorums_of_cells_that_differ_by_one_voter_meet(voters: int) -> None:
+    fewer = [RegionName(f"r{number}") for number in range(voters)]
+    more = [*fewer, RegionName("one-more")]
+    for one, other in ((fewer, more), (more, fewer)):
+        for has_it in combinations(one, rules.required_standbys(one) + 1):
+            for is_frozen in combinations(other, rules.majority(other)):
+                assert set(has_it) & set(is_frozen)
+
+
+def test_rule_1_two_of_three_are_enough_and_one_is_not() -> None:
+    assert rules.enough({A: vote(), C: vote()}, record())
+    assert not rules.enough({C: vote()}, record())
+
+
+def test_rule_1_only_votes_of_voters_for_this_epoch_count() -> None:
+    given_votes = {A: vote(), B: vote(4), D: vote()}
+    assert rules.counted(given_votes, record()) == {A: vote()}
+
+
+def test_rule_2_nobody_acts_for_an_epoch_below_his_promise() -> None:
+    assert rules.may_act(5, Promise(epoch=5))
+    assert not rules.may_act(4, Promise(epoch=5))
+
+
+def test_rule_2_a_vote_is_published_only_with_its_promise_on_disk() -> None:
+    assert rules.may_publish(vote(5), Promise(epoch=5))
+    assert not rules.may_publish(vote(5), Promise(epoch=4))
+
+
+def test_rule_3_the_newest_fence_row_counts_before_the_length() -> None:
+    assert rules.rank(vote(fence=3, lsn=0x100)) > rules.rank(vote(fence=1, lsn=0x900))
+    assert rules.rank(vote(fence=3, lsn=0x900)) > rules.rank(vote(fence=3, lsn=0x100))
+
+
+@pytest.mark.parametrize(
+    ("answer", "is_frozen"),
+    [
+        (frozen(), True),
+        (frozen(received=None), True),
+        (frozen(received=0x400), True),
+        (frozen(received=0x501), False),
+        (frozen(receiving=True), False),
+    ],
+)
+def test_rule_4_frozen_is_a_state_to_be_checked(answer: LedgerFrozen, *, is_frozen: bool) -> None:
+    assert rules.is_frozen(answer) == is_frozen
+
+
+@pytest.mark.parametrize(("received", "lsn"), [(None, 0x500), (0x400, 0x500), (0x600, 0x600)])
+def test_rule_4_the_position_is_the_greater_of_received_and_replayed(received: int | None, lsn: int) -> None:
+    assert rules.frozen_position(frozen(received=received)) == Position(3, lsn)
+
+
+def test_a_member_without_any_fence_row_is_at_epoch_zero() -> None:
+    answer = LedgerFrozen(ticket=1, receiving=False, received=None, replayed=7, ancestry=())
+    assert rules.frozen_position(answer) == Position(0, 7)
+
+
+def test_rule_5_no_promotion_before_the_quorum_is_in_force() -> None:
+    assert rules.may_promote(quorum_set=True)
+    assert not rules.may_promote(quorum_set=False)
+
+
+def test_rule_6_a_primary_is_demoted_by_stopping_it() -> None:
+    assert rules.demotion(7, 5) == StopLedger(ticket=7, epoch=5)
+
+
+@pytest.mark.parametrize("confirmed", [True, False])
+def test_rule_7_a_wait_that_was_cut_short_is_no_quorum(*, confirmed: bool) -> None:
+    answer = FenceWritten(ticket=1, fence_id=UUID(int=1), lsn=1, confirmed=confirmed)
+    assert rules.is_on_quorum(answer) == confirmed
+
+
+@pytest.mark.parametrize(
+    ("ledger", "lineage", "promoting", "needs"),
+    [
+        (LedgerFound(kind="frozen"), 4, 0, False),
+        (LedgerFound(kind="frozen"), 5, 5, False),
+        (LedgerFound(kind="frozen"), 5, 0, True),
+        (LedgerFound(kind="stopped"), 5, 4, True),
+        (LedgerFound(kind="primary", epoch=5), 5, 0, False),
+        (LedgerFound(kind="primary", epoch=4), 5, 0, True),
+    ],
+)
+def test_rule_8_a_member_that_may_have_been_primary_is_not_started_again_under_the_same_epoch(
+    ledger: LedgerFound, lineage: int, promoting: int, *, needs: bool
+) -> None:
+    assert rules.needs_new_epoch(ledger, Promise(epoch=5, lineage=lineage), record(), promoting=promoting) == needs
+
+
+def test_rule_10_a_strong_read_is_current_when_etcd_says_that_this_region_leads_the_epoch_it_writes_under() -> None:
+    assert rules.proves_leadership(record(5), 5, A)
+    assert not rules.proves_leadership(record(6), 5, A)
+    assert not rules.proves_leadership(record(5, leader=B), 5, A)
+    assert not rules.proves_leadership(record(5), 0, A)
+    assert not rules.proves_leadership(None, 5, A)
+
+
+@pytest.mark.parametrize(
+    ("kind", "lineage", "copies"),
+    [
+        ("stopped", 5, False),
+        ("stopped", 3, False),
+        ("frozen", 1, False),
+        ("stopped", 4, True),
+        ("stopped", 2, True),
+        ("stopped", 0, True),
+        ("absent", 5, True),
+    ],
+)
+def test_rule_11_a_member_of_an_epoch_that_was_given_up_is_copied(kind: str, lineage: int, *, copies: bool) -> None:
+    ledger = LedgerFound(kind=kind)  # pyright: ignore[reportArgumentType] - a parameter of the test
+    assert rules.must_copy(ledger, Promise(epoch=5, lineage=lineage), record()) == copies
+
+
+def test_rule_11_a_member_that_may_be_a_copy_of_another_epoch_is_copied() -> None:
+    ledger = LedgerFound(kind="stopped")
+    assert rules.must_copy(ledger, Promise(epoch=5, lineage=3, copying=4), record())
+    assert not rules.must_copy(ledger, Promise(epoch=5, lineage=5, copying=5), record())
+
+
+def test_rule_11_before_a_copy_that_it_is_one_is_on_disk_and_nothing_else_falls() -> None:
+    assert rules.before_copy(Promise(epoch=4, lineage=4), 5) == Promise(epoch=5, lineage=4, copying=5)
+    assert rules.before_copy(Promise(epoch=6, lineage=4, copying=6), 5) == Promise(epoch=6, lineage=4, copying=6)
+
+
+def test_rule_12_before_a_rewind_the_floor_is_raised_and_nothing_else_falls() -> None:
+    assert rules.before_rewind(Promise(epoch=4, lineage=4, floor=2), 5) == Promise(epoch=5, lineage=4, floor=5)
+    assert rules.before_rewind(Promise(epoch=6, lineage=4, floor=6), 5) == Promise(epoch=6, lineage=4, floor=6)
+
+
+def test_rule_12_nothing_is_rewound_for_a_leader_that_has_no_quorum_without_it() -> None:
+    assert not rules.may_rewind(record())
+    assert rules.may_rewind(replace(record(), phase="serving", fence_id=UUID(int=5)))
+
+
+def test_rule_2_a_promise_keeps_what_one_before_it_may_have_written() -> None:
+    one, other = Promise(epoch=5, lineage=3, floor=1), Promise(epoch=4, lineage=4, copying=4)
+    assert rules.joined(one, other) == Promise(epoch=5, lineage=4, floor=1, copying=4)
+
+
+def test_rule_12_a_member_votes_only_with_the_fence_row_of_the_epoch_that_it_joined() -> None:
+    durable = Promise(epoch=6, lineage=5, floor=5)
+    assert not rules.may_publish(vote(6, fence=4), durable)
+    assert rules.may_publish(vote(6, fence=5), durable)
+
+
+def test_the_epoch_moves_by_a_swap_over_what_was_read() -> None:
+    assert rules.expected_revision(17) == 17
+
+
+def test_a_leader_is_alive_by_newer_commits_and_others_by_heartbeats() -> None:
+    assert rules.shows_life(commit=6, newest=5, needs_commits=True)
+    assert not rules.shows_life(commit=5, newest=5, needs_commits=True)
+    assert rules.shows_life(commit=0, newest=5, needs_commits=False)
+
+
+def test_an_ancestry_grows_at_its_end_and_keeps_its_bound() -> None:
+    assert rules.extended((1, 3), 5) == (1, 3, 5)
+    assert rules.extended((1, 3, 5), 5) == (1, 3, 5)
+    full = tuple(range(1, ANCESTRY_MAX + 1))
+    assert rules.extended(full, 99) == (*full[1:], 99)

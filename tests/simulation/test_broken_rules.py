@@ -1,0 +1,236 @@
+"""Each rule of failover.md that code can break is broken here, and a checker of the simulation notices.
+
+Rule 16 has no break: the core cannot read a wall clock (import-linter), and seeds make it jump. Without breaks the
+checkers would prove nothing. A break substitutes one small function; its plans say which faults bring
+it to light, the seeds of a plan how long it may take.
+"""
+
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import pytest
+
+from infra.simulation.etcd import Etcd
+from infra.simulation.plans import Fault, Plan, draw_plan
+from infra.simulation.runner import run_plan
+from regions.failover import rules
+from regions.failover.effects import SetQuorum
+from regions.failover.events import LedgerFound, LedgerFrozen, Promise, Vote
+from regions.leadership import Leadership
+from regions.position import Position
+
+pytestmark = pytest.mark.simulation
+
+SEEDS_MAX = 120
+SECONDS = 75.0
+
+
+def any_plan(seed: int) -> Plan:
+    return draw_plan(seed, seconds=SECONDS)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Break:
+    """A rule that does not hold any more.
+
+    Attributes:
+        rule: Its number in failover.md, or what else it is.
+        where: Whose attribute is substituted.
+        name: Which.
+        by: By what.
+        plan: The plan of a seed.
+    """
+
+    rule: str
+    where: Any
+    name: str
+    by: Callable[..., Any]
+    plan: Callable[[int], Plan] = any_plan
+
+
+def leader_is_away_and_its_ledger_is_not(seed: int) -> Plan:
+    """The leader's agent sleeps again and again while its PostgreSQL goes on."""
+    faults = tuple(Fault(at=6.0 + 7 * count, kind="pause-agent", target="leader", seconds=2.5) for count in range(5))
+    return Plan(seed=seed, seconds=60, faults=faults)
+
+
+def leader_dies_and_comes_back(seed: int) -> Plan:
+    """The leader's region dies again and again, cut off a little before, so that it has rows that nobody else has."""
+    faults: list[Fault] = []
+    for count in range(6):
+        at = 6.0 + 8 * count + seed % 7 / 10
+        faults.append(Fault(at=at, kind="isolate-out", target="leader", seconds=0.6))
+        faults.append(Fault(at=at + 0.5, kind="crash-region", target="leader", seconds=1.0 + seed % 5 / 3))
+    return Plan(seed=seed, seconds=75, faults=tuple(faults))
+
+
+def the_old_leader_has_more_wal(seed: int) -> Plan:
+    """A leader that is cut off writes WAL for nobody; it is back just when the next one dies."""
+    back = 5.0 + seed % 8 / 8
+    faults = (
+        Fault(at=6.0, kind="isolate", target="eu", seconds=back),
+        Fault(at=10.6, kind="crash-region", target="leader", seconds=8.0),
+    )
+    return Plan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
+
+
+def attempts_fail_half_way(seed: int) -> Plan:
+    """A leader dies, and the next is cut off as soon as it is promoted, for longer than another attempt takes."""
+    faults: list[Fault] = []
+    for count in range(4):
+        at = 6.0 + 14 * count
+        faults.append(Fault(at=at, kind="isolate", target="leader", seconds=5.0))
+        cut_at = at + 0.5 + seed % 10 / 20
+        faults.append(Fault(at=cut_at, kind="isolate", target="leader", seconds=4.0, when="promoting"))
+    return Plan(seed=seed, seconds=80, faults=tuple(faults))
+
+
+def waits_are_cancelled(seed: int) -> Plan:
+    """A leader that has rows of its own comes back while no other disk works, and somebody cancels what waits."""
+    at = 6.0 + seed % 10 / 10
+    hangs = tuple(Fault(at=at, kind="hang-disk", target=name, seconds=4.0, when="promoting") for name in ("us", "ap"))
+    cancels = tuple(Fault(at=at + 1 + 0.05 * step, kind="cancel-waits", target="eu") for step in range(50))
+    faults = (
+        Fault(at=at, kind="isolate-out", target="eu", seconds=0.5),
+        Fault(at=at + 0.4, kind="kill-ledger", target="eu"),
+        *hangs,
+        *cancels,
+        Fault(at=at + 3.6, kind="crash-region", target="eu", seconds=10.0),
+    )
+    return Plan(seed=seed, seconds=50, faults=faults)
+
+
+def the_leader_dies_while_another_is_rewound(seed: int) -> Plan:
+    """A leader was cut off, has WAL of its own, is rewound from the next one, and that one dies."""
+    faults = (
+        Fault(at=6.0, kind="isolate", target="eu", seconds=3.0),
+        Fault(at=9.5 + seed % 20 / 10, kind="crash-region", target="us", seconds=8.0),
+    )
+    return Plan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
+
+
+def always(value: object) -> Callable[..., object]:
+    """A rule that has one answer."""
+
+    def answer(*_arguments: object, **_named: object) -> object:
+        return value
+
+    return answer
+
+
+def without_the_epoch(vote: Vote) -> Position:
+    return Position(0, vote.position.lsn)
+
+
+def receive_only(answer: LedgerFrozen) -> Position:
+    return Position(max(answer.ancestry, default=0), answer.received or 0)
+
+
+def copies_nothing_but_the_absent(ledger: LedgerFound, _durable: Promise, _record: Leadership) -> bool:
+    return ledger.kind == "absent"
+
+
+def never_stops(ticket: int, epoch: int) -> SetQuorum:
+    return SetQuorum(ticket=ticket, epoch=epoch, standbys=(), required=0)
+
+
+def any_revision(etcd: Etcd, _expected: int, record: Leadership) -> int | None:
+    """A swap that is none."""
+    revision = etcd.log[-1][0] + 1 if etcd.log else 1
+    etcd.log.append((revision, record))
+    etcd.written(revision, record)
+    etcd.changed()
+    return revision
+
+
+BREAKS = (
+    Break(rule="1", where=rules, name="majority", by=always(1)),
+    Break(rule="1", where=rules, name="required_standbys", by=always(0)),
+    Break(rule="2", where=rules, name="may_publish", by=always(True)),
+    Break(
+        rule="3",
+        where=rules,
+        name="rank",
+        by=without_the_epoch,
+        plan=the_old_leader_has_more_wal,
+    ),
+    Break(rule="4", where=rules, name="is_frozen", by=always(True), plan=leader_is_away_and_its_ledger_is_not),
+    Break(
+        rule="4",
+        where=rules,
+        name="frozen_position",
+        by=receive_only,
+    ),
+    Break(rule="5", where=rules, name="may_promote", by=always(True)),
+    Break(rule="6", where=rules, name="demotion", by=never_stops, plan=leader_is_away_and_its_ledger_is_not),
+    Break(rule="7", where=rules, name="is_on_quorum", by=always(True), plan=waits_are_cancelled),
+    Break(
+        rule="8",
+        where=rules,
+        name="needs_new_epoch",
+        by=always(False),
+        plan=leader_dies_and_comes_back,
+    ),
+    Break(rule="10", where=rules, name="proves_leadership", by=always(True)),
+    Break(
+        rule="11",
+        where=rules,
+        name="must_copy",
+        by=copies_nothing_but_the_absent,
+        plan=attempts_fail_half_way,
+    ),
+    Break(
+        rule="12",
+        where=rules,
+        name="position_counts",
+        by=always(True),
+        plan=the_leader_dies_while_another_is_rewound,
+    ),
+    Break(rule="quorum commit", where=rules, name="shows_life", by=always(True)),
+    Break(rule="CAS", where=Etcd, name="swap", by=any_revision),
+)
+
+
+@contextmanager
+def broken(one: Break) -> Generator[None]:
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(one.where, one.name, one.by)
+        yield
+
+
+def first_violation(one: Break) -> tuple[int, str] | None:
+    """The first seed that shows the break, and what the checker says."""
+    with broken(one):
+        for seed in range(SEEDS_MAX):
+            report = run_plan(one.plan(seed))
+            if report.violation is not None:
+                return seed, report.violation
+    return None
+
+
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize("one", BREAKS, ids=lambda one: f"{one.rule}-{one.name}")
+def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, object], None]) -> None:
+    found = first_violation(one)
+    assert found is not None, f"{SEEDS_MAX} seeds did not notice"
+    record_property("seed", found[0])
+    record_property("violation", found[1])
+
+
+@pytest.mark.parametrize(
+    "plan",
+    [
+        leader_is_away_and_its_ledger_is_not,
+        the_old_leader_has_more_wal,
+        leader_dies_and_comes_back,
+        attempts_fail_half_way,
+        waits_are_cancelled,
+        the_leader_dies_while_another_is_rewound,
+    ],
+    ids=lambda plan: plan.__name__,
+)
+def test_the_same_plans_break_nothing_when_the_rules_hold(plan: Callable[[int], Plan]) -> None:
+    for seed in range(5):
+        assert run_plan(plan(seed)).violation is None

@@ -1,0 +1,258 @@
+"""PostgreSQL as the simulation models it: each trap of failover.md, as a specification."""
+
+import pytest
+
+from tests.simulation.stand import AP, EU, US, Stand, keys
+
+pytestmark = pytest.mark.simulation
+
+
+def test_a_commit_is_acknowledged_when_one_of_two_standbys_has_it_on_disk() -> None:
+    stand = Stand()
+    outcome = stand.write(stand.eu, 1)
+    stand.run(0.07)
+    assert outcome == []
+    stand.run(0.05)
+    assert outcome == [True]
+    assert keys(stand.us) == keys(stand.ap) == {1}
+
+
+def test_a_primary_without_its_standbys_acknowledges_nothing() -> None:
+    stand = Stand()
+    stand.isolate(EU)
+    outcome = stand.write(stand.eu, 1)
+    stand.run(30)
+    assert outcome == []
+    assert keys(stand.eu) == {1}
+
+
+def test_a_cut_that_heals_lets_the_wait_end() -> None:
+    stand = Stand()
+    stand.network.cut(EU, US)
+    stand.network.cut(EU, AP)
+    outcome = stand.write(stand.eu, 1)
+    stand.run(5)
+    stand.network.heal(EU, US)
+    stand.eu.recover()
+    stand.run(2)
+    assert outcome == [True]
+
+
+def test_a_standby_has_no_names_so_it_acknowledges_alone_when_promoted_without_them() -> None:
+    # Rule 5.
+    stand = Stand()
+    stand.isolate(US)
+    stand.freeze(stand.us)
+    stand.us.promote(2)
+    outcome = stand.write(stand.us, 1)
+    assert outcome == [True]
+
+
+def test_clearing_the_names_releases_the_waiters_with_success() -> None:
+    # Rule 6.
+    stand = Stand()
+    stand.isolate(EU)
+    outcome = stand.write(stand.eu, 1)
+    stand.run(1)
+    stand.eu.set_names((), 0)
+    assert outcome == [True]
+    assert keys(stand.us) == set()
+
+
+def test_stopping_ends_the_waits_without_success() -> None:
+    # Rule 6: the only way to demote.
+    stand = Stand()
+    stand.isolate(EU)
+    outcome = stand.write(stand.eu, 1)
+    stand.eu.stop()
+    assert outcome == [False]
+
+
+def test_a_cancelled_wait_leaves_the_row_visible_here_and_nowhere_else() -> None:
+    # Rule 7.
+    stand = Stand()
+    stand.isolate(EU)
+    outcome = stand.write(stand.eu, 1)
+    before = stand.eu.visible
+    stand.eu.cancel_waits()
+    assert outcome == [False]
+    assert stand.eu.visible > before
+    assert keys(stand.us) == set()
+
+
+def test_a_crash_makes_rows_visible_that_no_standby_has() -> None:
+    # Rule 8.
+    stand = Stand()
+    stand.isolate(EU)
+    outcome = stand.write(stand.eu, 1)
+    assert stand.eu.visible < stand.eu.wal.keys[1]
+    stand.eu.crash()
+    stand.eu.start_standby()
+    assert outcome == [False]
+    assert stand.eu.visible >= stand.eu.wal.keys[1]
+
+
+def test_a_crash_loses_what_was_not_on_disk() -> None:
+    stand = Stand()
+    stand.eu.hung = True
+    stand.write(stand.eu, 1)
+    stand.run(5)
+    assert keys(stand.us) == set()  # a standby never gets what the primary may still lose
+    stand.eu.crash()
+    assert keys(stand.eu) == set()
+
+
+def test_the_receive_position_is_unknown_after_a_restart() -> None:
+    # Rule 4.
+    stand = Stand()
+    stand.write(stand.eu, 1)
+    stand.run(1)
+    assert stand.us.received == len(stand.us.wal.entries)
+    stand.us.crash()
+    stand.freeze(stand.us)
+    stand.us.start_standby()
+    assert stand.us.received is None
+    assert stand.us.replayed == len(stand.us.wal.entries)
+
+
+def test_a_walreceiver_takes_wal_until_it_has_ended_not_until_it_was_told_to() -> None:
+    # Rule 4.
+    stand = Stand()
+    stand.us.unfollow()
+    stand.write(stand.eu, 1)
+    stand.run(1)
+    assert keys(stand.us) == {1}
+    stand.us.disconnect()
+    stand.write(stand.eu, 2)
+    stand.run(5)
+    assert keys(stand.us) == {1}
+
+
+def promote_two_with_one_number(stand: Stand) -> None:
+    """`us` and `ap` are both promoted from the same point without knowing of each other."""
+    stand.eu.crash()
+    for member, epoch in ((stand.us, 2), (stand.ap, 3)):
+        stand.freeze(member)
+        member.promote(epoch)
+        stand.write(member, epoch)
+    assert stand.us.wal.timeline == stand.ap.wal.timeline == 2
+
+
+def test_two_promotions_take_the_same_timeline_and_following_it_keeps_phantom_rows() -> None:
+    # Rule 11.
+    stand = Stand()
+    promote_two_with_one_number(stand)
+    stand.write(stand.ap, 30)
+    stand.us.stop()
+    stand.us.start_standby()
+    stand.us.follow(AP)
+    stand.run(2)
+    assert stand.us.upstream is not None
+    assert 2 in keys(stand.us)  # what only `us` ever wrote
+    assert 3 not in keys(stand.us)  # what `ap` has instead
+
+
+def test_pg_rewind_sees_nothing_to_do_on_the_same_timeline_number() -> None:
+    # Rule 11.
+    stand = Stand()
+    promote_two_with_one_number(stand)
+    stand.us.stop()
+    stand.us.rewind(stand.ap)
+    assert 2 in keys(stand.us)
+
+
+def test_a_base_backup_has_no_phantom_rows() -> None:
+    # Rule 11.
+    stand = Stand()
+    promote_two_with_one_number(stand)
+    stand.us.stop()
+    stand.us.copy(stand.ap)
+    assert keys(stand.us) == keys(stand.ap)
+
+
+def test_following_a_leader_whose_history_forked_below_is_refused() -> None:
+    stand = Stand()
+    stand.write(stand.eu, 1)
+    stand.run(1)
+    stand.isolate(EU)
+    stand.write(stand.eu, 2)
+    stand.freeze(stand.us)
+    stand.us.promote(2)
+    stand.eu.stop()
+    for other in (US, AP):
+        stand.network.heal(EU, other)
+        stand.network.heal(other, EU)
+    stand.eu.start_standby()
+    stand.eu.follow(US)
+    stand.run(2)
+    assert stand.eu.diverged
+    assert stand.eu.upstream is None
+
+
+def test_pg_rewind_may_go_below_what_was_acknowledged() -> None:
+    # Rule 12.
+    lost = 0
+    for seed in range(10):
+        stand = Stand(seed=seed)
+        outcome = stand.write(stand.eu, 1)
+        stand.run(1)
+        assert outcome == [True]
+        stand.freeze(stand.us)
+        stand.us.promote(2)
+        stand.eu.stop()
+        stand.eu.rewind(stand.us)
+        lost += 1 not in keys(stand.eu)
+    assert lost > 0
+
+
+def test_a_rewound_member_has_everything_again_once_it_streams() -> None:
+    stand = Stand()
+    stand.write(stand.eu, 1)
+    stand.run(1)
+    stand.isolate(EU)
+    stand.write(stand.eu, 2)
+    stand.freeze(stand.us)
+    stand.us.promote(2)
+    for other in (US, AP):
+        stand.network.heal(EU, other)
+        stand.network.heal(other, EU)
+    stand.eu.stop()
+    stand.eu.rewind(stand.us)
+    stand.eu.start_standby()
+    stand.eu.follow(US)
+    stand.run(3)
+    assert stand.eu.wal.entries == stand.us.wal.entries
+    assert 2 not in keys(stand.eu)
+
+
+def test_a_promotion_takes_the_number_after_the_highest_it_knows() -> None:
+    stand = Stand()
+    stand.eu.crash()
+    stand.freeze(stand.us)
+    stand.us.promote(2)
+    stand.ap.follow(US)
+    stand.run(2)
+    stand.freeze(stand.ap)
+    stand.ap.promote(3)
+    assert stand.ap.wal.timelines[-1][0] == 3
+
+
+def test_a_hung_disk_of_a_standby_confirms_nothing() -> None:
+    stand = Stand()
+    stand.us.hung = stand.ap.hung = True
+    outcome = stand.write(stand.eu, 1)
+    stand.run(5)
+    assert outcome == []
+    stand.us.hung = False
+    stand.us.recover()
+    stand.run(2)
+    assert outcome == [True]
+
+
+def test_the_quorum_commit_stands_still_without_a_quorum() -> None:
+    stand = Stand()
+    stand.isolate(EU)
+    before = stand.eu.quorum_lsn()
+    stand.write(stand.eu, 1)
+    stand.run(5)
+    assert stand.eu.quorum_lsn() == before

@@ -1,0 +1,58 @@
+"""The failover core under faults: as many seeds as there is time for, and never fewer than 500."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+from infra.simulation import regressions
+from infra.simulation.campaign import Summary, replay, run_seeds
+from infra.simulation.runner import run_plan, run_seed
+from infra.simulation.shrink import Shrinker
+
+pytestmark = pytest.mark.simulation
+
+REGRESSIONS = Path(__file__).parent / "regressions"
+SEEDS_MIN = 500
+MINUTES = 1.25
+BUDGET_S = 100.0
+SOAK_SEEDS = int(os.environ.get("PALAVER_SOAK_SEEDS", "20000"))
+SOAK_FIRST = 1_000_000
+
+
+def assert_no_finding(summary: Summary) -> None:
+    """Fail with what is needed to go on: how to replay, and the smallest plan, kept as a regression."""
+    if not summary.findings:
+        return
+    first = summary.findings[0]
+    failing = run_seed(first.seed, minutes=summary.minutes)
+    small = Shrinker(failing).shrink()
+    path = regressions.store(small, REGRESSIONS, found_as=first.seed)
+    lines = [f"seed {one.seed}: {one.violation}" for one in summary.findings[:10]]
+    faults = "\n".join(f"  {fault}" for fault in small.plan.faults)
+    pytest.fail("\n".join([*lines, replay(first.seed, summary.minutes), f"shrunk, kept in {path}:", faults]))
+
+
+@pytest.mark.timeout(900)
+def test_no_seed_breaks_a_rule() -> None:
+    summary = run_seeds(range(SEEDS_MIN), minutes=MINUTES)
+    left_s = BUDGET_S - summary.elapsed_s
+    if left_s > 0 and not summary.findings:
+        more = run_seeds(range(SEEDS_MIN, 1_000_000), minutes=MINUTES, budget_s=left_s)
+        assert_no_finding(more)
+    assert_no_finding(summary)
+    assert summary.commits > 0.97 * summary.begun
+    assert len(summary.recoveries_s) > SEEDS_MIN / 4
+
+
+@pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.json")), ids=lambda path: path.stem)
+def test_what_once_failed_holds(path: Path) -> None:
+    report = run_plan(regressions.load(path))
+    assert report.violation is None
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(24 * 3600)
+def test_no_seed_of_many_breaks_a_rule() -> None:
+    summary = run_seeds(range(SOAK_FIRST, SOAK_FIRST + SOAK_SEEDS), minutes=MINUTES)
+    assert_no_finding(summary)
