@@ -46,7 +46,6 @@ class Bounds(NamedTuple):
     Attributes:
         budget: What may happen.
         epochs_max: No epoch above this one is begun; a step that asks for one is left out.
-        epochs_min: Epochs from this one on may be begun by an agent that finds an epoch stalled.
         depth_max: Steps from the start; None for as many as there are.
         states_max: Distinct states; None for as many as there are.
     """
