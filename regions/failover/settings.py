@@ -44,7 +44,7 @@ class Settings:
     phi_threshold: float = 8.0
     phi_window: int = 1000
     phi_stddev_min_s: float = 0.05
-    phi_pause_s: float = 0.7
+    phi_pause_s: float = 0.68
     observers_min: int = 2
     lag_s_max: float = 0.25
     claim_stagger_s: float = 0.25

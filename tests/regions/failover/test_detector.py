@@ -49,7 +49,7 @@ def test_the_inverse_of_phi_is_its_inverse(phi: float) -> None:
 def test_a_steady_peer_is_suspected_after_interval_pause_and_deviations() -> None:
     detector = heard(*[BEAT_S] * 200)
     assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
-    assert pytest.approx(1.08, abs=0.001) == PATIENCE_S
+    assert pytest.approx(1.06, abs=0.001) == PATIENCE_S
 
 
 def test_a_peer_that_was_never_heard_is_suspected_as_if_it_had_kept_the_configured_pace() -> None:
