@@ -10,8 +10,6 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 STAMP := $(VENV)/.setup-done
 SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
-# Whole deployments in one process, everything else in the other (tests/conftest.py).
-IN_TWO := --numprocesses 2 --no-loadscope-reorder
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -31,7 +29,8 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
 test: setup check ## Run all checks and all tests but soaks and benchmarks
-	$(BIN)/pytest -m "not soak and not bench" $(IN_TWO) $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "not soak and not bench and not simulation" $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "simulation and not soak" $(PYTEST_FLAGS)
 
 check: setup ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check --quiet .

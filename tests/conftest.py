@@ -1,4 +1,4 @@
-"""Which tests stay together when `make test` runs them in two processes, what hypothesis may mind, and two switches.
+"""What hypothesis may mind, what no test may leave open, and two switches.
 
 The switches write anew what tests compare with; read the difference before you commit it.
 """
@@ -8,8 +8,6 @@ from collections.abc import Iterator
 
 import pytest
 from hypothesis import HealthCheck, settings
-from xdist.remote import Producer
-from xdist.scheduler import LoadScopeScheduling
 
 # Properties are about results. How long one example takes says only how busy the machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -25,24 +23,9 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
-class ByFolder(LoadScopeScheduling):
-    """Gives each folder of tests to one worker, in the order of their names."""
-
-    def _split_scope(self, nodeid: str) -> str:
-        return nodeid.split("/")[1]
-
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> ByFolder:
-    """Tests of a folder share servers, so they stay together."""
-    return ByFolder(config, log)
-
-
 @pytest.fixture(scope="session", autouse=True)
 def left_open() -> Iterator[None]:
-    """Find what tests have left open while a test can still fail for it.
-
-    pytest looks for it after the last test as well, but a worker of xdist has told its results by then.
-    """
+    """Find what tests have left open while a test can still fail for it, and not after the last result was told."""
     yield
     for _ in range(3):  # What one collection frees may have held something itself.
         gc.collect()

@@ -141,12 +141,24 @@ class Run:
         return settings.hold_down_s if len(recent) >= settings.failovers_max else 0.0
 
     def _are_two_lost(self) -> bool:
-        """Whether a majority cannot vote because a promise was lost, which only an operator repairs."""
+        """Whether a majority cannot vote because a promise was lost, which only an operator repairs.
+
+        With one lost, the others must both be able to: a member that was rewound and has not caught up (rule 12)
+        or whose data is torn waits for one that is not coming back.
+        """
         record = self.etcd.record
         voters = [self.nodes[region] for region in (() if record is None else record.voters)]
         refusing = sum(1 for node in voters if node.disk is None)
         absent = sum(1 for node in voters if node.member is not None and not node.member.exists)
-        return refusing > 0 and 2 * (refusing + absent) > len(voters)
+        below = sum(1 for node in voters if node.disk is not None and self._is_below_its_floor(node))
+        return refusing > 0 and 2 * (refusing + absent + below) > len(voters)
+
+    @staticmethod
+    def _is_below_its_floor(node: Node) -> bool:
+        member, promise = node.member, node.disk
+        if member is None or promise is None or not member.exists:
+            return False
+        return max(member.wal.ancestry(len(member.wal.entries)), default=0) < promise.floor
 
     def _fill(self, report: Report) -> None:
         report.transitions = Counter({f"{a} -> {b}": count for (a, b), count in self.checkers.transitions.items()})
