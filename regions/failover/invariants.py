@@ -33,8 +33,7 @@ def _of_writes(facts: Facts) -> Iterator[str]:
 def _of_promises(facts: Facts) -> Iterator[str]:
     promise, vote = facts.promise, steps.published_vote(facts)
     if promise is None:
-        if vote is not None:
-            yield "a vote is published by an agent whose promise cannot be read"
+        assert vote is None, "an agent whose promise cannot be read publishes no vote"
         return
     if vote is not None and vote.epoch > promise.epoch:
         yield f"a vote for epoch {vote.epoch} is published, and epoch {promise.epoch} is promised"

@@ -1,10 +1,13 @@
 from dataclasses import replace
 from typing import Any
+from unittest.mock import patch
+from uuid import UUID
 
 import pytest
 
+from regions.failover import rules
 from regions.failover.effects import FollowLedger, PromoteLedger
-from regions.failover.events import LedgerFound, Promise, Vote
+from regions.failover.events import LedgerFound, Order, Promise, Vote
 from regions.failover.facts import Facts, Storing, Working
 from regions.failover.invariants import violations
 from regions.failover.settings import DEFAULTS, CellRegions
@@ -42,6 +45,7 @@ def promoting(epoch: int) -> Working:
     ("changes", "what"),
     [
         ({"open_epoch": 2}, "its fence row is on no quorum"),
+        ({"open_epoch": 2, "handover": Order(ticket=1, kind="switch", region=B)}, "it is being handed over"),
         ({"open_epoch": 1}, "the member is no primary of it"),
         ({"open_epoch": 2, "record": replace(RECORD, leader=B)}, "the record gives it to another"),
         ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),
@@ -56,6 +60,27 @@ def promoting(epoch: int) -> Working:
 )
 def test_what_must_not_be_is_named(changes: dict[str, Any], what: str) -> None:
     assert any(what in one for one in violations(facts(**changes)))
+
+
+@pytest.mark.parametrize(
+    ("promise", "what"),
+    [
+        (Promise(epoch=1), "a vote for epoch 2 is published, and epoch 1 is promised"),
+        (Promise(epoch=2, floor=2), "a vote at epoch 1 is published below the floor 2"),
+    ],
+)
+def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what: str) -> None:
+    recruiting = replace(RECORD, phase="recruiting", leader=B)
+    voting = facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen=FROZEN, promise=promise)
+    assert not violations(voting)
+    with patch.object(rules, "may_publish", return_value=True):
+        assert violations(voting) == (what,)
+
+
+def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_grow() -> None:
+    serving = replace(RECORD, phase="serving", fence_id=UUID(int=2))
+    growing = Storing(ticket=1, promise=Promise(epoch=3, lineage=2), until=1.0)
+    assert not violations(facts(open_epoch=2, record=serving, storing=growing))
 
 
 def test_all_is_well_with_a_member_that_follows_and_one_that_votes() -> None:
