@@ -224,6 +224,10 @@ class Checkers:
         if visible and (self._read is None or visible > self._read[1]):
             self._read = (member.wal.entries[visible - 1], visible)
 
+    def broke(self, node: Node, what: str) -> None:
+        """An invariant of one core does not hold."""
+        self._fail("invariants", f"{node.region}: {what}")
+
     def moved(self, before: State, after: State) -> None:
         """A core took a transition."""
         self.transitions[before, after] += 1

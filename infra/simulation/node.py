@@ -48,6 +48,7 @@ from regions.failover.events import (
     Tick,
 )
 from regions.failover.heartbeats import AgentEvent, ForCell, HeartbeatReceived, InCell, ReadCommit, SendHeartbeat
+from regions.failover.invariants import violations
 from regions.failover.settings import CellRegions, Settings
 from regions.failover.states import State
 from regions.identity import CellId, Epoch, RegionName
@@ -88,6 +89,10 @@ class NodeWitness(Protocol):
 
     def moved(self, before: State, after: State) -> None:
         """A core took a transition of its table."""
+        ...
+
+    def broke(self, node: Node, what: str) -> None:
+        """An invariant of one core does not hold."""
         ...
 
 
@@ -220,6 +225,7 @@ class Node:
         core = self.core
         assert core is not None, "an event for nobody"
         later: list[AgentEvent] = [event]
+        acted = False
         for one in later:
             for effect in core.handle(one, now=self.clock.now()):
                 if isinstance(effect, SendHeartbeat):
@@ -229,7 +235,11 @@ class Node:
                     if commit is not None:
                         later.append(InCell(cell=CELL, event=QuorumCommit(lsn=commit)))
                 else:
+                    acted = True
                     self._perform(effect)
+        if acted and self.core is core:
+            for what in violations(core.machines[CELL].facts):
+                self._witness.broke(self, what)
         state = core.machines[CELL].state
         if state != self._state:
             self._witness.moved(self._state, state)
