@@ -103,6 +103,11 @@ class ViewReader:
                 finally:
                     await self._pool.release(connection)
         except _UNAVAILABLE as error:
+            task = asyncio.current_task()
+            if task is not None and task.cancelling():
+                # Giving back a connection whose statement was cancelled may fail, and that error would replace the
+                # cancellation: whoever asks for ever would take it for a view that is down, and ask again.
+                raise asyncio.CancelledError from error
             _FAILURES.inc()
             raise ViewUnavailable(f"{type(error).__name__}: {error}") from error
 

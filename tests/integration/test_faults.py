@@ -1,5 +1,6 @@
 """kill -9 of each process of the leader region under load: it comes back, and nothing is lost or doubled."""
 
+import os
 import time
 
 import pytest
@@ -10,7 +11,11 @@ from tests.integration.stack import Stack, eventually
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 
 PROCESSES = ("etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator")
-BACK_WITHIN_S = 10.0
+BACK_WITHIN_S = 10.0  # with a processor to run on; whoever waits for one waits longer by as much
+
+
+def back_within_s() -> float:
+    return BACK_WITHIN_S * max(1.0, os.getloadavg()[0] / (os.cpu_count() or 1))
 
 
 @pytest.mark.parametrize("process", PROCESSES)
@@ -30,7 +35,7 @@ def test_a_killed_process_comes_back_and_nothing_is_lost(stack: Stack, process: 
                     if region["region"] == leader
                 )
             ),
-            within_s=BACK_WITHIN_S,
+            within_s=back_within_s(),
             what=f"{leader}/{process} is back",
         )
         written = len(account.acknowledged)

@@ -7,6 +7,8 @@ import pytest
 
 from regions.identity import CellId
 from regions.position import Position, encode_token
+from services.read_api.freshness import Freshness
+from services.read_api.view_reader import ViewReader
 from services.view import cache
 from tests.services.read_api.conftest import CELL, Api, Writer, problem, until
 
@@ -169,3 +171,33 @@ async def test_a_wrong_address_or_method_is_a_problem(api: Api, method: str, pat
 async def test_the_probes_answer(api: Api) -> None:
     assert (await api.http.get("/healthz")).json() == {"alive": True}
     assert (await api.http.get("/readyz")).json() == {"ready": True}
+
+
+class StubbornPool:
+    """A pool whose statements last for ever and whose connections break when they are given back."""
+
+    def __init__(self) -> None:
+        self.asked = asyncio.Event()
+
+    async def acquire(self, *, timeout: float) -> "StubbornPool":  # noqa: ASYNC109 - as the pool of asyncpg has it
+        del timeout
+        return self
+
+    async def fetch(self, *_: object) -> None:
+        self.asked.set()
+        await asyncio.Event().wait()
+
+    async def release(self, connection: object) -> None:
+        del connection
+        raise OSError("the connection broke")
+
+
+async def test_a_connection_that_breaks_does_not_hide_that_the_poll_was_told_to_end() -> None:
+    reader = ViewReader("postgresql://nobody@127.0.0.1:1/none", size=1)
+    pool = StubbornPool()
+    reader._pool = pool  # pyright: ignore[reportAttributeAccessIssue] - the one port of the reader
+    polling = asyncio.ensure_future(Freshness(CellId("main")).run(reader))
+    await pool.asked.wait()
+    polling.cancel()
+    await asyncio.wait([polling], timeout=20)
+    assert polling.cancelled()
