@@ -5,6 +5,7 @@ import logging
 from contextlib import aclosing
 from typing import Final
 
+from services.read_api.cancellation import heed_cancellation
 from services.read_api.freshness import Freshness
 from services.read_api.memory import PageMemory
 from services.read_api.shared_cache import SharedCache
@@ -29,6 +30,7 @@ async def follow_invalidations(shared: SharedCache, memory: PageMemory, freshnes
                         _apply(message, shared, memory, freshness)
         finally:
             memory.go_deaf()
+        heed_cancellation()
         await asyncio.sleep(RESUBSCRIBE_PAUSE_S)
 
 

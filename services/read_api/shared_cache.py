@@ -16,6 +16,7 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
+from services.read_api.cancellation import heed_cancellation
 from services.read_api.memory import Thread
 from services.read_api.page import Page
 from services.view import cache
@@ -102,6 +103,7 @@ class SharedCache:
             self.generation = None if generation is None else int(generation)
             unanswered_pings = 0
             while unanswered_pings < 2:  # noqa: PLR2004 - one ping may cross a busy moment
+                heed_cancellation()
                 message = await channel.get_message(timeout=PING_INTERVAL_S)
                 if message is None:
                     unanswered_pings += 1

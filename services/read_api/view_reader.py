@@ -11,6 +11,7 @@ from asyncpg import exceptions as pg
 from prometheus_client import Counter, Gauge
 
 from services import view
+from services.read_api.cancellation import heed_cancellation
 
 # A page takes a millisecond; a view that needs seconds is better borrowed from a neighbour.
 STATEMENT_TIMEOUT_S: Final = 2.0
@@ -103,11 +104,8 @@ class ViewReader:
                 finally:
                     await self._pool.release(connection)
         except _UNAVAILABLE as error:
-            task = asyncio.current_task()
-            if task is not None and task.cancelling():
-                # Giving back a connection whose statement was cancelled may fail, and that error would replace the
-                # cancellation: whoever asks for ever would take it for a view that is down, and ask again.
-                raise asyncio.CancelledError from error
+            # Giving back a connection whose statement was cancelled may fail, which says nothing about the view.
+            heed_cancellation(error)
             _FAILURES.inc()
             raise ViewUnavailable(f"{type(error).__name__}: {error}") from error
 

@@ -1,13 +1,17 @@
 """Consistency levels, single comments, counts, documents and preflights on a real view."""
 
 import asyncio
+import contextlib
 import uuid
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from regions.identity import CellId
 from regions.position import Position, encode_token
 from services.read_api.freshness import Freshness
+from services.read_api.invalidations import follow_invalidations
+from services.read_api.memory import PageMemory
 from services.read_api.view_reader import ViewReader
 from services.view import cache
 from tests.services.read_api.conftest import CELL, Api, Writer, problem, until
@@ -201,3 +205,27 @@ async def test_a_connection_that_breaks_does_not_hide_that_the_poll_was_told_to_
     polling.cancel()
     await asyncio.wait([polling], timeout=20)
     assert polling.cancelled()
+
+
+class SwallowingCache:
+    """A channel whose library takes a cancellation for an end of the stream."""
+
+    def __init__(self) -> None:
+        self.heard = asyncio.Event()
+
+    async def messages(self) -> AsyncGenerator[None]:
+        yield None
+        self.heard.set()
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.Event().wait()
+
+
+async def test_a_swallowed_cancellation_still_ends_who_follows_the_invalidations() -> None:
+    shared = SwallowingCache()
+    following = asyncio.ensure_future(
+        follow_invalidations(shared, PageMemory(bytes_max=1), Freshness(CellId("main")))  # pyright: ignore[reportArgumentType] - the one port it uses
+    )
+    await shared.heard.wait()
+    following.cancel()
+    await asyncio.wait([following], timeout=20)
+    assert following.cancelled()
