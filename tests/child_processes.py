@@ -29,8 +29,8 @@ START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
 
 _REAPER = """
-import os, shutil, signal, sys
-pids, folders = set(), set()
+import os, shutil, signal, subprocess, sys
+pids, folders, deployments = set(), set(), set()
 signal.signal(signal.SIGINT, signal.SIG_IGN)
 for line in sys.stdin:
     verb, _, value = line.rstrip("\\n").partition(" ")
@@ -38,6 +38,11 @@ for line in sys.stdin:
     elif verb == "pid-": pids.discard(int(value))
     elif verb == "folder+": folders.add(value)
     elif verb == "folder-": folders.discard(value)
+    elif verb == "deployment+": deployments.add(value)
+    elif verb == "deployment-": deployments.discard(value)
+for data in deployments:
+    subprocess.run([sys.executable, "-P", "-m", "infra.cli", "down", "--data", data], stderr=subprocess.DEVNULL)
+    shutil.rmtree(os.path.dirname(data), ignore_errors=True)
 for pid in pids:
     try: os.killpg(pid, signal.SIGKILL)
     except ProcessLookupError: pass
@@ -112,6 +117,16 @@ def folder(account: Account | None = None) -> Generator[Path]:
     finally:
         shutil.rmtree(path, ignore_errors=True)
         _reaper.tell(f"folder- {path}")
+
+
+@contextlib.contextmanager
+def stopped_at_the_end(data: Path) -> Generator[None]:
+    """Stop a deployment and remove the folder that its data folder is in, also when the test run is killed."""
+    _reaper.tell(f"deployment+ {data}")
+    yield
+    subprocess.run([sys.executable, "-P", "-m", "infra.cli", "down", "--data", data], capture_output=True, check=False)
+    shutil.rmtree(data.parent, ignore_errors=True)
+    _reaper.tell(f"deployment- {data}")
 
 
 class Child:

@@ -1,32 +1,30 @@
 """The deployment that the tests of a session share, and folders for deployments of a test's own."""
 
-import shutil
+import contextlib
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.integration.stack import Stack, palaver, start_stack
+from tests.child_processes import stopped_at_the_end
+from tests.integration.stack import Stack, start_stack
 
 
 @pytest.fixture(scope="session")
 def data_folder() -> Iterator[Callable[[], Path]]:
     """Make data folders that are stopped and removed whatever a test does."""
-    made: list[Path] = []
+    with contextlib.ExitStack() as made:
 
-    def make() -> Path:
-        # Not pytest's tmp_path: that lies in a folder of mode 0700, which sends PostgreSQL's data elsewhere
-        # when everything runs as root; one test asks for just that, the others for the usual case.
-        folder = Path(tempfile.mkdtemp(prefix="palaver-test-"))
-        folder.chmod(0o711)
-        made.append(folder)
-        return folder / "data"
+        def make() -> Path:
+            # Not pytest's tmp_path: that lies in a folder of mode 0700, which sends PostgreSQL's data elsewhere
+            # when everything runs as root; one test asks for just that, the others for the usual case.
+            folder = Path(tempfile.mkdtemp(prefix="palaver-test-"))
+            folder.chmod(0o711)
+            made.enter_context(stopped_at_the_end(folder / "data"))
+            return folder / "data"
 
-    yield make
-    for folder in made:
-        palaver("down", data=folder / "data", check=False)
-        shutil.rmtree(folder, ignore_errors=True)
+        yield make
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,6 @@
 """The life of a deployment: starts, stops, crashes of its supervisor, neighbours, and what it refuses."""
 
 import os
-import shutil
 import signal
 import socket
 import subprocess
@@ -17,6 +16,7 @@ import pytest
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
 from infra.supervisor.records import living
+from tests.child_processes import stopped_at_the_end
 from tests.integration.stack import REGIONS, Stack, eventually, palaver, start_stack
 
 pytestmark = [pytest.mark.integration]
@@ -63,9 +63,8 @@ def home_folder() -> Iterator[Path]:
     """A folder of mode 0700, as a home folder may be."""
     folder = Path(tempfile.mkdtemp(prefix="palaver-home-"))
     folder.chmod(0o700)
-    yield folder / "data"
-    palaver("down", data=folder / "data", check=False)
-    shutil.rmtree(folder)
+    with stopped_at_the_end(folder / "data"):
+        yield folder / "data"
 
 
 def test_two_deployments_run_beside_each_other(stack: Stack, own_stack: Stack) -> None:
