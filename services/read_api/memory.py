@@ -5,7 +5,7 @@ be kept, unless they turned out new enough. While the channel of invalidations i
 nothing kept is served. No I/O, no clock.
 
 A page is kept in two encodings: as JSON, and gzipped from the first time somebody asks for it so. Text shrinks
-about eightfold, which is what readers on a slow network wait for and what every proxy on the way copies.
+five- to tenfold, which is what readers on a slow network wait for and what every proxy on the way copies.
 """
 
 import zlib
