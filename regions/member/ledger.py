@@ -233,6 +233,33 @@ class Ledger:
             for row in await self._fetch("read_slots")
         )
 
+    async def read_fence_epochs(self, most: int) -> tuple[Epoch, ...]:
+        """Return the epochs of the newest fence rows, ascending; none when there is no ledger database yet."""
+
+        async def read(connection: asyncpg.Connection) -> list[Epoch]:
+            return [row["epoch"] for row in await connection.fetch(_sql("read_fence_epochs"), most)]
+
+        if not await self._in_one_connection("postgres", _has_database):
+            return ()
+        return tuple(sorted(await self._in_one_connection(DATABASE, read)))
+
+    async def one(self, name: str, *parameters: object) -> "Mapping[str, Any]":
+        """Return the one row of a named statement that waits for nobody.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
+        (row,) = await self._fetch(name, *parameters)
+        return row
+
+    async def run(self, name: str) -> None:
+        """Run a named statement that waits for nobody.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
+        await self._fetch(name)
+
     async def close(self) -> None:
         """Drop the kept connection."""
         if self._kept is not None:
@@ -288,6 +315,10 @@ class Ledger:
             )
         except _BROKEN as error:
             raise MemberFailed(f"{self._address}: {_describe(error)}") from error
+
+
+async def _has_database(connection: asyncpg.Connection) -> bool:
+    return bool(await connection.fetchval(_sql("has_database"), DATABASE))
 
 
 @cache

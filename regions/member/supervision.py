@@ -288,9 +288,12 @@ class Member:
                 return
             await asyncio.sleep(READY_POLL_S)
 
-    async def _run(self, program: str, *arguments: str, inherited: Sequence[int] = ()) -> None:
-        password = {"PGPASSWORD": self.settings.replication_password}
-        process = spawn(self._command(program, *arguments, environment=password, inherited=inherited))
+    async def _run(
+        self, program: str, *arguments: str, inherited: Sequence[int] = (), password: str | None = None
+    ) -> None:
+        """Run a program to its end; ``password`` is what it connects with, the replication role's if None."""
+        secret = {"PGPASSWORD": self.settings.replication_password if password is None else password}
+        process = spawn(self._command(program, *arguments, environment=secret, inherited=inherited))
         try:
             await process.wait()
         finally:

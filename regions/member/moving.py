@@ -1,0 +1,211 @@
+"""What a ledger member does when the leadership moves: freezes, is promoted, follows another, is rewound.
+
+Each can be repeated after a crash at any point, and each says what it found rather than what it meant to do.
+Decides how; ``regions.failover`` decides when. Source: failover.md, rules 3 to 5 and 11 to 13; PostgreSQL 18,
+"pg_rewind" and "Timelines".
+"""
+
+import asyncio
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from regions.identity import Epoch, RegionName
+from regions.leadership import ANCESTRY_MAX
+from regions.member import record
+from regions.member.errors import MemberError, MemberFailed
+from regions.member.ledger import Ledger
+from regions.member.settings import DATABASE, SUPERUSER
+from regions.member.supervision import Member
+from regions.position import parse_lsn
+from regions.topology import Address
+
+POLL_S = 0.005
+"""Freezing and promoting take 20 to 40 ms; a failover waits for each."""
+
+FREEZE_S_MAX = 3.0
+PROMOTE_S_MAX = 5.0
+FOLLOW_S_MAX = 10.0
+"""Beyond these the caller asks again; a receiver tries every 200 ms (wal_retrieve_retry_interval)."""
+
+
+class Diverged(MemberError):
+    """The member has WAL that the leader's history does not have: it has to be rewound."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Frozen:
+    """A standby that was told to receive from nobody.
+
+    Attributes:
+        receiving: Whether its receiver is still there.
+        received: Where what it received ends; None after a restart.
+        replayed: Where what it replayed ends.
+        fences: The epochs of the fence rows that it has replayed, ascending, the newest 32.
+    """
+
+    receiving: bool
+    received: int | None
+    replayed: int
+    fences: tuple[Epoch, ...]
+
+    @property
+    def settled(self) -> bool:
+        """Whether it receives nothing and has replayed all that it has (rule 4)."""
+        return not self.receiving and self.replayed >= (self.received or 0)
+
+
+class MovingMember(Member):
+    """A member whose leader changes."""
+
+    async def freeze(self) -> Frozen:
+        """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
+
+        A primary is stopped first (rule 6) and comes back as a standby that replays all of its own WAL.
+
+        Raises:
+            MemberFailed: It could not be stopped, started or asked.
+        """
+        self._names, self._follows = "", None
+        if self.running and not await self._is_standby():
+            await self.stop()
+        if not self.running:
+            known = self.record
+            self._write("standby.signal", "")
+            await self._start("standby", 0 if known is None else known.epoch)
+        else:
+            self._write_configuration()
+            await self.ledger.run("reload")
+        return await self._settled()
+
+    async def promote(self, *, epoch: Epoch, followers: Iterable[RegionName]) -> None:
+        """Make a frozen member primary of an epoch; the slots of its followers' WAL are made before.
+
+        Raises:
+            MemberFailed: It was not promoted in time, or its quorum is not set (rule 5).
+        """
+        if not self._names:
+            raise MemberFailed("it is not promoted before its quorum is set")
+        if await self._is_standby():
+            await self.ledger.prepare_slots(followers=followers, streams=())
+            known = self.record
+            # Durable before it happens: a member that may have been primary is never taken for a standby (rule 8).
+            record.MemberRecord(role="primary", epoch=epoch, process=None if known is None else known.process).store(
+                self.settings.state
+            )
+            await self.ledger.run("promote")
+        try:
+            async with asyncio.timeout(PROMOTE_S_MAX):
+                while await self._is_standby():  # noqa: ASYNC110 - PostgreSQL sets no event
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise MemberFailed(f"it is not primary after {PROMOTE_S_MAX:.0f} s") from None
+
+    async def follow(self, *, epoch: Epoch, leader: Address) -> None:
+        """Receive the WAL of ``leader``; return when it streams.
+
+        Raises:
+            Diverged: It has WAL that the leader's history does not have.
+            MemberFailed: It does not stream in time.
+        """
+        if self.running and not await self._is_standby():
+            await self.stop()
+        if not self.running:
+            # First alone: only a member that runs can say where it stands.
+            await self.freeze()
+        await self._compare(leader)
+        self._names, self._follows = "", leader
+        self._write_configuration()
+        assert self.process is not None, "it runs"
+        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
+        await self.ledger.run("reload")
+        try:
+            async with asyncio.timeout(FOLLOW_S_MAX):
+                while not (await self.ledger.one("read_receiver"))["streaming"]:  # noqa: ASYNC110 - the same
+                    await asyncio.sleep(POLL_S)
+        except TimeoutError:
+            raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
+
+    async def rewind(self, leader: Address) -> None:
+        """Bring the data back to what it shares with ``leader``; it is stopped then, and follows next.
+
+        Raises:
+            MemberFailed: pg_rewind failed. When it had begun to write, the data counts as absent.
+        """
+        await self.stop()
+        await self._end_leftovers()
+        other = Ledger(leader, self.settings.superuser_password)
+        # Rule 13: pg_rewind compares the leader's checkpoint, which after a promotion may be of the old timeline.
+        await other.run("checkpoint")
+        await other.close()
+        record.begin_building(self.settings.state, "rewind")
+        source = f"host={leader.host} port={leader.port} user={SUPERUSER} dbname={DATABASE} sslmode=disable"
+        await self._run(
+            "pg_rewind",
+            f"--target-pgdata={self.settings.data}",
+            f"--source-server={source} connect_timeout=3",
+            password=self.settings.superuser_password,
+        )
+        self._names, self._follows = "", leader
+        self._write("standby.signal", "")
+        self._end()
+
+    async def _is_standby(self) -> bool:
+        return bool((await self.ledger.one("is_in_recovery"))["pg_is_in_recovery"])
+
+    async def _settled(self) -> Frozen:
+        """Wait for a while until it is settled; return what is the case then."""
+        deadline = asyncio.get_running_loop().time() + FREEZE_S_MAX
+        while True:
+            row = await self.ledger.one("read_frozen")
+            if not row["in_recovery"] or row["primary_conninfo"]:
+                frozen = None
+            else:
+                frozen = Frozen(
+                    receiving=row["receiving"],
+                    received=None if row["received"] is None else int(row["received"]),
+                    replayed=int(row["replayed"] or 0),
+                    fences=(),
+                )
+                if frozen.settled:
+                    break
+            if asyncio.get_running_loop().time() > deadline:
+                break
+            await asyncio.sleep(POLL_S)
+        if frozen is None:
+            raise MemberFailed(f"it is not frozen after {FREEZE_S_MAX:.0f} s")
+        return Frozen(
+            receiving=frozen.receiving,
+            received=frozen.received,
+            replayed=frozen.replayed,
+            fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX),
+        )
+
+    async def _compare(self, leader: Address) -> None:
+        """Compare the own end of WAL with the leader's history, as PostgreSQL does, but with an answer.
+
+        Raises:
+            Diverged: The leader left the own timeline before that end, or never was on it.
+        """
+        other = Ledger(leader, self.settings.superuser_password)
+        try:
+            theirs = int((await other.one("read_timeline"))["timeline"])
+            history = (await other.one("read_history", theirs))["history"] or ""
+        finally:
+            await other.close()
+        own = int((await self.ledger.one("read_timeline"))["timeline"])
+        end = int((await self.ledger.one("read_receiver"))["lsn"] or 0)
+        if own == theirs:
+            return
+        left_at = _switches(history).get(own)
+        if left_at is None or end > left_at:
+            raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
+
+
+def _switches(history: str) -> dict[int, int]:
+    """Return where a timeline's history leaves each earlier timeline: lines of number, LSN and reason."""
+    switches: dict[int, int] = {}
+    for line in history.splitlines():
+        fields = line.split("\t")
+        if len(fields) >= 2 and fields[0].strip().isdigit():  # noqa: PLR2004 - number and LSN
+            switches[int(fields[0])] = parse_lsn(fields[1].strip())
+    return switches

@@ -1,0 +1,7 @@
+-- Rule 4: what a standby that was told to receive from nobody still does, and where its WAL ends.
+SELECT
+    pg_is_in_recovery() AS in_recovery,
+    EXISTS (SELECT FROM pg_stat_wal_receiver) AS receiving,
+    current_setting('primary_conninfo') AS primary_conninfo,
+    pg_last_wal_receive_lsn() AS received,
+    pg_last_wal_replay_lsn() AS replayed

@@ -1,0 +1,187 @@
+"""Members whose leader changes, on real PostgreSQL: frozen, promoted, followed, rewound, and each again."""
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from uuid import UUID
+
+import asyncpg
+import pytest
+
+from regions.identity import RegionName
+from regions.member import MemberFailed, quorum_names
+from regions.member.moving import Diverged, MovingMember
+from tests.regions.deployment import (
+    REGIONS,
+    REPLICATION_PASSWORD,
+    WRITER_PASSWORD,
+    Deployment,
+    deployment,
+    prepare_ledger,
+    until,
+)
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+
+
+@asynccontextmanager
+async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMember]]]:
+    """Three members, the first leads epoch 1 under its quorum."""
+    async with deployment() as made:
+        members = {region: MovingMember(made.settings(region)) for region in REGIONS}
+        leader = members[EAST]
+        await leader.initialise()
+        await leader.start_primary(epoch=1, synchronous_standby_names="")
+        await leader.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
+        await prepare_ledger(leader.ledger.url)
+        await leader.ledger.prepare_slots(followers=[WEST, SOUTH], streams=())
+
+        async def join(region: RegionName) -> None:
+            await members[region].base_backup(made.ledger(EAST))
+            await members[region].follow(epoch=1, leader=made.ledger(EAST))
+
+        await asyncio.gather(join(WEST), join(SOUTH))
+        await leader.set_quorum(quorum_names((WEST, SOUTH), 1))
+        await leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=1), leader=EAST)
+        try:
+            yield made, members
+        finally:
+            for member in members.values():
+                await member.stop()
+
+
+async def keep(made: Deployment, region: RegionName, numbers: range) -> None:
+    connection = await made.connect(region)
+    try:
+        await connection.executemany("INSERT INTO palaver.kept VALUES ($1)", [(number,) for number in numbers])
+    finally:
+        await connection.close()
+
+
+async def kept(made: Deployment, region: RegionName) -> set[int]:
+    connection = await made.connect(region)
+    try:
+        return {row["n"] for row in await connection.fetch("SELECT n FROM palaver.kept")}
+    finally:
+        await connection.close()
+
+
+def kill(member: MovingMember) -> None:
+    assert member.process is not None
+    os.kill(member.process.pid, signal.SIGKILL)
+
+
+async def take_over(made: Deployment, members: dict[RegionName, MovingMember], *, epoch: int) -> None:
+    """What the failover core orders when EAST is lost and WEST is chosen."""
+    west, south = members[WEST], members[SOUTH]
+    frozen = dict(zip((WEST, SOUTH), await asyncio.gather(west.freeze(), south.freeze()), strict=True))
+    assert all(one.settled and one.fences == (1,) for one in frozen.values())
+    await west.set_quorum(quorum_names((EAST, SOUTH), 1))
+    await west.promote(epoch=epoch, followers=[EAST, SOUTH])
+    await south.follow(epoch=epoch, leader=made.ledger(WEST))
+    await west.ledger.write_fence_row(epoch=epoch, fence_id=UUID(int=epoch), leader=WEST)
+
+
+async def test_a_member_that_is_frozen_receives_nothing_and_knows_where_its_wal_ends() -> None:
+    async with three() as (made, members):
+        await keep(made, EAST, range(100))
+        flushed = (await members[EAST].ledger.read_state()).lsn
+        await until(lambda: caught_up(members[WEST], flushed))
+        frozen = await members[WEST].freeze()
+        assert frozen.settled
+        assert frozen.fences == (1,)
+        assert max(frozen.received or 0, frozen.replayed) >= flushed
+        await keep(made, EAST, range(100, 200))
+        assert await members[WEST].freeze() == frozen
+        assert await kept(made, WEST) == set(range(100))
+        await members[WEST].follow(epoch=1, leader=made.ledger(EAST))
+        await until(lambda: has(made, WEST, 200))
+
+
+async def caught_up(member: MovingMember, lsn: int) -> bool:
+    return (await member.ledger.read_state()).lsn >= lsn
+
+
+async def has(made: Deployment, region: RegionName, count: int) -> bool:
+    return len(await kept(made, region)) == count
+
+
+async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion() -> None:
+    async with three() as (made, members):
+        await keep(made, EAST, range(100))
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        await keep(made, WEST, range(100, 120))
+        assert await kept(made, WEST) == set(range(120))
+        await until(lambda: has(made, SOUTH, 120))
+        again = await members[WEST].ledger.read_fence_epochs(32)
+        assert again == (1, 2)
+
+
+async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
+    async with three() as (_, members):
+        await members[WEST].freeze()
+        with pytest.raises(MemberFailed, match="quorum"):
+            await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
+
+
+async def test_an_old_primary_with_wal_of_its_own_is_rewound_and_loses_it() -> None:
+    async with three() as (made, members):
+        await keep(made, EAST, range(10))
+        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        # Nobody confirms this row: it is on the old primary's disk alone.
+        connection = await made.connect(EAST)
+        waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (666)"))
+        await asyncio.wait([waiting], timeout=0.3)
+        kill(members[EAST])
+        await asyncio.wait([waiting])
+        assert isinstance(waiting.exception(), Exception)
+        connection.terminate()
+        await take_over(made, members, epoch=2)
+        await keep(made, WEST, range(10, 20))
+        east = members[EAST]
+        frozen = await east.freeze()
+        assert frozen.settled
+        assert 666 in await kept(made, EAST)
+        with pytest.raises(Diverged):
+            await east.follow(epoch=2, leader=made.ledger(WEST))
+        await east.rewind(made.ledger(WEST))
+        await east.follow(epoch=2, leader=made.ledger(WEST))
+        await until(lambda: has(made, EAST, 20))
+        assert 666 not in await kept(made, EAST)
+
+
+async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() -> None:
+    async with three() as (made, members):
+        await keep(made, EAST, range(10))
+        await members[EAST].stop()
+        await take_over(made, members, epoch=2)
+        await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
+        await keep(made, WEST, range(10, 12))
+        await until(lambda: has(made, EAST, 12))
+
+
+async def test_a_running_primary_is_frozen_by_stopping_it() -> None:
+    async with three() as (made, members):
+        await keep(made, EAST, range(10))
+        connection = await made.connect(EAST)
+        frozen = await members[EAST].freeze()
+        assert frozen.settled
+        assert frozen.fences == (1,)
+        with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
+            await connection.execute("INSERT INTO palaver.kept VALUES (11)")
+        connection.terminate()
+        with pytest.raises(asyncpg.PostgresError, match="read-only"):
+            await keep(made, EAST, range(11, 12))
+
+
+async def test_a_rewind_that_cannot_begin_leaves_the_data_as_it_was() -> None:
+    async with three() as (made, members):
+        await members[WEST].stop()
+        with pytest.raises(MemberFailed):
+            await members[SOUTH].rewind(made.ledger(WEST))
+        assert members[SOUTH].data_state() == "standby"
