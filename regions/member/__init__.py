@@ -1,7 +1,8 @@
 """One PostgreSQL member of the ledger: its process, its files and what is said to it in SQL.
 
 Import from here; the modules inside are ``process`` (a process that outlives its agent), ``record`` (what
-survives a crash), ``settings`` (every PostgreSQL setting), ``ledger`` (SQL) and ``supervision``.
+survives a crash), ``settings`` (every PostgreSQL setting), ``ledger`` (SQL), ``supervision`` and ``moving`` (what a
+member does when its leader changes).
 """
 
 from regions.member.errors import MemberError, MemberFailed, MemberUnusable, QuorumUnknown
