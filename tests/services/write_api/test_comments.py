@@ -278,6 +278,9 @@ async def test_a_cancelled_synchronous_wait_is_an_unknown_outcome(
         site = (await api.site())["id"]
         ledger_server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
         ledger_server.sql("SELECT pg_reload_conf()")
+        for _ in range(2):
+            # It is the checkpointer that makes commits wait, once it has read the files (regions/member/ledger.py).
+            ledger_server.sql("CHECKPOINT")
         try:
             posting = asyncio.ensure_future(api.post(site))
             waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
