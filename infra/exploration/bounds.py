@@ -14,13 +14,14 @@ class Budget(NamedTuple):
     """What may still happen in a run.
 
     Attributes:
-        faults: Of all that follows up to ``lags``, together.
+        faults: Of all that follows up to ``cuts``, together.
         crashes: An agent dies while its member lives, or a region dies with both.
         ends: A PostgreSQL ends by itself.
         delays: An answer that is late, or that never comes.
         failures: An answer that says no, or that a swap's outcome is not known.
         stale: An answer of etcd that is older than it need be.
         lags: An agent notices that it was away.
+        cuts: A commit's wait for its quorum is cut short on a primary.
         suspicions: Changes of mind about the region that acts; a silent region costs one for each observer.
         writes: Writes of clients.
         retries: Retries of writes whose outcome the client does not know.
@@ -34,6 +35,7 @@ class Budget(NamedTuple):
     failures: int = 1
     stale: int = 1
     lags: int = 0
+    cuts: int = 0
     suspicions: int = 2
     writes: int = 1
     retries: int = 0
@@ -56,7 +58,7 @@ class Bounds(NamedTuple):
     states_max: int | None = None
 
 
-FAULTS = frozenset({"crashes", "ends", "delays", "failures", "stale", "lags"})
+FAULTS = frozenset({"crashes", "ends", "delays", "failures", "stale", "lags", "cuts"})
 
 
 def spend(budget: Budget, kind: str) -> Budget | None:

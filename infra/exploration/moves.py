@@ -10,7 +10,16 @@ from infra.exploration.crashes import crashed, restarted
 from infra.exploration.describe import REGIONS
 from infra.exploration.node import Node, Violated, during, step
 from infra.exploration.world import Move, State, World
-from regions.failover.events import GossipHeard, Lagged, LedgerEnded, RecordSeen, StrongReads, Tick, Verdict
+from regions.failover.events import (
+    GossipHeard,
+    Lagged,
+    LedgerEnded,
+    RecordSeen,
+    StrongReads,
+    Tick,
+    Verdict,
+    WaitCutShort,
+)
 from regions.failover.facts import NO_RETRY, Facts
 
 _ALL = range(len(REGIONS))
@@ -138,6 +147,8 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
         yield from _stream(world, state, region, member.source)
     if member.kind == "primary" and state.nodes[region].gate:
         yield from _clients(world, state, region)
+    if member.kind == "primary" and state.nodes[region].machine is not None:
+        yield from _cut_short(world, state, region, member)
     budget = spend(state.budget.value, "ends")
     if budget is not None and member.kind in ("primary", "standby"):
         after = world.with_member(state, region, postgres.stop(member))
@@ -147,6 +158,15 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
             yield label, after
         else:
             yield from tell(world, after, region, LedgerEnded(), label)
+
+
+def _cut_short(world: World, state: State, region: int, member: postgres.Member) -> Iterator[Move]:
+    """Somebody cancels a backend that waits for its quorum (rule 7); its row stays."""
+    budget = spend(state.budget.value, "cuts")
+    if budget is not None and len(member.wal) > member.confirmed:
+        before = state._replace(budget=world.budgets.one(budget))
+        label = ("has a wait cut short", region)
+        yield from tell(world, before, region, WaitCutShort(epoch=member.epoch), label)
 
 
 def _stream(world: World, state: State, region: int, source: int) -> Iterator[Move]:

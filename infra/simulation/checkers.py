@@ -103,10 +103,8 @@ class Checkers:
             if record.epoch > before.epoch + 1:
                 self._fail("epochs grow", f"epoch {record.epoch} followed {before.epoch}")
         self.records.append((self._world.now, record))
-        voters = self._voters
         self._voters = sum(self._bits[voter] for voter in record.voters if voter in self._bits)
         self._majority = len(record.voters) // 2 + 1
-        del voters
 
     # Every acknowledged write is in every later leader.
 
@@ -152,8 +150,9 @@ class Checkers:
         keys = [entry.key for entry in entries if entry.kind == "row"]
         if len(set(keys)) != len(keys):
             self._fail("applied once", f"the ledger of {node.region} has a key twice in epoch {epoch}")
-        if not any(entry.kind == "fence" and entry.epoch == epoch for entry in entries):
-            self._fail("fenced", f"{node.region} opened epoch {epoch} without its fence row")
+        fences = [entry for entry in entries if entry.kind == "fence" and entry.epoch == epoch]
+        if not any((entry.copies & self._voters).bit_count() >= self._majority for entry in fences):
+            self._fail("fenced", f"{node.region} opened epoch {epoch} without its fence row on a quorum")
         self.openings.append(Opening(epoch, node.region, entries))
         self.opened_at.append((self._world.now, node.region, epoch))
 

@@ -367,7 +367,8 @@ class Member:
 
     def cancel_waits(self) -> None:
         """Somebody cancels the backends that wait: their rows are there, and a warning looks like success."""
-        waits, self._waits = self._waits, deque()
+        waits = [one for one in self._waits if one[0] <= self.wal.flushed]  # the disk is waited for by all means
+        self._waits = deque(one for one in self._waits if one[0] > self.wal.flushed)
         self.visible = max([self.visible, *(end for end, _ in waits)])
         for _, release in waits:
             release(False)

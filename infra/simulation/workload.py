@@ -15,7 +15,8 @@ from infra.simulation.network import Network
 from infra.simulation.node import Node
 from infra.simulation.wal import Entry
 from infra.simulation.world import World
-from regions.failover.events import StrongReads
+from regions.failover import rules
+from regions.failover.events import StrongReads, WaitCutShort
 from regions.identity import Epoch, RegionName
 
 WRITE_EVERY_S = (0.2, 0.8)
@@ -23,6 +24,12 @@ READ_EVERY_S = (0.3, 1.2)
 RETRY_S = (0.1, 0.4)
 TIMEOUT_S = 2.0
 HANDLER_S = (0.0005, 0.004)
+TOLD = 0.7
+"""Share of waits that are cut short of which the agent hears; else who had asked for the commit is gone as well."""
+
+SETTLE_S = 0.01
+"""How often a strong read looks whether the quorum has what it saw."""
+
 SLOW_HANDLER = 0.02
 """Share of writes whose handler sleeps for up to a second between its check and its INSERT."""
 
@@ -164,6 +171,8 @@ class Workload:
         def released(success: bool) -> None:
             if success:
                 self._witness.acknowledged(member, epoch, entry, end)
+            elif self._world.chance(TOLD):
+                self._world.after(self._world.between(*HANDLER_S), node.tell, WaitCutShort(epoch=epoch))
             self._answer(write, attempt, node.region, committed=success)
 
         member.write(written, released)
@@ -200,16 +209,25 @@ class Workload:
         if not node.up or node.stopped or member is None or member.paused:
             return
         early = member.visible if self._world.chance(0.5) and member.running and member.primary else 0
-        entry = member.wal.entries[early - 1] if early else None
+        found = member.wal.entries[early - 1] if early else None
 
         def answered(current: bool) -> None:
             if not current or not member.running or not member.primary or member.paused:
                 return
-            if entry is None:
-                self._witness.read(member, asked, member.visible)
-            elif member.wal.has(entry, early):
-                self._witness.read(member, asked, early)
-            self.reads += 1
+            end = early or member.visible
+            if end and (found is None or member.wal.has(found, early)):
+                seen = (member.wal.entries[end - 1], end)
+                self._settle(member, member.epoch, asked, seen, self._world.now + TIMEOUT_S)
 
         number = node.read_strongly(answered)
         node.tell(StrongReads(requests=(number,)))
+
+    def _settle(self, member: Member, epoch: Epoch, asked: Asked, seen: Seen, until: float) -> None:
+        """Answer a read when what it saw is on the quorum; its connection ends with the member's reign."""
+        if member.epoch != epoch or not member.running or not member.primary or member.paused:
+            return
+        if rules.is_settled(seen[1], member.quorum_lsn()):
+            self._witness.read(member, asked, seen[1])
+            self.reads += 1
+        elif self._world.now < until:
+            self._world.after(SETTLE_S, self._settle, member, epoch, asked, seen, until)

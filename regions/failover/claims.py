@@ -63,6 +63,8 @@ def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
         return facts.record_at, f"PostgreSQL of {facts.region} ended"
     if not steps.may_be_heard(facts, record):
         return _NEVER, ""
+    if facts.leads and facts.is_primary_of(record.epoch) and rules.is_spent(facts.cut_short, record.epoch):
+        return facts.record_at, f"a commit's wait was cut short in {facts.region}"
     return min(_by_suspicion(facts, record), _by_stall(facts, record))
 
 

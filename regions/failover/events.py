@@ -229,6 +229,17 @@ class LedgerEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class WaitCutShort:
+    """A commit on this member came back before its quorum: SQLSTATE 01000, or an end of its backend (rule 7).
+
+    Attributes:
+        epoch: Under which the member was written to; one that is over means nothing any more.
+    """
+
+    epoch: Epoch
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class StandbysStreaming:
     """The leader's member told who follows it closely: within a second's WAL, streaming.
 
@@ -328,6 +339,7 @@ Event = (
     | LedgerDone
     | LedgerFailed
     | LedgerEnded
+    | WaitCutShort
     | StandbysStreaming
     | GossipHeard
     | Verdict

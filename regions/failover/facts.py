@@ -6,6 +6,7 @@ So a copy of it is a snapshot, and two equal ones behave alike: that is what the
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from regions.failover import rules
 from regions.failover.effects import LedgerEffect
 from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Ticket, Vote
 from regions.failover.settings import CellRegions, Settings
@@ -87,6 +88,7 @@ class Facts:
         promoting: The epoch for which this incarnation of the agent has a promotion under way; 0 for none.
         fence: The fence row that its member wrote for the record's epoch, on a quorum.
         open_epoch: The epoch under which it takes writes; 0 for none.
+        cut_short: The epoch under which a commit's wait on its member was cut short; 0 for none.
         diverged: Whether the leader's history lacks some of its member's WAL.
         rebuilt: The epoch for which it was last copied or rewound.
         commit: The newest LSN that it, as leader, knows on a quorum.
@@ -129,6 +131,7 @@ class Facts:
     promoting: Epoch = 0
     fence: FenceWritten | None = None
     open_epoch: Epoch = 0
+    cut_short: Epoch = 0
     diverged: bool = False
     rebuilt: Epoch = 0
     commit: int = 0
@@ -168,7 +171,9 @@ class Facts:
     def reigns(self) -> bool:
         """Whether its member brings commits onto a quorum: it takes writes, or only stopped for a while to do so."""
         record = self.record
-        serves = record is not None and record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
+        if record is None or rules.is_spent(self.cut_short, record.epoch):
+            return False
+        serves = record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
         return self.open_epoch > 0 or serves
 
     def is_primary_of(self, epoch: Epoch) -> bool:

@@ -26,6 +26,8 @@ def _of_writes(facts: Facts) -> Iterator[str]:
         yield f"writes are open under epoch {epoch}, and the record gives it to another"
     elif record.phase != "serving" and facts.fence is None:
         yield f"writes are open under epoch {epoch}, and its fence row is on no quorum"
+    if facts.cut_short == epoch:
+        yield f"writes are open under epoch {epoch}, and a wait under it was cut short"
     if facts.handover is not None:
         yield f"writes are open under epoch {epoch}, and it is being handed over"
 

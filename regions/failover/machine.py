@@ -64,6 +64,7 @@ from regions.failover.events import (
     Ticket,
     Verdict,
     Vote,
+    WaitCutShort,
 )
 from regions.failover.facts import Facts, Reading, Retry, Storing, Swapping, Working
 from regions.failover.settings import CellRegions, Settings
@@ -172,6 +173,8 @@ class Machine:
                 self._take_ledger_answer(event, now)
             case LedgerEnded():
                 self._take_end()
+            case WaitCutShort(epoch=epoch):
+                self._take_cut(epoch)
             case StandbysStreaming(regions=regions):
                 self._facts.standbys = regions
             case GossipHeard(sender=sender, gossip=gossip):
@@ -314,6 +317,15 @@ class Machine:
             self._tell("warning", f"ledger: PostgreSQL ended, it was {facts.ledger.kind}")
             self._change_ledger(LedgerFound(kind="stopped"))
             facts.working = None
+
+    def _take_cut(self, epoch: Epoch) -> None:
+        facts = self._facts
+        if not facts.is_primary_of(epoch) or rules.is_spent(facts.cut_short, epoch):
+            return
+        facts.cut_short = epoch
+        self._tell("warning", f"epoch {epoch}: a commit's wait was cut short, so that this leader steps down")
+        if facts.open_epoch:
+            self._close()
 
     def _take_ledger_answer(self, event: LedgerFrozen | FenceWritten | LedgerDone | LedgerFailed, now: float) -> None:
         facts, working = self._facts, self._facts.working
@@ -575,7 +587,8 @@ class Machine:
             return
         # The fence row on a quorum is what opens; a cell's first epoch was not safe to start again before it served.
         established = record.phase == "serving" or (record.phase == "promoting" and facts.fence is not None)
-        if established and facts.open_epoch != record.epoch and not facts.doubtful:
+        spent = facts.doubtful or rules.is_spent(facts.cut_short, record.epoch)
+        if established and facts.open_epoch != record.epoch and not spent:
             facts.open_epoch = record.epoch
             self._effects.append(OpenWrites(epoch=record.epoch))
             self._tell("info", f"epoch {record.epoch}: takes writes")

@@ -81,6 +81,23 @@ def is_on_quorum(fence: FenceWritten) -> bool:
     return fence.confirmed
 
 
+def is_spent(cut_short: Epoch, epoch: Epoch) -> bool:
+    """Whether an epoch is over for its leader: a commit's wait under it was cut short (rule 7).
+
+    The leader's member shows a row that no other may have, and nobody can tell when it is on a quorum after all. The
+    next epoch begins with a fence row behind it, or without it.
+    """
+    return cut_short == epoch
+
+
+def is_settled(seen: int, quorum: int) -> bool:
+    """Whether what a read saw up to an LSN is on a quorum, so that a strong read may answer with it (rule 7).
+
+    A row is visible from the moment in which its wait is cut short, before anybody can be told of it.
+    """
+    return seen <= quorum
+
+
 def needs_new_epoch(ledger: LedgerFound, durable: Promise, record: Leadership, *, promoting: Epoch) -> bool:
     """Whether the leader's member may have been primary of this epoch, and is not: it shows rows that no standby has.
 

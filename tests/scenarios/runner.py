@@ -41,6 +41,7 @@ from regions.failover.events import (
     StandbysStreaming,
     StrongReads,
     SwapAnswered,
+    WaitCutShort,
 )
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -232,6 +233,10 @@ def _ends(world: World, region: RegionName, _found: re.Match[str]) -> None:
     world.tell(region, LedgerEnded())
 
 
+def _cut_short(world: World, region: RegionName, found: re.Match[str]) -> None:
+    world.tell(region, WaitCutShort(epoch=int(found[1])))
+
+
 def _standbys(world: World, region: RegionName, found: re.Match[str]) -> None:
     world.tell(region, StandbysStreaming(regions=frozenset(_names(found[1]))))
 
@@ -271,6 +276,7 @@ _OF_AGENT: dict[str, Action] = {
     r"commits (stop|go on)": _commits,
     r"sees(?: r([0-9]+))?": _sees,
     r"postgres ends": _ends,
+    r"a wait under ([0-9]+) is cut short": _cut_short,
     r"standbys ([a-z -]+)": _standbys,
     r"strong reads ([0-9 ]+)": _reads,
     r"order ([0-9]+) (switch|pause|resume|drain|undrain|add|remove)(?: ([a-z-]+))?": _order,

@@ -71,7 +71,7 @@ def hunt(mutation: Mutation) -> tuple[World, Explored]:
 
 def leg(goal: Callable[[State], bool] | None = None, **budget: int) -> Leg:
     """A leg in which only this may happen."""
-    faults = sum(budget.get(kind, 0) for kind in ("crashes", "ends", "delays", "failures", "stale", "lags"))
+    faults = sum(budget.get(kind, 0) for kind in ("crashes", "ends", "delays", "failures", "stale", "lags", "cuts"))
     return Leg(budget=replace_budget(faults, budget), goal=goal)
 
 
@@ -238,6 +238,11 @@ MUTATIONS = (
             _FAILOVER,
         ],
         caught=LOST, epochs_max=3,
+    ),
+    Mutation(
+        name="a leader goes on after a commit's wait was cut short", rule="7",
+        broken=[(rules, "is_spent", no)],
+        legs=[leg(writes=1, cuts=1)], caught="a wait under it was cut short",
     ),
     Mutation(
         name="a primary that ended starts again under its epoch", rule="8",

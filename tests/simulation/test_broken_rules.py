@@ -102,6 +102,18 @@ def waits_are_cancelled(seed: int) -> Plan:
     return Plan(seed=seed, seconds=50, faults=faults)
 
 
+def commits_are_cancelled(seed: int) -> Plan:
+    """No standby has a disk that works; a commit that waits for them is cancelled, and then the leader is gone."""
+    at = 6.0 + seed % 10 / 10
+    faults = (
+        Fault(at=at, kind="hang-disk", target="us", seconds=1.5),
+        Fault(at=at, kind="hang-disk", target="ap", seconds=1.5),
+        Fault(at=at + 0.2, kind="cancel-waits", target="eu"),
+        Fault(at=at + 0.8, kind="crash-region", target="eu", seconds=8.0),
+    )
+    return Plan(seed=seed, seconds=40, etcd_leader=2, faults=faults)
+
+
 def the_leader_dies_while_another_is_rewound(seed: int) -> Plan:
     """A leader was cut off, has WAL of its own, is rewound from the next one, and that one dies."""
     faults = (
@@ -166,6 +178,8 @@ BREAKS = (
     Break(rule="5", where=rules, name="may_promote", by=always(True)),
     Break(rule="6", where=rules, name="demotion", by=never_stops, plan=leader_is_away_and_its_ledger_is_not),
     Break(rule="7", where=rules, name="is_on_quorum", by=always(True), plan=waits_are_cancelled),
+    Break(rule="7", where=rules, name="is_settled", by=always(True), plan=commits_are_cancelled),
+    Break(rule="7", where=rules, name="is_spent", by=always(False), plan=commits_are_cancelled),
     Break(
         rule="8",
         where=rules,
@@ -227,6 +241,7 @@ def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, ob
         leader_dies_and_comes_back,
         attempts_fail_half_way,
         waits_are_cancelled,
+        commits_are_cancelled,
         the_leader_dies_while_another_is_rewound,
     ],
     ids=lambda plan: plan.__name__,

@@ -29,7 +29,18 @@ ONE_FAILOVER = Bounds(budget=CALM._replace(faults=1, failures=1, suspicions=2), 
 
 EVERYTHING = Bounds(
     budget=Budget(
-        faults=3, crashes=2, ends=1, delays=1, failures=1, stale=1, lags=1, suspicions=3, writes=2, retries=1, reads=1
+        faults=3,
+        crashes=2,
+        ends=1,
+        delays=1,
+        failures=1,
+        stale=1,
+        lags=1,
+        cuts=1,
+        suspicions=3,
+        writes=2,
+        retries=1,
+        reads=1,
     ),
     epochs_max=4,
 )

@@ -46,6 +46,7 @@ def promoting(epoch: int) -> Working:
     [
         ({"open_epoch": 2}, "its fence row is on no quorum"),
         ({"open_epoch": 2, "handover": Order(ticket=1, kind="switch", region=B)}, "it is being handed over"),
+        ({"open_epoch": 2, "cut_short": 2}, "a wait under it was cut short"),
         ({"open_epoch": 1}, "the member is no primary of it"),
         ({"open_epoch": 2, "record": replace(RECORD, leader=B)}, "the record gives it to another"),
         ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),

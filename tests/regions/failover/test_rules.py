@@ -122,6 +122,17 @@ def test_rule_7_a_wait_that_was_cut_short_is_no_quorum(*, confirmed: bool) -> No
     assert rules.is_on_quorum(answer) == confirmed
 
 
+def test_rule_7_an_epoch_is_spent_when_a_wait_under_it_was_cut_short() -> None:
+    assert rules.is_spent(5, 5)
+    assert not rules.is_spent(0, 5)
+    assert not rules.is_spent(4, 5)
+
+
+def test_rule_7_a_strong_read_shows_only_what_a_quorum_has() -> None:
+    assert rules.is_settled(700, 700)
+    assert not rules.is_settled(701, 700)
+
+
 @pytest.mark.parametrize(
     ("ledger", "lineage", "promoting", "needs"),
     [
