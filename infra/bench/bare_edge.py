@@ -1,6 +1,6 @@
-"""The ceiling of any read through an edge: an Envoy that does nothing, in front of the raw route.
+"""The ceiling of any read through an edge: an Envoy that does nothing, in front of the bare callable of `raw_app`.
 
-Tells how much of the distance to the raw route is the proxy's own price on this machine, which no code of
+Tells how much of the distance to that callable is the proxy's own price on this machine, which no code of
 ours can give back.
 """
 

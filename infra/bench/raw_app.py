@@ -1,4 +1,8 @@
-"""The limit for reads: a bare ASGI application that returns given bytes, on the same server software."""
+"""Limits for reads, on the same server software: applications that return given bytes and do nothing else.
+
+``route`` is a route of the framework that the API is described in (FastAPI): what a page would cost if it needed no
+thought at all. ``bare`` is below any framework: one ASGI callable, which looks at nothing, not even at the path.
+"""
 
 from __future__ import annotations
 
@@ -9,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import uvicorn
+from fastapi import FastAPI, Response
 
 Message = MutableMapping[str, Any]
 
@@ -27,11 +32,26 @@ def application(body: bytes) -> Callable[..., Awaitable[None]]:
     return answer
 
 
+def route(body: bytes) -> FastAPI:
+    """An application with one route, which returns the same bytes for each thread page."""
+    app = FastAPI()
+
+    @app.get("/v1/sites/{site}/comments")
+    async def page(site: str) -> Response:  # pyright: ignore[reportUnusedFunction] - the framework calls it
+        del site
+        return Response(body, media_type="application/json")
+
+    return app
+
+
+APPLICATIONS: dict[str, Callable[[bytes], Any]] = {"route": route, "bare": application}
+
+
 def main() -> None:
     """Serve the bytes of a file on a port of loopback."""
-    port, path = int(sys.argv[1]), Path(sys.argv[2])
+    kind, port, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     config = uvicorn.Config(
-        application(path.read_bytes()), host="127.0.0.1", port=port, loop="uvloop", http="httptools",
+        APPLICATIONS[kind](path.read_bytes()), host="127.0.0.1", port=port, loop="uvloop", http="httptools",
         access_log=False, lifespan="off", log_level="warning", server_header=False,
     )  # fmt: skip
     uvicorn.Server(config).run()

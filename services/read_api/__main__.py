@@ -13,6 +13,7 @@ from services.read_api.memory import PageMemory
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
 from services.read_api.view_reader import ViewReader
+from services.telemetry.collector import settle_collector
 from services.telemetry.http_server import bind, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
@@ -78,6 +79,7 @@ def main() -> None:
     except InvalidTopology as error:
         give_up(f"PALAVER_TOPOLOGY: {error}")
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
+    settle_collector()
     run_until_signalled(lambda: run(settings, topology))
 
 

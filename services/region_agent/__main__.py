@@ -17,6 +17,7 @@ from services.api.process import give_up, load_settings, run_until_signalled
 from services.ledger import MigrationFailed, migrate
 from services.region_agent.settings import AgentSettings, WrongSettings
 from services.region_agent.status import AgentCollector, missing, status
+from services.telemetry.collector import settle_collector
 from services.telemetry.http_server import bind
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
@@ -93,6 +94,7 @@ def main() -> None:
     except OSError as error:
         give_up(f"PALAVER_STATE_DIR: {settings.state_dir} cannot be made: {error.strerror}")
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
+    settle_collector()
     run_until_signalled(lambda: run(settings, topology, member))
 
 
