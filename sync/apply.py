@@ -1,7 +1,8 @@
 """Apply: brings batches of changes into the view, exactly once in effect.
 
 Decides what is one transaction of the view, what is dropped as known, and what is set aside as poison.
-Refuses to know what rows mean: that is the `Projection`'s. **A change and the checkpoint that covers it
+Refuses to know what rows mean: that is the `Projection`'s. A batch is one statement, and with it one round trip
+and one transaction; only a batch with poison in it takes more. **A change and the checkpoint that covers it
 are one transaction: after any crash a change is in the view if and only if the checkpoint says so; a
 change that the view refuses ends in `dead_letters` with its reason and stops nothing else.**
 """
@@ -10,7 +11,7 @@ import asyncio
 import logging
 import random
 from collections.abc import Awaitable, Callable, Sequence
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
@@ -21,12 +22,12 @@ from regions.identity import CellId
 from regions.position import ZERO, Position
 from sync.change import Change, Item, Progress, SyncError, Transaction, change_fields
 from sync.channel import Channel
-from sync.checkpoint import advance_checkpoint, lock_apply, read_checkpoint
+from sync.checkpoint import CheckpointMove, advance_checkpoint, lock_apply, read_checkpoint, refusals_of
 from sync.lag import LagMeter
 from sync.statements import load_sql
 
 if TYPE_CHECKING:
-    from collections.abc import AsyncGenerator
+    from collections.abc import AsyncGenerator, Generator
 
     from sync.checkpoint import ViewConnection
 
@@ -67,16 +68,23 @@ class LocatedChange:
 
 
 class Projection(Protocol[E_co]):
-    """What rows become in the view."""
+    """What rows become in the view.
+
+    Both methods must have the same result when some of the changes are in the view already, and raise
+    `PoisonChange` when a change is at fault. Errors in `POISON` mean the same.
+    """
+
+    async def project_and_advance(
+        self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove
+    ) -> Sequence[E_co]:
+        """Bring changes into the view and make the checkpoint's move, in one statement; return what moved.
+
+        The view's own error for a checkpoint that is further (`MOVED_SQLSTATE`) passes through.
+        """
+        ...
 
     async def project(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> Sequence[E_co]:
-        """Bring changes into the view, inside of the caller's transaction; return what moved.
-
-        It must have the same result when some of the changes are in the view already.
-
-        Raises:
-            PoisonChange: A change is at fault. Errors in `POISON` mean the same.
-        """
+        """Bring changes into the view, inside of the caller's transaction; return what moved."""
         ...
 
 
@@ -184,6 +192,7 @@ class Applier(Generic[E]):
                 "enable_seqscan": "off",
                 "enable_hashjoin": "off",
                 "enable_mergejoin": "off",
+                "plan_cache_mode": "force_generic_plan",
             },
         )
         try:
@@ -200,12 +209,19 @@ class Applier(Generic[E]):
     async def apply(self, connection: "ViewConnection", items: Sequence[Item]) -> Applied[E]:
         """Apply one batch in one transaction and return what it did.
 
+        When it is cancelled, the batch may have been committed or not: the checkpoint at the next start says so.
+
         Raises:
             asyncpg.PostgresError: The view refused; nothing of the batch is there.
             CheckpointMoved: Somebody else applied; nothing of the batch is there.
         """
         transactions, position, fresh_at_us = self._news(items)
-        commit_ts_us = transactions[-1].commit_ts_us if transactions else None
+        move = CheckpointMove(
+            cell=self._cell,
+            position=position,
+            commit_ts_us=transactions[-1].commit_ts_us if transactions else None,
+            fresh_at_us=fresh_at_us,
+        )
         changes = [
             LocatedChange(position=transaction.position, change=change)
             for transaction in transactions
@@ -214,13 +230,11 @@ class Applier(Generic[E]):
         buried = 0
         effects: Sequence[E]
         try:
-            async with _transaction(connection):
-                effects = await self._projection.project(connection, changes) if changes else []
-                await self._advance(connection, position, commit_ts_us, fresh_at_us)
+            effects = await self._apply_at_once(connection, changes, move)
         except (*POISON, PoisonChange):
             async with _transaction(connection):
                 effects, buried = await self._isolate(connection, changes)
-                await self._advance(connection, position, commit_ts_us, fresh_at_us)
+                await advance_checkpoint(connection, move)
         self._position, self._fresh_at_us = position, fresh_at_us
         self._meter.note_applied(position)
         self.counts.batches += 1
@@ -246,10 +260,15 @@ class Applier(Generic[E]):
                     position, fresh_at_us = item.position, max(fresh_at_us, item.commit_ts_us)
         return transactions, position, fresh_at_us
 
-    async def _advance(
-        self, connection: "ViewConnection", position: Position, commit_ts_us: int | None, fresh_at_us: int
-    ) -> None:
-        await advance_checkpoint(connection, self._cell, position, commit_ts_us=commit_ts_us, fresh_at_us=fresh_at_us)
+    async def _apply_at_once(
+        self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove
+    ) -> Sequence[E]:
+        """Apply a batch with one statement, which is a transaction by itself."""
+        with _cut_when_cancelled(connection), refusals_of(move):
+            if changes:
+                return await self._projection.project_and_advance(connection, changes, move)
+            await advance_checkpoint(connection, move)
+            return []
 
     async def _isolate(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> tuple[list[E], int]:
         """Apply a batch that holds poison: halve until the changes at fault are alone, and bury those.
@@ -292,14 +311,22 @@ async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
     transaction = connection.transaction()
     await transaction.start()
     try:
-        yield
-    except asyncio.CancelledError:
-        connection.terminate()
-        raise
+        with _cut_when_cancelled(connection):
+            yield
     except Exception:
         await transaction.rollback()
         raise
     await transaction.commit()
+
+
+@contextmanager
+def _cut_when_cancelled(connection: "ViewConnection") -> "Generator[None]":
+    """End the connection when the caller is cancelled: what it was saying may still be under way."""
+    try:
+        yield
+    except asyncio.CancelledError:
+        connection.terminate()
+        raise
 
 
 def _first_reason(error: Exception | BaseExceptionGroup[Exception]) -> str:

@@ -2,11 +2,16 @@
 
 Decides that the checkpoint only moves forwards and that one process moves it. Refuses to know what was
 applied. **What the checkpoint covers is in the view, and nothing else is, because both are written by
-one transaction; two applies never run at once.**
+one transaction; two applies never run at once.** The view's function `advance_checkpoint` moves it; who brings
+rows in may call it in the same statement, with the arguments of a `CheckpointMove`.
 """
 
 import asyncio
+from contextlib import contextmanager
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
+
+import asyncpg
 
 from regions.identity import CellId
 from regions.position import ZERO, Position
@@ -14,6 +19,8 @@ from sync.change import SyncError
 from sync.statements import load_sql
 
 if TYPE_CHECKING:
+    from collections.abc import Generator
+
     # At run time the stubs' type parameter does not exist.
     from asyncpg import Connection, Record
 
@@ -23,6 +30,9 @@ LOCK_ATTEMPTS_MAX: Final = 25
 LOCK_PAUSE_S: Final = 0.2
 """Five seconds: PostgreSQL drops a dead client's lock as soon as its socket closes."""
 
+MOVED_SQLSTATE: Final = "PA001"
+"""What the view's `advance_checkpoint` raises when the checkpoint is further; a class of our own."""
+
 
 class CheckpointMoved(SyncError):
     """The checkpoint is further than this process thought: it must be read again."""
@@ -30,6 +40,25 @@ class CheckpointMoved(SyncError):
 
 class ApplyLocked(SyncError):
     """Another process applies this cell's changes to this view."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class CheckpointMove:
+    """A step of a cell's checkpoint.
+
+    Attributes:
+        commit_ts_us: The ledger's time of the newest transaction, microseconds since 1970; None without one.
+        fresh_at_us: The ledger's time up to which the view has everything then; 0 when nothing is known.
+    """
+
+    cell: CellId
+    position: Position
+    commit_ts_us: int | None
+    fresh_at_us: int
+
+    def arguments(self) -> tuple[CellId, int, int, int | None, int]:
+        """Return the arguments of the view's `advance_checkpoint`, in its order."""
+        return self.cell, self.position.epoch, self.position.lsn, self.commit_ts_us, self.fresh_at_us
 
 
 async def lock_apply(connection: "ViewConnection", cell: CellId) -> None:
@@ -51,21 +80,22 @@ async def read_checkpoint(connection: "ViewConnection", cell: CellId) -> Positio
     return ZERO if row is None else Position(row["epoch"], row["lsn"])
 
 
-async def advance_checkpoint(
-    connection: "ViewConnection",
-    cell: CellId,
-    position: Position,
-    *,
-    commit_ts_us: int | None,
-    fresh_at_us: int,
-) -> None:
-    """Move the checkpoint to ``position``, inside of the transaction that applies what it covers.
+async def advance_checkpoint(connection: "ViewConnection", move: CheckpointMove) -> None:
+    """Move the checkpoint, inside of the transaction that applies what it covers, if there is such a thing.
 
     Raises:
         CheckpointMoved: It is already further.
     """
-    moved = await connection.fetchval(
-        load_sql("advance_checkpoint"), cell, position.epoch, position.lsn, commit_ts_us, fresh_at_us
-    )
-    if moved is None:
-        raise CheckpointMoved(f"the checkpoint of cell {cell} is already past {position}")
+    with refusals_of(move):
+        await connection.execute(load_sql("advance_checkpoint"), *move.arguments())
+
+
+@contextmanager
+def refusals_of(move: CheckpointMove) -> "Generator[None]":
+    """Turn what the view says to a statement that makes this move into `CheckpointMoved`, if it means that."""
+    try:
+        yield
+    except asyncpg.PostgresError as error:
+        if error.sqlstate != MOVED_SQLSTATE:
+            raise
+        raise CheckpointMoved(f"the checkpoint of cell {move.cell} is already past {move.position}") from error

@@ -1,18 +1,18 @@
 """What the ledger's rows become in the view: sites, threads with counts, comments with replies counted.
 
 Decides which tables are read, which image of a row wins (the highest version) and how counters follow.
-Refuses to know transactions, checkpoints and caches. **Projecting the same changes again moves nothing:
-counters move only with a row that moved, in the statement that says so.**
+Refuses to know transactions and caches, and passes the checkpoint's move on unread. **Projecting the same changes
+again moves nothing: counters move only with a row that moved, by what the merge of that row says
+(PostgreSQL 18's RETURNING old and new).**
 
-Two statements a batch, three when rows were erased: `sql/project.sql` merges the rows and returns what
-moved (PostgreSQL 18's RETURNING old and new), `sql/settle.sql` moves the counters by it.
+One statement a batch: it calls the view's function `project_rows`, or `project_and_advance`, which makes the
+checkpoint's move as well (`services/view/functions`).
 """
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
-from uuid import UUID
 
 import orjson
 
@@ -23,7 +23,7 @@ from sync.apply import LocatedChange, PoisonChange
 if TYPE_CHECKING:
     from asyncpg import Record
 
-    from sync.checkpoint import ViewConnection
+    from sync.checkpoint import CheckpointMove, ViewConnection
 
 _SQL: Final = Path(__file__).parent / "sql"
 
@@ -49,6 +49,19 @@ class _TableChanges:
 class ViewProjection:
     """Implements `sync.apply.Projection` for the view's schema."""
 
+    async def project_and_advance(
+        self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: "CheckpointMove"
+    ) -> Sequence[Invalidation]:
+        """Bring changes into the view with the checkpoint that covers them; return the thread pages that moved.
+
+        Raises:
+            PoisonChange: As `project`.
+            asyncpg.PostgresError: As `project`; `sync.checkpoint.MOVED_SQLSTATE` when the checkpoint is further.
+        """
+        arguments = _arguments(_net_changes(changes))
+        pages = await connection.fetch(statement(_SQL, "project_and_advance"), *arguments, *move.arguments())
+        return _invalidations(pages)
+
     async def project(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> Sequence[Invalidation]:
         """Bring changes into the view; return the thread pages that moved.
 
@@ -56,38 +69,20 @@ class ViewProjection:
             PoisonChange: A table is unknown, a key is missing, or a table was truncated.
             asyncpg.PostgresError: The view refused; in the classes of `sync.apply.POISON` for good.
         """
-        net = _net_changes(changes)
-        moved: list[Record] = []
-        if any(table.rows for table in net.values()):
-            images = [_images(name, net[name].rows.values()) for name in _OUT_OF_LINE]
-            moved += await connection.fetch(statement(_SQL, "project"), *images)
-        if any(table.gone for table in net.values()):
-            newest = max(lsn for table in net.values() for lsn in table.gone.values())
-            gone = [list(net[name].gone) for name in _OUT_OF_LINE]
-            moved += await connection.fetch(statement(_SQL, "erase"), *gone, newest)
-        return await _settle(connection, moved)
+        pages = await connection.fetch(statement(_SQL, "project"), *_arguments(_net_changes(changes)))
+        return _invalidations(pages)
 
 
-async def _settle(connection: "ViewConnection", moved: Sequence["Record"]) -> list[Invalidation]:
-    if not moved:
-        return []
-    replies: dict[UUID, int] = {}
-    threads: dict[UUID, tuple[int, int]] = {}
-    for row in moved:
-        if row["kind"] == "parent":
-            replies[row["id"]] = replies.get(row["id"], 0) + row["delta"]
-        else:
-            delta, lsn = threads.get(row["id"], (0, 0))
-            threads[row["id"]] = (delta + row["delta"], max(lsn, row["lsn"]))
-    pages = await connection.fetch(
-        statement(_SQL, "settle"),
-        list(replies),
-        list(replies.values()),
-        list(threads),
-        [delta for delta, _ in threads.values()],
-        [lsn for _, lsn in threads.values()],
-    )
+def _invalidations(pages: Iterable["Record"]) -> list[Invalidation]:
     return [Invalidation(site=page["site"], key=page["key"], version=page["version"]) for page in pages]
+
+
+def _arguments(net: dict[str, _TableChanges]) -> list[object]:
+    """Return the arguments of `project_rows`: images of each table, ids gone of each, LSN of the newest of those."""
+    images = [_images(name, net[name].rows.values()) for name in _OUT_OF_LINE]
+    gone = [list(net[name].gone) or None for name in _OUT_OF_LINE]
+    gone_lsn = max((lsn for table in net.values() for lsn in table.gone.values()), default=None)
+    return [*images, *gone, gone_lsn]
 
 
 def _net_changes(changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
@@ -112,8 +107,10 @@ def _net_changes(changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
     return net
 
 
-def _images(table: str, rows: Iterable[Row]) -> str:
-    """Return row images as the JSON that `project.sql` reads."""
+def _images(table: str, rows: Collection[Row]) -> str | None:
+    """Return row images as the JSON that `merge_rows` reads, None when there are none."""
+    if not rows:
+        return None
     images: list[Row] = []
     for row in rows:
         absent = [column for column in _OUT_OF_LINE[table] if column not in row]

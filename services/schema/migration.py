@@ -1,8 +1,8 @@
 """Brings one database to the schema of this version: Alembic revisions, then procedures and grants.
 
 Decides that migrations run in the process that owns the database, one at a time (an advisory lock), and that
-procedures are replaced on every run instead of living in revisions: they hold no data, so the newest text is
-always the right one.
+procedures and functions are replaced on every run instead of living in revisions: they hold no data, so the newest
+text is always the right one.
 """
 
 from collections.abc import Sequence

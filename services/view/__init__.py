@@ -1,7 +1,8 @@
-"""The view's schema, the SQL that reads it, and the protocol of the page cache in front of it.
+"""The view's schema, the SQL that reads and writes it, and the protocol of the page cache in front of it.
 
-Decides how a thread page is read with one statement (`sql/page.sql`) and which Redis keys and scripts the
-writer (replicator) and the readers (read API) share (`cache`). Refuses to know how rows get into the view.
+Decides how a thread page is read with one statement (`sql/page.sql`), how rows, counters and the checkpoint are
+written by one (`functions`), and which Redis keys and scripts the writer (replicator) and the readers (read API)
+share (`cache`). Refuses to know how changes come to the view.
 """
 
 from pathlib import Path
@@ -27,7 +28,8 @@ def migrate(url: str) -> None:
     # Alembic and SQLAlchemy cost a quarter of a second and 20 MB, which the processes that only read do without.
     from services.schema.migration import migrate_database
 
-    migrate_database(url, scripts=_FOLDER / "migrations", repeatable=[_FOLDER / "grants.sql"])
+    functions = sorted((_FOLDER / "functions").glob("*.sql"))
+    migrate_database(url, scripts=_FOLDER / "migrations", repeatable=[*functions, _FOLDER / "grants.sql"])
 
 
 def statement(name: str) -> str:

@@ -10,7 +10,14 @@ import pytest
 from regions.position import Position
 from sync.apply import LocatedChange, PoisonChange
 from sync.change import Change, Item, Progress, SyncError, Transaction
-from sync.checkpoint import ApplyLocked, CheckpointMoved, advance_checkpoint, lock_apply, read_checkpoint
+from sync.checkpoint import (
+    ApplyLocked,
+    CheckpointMove,
+    CheckpointMoved,
+    advance_checkpoint,
+    lock_apply,
+    read_checkpoint,
+)
 from tests.sync.rig import CELL, WAIT_S, Rig, differences, running, until, writing
 
 pytestmark = pytest.mark.integration
@@ -46,6 +53,10 @@ def transaction(lsn: int, *changes: Change, epoch: int = 1, partial: bool = Fals
     return Transaction(position=Position(epoch, lsn), commit_ts_us=lsn, trace=None, changes=changes, partial=partial)
 
 
+def move_to(lsn: int) -> CheckpointMove:
+    return CheckpointMove(cell=CELL, position=Position(1, lsn), commit_ts_us=None, fresh_at_us=0)
+
+
 @contextlib.asynccontextmanager
 async def connected(rig: Rig) -> AsyncGenerator[Any]:
     connection = await asyncpg.connect(rig.view_url)
@@ -61,9 +72,73 @@ async def test_the_checkpoint_moves_with_the_changes_and_only_forwards(rig: Rig)
         applied = await applier.apply(connection, [transaction(10, thread()), transaction(20, comment(1))])
         assert applied.position == await read_checkpoint(connection, CELL) == Position(1, 20)
         with pytest.raises(CheckpointMoved):
-            await advance_checkpoint(connection, CELL, Position(1, 19), commit_ts_us=None, fresh_at_us=0)
+            await advance_checkpoint(connection, move_to(19))
     assert rig.view_sql("SELECT count, page_version FROM threads") == [(1, 20)]
     assert rig.meter.applied == Position(1, 20)
+
+
+async def test_a_batch_and_a_progress_are_one_statement_each(rig: Rig) -> None:
+    said: list[str] = []
+
+    def note(query: Any) -> None:
+        said.append(query.query)
+
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        # The first batch of a connection also asks for the types of the statement's arguments.
+        await applier.apply(connection, [transaction(10, thread())])
+        connection.add_query_logger(note)
+        await applier.apply(connection, [transaction(20, comment(1), comment(2))])
+        await applier.apply(connection, [Progress(position=Position(1, 30), sent_at_us=1)])
+        assert not connection.is_in_transaction()
+    assert len(said) == 2, said
+
+
+@pytest.mark.parametrize(
+    "batch",
+    [
+        [transaction(10, thread(), comment(1))],
+        [transaction(10, thread(), comment(1)), transaction(15, comment(2, depth="deep"))],
+        [Progress(position=Position(1, 15), sent_at_us=1)],
+    ],
+    ids=["rows", "poison", "progress"],
+)
+async def test_nothing_of_a_batch_stays_when_somebody_else_moved_the_checkpoint(rig: Rig, batch: list[Item]) -> None:
+    async with connected(rig) as connection:
+        await advance_checkpoint(connection, move_to(20))
+        applier = rig.applier()
+        with pytest.raises(CheckpointMoved, match="already past"):
+            await applier.apply(connection, batch)
+        assert await read_checkpoint(connection, CELL) == Position(1, 20)
+    assert rig.view_sql("SELECT id FROM threads UNION ALL SELECT id FROM comments") == []
+    assert rig.view_sql("SELECT id FROM dead_letters") == []
+    assert applier.counts.batches == 0
+
+
+async def test_a_cancelled_apply_cuts_its_connection_and_the_checkpoint_says_what_stayed(rig: Rig) -> None:
+    batch = [transaction(10, thread()), transaction(20, comment(1))]
+    async with connected(rig) as blocking, connected(rig) as connection:
+        backend = connection.get_server_pid()
+        async with blocking.transaction():
+            await blocking.execute("LOCK TABLE comments")
+            applying = asyncio.create_task(rig.applier().apply(connection, batch))
+            await until(
+                lambda: bool(
+                    rig.view_sql(
+                        "SELECT pid FROM pg_stat_activity WHERE pid = %s AND wait_event_type = 'Lock'", backend
+                    )
+                )
+            )
+            applying.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await applying
+            assert connection.is_closed()
+        await until(lambda: not rig.view_sql("SELECT pid FROM pg_stat_activity WHERE pid = %s", backend))
+        stayed = rig.view_sql("SELECT count FROM threads")
+        assert await read_checkpoint(blocking, CELL) == (Position(1, 20) if stayed else Position(0, 0))
+        await rig.applier().apply(blocking, [*batch, transaction(30, comment(2))])
+        assert await read_checkpoint(blocking, CELL) == Position(1, 30)
+    assert rig.view_sql("SELECT count FROM threads") == [(2,)]
 
 
 async def test_what_is_delivered_again_is_dropped(rig: Rig) -> None:
@@ -192,6 +267,13 @@ async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good
     failures = 3
 
     class Moody:
+        async def project_and_advance(
+            self, connection: Any, changes: Sequence[LocatedChange], move: CheckpointMove
+        ) -> list[Any]:
+            effects = await self.project(connection, changes)
+            await advance_checkpoint(connection, move)
+            return effects
+
         async def project(self, connection: Any, changes: Sequence[LocatedChange]) -> list[Any]:
             nonlocal failures
             del connection

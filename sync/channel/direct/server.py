@@ -46,7 +46,7 @@ CHUNK_INTERVAL_S: Final = 0.012
 BUSY_CHUNK_INTERVAL_S: Final = 0.025
 BUSY_ITEMS_PER_S: Final = 300
 """Chunks of one stream are at least this far apart, so that a busy ledger is sent, applied and published in
-batches: each transaction alone costs every region five round trips and an fsync. The first transaction after
+batches: each transaction alone costs every region a round trip to its view and an fsync. The first transaction after
 a pause waits for nothing. PostgreSQL's commit_delay is the same trade. Above 300 transactions a second the
 processor is what readers wait for, and larger batches cost it less."""
 

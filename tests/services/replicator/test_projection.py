@@ -1,7 +1,9 @@
+import asyncio
 import uuid
 
 import pytest
 
+from services import view
 from tests.sync.rig import Rig, differences, writing
 
 pytestmark = pytest.mark.integration
@@ -95,6 +97,44 @@ async def test_erased_rows_leave_the_view_and_its_counts(rig: Rig) -> None:
         await rig.caught_up()
     assert differences(rig) == []
     assert rig.view_sql("SELECT count, page_version > %s FROM threads", before) == [(1, True)]
+
+
+async def test_a_page_that_gained_and_lost_rows_in_one_batch_moves_once(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        thread = await writer.create_thread()
+        parent = await writer.post(thread)
+        gone = await writer.post(thread, parent=parent)
+        async with rig.replicating():
+            await rig.caught_up()
+        rig.applied.clear()
+        # Apply is down meanwhile, so that all of it is one batch.
+        await writer.connection.execute("DELETE FROM palaver.comments WHERE id = $1", gone)
+        for _ in range(3):
+            await writer.post(thread, parent=parent)
+        async with rig.replicating():
+            await rig.caught_up()
+    assert differences(rig) == []
+    ((newest,),) = rig.view_sql("SELECT page_version FROM threads")
+    told = [(applied.transactions, applied.effects) for applied in rig.applied if applied.effects]
+    (((*_, last), (page,)),) = told
+    assert page.version == newest == last.position.lsn
+
+
+async def test_the_functions_can_be_replaced_while_apply_uses_them(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating() as applier, writing(rig) as writer:
+        thread = await writer.create_thread()
+        for _ in range(3):
+            parent = await writer.post(thread)
+            await rig.caught_up()
+            await asyncio.to_thread(view.migrate, rig.view_url)
+            await writer.post(thread, parent=parent)
+        await rig.caught_up()
+        assert (applier.counts.restarts, applier.dead_letters) == (0, 0)
+    assert differences(rig) == []
 
 
 async def test_only_pages_that_moved_get_a_new_version_and_are_told(rig: Rig) -> None:
