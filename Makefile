@@ -10,7 +10,6 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 STAMP := $(VENV)/.setup-done
 SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
-USUAL := not soak and not bench and not simulation
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -30,11 +29,7 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
 test: setup check ## Run all checks and all tests but soaks and benchmarks
-	@# The whole stack and its parts wait for other processes most of the time: side by side they take two thirds.
-	@set -m; $(BIN)/pytest -m "$(USUAL)" --ignore=tests/integration $(PYTEST_FLAGS) > $(VENV)/parts.log 2>&1 & parts=$$!; \
-	  trap 'kill -INT -- -$$parts 2> /dev/null' EXIT; \
-	  $(BIN)/pytest -m "$(USUAL)" tests/integration $(PYTEST_FLAGS); whole=$$?; \
-	  wait $$parts; status=$$?; cat $(VENV)/parts.log; exit $$((whole | status))
+	$(BIN)/pytest -m "not soak and not bench and not simulation" $(PYTEST_FLAGS)
 	$(BIN)/pytest -m "simulation and not soak" $(PYTEST_FLAGS)
 
 check: setup ## Check format, lint, types and import contracts
