@@ -223,7 +223,7 @@ async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
 async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
-    count, body = 1500, "x" * 20_000
+    count, body = 3000, "x" * 20_000
     async with rig.serving() as server, writing(rig) as writer:
         thread = await writer.create_thread()
         await writer.connection.executemany(
