@@ -1,13 +1,38 @@
-"""What hypothesis may mind, what no test may leave open, and two switches.
+"""Where tests keep their files, what hypothesis may mind, what no test may leave open, and two switches.
 
 The switches write anew what tests compare with; read the difference before you commit it.
 """
 
 import gc
+import os
+import shutil
+import tempfile
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes private folders in it
+ROOM_BYTES = 4 << 30
+"""Some twenty data folders at once, each 50 MB, and room."""
+
+
+def keep_files_in_memory() -> None:
+    """Let servers of tests keep their data in memory where the machine has room for it.
+
+    Making and removing data folders is most of what such a test does; a process that is killed loses as little there
+    as on a disk, and no test pulls the plug. Who sets TMPDIR decides.
+    """
+    if "TMPDIR" in os.environ or not os.access(SHARED_MEMORY, os.W_OK):
+        return
+    runs_programs = not os.statvfs(SHARED_MEMORY).f_flag & os.ST_NOEXEC
+    if runs_programs and shutil.disk_usage(SHARED_MEMORY).free > ROOM_BYTES:
+        os.environ["TMPDIR"] = str(SHARED_MEMORY)
+        tempfile.tempdir = None
+
+
+keep_files_in_memory()
 
 # Properties are about results. How long one example takes says only how busy the machine is.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
