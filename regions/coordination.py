@@ -20,7 +20,7 @@ from regions.etcd import (
     EndpointFailed,
     RevisionCompacted,
 )
-from regions.identity import CellId
+from regions.identity import CellId, RegionName
 from regions.leadership import CorruptRecord, Leadership, Phase
 from regions.topology import Address, Topology
 
@@ -89,18 +89,30 @@ class Coordination:
         for endpoint in self._endpoints:
             await endpoint.close()
 
-    async def read_leadership(self, cell: CellId) -> tuple[Leadership, int] | None:
+    async def read_leadership(self, cell: CellId, *, linearizable: bool = True) -> tuple[Leadership, int] | None:
         """Return the leadership and the revision that wrote it, or None before the first.
 
-        The read is linearizable: it sees everything that was written before it was called.
+        Args:
+            cell: Whose.
+            linearizable: Whether it must see everything that was written before it was called. Else any member of
+                etcd answers, also one that is cut off.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
             AccessRefused: The user or password is wrong.
             CorruptRecord: The record is none.
         """
-        stored, _ = await self._any_endpoint(lambda endpoint: endpoint.read(_key(cell)))
+        stored, _ = await self._any_endpoint(lambda endpoint: endpoint.read(_key(cell), linearizable=linearizable))
         return None if stored is None else (Leadership.from_json(stored.value), stored.mod_revision)
+
+    async def count_start(self, region: RegionName) -> int:
+        """Write that a region's agent has started, and return etcd's revision: higher at each call.
+
+        Raises:
+            EtcdUnavailable: No endpoint answered.
+            AccessRefused: The user or password is wrong.
+        """
+        return await self._any_endpoint(lambda endpoint: endpoint.put(f"/palaver/agents/{region}", b"started"))
 
     async def create_leadership(self, cell: CellId, new: Leadership) -> bool:
         """Store the first leadership of a cell; False when there is one already.
@@ -112,7 +124,18 @@ class Coordination:
         return await self.replace_leadership(cell, new, 0)
 
     async def replace_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> bool:
-        """Store ``new`` when the record is still the one written at ``expected_revision``.
+        """Store ``new`` when the record is still the one written at ``expected_revision``; return whether it was.
+
+        Raises:
+            OutcomeUnknown: The answer was lost.
+            AccessRefused: The user or password is wrong.
+        """
+        return await self.swap_leadership(cell, new, expected_revision) is not None
+
+    async def swap_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> int | None:
+        """Store ``new`` when the record is still the one written at ``expected_revision`` (0: there is none).
+
+        Returns the revision that stored it; None when it was not stored.
 
         It is tried once, at one endpoint: a retry of a swap that was applied would be told that it lost.
 
@@ -128,7 +151,15 @@ class Coordination:
             raise OutcomeUnknown(f"leadership of {cell}, epoch {new.epoch}: {error}") from error
 
     async def watch_leadership(self, cell: CellId) -> AsyncGenerator[Leadership]:
+        """Yield what `watch_records` yields, without its revisions."""
+        async with aclosing(self.watch_records(cell)) as records:
+            async for _, leadership in records:
+                yield leadership
+
+    async def watch_records(self, cell: CellId) -> AsyncGenerator[tuple[int, Leadership]]:
         """Yield the current leadership, when there is one, then every change, in order, for ever.
+
+        Each comes with the revision that wrote it.
 
         No change is missed or told twice while endpoints fail; only changes that etcd has compacted
         away while none could be reached are skipped, and the current one is told instead.
@@ -145,12 +176,12 @@ class Coordination:
                     stored, revision = await endpoint.read(_key(cell))
                     if stored is not None and stored.mod_revision > seen:
                         seen = stored.mod_revision
-                        yield Leadership.from_json(stored.value)
+                        yield stored.mod_revision, Leadership.from_json(stored.value)
                 async with aclosing(endpoint.watch(_key(cell), revision + 1)) as changes:
                     async for stored in changes:
                         seen = revision = stored.mod_revision
                         pause_s = PAUSE_S
-                        yield Leadership.from_json(stored.value)
+                        yield stored.mod_revision, Leadership.from_json(stored.value)
             except RevisionCompacted:
                 revision = 0
             except EndpointFailed as error:

@@ -99,22 +99,26 @@ class Endpoint:
         """Close the connection; requests in flight fail."""
         await self._channel.close()
 
-    async def read(self, key: str) -> tuple[Stored | None, int]:
-        """Return what is stored under ``key``, and the store's revision, by a linearizable read."""
+    async def read(self, key: str, *, linearizable: bool = True) -> tuple[Stored | None, int]:
+        """Return what is stored under ``key``, and the store's revision.
+
+        A linearizable read holds everything that was written before it; another holds what this member has, also
+        when it is cut off from the others.
+        """
 
         async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.RangeRequest(key=key.encode())
+            request = _rpc.RangeRequest(key=key.encode(), serializable=not linearizable)
             return await self._call(self._kv.Range(request, timeout=ATTEMPT_S, metadata=self._metadata()))
 
         answer = await self._authenticated(attempt)
         stored = [Stored(value=kv.value, mod_revision=kv.mod_revision) for kv in answer.kvs]
         return (stored[0] if stored else None), int(answer.header.revision)
 
-    async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> bool:
+    async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
         """Store ``value`` when ``key`` was last written at ``expected_revision`` (0: never).
 
         Returns:
-            Whether it was stored.
+            The revision that stored it; None when it was not.
 
         Raises:
             EndpointFailed: The answer was lost; it may or may not be stored.
@@ -131,7 +135,21 @@ class Endpoint:
             request = _rpc.TxnRequest(compare=[compare], success=[put], failure=[])
             return await self._call(self._kv.Txn(request, timeout=ATTEMPT_S, metadata=self._metadata()))
 
-        return bool((await self._authenticated(attempt)).succeeded)
+        answer = await self._authenticated(attempt)
+        return int(answer.header.revision) if answer.succeeded else None
+
+    async def put(self, key: str, value: bytes) -> int:
+        """Store ``value``, whatever was there, and return the revision.
+
+        Raises:
+            EndpointFailed: The answer was lost; it may or may not be stored.
+        """
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.PutRequest(key=key.encode(), value=value)
+            return await self._call(self._kv.Put(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        return int((await self._authenticated(attempt)).header.revision)
 
     async def watch(self, key: str, start_revision: int) -> AsyncGenerator[Stored]:
         """Yield each value written to ``key`` at or after ``start_revision``, in order, until it fails.

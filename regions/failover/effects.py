@@ -95,7 +95,11 @@ class WriteFence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowLedger:
-    """Run as a standby of ``leader``; answer when WAL streams."""
+    """Run as a standby of ``leader`` once that is primary; answer when WAL streams.
+
+    Not before: a standby lets others stream as well, and whether this member's WAL is in the leader's history shows
+    only when the leader has begun its own timeline.
+    """
 
     ticket: Ticket
     epoch: Epoch

@@ -196,6 +196,41 @@ class Ledger:
 
         return await self._in_one_connection(DATABASE, write)
 
+    async def pass_commit(self) -> None:
+        """Commit something under the quorum in force; return when it is there, however long that takes.
+
+        Raises:
+            QuorumUnknown: The wait was cut short.
+            MemberFailed: The connection broke.
+        """
+
+        async def commit(connection: asyncpg.Connection) -> None:
+            warnings: list[str] = []
+            connection.add_log_listener(lambda _, message: warnings.append(_describe(message)))
+            await connection.fetch(_sql("pass_commit"))
+            if warnings:
+                raise QuorumUnknown(f"a commit under a new quorum: {warnings[0]}")
+
+        await self._in_one_connection("postgres", commit)
+
+    async def hold_gate(self, closed: asyncio.Event) -> None:
+        """Let no write begin, and set ``closed`` when none is under way any more; until cancelled.
+
+        Raises:
+            MemberFailed: The connection broke, and with it the lock.
+        """
+        connection = await self._connect(DATABASE)
+        try:
+            await connection.fetch(_sql("hold_gate"))
+            closed.set()
+            while True:
+                await asyncio.sleep(QUERY_S)
+                await connection.fetch("SELECT 1")
+        except _BROKEN as error:
+            raise MemberFailed(f"the write gate: {_describe(error)}") from error
+        finally:
+            connection.terminate()
+
     async def read_state(self) -> LedgerState:
         """Return what the member says of itself."""
         (row,) = await self._fetch("read_state")

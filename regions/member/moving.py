@@ -6,15 +6,19 @@ Decides how; ``regions.failover`` decides when. Source: failover.md, rules 3 to 
 """
 
 import asyncio
-from collections.abc import Iterable
+import os
+import shutil
+from collections.abc import Collection
 from dataclasses import dataclass
+from pathlib import Path
 
-from regions.identity import Epoch, RegionName
+from regions.identity import Epoch, RegionName, physical_slot_name
 from regions.leadership import ANCESTRY_MAX
 from regions.member import record
 from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
-from regions.member.settings import DATABASE, SUPERUSER
+from regions.member.record import write_durably
+from regions.member.settings import DATABASE, SUPERUSER, backup_conninfo
 from regions.member.supervision import Member
 from regions.position import parse_lsn
 from regions.topology import Address
@@ -24,8 +28,11 @@ POLL_S = 0.005
 
 FREEZE_S_MAX = 3.0
 PROMOTE_S_MAX = 5.0
-FOLLOW_S_MAX = 10.0
-"""Beyond these the caller asks again; a receiver tries every 200 ms (wal_retrieve_retry_interval)."""
+FOLLOW_S_MAX = 4.0
+READY_S_MAX = 10.0
+READY_POLL_S = 0.1
+"""Beyond these the caller asks again; that of following is below the core's own patience. A receiver tries every 200 ms
+(wal_retrieve_retry_interval)."""
 
 
 class Diverged(MemberError):
@@ -38,20 +45,22 @@ class Frozen:
 
     Attributes:
         receiving: Whether its receiver is still there.
-        received: Where what it received ends; None after a restart.
+        received: Where what it received ends; None after a restart, when no receiver has run.
         replayed: Where what it replayed ends.
+        exhausted: Whether replay waits for WAL that is not there: after a restart nothing else tells its end.
         fences: The epochs of the fence rows that it has replayed, ascending, the newest 32.
     """
 
     receiving: bool
     received: int | None
     replayed: int
+    exhausted: bool
     fences: tuple[Epoch, ...]
 
     @property
     def settled(self) -> bool:
         """Whether it receives nothing and has replayed all that it has (rule 4)."""
-        return not self.receiving and self.replayed >= (self.received or 0)
+        return not self.receiving and self.replayed >= (self.received or 0) and self.exhausted
 
 
 class MovingMember(Member):
@@ -77,13 +86,13 @@ class MovingMember(Member):
             await self.ledger.run("reload")
         return await self._settled()
 
-    async def promote(self, *, epoch: Epoch, followers: Iterable[RegionName]) -> None:
+    async def promote(self, *, epoch: Epoch, followers: Collection[RegionName]) -> None:
         """Make a frozen member primary of an epoch; the slots of its followers' WAL are made before.
 
         Raises:
             MemberFailed: It was not promoted in time, or its quorum is not set (rule 5).
         """
-        if not self._names:
+        if followers and not self._names:
             raise MemberFailed("it is not promoted before its quorum is set")
         if await self._is_standby():
             await self.ledger.prepare_slots(followers=followers, streams=())
@@ -125,6 +134,62 @@ class MovingMember(Member):
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
 
+    async def copy(self, leader: Address) -> None:
+        """Copy the ledger of ``leader`` beside the data and put it in their place once it is whole; stopped then.
+
+        A copy that is given up leaves what was there.
+
+        Raises:
+            MemberFailed: The leader cannot be reached, has no slot for this region, or the disk is full.
+        """
+        data = self.settings.data
+        copy, old = data.with_name(data.name + ".copy"), data.with_name(data.name + ".old")
+        await _removed(copy)
+        await self._until_ready(leader)
+        await self._backup(leader, copy)
+        write_durably(copy / "standby.signal", "", self.settings.account)
+        await self.stop()
+        await self._end_leftovers()
+        # From here to the end a crash leaves no data that could be started, and the copy is made again.
+        record.begin_building(self.settings.state, "copy")
+        await _removed(old)
+        try:
+            if data.exists():
+                data.rename(old)
+            copy.rename(data)
+            record.sync_folder(data.parent)
+        except OSError as error:
+            raise MemberFailed(f"{data} cannot be replaced: {error.strerror}") from error
+        self._names, self._follows = "", None
+        self._end()
+        await _removed(old)
+
+    async def _backup(self, leader: Address, into: Path) -> None:
+        """Take a base backup into a folder of its own; it is removed when that fails."""
+        settings = self.settings
+        try:
+            into.mkdir(parents=True)
+            if settings.account is not None:
+                os.chown(into, settings.account.uid, settings.account.gid)
+            into.chmod(0o700)
+        except OSError as error:
+            raise MemberFailed(f"{into} cannot be made: {error.strerror}") from error
+        try:
+            await self._run(
+                "pg_basebackup",
+                f"--pgdata={into}",
+                f"--dbname={backup_conninfo(leader)}",
+                # Through a slot of its own: the region's may be in use by the member that this copy will replace. The
+                # region's slot keeps what is written from the end of the copy on.
+                "--wal-method=stream",
+                "--checkpoint=fast",
+                "--no-password",
+                folder=into,
+            )
+        except BaseException:
+            await _removed(into)
+            raise
+
     async def rewind(self, leader: Address) -> None:
         """Bring the data back to what it shares with ``leader``; it is stopped then, and follows next.
 
@@ -164,6 +229,7 @@ class MovingMember(Member):
                     receiving=row["receiving"],
                     received=None if row["received"] is None else int(row["received"]),
                     replayed=int(row["replayed"] or 0),
+                    exhausted=row["exhausted"],
                     fences=(),
                 )
                 if frozen.settled:
@@ -177,8 +243,35 @@ class MovingMember(Member):
             receiving=frozen.receiving,
             received=frozen.received,
             replayed=frozen.replayed,
+            exhausted=frozen.exhausted,
             fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX),
         )
+
+    async def _until_primary(self, leader: Address, other: Ledger) -> None:
+        """Wait for the promotion: a standby lets others stream too, and nobody knows where its history will part."""
+        deadline = asyncio.get_running_loop().time() + FOLLOW_S_MAX
+        while (await other.one("is_in_recovery"))["pg_is_in_recovery"]:
+            if asyncio.get_running_loop().time() > deadline:
+                raise MemberFailed(f"{leader} is not primary after {FOLLOW_S_MAX:.0f} s")
+            await asyncio.sleep(POLL_S)
+
+    async def _until_ready(self, leader: Address) -> None:
+        """Wait for a primary that keeps WAL for this region: while a cell begins, it takes seconds to be there."""
+        other, problem = Ledger(leader, self.settings.superuser_password), "it has no slot for this region"
+        slot = physical_slot_name(self.settings.region)
+        deadline = asyncio.get_running_loop().time() + READY_S_MAX
+        try:
+            while True:
+                try:
+                    if (await other.one("keeps_wal_for", slot))["ready"]:
+                        return
+                except MemberFailed as error:
+                    problem = str(error)
+                if asyncio.get_running_loop().time() > deadline:
+                    raise MemberFailed(f"{leader} cannot be copied: {problem}")
+                await asyncio.sleep(READY_POLL_S)
+        finally:
+            await other.close()
 
     async def _compare(self, leader: Address) -> None:
         """Compare the own end of WAL with the leader's history, as PostgreSQL does, but with an answer.
@@ -188,6 +281,7 @@ class MovingMember(Member):
         """
         other = Ledger(leader, self.settings.superuser_password)
         try:
+            await self._until_primary(leader, other)
             theirs = int((await other.one("read_timeline"))["timeline"])
             history = (await other.one("read_history", theirs))["history"] or ""
         finally:
@@ -199,6 +293,16 @@ class MovingMember(Member):
         left_at = _switches(history).get(own)
         if left_at is None or end > left_at:
             raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
+
+
+async def _removed(folder: Path) -> None:
+    """Remove a folder; a caller that is cancelled waits for the end of it, for a thread cannot be cancelled."""
+    removing = asyncio.ensure_future(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
+    try:
+        await asyncio.shield(removing)
+    except asyncio.CancelledError:
+        await asyncio.wait([removing])
+        raise
 
 
 def _switches(history: str) -> dict[int, int]:

@@ -215,6 +215,10 @@ class Member:
         process.send(signal.SIGKILL)
         await process.wait()
 
+    def remember(self, *, names: str, follows: Address | None) -> None:
+        """Take over how an adopted member is configured, so that its files are written again as they are."""
+        self._names, self._follows = names, follows
+
     def leave(self) -> None:
         """Stop watching and leave it running, to be adopted later."""
         if self.process is not None:
@@ -289,11 +293,19 @@ class Member:
             await asyncio.sleep(READY_POLL_S)
 
     async def _run(
-        self, program: str, *arguments: str, inherited: Sequence[int] = (), password: str | None = None
+        self,
+        program: str,
+        *arguments: str,
+        inherited: Sequence[int] = (),
+        password: str | None = None,
+        folder: Path | None = None,
     ) -> None:
-        """Run a program to its end; ``password`` is what it connects with, the replication role's if None."""
+        """Run a program to its end in ``folder``, the data folder if None.
+
+        ``password`` is what it connects with, the replication role's if None.
+        """
         secret = {"PGPASSWORD": self.settings.replication_password if password is None else password}
-        process = spawn(self._command(program, *arguments, environment=secret, inherited=inherited))
+        process = spawn(self._command(program, *arguments, environment=secret, inherited=inherited, folder=folder))
         try:
             await process.wait()
         finally:
@@ -308,13 +320,14 @@ class Member:
         *arguments: str,
         environment: Mapping[str, str] | None = None,
         inherited: Sequence[int] = (),
+        folder: Path | None = None,
     ) -> Command:
         settings = self.settings
         return Command(
             arguments=[settings.programs / program, *arguments],
             log=settings.log,
             account=settings.account,
-            folder=settings.data,
+            folder=settings.data if folder is None else folder,
             environment={"PATH": os.defpath, "LC_ALL": "C", "TZ": "UTC", **(environment or {})},
             inherited=inherited,
         )

@@ -1,7 +1,12 @@
 -- Rule 4: what a standby that was told to receive from nobody still does, and where its WAL ends.
+-- The startup process waits like this only when it has replayed all WAL that is on the disk.
 SELECT
     pg_is_in_recovery() AS in_recovery,
     EXISTS (SELECT FROM pg_stat_wal_receiver) AS receiving,
     current_setting('primary_conninfo') AS primary_conninfo,
     pg_last_wal_receive_lsn() AS received,
-    pg_last_wal_replay_lsn() AS replayed
+    pg_last_wal_replay_lsn() AS replayed,
+    coalesce((
+        SELECT a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')
+        FROM pg_stat_activity AS a WHERE a.backend_type = 'startup'
+    ), false) AS exhausted

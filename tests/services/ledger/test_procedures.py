@@ -128,6 +128,17 @@ async def test_another_epoch_than_the_newest_fence_row_writes_nothing(
     assert count(ledger_server, site) == 0
 
 
+async def test_a_closed_gate_lets_no_write_in_and_an_open_one_does(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    gate = await asyncpg.connect(ledger_server.url())
+    await gate.fetch("SELECT pg_advisory_lock(hashtextextended('palaver.write_gate', 0))")
+    assert (await Post(site, key="k9").send(writer))["outcome"] == "stale_epoch"
+    assert count(ledger_server, site) == 0
+    await gate.close()
+    assert (await Post(site, key="k9").send(writer))["outcome"] == "created"
+
+
 async def test_an_unknown_site_is_said(writer: asyncpg.Connection) -> None:
     assert (await Post(uuid.uuid4()).send(writer))["outcome"] == "no_site"
 

@@ -1,0 +1,387 @@
+"""Performs what the failover core asks of its ledger member, one thing after the other, and answers.
+
+Keeps the contract of ``regions.failover.effects``: a newer effect supersedes an older one that is not answered, an
+effect below the promise on disk is dropped (rule 2), a COMMIT is never cancelled (rule 7), and whatever fails is an
+answer, not an exception. Decides nothing about leadership.
+"""
+
+import asyncio
+import logging
+from collections.abc import Awaitable, Callable, Coroutine
+from dataclasses import dataclass, replace
+from typing import Any, Generic, TypeVar, assert_never
+from uuid import UUID, uuid4
+
+from regions.failover.effects import (
+    CopyLedger,
+    DrainLedger,
+    FollowLedger,
+    FreezeLedger,
+    InitialiseLedger,
+    LedgerEffect,
+    PromoteLedger,
+    RewindLedger,
+    SetQuorum,
+    StopLedger,
+    WriteFence,
+)
+from regions.failover.events import (
+    Event,
+    FenceWritten,
+    LedgerAnswer,
+    LedgerDone,
+    LedgerEnded,
+    LedgerFailed,
+    LedgerFound,
+    LedgerFrozen,
+    Promise,
+    QuorumCommit,
+    StandbysStreaming,
+    Ticket,
+    WaitCutShort,
+)
+from regions.identity import Epoch, RegionName
+from regions.member.errors import MemberError, MemberFailed, QuorumUnknown
+from regions.member.moving import Diverged, Frozen, MovingMember
+from regions.member.settings import quorum_names
+from regions.topology import Address
+
+STANDBYS_S = 1.0
+"""How often it is asked who streams, and slots are made for those who may want to."""
+
+CLOSE_BYTES = 4 << 20
+"""A standby that lacks less than this is about a second behind under full load."""
+
+DRAIN_POLL_S = 0.005
+
+_log = logging.getLogger(__name__)
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Surroundings:
+    """What the lane needs of its region.
+
+    Attributes:
+        region: The own one.
+        ledger_of: Where another region's member is reached.
+        prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
+        durable: The promise on disk.
+        tell: Takes an answer or news; returns at once.
+    """
+
+    region: RegionName
+    ledger_of: Callable[[RegionName], Address]
+    prepare: Callable[[MovingMember], Awaitable[None]]
+    durable: Callable[[], Promise | None]
+    tell: Callable[[Event], None]
+
+
+@dataclass(slots=True)
+class _Commit(Generic[_T]):
+    """A commit that waits for its quorum, for as long as it takes, whoever asks for it again.
+
+    When its client leaves, the wait stays in the server and takes a connection: one of each is enough.
+    """
+
+    key: object
+    task: "asyncio.Task[_T]"
+
+    async def result(self) -> _T:
+        return await asyncio.shield(self.task)
+
+
+def _again(commit: _Commit[_T] | None, key: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> _Commit[_T]:
+    """Return the commit under way for ``key``, or begin it."""
+    if commit is not None and commit.key == key and not commit.task.done():
+        return commit
+    return _Commit(key, asyncio.create_task(work()))
+
+
+class LedgerLane:
+    """Drives one member.
+
+    Attributes:
+        member: The member.
+        quorum: Whom commits wait for, and how many of them; None while the member is no primary.
+    """
+
+    def __init__(self, member: MovingMember, around: Surroundings) -> None:
+        self.member = member
+        self.quorum: tuple[tuple[RegionName, ...], int] | None = None
+        self._around = around
+        self._current: asyncio.Task[None] | None = None
+        self._wanted: LedgerEffect | None = None
+        self._news = asyncio.Event()
+        self._fence: _Commit[FenceWritten] | None = None
+        self._passing: _Commit[None] | None = None
+        self._committing: asyncio.Task[None] | None = None
+        self._gate: asyncio.Task[None] | None = None
+        self._stopping = False
+        self._followers: tuple[RegionName, ...] = ()
+
+    async def found(self) -> LedgerFound:
+        """Find the member as an earlier agent left it; one that does not answer is stopped.
+
+        Raises:
+            MemberUnusable: Its folder cannot be used.
+        """
+        member = self.member
+        if member.data_state() == "absent":
+            return LedgerFound(kind="absent")
+        if not await member.adopt():
+            return LedgerFound(kind="stopped")
+        remembered = member.record
+        assert remembered is not None, "a member that nobody remembers is not adopted"
+        try:
+            row = await member.ledger.one("read_frozen")
+            names = (await member.ledger.read_state()).synchronous_standby_names
+        except MemberFailed as error:
+            _log.warning("ledger: the running postgres does not answer (%s): it is stopped", error)
+            await member.stop()
+            return LedgerFound(kind="stopped")
+        if not row["in_recovery"]:
+            member.remember(names=names, follows=None)
+            return LedgerFound(kind="primary", epoch=remembered.epoch)
+        if not row["primary_conninfo"]:
+            member.remember(names=names, follows=None)
+            return LedgerFound(kind="frozen")
+        return LedgerFound(kind="following", epoch=remembered.epoch)
+
+    async def run(self) -> None:
+        """Perform what is wanted, watch the member, and look who follows it, until cancelled."""
+        try:
+            async with asyncio.TaskGroup() as tasks:
+                tasks.create_task(self._work(), name="ledger effects")
+                tasks.create_task(self._watch(), name="ledger end")
+                tasks.create_task(self._look(), name="ledger standbys")
+        finally:
+            await self._abandon()
+
+    def perform(self, effect: LedgerEffect) -> None:
+        """Perform an effect instead of the one before; its answer is told."""
+        self._wanted = effect
+        self._news.set()
+
+    def read_commit(self) -> None:
+        """Tell the newest LSN on a quorum, when the member says it; asked again meanwhile it is asked once."""
+        if self._committing is None or self._committing.done():
+            self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
+
+    def open_writes(self) -> None:
+        """Let writes in again after a drain."""
+        if self._gate is not None:
+            self._gate.cancel()
+            self._gate = None
+
+    def cut_short(self, epoch: Epoch) -> None:
+        """Somebody's commit came back before its quorum."""
+        self._around.tell(WaitCutShort(epoch=epoch))
+
+    # The lane.
+
+    async def _work(self) -> None:
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            effect, self._wanted = self._wanted, None
+            if effect is None:
+                continue
+            if self._current is not None:
+                # What PostgreSQL was told already takes place; the rest of it is given up.
+                self._current.cancel()
+                await asyncio.wait([self._current])
+            self._current = asyncio.create_task(self._perform(effect), name=type(effect).__name__)
+
+    async def _perform(self, effect: LedgerEffect) -> None:
+        promise = self._around.durable()
+        if promise is not None and promise.epoch > effect.epoch:
+            _log.info("ledger: %s for epoch %d is below the promise %d", _name(effect), effect.epoch, promise.epoch)
+            return
+        began = asyncio.get_running_loop().time()
+        try:
+            answer = await self._answer(effect)
+        except Diverged as error:
+            answer = LedgerFailed(ticket=effect.ticket, reason=str(error), diverged=True)
+        except (MemberError, OSError) as error:
+            torn = not isinstance(effect, InitialiseLedger) and self.member.data_state() == "absent"
+            answer = LedgerFailed(ticket=effect.ticket, reason=str(error), torn=torn)
+        took_ms = (asyncio.get_running_loop().time() - began) * 1000
+        _log.debug("ledger: %s took %.0f ms: %s", _name(effect), took_ms, type(answer).__name__)
+        self._around.tell(answer)
+
+    async def _answer(self, effect: LedgerEffect) -> LedgerAnswer:  # noqa: C901 - one line an effect
+        member, epoch = self.member, effect.epoch
+        match effect:
+            case InitialiseLedger():
+                await self._initialise(epoch)
+            case FreezeLedger(ticket=ticket):
+                self.quorum = None
+                return _frozen(ticket, await member.freeze())
+            case SetQuorum(standbys=standbys, required=required):
+                await self._set_quorum(standbys, required)
+            case PromoteLedger():
+                if self.quorum is None:
+                    raise MemberFailed("it is not promoted before its quorum is set")
+                await member.promote(epoch=epoch, followers=self._followers)
+            case WriteFence(ticket=ticket):
+                return await self._write_fence(ticket, epoch)
+            case FollowLedger(leader=leader):
+                self.quorum = None
+                await member.follow(epoch=epoch, leader=self._around.ledger_of(leader))
+            case RewindLedger(leader=leader):
+                await member.rewind(self._around.ledger_of(leader))
+            case CopyLedger(leader=leader):
+                await member.copy(self._around.ledger_of(leader))
+            case DrainLedger(target=target):
+                await self._drain(target)
+            case StopLedger():
+                self.quorum = None
+                self._stopping = True
+                try:
+                    await member.stop()
+                finally:
+                    self._stopping = False
+            case _:
+                assert_never(effect)
+        return LedgerDone(ticket=effect.ticket)
+
+    async def _initialise(self, epoch: Epoch) -> None:
+        member = self.member
+        if member.data_state() == "absent":
+            await member.initialise()
+        if not member.running:
+            await member.start_primary(epoch=epoch, synchronous_standby_names="")
+        await self._around.prepare(member)
+
+    async def _set_quorum(self, standbys: tuple[RegionName, ...], required: int) -> None:
+        """Rule 5: in force, and on a primary a commit has passed under it."""
+        self._followers = standbys
+        ledger = self.member.ledger
+        is_primary = not (await ledger.one("is_in_recovery"))["pg_is_in_recovery"]
+        if is_primary:
+            await ledger.prepare_slots(followers=standbys, streams=())
+        if required:
+            await self.member.set_quorum(quorum_names(standbys, required))
+            if is_primary:
+                self._passing = _again(self._passing, (standbys, required), ledger.pass_commit)
+                await self._passing.result()
+        self.quorum = (standbys, required)
+
+    async def _write_fence(self, ticket: Ticket, epoch: Epoch) -> FenceWritten:
+        self._fence = _again(self._fence, epoch, lambda: self._commit_fence(epoch))
+        return replace(await self._fence.result(), ticket=ticket)
+
+    async def _commit_fence(self, epoch: Epoch) -> FenceWritten:
+        ledger, confirmed = self.member.ledger, True
+        fence_id = uuid4()
+        try:
+            fence_id = await ledger.write_fence_row(epoch=epoch, fence_id=fence_id, leader=self._around.region)
+        except QuorumUnknown as error:
+            _log.warning("ledger: %s", error)
+            confirmed = False
+        lsn = (await ledger.read_state()).lsn if confirmed else 0
+        return FenceWritten(ticket=0, fence_id=UUID(str(fence_id)), lsn=lsn, confirmed=confirmed)
+
+    async def _drain(self, target: RegionName) -> None:
+        """Take no more writes, let those under way end, and wait until the target has all of it on disk."""
+        ledger = self.member.ledger
+        if self._gate is None or self._gate.done():
+            closed = asyncio.Event()
+            self._gate = asyncio.create_task(self._hold_gate(closed), name="write gate")
+            waiting = asyncio.ensure_future(closed.wait())
+            try:
+                await asyncio.wait((self._gate, waiting), return_when=asyncio.FIRST_COMPLETED)
+            finally:
+                waiting.cancel()
+            if not closed.is_set():
+                raise MemberFailed("its writes could not be stopped")
+        end = (await ledger.read_state()).lsn
+        while True:
+            if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:
+                return
+            await asyncio.sleep(DRAIN_POLL_S)
+
+    async def _hold_gate(self, closed: asyncio.Event) -> None:
+        """Keep writes out until they are let in again, or the member stops and takes none anyway."""
+        try:
+            await self.member.ledger.hold_gate(closed)
+        except MemberError as error:
+            _log.debug("ledger: %s", error)
+
+    # What the member says by itself.
+
+    async def _watch(self) -> None:
+        """Tell the end of a postmaster that nobody asked to end."""
+        seen = None
+        while True:
+            process = self.member.process if self.member.running else None
+            if process is None or process is seen:
+                await asyncio.sleep(0.02)
+                continue
+            await process.wait()
+            seen = process
+            if not self._stopping and not self._is_moving():
+                _log.warning("ledger: postgres (pid %d) ended", process.pid)
+                self.quorum = None
+                self._around.tell(LedgerEnded())
+
+    def _is_moving(self) -> bool:
+        """Whether an effect under way stops the postmaster itself; it fails by itself when that is the matter."""
+        moves = ("FreezeLedger", "FollowLedger", "RewindLedger", "CopyLedger", "StopLedger")
+        return self._current is not None and not self._current.done() and self._current.get_name() in moves
+
+    async def _look(self) -> None:
+        while True:
+            await asyncio.sleep(STANDBYS_S)
+            quorum = self.quorum
+            if quorum is None or not self.member.running:
+                continue
+            try:
+                standbys = await self.member.ledger.read_standbys(self._around_regions())
+            except MemberError as error:
+                _log.debug("ledger: its standbys are not known: %s", error)
+                continue
+            close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
+            self._around.tell(StandbysStreaming(regions=frozenset(close)))
+
+    def _around_regions(self) -> tuple[RegionName, ...]:
+        return self._followers
+
+    async def _read_commit(self) -> None:
+        quorum = self.quorum
+        if quorum is None:
+            return
+        standbys, required = quorum
+        try:
+            row = await self.member.ledger.one("read_quorum_commit", list(standbys), required)
+        except MemberError as error:
+            _log.debug("ledger: no quorum commit: %s", error)
+            return
+        if row["lsn"] is not None and self.quorum == quorum:
+            self._around.tell(QuorumCommit(lsn=int(row["lsn"])))
+
+    async def _abandon(self) -> None:
+        """The agent ends: what it has begun is given up, and the member is left as it is."""
+        commits = [one.task for one in (self._fence, self._passing) if one is not None]
+        tasks = [self._current, self._committing, self._gate, *commits]
+        left = [task for task in tasks if task is not None and not task.done()]
+        for task in left:
+            task.cancel()
+        if left:
+            await asyncio.wait(left)
+
+
+def _frozen(ticket: Ticket, frozen: Frozen) -> LedgerFrozen:
+    # Without a receive position nothing else would show that replay lags: it counts as one that still receives.
+    return LedgerFrozen(
+        ticket=ticket,
+        receiving=frozen.receiving or not frozen.exhausted,
+        received=frozen.received,
+        replayed=frozen.replayed,
+        ancestry=frozen.fences,
+    )
+
+
+def _name(effect: LedgerEffect) -> str:
+    return type(effect).__name__

@@ -1,0 +1,13 @@
+-- The newest LSN that is on a quorum, after a little WAL was written and flushed here, so that there is always a newer
+-- one; the answer is what the standbys had confirmed before. $1 standbys  $2 how many of them a commit waits for
+WITH written AS MATERIALIZED (
+    SELECT pg_logical_emit_message(false, 'heartbeat', '', true) AS lsn
+)
+SELECT CASE
+    WHEN $2::integer = 0 THEN (SELECT lsn FROM written)
+    ELSE (
+        SELECT least(r.flush_lsn, (SELECT lsn FROM written)) FROM pg_stat_replication AS r
+        WHERE r.application_name = ANY ($1::text[]) AND r.flush_lsn IS NOT NULL
+        ORDER BY r.flush_lsn DESC OFFSET greatest($2::integer - 1, 0) LIMIT 1
+    )
+END AS lsn

@@ -1,0 +1,232 @@
+"""What drives a ledger member, on real PostgreSQL: one effect after the other, and what becomes of the rest."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from dataclasses import dataclass, field
+
+import asyncpg
+import pytest
+
+from regions.failover.effects import (
+    CopyLedger,
+    DrainLedger,
+    FollowLedger,
+    FreezeLedger,
+    LedgerEffect,
+    PromoteLedger,
+    SetQuorum,
+    StopLedger,
+    WriteFence,
+)
+from regions.failover.events import (
+    Event,
+    FenceWritten,
+    LedgerDone,
+    LedgerEnded,
+    LedgerFailed,
+    LedgerFound,
+    LedgerFrozen,
+    Promise,
+    QuorumCommit,
+    StandbysStreaming,
+)
+from regions.identity import RegionName
+from regions.member.lane import LedgerLane, Surroundings
+from regions.member.moving import MovingMember
+from tests.regions.deployment import REGIONS, Deployment, until
+from tests.regions.switching import prepare
+from tests.regions.test_moving import has, keep, kept, kill, three
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+GATE = "SELECT pg_try_advisory_xact_lock_shared(hashtextextended('palaver.write_gate', 0))"
+
+
+@dataclass
+class Driven:
+    """A lane, what it has told, and the promise that it believes to be on disk."""
+
+    lane: LedgerLane
+    promise: Promise = field(default_factory=Promise)
+    told: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
+
+    async def answer(self, kind: type[Event] | tuple[type[Event], ...], seconds: float = 20) -> Event:
+        """The next answer of a kind; news of other kinds are passed over."""
+        async with asyncio.timeout(seconds):
+            while True:
+                event = await self.told.get()
+                if isinstance(event, kind):
+                    return event
+
+    async def perform(self, effect: LedgerEffect) -> Event:
+        """Perform an effect and wait for its answer."""
+        self.lane.perform(effect)
+        return await self.answer((LedgerDone, LedgerFailed, LedgerFrozen, FenceWritten))
+
+
+@contextlib.asynccontextmanager
+async def driving(made: Deployment, region: RegionName, member: MovingMember) -> AsyncGenerator[Driven]:
+    """Drive a member that runs already, as an agent that has found it."""
+    told: asyncio.Queue[Event] = asyncio.Queue()
+    around = Surroundings(
+        region=region,
+        ledger_of=made.ledger,
+        prepare=prepare,
+        durable=lambda: driven.promise,
+        tell=told.put_nowait,
+    )
+    driven = Driven(LedgerLane(member, around), told=told)
+    running = asyncio.create_task(driven.lane.run())
+    try:
+        yield driven
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
+
+
+async def test_an_effect_below_the_promise_on_disk_is_dropped() -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        west.promise = Promise(epoch=3)
+        west.lane.perform(StopLedger(ticket=1, epoch=2))
+        assert await west.perform(FreezeLedger(ticket=2, epoch=3)) == await_frozen(await members[WEST].freeze(), 2)
+        assert members[WEST].running
+
+
+def await_frozen(frozen: object, ticket: int) -> LedgerFrozen:
+    fences, received, replayed = (getattr(frozen, name) for name in ("fences", "received", "replayed"))
+    return LedgerFrozen(ticket=ticket, receiving=False, received=received, replayed=replayed, ancestry=fences)
+
+
+async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_however_often_it_is_asked_for() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
+        for ticket in range(1, 6):
+            east.lane.perform(WriteFence(ticket=ticket, epoch=2))
+            await asyncio.sleep(0.3)
+        connection = await made.connect(EAST)
+        waiting = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        await connection.close()
+        assert waiting == 1
+        assert await east.perform(StopLedger(ticket=9, epoch=3)) == LedgerDone(ticket=9)
+        assert not members[EAST].running
+
+
+async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        first = await east.perform(WriteFence(ticket=1, epoch=2))
+        again = await east.perform(WriteFence(ticket=2, epoch=2))
+        assert isinstance(first, FenceWritten)
+        assert isinstance(again, FenceWritten)
+        assert (again.ticket, again.fence_id, again.confirmed) == (2, first.fence_id, True)
+        assert again.lsn >= first.lsn > 0
+
+
+async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
+        connection = await made.connect(EAST)
+        async with connection.transaction():
+            assert await connection.fetchval(GATE)
+            east.lane.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
+            with pytest.raises(TimeoutError):
+                await east.answer(LedgerDone, seconds=0.5)
+            await connection.execute("INSERT INTO palaver.kept VALUES (1)")
+        assert await east.answer(LedgerDone) == LedgerDone(ticket=2)
+        assert not await connection.fetchval(GATE)
+        assert await kept(made, SOUTH) == {1}
+        east.lane.open_writes()
+        await until(lambda: connection.fetchval(GATE))
+        await connection.close()
+
+
+async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_silent_when_nobody_confirms() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
+        commits: list[int] = []
+        while len(commits) < 3 or commits[-1] == commits[0]:
+            east.lane.read_commit()
+            told = await east.answer(QuorumCommit)
+            assert isinstance(told, QuorumCommit)
+            commits.append(told.lsn)
+            await asyncio.sleep(0.02)
+        assert commits == sorted(commits)
+        assert await east.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset({WEST, SOUTH}))
+        await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
+        while not east.told.empty():
+            east.told.get_nowait()
+        for _ in range(5):
+            east.lane.read_commit()
+            await asyncio.sleep(0.05)
+        with pytest.raises(TimeoutError):
+            await east.answer(QuorumCommit, seconds=0.2)
+
+
+async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_not() -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await asyncio.sleep(0.1)
+        kill(members[WEST])
+        assert await west.answer(LedgerEnded) == LedgerEnded()
+        assert await west.lane.found() == LedgerFound(kind="stopped")
+        assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
+        assert await west.perform(StopLedger(ticket=2, epoch=1)) == LedgerDone(ticket=2)
+        with pytest.raises(TimeoutError):
+            await west.answer(LedgerEnded, seconds=0.3)
+
+
+async def test_what_fails_is_an_answer_and_leaves_the_data() -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await members[SOUTH].stop()
+        for effect in (
+            PromoteLedger(ticket=1, epoch=2),
+            CopyLedger(ticket=2, epoch=2, leader=SOUTH),
+            FollowLedger(ticket=3, epoch=2, leader=SOUTH),
+        ):
+            answer = await west.perform(effect)
+            assert isinstance(answer, LedgerFailed)
+            assert not answer.torn
+        assert members[WEST].data_state() == "standby"
+
+
+async def test_a_copy_is_made_beside_the_data_and_follows() -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await keep(made, EAST, range(5))
+        assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
+        data = members[WEST].settings.data
+        assert [path.name for path in data.parent.iterdir() if path.name.startswith("ledger")] == ["ledger"]
+        assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
+        await until(lambda: has(made, WEST, 5))
+
+
+async def test_a_copy_that_is_given_up_leaves_a_member_that_runs() -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        west.lane.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
+        await asyncio.sleep(0.05)
+        answer = await west.perform(FreezeLedger(ticket=2, epoch=2))
+        assert isinstance(answer, LedgerFrozen)
+        assert not answer.receiving
+        assert answer.ancestry == (1,)
+        assert not (members[WEST].settings.data.parent / "ledger.copy").exists()
+
+
+async def test_a_member_is_found_as_an_agent_left_it() -> None:
+    async with three() as (made, members):
+        found: dict[RegionName, LedgerFound] = {}
+        for region in REGIONS:
+            members[region].leave()
+            await members[region].ledger.close()
+            again = MovingMember(made.settings(region))
+            async with driving(made, region, again) as driven:
+                found[region] = await driven.lane.found()
+            members[region] = again
+        assert found == {
+            EAST: LedgerFound(kind="primary", epoch=1),
+            WEST: LedgerFound(kind="following", epoch=1),
+            SOUTH: LedgerFound(kind="following", epoch=1),
+        }
+        await members[SOUTH].freeze()
+        async with driving(made, SOUTH, members[SOUTH]) as driven:
+            assert await driven.lane.found() == LedgerFound(kind="frozen")
+        with contextlib.suppress(asyncpg.PostgresError, OSError):
+            await keep(made, EAST, range(1))

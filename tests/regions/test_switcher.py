@@ -1,0 +1,152 @@
+"""The failover core on real PostgreSQL and etcd: a region that is lost, hung or cut off is replaced, and returns."""
+
+import contextlib
+import os
+import signal
+import time
+
+import psutil
+import pytest
+
+from regions.identity import RegionName
+from regions.switcher import OrderRefused
+from tests.regions.deployment import REGIONS, until
+from tests.regions.switching import Cell, cell
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+
+
+async def keep(running: Cell, region: RegionName, numbers: range) -> None:
+    connection = await running.made.connect(region)
+    try:
+        for number in numbers:
+            await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+    finally:
+        await connection.close()
+
+
+async def kept(running: Cell, region: RegionName) -> set[int]:
+    connection = await running.made.connect(region)
+    try:
+        return {row["n"] for row in await connection.fetch("SELECT n FROM palaver.kept")}
+    finally:
+        await connection.close()
+
+
+async def test_a_lost_leader_is_replaced_and_returns_as_a_follower() -> None:
+    async with cell() as running:
+        record = await running.until_serving(1)
+        assert record.leader == EAST
+        await running.until_following(WEST, SOUTH)
+        await keep(running, EAST, range(50))
+        began = time.monotonic()
+        await running.kill_region(EAST)
+        record = await running.until_serving(2)
+        took_s = time.monotonic() - began
+        assert took_s < 10, took_s
+        assert record.leader in (WEST, SOUTH)
+        await keep(running, record.leader, range(50, 60))
+        assert await kept(running, record.leader) == set(range(60))
+        running.etcd.start(REGIONS.index(EAST))
+        running.start(EAST)
+        await running.until_following(EAST)
+        await until(lambda: has_all(running, EAST, range(60)))
+
+
+async def test_a_leader_whose_postgres_is_killed_begins_the_next_epoch_itself() -> None:
+    async with cell() as running:
+        await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        await keep(running, EAST, range(20))
+        await running.kill_ledger(EAST)
+        record = await running.until_serving(2)
+        leader = record.leader
+        await keep(running, leader, range(20, 30))
+        assert await kept(running, leader) == set(range(30))
+        await running.until_following(*(region for region in REGIONS if region != leader))
+
+
+async def test_an_agent_that_was_killed_finds_its_leading_member_and_goes_on_without_another_epoch() -> None:
+    async with cell() as running:
+        await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        await running.end_agent(EAST)
+        running.start(EAST)
+        await until(lambda: is_leading(running, EAST))
+        await keep(running, EAST, range(5))
+        record = running.record()
+        assert record is not None
+        assert (record.epoch, record.leader) == (1, EAST)
+
+
+async def is_leading(running: Cell, region: RegionName) -> bool:
+    return running.agents[region].switcher.state == "leading"
+
+
+async def test_a_hung_leader_is_replaced_and_gives_up_when_it_goes_on() -> None:
+    async with cell() as running:
+        await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        process = running.agents[EAST].member.process
+        assert process is not None
+        session = [child.pid for child in psutil.Process(process.pid).children(recursive=True)] + [process.pid]
+        for pid in session:
+            os.kill(pid, signal.SIGSTOP)
+        record = await running.until_serving(2)
+        assert record.leader != EAST
+        await keep(running, record.leader, range(10))
+        for pid in session:
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGCONT)
+        await running.until_following(EAST)
+        await until(lambda: has_all(running, EAST, range(10)))
+
+
+async def has_all(running: Cell, region: RegionName, numbers: range) -> bool:
+    return await kept(running, region) == set(numbers)
+
+
+async def test_an_operator_moves_the_leadership() -> None:
+    async with cell() as running:
+        await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        await keep(running, EAST, range(10))
+        await until(lambda: is_close(running, SOUTH))
+        with pytest.raises(OrderRefused, match="there is no region mars"):
+            await running.agents[EAST].switcher.order("switch", RegionName("mars"), "a test")
+        await running.agents[EAST].switcher.order("switch", SOUTH, "a test")
+        record = await running.until_serving(2)
+        assert record.leader == SOUTH
+        await keep(running, SOUTH, range(10, 20))
+        await running.until_following(EAST, WEST)
+        await until(lambda: has_all(running, EAST, range(20)))
+
+
+async def is_close(running: Cell, region: RegionName) -> bool:
+    facts = running.agents[EAST].switcher.facts
+    return facts is not None and region in facts.standbys
+
+
+async def test_two_of_three_lost_is_refused_and_ends_when_one_returns() -> None:
+    async with cell() as running:
+        await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        await keep(running, EAST, range(10))
+        await running.kill_region(EAST)
+        await running.kill_region(SOUTH)
+        await until(lambda: is_alone(running, WEST))
+        record = running.record()
+        assert record is not None
+        assert record.phase != "serving" or record.leader == EAST
+        running.etcd.start(REGIONS.index(SOUTH))
+        running.start(SOUTH)
+        record = await running.until_serving(2)
+        assert record.leader in (WEST, SOUTH)
+        assert await kept(running, record.leader) == set(range(10))
+
+
+async def is_alone(running: Cell, region: RegionName) -> bool:
+    facts = running.agents[region].switcher.facts
+    return facts is not None and facts.alone
