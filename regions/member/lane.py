@@ -221,9 +221,7 @@ class LedgerLane:
             case SetQuorum(standbys=standbys, required=required):
                 await self._set_quorum(standbys, required)
             case PromoteLedger():
-                if self.quorum is None:
-                    raise MemberFailed("it is not promoted before its quorum is set")
-                await member.promote(epoch=epoch, followers=self._followers)
+                await self._promote(epoch)
             case WriteFence(ticket=ticket):
                 return await self._write_fence(ticket, epoch)
             case FollowLedger(leader=leader):
@@ -253,6 +251,11 @@ class LedgerLane:
         if not member.running:
             await member.start_primary(epoch=epoch, synchronous_standby_names="")
         await self._around.prepare(member)
+
+    async def _promote(self, epoch: Epoch) -> None:
+        if self.quorum is None:
+            raise MemberFailed("it is not promoted before its quorum is set")
+        await self.member.promote(epoch=epoch, followers=self._followers)
 
     async def _set_quorum(self, standbys: tuple[RegionName, ...], required: int) -> None:
         """Rule 5: in force, and on a primary a commit has passed under it."""
