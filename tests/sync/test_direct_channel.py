@@ -1,6 +1,6 @@
 import asyncio
-from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 
 import httpx
 import pytest
@@ -172,6 +172,29 @@ async def test_the_client_follows_the_leadership(rig: Rig) -> None:
     assert (fence.position.epoch, second.position.epoch) == (1, 2)
 
 
+@asynccontextmanager
+async def answering(
+    port: int, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
+) -> AsyncGenerator[None]:
+    """Listen on a port, and leave no connection open at the end."""
+    handlers: set[asyncio.Task[None]] = set()
+
+    async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        with suppress(asyncio.IncompleteReadError, ConnectionError):
+            await answer(reader, writer)
+        writer.close()
+
+    def take(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        handlers.add(asyncio.create_task(handle(reader, writer)))
+
+    server = await asyncio.start_server(take, "127.0.0.1", port)
+    try:
+        yield
+    finally:
+        server.close()
+        await asyncio.wait_for(asyncio.gather(*handlers), WAIT_S)
+
+
 async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_client, "SILENCE_MAX_S", 0.2)
     connections = 0
@@ -182,7 +205,6 @@ async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pyte
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
         await reader.read()
-        writer.close()
 
     port = free_port()
     channel = DirectChannel(
@@ -191,7 +213,7 @@ async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pyte
         token=TOKEN,
         meter=LagMeter(now=0),
     )
-    async with await asyncio.start_server(silent, "127.0.0.1", port), channel.subscribe(ZERO):
+    async with answering(port, silent), channel.subscribe(ZERO):
         await until(lambda: connections >= 3)
     assert channel.reconnects >= 2
 
@@ -201,7 +223,6 @@ async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
         await reader.readuntil(b"\r\n\r\n")
         writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
         await writer.drain()
-        writer.close()
 
     port = free_port()
     meter = LagMeter(now=0)
@@ -212,7 +233,7 @@ async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
         meter=meter,
     )
     async with (
-        await asyncio.start_server(garbage, "127.0.0.1", port),
+        answering(port, garbage),
         channel.subscribe(ZERO) as subscription,
     ):
         await until(lambda: channel.reconnects >= 2)
