@@ -32,6 +32,7 @@ from regions.failover.events import (
     StandbysStreaming,
 )
 from regions.identity import RegionName
+from regions.member import moving
 from regions.member.lane import LedgerLane, Surroundings
 from regions.member.moving import MovingMember
 from tests.regions.deployment import REGIONS, Deployment, until
@@ -175,7 +176,8 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
             await west.answer(LedgerEnded, seconds=0.3)
 
 
-async def test_what_fails_is_an_answer_and_leaves_the_data() -> None:
+async def test_what_fails_is_an_answer_and_leaves_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "READY_S_MAX", 0.3)
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         await members[SOUTH].stop()
         for effect in (
