@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+from functools import partial
 from typing import Annotated, Any
 
 import httpx
 import typer
 
-from infra.cli.options import DEFAULT_DATA, EXIT_FAILED, Data
-from infra.cli.output import print_table
+from infra.cli.options import DEFAULT_DATA, EXIT_FAILED, Data, Json
+from infra.cli.output import print_json, table
 from infra.cli.progress import ProgressDisplay
 from infra.cli.site import create_site
-from infra.demo.tour import TourResult, run_tour
+from infra.demo.tour import Say, TourResult, facts_of, run_tour
 from infra.demo.visitor import VisitFailed, Visitor
 from infra.supervisor.deployment import Wish, run_deployment
 from infra.supervisor.errors import DeploymentError
@@ -28,15 +29,21 @@ def demo(
     ] = False,
     rtt_ms: Annotated[float, typer.Option(help="Round trip between regions in milliseconds.")] = DEMO_RTT_MS,
     data: Data = DEFAULT_DATA,
+    as_json: Json = False,
 ) -> None:
     """Start three regions, post and read comments in all of them, and stay until Ctrl-C."""
     layout = open_layout(data)
     outcome: dict[str, Any] = {"passed": False}
+    # With --json standard output is one document, and the words for people go to standard error.
+    say = partial(typer.echo, err=as_json)
 
     async def accompany(supervisor: Supervisor) -> None:
         await supervisor.all_ready.wait()
         try:
-            outcome["passed"] = await _tour(supervisor, layout)
+            seen = await _tour(supervisor, layout, say)
+            outcome["passed"] = not seen["failures"]
+            if as_json:
+                print_json(seen)
         except (VisitFailed, DeploymentError, httpx.HTTPError) as error:
             typer.echo(f"the tour failed: {error or type(error).__name__}", err=True)
         finally:
@@ -44,7 +51,7 @@ def demo(
             if leave or not outcome["passed"]:
                 supervisor.stop_asked.set()
 
-    with ProgressDisplay() as display:
+    with ProgressDisplay(to_stderr=as_json) as display:
         asyncio.run(
             run_deployment(
                 layout,
@@ -57,7 +64,8 @@ def demo(
         raise typer.Exit(EXIT_FAILED)
 
 
-async def _tour(supervisor: Supervisor, layout: Layout) -> bool:
+async def _tour(supervisor: Supervisor, layout: Layout, say: Say) -> dict[str, Any]:
+    """Take the tour, tell what was seen, and return it."""
     plan = supervisor.plan
     edges = {region["region"]: region["edge"] for region in (await supervisor.status())["regions"]}
     site = await asyncio.to_thread(
@@ -67,45 +75,41 @@ async def _tour(supervisor: Supervisor, layout: Layout) -> bool:
         name="Palaver demo",
         origins=["https://demo.example", "http://localhost:8000"],
     )
-    typer.echo(f"site {site['id']} with a round trip of {plan.rtt_ms:g} ms between regions")
+    say(f"site {site['id']} with a round trip of {plan.rtt_ms:g} ms between regions")
     visitor = Visitor(edges, site["id"])
     try:
-        result = await run_tour(visitor, list(edges), supervisor.status, typer.echo)
+        result = await run_tour(visitor, list(edges), supervisor.status, say)
     finally:
         await visitor.close()
-    await _tell_processes(supervisor)
-    return _conclude(result, edges, site)
-
-
-async def _tell_processes(supervisor: Supervisor) -> None:
     status = await supervisor.status()
+    _tell_processes(status, say)
+    _conclude(result, edges, site, say)
+    pids = {region["region"]: region["pids"] for region in status["regions"]}
+    return {"site": site["id"], "rtt_ms": plan.rtt_ms, "edges": edges, "pids": pids, **facts_of(result, list(edges))}
+
+
+def _tell_processes(status: dict[str, Any], say: Say) -> None:
     cell = status["cells"][0]
-    typer.echo(f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:")
+    say(f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:")
     regions = status["regions"]
-    print_table(
-        "",
-        ("process", *(region["region"] for region in regions)),
-        [(name, *(region["pids"].get(name) for region in regions)) for name in regions[0]["pids"]],
-    )
+    rows = [(name, *(region["pids"].get(name) for region in regions)) for name in regions[0]["pids"]]
+    say(table("", ("process", *(region["region"] for region in regions)), rows))
 
 
-def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any]) -> bool:
+def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any], say: Say) -> None:
     for failure in result.failures:
         typer.echo(f"FAILED: {failure}", err=True)
     if result.failures:
-        return False
-    typer.echo("every claim above was checked")
+        return
+    say("every claim above was checked")
     regions = list(edges)
     first, last = regions[0], regions[-1]
     comments = f"/v1/sites/{site['id']}/comments"
-    typer.echo("edges: " + "  ".join(f"{region} {edge}" for region, edge in edges.items()))
-    typer.echo(
-        f"API: {edges[first]}/docs    stop: Ctrl-C    more: palaver status, palaver logs -f, palaver fault --help"
-    )
-    typer.echo("try it: post in one region, read in another")
-    typer.echo(
+    say("edges: " + "  ".join(f"{region} {edge}" for region, edge in edges.items()))
+    say(f"API: {edges[first]}/docs    stop: Ctrl-C    more: palaver status, palaver logs -f, palaver fault --help")
+    say("try it: post in one region, read in another")
+    say(
         f"  curl -si {edges[last]}{comments} -H 'content-type: application/json' "
         """-d '{"thread":"hello","body":"Hello from **far away**","author":{"name":"You"}}'"""
     )
-    typer.echo(f"  curl -s '{edges[first]}{comments}?thread=hello'")
-    return True
+    say(f"  curl -s '{edges[first]}{comments}?thread=hello'")

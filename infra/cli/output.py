@@ -18,12 +18,24 @@ def print_json(document: object) -> None:
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
     """Print a table that stays readable when it is not a terminal."""
-    table = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
+    Console(soft_wrap=False, width=None).print(_table(title, columns, rows))
+
+
+def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Return a table as text, without colours."""
+    console = Console(soft_wrap=False, width=None, color_system=None)
+    with console.capture() as captured:
+        console.print(_table(title, columns, rows))
+    return captured.get().rstrip("\n")
+
+
+def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
+    made = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
     for column in columns:
-        table.add_column(column, overflow="fold")
+        made.add_column(column, overflow="fold")
     for row in rows:
-        table.add_row(*("" if cell is None else str(cell) for cell in row))
-    Console(soft_wrap=False, width=None).print(table)
+        made.add_row(*("" if cell is None else str(cell) for cell in row))
+    return made
 
 
 def print_status(document: Mapping[str, Any]) -> None:

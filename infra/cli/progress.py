@@ -17,8 +17,8 @@ from infra.supervisor.supervisor import Supervisor
 class ProgressDisplay:
     """Shows which processes are up. Never needs a terminal: without one it prints plain lines."""
 
-    def __init__(self) -> None:
-        self._console = Console()
+    def __init__(self, *, to_stderr: bool = False) -> None:
+        self._console = Console(stderr=to_stderr)
         self._live: Live | None = None
         self._said: set[str] = set()
         self._started_at = time.monotonic()

@@ -145,6 +145,23 @@ def tell_what_was_seen(result: TourResult, regions: Sequence[str], say: Say) -> 
         say(f"  posted at {source}: {seen}")
 
 
+def facts_of(result: TourResult, regions: Sequence[str]) -> dict[str, Any]:
+    """Return what was seen as a document: times in milliseconds."""
+    took = {region: sorted(one.took_ms for one in result.posted if one.region == region) for region in regions}
+    return {
+        "comments": len(result.posted),
+        "commit_ms": {
+            region: {"median": round(statistics.median(times), 1), "max": round(times[-1], 1)}
+            for region, times in took.items()
+        },
+        "readable_after_ms": {
+            source: {target: round(statistics.median(result.visible_ms[source, target]), 1) for target in regions}
+            for source in regions
+        },
+        "failures": result.failures,
+    }
+
+
 async def run_tour(visitor: Visitor, regions: Sequence[str], status: Callable[[], Any], say: Say) -> TourResult:
     """The whole tour.
 

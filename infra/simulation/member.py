@@ -103,6 +103,7 @@ class Member:
         self.confirmed: dict[RegionName, int] = {}
         self._waits: deque[tuple[int, Release]] = deque()
         self._connecting = 0
+        self._tries = False
 
     # Starting and ending.
 
@@ -203,6 +204,7 @@ class Member:
         """End the walreceiver."""
         link, self.upstream = self.upstream, None
         self._connecting += 1
+        self._tries = False
         if link is not None:
             link.source.lose_standby(link)
 
@@ -218,8 +220,14 @@ class Member:
             self.upstream = None
             self._connect_later()
 
+    @property
+    def has_receiver(self) -> bool:
+        """Whether there is a walreceiver; one that still connects is in no ``pg_stat_wal_receiver``."""
+        return self.upstream is not None or self._tries
+
     def _connect_later(self, seconds: float | None = None) -> None:
         self._connecting += 1
+        self._tries = self.conninfo is not None
         wait = self._world.between(*RECONNECT_S) if seconds is None else seconds
         self._world.after(wait, self._connect, self._connecting)
 
@@ -250,6 +258,7 @@ class Member:
         if old is not None:
             source.lose_standby(old)
         source.downstream[self.region] = self.upstream = link
+        self._tries = False
         self.wal.newest_timeline = max(self.wal.newest_timeline, source.wal.newest_timeline)
         self.diverged = False
         source.send(link)

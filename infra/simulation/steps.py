@@ -248,7 +248,7 @@ class LedgerDriver:
         self._answer(
             LedgerFrozen(
                 ticket=effect.ticket,
-                receiving=member.upstream is not None,
+                receiving=member.has_receiver,
                 received=member.received,
                 replayed=replayed,
                 ancestry=member.wal.ancestry(replayed),

@@ -169,7 +169,7 @@ class LedgerFrozen:
 
     Attributes:
         ticket: Of the request.
-        receiving: Whether ``pg_stat_wal_receiver`` still has a row.
+        receiving: Whether there still is a walreceiver, also one that has not connected yet.
         received: ``pg_last_wal_receive_lsn()``; None after a restart.
         replayed: ``pg_last_wal_replay_lsn()``.
         ancestry: The epochs of the fence rows that it has replayed, ascending.

@@ -348,7 +348,9 @@ class Member:
         names, follows = self._names, self._follows
         self._write("pg_hba.conf", host_based_authentication())
         self._write("postgresql.conf", main_configuration())
-        self._write(PASSFILE, passfile(self.settings))
+        # Rule 4: nobody can see when the startup process has read that it is to receive from nobody. A receiver that it
+        # starts before that has no password to go in with; one that has gone in is a process that can be seen.
+        self._write(PASSFILE, "" if follows is None else passfile(self.settings))
         self._write(CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows))
 
     def _write(self, name: str, text: str) -> None:

@@ -2,7 +2,8 @@
 -- The startup process waits like this only when it has replayed all WAL that is on the disk.
 SELECT
     pg_is_in_recovery() AS in_recovery,
-    EXISTS (SELECT FROM pg_stat_wal_receiver) AS receiving,
+    -- Not pg_stat_wal_receiver: a receiver that still connects is not in it.
+    EXISTS (SELECT FROM pg_stat_activity AS a WHERE a.backend_type = 'walreceiver') AS receiving,
     current_setting('primary_conninfo') AS primary_conninfo,
     pg_last_wal_receive_lsn() AS received,
     pg_last_wal_replay_lsn() AS replayed,
