@@ -85,7 +85,10 @@ class Injector:
             case "crash-region":
                 self._crash_region(region, seconds, lose_promise=False)
             case "lose-promise":
-                self._crash_region(region, seconds, lose_promise=True)
+                # A cell that has never served is begun anew by its operator when its first leader forgot its promise.
+                record = self._etcd.record
+                served = record is not None and record.phase != "bootstrapping"
+                self._crash_region(region, seconds, lose_promise=served)
             case "crash-agent":
                 self._crash_agent(region, seconds)
             case "pause-region":
