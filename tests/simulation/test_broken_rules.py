@@ -1,10 +1,9 @@
 """Each rule of failover.md that code can break is broken here, and a checker of the simulation notices.
 
-Rule 16 has no break: the core cannot read a wall clock (import-linter), and seeds make it jump. Nor has rule 10: a leader
-that is not one any more mostly hears so by a heartbeat before it can read etcd again, so seeds rarely come to it;
-the exploration does (``mutations.py``). Without breaks the
-checkers would prove nothing. A break substitutes one small function; its plans say which faults bring
-it to light, the seeds of a plan how long it may take.
+Rule 16 has no break: the core cannot read a wall clock (import-linter), and seeds make it jump. Nor has rule 10: who
+leads no more mostly hears so by a heartbeat before it can read etcd again, so seeds rarely come to it; the exploration
+does (``mutations.py``). Without breaks the checkers would prove nothing. A break substitutes one small function; its
+plan says which faults bring it to light, the seeds of the plan how long it may take.
 """
 
 from collections.abc import Callable, Generator
