@@ -215,7 +215,8 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
         node, gate=gate, requests=requests, said=_words(node, machine.gossip), voted=_voted(node, machine),
         pledged=node.pledged if facts.strong or facts.strong_reading is not None else None, known=_texts(facts),
     )  # fmt: skip
-    return Outcome(node=made, opened=opened, proven=proven, adrift=adrift, tied=_tied(made))
+    chooses = any(isinstance(one.effect, SwapRecord) for one in asked)
+    return Outcome(node=made, opened=opened, proven=proven, adrift=adrift, tied=_tied(made) if chooses else None)
 
 
 def _answers(swap: SwapRecord, facts: Facts) -> bool:
@@ -250,7 +251,7 @@ def is_durable(vote: Vote, disk: Promise) -> bool:
 
 
 def _tied(node: Node) -> Node | None:
-    """The same node with the other follower chosen, if only the order of the voters spoke for the one.
+    """The same node with the other follower chosen just now, if only the order of the voters spoke for the one.
 
     A cell whose voters are listed in the other order is a cell like this one. With both choices open the mirror
     image of every run is a run, and so it is enough to go on from one of them.
