@@ -10,7 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, replace
 from typing import Any, Generic, TypeVar, assert_never
-from uuid import UUID, uuid4
+from uuid import uuid4
 
 from regions.failover.effects import (
     CopyLedger,
@@ -47,7 +47,7 @@ from regions.member.settings import quorum_names
 from regions.topology import Address
 
 STANDBYS_S = 1.0
-"""How often it is asked who streams, and slots are made for those who may want to."""
+"""How often it is asked who streams."""
 
 CLOSE_BYTES = 4 << 20
 """A standby that lacks less than this is about a second behind under full load."""
@@ -117,7 +117,6 @@ class LedgerLane:
         self._passing: _Commit[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
-        self._stopping = False
         self._followers: tuple[RegionName, ...] = ()
 
     async def found(self) -> LedgerFound:
@@ -235,11 +234,7 @@ class LedgerLane:
                 await self._drain(target)
             case StopLedger():
                 self.quorum = None
-                self._stopping = True
-                try:
-                    await member.stop()
-                finally:
-                    self._stopping = False
+                await member.stop()
             case _:
                 assert_never(effect)
         return LedgerDone(ticket=effect.ticket)
@@ -284,7 +279,7 @@ class LedgerLane:
             _log.warning("ledger: %s", error)
             confirmed = False
         lsn = (await ledger.read_state()).lsn if confirmed else 0
-        return FenceWritten(ticket=0, fence_id=UUID(str(fence_id)), lsn=lsn, confirmed=confirmed)
+        return FenceWritten(ticket=0, fence_id=fence_id, lsn=lsn, confirmed=confirmed)
 
     async def _drain(self, target: RegionName) -> None:
         """Take no more writes, let those under way end, and wait until the target has all of it on disk."""
@@ -324,7 +319,7 @@ class LedgerLane:
                 continue
             await process.wait()
             seen = process
-            if not self._stopping and not self._is_moving():
+            if not self._is_moving():
                 _log.warning("ledger: postgres (pid %d) ended", process.pid)
                 self.quorum = None
                 self._around.tell(LedgerEnded())
@@ -341,15 +336,12 @@ class LedgerLane:
             if quorum is None or not self.member.running:
                 continue
             try:
-                standbys = await self.member.ledger.read_standbys(self._around_regions())
+                standbys = await self.member.ledger.read_standbys(self._followers)
             except MemberError as error:
                 _log.debug("ledger: its standbys are not known: %s", error)
                 continue
             close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
             self._around.tell(StandbysStreaming(regions=frozenset(close)))
-
-    def _around_regions(self) -> tuple[RegionName, ...]:
-        return self._followers
 
     async def _read_commit(self) -> None:
         quorum = self.quorum

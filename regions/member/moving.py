@@ -6,7 +6,6 @@ Decides how; ``regions.failover`` decides when. Source: failover.md, rules 3 to 
 """
 
 import asyncio
-import os
 import shutil
 from collections.abc import Collection
 from dataclasses import dataclass
@@ -18,7 +17,7 @@ from regions.member import record
 from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
 from regions.member.record import write_durably
-from regions.member.settings import DATABASE, SUPERUSER, backup_conninfo
+from regions.member.settings import DATABASE, SUPERUSER
 from regions.member.supervision import Member
 from regions.position import parse_lsn
 from regions.topology import Address
@@ -166,26 +165,14 @@ class MovingMember(Member):
 
     async def _backup(self, leader: Address, into: Path) -> None:
         """Take a base backup into a folder of its own; it is removed when that fails."""
-        settings = self.settings
         try:
-            into.mkdir(parents=True)
-            if settings.account is not None:
-                os.chown(into, settings.account.uid, settings.account.gid)
-            into.chmod(0o700)
+            self._make_private(into)
         except OSError as error:
             raise MemberFailed(f"{into} cannot be made: {error.strerror}") from error
         try:
-            await self._run(
-                "pg_basebackup",
-                f"--pgdata={into}",
-                f"--dbname={backup_conninfo(leader)}",
-                # Through a slot of its own: the region's may be in use by the member that this copy will replace. The
-                # region's slot keeps what is written from the end of the copy on.
-                "--wal-method=stream",
-                "--checkpoint=fast",
-                "--no-password",
-                folder=into,
-            )
+            # Through a slot of its own: the region's may be in use by the member that this copy will replace. The
+            # region's slot keeps what is written from the end of the copy on.
+            await self._back_up(leader, into)
         except BaseException:
             await _removed(into)
             raise

@@ -157,15 +157,8 @@ class Member:
             MemberFailed: The leader cannot be reached or has no slot for this region yet.
         """
         await self._begin("base backup")
-        await self._run(
-            "pg_basebackup",
-            f"--pgdata={self.settings.data}",
-            f"--dbname={backup_conninfo(leader)}",
-            f"--slot={physical_slot_name(self.settings.region)}",
-            "--wal-method=stream",
-            "--checkpoint=fast",
-            "--no-password",
-        )
+        slot = physical_slot_name(self.settings.region)
+        await self._back_up(leader, self.settings.data, f"--slot={slot}")
         self._write("standby.signal", "")
         self._end()
 
@@ -260,9 +253,7 @@ class Member:
             settings.data.mkdir(parents=True, exist_ok=True)
             await self._end_leftovers()
             await _emptied(settings.data)
-            if settings.account is not None:
-                os.chown(settings.data, settings.account.uid, settings.account.gid)
-            settings.data.chmod(0o700)
+            self._make_private(settings.data)
         except OSError as error:
             raise MemberUnusable(f"{settings.data} cannot be written: {error.strerror}") from error
 
@@ -282,6 +273,26 @@ class Member:
                 process.send(signal.SIGKILL)
                 await process.wait()
         await self._reaped()
+
+    async def _back_up(self, leader: Address, into: Path, *options: str) -> None:
+        """Run pg_basebackup from ``leader`` into an empty folder."""
+        await self._run(
+            "pg_basebackup",
+            f"--pgdata={into}",
+            f"--dbname={backup_conninfo(leader)}",
+            *options,
+            "--wal-method=stream",
+            "--checkpoint=fast",
+            "--no-password",
+            folder=into,
+        )
+
+    def _make_private(self, folder: Path) -> None:
+        """Make a folder, where it is missing, that only PostgreSQL's account can enter."""
+        folder.mkdir(parents=True, exist_ok=True)
+        if self.settings.account is not None:
+            os.chown(folder, self.settings.account.uid, self.settings.account.gid)
+        folder.chmod(0o700)
 
     async def _reaped(self) -> None:
         """Wait until init has reaped a dead postmaster: PostgreSQL takes a zombie for one that runs."""
