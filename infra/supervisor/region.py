@@ -162,7 +162,7 @@ def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
 
 
 def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
-    xds, admin = site.layout.xds(region), site.layout.envoy_admin(region)
+    xds, admin = site.layout.xds(region), site.layout.unix_socket(region, "admin")
     listeners, clusters = xds / "lds" / "listeners.json", xds / "cds" / "clusters.json"
     config = site.layout.region(region) / "envoy" / "bootstrap.json"
     write_bootstrap(config, bootstrap(region=region, xds=xds, admin_socket=admin))

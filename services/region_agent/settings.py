@@ -35,6 +35,8 @@ class AgentSettings(ProcessSettings):
     edge_dir: Path
     edge_listen: str
     edge_admin: Path
+    edge_read_socket: Path | None = None
+    edge_write_socket: Path | None = None
     ledger_data: Path | None = None
     ledger_listen: str | None = None
     ledger_log: Path | None = None
@@ -63,7 +65,11 @@ class AgentSettings(ProcessSettings):
     def edge(self) -> EdgeSettings:
         """Return where the region's edge is."""
         return EdgeSettings(
-            folder=self.edge_dir.resolve(), listen=parse_address(self.edge_listen), admin=self.edge_admin
+            folder=self.edge_dir.resolve(),
+            listen=parse_address(self.edge_listen),
+            admin=self.edge_admin,
+            read_socket=self.edge_read_socket,
+            write_socket=self.edge_write_socket,
         )
 
     def member(self, topology: Topology) -> MemberSettings | None:
