@@ -166,6 +166,7 @@ RARE: dict[tuple[State, State], str] = {
     ("handing-over", "freezing"): "PostgreSQL ended, and another candidate recruits",
     ("handing-over", "rejoining"): "PostgreSQL ended, and it missed a whole epoch: another leads",
     ("handing-over", "observing"): "PostgreSQL ended, and it missed that the region was removed",
+    ("stepping-down", "following"): "it crashed as a follower, and the first etcd member that it asked lags behind",
     ("stepping-down", "observing"): "PostgreSQL is stopped, and the region was removed",
     ("stepping-down", "promoting"): "it was chosen by a vote from before an effect on its member took place after all",
 }
