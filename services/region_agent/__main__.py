@@ -11,7 +11,8 @@ from prometheus_client import REGISTRY
 from regions.agent import RegionAgent
 from regions.coordination import AccessRefused, Coordination, CorruptRecord, etcd_endpoints
 from regions.edge import EdgeFeed
-from regions.member import Member, MemberFailed, MemberSettings, MemberUnusable
+from regions.member import MemberFailed, MemberSettings, MemberUnusable
+from regions.member.moving import MovingMember
 from regions.topology import InvalidTopology, Topology, load_topology
 from services.api.process import give_up, load_settings, run_until_signalled
 from services.ledger import MigrationFailed, migrate
@@ -49,9 +50,10 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
         agent = RegionAgent(
             topology,
             coordination,
-            member=None if member is None else Member(member),
+            member=None if member is None else MovingMember(member),
             prepare_ledger=prepare_ledger,
             edge=EdgeFeed(topology, settings.edge()),
+            place=settings.place(),
         )
         set_epoch_provider(lambda: agent.view.current.epoch if agent.view.current else None)
         REGISTRY.register(AgentCollector(agent))
