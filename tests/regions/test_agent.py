@@ -156,8 +156,11 @@ async def agents(etcd: EtcdCluster, request: pytest.FixtureRequest) -> AsyncGene
 
 async def insert(made: Deployment, region: str, number: int) -> None:
     connection = await made.connect(region)
-    await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
-    await connection.close()
+    try:
+        await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+    finally:
+        # One whose server was killed has nobody left to say goodbye to.
+        connection.terminate()
 
 
 async def kept(made: Deployment, region: str) -> list[int]:
