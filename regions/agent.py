@@ -152,6 +152,7 @@ class RegionAgent:
         return Surroundings(
             region=self.topology.region,
             ledger_of=self._ledger_of,
+            others=self._standby_names(),
             prepare=self._prepare,
             durable=lambda: self.switcher.durable,
             tell=self.switcher.tell,

@@ -49,6 +49,9 @@ from regions.topology import Address
 STANDBYS_S = 1.0
 """How often it is asked who streams."""
 
+TOUCH_S = 2.0
+"""How often a follower makes sure that its connections to the other members are there."""
+
 CLOSE_BYTES = 4 << 20
 """A standby that lacks less than this is about a second behind under full load."""
 
@@ -65,6 +68,7 @@ class Surroundings:
     Attributes:
         region: The own one.
         ledger_of: Where another region's member is reached.
+        others: The other regions with a member.
         prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
         durable: The promise on disk.
         tell: Takes an answer or news; returns at once.
@@ -72,6 +76,7 @@ class Surroundings:
 
     region: RegionName
     ledger_of: Callable[[RegionName], Address]
+    others: tuple[RegionName, ...]
     prepare: Callable[[MovingMember], Awaitable[None]]
     durable: Callable[[], Promise | None]
     tell: Callable[[Event], None]
@@ -154,6 +159,7 @@ class LedgerLane:
                 tasks.create_task(self._work(), name="ledger effects")
                 tasks.create_task(self._watch(), name="ledger end")
                 tasks.create_task(self._look(), name="ledger standbys")
+                tasks.create_task(self._stay_in_touch(), name="other members")
         finally:
             await self._abandon()
 
@@ -337,11 +343,20 @@ class LedgerLane:
                 continue
             try:
                 standbys = await self.member.ledger.read_standbys(self._followers)
+                await self.member.ledger.run("log_snapshot")
             except MemberError as error:
                 _log.debug("ledger: its standbys are not known: %s", error)
                 continue
             close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
             self._around.tell(StandbysStreaming(regions=frozenset(close)))
+
+    async def _stay_in_touch(self) -> None:
+        """As a follower know the others, one of which may be promoted at any time."""
+        others = [self._around.ledger_of(region) for region in self._around.others]
+        while True:
+            if self.quorum is None and self.member.running:
+                await self.member.stay_in_touch(others)
+            await asyncio.sleep(TOUCH_S)
 
     async def _read_commit(self) -> None:
         quorum = self.quorum
@@ -365,6 +380,7 @@ class LedgerLane:
             task.cancel()
         if left:
             await asyncio.wait(left)
+        await self.member.lose_touch()
 
 
 def _frozen(ticket: Ticket, frozen: Frozen) -> LedgerFrozen:

@@ -165,6 +165,38 @@ async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() ->
         await until(lambda: has(made, EAST, 12))
 
 
+async def test_a_primary_that_follows_has_the_slots_of_its_leader_and_no_longer_its_own() -> None:
+    async with three() as (made, members):
+        await members[EAST].ledger.prepare_slots(followers=[], streams=[SOUTH])
+        await until(lambda: consumed(made, EAST, WEST))
+        await members[EAST].stop()
+        await take_over(made, members, epoch=2)
+        await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
+        # A slot of its own would not be replaced by the leader's, and what it kept for the others would be kept for ever.
+        await until(lambda: consumed(made, WEST, EAST))
+
+
+async def consumed(made: Deployment, leader: RegionName, follower: RegionName) -> bool:
+    """Let the stream of a region go on a little; return whether the follower's only slot is a copy of the leader's."""
+    connection = await made.connect(leader)
+    try:
+        await connection.execute("SELECT pg_log_standby_snapshot()")
+        await connection.execute("SELECT pg_replication_slot_advance('palaver_ap_south', pg_current_wal_lsn())")
+    finally:
+        await connection.close()
+    return await slots(made, follower) == {"palaver_ap_south": True}
+
+
+async def slots(made: Deployment, region: RegionName) -> dict[str, bool]:
+    """Whether each slot of a member is a copy of its leader's."""
+    connection = await made.connect(region)
+    try:
+        rows = await connection.fetch("SELECT slot_name, synced FROM pg_replication_slots WHERE NOT temporary")
+    finally:
+        await connection.close()
+    return {row["slot_name"]: row["synced"] for row in rows}
+
+
 async def test_a_running_primary_is_frozen_by_stopping_it() -> None:
     async with three() as (made, members):
         await keep(made, EAST, range(10))
