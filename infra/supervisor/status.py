@@ -72,13 +72,17 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
     state: str,
     restarts: Mapping[str, int],
     answers: Document,
+    leader: str | None,
 ) -> Document:
-    """One entry of `regions` in `palaver status --json`."""
+    """One entry of `regions` in `palaver status --json`.
+
+    The role follows from who leads the cell: an agent that is cut off may still take itself for the leader.
+    """
     agent: Document = answers["agent"] or {}
     replicator: Document = answers["replicator"] or {}
     missing: list[str] = list(answers["missing"])
     missing += [f"{name}: not running" for name, pid in pids.items() if pid is None]
-    role = str(agent.get("role") or ("follower" if plan.is_voter(region) else "view"))
+    role = "leader" if region == leader else "follower" if plan.is_voter(region) else "view"
     return {
         "region": region,
         "role": role,

@@ -202,9 +202,10 @@ class Supervisor:
                 strict=True,
             )
         )
+        cell = cell_document(self.plan, answers)
         return {
             "deployment": self.plan.deployment,
-            "cells": [cell_document(self.plan, answers)],
+            "cells": [cell],
             "regions": [
                 region_document(
                     self.plan,
@@ -217,6 +218,7 @@ class Supervisor:
                         if process.spec.region == region
                     },
                     answers=answers[region],
+                    leader=cell["leader"],
                 )
                 for region in regions
             ],

@@ -49,6 +49,11 @@ from regions.topology import Address
 STANDBYS_S = 1.0
 """How often it is asked who streams."""
 
+PREPARE_AFTER_S = 3.0
+PREPARE_RETRY_S = 2.0
+"""A new leader's schema and slots are as its predecessor's, but for what is new or was not copied yet: nothing that the
+first writes should share a processor with."""
+
 TOUCH_S = 2.0
 """How often a follower makes sure that its connections to the other members are there."""
 
@@ -122,6 +127,7 @@ class LedgerLane:
         self._passing: _Commit[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
 
     async def found(self) -> LedgerFound:
@@ -174,10 +180,29 @@ class LedgerLane:
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
     def open_writes(self) -> None:
-        """Let writes in again after a drain."""
+        """Let writes in, again after a drain, and see to it that all is there that a leader needs."""
         if self._gate is not None:
             self._gate.cancel()
             self._gate = None
+        if self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(), name="preparation")
+
+    async def _prepare(self) -> None:
+        await asyncio.sleep(PREPARE_AFTER_S)
+        while True:
+            try:
+                await self._around.prepare(self.member)
+            except MemberError as error:
+                _log.warning("ledger: not prepared yet: %s", error)
+                await asyncio.sleep(PREPARE_RETRY_S)
+            else:
+                return
+
+    def _reign_no_more(self) -> None:
+        self.quorum = None
+        if self._preparing is not None:
+            self._preparing.cancel()
+            self._preparing = None
 
     def cut_short(self, epoch: Epoch) -> None:
         """Somebody's commit came back before its quorum."""
@@ -221,7 +246,7 @@ class LedgerLane:
             case InitialiseLedger():
                 await self._initialise(epoch)
             case FreezeLedger(ticket=ticket):
-                self.quorum = None
+                self._reign_no_more()
                 return _frozen(ticket, await member.freeze())
             case SetQuorum(standbys=standbys, required=required):
                 await self._set_quorum(standbys, required)
@@ -230,7 +255,7 @@ class LedgerLane:
             case WriteFence(ticket=ticket):
                 return await self._write_fence(ticket, epoch)
             case FollowLedger(leader=leader):
-                self.quorum = None
+                self._reign_no_more()
                 await member.follow(epoch=epoch, leader=self._around.ledger_of(leader))
             case RewindLedger(leader=leader):
                 await member.rewind(self._around.ledger_of(leader))
@@ -239,7 +264,7 @@ class LedgerLane:
             case DrainLedger(target=target):
                 await self._drain(target)
             case StopLedger():
-                self.quorum = None
+                self._reign_no_more()
                 await member.stop()
             case _:
                 assert_never(effect)
@@ -327,7 +352,7 @@ class LedgerLane:
             seen = process
             if not self._is_moving():
                 _log.warning("ledger: postgres (pid %d) ended", process.pid)
-                self.quorum = None
+                self._reign_no_more()
                 self._around.tell(LedgerEnded())
 
     def _is_moving(self) -> bool:
@@ -374,7 +399,7 @@ class LedgerLane:
     async def _abandon(self) -> None:
         """The agent ends: what it has begun is given up, and the member is left as it is."""
         commits = [one.task for one in (self._fence, self._passing) if one is not None]
-        tasks = [self._current, self._committing, self._gate, *commits]
+        tasks = [self._current, self._committing, self._gate, self._preparing, *commits]
         left = [task for task in tasks if task is not None and not task.done()]
         for task in left:
             task.cancel()

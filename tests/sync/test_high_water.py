@@ -88,10 +88,18 @@ async def take_for(subscription: BufferedSubscription, seconds: float) -> list[I
         return found
 
 
-async def take_transaction(subscription: BufferedSubscription) -> Transaction:
-    async with asyncio.timeout(WAIT_S):
-        while True:
-            for item in await subscription.take():
+class Transactions:
+    """The transactions of a subscription, one by one."""
+
+    def __init__(self, subscription: BufferedSubscription) -> None:
+        self._subscription = subscription
+        self._taken: list[Item] = []
+
+    async def next(self) -> Transaction:
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                self._taken = self._taken or await self._subscription.take()
+                item = self._taken.pop(0)
                 if isinstance(item, Transaction):
                     return item
 
@@ -99,6 +107,7 @@ async def take_transaction(subscription: BufferedSubscription) -> Transaction:
 async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: Rig, tmp_path: Path) -> None:
     server = quorum_rig.servers.ledger
     async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
+        transactions = Transactions(subscription)
         with standby(server, "a-base-backup", tmp_path):
             held = await take_for(subscription, 2.5 * HELD_WORD_S)
             # The stream lives, and says neither that there is nothing nor that it is fresh.
@@ -107,14 +116,14 @@ async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: 
             assert {item.position for item in held} == {ZERO}
             assert {item.sent_at_us for item in held if isinstance(item, Progress)} == {0}
         with standby(server, "south", tmp_path):
-            fence = await take_transaction(subscription)
+            fence = await transactions.next()
             assert fence.position.epoch == 1
         await until(lambda: gone(server, "south"))
         write_alone(quorum_rig, 2)
         assert not any(isinstance(item, Transaction) for item in await take_for(subscription, 2.5 * HELD_WORD_S))
         # Any of those that count will do.
         with standby(server, "west", tmp_path):
-            second = await take_transaction(subscription)
+            second = await transactions.next()
         assert second.position > fence.position
         assert second.position.epoch == 2
 
@@ -122,8 +131,9 @@ async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: 
 async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig, tmp_path: Path) -> None:
     server = quorum_rig.servers.ledger
     async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
+        transactions = Transactions(subscription)
         with standby(server, "west", tmp_path):
-            await take_transaction(subscription)
+            await transactions.next()
         await until(lambda: gone(server, "west"))
         quorum_rig.sql(
             "SET synchronous_commit = local;"
@@ -132,10 +142,10 @@ async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig
         )
         assert not any(isinstance(item, Transaction) for item in await take_for(subscription, 1.5 * HELD_WORD_S))
         with standby(server, "south", tmp_path):
-            found = [await take_transaction(subscription)]
+            found = [await transactions.next()]
             assert found[0].partial
             while found[-1].partial:
-                found.append(await take_transaction(subscription))
+                found.append(await transactions.next())
         assert sum(len(one.changes) for one in found) == 4 * PART_BYTES_MAX // 400
 
 
@@ -146,8 +156,9 @@ def gone(server: PostgresServer, name: str) -> bool:
 async def test_progress_is_never_told_beyond_the_mark(quorum_rig: Rig, tmp_path: Path) -> None:
     server = quorum_rig.servers.ledger
     async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
+        transactions = Transactions(subscription)
         with standby(server, "west", tmp_path):
-            fence = await take_transaction(subscription)
+            fence = await transactions.next()
         ((confirmed,),) = server.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
         for _ in range(20):
             server.sql("SELECT pg_logical_emit_message(false, 'heartbeat', '', true)")
