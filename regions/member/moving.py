@@ -138,6 +138,8 @@ class MovingMember(Member):
             Diverged: It has WAL that the leader's history does not have.
             MemberFailed: It does not stream in time.
         """
+        if record.rewound_from(self.settings.state) is not None:
+            await self._make_whole(epoch, leader)
         if self.running and not await self._is_standby():
             await self.stop()
         if not self.running:
@@ -156,6 +158,32 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
+        record.forget_rewound(self.settings.state)
+
+    async def _make_whole(self, epoch: Epoch, leader: Address) -> None:
+        """Start a member that was rewound as a follower at once.
+
+        What the leader wrote while it was rewound is in its pages and not in its WAL, and PostgreSQL answers nobody
+        before it has that. Alone it would wait for ever.
+
+        Raises:
+            Diverged: It was rewound from another leader, or this one's history has left that WAL out.
+            MemberFailed: It did not start in time.
+        """
+        source = record.rewound_from(self.settings.state)
+        if source != str(leader):
+            raise Diverged(f"it was rewound from {source} and has not caught up with it")
+        if self.running and self._follows != leader:
+            await self.stop()
+        if not self.running:
+            self._names, self._follows = "", leader
+            self._write("standby.signal", "")
+            try:
+                await self._start("standby", epoch)
+            except MemberFailed as error:
+                if self.running:
+                    raise
+                raise Diverged(f"it does not start after its rewind: {error}") from error
 
     async def copy(self, leader: Address) -> None:
         """Copy the ledger of ``leader`` beside the data and put it in their place once it is whole; stopped then.
@@ -181,6 +209,7 @@ class MovingMember(Member):
                 data.rename(old)
             copy.rename(data)
             record.sync_folder(data.parent)
+            record.forget_rewound(self.settings.state)
         except OSError as error:
             raise MemberFailed(f"{data} cannot be replaced: {error.strerror}") from error
         self._names, self._follows = "", None
@@ -221,6 +250,7 @@ class MovingMember(Member):
             f"--source-server={source} connect_timeout=3",
             password=self.settings.superuser_password,
         )
+        record.note_rewound(self.settings.state, str(leader))
         self._names, self._follows = "", leader
         self._write("standby.signal", "")
         self._end()

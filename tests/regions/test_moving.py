@@ -155,6 +155,69 @@ async def test_an_old_primary_with_wal_of_its_own_is_rewound_and_loses_it() -> N
         assert 666 not in await kept(made, EAST)
 
 
+async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> None:
+    async with three() as (made, members):
+        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        await keep_alone(made, EAST, 666)
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        east = members[EAST]
+        await east.freeze()
+        async with writing(made, WEST) as written:
+            await east.rewind(made.ledger(WEST))
+            await until(lambda: asyncio.sleep(0, len(written) > 50))
+            # An agent that begins anew knows as much.
+            again = MovingMember(made.settings(EAST))
+            members[EAST] = again
+            await again.follow(epoch=2, leader=made.ledger(WEST))
+        await until(lambda: has(made, EAST, len(written)))
+        assert await kept(made, EAST) == set(written)
+
+
+async def test_a_member_that_was_rewound_from_another_leader_says_so() -> None:
+    async with three() as (made, members):
+        await members[WEST].freeze()
+        await members[SOUTH].freeze()
+        await keep_alone(made, EAST, 666)
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        await members[EAST].freeze()
+        await members[EAST].rewind(made.ledger(WEST))
+        with pytest.raises(Diverged, match="has not caught up"):
+            await members[EAST].follow(epoch=3, leader=made.ledger(SOUTH))
+        await members[EAST].copy(made.ledger(WEST))
+        await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
+
+
+@asynccontextmanager
+async def writing(made: Deployment, region: RegionName) -> AsyncGenerator[list[int]]:
+    """Write numbers from 0 on until the context ends."""
+    written: list[int] = []
+    connection = await made.connect(region)
+    done = asyncio.Event()
+
+    async def write() -> None:
+        while not done.is_set():
+            await connection.execute("INSERT INTO palaver.kept VALUES ($1)", len(written))
+            written.append(len(written))
+
+    task = asyncio.create_task(write())
+    try:
+        yield written
+    finally:
+        done.set()
+        await asyncio.wait([task])
+        connection.terminate()
+
+
+async def keep_alone(made: Deployment, region: RegionName, number: int) -> None:
+    """Write a row that nobody confirms."""
+    connection = await made.connect(region)
+    await connection.execute("SET synchronous_commit = local")
+    await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+    connection.terminate()
+
+
 async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() -> None:
     async with three() as (made, members):
         await keep(made, EAST, range(10))
