@@ -1,11 +1,11 @@
 """The high-water mark: how far the leader's WAL is on a quorum of regions, so that it can no longer be lost.
 
-Decides what may leave the leader. A walsender decodes what is flushed on the leader alone, which a failover may give up:
-without this mark a view would show a comment that never was. **What `wait_for` has returned for is in the WAL of every
-later leader.** The mark is of one history: each epoch has a mark of its own.
+Decides what may leave the leader. A walsender decodes what is flushed on the leader alone, which a failover may give
+up: without this mark a view would show a comment that never was. **What `wait_for` has returned for is in the WAL of
+every later leader.** The mark is of one history: each epoch has a mark of its own.
 
-It is asked of the ledger, which counts its standbys as its commits do, and not of the agent: one truth, one process less
-that must be there. Asked only while somebody waits, by one of those who wait.
+It is asked of the ledger, which counts its standbys as its commits do, and not of the agent: one truth, and one process
+less that must be there. Asked only while somebody waits, by one of those who wait.
 """
 
 import asyncio
@@ -71,8 +71,10 @@ class HighWaterMark:
     async def wait_for_all(self) -> None:
         """Wait until everything that is flushed on the leader now is on a quorum."""
         async with self._looking:
-            while (flushed := await self._look()) is None:
+            flushed = await self._look()
+            while flushed is None:
                 await asyncio.sleep(LOOK_PAUSE_S)
+                flushed = await self._look()
         await self.wait_for(flushed)
 
     async def glance(self) -> None:

@@ -30,9 +30,9 @@ WRITE_S = 5.5
 """One attempt of a write: the write API answers within 5 s, if only to say that it does not know."""
 
 WRITE_WITH_RETRIES_S = 12.0
-WRITE_RETRIES_MAX = 30
-WRITE_BACK_OFF_S = (0.1, 0.5)
-"""Thirty pauses of a quarter second at the mean: about 8 s, longer than a failover may take."""
+WRITE_RETRIES_MAX = 60
+WRITE_BACK_OFF_S = (0.1, 0.3)
+"""Sixty pauses of 0.15 s at the mean: about 9 s, longer than a failover may take, and found soon when it is over."""
 
 READ_S = 0.25
 SESSION_READ_S = 2.5

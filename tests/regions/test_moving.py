@@ -235,7 +235,7 @@ async def test_a_primary_that_follows_has_the_slots_of_its_leader_and_no_longer_
         await members[EAST].stop()
         await take_over(made, members, epoch=2)
         await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
-        # A slot of its own would not be replaced by the leader's, and what it kept for the others would be kept for ever.
+        # One of its own would not be replaced by the leader's, and what it kept for the others would be kept for ever.
         await until(lambda: consumed(made, WEST, EAST))
 
 

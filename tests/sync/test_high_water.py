@@ -70,12 +70,15 @@ def standby(server: PostgresServer, name: str, folder: Path) -> Generator[None]:
         process.wait()
 
 
-def write_alone(rig: Rig, epoch: int) -> None:
-    """Commit on the leader without waiting: what a leader that is cut off has on its disk."""
-    rig.sql(
-        "SET synchronous_commit = local;"
-        f"INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES ({epoch}, gen_random_uuid(), 'x')"
-    )
+ALONE = "WITH alone AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)) "
+"""Commits on the leader without waiting: what a leader that is cut off has on its disk."""
+
+WRITE_FENCE = "INSERT INTO palaver.fence (epoch, fence_id, leader) SELECT %s, gen_random_uuid(), 'x' FROM alone"
+SITES = 4 * PART_BYTES_MAX // 400
+WRITE_SITES = (
+    "INSERT INTO palaver.sites (id, name, origins, epoch)"
+    " SELECT gen_random_uuid(), repeat('x', 200), '{}', 1 FROM alone, generate_series(1, %s)"
+)
 
 
 async def take_for(subscription: BufferedSubscription, seconds: float) -> list[Item]:
@@ -119,7 +122,7 @@ async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: 
             fence = await transactions.next()
             assert fence.position.epoch == 1
         await until(lambda: gone(server, "south"))
-        write_alone(quorum_rig, 2)
+        quorum_rig.sql(ALONE + WRITE_FENCE, 2)
         assert not any(isinstance(item, Transaction) for item in await take_for(subscription, 2.5 * HELD_WORD_S))
         # Any of those that count will do.
         with standby(server, "west", tmp_path):
@@ -135,22 +138,18 @@ async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig
         with standby(server, "west", tmp_path):
             await transactions.next()
         await until(lambda: gone(server, "west"))
-        quorum_rig.sql(
-            "SET synchronous_commit = local;"
-            "INSERT INTO palaver.sites (id, name, origins, epoch) SELECT gen_random_uuid(), repeat('x', 200), '{}', 1"
-            f" FROM generate_series(1, {4 * PART_BYTES_MAX // 400})"
-        )
+        quorum_rig.sql(ALONE + WRITE_SITES, SITES)
         assert not any(isinstance(item, Transaction) for item in await take_for(subscription, 1.5 * HELD_WORD_S))
         with standby(server, "south", tmp_path):
             found = [await transactions.next()]
             assert found[0].partial
             while found[-1].partial:
                 found.append(await transactions.next())
-        assert sum(len(one.changes) for one in found) == 4 * PART_BYTES_MAX // 400
+        assert sum(len(one.changes) for one in found) == SITES
 
 
 def gone(server: PostgresServer, name: str) -> bool:
-    return server.sql(f"SELECT count(*) FROM pg_stat_replication WHERE application_name = '{name}'") == [(0,)]
+    return server.sql("SELECT count(*) FROM pg_stat_replication WHERE application_name = %s", name) == [(0,)]
 
 
 async def test_progress_is_never_told_beyond_the_mark(quorum_rig: Rig, tmp_path: Path) -> None:
