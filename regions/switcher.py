@@ -63,6 +63,7 @@ from regions.identity import CellId, Epoch, RegionName
 from regions.member.lane import LedgerLane
 from regions.member.promise import PromiseLost, load_promise, load_starts, store_promise, store_starts
 from regions.topology import Address, Topology
+from regions.witness import ANSWER_S_MAX, ASK_S, SILENCE_S, Witness
 
 ORDER_S_MAX: Final = 10.0
 """An order is answered within the core's own patience, a few seconds; beyond this its agent was lost."""
@@ -122,6 +123,7 @@ class Switcher:
         self._orders: dict[int, asyncio.Future[str | None]] = {}
         self._reads: dict[int, asyncio.Future[bool]] = {}
         self._next_number = 0
+        self._witness = Witness(topology.cell)
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
         self.open_epoch: Epoch = 0
         self.links = HeartbeatLinks(
@@ -172,6 +174,7 @@ class Switcher:
                 tasks.create_task(self.links.run(), name="heartbeats")
                 if self._lane is not None:
                     tasks.create_task(self._lane.run(), name="member")
+                    tasks.create_task(self._vouch(self._lane), name="witness")
         finally:
             self._end()
 
@@ -225,7 +228,31 @@ class Switcher:
         self._handle(InCell(cell=self._cell, event=event))
 
     def _hear(self, heartbeat: Heartbeat) -> None:
-        self._handle(HeartbeatReceived(heartbeat=heartbeat))
+        counted = self._witness.take(heartbeat, now=_now())
+        if counted is not None:
+            self._handle(HeartbeatReceived(heartbeat=counted))
+
+    async def _vouch(self, lane: LedgerLane) -> None:
+        """While a serving leader's agent is silent, ask its ledger whether commits go on."""
+        while True:
+            await asyncio.sleep(ASK_S)
+            record = None if self.facts is None else self.facts.record
+            if record is None or record.phase != "serving" or record.leader == self._topology.region:
+                continue
+            leader = record.leader
+            if _now() - self._witness.alive_at.get(leader, _now()) < SILENCE_S:
+                continue
+            try:
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    commit = await lane.commit_of(leader, record.voters)
+            except TimeoutError:
+                continue
+            now = None if self.facts is None else self.facts.record
+            if commit is None or now is None or (now.epoch, now.phase) != (record.epoch, "serving"):
+                continue
+            heartbeat = self._witness.speak_for(leader, commit, now=_now())
+            if heartbeat is not None:
+                self._handle(HeartbeatReceived(heartbeat=heartbeat))
 
     def _tick(self) -> None:
         self._timer = None

@@ -179,6 +179,15 @@ class LedgerLane:
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
+    async def commit_of(self, leader: RegionName, voters: tuple[RegionName, ...]) -> int | None:
+        """Return the newest LSN that another member, as leader, has on a quorum; None when it does not say."""
+        standbys = [voter for voter in voters if voter != leader]
+        try:
+            return await self.member.commit_of(self._around.ledger_of(leader), standbys, len(voters) // 2)
+        except MemberError as error:
+            _log.debug("ledger of %s: no quorum commit: %s", leader, error)
+            return None
+
     def open_writes(self) -> None:
         """Let writes in, again after a drain, and see to it that all is there that a leader needs."""
         if self._gate is not None:

@@ -78,6 +78,15 @@ class MovingMember(Member):
         """
         await asyncio.gather(*(self._other(address).run("touch") for address in others), return_exceptions=True)
 
+    async def commit_of(self, leader: Address, standbys: Collection[RegionName], required: int) -> int | None:
+        """Return the newest LSN that another member, as primary, has on a quorum; see ``read_quorum_commit.sql``.
+
+        Raises:
+            MemberFailed: It does not answer, or is no primary.
+        """
+        row = await self._other(leader).one("read_quorum_commit", list(standbys), required)
+        return None if row["lsn"] is None else int(row["lsn"])
+
     async def lose_touch(self) -> None:
         """Drop the connections to other members."""
         for other in self._others.values():

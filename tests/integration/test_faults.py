@@ -17,8 +17,8 @@ PROCESSES = ("etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_
 BACK_WITHIN_S = 10.0  # with a processor to run on; whoever waits for one waits longer by as much
 REJOINED_WITHIN_S = 30.0  # what a member takes that is stopped, rewound, or copied, and follows
 
-# Who leads may move when PostgreSQL ends, and when the agent is away for longer than silence is forgiven.
-MAY_MOVE = ("ledger", "region_agent")
+# Who leads may move when PostgreSQL ends, and by nothing else.
+MAY_MOVE = ("ledger",)
 
 
 def within_s(seconds: float) -> float:
