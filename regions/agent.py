@@ -156,6 +156,7 @@ class RegionAgent:
             prepare=self._prepare,
             durable=lambda: self.switcher.durable,
             tell=self.switcher.tell,
+            timed=self.switcher.note_step,
         )
 
     async def _prepare(self, member: MovingMember) -> None:

@@ -77,6 +77,7 @@ class Surroundings:
         prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
         durable: The promise on disk.
         tell: Takes an answer or news; returns at once.
+        timed: Takes how long an effect took, milliseconds; returns at once.
     """
 
     region: RegionName
@@ -85,6 +86,7 @@ class Surroundings:
     prepare: Callable[[MovingMember], Awaitable[None]]
     durable: Callable[[], Promise | None]
     tell: Callable[[Event], None]
+    timed: Callable[[LedgerEffect, float], None] = lambda _effect, _ms: None
 
 
 @dataclass(slots=True)
@@ -247,6 +249,8 @@ class LedgerLane:
             answer = LedgerFailed(ticket=effect.ticket, reason=str(error), torn=torn)
         took_ms = (asyncio.get_running_loop().time() - began) * 1000
         _log.debug("ledger: %s took %.0f ms: %s", _name(effect), took_ms, type(answer).__name__)
+        if not isinstance(answer, LedgerFailed):
+            self._around.timed(effect, took_ms)
         self._around.tell(answer)
 
     async def _answer(self, effect: LedgerEffect) -> LedgerAnswer:  # noqa: C901 - one line an effect
