@@ -20,7 +20,7 @@ from regions.etcd import (
     EndpointFailed,
     RevisionCompacted,
 )
-from regions.identity import CellId, RegionName
+from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import CorruptRecord, Leadership, Phase
 from regions.topology import Address, Topology
 
@@ -46,6 +46,9 @@ SHUN_S = 5.0
 PAUSE_S = 0.1
 PAUSE_S_MAX = 1.0
 """Between two rounds in which every endpoint failed; doubles, for a watch has all the time there is."""
+
+HISTORY_MAX = 500
+"""Epochs that are shown: an entry is a few hundred bytes, and etcd answers 1.5 MB at most."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -113,6 +116,24 @@ class Coordination:
             AccessRefused: The user or password is wrong.
         """
         return await self._any_endpoint(lambda endpoint: endpoint.put(f"/palaver/agents/{region}", b"started"))
+
+    async def write_history(self, cell: CellId, epoch: Epoch, entry: bytes) -> None:
+        """Store what became of an epoch, in place of what was known of it.
+
+        Raises:
+            EtcdUnavailable: No endpoint answered.
+            AccessRefused: The user or password is wrong.
+        """
+        await self._any_endpoint(lambda endpoint: endpoint.put(f"{_history(cell)}{epoch:020d}", entry))
+
+    async def read_history(self, cell: CellId) -> list[bytes]:
+        """Return what became of the newest epochs, the oldest first, ``HISTORY_MAX`` at most.
+
+        Raises:
+            EtcdUnavailable: No endpoint answered.
+            AccessRefused: The user or password is wrong.
+        """
+        return await self._any_endpoint(lambda endpoint: endpoint.read_last(_history(cell), HISTORY_MAX))
 
     async def create_leadership(self, cell: CellId, new: Leadership) -> bool:
         """Store the first leadership of a cell; False when there is one already.
@@ -268,6 +289,10 @@ class LeadershipView:
         while self.current is None or self.current == known:
             await self._changed.wait()
         return self.current
+
+
+def _history(cell: CellId) -> str:
+    return f"/palaver/cells/{cell}/history/"
 
 
 def _key(cell: CellId) -> str:

@@ -114,6 +114,23 @@ class Endpoint:
         stored = [Stored(value=kv.value, mod_revision=kv.mod_revision) for kv in answer.kvs]
         return (stored[0] if stored else None), int(answer.header.revision)
 
+    async def read_last(self, prefix: str, most: int) -> list[bytes]:
+        """Return what is stored under the last ``most`` keys that begin with ``prefix``, in their order."""
+        end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.RangeRequest(
+                key=prefix.encode(),
+                range_end=end.encode(),
+                limit=most,
+                sort_order=_rpc.RangeRequest.DESCEND,
+                sort_target=_rpc.RangeRequest.KEY,
+                serializable=True,
+            )
+            return await self._call(self._kv.Range(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        return [kv.value for kv in reversed((await self._authenticated(attempt)).kvs)]
+
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
         """Store ``value`` when ``key`` was last written at ``expected_revision`` (0: never).
 

@@ -199,7 +199,8 @@ class HeartbeatLinks:
     def send(self, to: RegionName, heartbeat: Heartbeat) -> None:
         """Send a heartbeat now or never."""
         writer = self._writers.get(to)
-        if writer is None or self._is_stuck(to, writer):
+        # uvloop raises where asyncio is silent when a connection that has ended is written to, or asked.
+        if writer is None or writer.is_closing() or self._is_stuck(to, writer):
             self.skipped[to] += 1
             return
         writer.write(encode(heartbeat, to=to, secret=self._secret))

@@ -9,7 +9,7 @@ Times are CLOCK_BOOTTIME, which goes on while the machine sleeps and which nobod
 import asyncio
 import logging
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -59,10 +59,13 @@ from regions.failover.heartbeats import (
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.failover.states import State
 from regions.heartbeats import HeartbeatLinks
+from regions.history import Chapter, Chronicle
 from regions.identity import CellId, Epoch, RegionName
+from regions.leadership import Leadership
 from regions.member.lane import LedgerLane
 from regions.member.promise import PromiseLost, load_promise, load_starts, store_promise, store_starts
 from regions.topology import Address, Topology
+from regions.witness import ANSWER_S_MAX, ASK_S, SILENCE_S, Witness
 
 ORDER_S_MAX: Final = 10.0
 """An order is answered within the core's own patience, a few seconds; beyond this its agent was lost."""
@@ -122,6 +125,10 @@ class Switcher:
         self._orders: dict[int, asyncio.Future[str | None]] = {}
         self._reads: dict[int, asyncio.Future[bool]] = {}
         self._next_number = 0
+        self._witness = Witness(topology.cell)
+        self._chronicle = Chronicle(topology.region)
+        self._seen: Leadership | None = None
+        self.stepped: Callable[[str, float], None] = lambda _name, _ms: None
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
         self.open_epoch: Epoch = 0
         self.links = HeartbeatLinks(
@@ -154,6 +161,16 @@ class Switcher:
         now = _now()
         return {one.name: self._core.phi(self._cell, one.name, now=now) for one in self._topology.others}
 
+    def held_down_s(self) -> float:
+        """How long the next failover by suspicion still waits because there were several (rule 17), seconds."""
+        facts = self.facts
+        if facts is None or len(facts.failovers) < self._settings.failovers_max:
+            return 0.0
+        recent = [at for at in facts.failovers if _now() - at < self._settings.hold_down_s]
+        if len(recent) < self._settings.failovers_max:
+            return 0.0
+        return max(0.0, min(recent) + self._settings.hold_down_s - _now())
+
     async def run(self) -> None:
         """Run until cancelled; the member is left as it is.
 
@@ -172,6 +189,7 @@ class Switcher:
                 tasks.create_task(self.links.run(), name="heartbeats")
                 if self._lane is not None:
                     tasks.create_task(self._lane.run(), name="member")
+                    tasks.create_task(self._vouch(self._lane), name="witness")
         finally:
             self._end()
 
@@ -225,7 +243,31 @@ class Switcher:
         self._handle(InCell(cell=self._cell, event=event))
 
     def _hear(self, heartbeat: Heartbeat) -> None:
-        self._handle(HeartbeatReceived(heartbeat=heartbeat))
+        counted = self._witness.take(heartbeat, now=_now())
+        if counted is not None:
+            self._handle(HeartbeatReceived(heartbeat=counted))
+
+    async def _vouch(self, lane: LedgerLane) -> None:
+        """While a serving leader's agent is silent, ask its ledger whether commits go on."""
+        while True:
+            await asyncio.sleep(ASK_S)
+            record = None if self.facts is None else self.facts.record
+            if record is None or record.phase != "serving" or record.leader == self._topology.region:
+                continue
+            leader = record.leader
+            if _now() - self._witness.alive_at.get(leader, _now()) < SILENCE_S:
+                continue
+            try:
+                async with asyncio.timeout(ANSWER_S_MAX):
+                    commit = await lane.commit_of(leader, record.voters)
+            except TimeoutError:
+                continue
+            now = None if self.facts is None else self.facts.record
+            if commit is None or now is None or (now.epoch, now.phase) != (record.epoch, "serving"):
+                continue
+            heartbeat = self._witness.speak_for(leader, commit, now=_now())
+            if heartbeat is not None:
+                self._handle(HeartbeatReceived(heartbeat=heartbeat))
 
     def _tick(self) -> None:
         self._timer = None
@@ -253,6 +295,7 @@ class Switcher:
                     self._perform(inner)
                 case _:
                     assert_never(effect)
+        self._note_record()
         self._set_timer(core)
 
     def _set_timer(self, core: FailoverCore) -> None:
@@ -289,6 +332,34 @@ class Switcher:
                 raise AssertionError("the core keeps these to itself")
             case _:
                 self._perform_on_member(effect)
+
+    def note_step(self, effect: LedgerEffect, took_ms: float) -> None:
+        """Take how long an effect on the member took, for the history and the metrics."""
+        name = type(effect).__name__
+        self._chronicle.note_step(effect.epoch, name, took_ms)
+        self.stepped(name, took_ms)
+
+    def _note_record(self) -> None:
+        """Keep the history as the core's record goes on."""
+        record = None if self.facts is None else self.facts.record
+        if record is None or record is self._seen:
+            return
+        self._seen = record
+        for chapter in self._chronicle.note_record(record, now=_now()):
+            self._begin(self._keep(chapter))
+
+    async def _keep(self, chapter: Chapter) -> None:
+        """Store an entry, for as long as etcd takes; a region that is lost meanwhile loses it."""
+        for phase, ms in chapter.phases_ms.items():
+            self.stepped(phase, ms)
+        while True:
+            try:
+                await self._coordination.write_history(self._cell, chapter.epoch, chapter.to_json())
+            except CoordinationError as error:
+                _log.debug("history: not written: %s", error)
+                await asyncio.sleep(self._settings.retry_s_max)
+            else:
+                return
 
     def _perform_on_member(self, effect: LedgerEffect) -> None:
         assert self._lane is not None, "an effect on a member where none is"

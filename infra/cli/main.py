@@ -11,7 +11,7 @@ import sys
 import typer
 from typer._click import exceptions as usage  # Typer carries its own copy of click and exports no base of its errors
 
-from infra.cli import demo, drill, explore, faults, lifecycle, simulate, site
+from infra.cli import demo, drill, explore, failover, faults, lifecycle, simulate, site
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
 from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
@@ -27,6 +27,11 @@ def make_app() -> typer.Typer:
         app.command()(command)
     app.command()(simulate.simulate)
     app.command()(explore.explore)
+    app.command()(failover.switch)
+    app.command()(failover.history)
+    failover_app = _group("Whether a lost leader is replaced by itself.")
+    failover_app.command()(failover.pause)
+    failover_app.command()(failover.resume)
     site_app = _group("Sites of a running deployment.")
     site_app.command()(site.create)
     fault_app = _group("Hurt a running deployment on purpose.")
@@ -41,6 +46,7 @@ def make_app() -> typer.Typer:
     app.add_typer(site_app, name="site")
     app.add_typer(drill_app, name="drill")
     app.add_typer(fault_app, name="fault")
+    app.add_typer(failover_app, name="failover")
     app.add_typer(region_app, name="region")
     return app
 

@@ -42,7 +42,10 @@ def print_status(document: Mapping[str, Any]) -> None:
     """Print what `palaver status` shows to a person."""
     for cell in document["cells"]:
         leader = cell["leader"] or "nobody"
-        typer.echo(f"cell {cell['cell']}: {cell['phase']}, led by {leader} under epoch {cell['epoch']}")
+        paused = "" if cell["automatic"] else "; failover is paused"
+        typer.echo(f"cell {cell['cell']}: {cell['phase']}, led by {leader} under epoch {cell['epoch']}{paused}")
+        if cell["writes_refused"] is not None:
+            typer.echo(f"no writes: {cell['writes_refused']}")
     rows = [
         (
             region["region"],

@@ -20,7 +20,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.supervisor.errors import DeploymentError, NotRunning, UnknownTarget
+from infra.supervisor.errors import DeploymentError, NotRunning, OrderRefused, UnknownTarget
 from infra.supervisor.layout import Layout
 from infra.supervisor.metrics import exposition
 from infra.supervisor.records import birth_of
@@ -55,6 +55,8 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
                 return JSONResponse(await act(orjson.loads(body) if body else {}))
             except UnknownTarget as error:
                 return JSONResponse({"error": str(error)}, status_code=404)
+            except OrderRefused as error:
+                return JSONResponse({"error": str(error)}, status_code=409)
 
         return endpoint
 
@@ -81,6 +83,12 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
         await supervisor.restart_region(body["region"])
         return {}
 
+    async def order(body: dict[str, Any]) -> object:
+        return await supervisor.order(body["kind"], body.get("region"), body["by"])
+
+    async def history(_: dict[str, Any]) -> object:
+        return {"epochs": await supervisor.history()}
+
     async def metrics(_: Request) -> Response:
         return Response(exposition(supervisor), media_type="text/plain; version=0.0.4")
 
@@ -89,6 +97,8 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
             Route("/metrics", metrics),
             Route("/status", guarded(status)),
             Route("/progress", guarded(progress)),
+            Route("/history", guarded(history)),
+            Route("/order", guarded(order), methods=["POST"]),
             Route("/stop", guarded(stop), methods=["POST"]),
             Route("/fault/kill", guarded(kill), methods=["POST"]),
             Route("/fault/pause", guarded(pause), methods=["POST"]),
@@ -186,6 +196,8 @@ class ControlClient:
         document: dict[str, Any] = answer.json()
         if answer.status_code == HTTPStatus.NOT_FOUND:
             raise UnknownTarget(str(document["error"]))
+        if answer.status_code == HTTPStatus.CONFLICT:
+            raise OrderRefused(str(document["error"]))
         if answer.is_error:
             raise DeploymentError(str(document.get("error", answer.status_code)))
         return document

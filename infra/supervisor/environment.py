@@ -26,7 +26,7 @@ LISTENER_OF_SERVICE = {
     "write_api": "write_api",
     "read_api": "read_api",
     "changes": "changes",
-    "agent": "agent_internal",
+    "agent": "agent",
 }
 VOTER_SERVICES = ("etcd", "ledger", "write_api")  # a region that only reads has none of these
 
@@ -125,6 +125,8 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
         "PALAVER_EDGE_LISTEN": address(plan.port(region, "edge")),
         "PALAVER_EDGE_ADMIN": str(site.layout.unix_socket(region, "admin")),
         "PALAVER_EDGE_READ_SOCKET": str(site.layout.unix_socket(region, "read_api")),
+        "PALAVER_AGENT_LISTEN": address(plan.port(region, "agent")),
+        "PALAVER_AGENT_SECRET": secrets.agent,
     }
     if not plan.is_voter(region):
         return edge

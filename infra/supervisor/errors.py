@@ -37,3 +37,7 @@ class StartFailed(DeploymentError):
 
 class UnknownTarget(DeploymentError):
     """A region or process name that this deployment does not have."""
+
+
+class OrderRefused(DeploymentError):
+    """An operator's order cannot be carried out; the text says why."""

@@ -28,10 +28,11 @@ VOTER_COUNTS = (3, 5)  # a quorum that spans regions and survives the loss of on
 REGION_PORTS = (
     "edge", "write_api", "read_api", "ledger", "view", "redis", "etcd", "etcd_peer", "changes",
     "agent_internal", "write_api_internal", "read_api_internal", "replicator_internal", "socks",
+    "agent",
 )  # fmt: skip
 LINKED_SERVICES = ("etcd", "ledger", "write_api", "read_api", "changes", "agent")
 DEPLOYMENT_PORTS = ("control", "relay_control")
-REGION_PORTS_MAX = 16  # room for two more listeners before a plan format 2
+REGION_PORTS_MAX = 16  # room for one more listener before a plan format 2
 # Below the usual ephemeral range (ip_local_port_range starts at 32768), above the registered crowd.
 BLOCK_RANGE = range(12_000, 32_000)
 BLOCK_TRIES_MAX = 200

@@ -41,6 +41,11 @@ class Secrets:
     control_token: str = field(default_factory=_new_secret)
     admin_key: str = field(default_factory=lambda: f"padm_{_new_secret()}")
     derivation: str = field(default_factory=_new_secret)
+    agent: str = field(default_factory=_new_secret)
+
+
+LATER = frozenset({"agent"})
+"""Secrets that earlier versions did not have: made when they are missing."""
 
 
 def load_or_create_secrets(path: Path) -> Secrets:
@@ -58,9 +63,12 @@ def load_or_create_secrets(path: Path) -> Secrets:
     except (OSError, TypeError, ValueError) as error:
         raise PlanMismatch(f"{path} is not readable as the secrets of a deployment: {error}") from error
     names = {entry.name for entry in fields(Secrets)}
-    if set(stored) != names:
+    if set(stored) | LATER != names:
         raise PlanMismatch(f"{path} does not hold the secrets of this version; restore it or use another --data")
-    return Secrets(**stored)
+    found = Secrets(**stored)
+    if set(stored) != names:
+        write_private(path, orjson.dumps(asdict(found), option=orjson.OPT_INDENT_2))
+    return found
 
 
 def write_private(path: Path, content: bytes) -> None:

@@ -72,13 +72,17 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
     state: str,
     restarts: Mapping[str, int],
     answers: Document,
+    leader: str | None,
 ) -> Document:
-    """One entry of `regions` in `palaver status --json`."""
+    """One entry of `regions` in `palaver status --json`.
+
+    The role follows from who leads the cell: an agent that is cut off may still take itself for the leader.
+    """
     agent: Document = answers["agent"] or {}
     replicator: Document = answers["replicator"] or {}
     missing: list[str] = list(answers["missing"])
     missing += [f"{name}: not running" for name, pid in pids.items() if pid is None]
-    role = str(agent.get("role") or ("follower" if plan.is_voter(region) else "view"))
+    role = "leader" if region == leader else "follower" if plan.is_voter(region) else "view"
     return {
         "region": region,
         "role": role,
@@ -88,6 +92,7 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
         "restarts": dict(restarts),
         "applied_position": replicator.get("applied_position"),
         "lag_ms": replicator.get("lag_ms"),
+        "failover": agent.get("failover"),
         "member": agent.get("member"),
         "edge_config": agent.get("edge"),
         "healthy": state == "running" and not missing,
@@ -106,4 +111,20 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
         "leader": newest.get("leader"),
         "phase": newest.get("phase") or "unknown",
         "reason": newest.get("reason"),
+        "automatic": (newest.get("failover") or {}).get("automatic", True),
+        "writes_refused": _refused(newest, known),
     }
+
+
+def _refused(newest: Document, known: list[Document]) -> str | None:
+    """Why no region takes writes now, and what would end it; None when one does."""
+    if any((agent.get("failover") or {}).get("takes_writes") for agent in known if agent["epoch"] == newest["epoch"]):
+        return None
+    refusals = [f"{agent['region']}: {agent['refusal']}" for agent in known if agent.get("refusal")]
+    if refusals:
+        return "; ".join(refusals)
+    if not newest:
+        return "no agent knows a leadership yet"
+    if newest.get("phase") == "serving":
+        return f"{newest['leader']} leads and does not take writes: it is lost, and the others agree about that first"
+    return f"epoch {newest['epoch']} is {newest.get('phase')}: it serves within seconds when a quorum can be had"

@@ -24,6 +24,7 @@ from infra.servers.resolver import Server, ServerName
 from infra.supervisor.environment import Site
 from infra.supervisor.errors import DeploymentError, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
+from infra.supervisor.orders import give_order, read_history
 from infra.supervisor.process import ManagedProcess, ProcessSpec
 from infra.supervisor.records import family, postmaster, send, working_in, write_records
 from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
@@ -202,9 +203,10 @@ class Supervisor:
                 strict=True,
             )
         )
+        cell = cell_document(self.plan, answers)
         return {
             "deployment": self.plan.deployment,
-            "cells": [cell_document(self.plan, answers)],
+            "cells": [cell],
             "regions": [
                 region_document(
                     self.plan,
@@ -217,10 +219,31 @@ class Supervisor:
                         if process.spec.region == region
                     },
                     answers=answers[region],
+                    leader=cell["leader"],
                 )
                 for region in regions
             ],
         }
+
+    async def order(self, kind: str, region: str | None, by: str) -> dict[str, Any]:
+        """Carry an operator's order out; return the cell as it is then.
+
+        Raises:
+            UnknownTarget: No such region.
+            OrderRefused: It cannot be carried out.
+        """
+        if region is not None:
+            self.check_target(region)
+        log.warning("order: %s %s: %s", kind, region or "", by)
+        return await give_order(self._client, self.site, self.status, kind=kind, region=region, by=by)
+
+    async def history(self) -> list[dict[str, Any]]:
+        """What became of each epoch, the oldest first.
+
+        Raises:
+            OrderRefused: etcd does not answer.
+        """
+        return await read_history(self.site)
 
     def targets(self, region: str, process: str | None) -> list[psutil.Process]:
         """Every living process (with descendants) that a region or one process of it consists of.

@@ -14,11 +14,12 @@ from typing import cast
 
 import httpx
 
-from regions.edge.resources import EdgeSettings, render, version_of
+from regions.edge.resources import CLUSTERS_FILE, EdgeSettings, clusters_before, render, version_of
+from regions.identity import RegionName
 from regions.leadership import Leadership, LeadershipSource
 from regions.topology import Topology
 
-CONFIRM_POLL_S = 0.02
+CONFIRM_POLL_S = 0.005
 CONFIRM_S_MAX = 3.0
 """Envoy takes a file within 10 ms; a cluster that warms up waits for its first health checks."""
 
@@ -67,6 +68,7 @@ class EdgeFeed:
         self.status = EdgeStatus()
         self._topology = topology
         self._settings = settings
+        self._leader: RegionName | None = None
 
     async def run(self, view: LeadershipSource) -> None:
         """Keep Envoy's files as the leadership says, for ever."""
@@ -82,16 +84,13 @@ class EdgeFeed:
 
     async def tell(self, leadership: Leadership | None, admin: httpx.AsyncClient) -> None:
         """Replace the files that differ and wait, for a bounded time, until Envoy has taken them."""
+        if leadership is not None and leadership.leader != self._leader:
+            await self._make_way(leadership.leader, admin)
         files = render(self._topology, leadership, self._settings)
         changed = [name for name, content in files.items() if self._write(name, content)]
         if not changed:
             return
-        deadline = asyncio.get_running_loop().time() + CONFIRM_S_MAX
-        while not await self._confirm(files, admin):
-            refused = not self.status.reachable
-            if refused or asyncio.get_running_loop().time() > deadline:
-                break
-            await asyncio.sleep(CONFIRM_POLL_S)
+        await self._until_taken(files, admin)
         leader = "nobody" if leadership is None else f"{leadership.leader}, epoch {leadership.epoch}"
         if self.status.confirmed:
             _log.info("edge: writes go to %s", leader)
@@ -99,6 +98,21 @@ class EdgeFeed:
             _log.error("edge: Envoy has not taken %s: writes should go to %s", ", ".join(changed), leader)
         else:
             _log.info("edge: written for an Envoy that does not run yet: writes go to %s", leader)
+
+    async def _make_way(self, leader: RegionName, admin: httpx.AsyncClient) -> None:
+        """Have the new leader's cluster lead to it before any request is sent there."""
+        content = clusters_before(self._topology, self._settings, leader=leader, before=self._leader)
+        self._leader = leader
+        if self._write(CLUSTERS_FILE, content):
+            await self._until_taken({CLUSTERS_FILE: content}, admin)
+
+    async def _until_taken(self, files: Mapping[str, bytes], admin: httpx.AsyncClient) -> None:
+        """Wait for a bounded time; not at all for an Envoy that does not run."""
+        deadline = asyncio.get_running_loop().time() + CONFIRM_S_MAX
+        while not await self._confirm(files, admin):
+            if not self.status.reachable or asyncio.get_running_loop().time() > deadline:
+                return
+            await asyncio.sleep(CONFIRM_POLL_S)
 
     async def _watch_over(self, view: LeadershipSource, admin: httpx.AsyncClient) -> None:
         """Ask Envoy now and then until the leadership changes."""
@@ -120,7 +134,7 @@ class EdgeFeed:
             self.status = EdgeStatus()
             return False
         values = {str(one["name"]): one["value"] for one in statistics if "name" in one}
-        rejected = sum(int(str(values.get(f"{family}.update_rejected", 0))) for family in wanted)
+        rejected = sum(int(str(values.get(f"{family}.update_rejected", 0))) for family in _STATISTICS.values())
         if rejected > self.status.update_rejected:
             _log.error("edge: Envoy refused an update (%d so far); the old one stays in force", rejected)
         self.status = EdgeStatus(

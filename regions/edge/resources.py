@@ -5,7 +5,9 @@ same arguments give the same bytes, so the version of a resource is a hash of it
 
 Each voter has a write cluster that is always there, and one route names the leader's cluster and its epoch
 together: a change of leadership is one atomic replacement of the routes, never a new epoch sent to an old
-leader. Source: edge.md; Envoy 1.40's v3 API.
+leader. A request keeps its route, and so its cluster, for all its attempts: so the clusters of those that do not lead
+point at the leader, and a request that met a leader which died meets the next one. Source: edge.md; Envoy 1.40's v3
+API (the router looks its cluster up again for each attempt).
 """
 
 import hashlib
@@ -22,14 +24,15 @@ from regions.topology import Address, Topology
 
 EPOCH_HEADER = "palaver-epoch"
 READ_CLUSTER = "read_api"
+CLUSTERS_FILE = "cds/clusters.json"
 
 WRITE_S = 5.5
 """One attempt of a write: the write API answers within 5 s, if only to say that it does not know."""
 
 WRITE_WITH_RETRIES_S = 12.0
-WRITE_RETRIES_MAX = 30
-WRITE_BACK_OFF_S = (0.1, 0.5)
-"""Thirty pauses of a quarter second at the mean: about 8 s, longer than a failover may take."""
+WRITE_RETRIES_MAX = 60
+WRITE_BACK_OFF_S = (0.1, 0.3)
+"""Sixty pauses of 0.15 s at the mean: about 9 s, longer than a failover may take, and found soon when it is over."""
 
 READ_S = 0.25
 SESSION_READ_S = 2.5
@@ -88,12 +91,23 @@ def render(topology: Topology, leadership: Leadership | None, settings: EdgeSett
 
     The listeners come last: their file is what says that all of them are there.
     """
+    leader = None if leadership is None else leadership.leader
     return {
         "eds/read_api.json": _discovery([read_endpoints(topology, settings)]),
-        "cds/clusters.json": _discovery(clusters(topology, settings)),
         "rds/routes.json": _discovery([routes(leadership)]),
+        CLUSTERS_FILE: _discovery(clusters(topology, settings, leader=leader, others=leader)),
         "lds/listeners.json": _discovery([listener(settings)]),
     }
+
+
+def clusters_before(
+    topology: Topology, settings: EdgeSettings, *, leader: RegionName, before: RegionName | None
+) -> bytes:
+    """Return the clusters that must be in force before the routes name a new leader.
+
+    Its cluster leads to it, and that of the leader before stays what it was, because the routes still name it.
+    """
+    return _discovery(clusters(topology, settings, leader=leader, others=before))
 
 
 def version_of(content: bytes) -> str:
@@ -119,14 +133,27 @@ def read_endpoints(topology: Topology, settings: EdgeSettings) -> dict[str, Any]
     }
 
 
-def clusters(topology: Topology, settings: EdgeSettings) -> list[dict[str, Any]]:
-    """Return the cluster of the read APIs and one for each voter's write API."""
-    writes: list[dict[str, Any]] = []
+def clusters(
+    topology: Topology, settings: EdgeSettings, *, leader: RegionName | None, others: RegionName | None
+) -> list[dict[str, Any]]:
+    """Return the cluster of the read APIs and one for each voter.
+
+    Args:
+        topology: The deployment.
+        settings: Where the edge is.
+        leader: Whose cluster leads to its own write API.
+        others: Where the clusters of the other voters lead; None: each to its own.
+    """
+    write_apis: dict[RegionName, Address | Path] = {}
     for voter in topology.voters:
         own = settings.write_socket if voter.name == topology.region else None
         reached = own or voter.write_api
         if reached is not None:
-            writes.append(_write_cluster(voter.name, reached))
+            write_apis[voter.name] = reached
+    target = write_apis.get(others) if others is not None else None
+    writes = [
+        _write_cluster(name, own if name == leader or target is None else target) for name, own in write_apis.items()
+    ]
     return [_read_cluster(settings), *writes]
 
 

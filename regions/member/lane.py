@@ -49,6 +49,14 @@ from regions.topology import Address
 STANDBYS_S = 1.0
 """How often it is asked who streams."""
 
+PREPARE_AFTER_S = 3.0
+PREPARE_RETRY_S = 2.0
+"""A new leader's schema and slots are as its predecessor's, but for what is new or was not copied yet: nothing that the
+first writes should share a processor with."""
+
+TOUCH_S = 2.0
+"""How often a follower makes sure that its connections to the other members are there."""
+
 CLOSE_BYTES = 4 << 20
 """A standby that lacks less than this is about a second behind under full load."""
 
@@ -65,16 +73,20 @@ class Surroundings:
     Attributes:
         region: The own one.
         ledger_of: Where another region's member is reached.
+        others: The other regions with a member.
         prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
         durable: The promise on disk.
         tell: Takes an answer or news; returns at once.
+        timed: Takes how long an effect took, milliseconds; returns at once.
     """
 
     region: RegionName
     ledger_of: Callable[[RegionName], Address]
+    others: tuple[RegionName, ...]
     prepare: Callable[[MovingMember], Awaitable[None]]
     durable: Callable[[], Promise | None]
     tell: Callable[[Event], None]
+    timed: Callable[[LedgerEffect, float], None] = lambda _effect, _ms: None
 
 
 @dataclass(slots=True)
@@ -117,6 +129,7 @@ class LedgerLane:
         self._passing: _Commit[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
+        self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
 
     async def found(self) -> LedgerFound:
@@ -154,6 +167,7 @@ class LedgerLane:
                 tasks.create_task(self._work(), name="ledger effects")
                 tasks.create_task(self._watch(), name="ledger end")
                 tasks.create_task(self._look(), name="ledger standbys")
+                tasks.create_task(self._stay_in_touch(), name="other members")
         finally:
             await self._abandon()
 
@@ -167,11 +181,39 @@ class LedgerLane:
         if self._committing is None or self._committing.done():
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
+    async def commit_of(self, leader: RegionName, voters: tuple[RegionName, ...]) -> int | None:
+        """Return the newest LSN that another member, as leader, has on a quorum; None when it does not say."""
+        standbys = [voter for voter in voters if voter != leader]
+        try:
+            return await self.member.commit_of(self._around.ledger_of(leader), standbys, len(voters) // 2)
+        except MemberError as error:
+            _log.debug("ledger of %s: no quorum commit: %s", leader, error)
+            return None
+
     def open_writes(self) -> None:
-        """Let writes in again after a drain."""
+        """Let writes in, again after a drain, and see to it that all is there that a leader needs."""
         if self._gate is not None:
             self._gate.cancel()
             self._gate = None
+        if self._preparing is None:
+            self._preparing = asyncio.create_task(self._prepare(), name="preparation")
+
+    async def _prepare(self) -> None:
+        await asyncio.sleep(PREPARE_AFTER_S)
+        while True:
+            try:
+                await self._around.prepare(self.member)
+            except MemberError as error:
+                _log.warning("ledger: not prepared yet: %s", error)
+                await asyncio.sleep(PREPARE_RETRY_S)
+            else:
+                return
+
+    def _reign_no_more(self) -> None:
+        self.quorum = None
+        if self._preparing is not None:
+            self._preparing.cancel()
+            self._preparing = None
 
     def cut_short(self, epoch: Epoch) -> None:
         """Somebody's commit came back before its quorum."""
@@ -207,6 +249,8 @@ class LedgerLane:
             answer = LedgerFailed(ticket=effect.ticket, reason=str(error), torn=torn)
         took_ms = (asyncio.get_running_loop().time() - began) * 1000
         _log.debug("ledger: %s took %.0f ms: %s", _name(effect), took_ms, type(answer).__name__)
+        if not isinstance(answer, LedgerFailed):
+            self._around.timed(effect, took_ms)
         self._around.tell(answer)
 
     async def _answer(self, effect: LedgerEffect) -> LedgerAnswer:  # noqa: C901 - one line an effect
@@ -215,7 +259,7 @@ class LedgerLane:
             case InitialiseLedger():
                 await self._initialise(epoch)
             case FreezeLedger(ticket=ticket):
-                self.quorum = None
+                self._reign_no_more()
                 return _frozen(ticket, await member.freeze())
             case SetQuorum(standbys=standbys, required=required):
                 await self._set_quorum(standbys, required)
@@ -224,7 +268,7 @@ class LedgerLane:
             case WriteFence(ticket=ticket):
                 return await self._write_fence(ticket, epoch)
             case FollowLedger(leader=leader):
-                self.quorum = None
+                self._reign_no_more()
                 await member.follow(epoch=epoch, leader=self._around.ledger_of(leader))
             case RewindLedger(leader=leader):
                 await member.rewind(self._around.ledger_of(leader))
@@ -233,7 +277,7 @@ class LedgerLane:
             case DrainLedger(target=target):
                 await self._drain(target)
             case StopLedger():
-                self.quorum = None
+                self._reign_no_more()
                 await member.stop()
             case _:
                 assert_never(effect)
@@ -321,7 +365,7 @@ class LedgerLane:
             seen = process
             if not self._is_moving():
                 _log.warning("ledger: postgres (pid %d) ended", process.pid)
-                self.quorum = None
+                self._reign_no_more()
                 self._around.tell(LedgerEnded())
 
     def _is_moving(self) -> bool:
@@ -337,11 +381,20 @@ class LedgerLane:
                 continue
             try:
                 standbys = await self.member.ledger.read_standbys(self._followers)
+                await self.member.ledger.run("log_snapshot")
             except MemberError as error:
                 _log.debug("ledger: its standbys are not known: %s", error)
                 continue
             close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
             self._around.tell(StandbysStreaming(regions=frozenset(close)))
+
+    async def _stay_in_touch(self) -> None:
+        """As a follower know the others, one of which may be promoted at any time."""
+        others = [self._around.ledger_of(region) for region in self._around.others]
+        while True:
+            if self.quorum is None and self.member.running:
+                await self.member.stay_in_touch(others)
+            await asyncio.sleep(TOUCH_S)
 
     async def _read_commit(self) -> None:
         quorum = self.quorum
@@ -359,12 +412,13 @@ class LedgerLane:
     async def _abandon(self) -> None:
         """The agent ends: what it has begun is given up, and the member is left as it is."""
         commits = [one.task for one in (self._fence, self._passing) if one is not None]
-        tasks = [self._current, self._committing, self._gate, *commits]
+        tasks = [self._current, self._committing, self._gate, self._preparing, *commits]
         left = [task for task in tasks if task is not None and not task.done()]
         for task in left:
             task.cancel()
         if left:
             await asyncio.wait(left)
+        await self.member.lose_touch()
 
 
 def _frozen(ticket: Ticket, frozen: Frozen) -> LedgerFrozen:

@@ -7,9 +7,10 @@ Decides how; ``regions.failover`` decides when. Source: failover.md, rules 3 to 
 
 import asyncio
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from regions.identity import Epoch, RegionName, physical_slot_name
 from regions.leadership import ANCESTRY_MAX
@@ -17,7 +18,7 @@ from regions.member import record
 from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
 from regions.member.record import write_durably
-from regions.member.settings import DATABASE, SUPERUSER
+from regions.member.settings import DATABASE, SUPERUSER, MemberSettings
 from regions.member.supervision import Member
 from regions.position import parse_lsn
 from regions.topology import Address
@@ -64,6 +65,37 @@ class Frozen:
 
 class MovingMember(Member):
     """A member whose leader changes."""
+
+    def __init__(self, settings: MemberSettings) -> None:
+        """Prepare a member; see `Member`."""
+        super().__init__(settings)
+        self._others: dict[Address, Ledger] = {}
+
+    async def stay_in_touch(self, others: Collection[Address]) -> None:
+        """Keep a connection to each other member, so that following one that is promoted waits for none.
+
+        Between regions a connection takes five round trips until it answers. What cannot be reached is left alone.
+        """
+        await asyncio.gather(*(self._other(address).run("touch") for address in others), return_exceptions=True)
+
+    async def commit_of(self, leader: Address, standbys: Collection[RegionName], required: int) -> int | None:
+        """Return the newest LSN that another member, as primary, has on a quorum; see ``read_quorum_commit.sql``.
+
+        Raises:
+            MemberFailed: It does not answer, or is no primary.
+        """
+        row = await self._other(leader).one("read_quorum_commit", list(standbys), required)
+        return None if row["lsn"] is None else int(row["lsn"])
+
+    async def lose_touch(self) -> None:
+        """Drop the connections to other members."""
+        for other in self._others.values():
+            await other.close()
+
+    async def stop(self) -> None:
+        """End it, and with it what it holds of others; see `Member.stop`."""
+        await self.lose_touch()
+        await super().stop()
 
     async def freeze(self) -> Frozen:
         """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
@@ -115,12 +147,15 @@ class MovingMember(Member):
             Diverged: It has WAL that the leader's history does not have.
             MemberFailed: It does not stream in time.
         """
+        if record.rewound_from(self.settings.state) is not None:
+            await self._make_whole(epoch, leader)
         if self.running and not await self._is_standby():
             await self.stop()
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
         await self._compare(leader)
+        await self.ledger.run("drop_own_slots")
         self._names, self._follows = "", leader
         self._write_configuration()
         assert self.process is not None, "it runs"
@@ -132,6 +167,32 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
+        record.forget_rewound(self.settings.state)
+
+    async def _make_whole(self, epoch: Epoch, leader: Address) -> None:
+        """Start a member that was rewound as a follower at once.
+
+        What the leader wrote while it was rewound is in its pages and not in its WAL, and PostgreSQL answers nobody
+        before it has that. Alone it would wait for ever.
+
+        Raises:
+            Diverged: It was rewound from another leader, or this one's history has left that WAL out.
+            MemberFailed: It did not start in time.
+        """
+        source = record.rewound_from(self.settings.state)
+        if source != str(leader):
+            raise Diverged(f"it was rewound from {source} and has not caught up with it")
+        if self.running and self._follows != leader:
+            await self.stop()
+        if not self.running:
+            self._names, self._follows = "", leader
+            self._write("standby.signal", "")
+            try:
+                await self._start("standby", epoch)
+            except MemberFailed as error:
+                if self.running:
+                    raise
+                raise Diverged(f"it does not start after its rewind: {error}") from error
 
     async def copy(self, leader: Address) -> None:
         """Copy the ledger of ``leader`` beside the data and put it in their place once it is whole; stopped then.
@@ -157,6 +218,7 @@ class MovingMember(Member):
                 data.rename(old)
             copy.rename(data)
             record.sync_folder(data.parent)
+            record.forget_rewound(self.settings.state)
         except OSError as error:
             raise MemberFailed(f"{data} cannot be replaced: {error.strerror}") from error
         self._names, self._follows = "", None
@@ -197,6 +259,7 @@ class MovingMember(Member):
             f"--source-server={source} connect_timeout=3",
             password=self.settings.superuser_password,
         )
+        record.note_rewound(self.settings.state, str(leader))
         self._names, self._follows = "", leader
         self._write("standby.signal", "")
         self._end()
@@ -234,13 +297,17 @@ class MovingMember(Member):
             fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX),
         )
 
-    async def _until_primary(self, leader: Address, other: Ledger) -> None:
+    def _other(self, address: Address) -> Ledger:
+        return self._others.setdefault(address, Ledger(address, self.settings.superuser_password))
+
+    async def _until_primary(self, leader: Address) -> "Mapping[str, Any]":
         """Wait for the promotion: a standby lets others stream too, and nobody knows where its history will part."""
         deadline = asyncio.get_running_loop().time() + FOLLOW_S_MAX
-        while (await other.one("is_in_recovery"))["pg_is_in_recovery"]:
+        while (found := await self._other(leader).one("read_leading"))["in_recovery"]:
             if asyncio.get_running_loop().time() > deadline:
                 raise MemberFailed(f"{leader} is not primary after {FOLLOW_S_MAX:.0f} s")
             await asyncio.sleep(POLL_S)
+        return found
 
     async def _until_ready(self, leader: Address) -> None:
         """Wait for a primary that keeps WAL for this region: while a cell begins, it takes seconds to be there."""
@@ -266,13 +333,8 @@ class MovingMember(Member):
         Raises:
             Diverged: The leader left the own timeline before that end, or never was on it.
         """
-        other = Ledger(leader, self.settings.superuser_password)
-        try:
-            await self._until_primary(leader, other)
-            theirs = int((await other.one("read_timeline"))["timeline"])
-            history = (await other.one("read_history", theirs))["history"] or ""
-        finally:
-            await other.close()
+        found = await self._until_primary(leader)
+        theirs, history = int(found["timeline"]), found["history"] or ""
         own = int((await self.ledger.one("read_timeline"))["timeline"])
         end = int((await self.ledger.one("read_receiver"))["lsn"] or 0)
         if own == theirs:

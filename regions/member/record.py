@@ -1,10 +1,11 @@
 """What an agent must remember about its ledger member when it crashes, on its own disk.
 
-Decides the two files and that each is durable before what it announces happens. Refuses to know why.
+Decides the three files and that each is durable before what it announces happens. Refuses to know why.
 
 ``member.json`` says as what, under which epoch and as which process the member was last started; the
 intent is written before the start, so a start that nobody saw end is known (rule 8). ``building`` exists
-while a data folder is being made, so that a half-made one is never taken for a ledger.
+while a data folder is being made, so that a half-made one is never taken for a ledger. ``rewound`` names the leader
+from which a member was rewound until it has received that leader's WAL: before, its data are not whole by themselves.
 """
 
 import contextlib
@@ -75,6 +76,24 @@ def end_building(state: Path) -> None:
     """Remember durably that the data folder is complete."""
     (state / "building").unlink()
     sync_folder(state)
+
+
+def rewound_from(state: Path) -> str | None:
+    """Return the leader whose WAL a rewound member needs before it can be asked anything; None for none."""
+    try:
+        return (state / "rewound").read_text().strip()
+    except FileNotFoundError:
+        return None
+
+
+def note_rewound(state: Path, leader: str) -> None:
+    """Remember durably that the member needs WAL of ``leader`` to be whole."""
+    write_durably(state / "rewound", leader + "\n")
+
+
+def forget_rewound(state: Path) -> None:
+    """Forget it: the member is whole, or another copy has taken its place."""
+    (state / "rewound").unlink(missing_ok=True)
 
 
 def write_durably(path: Path, text: str, account: Account | None = None) -> None:

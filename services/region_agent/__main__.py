@@ -11,12 +11,14 @@ from prometheus_client import REGISTRY
 from regions.agent import RegionAgent
 from regions.coordination import AccessRefused, Coordination, CorruptRecord, etcd_endpoints
 from regions.edge import EdgeFeed
-from regions.member import Member, MemberFailed, MemberSettings, MemberUnusable
+from regions.member import MemberFailed, MemberSettings, MemberUnusable
+from regions.member.moving import MovingMember
 from regions.topology import InvalidTopology, Topology, load_topology
 from services.api.process import give_up, load_settings, run_until_signalled
 from services.ledger import MigrationFailed, migrate
+from services.region_agent import orders
 from services.region_agent.settings import AgentSettings, WrongSettings
-from services.region_agent.status import AgentCollector, missing, status
+from services.region_agent.status import AgentCollector, missing, observe_step, status
 from services.telemetry.collector import settle_collector
 from services.telemetry.http_server import bind
 from services.telemetry.internal import serve_internal
@@ -49,17 +51,25 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
         agent = RegionAgent(
             topology,
             coordination,
-            member=None if member is None else Member(member),
+            member=None if member is None else MovingMember(member),
             prepare_ledger=prepare_ledger,
             edge=EdgeFeed(topology, settings.edge()),
+            place=settings.place(),
         )
         set_epoch_provider(lambda: agent.view.current.epoch if agent.view.current else None)
         REGISTRY.register(AgentCollector(agent))
+        agent.switcher.stepped = observe_step
+        desk = orders.OrderDesk(agent, settings.agent_secret.get_secret_value())
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run(), name="agent")
                 tasks.create_task(
-                    serve_internal(internal, missing=lambda: missing(agent), status=lambda: status(agent)),
+                    serve_internal(
+                        internal,
+                        missing=lambda: missing(agent),
+                        status=lambda: status(agent),
+                        orders={orders.PATH: desk.answer},
+                    ),
                     name="internal",
                 )
         except BaseExceptionGroup as group:

@@ -9,6 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from regions.edge import EdgeSettings
 from regions.identity import RegionName
 from regions.member import Account, MemberSettings
+from regions.switcher import Place
 from regions.topology import Topology, parse_address
 from services.api.process import ProcessSettings
 
@@ -37,6 +38,8 @@ class AgentSettings(ProcessSettings):
     edge_admin: Path
     edge_read_socket: Path | None = None
     edge_write_socket: Path | None = None
+    agent_listen: str
+    agent_secret: SecretStr = Field(min_length=16)
     ledger_data: Path | None = None
     ledger_listen: str | None = None
     ledger_log: Path | None = None
@@ -47,7 +50,7 @@ class AgentSettings(ProcessSettings):
     writer_password: SecretStr | None = None
     wal_keep_mb: int = Field(default=2048, ge=64)
 
-    @field_validator("edge_listen", "ledger_listen")
+    @field_validator("edge_listen", "ledger_listen", "agent_listen")
     @classmethod
     def _is_listen_address(cls, value: str | None) -> str | None:
         if value is not None:
@@ -70,6 +73,14 @@ class AgentSettings(ProcessSettings):
             admin=self.edge_admin,
             read_socket=self.edge_read_socket,
             write_socket=self.edge_write_socket,
+        )
+
+    def place(self) -> Place:
+        """Return where the agent keeps its promise and hears the others."""
+        return Place(
+            state=self.state_dir.resolve(),
+            listen=parse_address(self.agent_listen),
+            secret=self.agent_secret.get_secret_value().encode(),
         )
 
     def member(self, topology: Topology) -> MemberSettings | None:

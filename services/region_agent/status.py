@@ -2,12 +2,25 @@
 
 from collections.abc import Iterator
 
+from prometheus_client import Histogram
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily
 from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from regions.agent import RegionAgent
 from regions.position import Position, encode_token
+
+_STEP_SECONDS = Histogram(
+    "palaver_failover_step_seconds",
+    "How long a step of a change of leadership took: an effect on the member, or a phase of an epoch led here.",
+    ["step"],
+    buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 30, 300),
+)
+
+
+def observe_step(step: str, took_ms: float) -> None:
+    """Count how long a step took."""
+    _STEP_SECONDS.labels(step).observe(took_ms / 1000)
 
 
 def missing(agent: RegionAgent) -> list[str]:
@@ -41,6 +54,7 @@ def status(agent: RegionAgent) -> dict[str, object]:
         "since": current and current.since,
         "role": agent.role,
         "refusal": agent.refusal,
+        "failover": _failover(agent),
         "member": _member(agent),
         "edge": {
             "version": edge.version,
@@ -48,6 +62,26 @@ def status(agent: RegionAgent) -> dict[str, object]:
             "confirmed": edge.confirmed,
             "reachable": edge.reachable,
         },
+    }
+
+
+def _failover(agent: RegionAgent) -> dict[str, object] | None:
+    """What the failover core knows; None before it runs."""
+    switcher = agent.switcher
+    facts, promise = switcher.facts, switcher.durable
+    if facts is None:
+        return None
+    held_s = switcher.held_down_s()
+    return {
+        "state": switcher.state,
+        "takes_writes": switcher.open_epoch > 0,
+        "automatic": facts.record is None or facts.record.automatic,
+        "promise": promise and {"epoch": promise.epoch, "lineage": promise.lineage, "floor": promise.floor},
+        "phi": {region: round(phi, 2) for region, phi in switcher.phi().items()},
+        "suspects": sorted(facts.suspected),
+        "hears_majority": not facts.alone,
+        "held_down_s": held_s and round(held_s, 1),
+        "heartbeats": {"sent": dict(switcher.links.sent), "dropped": dict(switcher.links.dropped)},
     }
 
 

@@ -5,7 +5,7 @@ the worst moment. It listens on loopback and is never routed at the edge.
 """
 
 import socket
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from typing import Final
 
 import orjson
@@ -15,6 +15,11 @@ from prometheus_client.registry import CollectorRegistry
 from services.telemetry.http_server import serve_http
 from services.telemetry.middleware import AsgiApp, Receive, Scope, Send
 
+Order = Callable[[bytes, bytes], Awaitable[tuple[int, Mapping[str, object]]]]
+"""Takes the authorization header and the body of a POST; returns a status and a document."""
+
+BODY_BYTES_MAX: Final = 64 * 1024
+
 _JSON: Final = b"application/json"
 _PROBLEM: Final = b"application/problem+json"
 
@@ -23,6 +28,7 @@ def internal_app(
     *,
     missing: Callable[[], Sequence[str]],
     status: Callable[[], Mapping[str, object]],
+    orders: Mapping[str, Order] | None = None,
     registry: CollectorRegistry = REGISTRY,
 ) -> AsgiApp:
     """Build the ASGI application of the internal port.
@@ -30,12 +36,16 @@ def internal_app(
     Args:
         missing: What keeps the process from serving, one sentence each; empty means ready.
         status: Facts for /status, JSON-serialisable.
+        orders: What a POST to a path does.
         registry: What /metrics shows.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
-        del receive
         if scope["type"] != "http":
+            return
+        order = None if orders is None else orders.get(scope["path"])
+        if order is not None and scope["method"] == "POST":
+            await _answer_order(order, scope, receive, send)
             return
         if scope["method"] not in ("GET", "HEAD"):
             await _answer(send, 405, _PROBLEM, _problem("method-not-allowed", 405, "Use GET."))
@@ -60,9 +70,10 @@ async def serve_internal(
     *,
     missing: Callable[[], Sequence[str]],
     status: Callable[[], Mapping[str, object]],
+    orders: Mapping[str, Order] | None = None,
 ) -> None:
     """Serve the internal port until cancelled. `listener` comes from `http_server.bind`."""
-    await serve_http(internal_app(missing=missing, status=status), listener, graceful_stop_s=1)
+    await serve_http(internal_app(missing=missing, status=status, orders=orders), listener, graceful_stop_s=1)
 
 
 def readiness_document(missing: Sequence[str]) -> tuple[int, bytes, bytes]:
@@ -75,6 +86,19 @@ def readiness_document(missing: Sequence[str]) -> tuple[int, bytes, bytes]:
 async def _answer_ready(send: Send, missing: list[str]) -> None:
     status, content_type, body = readiness_document(missing)
     await _answer(send, status, content_type, body)
+
+
+async def _answer_order(order: Order, scope: Scope, receive: Receive, send: Send) -> None:
+    body, more = b"", True
+    while more and len(body) <= BODY_BYTES_MAX:
+        message = await receive()
+        if message["type"] != "http.request":
+            return
+        body += message.get("body", b"")
+        more = message.get("more_body", False)
+    given = next((value for name, value in scope["headers"] if name == b"authorization"), b"")
+    status, document = await order(given, body)
+    await _answer(send, status, _JSON, orjson.dumps(dict(document)))
 
 
 def _problem(slug: str, status: int, detail: str, **more: object) -> bytes:

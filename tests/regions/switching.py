@@ -67,6 +67,7 @@ class Cell:
         around = Surroundings(
             region=region,
             ledger_of=self.made.ledger,
+            others=tuple(other for other in REGIONS if other != region),
             prepare=prepare,
             durable=lambda: switcher.durable,
             tell=switcher.tell,

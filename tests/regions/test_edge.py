@@ -92,6 +92,24 @@ async def test_keyed_write_waits_while_the_leader_restarts(stand: EdgeStand) -> 
     assert {answer.status_code for answer in await asyncio.gather(*writing)} == {200}
 
 
+async def test_keyed_write_that_met_a_dead_leader_goes_on_to_the_next(stand: EdgeStand) -> None:
+    await stand.lead("us-east", 1)
+    await stand.backends["write_api us-east"].stop()
+    writing = [
+        asyncio.create_task(stand.client.post("/v1/x", headers={"idempotency-key": str(number)}))
+        for number in range(20)
+    ]
+    await asyncio.sleep(1.0)
+    assert not any(task.done() for task in writing)
+    await stand.lead("eu-west", 2)
+    answers = await asyncio.gather(*writing)
+    assert {(answer.status_code, answer.headers["x-backend"]) for answer in answers} == {(200, "write_api eu-west")}
+    # By its number of attempts and its old epoch the write API knows that it was sent to another leader first.
+    told = {request.headers["palaver-epoch"] for request in stand.backends["write_api eu-west"].requests}
+    assert told == {"1"}
+    assert all(int(one.headers["x-envoy-attempt-count"]) > 1 for one in stand.backends["write_api eu-west"].requests)
+
+
 async def test_keyed_write_is_retried_over_503_and_broken_connections(stand: EdgeStand) -> None:
     leader = stand.backends["write_api us-east"]
     left = 4

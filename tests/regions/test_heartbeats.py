@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import orjson
 import pytest
+import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -208,6 +209,30 @@ async def test_a_peer_that_takes_nothing_is_connected_to_anew() -> None:
         server.close()
         for writer in connections:
             writer.transport.abort()
+
+
+def test_a_connection_that_breaks_while_it_is_written_to_costs_heartbeats_and_nothing_else() -> None:
+    """As the process runs it: uvloop raises where asyncio is silent."""
+    broken = 0
+
+    async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal broken
+        broken += 1
+        writer.transport.abort()
+
+    async def run() -> None:
+        async with stand() as two:
+            server = await asyncio.start_server(take, *_of(two.addresses[WEST]))
+            links = two.start(EAST)
+            async with asyncio.timeout(20):
+                while broken < 5:
+                    links.send(WEST, BEAT)
+                    await asyncio.sleep(0)
+            assert not two.tasks[EAST].done()
+            assert links.skipped[WEST] > 0
+            server.close()
+
+    uvloop.run(run())
 
 
 def _of(address: Address) -> tuple[str, int]:

@@ -74,6 +74,7 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
     around = Surroundings(
         region=region,
         ledger_of=made.ledger,
+        others=tuple(other for other in REGIONS if other != region),
         prepare=prepare,
         durable=lambda: driven.promise,
         tell=told.put_nowait,
@@ -218,6 +219,7 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
         for region in REGIONS:
             members[region].leave()
             await members[region].ledger.close()
+            await members[region].lose_touch()
             again = MovingMember(made.settings(region))
             async with driving(made, region, again) as driven:
                 found[region] = await driven.lane.found()

@@ -155,6 +155,69 @@ async def test_an_old_primary_with_wal_of_its_own_is_rewound_and_loses_it() -> N
         assert 666 not in await kept(made, EAST)
 
 
+async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> None:
+    async with three() as (made, members):
+        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        await keep_alone(made, EAST, 666)
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        east = members[EAST]
+        await east.freeze()
+        async with writing(made, WEST) as written:
+            await east.rewind(made.ledger(WEST))
+            await until(lambda: asyncio.sleep(0, len(written) > 50))
+            # An agent that begins anew knows as much.
+            again = MovingMember(made.settings(EAST))
+            members[EAST] = again
+            await again.follow(epoch=2, leader=made.ledger(WEST))
+        await until(lambda: has(made, EAST, len(written)))
+        assert await kept(made, EAST) == set(written)
+
+
+async def test_a_member_that_was_rewound_from_another_leader_says_so() -> None:
+    async with three() as (made, members):
+        await members[WEST].freeze()
+        await members[SOUTH].freeze()
+        await keep_alone(made, EAST, 666)
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        await members[EAST].freeze()
+        await members[EAST].rewind(made.ledger(WEST))
+        with pytest.raises(Diverged, match="has not caught up"):
+            await members[EAST].follow(epoch=3, leader=made.ledger(SOUTH))
+        await members[EAST].copy(made.ledger(WEST))
+        await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
+
+
+@asynccontextmanager
+async def writing(made: Deployment, region: RegionName) -> AsyncGenerator[list[int]]:
+    """Write numbers from 0 on until the context ends."""
+    written: list[int] = []
+    connection = await made.connect(region)
+    done = asyncio.Event()
+
+    async def write() -> None:
+        while not done.is_set():
+            await connection.execute("INSERT INTO palaver.kept VALUES ($1)", len(written))
+            written.append(len(written))
+
+    task = asyncio.create_task(write())
+    try:
+        yield written
+    finally:
+        done.set()
+        await asyncio.wait([task])
+        connection.terminate()
+
+
+async def keep_alone(made: Deployment, region: RegionName, number: int) -> None:
+    """Write a row that nobody confirms."""
+    connection = await made.connect(region)
+    await connection.execute("SET synchronous_commit = local")
+    await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+    connection.terminate()
+
+
 async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() -> None:
     async with three() as (made, members):
         await keep(made, EAST, range(10))
@@ -163,6 +226,38 @@ async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() ->
         await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
         await keep(made, WEST, range(10, 12))
         await until(lambda: has(made, EAST, 12))
+
+
+async def test_a_primary_that_follows_has_the_slots_of_its_leader_and_no_longer_its_own() -> None:
+    async with three() as (made, members):
+        await members[EAST].ledger.prepare_slots(followers=[], streams=[SOUTH])
+        await until(lambda: consumed(made, EAST, WEST))
+        await members[EAST].stop()
+        await take_over(made, members, epoch=2)
+        await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
+        # One of its own would not be replaced by the leader's, and what it kept for the others would be kept for ever.
+        await until(lambda: consumed(made, WEST, EAST))
+
+
+async def consumed(made: Deployment, leader: RegionName, follower: RegionName) -> bool:
+    """Let the stream of a region go on a little; return whether the follower's only slot is a copy of the leader's."""
+    connection = await made.connect(leader)
+    try:
+        await connection.execute("SELECT pg_log_standby_snapshot()")
+        await connection.execute("SELECT pg_replication_slot_advance('palaver_ap_south', pg_current_wal_lsn())")
+    finally:
+        await connection.close()
+    return await slots(made, follower) == {"palaver_ap_south": True}
+
+
+async def slots(made: Deployment, region: RegionName) -> dict[str, bool]:
+    """Whether each slot of a member is a copy of its leader's."""
+    connection = await made.connect(region)
+    try:
+        rows = await connection.fetch("SELECT slot_name, synced FROM pg_replication_slots WHERE NOT temporary")
+    finally:
+        await connection.close()
+    return {row["slot_name"]: row["synced"] for row in rows}
 
 
 async def test_a_running_primary_is_frozen_by_stopping_it() -> None:

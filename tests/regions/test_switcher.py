@@ -1,5 +1,6 @@
 """The failover core on real PostgreSQL and etcd: a region that is lost, hung or cut off is replaced, and returns."""
 
+import asyncio
 import contextlib
 import os
 import signal
@@ -79,6 +80,24 @@ async def test_an_agent_that_was_killed_finds_its_leading_member_and_goes_on_wit
         record = running.record()
         assert record is not None
         assert (record.epoch, record.leader) == (1, EAST)
+
+
+async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() -> None:
+    async with cell() as running:
+        await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        await running.end_agent(EAST)
+        for number in range(8):
+            await asyncio.sleep(0.5)
+            await keep(running, EAST, range(number, number + 1))
+        assert all(EAST not in running.agents[one].switcher.facts.suspected for one in (WEST, SOUTH))
+        # Its word counts only as long as its ledger does.
+        process = running.agents[EAST].member
+        await process.adopt()
+        await running.kill_ledger(EAST)
+        record = await running.until_serving(2)
+        assert record.leader != EAST
+        assert await kept(running, record.leader) == set(range(8))
 
 
 async def is_leading(running: Cell, region: RegionName) -> bool:

@@ -51,13 +51,15 @@ class Servers:
 
     def prepare_templates(self) -> None:
         """Make the databases that each test copies, and the role that reads streams as in production."""
+        self.prepare_templates_of_ledger()
+        self.view.sql("CREATE DATABASE view_template", database="postgres")
+        view.migrate(self.view.url("view_template"))
+
+    def prepare_templates_of_ledger(self) -> None:
+        """Make the role and the databases of the ledger's server alone."""
         self.ledger.sql("CREATE ROLE palaver_replication LOGIN REPLICATION PASSWORD 'throwaway'")
-        for name, server, migrate in (
-            ("ledger", self.ledger, ledger.migrate),
-            ("view", self.view, view.migrate),
-        ):
-            server.sql(f"CREATE DATABASE {name}_template", database="postgres")
-            migrate(server.url(f"{name}_template"))
+        self.ledger.sql("CREATE DATABASE ledger_template", database="postgres")
+        ledger.migrate(self.ledger.url("ledger_template"))
 
 
 class StillLeaders:

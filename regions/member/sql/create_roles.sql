@@ -17,5 +17,7 @@ BEGIN
             missing.name, missing.attributes, current_setting(missing.setting)
         );
     END LOOP;
+    -- Capture asks how far its leader's standbys are, before it lets a change out.
+    GRANT pg_read_all_stats TO palaver_replication;
 END
 $$

@@ -3,14 +3,15 @@
 Decides who may subscribe (the bearer token, a region of the topology) and when this region may serve
 (while it leads). Refuses to know rows. **A subscriber gets everything after its position or a status
 that says why not: 409 this region does not lead, 410 the slot no longer reaches back that far, 503 try
-again. The newest subscription of a region wins; a subscriber that does not read stops its capture and
-nothing else.**
+again. Nothing that a failover may give up is sent: what is not on a quorum yet waits, and a subscriber that waits
+hears that its stream lives. The newest subscription of a region wins; a subscriber that does not read stops its
+capture and nothing else.**
 """
 
 import asyncio
 import hmac
 import logging
-from collections.abc import Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -22,7 +23,7 @@ from starlette.responses import Response
 from starlette.routing import Route
 
 from regions.coordination import Leadership
-from regions.identity import RegionName, slot_name
+from regions.identity import Epoch, RegionName, slot_name
 from regions.position import InvalidPosition, Position, decode_token
 from regions.topology import InvalidTopology, Topology
 from sync.capture import (
@@ -31,8 +32,9 @@ from sync.capture import (
     SlotLost,
     open_capture,
 )
-from sync.change import Item, SyncError, encode_line
+from sync.change import Item, Progress, SyncError, Transaction, encode_line
 from sync.channel.direct import ACK_PATH, CHANGES_PATH, Leaders
+from sync.high_water import HighWaterMark
 
 ACK_BYTES_MAX: Final = 1024
 """An acknowledgement is two short texts."""
@@ -49,6 +51,9 @@ BUSY_ITEMS_PER_S: Final = 300
 batches: each transaction alone costs every region a round trip to its view and an fsync. The first transaction after
 a pause waits for nothing. PostgreSQL's commit_delay is the same trade. Above 300 transactions a second the
 processor is what readers wait for, and larger batches cost it less."""
+
+HELD_WORD_S: Final = 1.0
+"""How often a subscriber hears that its stream lives while nothing may be sent; it gives up after five seconds."""
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -96,6 +101,7 @@ class ChangeServer:
         self._conninfo = ledger_conninfo
         self._authorization = f"Bearer {token}".encode()
         self._feeds: dict[RegionName, Feed] = {}
+        self._mark: tuple[Epoch, HighWaterMark] | None = None
         self.totals: dict[RegionName, CaptureCounts] = {}
 
     def app(self) -> Starlette:
@@ -173,6 +179,12 @@ class ChangeServer:
         if self._feeds.get(feed.region) is feed:
             del self._feeds[feed.region]
 
+    def mark_of(self, epoch: Epoch, conninfo: str) -> HighWaterMark:
+        """Return the high-water mark of an epoch, the same one for all streams."""
+        if self._mark is None or self._mark[0] != epoch:
+            self._mark = epoch, HighWaterMark(conninfo)
+        return self._mark[1]
+
     async def until_deposed(self, leadership: Leadership) -> None:
         """Return when ``leadership`` is no longer the one in force."""
         current = leadership
@@ -206,6 +218,7 @@ class ChangeStream(Response):
         self._server = server
         self._region = region
         self._start = start
+        self._sent = start
         self._leadership = leadership
         self._conninfo = conninfo
 
@@ -227,26 +240,38 @@ class ChangeStream(Response):
             self._server.leave(feed)
 
     async def _open(self, feed: Feed, receive: Receive, send: Send) -> None:
-        async with open_capture(
-            self._conninfo,
-            slot=slot_name(self._region),
-            start=self._start,
-            epoch=self._leadership.epoch,
-            counts=self._server.totals.setdefault(self._region, CaptureCounts()),
-        ) as capture:
+        mark = self._server.mark_of(self._leadership.epoch, self._conninfo)
+        async with (
+            mark.in_use(),
+            open_capture(
+                self._conninfo,
+                slot=slot_name(self._region),
+                start=self._start,
+                epoch=self._leadership.epoch,
+                counts=self._server.totals.setdefault(self._region, CaptureCounts()),
+            ) as capture,
+        ):
             feed.capture = capture
             # Before the status is sent, for until then the slot may still turn out to be lost.
             async with asyncio.timeout(BEGINNING_TIMEOUT_S):
                 first = await capture.beginning()
-            await self._stream(feed, capture, first, receive, send)
+            await self._stream(feed, capture, mark, first, receive, send)
 
-    async def _stream(self, feed: Feed, capture: Capture, first: list[Item], receive: Receive, send: Send) -> None:
+    async def _stream(  # noqa: PLR0913, PLR0917 - what one stream consists of
+        self,
+        feed: Feed,
+        capture: Capture,
+        mark: HighWaterMark,
+        first: list[Item],
+        receive: Receive,
+        send: Send,
+    ) -> None:
         """Send until the subscriber, the server or the ledger ends it; whoever is first ends the others."""
         headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._pump(capture, first, send)),
+                group.create_task(self._pump(capture, mark, first, send)),
                 group.create_task(_until_disconnected(receive)),
                 group.create_task(_until_set(feed.stop)),
                 group.create_task(self._server.until_deposed(self._leadership)),
@@ -256,22 +281,65 @@ class ChangeStream(Response):
                 task.cancel()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
-    async def _pump(self, capture: Capture, first: list[Item], send: Send) -> None:
-        """Send what the capture has; while `send` waits for a slow subscriber, nothing is read."""
+    async def _pump(self, capture: Capture, mark: HighWaterMark, first: list[Item], send: Send) -> None:
+        """Send what the capture has and may be known; while `send` waits for a slow subscriber, nothing is read."""
         items = first
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
         try:
             while True:
-                elapsed_s, sent_at = loop.time() - sent_at, loop.time()
-                body = b"".join([encode_line(item) for item in items])
-                await send({"type": "http.response.body", "body": body, "more_body": True})
-                is_busy = len(items) > BUSY_ITEMS_PER_S * elapsed_s
-                pause_s = BUSY_CHUNK_INTERVAL_S if is_busy and len(items) > 1 else CHUNK_INTERVAL_S
-                await asyncio.sleep(sent_at + pause_s - loop.time())
+                async for settled in self._settled(mark, items):
+                    elapsed_s, sent_at = loop.time() - sent_at, loop.time()
+                    body = b"".join([encode_line(item) for item in settled])
+                    await send({"type": "http.response.body", "body": body, "more_body": True})
+                    is_busy = len(settled) > BUSY_ITEMS_PER_S * elapsed_s
+                    pause_s = BUSY_CHUNK_INTERVAL_S if is_busy and len(settled) > 1 else CHUNK_INTERVAL_S
+                    await asyncio.sleep(sent_at + pause_s - loop.time())
                 items = await capture.receive()
         except SyncError as error:
             _log.warning("stream of %s ended: %s", self._region, error)
+
+    async def _settled(self, mark: HighWaterMark, items: list[Item]) -> AsyncGenerator[list[Item]]:
+        """Yield the items in order, each when it is on a quorum, and a sign of life while that lasts."""
+        settled: list[Item] = []
+        for item in items:
+            if isinstance(item, Progress):
+                settled.append(await self._known_progress(mark, item))
+                continue
+            if item.partial or item.position.lsn > mark.lsn:
+                if settled:
+                    yield settled
+                    settled = []
+                waiting = asyncio.ensure_future(_until_settled(item, mark))
+                try:
+                    while not (await asyncio.wait((waiting,), timeout=HELD_WORD_S))[0]:
+                        # Not fresh: what is held back may be a second old or a day.
+                        yield [Progress(position=self._sent, sent_at_us=0)]
+                finally:
+                    waiting.cancel()
+                    await asyncio.wait((waiting,))
+                waiting.result()
+            if not item.partial:
+                self._sent = item.position
+            settled.append(item)
+        if settled:
+            yield settled
+
+    async def _known_progress(self, mark: HighWaterMark, progress: Progress) -> Progress:
+        """Return progress no further than the mark. All before it was sent, so it is as fresh as it says."""
+        await mark.glance()
+        position = progress.position
+        settled = Position(position.epoch, min(position.lsn, mark.lsn))
+        self._sent = max(self._sent, min(position, settled))
+        return Progress(position=self._sent, sent_at_us=progress.sent_at_us)
+
+
+async def _until_settled(transaction: Transaction, mark: HighWaterMark) -> None:
+    if transaction.partial:
+        # Where it ends is not known. It was decoded, so all of it is flushed here by now.
+        await mark.wait_for_all()
+    else:
+        await mark.wait_for(transaction.position.lsn)
 
 
 async def _until_disconnected(receive: Receive) -> None:

@@ -49,6 +49,8 @@ class Processes:
             "PALAVER_EDGE_DIR": str(home / "xds"),
             "PALAVER_EDGE_LISTEN": f"127.0.0.1:{self.made.ports[region]['edge']}",
             "PALAVER_EDGE_ADMIN": str(home / "admin.sock"),
+            "PALAVER_AGENT_LISTEN": f"127.0.0.1:{self.made.ports[region]['agent']}",
+            "PALAVER_AGENT_SECRET": "a secret of the agents",
         }
         if region not in REGIONS:
             return common
@@ -177,6 +179,8 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
         ({"PALAVER_TOPOLOGY": "/absent.json"}, "No such file"),
         ({"PALAVER_LEDGER_DATA": None}, "PALAVER_LEDGER_DATA is missing"),
         ({"PALAVER_EDGE_LISTEN": "nonsense"}, "PALAVER_EDGE_LISTEN"),
+        ({"PALAVER_AGENT_LISTEN": "nonsense"}, "PALAVER_AGENT_LISTEN"),
+        ({"PALAVER_AGENT_SECRET": "short"}, "PALAVER_AGENT_SECRET"),
         ({"PALAVER_WAL_KEEP_MB": "1"}, "PALAVER_WAL_KEEP_MB"),
     ],
 )

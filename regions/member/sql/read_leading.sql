@@ -1,0 +1,18 @@
+-- Whether this member is still a standby, the highest timeline that it has heard of, and where the history of that one
+-- left each earlier one. The first is asked first: a primary has its own timeline.
+SELECT
+    role.in_recovery,
+    found.timeline,
+    pg_read_file('pg_wal/' || lpad(upper(to_hex(found.timeline)), 8, '0') || '.history', true) AS history
+FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS role
+CROSS JOIN LATERAL (
+    SELECT greatest(
+        (SELECT timeline_id FROM pg_control_checkpoint()),
+        (
+            SELECT max(('x' || left(name, 8))::bit(32)::integer)
+            FROM pg_ls_dir('pg_wal') AS name
+            WHERE name ~ '^[0-9A-F]{8}\.history$'
+        )
+    ) AS timeline
+    WHERE role.in_recovery IS NOT NULL
+) AS found

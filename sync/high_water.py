@@ -1,0 +1,113 @@
+"""The high-water mark: how far the leader's WAL is on a quorum of regions, so that it can no longer be lost.
+
+Decides what may leave the leader. A walsender decodes what is flushed on the leader alone, which a failover may give
+up: without this mark a view would show a comment that never was. **What `wait_for` has returned for is in the WAL of
+every later leader.** The mark is of one history: each epoch has a mark of its own.
+
+It is asked of the ledger, which counts its standbys as its commits do, and not of the agent: one truth, and one process
+less that must be there. Asked only while somebody waits, by one of those who wait.
+"""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from typing import Final
+
+import psycopg
+
+from regions.position import parse_lsn
+from sync.statements import load_sql
+from sync.walsender import SourceUnavailable, connect, one_line
+
+LOOK_PAUSE_S: Final = 0.005
+"""Between regions a quorum takes 80 ms: a twentieth is not noticed, and a look costs the ledger 0.1 ms."""
+
+GLANCE_S: Final = 0.2
+"""How old the mark may be when nothing waits for it: what an idle ledger's progress is told with."""
+
+TROUBLE_PAUSE_S: Final = 0.2
+"""Until a ledger that did not answer is asked again; the stream itself will end as well."""
+
+_log = logging.getLogger(__name__)
+
+
+class HighWaterMark:
+    """The mark of one epoch.
+
+    Attributes:
+        lsn: The highest LSN known to be on a quorum; only grows.
+    """
+
+    def __init__(self, conninfo: str) -> None:
+        """Prepare; ``conninfo`` is of the ledger's primary, a role that may see its standbys (pg_read_all_stats)."""
+        self.lsn = 0
+        self._conninfo = conninfo
+        self._connection: psycopg.AsyncConnection | None = None
+        self._looking = asyncio.Lock()
+        self._looked_at = 0.0
+        self._users = 0
+
+    @asynccontextmanager
+    async def in_use(self) -> AsyncGenerator[None]:
+        """Keep the connection for as long as one of the contexts lasts."""
+        self._users += 1
+        try:
+            yield
+        finally:
+            self._users -= 1
+            if not self._users:
+                await self._drop()
+
+    async def wait_for(self, lsn: int) -> None:
+        """Wait until everything up to ``lsn`` is on a quorum, however long that takes."""
+        while self.lsn < lsn:
+            async with self._looking:
+                if self.lsn < lsn:
+                    await self._look()
+                    if self.lsn < lsn:
+                        await asyncio.sleep(LOOK_PAUSE_S)
+
+    async def wait_for_all(self) -> None:
+        """Wait until everything that is flushed on the leader now is on a quorum."""
+        async with self._looking:
+            flushed = await self._look()
+            while flushed is None:
+                await asyncio.sleep(LOOK_PAUSE_S)
+                flushed = await self._look()
+        await self.wait_for(flushed)
+
+    async def glance(self) -> None:
+        """Ask once, unless somebody just did."""
+        loop = asyncio.get_running_loop()
+        if loop.time() - self._looked_at > GLANCE_S:
+            async with self._looking:
+                if loop.time() - self._looked_at > GLANCE_S:
+                    await self._look()
+
+    async def _look(self) -> int | None:
+        """Ask the ledger; return what it has flushed itself, None when it does not say."""
+        try:
+            if self._connection is None:
+                self._connection = await connect(self._conninfo, replication=False)
+            cursor = await self._connection.execute(load_sql("quorum"))
+            row = await cursor.fetchone()
+        except (psycopg.Error, OSError, SourceUnavailable) as error:
+            await self._drop()
+            _log.warning("the quorum of the ledger is not known: %s", one_line(error))
+            await asyncio.sleep(TROUBLE_PAUSE_S)
+            return None
+        except BaseException:
+            # What was asked may still be answered: nobody else must be taken for the one who asked.
+            await self._drop()
+            raise
+        self._looked_at = asyncio.get_running_loop().time()
+        quorum, flushed = row or (None, None)
+        if quorum is not None:
+            self.lsn = max(self.lsn, parse_lsn(quorum))
+        return None if flushed is None else parse_lsn(flushed)
+
+    async def _drop(self) -> None:
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            await connection.close()

@@ -1,0 +1,65 @@
+"""What an agent writes about an epoch, and which of them writes it."""
+
+from dataclasses import replace
+from uuid import UUID
+
+from regions.history import Chronicle, parse_chapter
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+EAST, WEST = RegionName("us-east"), RegionName("eu-west")
+RECRUITING = Leadership(
+    epoch=2, leader=WEST, phase="recruiting", fence_id=None, reason="us-east is silent", since="then"
+)  # fmt: skip
+PROMOTING = replace(RECRUITING, phase="promoting", since="later")
+SERVING = replace(PROMOTING, phase="serving", fence_id=UUID(int=2))
+
+
+def test_the_leader_tells_why_when_and_how_long_once() -> None:
+    chronicle = Chronicle(WEST)
+    assert chronicle.note_record(RECRUITING, now=10.0) == []
+    chronicle.note_step(2, "FreezeLedger", 31.0)
+    chronicle.note_step(1, "StopLedger", 99.0)
+    assert chronicle.note_record(PROMOTING, now=10.25) == []
+    chronicle.note_step(2, "PromoteLedger", 120.0)
+    (chapter,) = chronicle.note_record(SERVING, now=11.5)
+    assert chapter.document() == {
+        "epoch": 2,
+        "leader": WEST,
+        "reason": "us-east is silent",
+        "began": "then",
+        "served": True,
+        "phases_ms": {"recruiting": 250.0, "promoting": 1250.0},
+        "steps_ms": {"FreezeLedger": 31.0, "PromoteLedger": 120.0},
+    }
+    assert parse_chapter(chapter.to_json()) == chapter.document()
+    assert chronicle.note_record(replace(SERVING, automatic=False), now=20.0) == []
+    chronicle.note_step(2, "SetQuorum", 5.0)
+    assert "SetQuorum" not in chapter.steps_ms
+
+
+def test_the_others_tell_nothing() -> None:
+    chronicle = Chronicle(EAST)
+    for now, record in enumerate((RECRUITING, PROMOTING, SERVING)):
+        assert chronicle.note_record(record, now=float(now)) == []
+
+
+def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
+    chronicle = Chronicle(WEST)
+    chronicle.note_record(PROMOTING, now=0.0)
+    later = replace(RECRUITING, epoch=3, leader=EAST, reason="epoch 2 stays promoting")
+    (chapter,) = chronicle.note_record(later, now=2.0)
+    assert (chapter.epoch, chapter.served) == (2, False)
+    assert chronicle.note_record(RECRUITING, now=3.0) == [], "an older record is no news"
+
+
+def test_an_agent_that_comes_when_it_serves_has_nothing_to_tell() -> None:
+    chronicle = Chronicle(WEST)
+    assert chronicle.note_record(SERVING, now=0.0) == []
+    assert chronicle.note_record(replace(RECRUITING, epoch=3, leader=EAST), now=1.0) == []
+
+
+def test_what_is_no_entry_is_passed_over() -> None:
+    assert parse_chapter(b"{") is None
+    assert parse_chapter(b"[]") is None
+    assert parse_chapter(b"{}") is None

@@ -1,0 +1,185 @@
+"""What leaves the leader: nothing that a quorum does not have."""
+
+import asyncio
+import subprocess
+import time
+from collections.abc import Generator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from regions.position import ZERO, Position
+from sync.assembly import PART_BYTES_MAX
+from sync.change import Item, Progress, Transaction
+from sync.channel.buffer import BufferedSubscription
+from sync.channel.direct.server import HELD_WORD_S
+from sync.high_water import HighWaterMark
+from tests import servers
+from tests.servers import PostgresServer
+from tests.sync.rig import WAIT_S, Rig, Servers, until
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture(scope="module")
+def quorum_servers(database_servers: Servers) -> Generator[Servers]:
+    """A ledger of this module's own, because whom its commits wait for is a setting of the server."""
+    with servers.postgres({"max_replication_slots": "20", "max_wal_senders": "20"}) as ledger:
+        own = Servers(ledger=ledger, view=database_servers.view)
+        own.prepare_templates_of_ledger()
+        ledger.sql("GRANT pg_read_all_stats TO palaver_replication")
+        yield own
+
+
+@pytest.fixture
+def quorum_rig(quorum_servers: Servers) -> Generator[Rig]:
+    rig = Rig(servers=quorum_servers)
+    rig.create_slot()
+    rig.fence()
+    require(quorum_servers.ledger, "ANY 1 (west, south)")
+    yield rig
+    require(quorum_servers.ledger, "")
+    rig.discard()
+
+
+def require(server: PostgresServer, names: str) -> None:
+    """Have commits wait for these standbys."""
+    server.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
+    server.sql("SELECT pg_reload_conf()")
+    while server.sql("SHOW synchronous_standby_names") != [(names,)]:
+        time.sleep(0.01)
+
+
+@contextmanager
+def standby(server: PostgresServer, name: str, folder: Path) -> Generator[None]:
+    """Something that flushes WAL and says so, as a member of this name does."""
+    target = folder / name
+    target.mkdir()
+    process = subprocess.Popen(
+        [
+            server.bin_dir / "pg_receivewal", "--synchronous", "--no-loop", "-D", target,
+            "-d", f"{server.url()}?application_name={name}",
+        ],
+        stderr=subprocess.DEVNULL,
+    )  # fmt: skip
+    try:
+        yield
+    finally:
+        process.terminate()
+        process.wait()
+
+
+ALONE = "WITH alone AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)) "
+"""Commits on the leader without waiting: what a leader that is cut off has on its disk."""
+
+WRITE_FENCE = "INSERT INTO palaver.fence (epoch, fence_id, leader) SELECT %s, gen_random_uuid(), 'x' FROM alone"
+SITES = 4 * PART_BYTES_MAX // 400
+WRITE_SITES = (
+    "INSERT INTO palaver.sites (id, name, origins, epoch)"
+    " SELECT gen_random_uuid(), repeat('x', 200), '{}', 1 FROM alone, generate_series(1, %s)"
+)
+
+
+async def take_for(subscription: BufferedSubscription, seconds: float) -> list[Item]:
+    found: list[Item] = []
+    try:
+        async with asyncio.timeout(seconds):
+            while True:
+                found += await subscription.take()
+    except TimeoutError:
+        return found
+
+
+class Transactions:
+    """The transactions of a subscription, one by one."""
+
+    def __init__(self, subscription: BufferedSubscription) -> None:
+        self._subscription = subscription
+        self._taken: list[Item] = []
+
+    async def next(self) -> Transaction:
+        async with asyncio.timeout(WAIT_S):
+            while True:
+                self._taken = self._taken or await self._subscription.take()
+                item = self._taken.pop(0)
+                if isinstance(item, Transaction):
+                    return item
+
+
+async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: Rig, tmp_path: Path) -> None:
+    server = quorum_rig.servers.ledger
+    async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
+        transactions = Transactions(subscription)
+        with standby(server, "a-base-backup", tmp_path):
+            held = await take_for(subscription, 2.5 * HELD_WORD_S)
+            # The stream lives, and says neither that there is nothing nor that it is fresh.
+            assert held
+            assert all(isinstance(item, Progress) for item in held)
+            assert {item.position for item in held} == {ZERO}
+            assert {item.sent_at_us for item in held if isinstance(item, Progress)} == {0}
+        with standby(server, "south", tmp_path):
+            fence = await transactions.next()
+            assert fence.position.epoch == 1
+        await until(lambda: gone(server, "south"))
+        quorum_rig.sql(ALONE + WRITE_FENCE, 2)
+        assert not any(isinstance(item, Transaction) for item in await take_for(subscription, 2.5 * HELD_WORD_S))
+        # Any of those that count will do.
+        with standby(server, "west", tmp_path):
+            second = await transactions.next()
+        assert second.position > fence.position
+        assert second.position.epoch == 2
+
+
+async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig, tmp_path: Path) -> None:
+    server = quorum_rig.servers.ledger
+    async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
+        transactions = Transactions(subscription)
+        with standby(server, "west", tmp_path):
+            await transactions.next()
+        await until(lambda: gone(server, "west"))
+        quorum_rig.sql(ALONE + WRITE_SITES, SITES)
+        assert not any(isinstance(item, Transaction) for item in await take_for(subscription, 1.5 * HELD_WORD_S))
+        with standby(server, "south", tmp_path):
+            found = [await transactions.next()]
+            assert found[0].partial
+            while found[-1].partial:
+                found.append(await transactions.next())
+        assert sum(len(one.changes) for one in found) == SITES
+
+
+def gone(server: PostgresServer, name: str) -> bool:
+    return server.sql("SELECT count(*) FROM pg_stat_replication WHERE application_name = %s", name) == [(0,)]
+
+
+async def test_progress_is_never_told_beyond_the_mark(quorum_rig: Rig, tmp_path: Path) -> None:
+    server = quorum_rig.servers.ledger
+    async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
+        transactions = Transactions(subscription)
+        with standby(server, "west", tmp_path):
+            fence = await transactions.next()
+        ((confirmed,),) = server.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
+        for _ in range(20):
+            server.sql("SELECT pg_logical_emit_message(false, 'heartbeat', '', true)")
+        told = await take_for(subscription, 1.5)
+        assert told
+        assert max(item.position for item in told) <= Position(1, int(confirmed))
+        assert fence.position <= max(item.position for item in told)
+
+
+async def test_a_mark_without_a_quorum_is_what_is_flushed(rig: Rig) -> None:
+    mark = HighWaterMark(rig.stream_url)
+    async with mark.in_use():
+        await asyncio.wait_for(mark.wait_for_all(), WAIT_S)
+    assert mark.lsn > 0
+
+
+async def test_a_ledger_that_goes_away_and_comes_back_is_asked_again(quorum_rig: Rig, tmp_path: Path) -> None:
+    server = quorum_rig.servers.ledger
+    mark = HighWaterMark(quorum_rig.stream_url)
+    async with mark.in_use():
+        waiting = asyncio.create_task(mark.wait_for(1))
+        await asyncio.wait([waiting], timeout=0.3)
+        server.sql("SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'palaver-capture'")
+        with standby(server, "south", tmp_path):
+            await asyncio.wait_for(waiting, WAIT_S)
