@@ -139,7 +139,7 @@ class Target:
 
     async def switch(self, region: str) -> None:
         """Hand leadership over by an operator's order."""
-        await self._order("/switch", region=region)
+        await self._order("/order", kind="switch", region=region, by="a drill")
 
     async def _order(self, path: str, **body: object) -> None:
         def post() -> None:
