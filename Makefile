@@ -1,7 +1,7 @@
 # Everything a developer types. Needs Python 3.11 or later, make and the network; nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format coverage bench load-setup soak clean
+.PHONY: help setup demo test check format coverage bench drills load-setup soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -47,6 +47,9 @@ coverage: setup ## Run the tests with branch coverage
 
 bench: setup ## Measure, print a table, write bench-results/*.json
 	$(BIN)/python -m infra.bench
+
+drills: setup ## Run every drill once, reports in drill-reports/
+	$(BIN)/palaver drill run all
 
 load-setup: ## Make .venv-load with locust in it (for loadtests/)
 	test -x .venv-load/bin/python || $(PYTHON) -m venv .venv-load

@@ -1,0 +1,66 @@
+"""The short drills on the session's deployment: a death, a cut, a pause, a switchover, two of three lost.
+
+All of them are in `make drills`; `make soak` repeats them.
+"""
+
+import os
+from pathlib import Path
+
+import orjson
+import pytest
+
+from infra.drills.drill import catalogue
+from tests.integration.stack import Stack, palaver
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack, pytest.mark.drill]
+
+DRILLS = catalogue()
+SHORT = sorted(name for name, drill in DRILLS.items() if drill.short)
+ROUNDS = int(os.environ.get("PALAVER_DRILL_ROUNDS", "1"))
+SEED = int(os.environ.get("PALAVER_DRILL_SEED", "1"))
+
+
+def run(stack: Stack, name: str, report: Path, seed: int) -> None:
+    stack.until_healthy(within_s=120)
+    done = palaver(
+        "drill", "run", name, "--seed", str(seed), "--report", str(report), "--json", data=stack.data, check=False
+    )
+    (facts,) = orjson.loads(done.stdout)
+    failed = [line for check in facts["checks"] for line in check["failed"]]
+    assert facts["passed"], f"{facts['trouble']}; {failed[:5]}; {facts['story']}"
+    assert done.returncode == 0
+    assert facts["acknowledged"] > 0
+    assert Path(facts["report"]).read_text().startswith("<!doctype html>")
+
+
+@pytest.mark.parametrize("name", SHORT)
+def test_a_short_drill_passes(stack: Stack, name: str, tmp_path: Path) -> None:
+    run(stack, name, tmp_path, SEED)
+
+
+@pytest.mark.soak
+@pytest.mark.timeout(0)
+@pytest.mark.parametrize("number", range(ROUNDS))
+@pytest.mark.parametrize("name", sorted(DRILLS))
+def test_every_drill_passes(stack: Stack, name: str, number: int, tmp_path: Path) -> None:
+    run(stack, name, tmp_path, SEED + number)
+
+
+def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tmp_path: Path) -> None:
+    status = stack.until_healthy(within_s=120)
+    victim = next(region["region"] for region in status["regions"] if region["role"] == "follower")
+    stack.palaver("fault", "pause", victim, "read_api")
+    try:
+        done = palaver("drill", "run", "kill-agent", "--report", str(tmp_path), data=stack.data, check=False)
+    finally:
+        stack.palaver("fault", "resume", victim, "read_api")
+    assert done.returncode == 1
+    assert "not healthy" in done.stderr
+    assert list(tmp_path.iterdir()) == []
+    stack.until_healthy(within_s=60)
+
+
+def test_a_drill_that_is_none_is_wrong_input(stack: Stack) -> None:
+    done = palaver("drill", "run", "hug-region", data=stack.data, check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("palaver: there is no drill 'hug-region'")
