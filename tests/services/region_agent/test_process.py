@@ -22,6 +22,8 @@ from tests.servers import EtcdCluster
 
 pytestmark = pytest.mark.integration
 
+SECRET = "a secret of the agents"
+
 EAST, WEST, SOUTH = REGIONS
 
 
@@ -50,7 +52,7 @@ class Processes:
             "PALAVER_EDGE_LISTEN": f"127.0.0.1:{self.made.ports[region]['edge']}",
             "PALAVER_EDGE_ADMIN": str(home / "admin.sock"),
             "PALAVER_AGENT_LISTEN": f"127.0.0.1:{self.made.ports[region]['agent']}",
-            "PALAVER_AGENT_SECRET": "a secret of the agents",
+            "PALAVER_AGENT_SECRET": SECRET,
         }
         if region not in REGIONS:
             return common
@@ -92,6 +94,15 @@ class Processes:
 
     def get(self, region: str, path: str) -> httpx.Response:
         return httpx.get(f"http://127.0.0.1:{self.internal[region]}{path}", timeout=5, trust_env=False)
+
+    def order(self, region: str, secret: str, order: dict[str, str]) -> httpx.Response:
+        return httpx.post(
+            f"http://127.0.0.1:{self.internal[region]}/order",
+            json=order,
+            headers={"authorization": f"Bearer {secret}"},
+            timeout=15,
+            trust_env=False,
+        )
 
     def status(self, region: str) -> dict[str, Any]:
         return self.get(region, "/status").json()
@@ -139,7 +150,25 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     metrics = processes.get(EAST, "/metrics").text
     assert "palaver_epoch 1.0" in metrics
     assert 'palaver_agent_role{role="leader"} 1.0' in metrics
-    assert 'palaver_slot_retained_bytes{slot="palaver_view_only"}' in metrics
+    # What the member says is looked at each second.
+    slot = 'palaver_slot_retained_bytes{slot="palaver_view_only"}'
+    await until(lambda: asyncio.sleep(0, slot in processes.get(EAST, "/metrics").text))
+
+    for secret, order, status_code in (
+        ("another secret", {"kind": "pause", "by": "a test"}, 401),
+        (SECRET, {"kind": "explode", "by": "a test"}, 400),
+        (SECRET, {"kind": "switch", "by": "a test"}, 400),
+        (SECRET, {"kind": "pause", "region": EAST, "by": "a test"}, 400),
+        (SECRET, {"kind": "pause"}, 400),
+        (SECRET, {"kind": "switch", "region": "mars", "by": "a test"}, 409),
+        (SECRET, {"kind": "switch", "region": EAST, "by": "a test"}, 200),
+    ):
+        answer = processes.order(EAST, secret, order)
+        assert answer.status_code == status_code, answer.text
+    assert (
+        "there is no region mars" in processes.order(EAST, SECRET, {"kind": "switch", "region": "mars", "by": "x"}).text
+    )
+    assert processes.order(WEST, SECRET, {"kind": "switch", "region": EAST, "by": "x"}).status_code == 409
 
     # A kill of the agent costs nothing.
     pid = status["member"]["pid"]
