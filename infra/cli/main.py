@@ -11,7 +11,7 @@ import sys
 import typer
 from typer._click import exceptions as usage  # Typer carries its own copy of click and exports no base of its errors
 
-from infra.cli import demo, explore, failover, faults, lifecycle, simulate, site
+from infra.cli import demo, drill, explore, failover, faults, lifecycle, simulate, site
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
 from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
@@ -40,7 +40,11 @@ def make_app() -> typer.Typer:
     region_app = _group("Regions of a running deployment.")
     region_app.callback()(lambda: None)
     region_app.command()(faults.restart)
+    drill_app = _group("Rehearse failures on a running deployment, under load.")
+    drill_app.command("list")(drill.list_drills)
+    drill_app.command()(drill.run)
     app.add_typer(site_app, name="site")
+    app.add_typer(drill_app, name="drill")
     app.add_typer(fault_app, name="fault")
     app.add_typer(failover_app, name="failover")
     app.add_typer(region_app, name="region")

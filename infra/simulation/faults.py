@@ -11,11 +11,14 @@ from infra.simulation.network import Network
 from infra.simulation.node import Node
 from infra.simulation.plans import WAIT_S_MAX, Fault, FaultKind, Plan
 from infra.simulation.world import World
-from regions.failover.events import Order
+from regions.failover.events import Order, OrderKind
 from regions.identity import RegionName
 
 POLL_S = 0.01
 """How closely a phase is waited for."""
+
+ASK_AGAIN_S = 1.0
+"""After how long an operator asks again for what did not happen."""
 
 
 class Injector:
@@ -269,14 +272,24 @@ class Injector:
         record = self._etcd.record
         if record is None or fault.order is None:
             return
-        node = self._nodes[record.leader]
         regions = self._plan.regions
         about = regions[int(fault.amount * len(regions)) % len(regions)] if region == record.leader else region
+        if fault.order == "resume":
+            self._insist_on_resume(regions.index(record.leader))
+        else:
+            self._tell(record.leader, fault.order, None if fault.order == "pause" else about)
+
+    def _insist_on_resume(self, asked: int) -> None:
+        """An operator who is told to ask again does, and another region when one does not answer."""
+        record = self._etcd.record
+        if record is not None and not record.automatic:
+            self._tell(self._plan.regions[asked % len(self._plan.regions)], "resume", None)
+            self._world.after(ASK_AGAIN_S, self._insist_on_resume, asked + 1)
+
+    def _tell(self, to: RegionName, kind: OrderKind, about: RegionName | None) -> None:
         self._tickets += 1
-        named = fault.order not in ("pause", "resume")
-        order = Order(ticket=self._tickets, kind=fault.order, region=about if named else None, by="the simulation")
-        self._world.tell(f"ORDER {order.kind} {order.region} to {node.region}")
-        node.tell(order)
+        self._world.tell(f"ORDER {kind} {about} to {to}")
+        self._nodes[to].tell(Order(ticket=self._tickets, kind=kind, region=about, by="the simulation"))
 
 
 def _is_rejoining(node: Node) -> bool:

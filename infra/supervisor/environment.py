@@ -104,6 +104,7 @@ def service_environment(site: Site, region: str, service: str) -> dict[str, str]
         case "read_api":
             own = {
                 "PALAVER_LISTEN": address(plan.port(region, "read_api")),
+                "PALAVER_UNIX_LISTEN": str(site.layout.unix_socket(region, "read_api")),
                 "PALAVER_VIEW_URL": view_url(site, region, "palaver_reader", secrets.view_reader),
                 "PALAVER_REDIS_URL": redis_url(site, region),
             }
@@ -122,12 +123,14 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
         "PALAVER_STATE_DIR": str(home / "agent"),
         "PALAVER_EDGE_DIR": str(site.layout.xds(region)),
         "PALAVER_EDGE_LISTEN": address(plan.port(region, "edge")),
-        "PALAVER_EDGE_ADMIN": str(site.layout.envoy_admin(region)),
+        "PALAVER_EDGE_ADMIN": str(site.layout.unix_socket(region, "admin")),
+        "PALAVER_EDGE_READ_SOCKET": str(site.layout.unix_socket(region, "read_api")),
         "PALAVER_AGENT_LISTEN": address(plan.port(region, "agent")),
         "PALAVER_AGENT_SECRET": secrets.agent,
     }
     if not plan.is_voter(region):
         return edge
+    edge["PALAVER_EDGE_WRITE_SOCKET"] = str(site.layout.unix_socket(region, "write_api"))
     ledger = {
         "PALAVER_LEDGER_DATA": str(reachable_folder(home / "ledger", account())),
         "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
@@ -145,6 +148,7 @@ def _write_environment(site: Site, region: str) -> dict[str, str]:
     ledger = address(site.plan.port(region, "ledger"))
     return {
         "PALAVER_LISTEN": address(site.plan.port(region, "write_api")),
+        "PALAVER_UNIX_LISTEN": str(site.layout.unix_socket(region, "write_api")),
         "PALAVER_LEDGER_URL": f"postgresql://palaver_writer:{site.secrets.ledger_writer}@{ledger}/palaver",
         "PALAVER_ADMIN_KEY": site.secrets.admin_key,
         "PALAVER_DERIVATION_SECRET": site.secrets.derivation,

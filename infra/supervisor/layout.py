@@ -7,10 +7,14 @@ import os
 import tempfile
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Literal
 
 from infra.supervisor.errors import DataFolderUnusable
 
 UNIX_SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes with the closing zero (unix(7)); Envoy adds a suffix
+
+UnixSocket = Literal["admin", "read_api", "write_api"]
+"""Envoy's admin interface, and where the APIs take what comes from the edge of their own region."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -75,13 +79,13 @@ class Layout:
         """Where the agent writes what Envoy is told."""
         return self.region(region) / "envoy" / "xds"
 
-    def envoy_admin(self, region: str) -> Path:
-        """The unix socket of Envoy's admin interface; in a short private folder when the path is too long."""
-        path = self.region(region) / "envoy" / "admin.sock"
+    def unix_socket(self, region: str, name: UnixSocket) -> Path:
+        """A unix socket of a region; in a short private folder when the path is too long."""
+        path = self.region(region) / "envoy" / f"{name}.sock"
         if len(os.fsencode(path)) <= UNIX_SOCKET_PATH_MAX:
             return path
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]
-        return Path(tempfile.gettempdir()) / f"palaver-{os.getuid()}-{digest}" / f"{region}.sock"
+        return Path(tempfile.gettempdir()) / f"palaver-{os.getuid()}-{digest}" / f"{region}.{name}.sock"
 
     def postmaster_pid(self, region: str, member: str) -> Path:
         """PostgreSQL's own pid file of the `ledger` or of the `view`."""
@@ -116,14 +120,14 @@ def create_folders(layout: Layout, regions: tuple[str, ...]) -> None:
     for region in regions:
         home = layout.region(region)
         wanted += [home.parent, home, home / "logs", home / "etcd", home / "redis", home / "agent"]
-        wanted += [home / "envoy", layout.xds(region), layout.envoy_admin(region).parent]
+        wanted += [home / "envoy", layout.xds(region), layout.unix_socket(region, "admin").parent]
     try:
         for folder in wanted:
             folder.mkdir(parents=True, exist_ok=True, mode=mode)
         for region in regions:
-            _refuse_foreign(layout.envoy_admin(region).parent)
+            _refuse_foreign(layout.unix_socket(region, "admin").parent)
             layout.xds(region).chmod(0o700)
-            layout.envoy_admin(region).parent.chmod(0o700)
+            layout.unix_socket(region, "admin").parent.chmod(0o700)
             (layout.region(region) / "etcd").chmod(0o700)  # etcd insists on it
         probe = layout.data / f".writable-{os.getpid()}"
         probe.touch()

@@ -7,6 +7,7 @@ and stops that one, because who may write decides over it.
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import sys
 from collections.abc import Mapping
@@ -35,6 +36,8 @@ VIEW_PROCESSES = ("view", "redis", "region_agent", "read_api", "replicator", "en
 PROCESS_NAMES = (
     "etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator",
 )  # fmt: skip
+# Envoy's own default is a worker for each processor; here several edges share them.
+ENVOY_WORKERS = min(4, os.cpu_count() or 1)
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "etcd": (),
     "view": (),
@@ -162,7 +165,7 @@ def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
 
 
 def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
-    xds, admin = site.layout.xds(region), site.layout.envoy_admin(region)
+    xds, admin = site.layout.xds(region), site.layout.unix_socket(region, "admin")
     listeners, clusters = xds / "lds" / "listeners.json", xds / "cds" / "clusters.json"
     config = site.layout.region(region) / "envoy" / "bootstrap.json"
     write_bootstrap(config, bootstrap(region=region, xds=xds, admin_socket=admin))
@@ -177,7 +180,7 @@ def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
         region=region,
         process="envoy",
         argv=(
-            str(servers["envoy"].path), "-c", str(config), "--concurrency", "1", "--disable-hot-restart",
+            str(servers["envoy"].path), "-c", str(config), "--concurrency", str(ENVOY_WORKERS), "--disable-hot-restart",
             "--log-level", "warning",
             "--log-format", '{"ts":"%Y-%m-%dT%T.%fZ","level":"%l","logger":"%n","msg":"%j"}',
         ),

@@ -140,6 +140,11 @@ RARE: dict[tuple[State, State], str] = {
     ("bootstrapping", "freezing"): "PostgreSQL ended, and it missed that it served: a candidate recruits",
     ("bootstrapping", "rejoining"): "PostgreSQL ended, and it missed that it served: another leads",
     ("bootstrapping", "observing"): "PostgreSQL ended, and it missed that it served and was removed",
+    (
+        "bootstrapping",
+        "promoting",
+    ): "it crashed after it was chosen, and the first etcd member that it asked lags behind",
+    ("bootstrapping", "following"): "it crashed as a follower, and the first etcd member that it asked lags behind",
     ("observing", "following"): "it is added again before its member was stopped",
     ("observing", "freezing"): "the same, and it missed that it votes again",
     ("observing", "recruiting"): "the same, and an operator switches to it",
@@ -161,6 +166,7 @@ RARE: dict[tuple[State, State], str] = {
     ("handing-over", "freezing"): "PostgreSQL ended, and another candidate recruits",
     ("handing-over", "rejoining"): "PostgreSQL ended, and it missed a whole epoch: another leads",
     ("handing-over", "observing"): "PostgreSQL ended, and it missed that the region was removed",
+    ("stepping-down", "following"): "it crashed as a follower, and the first etcd member that it asked lags behind",
     ("stepping-down", "observing"): "PostgreSQL is stopped, and the region was removed",
     ("stepping-down", "promoting"): "it was chosen by a vote from before an effect on its member took place after all",
 }

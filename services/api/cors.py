@@ -4,7 +4,7 @@ Decides per site, because sites are tenants; there is no wildcard unless the sit
 are never allowed: tokens travel in the Authorization header. Source: the Fetch standard, section 3.3.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from uuid import UUID
 
@@ -75,22 +75,29 @@ class CorsMiddleware:
 
     async def _allowed_origin(self, path: str, origin: bytes) -> bytes | None:
         site = site_of(path)
-        if site is None:
-            return None
-        origins = await self._origins_of(site)
-        if "*" in origins:
-            return b"*"
-        return origin if origin.decode("latin-1") in origins else None
+        return None if site is None else allowed_origin(await self._origins_of(site), origin)
+
+
+def allowed_origin(origins: frozenset[str], origin: bytes) -> bytes | None:
+    """Return what an answer says to a page of this origin; None says nothing, and the browser refuses."""
+    if "*" in origins:
+        return b"*"
+    return origin if origin.decode("latin-1") in origins else None
+
+
+def marks_of(allowed: bytes | None) -> Sequence[tuple[bytes, bytes]]:
+    """Return the headers of an answer for an origin, besides `Vary`."""
+    if allowed is None:
+        return ()
+    return (
+        (b"access-control-allow-origin", allowed),
+        (b"access-control-expose-headers", EXPOSED_HEADERS),
+    )
 
 
 def _marking_send(allowed: bytes | None, send: Send) -> Send:
     varies = (b"vary", b"origin")
-    extra: list[tuple[bytes, bytes]] = []
-    if allowed is not None:
-        extra += [
-            (b"access-control-allow-origin", allowed),
-            (b"access-control-expose-headers", EXPOSED_HEADERS),
-        ]
+    extra = marks_of(allowed)
 
     async def send_marked(message: Message) -> None:
         if message["type"] == "http.response.start":

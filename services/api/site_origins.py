@@ -23,10 +23,11 @@ class SiteOrigins:
 
     async def __call__(self, site: UUID) -> frozenset[str]:
         """Return the origins of a site; empty when it is unknown. Never raises."""
+        fresh = self.remembered(site)
+        if fresh is not None:
+            return fresh
         kept = self._kept.get(site)
         now_s = time.monotonic()
-        if kept is not None and now_s - kept[0] < FRESH_S:
-            return kept[1]
         try:
             origins = frozenset(await self._load(site) or ())
         except Exception:  # noqa: BLE001 - the request itself meets the same fault and reports it
@@ -36,3 +37,8 @@ class SiteOrigins:
         if len(self._kept) > SITES_MAX:
             self._kept.popitem(last=False)
         return origins
+
+    def remembered(self, site: UUID) -> frozenset[str] | None:
+        """Return the origins of a site without asking anybody; None when that is not known freshly."""
+        kept = self._kept.get(site)
+        return kept[1] if kept is not None and time.monotonic() - kept[0] < FRESH_S else None

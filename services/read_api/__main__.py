@@ -6,15 +6,17 @@ from prometheus_client import Gauge
 
 from regions.topology import InvalidTopology, Topology, load_topology
 from services.api.process import give_up, load_settings, run_until_signalled
+from services.api.site_origins import SiteOrigins
 from services.read_api.application import read_application
 from services.read_api.freshness import Freshness
 from services.read_api.invalidations import follow_invalidations
 from services.read_api.memory import PageMemory
+from services.read_api.ready_pages import ReadyPages
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
 from services.read_api.view_reader import ViewReader
 from services.telemetry.collector import settle_collector
-from services.telemetry.http_server import bind, serve_http
+from services.telemetry.http_server import bind, bind_unix, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import configure_tracing
@@ -24,7 +26,9 @@ PROCESS = "read_api"
 
 async def run(settings: ReadSettings, topology: Topology) -> None:
     """Serve until cancelled."""
-    public, internal = bind(settings.listen), bind(settings.internal_listen)
+    public, internal = [bind(settings.listen)], bind(settings.internal_listen)
+    if settings.unix_listen is not None:
+        public.append(bind_unix(settings.unix_listen))
     tracing = configure_tracing(process=PROCESS, region=topology.region, ratio=settings.trace_ratio)
     freshness = Freshness(topology.cell)
     memory = PageMemory(bytes_max=settings.memory_bytes_max)
@@ -51,6 +55,8 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
 
     try:
         async with ViewReader(settings.view_url, size=settings.view_pool_size) as view:
+            origins = SiteOrigins(view.origins)
+            ready = ReadyPages(memory=memory, freshness=freshness, origins=origins, tracing=tracing)
             app = read_application(
                 settings=settings,
                 cell=topology.cell,
@@ -58,6 +64,7 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
                 shared=shared,
                 memory=memory,
                 freshness=freshness,
+                origins=origins,
                 tracing=tracing,
                 missing=missing,
             )
@@ -65,7 +72,7 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
                 group.create_task(freshness.run(view), name="freshness")
                 group.create_task(follow_invalidations(shared, memory, freshness), name="invalidations")
                 group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")
-                group.create_task(serve_http(app, public), name="public")
+                group.create_task(serve_http(app, *public, ready=ready), name="public")
     finally:
         await shared.close()
         await asyncio.to_thread(tracing.close)

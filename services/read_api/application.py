@@ -25,6 +25,7 @@ def read_application(  # noqa: PLR0913 - the composition root hands over what it
     shared: SharedCache,
     memory: PageMemory,
     freshness: Freshness,
+    origins: SiteOrigins,
     tracing: Tracing,
     missing: Callable[[], Sequence[str]],
 ) -> AsgiApp:
@@ -48,6 +49,6 @@ def read_application(  # noqa: PLR0913 - the composition root hands over what it
     return public_application(
         pages.in_front_of(app),
         tracing=tracing,
-        origins_of=SiteOrigins(view.origins),
+        origins_of=origins,
         body_bytes_max=settings.request_bytes_max,
     )

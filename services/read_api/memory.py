@@ -17,6 +17,7 @@ from uuid import UUID
 from regions.position import ZERO, Position
 from services.read_api.page import Page
 from services.telemetry.middleware import Scope
+from services.telemetry.ready_protocol import header_lines
 
 # Beside the bytes: small pages are bounded by their number, whose bookkeeping takes about a kilobyte each.
 ENTRIES_MAX: Final = 8192
@@ -80,11 +81,23 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A page as it is sent, with the headers that never change."""
+    """A page as it is sent, with the headers that never change.
+
+    Attributes:
+        headers: The first two are about the content; a 304 goes without them.
+        head: Status line and header lines of a 200.
+        not_modified: The same of a 304.
+    """
 
     body: bytes
     etag: bytes
     headers: tuple[tuple[bytes, bytes], ...]
+    head: bytes = field(init=False)
+    not_modified: bytes = field(init=False)
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "head", b"HTTP/1.1 200 OK\r\n" + header_lines(self.headers))
+        object.__setattr__(self, "not_modified", b"HTTP/1.1 304 Not Modified\r\n" + header_lines(self.headers[2:]))
 
 
 def gzip_etag(etag: bytes) -> bytes:
@@ -93,7 +106,6 @@ def gzip_etag(etag: bytes) -> bytes:
 
 
 def _encoded(page: Page, body: bytes, etag: bytes, more: tuple[tuple[bytes, bytes], ...]) -> Encoded:
-    # The first two are about the content; a 304 goes without them.
     headers = [
         (b"content-type", b"application/json"),
         (b"content-length", b"%d" % len(body)),

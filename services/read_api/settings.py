@@ -1,5 +1,7 @@
 """Settings of the read API, read from the environment with the prefix PALAVER_."""
 
+from pathlib import Path
+
 from pydantic import Field
 
 from services.api.process import ProcessSettings
@@ -9,6 +11,7 @@ class ReadSettings(ProcessSettings):
     """See the fields; a page's bounds are answered by name when a query exceeds them."""
 
     listen: str
+    unix_listen: Path | None = None
     view_url: str
     redis_url: str
     view_pool_size: int = Field(default=8, ge=1, le=100)

@@ -36,6 +36,8 @@ class AgentSettings(ProcessSettings):
     edge_dir: Path
     edge_listen: str
     edge_admin: Path
+    edge_read_socket: Path | None = None
+    edge_write_socket: Path | None = None
     agent_listen: str
     agent_secret: SecretStr = Field(min_length=16)
     ledger_data: Path | None = None
@@ -66,7 +68,11 @@ class AgentSettings(ProcessSettings):
     def edge(self) -> EdgeSettings:
         """Return where the region's edge is."""
         return EdgeSettings(
-            folder=self.edge_dir.resolve(), listen=parse_address(self.edge_listen), admin=self.edge_admin
+            folder=self.edge_dir.resolve(),
+            listen=parse_address(self.edge_listen),
+            admin=self.edge_admin,
+            read_socket=self.edge_read_socket,
+            write_socket=self.edge_write_socket,
         )
 
     def place(self) -> Place:

@@ -6,13 +6,17 @@ server, owns the signals and the exit status. A port that is taken is an excepti
 
 import asyncio
 import contextlib
+import functools
+import os
 import socket
 from collections.abc import Generator
-from typing import Final
+from pathlib import Path
+from typing import Any, Final
 
 import uvicorn
 
 from services.telemetry.middleware import AsgiApp
+from services.telemetry.ready_protocol import ReadyAnswers, ReadyProtocol
 
 # A service must be gone three seconds after SIGTERM; uvicorn adds two ticks of 0.1 s around this.
 GRACEFUL_STOP_S: Final = 2
@@ -65,22 +69,43 @@ def bind(listen: str) -> socket.socket:
     return listener
 
 
+def bind_unix(path: Path) -> socket.socket:
+    """Open a listening unix socket that only our own account can connect to; takes the place of an old one.
+
+    Raises:
+        ListenFailed: The path is too long, or not ours.
+    """
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    try:
+        path.unlink(missing_ok=True)
+        os.fchmod(listener.fileno(), 0o600)  # what bind creates has the mode of the socket (unix(7))
+        listener.bind(str(path))
+    except OSError as error:
+        listener.close()
+        raise ListenFailed(f"cannot listen on {path}: {error.strerror or error}") from error
+    listener.setblocking(False)
+    return listener
+
+
 async def serve_http(
     app: AsgiApp,
-    listener: socket.socket,
-    *,
+    *listeners: socket.socket,
+    ready: ReadyAnswers | None = None,
     graceful_stop_s: int = GRACEFUL_STOP_S,
 ) -> None:
     """Serve until the task is cancelled; then stop accepting, let requests end (bounded) and return.
 
     Args:
         app: The ASGI application. Its lifespan is not run: composition roots own what they open.
-        listener: From `bind`; closed at the end.
+        listeners: From `bind` or `bind_unix`; closed at the end.
+        ready: Answers that need no thought; asked before the application.
         graceful_stop_s: How long requests may go on after the cancellation.
     """
+    # uvicorn calls it with the arguments of its own protocol class.
+    protocol: Any = "httptools" if ready is None else functools.partial(ReadyProtocol, ready=ready)
     config = uvicorn.Config(
         app,
-        http="httptools",
+        http=protocol,
         ws="none",
         lifespan="off",
         log_config=None,
@@ -94,7 +119,7 @@ async def serve_http(
     server = _LoopServer(config)
     try:
         async with asyncio.TaskGroup() as group:
-            serving = group.create_task(server.serve(sockets=[listener]), name="http-server")
+            serving = group.create_task(server.serve(sockets=list(listeners)), name="http-server")
             try:
                 await asyncio.shield(serving)
             except asyncio.CancelledError:
@@ -106,4 +131,5 @@ async def serve_http(
         # A second cancellation ends uvicorn before it has closed anything.
         for listening in server.servers if server.started else ():
             listening.close()
-        listener.close()
+        for listener in listeners:
+            listener.close()

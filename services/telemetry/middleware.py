@@ -74,7 +74,17 @@ class TelemetryMiddleware:
             await self._app(scope, receive, send)
             return
         started_s = perf_counter()
-        exchange, span = self._begin(scope, send)
+        request_id = traceparent = None
+        for name, value in scope["headers"]:
+            if name == b"x-request-id":
+                request_id = value
+            elif name == b"traceparent":
+                traceparent = value
+        request_id, trace, span = begin_exchange(
+            self._tracing, scope["method"], request_id=request_id, traceparent=traceparent
+        )
+        enter_trace(trace)
+        exchange = scope[EXCHANGE] = Exchange(request_id, trace, send)
         statistics = self._statistics
         statistics.in_flight += 1
         try:
@@ -87,27 +97,25 @@ class TelemetryMiddleware:
             template = _route_of(scope, exchange)
             statistics.route(scope["method"], template).observe(exchange.status, perf_counter() - started_s)
             if span is not None:
-                _end(span, scope["method"], template, exchange.status)
+                end_span(span, scope["method"], template, exchange.status)
 
-    def _begin(self, scope: Scope, send: Send) -> tuple[Exchange, Span | None]:
-        request_id: bytes | None = None
-        parent: TraceContext | None = None
-        for name, value in scope["headers"]:
-            if name == b"x-request-id":
-                request_id = value
-            elif name == b"traceparent":
-                parent = parse_traceparent(value.decode("latin-1"))
-        trace = self._tracing.begin_request(parent)
-        span: Span | None = None
-        if trace.sampled:
-            span = self._tracing.start_span(scope["method"], parent, kind=SpanKind.SERVER)
-            trace = trace_of(span)
-        enter_trace(trace)
-        if request_id is None or not _REQUEST_ID.match(request_id):
-            request_id = b"%032x" % random.getrandbits(128)
-        exchange = Exchange(request_id, trace, send)
-        scope[EXCHANGE] = exchange
-        return exchange, span
+
+def begin_exchange(
+    tracing: Tracing, method: str, *, request_id: bytes | None, traceparent: bytes | None
+) -> tuple[bytes, TraceContext, Span | None]:
+    """Give a request its identity, from the headers it came with: request id, trace, and the span of a sampled one.
+
+    The caller ends the span.
+    """
+    parent = None if traceparent is None else parse_traceparent(traceparent.decode("latin-1"))
+    trace = tracing.begin_request(parent)
+    span: Span | None = None
+    if trace.sampled:
+        span = tracing.start_span(method, parent, kind=SpanKind.SERVER)
+        trace = trace_of(span)
+    if request_id is None or not _REQUEST_ID.match(request_id):
+        request_id = b"%032x" % random.getrandbits(128)
+    return request_id, trace, span
 
 
 def _route_of(scope: Scope, exchange: Exchange) -> str:
@@ -117,7 +125,8 @@ def _route_of(scope: Scope, exchange: Exchange) -> str:
     return template if isinstance(template, str) else UNMATCHED
 
 
-def _end(span: Span, method: str, template: str, status: int) -> None:
+def end_span(span: Span, method: str, template: str, status: int) -> None:
+    """End the span of a request."""
     span.update_name(f"{method} {template}")
     span.set_attributes({"http.request.method": method, "http.route": template, "http.response.status_code": status})
     if status >= 500:  # noqa: PLR2004 - the class of server errors

@@ -1,5 +1,7 @@
 """Settings of the write API, read from the environment with the prefix PALAVER_."""
 
+from pathlib import Path
+
 from pydantic import Field, SecretStr
 
 from services.api.process import ProcessSettings
@@ -9,6 +11,7 @@ class WriteSettings(ProcessSettings):
     """See the fields; limits are answered by name when they are exceeded."""
 
     listen: str
+    unix_listen: Path | None = None
     ledger_url: str
     etcd_user: str | None = None
     etcd_password: SecretStr | None = None

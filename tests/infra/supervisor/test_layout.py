@@ -12,8 +12,8 @@ from infra.supervisor.secrets import load_or_create_secrets
 def test_the_admin_socket_fits_however_deep_the_folder_lies(tmp_path: Path) -> None:
     deep = tmp_path.joinpath(*["a-rather-long-folder-name"] * 6)
     for region in ("us-east", "eu-west"):
-        assert len(os.fsencode(open_layout(deep).envoy_admin(region))) <= UNIX_SOCKET_PATH_MAX
-    assert open_layout(deep).envoy_admin("us-east") != open_layout(deep).envoy_admin("eu-west")
+        assert len(os.fsencode(open_layout(deep).unix_socket(region, "write_api"))) <= UNIX_SOCKET_PATH_MAX
+    assert open_layout(deep).unix_socket("us-east", "admin") != open_layout(deep).unix_socket("eu-west", "admin")
 
 
 def test_a_folder_that_cannot_be_made_is_one_clear_error(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ import redis
 from regions.identity import CellId
 from regions.position import Position, encode_token, format_lsn
 from services import view
+from services.api.site_origins import SiteOrigins
 from services.read_api.application import read_application
 from services.read_api.freshness import Freshness
 from services.read_api.invalidations import follow_invalidations
@@ -22,7 +23,8 @@ from services.read_api.memory import PageMemory
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
 from services.read_api.view_reader import ViewReader
-from services.telemetry.tracing import configure_tracing
+from services.telemetry.middleware import AsgiApp
+from services.telemetry.tracing import Tracing, configure_tracing
 from services.view import cache
 from tests import servers
 
@@ -156,6 +158,9 @@ class Api:
     memory: PageMemory
     freshness: Freshness
     writer: Writer
+    app: AsgiApp
+    origins: SiteOrigins
+    tracing: Tracing
 
     async def page(self, key: str = "https://example.com/a", headers: Any = None, **query: Any) -> httpx.Response:
         path = f"/v1/sites/{self.writer.site}/comments"
@@ -185,6 +190,7 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
     shared = SharedCache(settings.redis_url)
     tracing = configure_tracing(process="test", region=None, ratio=0)
     async with CountingReader(settings.view_url, size=4) as reader:
+        origins = SiteOrigins(reader.origins)
         app = read_application(
             settings=settings,
             cell=CELL,
@@ -192,6 +198,7 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
             shared=shared,
             memory=memory,
             freshness=freshness,
+            origins=origins,
             tracing=tracing,
             missing=list,
         )
@@ -202,7 +209,7 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
         ]
         async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
             await until(lambda: memory.heard)
-            yield Api(client, reader, memory, freshness, writer)
+            yield Api(client, reader, memory, freshness, writer, app, origins, tracing)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -1,0 +1,149 @@
+"""`palaver drill list|run`: rehearse failures on a real deployment under load."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import subprocess
+import sys
+import tempfile
+from collections.abc import Generator
+from datetime import UTC, datetime
+from pathlib import Path
+from statistics import median
+from typing import Annotated, Any
+
+import typer
+
+from infra.cli import output
+from infra.cli.options import EXIT_FAILED, Json, known_plan
+from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
+from infra.drills.runner import Outcome, run_drill
+from infra.drills.target import Target
+from infra.supervisor.errors import DeploymentError, InvalidPlan
+from infra.supervisor.layout import open_layout
+from infra.supervisor.secrets import load_or_create_secrets
+
+ROUNDS_MAX = 1000
+RTT_MS = 80.0
+DEFAULT_REPORT = Path("drill-reports")
+
+
+def list_drills(as_json: Json = False) -> None:
+    """Show the drills that come with Palaver."""
+    drills = catalogue()
+    if as_json:
+        output.print_json(
+            [{"name": one.name, "title": one.title, "hypothesis": one.hypothesis} for one in drills.values()]
+        )
+        return
+    output.print_table("", ("drill", "what is done"), [(one.name, one.title) for one in drills.values()])
+
+
+def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
+    wanted: Annotated[str, typer.Argument(metavar="NAME|FILE|all", help="A drill's name, its file, or all.")],
+    rounds: Annotated[int, typer.Option(help="How often.")] = 1,
+    seed: Annotated[int, typer.Option(help="Of the pauses between requests.")] = 1,
+    rtt_ms: Annotated[float, typer.Option(help="Round trip between regions, in milliseconds.")] = RTT_MS,
+    report: Annotated[Path, typer.Option(help="Folder for journals and reports.")] = DEFAULT_REPORT,
+    data: Annotated[
+        Path | None, typer.Option(help="A running deployment; without one, a deployment of its own is started.")
+    ] = None,
+    force: Annotated[bool, typer.Option("--force", help="Begin although not everything is healthy.")] = False,
+    as_json: Json = False,
+) -> None:
+    """Carry drills out and judge them; 1 when any check fails."""
+    try:
+        drills = list(catalogue().values()) if wanted == "all" else [find_drill(wanted)]
+    except InvalidDrill as error:
+        raise InvalidPlan(str(error)) from error
+    if not 1 <= rounds <= ROUNDS_MAX:
+        raise InvalidPlan(f"use 1 to {ROUNDS_MAX} rounds")
+    with _deployment(data, rtt_ms) as folder:
+        facts = asyncio.run(_run_all(drills, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
+    if as_json:
+        output.print_json(facts)
+    else:
+        _show(facts)
+    if not all(one["passed"] for one in facts):
+        raise typer.Exit(EXIT_FAILED)
+
+
+@contextlib.contextmanager
+def _deployment(data: Path | None, rtt_ms: float) -> Generator[Path]:
+    """The deployment of `--data`, or one that lives as long as the drills."""
+    if data is not None:
+        yield data
+        return
+    with tempfile.TemporaryDirectory(prefix="palaver-drill-") as folder:
+        # PostgreSQL passes through as another account when we are root; nothing in here is secret by its path.
+        Path(folder).chmod(0o711)
+        made = Path(folder) / "data"
+        command = [sys.executable, "-P", "-m", "infra.cli"]
+        done = subprocess.run(
+            [*command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(made), "--json"],
+            check=False, stdout=subprocess.DEVNULL,
+        )  # fmt: skip
+        if done.returncode:
+            raise DeploymentError("no deployment could be started for the drill; see above")
+        try:
+            yield made
+        finally:
+            subprocess.run([*command, "down", "--data", str(made)], check=False, stdout=subprocess.DEVNULL)
+
+
+async def _run_all(  # noqa: PLR0913 - what the options say
+    drills: list[Drill], data: Path, report: Path, *, rounds: int, seed: int, force: bool, quiet: bool
+) -> list[dict[str, Any]]:
+    # The plots are made here and nowhere else: other commands start without their library.
+    from infra.drills.report import facts_of, write_report
+
+    layout = open_layout(data)
+    plan = known_plan(layout)
+    target = Target(layout, plan, load_or_create_secrets(layout.secrets))
+    report.mkdir(parents=True, exist_ok=True)
+    facts: list[dict[str, Any]] = []
+    try:
+        for drill in drills:
+            for number in range(rounds):
+                name = f"{drill.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{seed + number}"
+                if not quiet:
+                    typer.echo(f"{drill.name}, round {number + 1} of {rounds}: {drill.title}")
+                outcome = await run_drill(
+                    target,
+                    drill,
+                    report / f"{name}.journal.jsonl",
+                    seed=seed + number,
+                    force=force,
+                    say=_nothing if quiet else typer.echo,
+                )
+                page, _ = write_report(outcome, report, name)
+                facts.append(facts_of(outcome) | {"report": str(page)})
+                if not quiet:
+                    _tell(outcome, page)
+    finally:
+        await target.close()
+    return facts
+
+
+def _nothing(line: str) -> None:
+    del line
+
+
+def _tell(outcome: Outcome, page: Path) -> None:
+    for check in outcome.checks:
+        for line in check.failed[:5]:
+            typer.echo(f"  FAILED {check.name}: {line}")
+    verdict = "passed" if outcome.passed else "FAILED"
+    typer.echo(f"  {verdict}; longest stall {outcome.longest_stall_s:.2f} s; {page}")
+
+
+def _show(facts: list[dict[str, Any]]) -> None:
+    rows: list[tuple[object, ...]] = []
+    for name in dict.fromkeys(one["drill"] for one in facts):
+        some = [one for one in facts if one["drill"] == name]
+        stalls = sorted(one["longest_stall_s"] for one in some)
+        passed = sum(one["passed"] for one in some)
+        writes = sum(one["acknowledged"] for one in some)
+        rows.append((name, f"{passed} of {len(some)}", writes, f"{median(stalls):.2f}", f"{stalls[-1]:.2f}"))
+    output.print_table("drills", ("drill", "passed", "acknowledged", "median stall s", "worst s"), rows)

@@ -1,0 +1,191 @@
+"""The bundled load: writers and readers that know the edges in an order of preference, as a good client does.
+
+Decides how a client of a dead region goes on: the same write, with the same key, at the next edge. A write without a
+key is sent once; what came of it when the connection broke stays unknown. Everything is in the journal before and
+after it happens.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import random
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from http import HTTPStatus
+
+import httpx
+
+from infra.drills.drill import Load
+from infra.drills.journal import Journal
+
+REQUEST_TIMEOUT_S = 15.0
+"""Longer than an edge keeps a keyed write waiting (12 s)."""
+
+CONNECT_TIMEOUT_S = 1.0
+GIVE_UP_S = 60.0
+"""A keyed write that nobody took for so long is left alone; a drill that expects refusals ends before."""
+
+RETRY_S = 0.1
+READ_PAUSE_S = 0.05
+RECENT = 64
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Crowd:
+    """Whom the load is made of.
+
+    Attributes:
+        edges: Base URL of each region's edge.
+        site: The site that is written to.
+        thread: The key of the thread that all comments go to.
+        homes: Regions whose edges are preferred, in turn from client to client.
+    """
+
+    edges: Mapping[str, str]
+    site: str
+    thread: str
+    homes: Sequence[str]
+
+    def preference(self, number: int) -> list[str]:
+        """Return the regions in the order in which a client asks them."""
+        home = self.homes[number % len(self.homes)]
+        others = [region for region in (*self.homes, *self.edges) if region != home]
+        return [home, *dict.fromkeys(others)]
+
+
+@asynccontextmanager
+async def running_load(crowd: Crowd, load: Load, journal: Journal, *, seed: int) -> AsyncGenerator[None]:
+    """Write and read for as long as the context lasts; requests under way are waited for at its end."""
+    stop = asyncio.Event()
+    recent: dict[str, list[tuple[str, str]]] = {}
+    timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
+    limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
+    # Loopback is reached by no proxy.
+    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
+        clients = [_Client(crowd, http, journal, stop, recent, number, seed) for number in itertools.islice(
+            itertools.count(), load.writers + load.unkeyed + load.readers
+        )]  # fmt: skip
+        async with asyncio.TaskGroup() as group:
+            for number, client in enumerate(clients):
+                if number < load.writers:
+                    group.create_task(client.write_keyed(load.pause_ms / 1000))
+                elif number < load.writers + load.unkeyed:
+                    group.create_task(client.write_unkeyed(load.pause_ms / 1000))
+                else:
+                    group.create_task(client.read())
+            try:
+                yield
+            finally:
+                stop.set()
+
+
+class _Client:
+    def __init__(  # noqa: PLR0913, PLR0917 - what one client knows
+        self,
+        crowd: Crowd,
+        http: httpx.AsyncClient,
+        journal: Journal,
+        stop: asyncio.Event,
+        recent: dict[str, list[tuple[str, str]]],
+        number: int,
+        seed: int,
+    ) -> None:
+        self._crowd = crowd
+        self._http = http
+        self._journal = journal
+        self._stop = stop
+        self._recent = recent
+        self._number = number
+        self._random = random.Random(seed * 1000 + number)  # noqa: S311 - a script, not a secret
+        self._preference = crowd.preference(number)
+
+    async def _pause(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(seconds * self._random.uniform(0.5, 1.5)):
+                await self._stop.wait()
+
+    async def write_keyed(self, pause_s: float) -> None:
+        while not self._stop.is_set():
+            await self._write_until_settled(uuid.uuid4().hex)
+            await self._pause(pause_s)
+
+    async def _write_until_settled(self, key: str) -> None:
+        """Ask edge after edge until one has taken the write; the key makes that safe."""
+        began = self._journal.now
+        for attempt in itertools.count():
+            region = self._preference[attempt % len(self._preference)]
+            if await self._write(key, region, attempt, keyed=True):
+                return
+            if self._stop.is_set() and self._journal.now - began > REQUEST_TIMEOUT_S:
+                return
+            if self._journal.now - began > GIVE_UP_S:
+                return
+            if attempt % len(self._preference) == len(self._preference) - 1:
+                await asyncio.sleep(RETRY_S)
+
+    async def write_unkeyed(self, pause_s: float) -> None:
+        while not self._stop.is_set():
+            await self._write(uuid.uuid4().hex, self._preference[0], 0, keyed=False)
+            await self._pause(pause_s)
+
+    async def _write(self, key: str, region: str, attempt: int, *, keyed: bool) -> bool:
+        """Send one write once; return whether it was acknowledged."""
+        fields = {"key": key, "region": region, "attempt": attempt, "keyed": keyed}
+        sent = await self._journal.note("sent", **fields)
+        fields["sent"] = sent["t"]
+        try:
+            answer = await self._http.post(
+                f"{self._crowd.edges[region]}/v1/sites/{self._crowd.site}/comments",
+                json={"thread": self._crowd.thread, "body": key},
+                headers={"idempotency-key": key} if keyed else {},
+            )
+        except httpx.ConnectError as error:
+            # Nothing was sent: the next edge may be asked at once, key or not.
+            await self._journal.note("refused", status=None, reason=type(error).__name__, **fields)
+            return False
+        except httpx.HTTPError as error:
+            await self._journal.note("unknown", reason=type(error).__name__, **fields)
+            return False
+        if answer.status_code == HTTPStatus.CREATED:
+            comment, position = str(answer.json()["id"]), answer.headers["palaver-position"]
+            await self._journal.note("acknowledged", id=comment, position=position, **fields)
+            known = self._recent.setdefault(region, [])
+            known.append((comment, position))
+            del known[:-RECENT]
+            return True
+        after = answer.headers.get("retry-after")
+        reason = answer.text[:300]
+        await self._journal.note("refused", status=answer.status_code, retry_after=after, reason=reason, **fields)
+        return False
+
+    async def read(self) -> None:
+        """Read own writes back with `session`, and the newest page with `strong`, in turn."""
+        for number in itertools.count():
+            if self._stop.is_set():
+                return
+            region = self._preference[0]
+            recent = self._recent.get(region)
+            if number % 2 and recent:
+                comment, position = self._random.choice(recent)
+                await self._get(region, f"/comments/{comment}", "session", {"palaver-position": position})
+            else:
+                await self._get(region, "/comments", "strong", {"palaver-consistency": "strong"})
+            await self._pause(READ_PAUSE_S)
+
+    async def _get(self, region: str, path: str, asked: str, headers: dict[str, str]) -> None:
+        began = self._journal.now
+        url = f"{self._crowd.edges[region]}/v1/sites/{self._crowd.site}{path}"
+        query = {"thread": self._crowd.thread, "limit": "1"} if asked == "strong" else {}
+        fields = {"region": region, "asked": asked, "sent": round(began, 6)}
+        try:
+            answer = await self._http.get(url, params=query, headers=headers)
+        except httpx.HTTPError as error:
+            await self._journal.note("read", status=None, reason=type(error).__name__, **fields)
+            return
+        served = answer.headers.get("palaver-consistency", "").partition(";")[0]
+        position = answer.headers.get("palaver-position")
+        await self._journal.note("read", status=answer.status_code, served=served, position=position, **fields)

@@ -1,0 +1,178 @@
+"""What a drill is: data, read from a TOML file and checked before anything is hurt.
+
+Decides which actions, targets and expectations there are. Carries nothing out.
+"""
+
+from __future__ import annotations
+
+import tomllib
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_validator
+
+CATALOGUE = Path(__file__).parent / "catalogue"
+
+Action = Literal[
+    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "sleep",
+    "until-phase", "until-writes", "until-refused", "until-healthy",
+]  # fmt: skip
+"""`kill`, `pause`, `resume` and `restart` take a region and perhaps a process of it; `cut` and `delay` take the network
+between a region and its `other`s; the `until-` ones wait, bounded by `within_s`."""
+
+Role = Literal["leader", "follower", "other-follower", "followers", "all"]
+"""Who is meant, at the moment of the step; or the name that an earlier step gave with `as`."""
+
+Direction = Literal["both", "out", "in"]
+
+
+class InvalidDrill(Exception):
+    """A drill that cannot be carried out as it is written; the message is one line."""
+
+
+class Step(BaseModel):
+    """One thing that is done.
+
+    Attributes:
+        do: What.
+        target: A role, a region, or a name that an earlier step gave.
+        process: Only this process of the region.
+        other: The other side of a cut or delay; everybody else when absent.
+        direction: Of a cut, seen from the target.
+        named: What later steps call the target (`as` in the file).
+        phase: For `until-phase`.
+        seconds: For `sleep`; how long to wait at most for the `until-` ones.
+        delay_ms: For `delay`, one way.
+        loss: For `delay`, the share of packets.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    do: Action
+    target: str = "leader"
+    process: str | None = None
+    other: str | None = None
+    direction: Direction = "both"
+    named: str | None = Field(default=None, alias="as")
+    phase: str | None = None
+    seconds: float = Field(default=0.0, ge=0, le=600)
+    within_s: float = Field(default=30.0, gt=0, le=600)
+    delay_ms: float = Field(default=0.0, ge=0, le=10_000)
+    loss: float = Field(default=0.0, ge=0, lt=1)
+
+    @model_validator(mode="after")
+    def _is_complete(self) -> Step:
+        if self.do == "until-phase" and self.phase is None:
+            raise ValueError("until-phase needs a phase")
+        if self.do == "sleep" and self.seconds == 0:
+            raise ValueError("sleep needs seconds")
+        return self
+
+
+class Load(BaseModel):
+    """Who writes and reads meanwhile.
+
+    Attributes:
+        writers: Clients that post one keyed comment after another.
+        unkeyed: Clients that post without a key, and never again what they are not sure of.
+        readers: Clients that read with `strong` and `session` in turn.
+        edges: Whose edge the clients prefer: those of the regions that do not lead at the start, or all.
+        pause_ms: Between two writes of one client.
+        before_s: Seconds of load before the first step.
+        after_s: And after the last one.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    writers: int = Field(default=16, ge=1, le=256)
+    unkeyed: int = Field(default=1, ge=0, le=64)
+    readers: int = Field(default=3, ge=0, le=64)
+    edges: Literal["followers", "all"] = "followers"
+    pause_ms: float = Field(default=20.0, ge=0, le=10_000)
+    before_s: float = Field(default=3.0, ge=0, le=600)
+    after_s: float = Field(default=3.0, ge=0, le=600)
+
+
+class Expect(BaseModel):
+    """What must hold, besides what must hold in every drill.
+
+    Attributes:
+        failovers: Fewest and most epochs that may begin.
+        leader_moves: Whether another region must lead at the end; None: either will do.
+        stall_s_max: Longest time without an acknowledgement, from the first write that suffered it.
+        refused_max: Keyed writes that a living edge may refuse.
+        refusal: Words that the cell's status must have shown while writes were refused.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    failovers: tuple[int, int] = (0, 0)
+    leader_moves: bool | None = None
+    stall_s_max: float = Field(default=5.0, gt=0)
+    refused_max: int = Field(default=0, ge=0)
+    refusal: str | None = None
+
+
+class Drill(BaseModel):
+    """A drill, as its file says it."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    name: str = Field(pattern=r"^[a-z0-9][a-z0-9-]{0,60}$")
+    title: str
+    hypothesis: str
+    load: Load = Load()
+    method: Annotated[tuple[Step, ...], Field(min_length=1)]
+    expect: Expect = Expect()
+    rollback: tuple[Step, ...] = ()
+    short: bool = False
+
+    @model_validator(mode="after")
+    def _names_are_given_before_they_are_used(self) -> Drill:
+        known = {"leader", "follower", "other-follower", "followers", "all"}
+        for number, step in enumerate((*self.method, *self.rollback), start=1):
+            for name in (step.target, step.other):
+                if name is not None and name not in known and not name.startswith("region:"):
+                    raise ValueError(f"step {number}: nobody is called {name!r}")
+            if step.named is not None:
+                known.add(step.named)
+        return self
+
+
+def load_drill(path: Path) -> Drill:
+    """Read a drill.
+
+    Raises:
+        InvalidDrill: The file is not there, no TOML, or says something that no drill says.
+    """
+    try:
+        document = tomllib.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise InvalidDrill(f"{path} cannot be read: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise InvalidDrill(f"{path} is no TOML: {error}") from error
+    try:
+        return Drill.model_validate({"name": path.stem, **document})
+    except ValidationError as error:
+        first = error.errors()[0]
+        where = ".".join(str(part) for part in first["loc"])
+        raise InvalidDrill(f"{path}: {where or 'drill'}: {first['msg']}") from error
+
+
+def catalogue() -> dict[str, Drill]:
+    """Return the drills that come with the package, by name."""
+    return {path.stem: load_drill(path) for path in sorted(CATALOGUE.glob("*.toml"))}
+
+
+def find_drill(wanted: str) -> Drill:
+    """Return a drill by its name in the catalogue or by its file.
+
+    Raises:
+        InvalidDrill: There is none.
+    """
+    path = CATALOGUE / f"{wanted}.toml"
+    if path.exists():
+        return load_drill(path)
+    if wanted.endswith(".toml"):
+        return load_drill(Path(wanted))
+    raise InvalidDrill(f"there is no drill {wanted!r}; see `palaver drill list`, or name a .toml file")

@@ -1,0 +1,184 @@
+"""What is left of a drill: a JSON document for machines and an HTML page with a timeline for people.
+
+Decides their form. The page holds everything, its plot included, and opens from a file.
+"""
+
+# matplotlib leaves its keyword arguments untyped.
+# pyright: reportUnknownMemberType=false
+
+from __future__ import annotations
+
+import html
+import io
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+import orjson
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_svg import FigureCanvasSVG
+from matplotlib.figure import Figure
+
+from infra.drills.judges import Check
+from infra.drills.runner import Outcome
+
+BUCKET_S = 0.1
+FAILED_SHOWN_MAX = 20
+PHASE_COLOURS = {
+    "serving": "#d5ead8", "recruiting": "#fbd9c5", "promoting": "#fdeec3", "establishing": "#fdeec3",
+    "bootstrapping": "#dde3ee",
+}  # fmt: skip
+
+_PAGE = """<!doctype html>
+<html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
+<title>{title}</title>
+<style>
+body {{ font: 16px/1.5 system-ui, sans-serif; max-width: 72rem; margin: 2rem auto; padding: 0 1rem; color: #1b1f24 }}
+table {{ border-collapse: collapse; width: 100% }}
+td, th {{ text-align: left; padding: .3rem .6rem; border-bottom: 1px solid #d9dde3; vertical-align: top }}
+.ok {{ color: #1a7f37 }} .failed {{ color: #b3261e }} svg {{ width: 100%; height: auto }}
+code {{ font-size: .9em }}
+</style>
+<h1>{title}: <span class="{mark}">{verdict}</span></h1>
+<p>{hypothesis}</p>
+{plot}
+<h2>Judged</h2>
+<table><tr><th>what must hold</th><th>facts</th><th></th></tr>{checks}</table>
+<h2>What happened</h2>
+<table><tr><th>s</th><th>what</th></tr>{story}</table>
+</html>
+"""
+
+
+def facts_of(outcome: Outcome) -> dict[str, Any]:
+    """Return the document for machines; times in seconds."""
+    latencies = _latencies(outcome.records)
+    return {
+        "drill": outcome.drill.name,
+        "title": outcome.drill.title,
+        "passed": outcome.passed,
+        "trouble": outcome.trouble,
+        "seed": outcome.seed,
+        "seconds": round(outcome.seconds, 3),
+        "acknowledged": len(latencies),
+        "median_latency_ms": round(median(latencies) * 1000, 1) if latencies else None,
+        "longest_stall_s": round(outcome.longest_stall_s, 3),
+        "stalls": [{"first_s": round(stall.first, 3), "seconds": round(stall.seconds, 3)} for stall in outcome.stalls],
+        "checks": [
+            {"name": check.name, "passed": not check.failed, "facts": check.counted, "failed": list(check.failed)}
+            for check in outcome.checks
+        ],
+        "story": [record for record in outcome.records if record["kind"] in ("step", "status")],
+    }
+
+
+def write_report(outcome: Outcome, folder: Path, name: str) -> tuple[Path, Path]:
+    """Write both documents; return the page and the JSON document."""
+    folder.mkdir(parents=True, exist_ok=True)
+    page, facts = folder / f"{name}.html", folder / f"{name}.json"
+    page.write_text(page_of(outcome), encoding="utf-8")
+    facts.write_bytes(orjson.dumps(facts_of(outcome), option=orjson.OPT_INDENT_2))
+    return page, facts
+
+
+def page_of(outcome: Outcome) -> str:
+    """Return the page."""
+    return _PAGE.format(
+        title=html.escape(outcome.drill.title),
+        mark="ok" if outcome.passed else "failed",
+        verdict="passed" if outcome.passed else html.escape(outcome.trouble or "failed"),
+        hypothesis=html.escape(outcome.drill.hypothesis),
+        plot=timeline(outcome),
+        checks="".join(_check_row(check) for check in outcome.checks),
+        story="".join(
+            f"<tr><td>{record['t']:.3f}</td><td>{html.escape(told(record))}</td></tr>"
+            for record in outcome.records
+            if record["kind"] in ("step", "status")
+        ),
+    )
+
+
+def _check_row(check: Check) -> str:
+    shown = [html.escape(line) for line in check.failed[:FAILED_SHOWN_MAX]]
+    more = len(check.failed) - len(shown)
+    lines = "<br>".join([*shown, *([f"and {more} more"] if more > 0 else [])])
+    mark = '<span class="failed">failed</span>' if check.failed else '<span class="ok">holds</span>'
+    return f"<tr><td>{html.escape(check.name)}<br>{lines}</td><td>{check.counted}</td><td>{mark}</td></tr>"
+
+
+def told(record: Mapping[str, Any]) -> str:
+    """Return a step or a status in words."""
+    if record["kind"] == "status":
+        refusal = f"; {record['refusal']}" if record.get("refusal") else ""
+        return f"epoch {record['epoch']} {record['phase']}, {record['leader']}: {record['reason']}{refusal}"
+    others = f" from {', '.join(record['others'])}" if record.get("others") else ""
+    process = f"/{record['process']}" if record.get("process") else ""
+    return f"{record['do']} {', '.join(record['regions'])}{process}{others}"
+
+
+def timeline(outcome: Outcome) -> str:
+    """Return an SVG: acknowledgements a second, latencies, phases and faults over time."""
+    records = outcome.records
+    end = max((float(record["t"]) for record in records), default=1.0)
+    figure = Figure(figsize=(12, 6), layout="constrained")
+    FigureCanvasSVG(figure)
+    rate, latency = figure.subplots(2, 1, sharex=True)
+    _plot_rate(rate, records, end)
+    _plot_latency(latency, records)
+    for axes in (rate, latency):
+        _plot_phases(axes, records, end)
+        for record in records:
+            if record["kind"] == "step":
+                axes.axvline(record["t"], color="#b3261e", linewidth=0.8, linestyle="--")
+    for record in records:
+        if record["kind"] == "step":
+            rate.annotate(
+                told(record), (record["t"], rate.get_ylim()[1]), rotation=30, fontsize=7, ha="left", va="bottom",
+                annotation_clip=False,
+            )  # fmt: skip
+    latency.set_xlabel("seconds")
+    target = io.StringIO()
+    figure.savefig(target, format="svg", metadata={"Date": None})
+    text = target.getvalue()
+    return text[text.index("<svg") :]
+
+
+def _plot_rate(axes: Axes, records: Sequence[Mapping[str, Any]], end: float) -> None:
+    buckets = [0] * (int(end / BUCKET_S) + 1)
+    for record in records:
+        if record["kind"] == "acknowledged":
+            buckets[int(record["t"] / BUCKET_S)] += 1
+    times = [number * BUCKET_S for number in range(len(buckets))]
+    axes.step(times, [count / BUCKET_S for count in buckets], where="post", color="#0b5cad", linewidth=1)
+    axes.set_ylabel("acknowledged writes/s")
+    axes.set_ylim(bottom=0)
+
+
+def _plot_latency(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    styles = {
+        "acknowledged": ("#0b5cad", "acknowledged"),
+        "refused": ("#b3261e", "refused"),
+        "unknown": ("#7a4fb5", "unknown"),
+    }
+    for kind, (colour, label) in styles.items():
+        points = [(record["sent"], record["t"] - record["sent"]) for record in records if record["kind"] == kind]
+        if points:
+            axes.scatter(
+                [sent for sent, _ in points], [took * 1000 for _, took in points], s=3, color=colour, label=label
+            )
+    axes.set_yscale("log")
+    axes.set_ylabel("latency of writes, ms")
+    if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right", fontsize=8)
+
+
+def _plot_phases(axes: Axes, records: Sequence[Mapping[str, Any]], end: float) -> None:
+    statuses = [record for record in records if record["kind"] == "status"]
+    ends = [*(float(record["t"]) for record in statuses[1:]), end]
+    for record, until in zip(statuses, ends, strict=False):
+        axes.axvspan(record["t"], until, color=PHASE_COLOURS.get(record["phase"], "#eeeeee"), alpha=0.6, linewidth=0)
+
+
+def _latencies(records: Sequence[Mapping[str, Any]]) -> list[float]:
+    return [float(record["t"] - record["sent"]) for record in records if record["kind"] == "acknowledged"]

@@ -1,0 +1,315 @@
+"""Carries a drill out: steady state, load, method, rollback that always runs, convergence, judgement.
+
+Decides when a drill may begin and when everything counts as converged. What is done is the drill's, how it is done the
+target's, what it means the judges'.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import secrets
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import psycopg
+
+from infra.drills.clients import Crowd, running_load
+from infra.drills.drill import Drill, Step
+from infra.drills.journal import Journal
+from infra.drills.judges import Check, Holdings, Stall, judge, stalls_of
+from infra.drills.target import Target
+from infra.supervisor.errors import DeploymentError
+
+SAMPLE_S = 0.05
+HEALTHY_WITHIN_S = 120.0
+CONVERGED_WITHIN_S = 60.0
+STEADY_WITHIN_S = 15.0
+
+Say = Callable[[str], None]
+
+
+class DrillRefused(DeploymentError):
+    """The deployment is not in the steady state that the drill begins from."""
+
+
+class StepFailed(Exception):
+    """A step waited for something that did not come; the drill is rolled back and fails."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Outcome:
+    """What came of a drill.
+
+    Attributes:
+        drill: Which.
+        seed: Of the clients' pauses.
+        checks: What was judged.
+        stalls: Times without an acknowledgement.
+        records: The journal.
+        seconds: How long it took, rollback and convergence included.
+        trouble: Why the method was not carried out to its end, or None.
+    """
+
+    drill: Drill
+    seed: int
+    checks: Sequence[Check]
+    stalls: Sequence[Stall]
+    records: Sequence[dict[str, Any]]
+    seconds: float
+    trouble: str | None
+
+    @property
+    def passed(self) -> bool:
+        """Whether everything that was judged holds, and everything was carried out."""
+        return self.trouble is None and all(not check.failed for check in self.checks)
+
+    @property
+    def longest_stall_s(self) -> float:
+        """The longest time without an acknowledgement; 0 without one."""
+        return max((stall.seconds for stall in self.stalls), default=0.0)
+
+
+async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
+    target: Target, drill: Drill, journal_path: Path, *, seed: int, force: bool, say: Say
+) -> Outcome:
+    """Carry a drill out on a running deployment.
+
+    Args:
+        target: The deployment.
+        drill: What is done and what must hold.
+        journal_path: Where the journal goes; the file must not exist.
+        seed: Of the clients' pauses.
+        force: Begin even when a region is not healthy.
+        say: Takes a line for whoever watches.
+
+    Raises:
+        DrillRefused: The deployment is not healthy.
+    """
+    began = time.monotonic()
+    status = await _until_healthy(target, STEADY_WITHIN_S)
+    if status is None and not force:
+        missing = [text for region in (await target.status())["regions"] for text in region["missing"]]
+        reason = "; ".join(missing[:3]) or "no leader serves"
+        raise DrillRefused(
+            f"the deployment is not healthy ({reason}); a drill begins from a steady state, or use --force"
+        )
+    status = status or await target.status()
+    leader = status["cells"][0]["leader"]
+    edges = target.edges
+    homes = [region for region in edges if region != leader] if drill.load.edges == "followers" else list(edges)
+    thread = f"drill-{drill.name}-{secrets.token_hex(4)}"
+    crowd = Crowd(edges=edges, site=await target.create_site(), thread=thread, homes=homes)
+    target.names.clear()
+    async with Journal(journal_path) as journal:
+        run = _Run(target, journal, say)
+        trouble = await run.carry_out(drill, crowd, seed)
+        holdings = await run.converged(thread)
+        await run.sample()
+    end = journal.now
+    return Outcome(
+        drill=drill,
+        seed=seed,
+        checks=judge(journal.records, holdings, drill.expect, end=end),
+        stalls=stalls_of(journal.records),
+        records=journal.records,
+        seconds=time.monotonic() - began,
+        trouble=trouble,
+    )
+
+
+async def _until_healthy(target: Target, within_s: float) -> dict[str, Any] | None:
+    """Return the first status in which everything is healthy and serves, or None."""
+    deadline = time.monotonic() + within_s
+    while time.monotonic() < deadline:
+        status = await target.status()
+        serving = status["cells"][0]["phase"] == "serving"
+        if serving and all(region["healthy"] for region in status["regions"]):
+            return status
+        await asyncio.sleep(0.2)
+    return None
+
+
+class _Run:
+    """One drill under way."""
+
+    def __init__(self, target: Target, journal: Journal, say: Say) -> None:
+        self._target = target
+        self._journal = journal
+        self._say = say
+        self._killed: set[str] = set()
+        self._paused: set[tuple[str, str | None]] = set()
+        self._last: tuple[Any, ...] | None = None
+        self._current: dict[str, Any] = {}
+
+    async def carry_out(self, drill: Drill, crowd: Crowd, seed: int) -> str | None:
+        """Load, method and rollback; return why the method ended early, or None."""
+        trouble: str | None = None
+        async with self._sampling(), running_load(crowd, drill.load, self._journal, seed=seed):
+            try:
+                await asyncio.sleep(drill.load.before_s)
+                for step in drill.method:
+                    await self._do(step)
+                await asyncio.sleep(drill.load.after_s)
+            except (StepFailed, DeploymentError) as error:
+                trouble = str(error)
+                self._say(f"  {trouble}")
+            finally:
+                await asyncio.shield(self._roll_back(drill))
+        return trouble
+
+    async def _roll_back(self, drill: Drill) -> None:
+        """Undo everything, whatever happened; one failure keeps nothing else from being undone."""
+        with contextlib.suppress(DeploymentError):
+            await self._target.heal()
+        for region, process in sorted(self._paused, key=str):
+            with contextlib.suppress(DeploymentError):
+                await self._target.resume(region, process)
+                await self._journal.note("step", do="resume", regions=[region], process=process)
+        for region in sorted(self._killed):
+            with contextlib.suppress(DeploymentError):
+                await self._target.restart(region)
+        for step in drill.rollback:
+            with contextlib.suppress(DeploymentError, StepFailed):
+                await self._do(step)
+        await _until_healthy(self._target, HEALTHY_WITHIN_S)
+        for region in sorted(self._killed):
+            await self._journal.note("step", do="restarted", regions=[region])
+        self._killed.clear()
+        self._paused.clear()
+
+    async def converged(self, thread: str) -> Holdings:
+        """Wait until every view has what the ledger has, bounded; return what they hold."""
+        deadline = time.monotonic() + CONVERGED_WITHIN_S
+        while True:
+            status = await self._target.status()
+            leader = status["cells"][0]["leader"]
+            if leader is not None:
+                with contextlib.suppress(psycopg.Error):
+                    holdings = await self._target.holdings(leader, thread)
+                    ledger = {comment for comment, _, _ in holdings.ledger}
+                    done = all(set(ids) == ledger for ids in holdings.views.values())
+                    if done or time.monotonic() > deadline:
+                        return holdings
+            if time.monotonic() > deadline + CONVERGED_WITHIN_S:
+                raise DrillRefused("the databases cannot be asked; see `palaver status`")
+            await asyncio.sleep(0.2)
+
+    # Watching.
+
+    @asynccontextmanager
+    async def _sampling(self) -> AsyncGenerator[None]:
+        async def forever() -> None:
+            while True:
+                await self.sample()
+                await asyncio.sleep(SAMPLE_S)
+
+        sampling = asyncio.create_task(forever(), name="samples")
+        try:
+            yield
+        finally:
+            sampling.cancel()
+            await asyncio.gather(sampling, return_exceptions=True)
+
+    async def sample(self) -> None:
+        """Ask the agents how things stand, and note it when that is news."""
+        said = [agent for agent in (await self._target.agents()).values() if agent.get("epoch") is not None]
+        if not said:
+            return
+        newest = max(said, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
+        refusal = next((agent["refusal"] for agent in said if agent.get("refusal")), None)
+        self._current = {name: newest[name] for name in ("epoch", "leader", "phase", "reason")} | {"refusal": refusal}
+        if (shown := tuple(self._current.values())) != self._last:
+            self._last = shown
+            await self._journal.note("status", **self._current)
+            self._say(f"  {self._journal.now:7.3f} s  epoch {newest['epoch']} {newest['phase']} {newest['leader']}")
+
+    # Acting.
+
+    async def _do(self, step: Step) -> None:
+        match step.do:
+            case "sleep":
+                await asyncio.sleep(step.seconds)
+            case "until-phase":
+                await self._until(lambda: self._current.get("phase") == step.phase, step, f"phase {step.phase}")
+            case "until-writes":
+                since = self._journal.now
+                await self._until(lambda: self._acknowledged_after(since), step, "a write that is acknowledged")
+            case "until-refused":
+                await self._until(lambda: bool(self._current.get("refusal")), step, "a reason for refused writes")
+            case "until-healthy":
+                if await _until_healthy(self._target, step.within_s) is None:
+                    raise StepFailed(f"not everything was healthy within {step.within_s:g} s")
+                await self._forget_hurt()
+            case _:
+                await self._act(step)
+
+    async def _until(self, holds: Callable[[], bool], step: Step, what: str) -> None:
+        deadline = time.monotonic() + step.within_s
+        while not holds():
+            if time.monotonic() > deadline:
+                raise StepFailed(f"{what} did not come within {step.within_s:g} s")
+            await asyncio.sleep(0.005)
+
+    def _acknowledged_after(self, since: float) -> bool:
+        for record in reversed(self._journal.records):
+            if record["t"] < since:
+                return False
+            if record["kind"] == "acknowledged" and record["sent"] >= since:
+                return True
+        return False
+
+    async def _forget_hurt(self) -> None:
+        for region in sorted(self._killed):
+            await self._journal.note("step", do="restarted", regions=[region])
+        self._killed.clear()
+
+    async def _act(self, step: Step) -> None:
+        leader = self._current.get("leader")
+        regions = self._target.resolve(step.target, leader)
+        if step.named is not None:
+            self._target.names[step.named] = regions
+        others = [one for one in self._target.edges if one not in regions or step.target == "all"]
+        if step.other is not None:
+            others = list(self._target.resolve(step.other, leader))
+        where = ", ".join(regions) + (f"/{step.process}" if step.process else "")
+        self._say(f"  {self._journal.now:7.3f} s  {step.do} {where}")
+        told = others if step.do in ("cut", "delay") else []
+        await self._journal.note("step", do=step.do, regions=list(regions), process=step.process, others=told)
+        match step.do:
+            case "cut" | "delay":
+                await self._target.change_network(step, regions, others)
+            case "heal":
+                await self._target.heal()
+            case "switch":
+                await self._target.switch(regions[0])
+            case _:
+                await asyncio.gather(*(self._act_on(step, region) for region in regions))
+
+    async def _act_on(self, step: Step, region: str) -> None:
+        process = step.process
+        match step.do:
+            case "kill":
+                await self._target.kill(region, process)
+                if process is None:
+                    self._killed.add(region)
+            case "pause":
+                self._paused.add((region, process))
+                await self._target.pause(region, process)
+            case "resume":
+                await self._target.resume(region, process)
+                self._paused.discard((region, process))
+            case "restart":
+                self._killed.add(region)  # until it is seen to be healthy
+                await self._target.restart(region)
+            case _:
+                raise AssertionError(step.do)
+
+
+def _phase_rank(phase: str | None) -> int:
+    order = ("bootstrapping", "recruiting", "promoting", "establishing", "serving")
+    return order.index(phase) if phase in order else -1

@@ -1,0 +1,206 @@
+"""The deployment under a drill: who is who in it, how it is hurt, and what its databases hold.
+
+Decides how a role becomes a region at the moment of a step. Speaks to the supervisor and the relay by the same
+interfaces as `palaver fault`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Sequence
+from typing import Any
+
+import httpx
+import psycopg
+
+from infra.cli.site import create_site
+from infra.drills.drill import InvalidDrill, Step
+from infra.drills.judges import Holdings
+from infra.relay.client import RelayClient
+from infra.supervisor.control import ControlClient
+from infra.supervisor.environment import address
+from infra.supervisor.layout import Layout
+from infra.supervisor.plan import Plan
+from infra.supervisor.secrets import Secrets
+
+AGENT_TIMEOUT_S = 0.25
+"""An agent on loopback answers in milliseconds; one that is stopped must not hold a sample up."""
+
+LEDGER_ROWS = """
+SELECT comments.id::text, comments.body, comments.epoch FROM palaver.comments
+JOIN palaver.threads ON threads.id = comments.thread_id WHERE threads.key = %s
+"""
+FENCES = "SELECT epoch, leader FROM palaver.fence ORDER BY epoch"
+VIEW_ROWS = """
+SELECT comments.id::text FROM comments JOIN threads ON threads.id = comments.thread_id WHERE threads.key = %s
+"""
+
+
+class Target:
+    """A running deployment.
+
+    Attributes:
+        names: What earlier steps called a region.
+    """
+
+    def __init__(self, layout: Layout, plan: Plan, secrets: Secrets) -> None:
+        self._layout = layout
+        self._plan = plan
+        self._secrets = secrets
+        self._http = httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, trust_env=False)
+        self.names: dict[str, tuple[str, ...]] = {}
+
+    @property
+    def edges(self) -> dict[str, str]:
+        """Base URL of each region's edge, in the order of the plan."""
+        return {region: f"http://{address(self._plan.port(region, 'edge'))}" for region in self._plan.all_regions}
+
+    async def create_site(self) -> str:
+        """Make a site for the drill; return its id."""
+        made = await asyncio.to_thread(
+            create_site, self._layout, self._plan, name="Drill", origins=["https://drill.example"]
+        )
+        return str(made["id"])
+
+    async def status(self) -> dict[str, Any]:
+        """Return the document of `palaver status --json`."""
+        return await asyncio.to_thread(self._ask)
+
+    def _ask(self) -> dict[str, Any]:
+        with ControlClient(self._layout) as control:
+            return control.get("/status")
+
+    async def agents(self) -> dict[str, dict[str, Any]]:
+        """Return what each region's agent says of itself, by region; who does not answer at once is not in it."""
+        answers = await asyncio.gather(*(self._ask_agent(region) for region in self._plan.all_regions))
+        return {region: said for region, said in zip(self._plan.all_regions, answers, strict=True) if said is not None}
+
+    async def _ask_agent(self, region: str) -> dict[str, Any] | None:
+        try:
+            answer = await self._http.get(f"http://{address(self._plan.port(region, 'agent_internal'))}/status")
+            said: dict[str, Any] = answer.json()
+        except (httpx.HTTPError, ValueError):
+            return None
+        return said
+
+    async def close(self) -> None:
+        """Close the connections."""
+        await self._http.aclose()
+
+    def resolve(self, target: str, leader: str | None) -> tuple[str, ...]:
+        """Return the regions that a step means now.
+
+        Raises:
+            InvalidDrill: Nobody is meant.
+        """
+        if target in self.names:
+            return self.names[target]
+        if target.startswith("region:"):
+            return self._known(target.removeprefix("region:"))
+        if target in self._plan.all_regions:
+            return (target,)
+        if leader is None:
+            raise InvalidDrill(f"nobody leads, so nobody is the {target}")
+        followers = tuple(region for region in self._plan.regions if region != leader)
+        match target:
+            case "leader":
+                return (leader,)
+            case "follower":
+                return followers[:1]
+            case "other-follower":
+                return followers[1:2]
+            case "followers":
+                return followers
+            case "all":
+                return tuple(self._plan.all_regions)
+            case _:
+                raise InvalidDrill(f"nobody is called {target!r}")
+
+    def _known(self, region: str) -> tuple[str, ...]:
+        if region not in self._plan.all_regions:
+            raise InvalidDrill(f"there is no region {region}; there are {', '.join(self._plan.all_regions)}")
+        return (region,)
+
+    async def kill(self, region: str, process: str | None) -> None:
+        """Kill -9 a process, or all of a region at once."""
+        await self._order("/fault/kill", region=region, process=process)
+
+    async def pause(self, region: str, process: str | None) -> None:
+        """SIGSTOP a process, or all of a region at once."""
+        await self._order("/fault/pause", region=region, process=process)
+
+    async def resume(self, region: str, process: str | None) -> None:
+        """SIGCONT."""
+        await self._order("/fault/resume", region=region, process=process)
+
+    async def restart(self, region: str) -> None:
+        """Start a killed region again."""
+        await self._order("/region/restart", region=region)
+
+    async def switch(self, region: str) -> None:
+        """Hand leadership over by an operator's order."""
+        await self._order("/switch", region=region)
+
+    async def _order(self, path: str, **body: object) -> None:
+        def post() -> None:
+            with ControlClient(self._layout) as control:
+                control.post(path, **body)
+
+        await asyncio.to_thread(post)
+
+    async def change_network(self, step: Step, regions: Sequence[str], others: Sequence[str]) -> None:
+        """Cut, delay or lose packets between regions and others."""
+        await asyncio.to_thread(self._change_network, step, regions, others)
+
+    def _change_network(self, step: Step, regions: Sequence[str], others: Sequence[str]) -> None:
+        pairs = [(one, other) for one in regions for other in others if one != other]
+        directed = {
+            "both": [*pairs, *((other, one) for one, other in pairs)],
+            "out": pairs,
+            "in": [(other, one) for one, other in pairs],
+        }[step.direction]
+        with self._relay() as relay:
+            for source, target in dict.fromkeys(directed):
+                if step.do == "cut":
+                    relay.cut(source, target, both_ways=False)
+                else:
+                    relay.set_fault(
+                        source, target, delay_ms=step.delay_ms, jitter_ms=0.0, loss=step.loss, both_ways=False
+                    )
+
+    async def heal(self) -> None:
+        """Undo every cut, delay and loss, back to the round trip that the deployment was started with."""
+
+        def heal() -> None:
+            with self._relay() as relay:
+                relay.heal(None)
+
+        await asyncio.to_thread(heal)
+
+    def _relay(self) -> RelayClient:
+        return RelayClient(address(self._plan.deployment_port("relay_control")), self._secrets.relay_token)
+
+    async def holdings(self, leader: str, thread: str) -> Holdings:
+        """Read what the leader's ledger and every view hold of a thread."""
+        ledger_port = self._plan.port(leader, "ledger")
+        ledger = await self._query("palaver", self._secrets.ledger_superuser, ledger_port, LEDGER_ROWS, thread)
+        fences = await self._query("palaver", self._secrets.ledger_superuser, ledger_port, FENCES)
+        views: dict[str, list[str]] = {}
+        for region in self._plan.all_regions:
+            rows = await self._query(
+                "palaver_reader", self._secrets.view_reader, self._plan.port(region, "view"), VIEW_ROWS, thread
+            )
+            views[region] = [str(row[0]) for row in rows]
+        return Holdings(
+            ledger=[(str(row[0]), str(row[1]), int(row[2])) for row in ledger],
+            views=views,
+            fences=[(int(row[0]), str(row[1])) for row in fences],
+        )
+
+    async def _query(self, user: str, password: str, port: int, query: str, *arguments: str) -> list[tuple[Any, ...]]:
+        connection = await psycopg.AsyncConnection.connect(
+            host="127.0.0.1", port=port, dbname="palaver", user=user, password=password, connect_timeout=5
+        )
+        async with connection:
+            cursor = await connection.execute(query.encode(), arguments or None)
+            return await cursor.fetchall()

@@ -1,0 +1,70 @@
+"""A drill is a file: those that come with Palaver are sound, and one that is not is refused in one line."""
+
+from pathlib import Path
+
+import pytest
+
+from infra.drills.drill import InvalidDrill, catalogue, find_drill, load_drill
+
+SOUND = """
+title = "A title"
+hypothesis = "A hypothesis."
+
+[[method]]
+do = "kill"
+as = "dead"
+
+[[method]]
+do = "restart"
+target = "dead"
+"""
+
+
+def test_every_drill_of_the_catalogue_is_sound_and_says_what_it_is_about() -> None:
+    drills = catalogue()
+    assert len(drills) >= 19
+    for name, drill in drills.items():
+        assert drill.name == name
+        assert drill.hypothesis.endswith("."), name
+
+
+def test_what_a_drill_breaks_by_killing_a_region_it_starts_again_itself() -> None:
+    for name, drill in catalogue().items():
+        killed = sum(step.do == "kill" and step.process is None for step in drill.method)
+        restarted = sum(step.do == "restart" for step in drill.method)
+        assert killed == restarted, name
+
+
+def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(SOUND)
+    assert find_drill(str(path)).name == "mine"
+    assert find_drill("kill-region").short
+    with pytest.raises(InvalidDrill, match="there is no drill 'kill-nobody'; see `palaver drill list`"):
+        find_drill("kill-nobody")
+
+
+@pytest.mark.parametrize(
+    ("text", "says"),
+    [
+        ("title = ", "is no TOML"),
+        (SOUND + "nonsense = 1\n", "nonsense: Extra inputs"),
+        (SOUND.replace('"kill"', '"hug"'), "method.0.do"),
+        (SOUND.replace('target = "dead"', 'target = "deaf"'), "step 2: nobody is called 'deaf'"),
+        (SOUND + '[[method]]\ndo = "until-phase"\n', "until-phase needs a phase"),
+        (SOUND + '[[method]]\ndo = "sleep"\n', "sleep needs seconds"),
+        ('title = "T"\nhypothesis = "H."\nmethod = []\n', "method"),
+    ],
+)
+def test_an_unsound_drill_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:
+    path = tmp_path / "mine.toml"
+    path.write_text(text)
+    with pytest.raises(InvalidDrill) as refused:
+        load_drill(path)
+    assert says in str(refused.value)
+    assert "\n" not in str(refused.value)
+
+
+def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidDrill, match="cannot be read"):
+        load_drill(tmp_path / "none.toml")
