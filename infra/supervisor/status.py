@@ -111,14 +111,19 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
         "leader": newest.get("leader"),
         "phase": newest.get("phase") or "unknown",
         "reason": newest.get("reason"),
-        "automatic": (newest.get("failover") or {}).get("automatic", True),
+        "automatic": _failover_of(newest).get("automatic", True),
         "writes_refused": _refused(newest, known),
     }
 
 
+def _failover_of(agent: Document) -> Document:
+    failover: Document = agent.get("failover") or {}
+    return failover
+
+
 def _refused(newest: Document, known: list[Document]) -> str | None:
     """Why no region takes writes now, and what would end it; None when one does."""
-    if any((agent.get("failover") or {}).get("takes_writes") for agent in known if agent["epoch"] == newest["epoch"]):
+    if any(_failover_of(agent).get("takes_writes") for agent in known if agent["epoch"] == newest["epoch"]):
         return None
     refusals = [f"{agent['region']}: {agent['refusal']}" for agent in known if agent.get("refusal")]
     if refusals:
