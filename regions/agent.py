@@ -2,9 +2,6 @@
 
 Decides nothing about leadership: that is ``regions.failover``, which ``switcher`` drives. Its log tells the life of a
 region: about ten lines for a first start, and as many for a failover.
-
-One thing is left to a later part and named where it goes: keeping etcd's leader out of the ledger leader's region
-(rule 15).
 """
 
 import asyncio
@@ -28,6 +25,9 @@ PAUSE_S_MAX = 2.0
 
 LOOK_S = 1.0
 """How often the member's state is read, for people and metrics."""
+
+ETCD_LEADER_S = 2.0
+"""How often the leader's agent looks where etcd's leader is; a move takes milliseconds."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -104,6 +104,7 @@ class RegionAgent:
             tasks.create_task(self.view.run(), name="leadership")
             tasks.create_task(self.edge.run(self.view), name="edge")
             tasks.create_task(self._switch(), name="switcher")
+            tasks.create_task(self._keep_etcd_leader_away(), name="etcd-leader")
             if self.member is not None:
                 tasks.create_task(self._observe(self.member), name="observation")
 
@@ -171,6 +172,25 @@ class RegionAgent:
         streams = [region.name for region in self.topology.regions]
         await member.ledger.prepare_slots(followers=(), streams=streams)
         _log.info("ledger: roles, schema and slots are there")
+
+    async def _keep_etcd_leader_away(self) -> None:
+        """While this region leads the ledger, let another lead etcd: the loss of one shall not be that of both.
+
+        Rule 15. An election takes as long as a failover, and a failover begins with a write to etcd.
+        """
+        address = self.topology.own.etcd
+        while address is not None:
+            await asyncio.sleep(ETCD_LEADER_S)
+            current = self.view.current
+            if current is None or (current.leader, current.phase) != (self.topology.region, "serving"):
+                continue
+            try:
+                moved_to = await self._coordination.move_etcd_leader_away_from(address)
+            except CoordinationError as error:
+                _log.debug("etcd's leader is not moved: %s", error)
+                continue
+            if moved_to is not None:
+                _log.info("etcd: %s leads now, because the ledger is led here", moved_to)
 
     async def _observe(self, member: MovingMember) -> None:
         while True:

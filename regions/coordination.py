@@ -229,6 +229,35 @@ class Coordination:
 
         await self._any_endpoint(enable)
 
+    async def move_etcd_leader_away_from(self, address: Address) -> str | None:
+        """Hand etcd's leadership to another member if the member at this address has it (rule 15).
+
+        Returns:
+            Who has it now; None when nothing had to be done.
+
+        Raises:
+            EtcdUnavailable: The member does not answer, or no other would take it.
+        """
+        own = next((endpoint for endpoint in self._endpoints if endpoint.address == address), None)
+        if own is None:
+            return None
+        try:
+            member, leader = await own.who_leads()
+            if member != leader:
+                return None
+            others = {number: name for number, name in (await own.voters()).items() if number != member}
+        except EndpointFailed as error:
+            raise EtcdUnavailable(str(error)) from error
+        failure = "there is no other member"
+        for number, name in others.items():
+            try:
+                await own.move_leader(number)
+            except EndpointFailed as error:
+                failure = str(error)
+            else:
+                return name
+        raise EtcdUnavailable(f"etcd's leadership stays: {failure}")
+
     async def _any_endpoint(self, operation: Callable[[Endpoint], Awaitable[_T]]) -> _T:
         """Return the first answer to an operation that may be repeated."""
         failures: list[str] = []

@@ -94,6 +94,8 @@ class Endpoint:
         self._kv: Any = _rpc.KVStub(self._channel)
         self._watch: Any = _rpc.WatchStub(self._channel)
         self._auth: Any = _rpc.AuthStub(self._channel)
+        self._maintenance: Any = _rpc.MaintenanceStub(self._channel)
+        self._cluster: Any = _rpc.ClusterStub(self._channel)
 
     async def close(self) -> None:
         """Close the connection; requests in flight fail."""
@@ -194,6 +196,39 @@ class Endpoint:
             raise EndpointFailed(str(error)) from error
         finally:
             call.cancel()
+
+    async def who_leads(self) -> tuple[int, int]:
+        """Return the id of this member and that of the member that leads; 0 while none does."""
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.StatusRequest()
+            return await self._call(self._maintenance.Status(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        answer = await self._authenticated(attempt)
+        return int(answer.header.member_id), int(answer.leader)
+
+    async def voters(self) -> dict[int, str]:
+        """Return the names of the voting members by their ids."""
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.MemberListRequest()
+            return await self._call(self._cluster.MemberList(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        members = (await self._authenticated(attempt)).members
+        return {int(one.ID): str(one.name) for one in members if not getattr(one, "isLearner", False)}
+
+    async def move_leader(self, member: int) -> None:
+        """Hand etcd's leadership to a member; this one must have it.
+
+        Raises:
+            EndpointFailed: It does not, or the other does not keep up.
+        """
+
+        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
+            request = _rpc.MoveLeaderRequest(targetID=member)
+            return await self._call(self._maintenance.MoveLeader(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+
+        await self._authenticated(attempt)
 
     async def authenticate(self) -> bool:
         """Fetch a token.

@@ -317,3 +317,28 @@ def compact(cluster: EtcdCluster, revision: int) -> None:
 def test_fence_id_is_carried() -> None:
     serving = replace(leadership(), phase="serving", fence_id=UUID(int=7))
     assert Leadership.from_json(serving.to_json()).fence_id == UUID(int=7)
+
+
+async def test_etcds_leadership_is_handed_to_another_member_and_only_by_the_one_that_has_it(
+    cluster: EtcdCluster,
+) -> None:
+    async with connect(cluster) as coordination:
+        addresses = [parse_address(one) for one in cluster.endpoints]
+        moved = [await coordination.move_etcd_leader_away_from(address) for address in addresses]
+        # Going round meets the leader: once, or again when it was handed to one that comes later.
+        first = next(number for number, to in enumerate(moved) if to is not None)
+        assert moved[first] in {f"member-{number}" for number in range(3)} - {f"member-{first}"}
+        assert await coordination.move_etcd_leader_away_from(addresses[first]) in (None, moved[first])
+        assert await coordination.move_etcd_leader_away_from(parse_address("127.0.0.1:1")) is None
+        leaders = [await coordination.move_etcd_leader_away_from(address) for address in addresses]
+        assert any(leaders), "somebody leads at any time"
+
+
+async def test_a_member_that_is_frozen_keeps_nobody_waiting_for_its_leadership(cluster: EtcdCluster) -> None:
+    async with connect(cluster) as coordination:
+        cluster.pause(0)
+        try:
+            with pytest.raises(EtcdUnavailable):
+                await coordination.move_etcd_leader_away_from(parse_address(cluster.endpoints[0]))
+        finally:
+            cluster.resume(0)
