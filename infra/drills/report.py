@@ -25,6 +25,7 @@ from infra.drills.runner import Outcome
 
 BUCKET_S = 0.1
 FAILED_SHOWN_MAX = 20
+PHI_SHOWN_MAX = 20.0  # it grows without a bound while a region is silent
 PHASE_COLOURS = {
     "serving": "#d5ead8", "recruiting": "#fbd9c5", "promoting": "#fdeec3", "establishing": "#fdeec3",
     "bootstrapping": "#dde3ee",
@@ -118,15 +119,16 @@ def told(record: Mapping[str, Any]) -> str:
 
 
 def timeline(outcome: Outcome) -> str:
-    """Return an SVG: acknowledgements a second, latencies, phases and faults over time."""
+    """Return an SVG: acknowledgements a second, latencies, suspicion, phases and faults over time."""
     records = outcome.records
     end = max((float(record["t"]) for record in records), default=1.0)
-    figure = Figure(figsize=(12, 6), layout="constrained")
+    figure = Figure(figsize=(12, 8), layout="constrained")
     FigureCanvasSVG(figure)
-    rate, latency = figure.subplots(2, 1, sharex=True)
+    rate, latency, phi = figure.subplots(3, 1, sharex=True)
     _plot_rate(rate, records, end)
     _plot_latency(latency, records)
-    for axes in (rate, latency):
+    _plot_phi(phi, records)
+    for axes in (rate, latency, phi):
         _plot_phases(axes, records, end)
         for record in records:
             if record["kind"] == "step":
@@ -137,7 +139,7 @@ def timeline(outcome: Outcome) -> str:
                 told(record), (record["t"], rate.get_ylim()[1]), rotation=30, fontsize=7, ha="left", va="bottom",
                 annotation_clip=False,
             )  # fmt: skip
-    latency.set_xlabel("seconds")
+    phi.set_xlabel("seconds")
     target = io.StringIO()
     figure.savefig(target, format="svg", metadata={"Date": None})
     text = target.getvalue()
@@ -170,6 +172,25 @@ def _plot_latency(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
     axes.set_yscale("log")
     axes.set_ylabel("latency of writes, ms")
     if axes.get_legend_handles_labels()[0]:
+        axes.legend(loc="upper right", fontsize=8)
+
+
+def _plot_phi(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
+    """How much each region is suspected by whoever suspects it most."""
+    suspicion: dict[str, list[tuple[float, float]]] = {}
+    for record in records:
+        if record["kind"] != "phi":
+            continue
+        most: dict[str, float] = {}
+        for said in record["phi"].values():
+            for region, value in said.items():
+                most[region] = max(most.get(region, 0.0), min(float(value), PHI_SHOWN_MAX))
+        for region, value in most.items():
+            suspicion.setdefault(region, []).append((float(record["t"]), value))
+    for region, points in sorted(suspicion.items()):
+        axes.plot([at for at, _ in points], [value for _, value in points], linewidth=1, label=region)
+    axes.set_ylabel("phi")
+    if suspicion:
         axes.legend(loc="upper right", fontsize=8)
 
 

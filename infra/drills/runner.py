@@ -10,7 +10,7 @@ import asyncio
 import contextlib
 import secrets
 import time
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from infra.drills.target import Target
 from infra.supervisor.errors import DeploymentError
 
 SAMPLE_S = 0.05
+PHI_S = 0.1
 HEALTHY_WITHIN_S = 120.0
 CONVERGED_WITHIN_S = 60.0
 STEADY_WITHIN_S = 15.0
@@ -144,6 +145,7 @@ class _Run:
         self._killed: set[str] = set()
         self._paused: set[tuple[str, str | None]] = set()
         self._last: tuple[Any, ...] | None = None
+        self._phi_at = 0.0
         self._current: dict[str, Any] = {}
 
     async def carry_out(self, drill: Drill, crowd: Crowd, seed: int) -> str | None:
@@ -217,7 +219,11 @@ class _Run:
 
     async def sample(self) -> None:
         """Ask the agents how things stand, and note it when that is news."""
-        said = [agent for agent in (await self._target.agents()).values() if agent.get("epoch") is not None]
+        agents = await self._target.agents()
+        if self._journal.now - self._phi_at > PHI_S:
+            self._phi_at = self._journal.now
+            await self._journal.note("phi", phi={region: phi_of(agent) for region, agent in agents.items()})
+        said = [agent for agent in agents.values() if agent.get("epoch") is not None]
         if not said:
             return
         newest = max(said, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
@@ -308,6 +314,13 @@ class _Run:
                 await self._target.restart(region)
             case _:
                 raise AssertionError(step.do)
+
+
+def phi_of(agent: Mapping[str, Any]) -> dict[str, float]:
+    """Return how much an agent suspects each other region; empty when it does not say."""
+    failover: Mapping[str, Any] = agent.get("failover") or {}
+    phi: dict[str, float] = failover.get("phi") or {}
+    return phi
 
 
 def _phase_rank(phase: str | None) -> int:
