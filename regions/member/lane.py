@@ -41,7 +41,7 @@ from regions.failover.events import (
     WaitCutShort,
 )
 from regions.identity import Epoch, RegionName
-from regions.member.errors import MemberError, MemberFailed, QuorumUnknown
+from regions.member.errors import MemberError, MemberFailed, QuorumUnknown, SchemaMissing
 from regions.member.moving import Diverged, Frozen, MovingMember
 from regions.member.settings import quorum_names
 from regions.topology import Address
@@ -302,7 +302,7 @@ class LedgerLane:
         ledger = self.member.ledger
         is_primary = not (await ledger.one("is_in_recovery"))["pg_is_in_recovery"]
         if is_primary:
-            await ledger.prepare_slots(followers=standbys, streams=())
+            await self._prepared(lambda: ledger.prepare_slots(followers=standbys, streams=()))
         if required:
             await self.member.set_quorum(quorum_names(standbys, required))
             if is_primary:
@@ -318,12 +318,24 @@ class LedgerLane:
         ledger, confirmed = self.member.ledger, True
         fence_id = uuid4()
         try:
-            fence_id = await ledger.write_fence_row(epoch=epoch, fence_id=fence_id, leader=self._around.region)
+            wanted = fence_id
+            fence_id = await self._prepared(
+                lambda: ledger.write_fence_row(epoch=epoch, fence_id=wanted, leader=self._around.region)
+            )
         except QuorumUnknown as error:
             _log.warning("ledger: %s", error)
             confirmed = False
         lsn = (await ledger.read_state()).lsn if confirmed else 0
         return FenceWritten(ticket=0, fence_id=fence_id, lsn=lsn, confirmed=confirmed)
+
+    async def _prepared(self, work: Callable[[], Awaitable[_T]]) -> _T:
+        """Do something that needs the schema; make that first where an agent died before it had."""
+        try:
+            return await work()
+        except SchemaMissing as error:
+            _log.info("ledger: %s; it is made now", error)
+            await self._around.prepare(self.member)
+            return await work()
 
     async def _drain(self, target: RegionName) -> None:
         """Take no more writes, let those under way end, and wait until the target has all of it on disk."""

@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from regions.identity import Epoch, RegionName, physical_slot_name, slot_name
-from regions.member.errors import MemberFailed, QuorumUnknown
+from regions.member.errors import MemberFailed, QuorumUnknown, SchemaMissing
 from regions.member.settings import DATABASE, SUPERUSER
 from regions.topology import Address
 
@@ -311,7 +311,7 @@ class Ledger:
                     return cast("list[Mapping[str, Any]]", await self._kept.fetch(_sql(name), *parameters))
             except _BROKEN as error:
                 await self.close()
-                raise MemberFailed(f"{name}: {_describe(error)}") from error
+                raise _failure(error, name) from error
 
     async def _in_one_connection(
         self, database: str, work: "Callable[[asyncpg.Connection], Coroutine[Any, Any, _T]]"
@@ -326,7 +326,7 @@ class Ledger:
         try:
             return await asyncio.shield(task)
         except _BROKEN as error:
-            raise MemberFailed(_describe(error)) from error
+            raise _failure(error) from error
         finally:
             if task.done():
                 await _closed(connection)
@@ -349,7 +349,7 @@ class Ledger:
                 server_settings={"application_name": "region-agent"},
             )
         except _BROKEN as error:
-            raise MemberFailed(f"{self._address}: {_describe(error)}") from error
+            raise _failure(error, str(self._address)) from error
 
 
 async def _has_database(connection: asyncpg.Connection) -> bool:
@@ -367,6 +367,12 @@ async def _closed(connection: asyncpg.Connection) -> None:
         await connection.close(timeout=1)
     except _BROKEN:
         connection.terminate()
+
+
+def _failure(error: Exception, where: str = "") -> MemberFailed:
+    missing = isinstance(error, asyncpg.InvalidCatalogNameError | asyncpg.UndefinedTableError)
+    text = f"{where}: {_describe(error)}" if where else _describe(error)
+    return SchemaMissing(text) if missing else MemberFailed(text)
 
 
 def _describe(error: object) -> str:

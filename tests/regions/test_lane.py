@@ -35,7 +35,7 @@ from regions.identity import RegionName
 from regions.member import moving
 from regions.member.lane import LedgerLane, Surroundings
 from regions.member.moving import MovingMember
-from tests.regions.deployment import REGIONS, Deployment, until
+from tests.regions.deployment import REGIONS, Deployment, deployment, until
 from tests.regions.switching import prepare
 from tests.regions.test_moving import has, keep, kept, kill, three
 
@@ -99,6 +99,22 @@ async def test_an_effect_below_the_promise_on_disk_is_dropped() -> None:
 def await_frozen(frozen: object, ticket: int) -> LedgerFrozen:
     fences, received, replayed = (getattr(frozen, name) for name in ("fences", "received", "replayed"))
     return LedgerFrozen(ticket=ticket, receiving=False, received=received, replayed=replayed, ancestry=fences)
+
+
+async def test_a_primary_whose_agent_died_before_it_had_its_schema_gets_it_before_its_quorum() -> None:
+    async with deployment() as made:
+        member = MovingMember(made.settings(EAST))
+        await member.initialise()
+        await member.start_primary(epoch=1, synchronous_standby_names="")
+        try:
+            async with driving(made, EAST, member) as east:
+                quorum = await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=0))
+                assert quorum == LedgerDone(ticket=1)
+                fence = await east.perform(WriteFence(ticket=2, epoch=1))
+                assert isinstance(fence, FenceWritten)
+                assert fence.confirmed
+        finally:
+            await member.stop()
 
 
 async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_however_often_it_is_asked_for() -> None:
