@@ -107,12 +107,8 @@ class Endpoint:
         A linearizable read holds everything that was written before it; another holds what this member has, also
         when it is cut off from the others.
         """
-
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.RangeRequest(key=key.encode(), serializable=not linearizable)
-            return await self._call(self._kv.Range(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        answer = await self._authenticated(attempt)
+        request = _rpc.RangeRequest(key=key.encode(), serializable=not linearizable)
+        answer = await self._ask(self._kv.Range, request)
         stored = [Stored(value=kv.value, mod_revision=kv.mod_revision) for kv in answer.kvs]
         return (stored[0] if stored else None), int(answer.header.revision)
 
@@ -120,18 +116,15 @@ class Endpoint:
         """Return what is stored under the last ``most`` keys that begin with ``prefix``, in their order."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.RangeRequest(
-                key=prefix.encode(),
-                range_end=end.encode(),
-                limit=most,
-                sort_order=_rpc.RangeRequest.DESCEND,
-                sort_target=_rpc.RangeRequest.KEY,
-                serializable=True,
-            )
-            return await self._call(self._kv.Range(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        return [kv.value for kv in reversed((await self._authenticated(attempt)).kvs)]
+        request = _rpc.RangeRequest(
+            key=prefix.encode(),
+            range_end=end.encode(),
+            limit=most,
+            sort_order=_rpc.RangeRequest.DESCEND,
+            sort_target=_rpc.RangeRequest.KEY,
+            serializable=True,
+        )
+        return [kv.value for kv in reversed((await self._ask(self._kv.Range, request)).kvs)]
 
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
         """Store ``value`` when ``key`` was last written at ``expected_revision`` (0: never).
@@ -150,11 +143,8 @@ class Endpoint:
         )
         put = _rpc.RequestOp(request_put=_rpc.PutRequest(key=key.encode(), value=value))
 
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.TxnRequest(compare=[compare], success=[put], failure=[])
-            return await self._call(self._kv.Txn(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        answer = await self._authenticated(attempt)
+        request = _rpc.TxnRequest(compare=[compare], success=[put], failure=[])
+        answer = await self._ask(self._kv.Txn, request)
         return int(answer.header.revision) if answer.succeeded else None
 
     async def put(self, key: str, value: bytes) -> int:
@@ -163,12 +153,8 @@ class Endpoint:
         Raises:
             EndpointFailed: The answer was lost; it may or may not be stored.
         """
-
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.PutRequest(key=key.encode(), value=value)
-            return await self._call(self._kv.Put(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        return int((await self._authenticated(attempt)).header.revision)
+        request = _rpc.PutRequest(key=key.encode(), value=value)
+        return int((await self._ask(self._kv.Put, request)).header.revision)
 
     async def watch(self, key: str, start_revision: int) -> AsyncGenerator[Stored]:
         """Yield each value written to ``key`` at or after ``start_revision``, in order, until it fails.
@@ -199,22 +185,14 @@ class Endpoint:
 
     async def who_leads(self) -> tuple[int, int]:
         """Return the id of this member and that of the member that leads; 0 while none does."""
-
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.StatusRequest()
-            return await self._call(self._maintenance.Status(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        answer = await self._authenticated(attempt)
+        request = _rpc.StatusRequest()
+        answer = await self._ask(self._maintenance.Status, request)
         return int(answer.header.member_id), int(answer.leader)
 
     async def voters(self) -> dict[int, str]:
         """Return the names of the voting members by their ids."""
-
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.MemberListRequest()
-            return await self._call(self._cluster.MemberList(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        members = (await self._authenticated(attempt)).members
+        request = _rpc.MemberListRequest()
+        members = (await self._ask(self._cluster.MemberList, request)).members
         return {int(one.ID): str(one.name) for one in members if not getattr(one, "isLearner", False)}
 
     async def move_leader(self, member: int) -> None:
@@ -223,12 +201,8 @@ class Endpoint:
         Raises:
             EndpointFailed: It does not, or the other does not keep up.
         """
-
-        async def attempt() -> Any:  # noqa: ANN401 - protobuf without types
-            request = _rpc.MoveLeaderRequest(targetID=member)
-            return await self._call(self._maintenance.MoveLeader(request, timeout=ATTEMPT_S, metadata=self._metadata()))
-
-        await self._authenticated(attempt)
+        request = _rpc.MoveLeaderRequest(targetID=member)
+        await self._ask(self._maintenance.MoveLeader, request)
 
     async def authenticate(self) -> bool:
         """Fetch a token.
@@ -274,6 +248,11 @@ class Endpoint:
 
     def _metadata(self) -> tuple[tuple[str, str], ...]:
         return () if self._token is None else (("token", self._token),)
+
+    async def _ask(self, method: Any, request: Any) -> Any:  # noqa: ANN401 - protobuf without types
+        return await self._authenticated(
+            lambda: self._call(method(request, timeout=ATTEMPT_S, metadata=self._metadata()))
+        )
 
     async def _authenticated(self, attempt: Any) -> Any:  # noqa: ANN401 - protobuf without types
         """Run ``attempt`` with a token, once more with a new one when the member does not know it."""

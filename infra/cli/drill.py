@@ -5,8 +5,6 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import subprocess
-import sys
-import tempfile
 from collections.abc import Generator
 from datetime import UTC, datetime
 from pathlib import Path
@@ -15,6 +13,7 @@ from typing import Annotated, Any
 
 import typer
 
+from infra.bench.deployment import running_deployment
 from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
@@ -75,21 +74,11 @@ def _deployment(data: Path | None, rtt_ms: float) -> Generator[Path]:
     if data is not None:
         yield data
         return
-    with tempfile.TemporaryDirectory(prefix="palaver-drill-") as folder:
-        # PostgreSQL passes through as another account when we are root; nothing in here is secret by its path.
-        Path(folder).chmod(0o711)
-        made = Path(folder) / "data"
-        command = [sys.executable, "-P", "-m", "infra.cli"]
-        done = subprocess.run(
-            [*command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(made), "--json"],
-            check=False, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        if done.returncode:
-            raise DeploymentError("no deployment could be started for the drill; see above")
-        try:
-            yield made
-        finally:
-            subprocess.run([*command, "down", "--data", str(made)], check=False, stdout=subprocess.DEVNULL)
+    try:
+        with running_deployment(rtt_ms=rtt_ms) as deployment:
+            yield deployment.layout.data
+    except subprocess.CalledProcessError as error:
+        raise DeploymentError("no deployment could be started for the drill; see above") from error
 
 
 async def _run_all(  # noqa: PLR0913 - what the options say

@@ -66,9 +66,8 @@ async def running_load(crowd: Crowd, load: Load, journal: Journal, *, seed: int)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     # Loopback is reached by no proxy.
     async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
-        clients = [_Client(crowd, http, journal, stop, recent, number, seed) for number in itertools.islice(
-            itertools.count(), load.writers + load.unkeyed + load.readers
-        )]  # fmt: skip
+        numbers = range(load.writers + load.unkeyed + load.readers)
+        clients = [_Client(crowd, http, journal, stop, recent, number, seed) for number in numbers]
         async with asyncio.TaskGroup() as group:
             for number, client in enumerate(clients):
                 if number < load.writers:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import itertools
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -69,14 +69,6 @@ class Stall:
     def seconds(self) -> float:
         """How long it was for the client that waited longest."""
         return self.end - self.first
-
-
-@dataclass(slots=True)
-class _Hurt:
-    """When a region's edge could not be expected to answer."""
-
-    since: dict[str, float] = field(default_factory=dict[str, float])
-    spans: list[tuple[str, float, float]] = field(default_factory=list[tuple[str, float, float]])
 
 
 def judge(records: Sequence[Record], holdings: Holdings, expect: Expect, *, end: float) -> list[Check]:
@@ -277,16 +269,17 @@ def refusals_say_why(records: Sequence[Record], expect: Expect) -> list[Check]:
 
 def hurt_spans(records: Sequence[Record], *, end: float) -> list[tuple[str, float, float]]:
     """Return when the edge of which region could not be expected to answer: (region, from, to)."""
-    hurt = _Hurt()
+    hurt_since: dict[str, float] = {}
+    spans: list[tuple[str, float, float]] = []
     for record in records:
         if record["kind"] != "step":
             continue
         for region in record.get("regions", ()):
             if record["do"] in ("kill", "pause") and record.get("process") in (None, "envoy"):
-                hurt.since.setdefault(region, float(record["t"]))
-            elif record["do"] in ("restarted", "resume") and region in hurt.since:
-                hurt.spans.append((region, hurt.since.pop(region), float(record["t"])))
-    return hurt.spans + [(region, since, end) for region, since in hurt.since.items()]
+                hurt_since.setdefault(region, float(record["t"]))
+            elif record["do"] in ("restarted", "resume") and region in hurt_since:
+                spans.append((region, hurt_since.pop(region), float(record["t"])))
+    return spans + [(region, since, end) for region, since in hurt_since.items()]
 
 
 def _is_hurt(spans: Sequence[tuple[str, float, float]], record: Record) -> bool:

@@ -179,9 +179,7 @@ class _Run:
             with contextlib.suppress(DeploymentError, StepFailed):
                 await self._do(step)
         await _until_healthy(self._target, HEALTHY_WITHIN_S)
-        for region in sorted(self._killed):
-            await self._journal.note("step", do="restarted", regions=[region])
-        self._killed.clear()
+        await self._forget_hurt()
         self._paused.clear()
 
     async def converged(self, thread: str) -> Holdings:

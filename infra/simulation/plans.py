@@ -108,6 +108,12 @@ class Plan:
         return max((one.at + one.seconds + (WAIT_S_MAX if one.when else 0.0) for one in self.faults), default=0.0)
 
     @property
+    def is_resumed(self) -> bool:
+        """Whether an operator who paused failover resumed it: without that nobody owes a recovery."""
+        told = [one.order for one in sorted(self.faults, key=lambda one: one.at) if one.order in {"pause", "resume"}]
+        return not told or told[-1] == "resume"
+
+    @property
     def regions(self) -> tuple[RegionName, ...]:
         """The names of all regions, voters first."""
         names = ("eu", "us", "ap", "sa", "af", "oc", "in")

@@ -335,7 +335,7 @@ class MovingMember(Member):
         """
         found = await self._until_primary(leader)
         theirs, history = int(found["timeline"]), found["history"] or ""
-        own = int((await self.ledger.one("read_timeline"))["timeline"])
+        own = int((await self.ledger.one("read_leading"))["timeline"])
         end = int((await self.ledger.one("read_receiver"))["lsn"] or 0)
         if own == theirs:
             return

@@ -16,7 +16,7 @@ from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
 from services.read_api.view_reader import ViewReader
 from services.telemetry.collector import settle_collector
-from services.telemetry.http_server import bind, bind_unix, serve_http
+from services.telemetry.http_server import bind, bind_public, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import configure_tracing
@@ -26,9 +26,7 @@ PROCESS = "read_api"
 
 async def run(settings: ReadSettings, topology: Topology) -> None:
     """Serve until cancelled."""
-    public, internal = [bind(settings.listen)], bind(settings.internal_listen)
-    if settings.unix_listen is not None:
-        public.append(bind_unix(settings.unix_listen))
+    public, internal = bind_public(settings.listen, settings.unix_listen), bind(settings.internal_listen)
     tracing = configure_tracing(process=PROCESS, region=topology.region, ratio=settings.trace_ratio)
     freshness = Freshness(topology.cell)
     memory = PageMemory(bytes_max=settings.memory_bytes_max)

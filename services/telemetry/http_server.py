@@ -87,6 +87,18 @@ def bind_unix(path: Path) -> socket.socket:
     return listener
 
 
+def bind_public(listen: str, unix_listen: Path | None) -> list[socket.socket]:
+    """Open what an API is asked on: `host:port`, and the edge's own way in when there is one.
+
+    Raises:
+        ListenFailed: One of them cannot be listened on.
+    """
+    listeners = [bind(listen)]
+    if unix_listen is not None:
+        listeners.append(bind_unix(unix_listen))
+    return listeners
+
+
 async def serve_http(
     app: AsgiApp,
     *listeners: socket.socket,

@@ -8,7 +8,7 @@ from regions.coordination import Coordination, LeadershipView, etcd_endpoints
 from regions.topology import InvalidTopology, Topology, load_topology
 from services.api.process import give_up, load_settings, run_until_signalled
 from services.telemetry.collector import settle_collector
-from services.telemetry.http_server import bind, bind_unix, serve_http
+from services.telemetry.http_server import bind, bind_public, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import configure_tracing
@@ -23,9 +23,7 @@ PROCESS = "write_api"
 
 async def run(settings: WriteSettings, topology: Topology) -> None:
     """Serve until cancelled."""
-    public, internal = [bind(settings.listen)], bind(settings.internal_listen)
-    if settings.unix_listen is not None:
-        public.append(bind_unix(settings.unix_listen))
+    public, internal = bind_public(settings.listen, settings.unix_listen), bind(settings.internal_listen)
     tracing = configure_tracing(process=PROCESS, region=topology.region, ratio=settings.trace_ratio)
     password = settings.etcd_password
     coordination = Coordination(

@@ -7,6 +7,7 @@ import pytest
 
 from infra.simulation import regressions
 from infra.simulation.campaign import Summary, replay, run_seeds
+from infra.simulation.plans import Fault, Plan
 from infra.simulation.runner import run_plan, run_seed
 from infra.simulation.shrink import Shrinker
 
@@ -59,3 +60,11 @@ def test_what_once_failed_holds(path: Path) -> None:
 def test_no_seed_of_many_breaks_a_rule() -> None:
     summary = run_seeds(range(SOAK_FIRST, SOAK_FIRST + SOAK_SEEDS), minutes=MINUTES)
     assert_no_finding(summary)
+
+
+def test_a_shrunk_plan_still_resumes_what_it_paused() -> None:
+    paused = Fault(at=1.0, kind="order", order="pause")
+    resumed = Fault(at=2.0, kind="order", order="resume")
+    assert Plan(seed=1, seconds=9.0, faults=()).is_resumed
+    assert Plan(seed=1, seconds=9.0, faults=(resumed, paused)).is_resumed
+    assert not Plan(seed=1, seconds=9.0, faults=(paused,)).is_resumed
