@@ -154,7 +154,7 @@ class MovingMember(Member):
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
-        await self._compare(leader)
+        await self._take_history(*await self._compare(leader))
         await self.ledger.run("drop_own_slots")
         self._names, self._follows = "", leader
         self._write_configuration()
@@ -327,8 +327,11 @@ class MovingMember(Member):
         finally:
             await other.close()
 
-    async def _compare(self, leader: Address) -> None:
+    async def _compare(self, leader: Address) -> tuple[int, str]:
         """Compare the own end of WAL with the leader's history, as PostgreSQL does, but with an answer.
+
+        Returns:
+            The leader's timeline, and its history where this member is still on an earlier one; else ``''``.
 
         Raises:
             Diverged: The leader left the own timeline before that end, or never was on it.
@@ -338,10 +341,25 @@ class MovingMember(Member):
         own = int((await self.ledger.one("read_leading"))["timeline"])
         end = int((await self.ledger.one("read_receiver"))["lsn"] or 0)
         if own == theirs:
-            return
+            return theirs, ""
         left_at = _switches(history).get(own)
         if left_at is None or end > left_at:
             raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
+        return theirs, history
+
+    async def _take_history(self, timeline: int, history: str) -> None:
+        """Put a timeline's history where PostgreSQL would, so that it asks for that timeline at once.
+
+        Alone it asks for its old timeline, is told that this one ended, and asks again: four round trips between
+        regions, in which nobody can write. It looks for new timelines each time its wait for WAL is disturbed, which
+        is what the reload is for; if it does not look in time it goes the long way.
+        """
+        if not history:
+            return
+        name = f"pg_wal/{timeline:08X}.history"
+        if not (self.settings.data / name).exists():
+            self._write(name, history)
+            await self.ledger.run("reload")
 
 
 async def _removed(folder: Path) -> None:

@@ -122,6 +122,17 @@ async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion(
         assert again == (1, 2)
 
 
+async def test_a_follower_asks_for_the_new_timeline_at_once() -> None:
+    async with three() as (made, members):
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        log = members[SOUTH].settings.log.read_text()
+        assert "started streaming WAL from primary" in log
+        assert "on timeline 2" in log
+        assert "fetching timeline history" not in log, "the history was there before it connected"
+        assert "replication terminated by primary server" not in log, "it never asked for the old timeline"
+
+
 async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
     async with three() as (_, members):
         await members[WEST].freeze()
