@@ -13,7 +13,7 @@ from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import configure_tracing
 from services.write_api.application import write_application
-from services.write_api.leadership import LeadershipGuard
+from services.write_api.leadership import LeadershipGuard, follow_openings
 from services.write_api.pool import LedgerPool
 from services.write_api.purge import purge_forever
 from services.write_api.settings import WriteSettings
@@ -59,6 +59,7 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
                 missing=missing,
             )
             group.create_task(view.run(), name="leadership")
+            group.create_task(follow_openings(view, guard, pool), name="openings")
             group.create_task(purge_forever(pool, guard), name="purge")
             group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")
             group.create_task(serve_http(app, *public), name="public")

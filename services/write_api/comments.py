@@ -88,7 +88,7 @@ class Comments:
                 epoch_header = value
             elif name == ATTEMPT_HEADER:
                 attempt_header = value
-        epoch = self._guard.require(epoch_header, attempt_header)
+        epoch = await self._guard.admit(epoch_header, attempt_header)
         require_json(content_type)
         key = parse_idempotency_key(key_header)
         body = await read_body(receive)
@@ -143,7 +143,7 @@ class Comments:
         """`PATCH /v1/sites/{site}/comments/{comment}`."""
         scope = request.scope
         site, comment_id = _ids(request)
-        epoch = self._guard.require(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
+        epoch = await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         if if_match is None:
@@ -169,7 +169,7 @@ class Comments:
         """`DELETE /v1/sites/{site}/comments/{comment}`."""
         scope = request.scope
         site, comment_id = _ids(request)
-        epoch = self._guard.require(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
+        epoch = await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         version = None if if_match is None else parse_if_match(if_match)

@@ -1,14 +1,31 @@
-"""Whether this region may write now, and under which epoch: the first of two checks, the fence row is the second."""
+"""Whether this region may write now, and under which epoch: the first of two checks, the fence row is the second.
 
+A fence row that its quorum has acknowledged opens the region (failover.md, step 4); that the record says so as well
+comes a commit of etcd later. So the region that was chosen looks for the row itself, and what arrives meanwhile waits.
+"""
+
+import asyncio
+import contextlib
+import logging
 from collections.abc import Callable
 from typing import Final
 
-from regions.coordination import Leadership
+import asyncpg
+
+from regions.coordination import Leadership, LeadershipView
 from regions.identity import Epoch, RegionName
 from services.api.problems import Problem, unavailable
+from services.write_api.pool import LedgerError, LedgerPool
 
 EPOCH_HEADER: Final = b"palaver-epoch"
 ATTEMPT_HEADER: Final = b"x-envoy-attempt-count"
+# How long a request waits for a region that is about to serve; the edge asks a keyed write again after a second.
+OPENING_S_MAX: Final = 0.8
+# How often the chosen region looks for its fence row, seconds. It is a read of one row, by one task.
+FENCE_POLL_S: Final = 0.01
+
+_FENCE: Final = "SELECT true FROM palaver.fence WHERE epoch = $1"
+_log = logging.getLogger("palaver.write_api.leadership")
 
 
 class LeadershipGuard:
@@ -17,6 +34,18 @@ class LeadershipGuard:
     def __init__(self, current: Callable[[], Leadership | None], region: RegionName) -> None:
         self._current = current
         self._region = region
+        self._opened: Epoch | None = None
+        self._changed = asyncio.Event()
+
+    def note_change(self) -> None:
+        """Wake whoever waits: there is another leadership, or the region has opened."""
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
+
+    def open(self, epoch: Epoch) -> None:
+        """Take writes under an epoch whose fence row was seen committed."""
+        self._opened = epoch
+        self.note_change()
 
     @property
     def epoch(self) -> Epoch | None:
@@ -28,7 +57,24 @@ class LeadershipGuard:
     def serves(self) -> bool:
         """Whether this region leads and accepts writes."""
         leadership = self._current()
-        return leadership is not None and leadership.leader == self._region and leadership.phase == "serving"
+        if leadership is None or leadership.leader != self._region:
+            return False
+        return leadership.phase == "serving" or self._opened == leadership.epoch
+
+    @property
+    def opens(self) -> bool:
+        """Whether this region was named and does not accept writes yet."""
+        leadership = self._current()
+        return leadership is not None and leadership.leader == self._region and not self.serves
+
+    async def admit(self, claimed: bytes | None, attempt: bytes | None) -> Epoch:
+        """Do what ``require`` does, after a bounded wait for a region that is about to serve."""
+        if self.opens:
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(OPENING_S_MAX):
+                    while self.opens:
+                        await self._changed.wait()
+        return self.require(claimed, attempt)
 
     def require(self, claimed: bytes | None, attempt: bytes | None) -> Epoch:
         """Return the epoch to write under.
@@ -60,3 +106,28 @@ class LeadershipGuard:
 def stale_epoch(detail: str) -> Problem:
     """Return the problem that makes the edge and keyed clients try again."""
     return unavailable("stale-epoch", detail)
+
+
+async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:
+    """Open the guard when the fence row of an epoch that this region leads is committed, until cancelled.
+
+    The row is visible once a quorum has it (rule 5). Were its wait cut short, the quorum of each later commit would
+    still hold it, because it comes first.
+    """
+    known: Leadership | None = None
+    while True:
+        known = await view.next_after(known)
+        guard.note_change()
+        while view.current == known and guard.opens and known.phase in {"promoting", "establishing"}:
+            if await _is_fenced(pool, known.epoch):
+                guard.open(known.epoch)
+                _log.info("epoch %d: its fence row is committed, writes are taken", known.epoch)
+                break
+            await asyncio.sleep(FENCE_POLL_S)
+
+
+async def _is_fenced(pool: LedgerPool, epoch: Epoch) -> bool:
+    try:
+        return bool(await pool.fetch(_FENCE, epoch))
+    except (LedgerError, asyncpg.PostgresError):
+        return False

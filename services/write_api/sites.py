@@ -52,7 +52,7 @@ class Sites:
         scope = request.scope
         if not hmac.compare_digest(parse_bearer(header(scope, b"authorization")), self._admin_key):
             raise unauthorized("The key is not the deployment's admin key.")
-        epoch = self._guard.require(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
+        epoch = await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         require_json(header(scope, b"content-type"))
         key = parse_idempotency_key(header(scope, b"idempotency-key"))
         body = await read_body(request.receive)

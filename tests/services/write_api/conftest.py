@@ -52,6 +52,10 @@ class Api:
     http: httpx.AsyncClient
     pool: LedgerPool
     leadership: Leadership | None = field(default_factory=leadership)
+    guard: LeadershipGuard = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.guard = LeadershipGuard(lambda: self.leadership, RegionName("us-east"))
 
     async def site(self) -> dict[str, str]:
         answer = await self.http.post(
@@ -85,7 +89,7 @@ class write_api:  # noqa: N801 - reads as the context it is
             settings=settings(self.url),
             cell=CellId("main"),
             pool=self.pool,
-            guard=LeadershipGuard(lambda: running.leadership, RegionName("us-east")),
+            guard=running.guard,
             tracing=self.tracing,
             missing=list,
         )

@@ -1,0 +1,96 @@
+"""A region that was chosen takes writes when its fence row is committed, and what comes meanwhile waits for it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Callable
+from typing import cast
+
+import pytest
+
+from regions.coordination import Coordination, LeadershipView
+from regions.identity import CellId, RegionName
+from services.write_api import leadership as opening
+from services.write_api.leadership import LeadershipGuard, follow_openings
+from tests import servers
+from tests.services.write_api.conftest import Api, leadership, problem
+
+
+def view_of(leader: str, phase: str) -> LeadershipView:
+    view = LeadershipView(cast("Coordination", None), CellId("main"))
+    view.current = leadership(epoch=2, leader=leader, phase=phase)
+    return view
+
+
+@contextlib.asynccontextmanager
+async def following(api: Api, view: LeadershipView) -> AsyncGenerator[Callable[[], None]]:
+    """The task of the process; what it gives tells it of another leadership."""
+    api.leadership = view.current
+    group = asyncio.create_task(follow_openings(view, api.guard, api.pool))
+    try:
+        yield api.guard.note_change
+    finally:
+        group.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await group
+
+
+def fence(server: servers.PostgresServer) -> None:
+    server.sql("INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (2, gen_random_uuid(), 'us-east')")
+
+
+@pytest.mark.parametrize("phase", ["promoting", "establishing"])
+async def test_a_request_waits_for_the_fence_row(api: Api, ledger_server: servers.PostgresServer, phase: str) -> None:
+    site = (await api.site())["id"]
+    try:
+        async with following(api, view_of("us-east", phase)):
+            waiting = asyncio.create_task(api.post(site))
+            await asyncio.sleep(0.1)
+            assert not waiting.done(), "nothing is taken before the row is there"
+            fence(ledger_server)
+            answer = await waiting
+            assert answer.status_code == 201
+            assert answer.headers["palaver-position"].startswith("main.2.")
+    finally:
+        ledger_server.sql("DELETE FROM palaver.fence WHERE epoch = 2")
+
+
+async def test_the_wait_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    site = (await api.site())["id"]
+    monkeypatch.setattr(opening, "OPENING_S_MAX", 0.05)
+    async with following(api, view_of("us-east", "promoting")):
+        answer = await api.post(site)
+    assert (answer.status_code, problem(answer)) == (503, "stale-epoch")
+
+
+async def test_a_fence_row_opens_nothing_while_the_member_is_not_chosen(
+    api: Api, ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    site = (await api.site())["id"]
+    monkeypatch.setattr(opening, "OPENING_S_MAX", 0.05)
+    fence(ledger_server)
+    try:
+        for view in (view_of("us-east", "recruiting"), view_of("eu-west", "promoting")):
+            async with following(api, view):
+                assert problem(await api.post(site)) == "stale-epoch"
+    finally:
+        ledger_server.sql("DELETE FROM palaver.fence WHERE epoch = 2")
+
+
+async def test_who_waits_is_told_when_another_region_is_chosen(api: Api) -> None:
+    site = (await api.site())["id"]
+    async with following(api, view_of("us-east", "recruiting")) as tell:
+        waiting = asyncio.create_task(api.post(site))
+        await asyncio.sleep(0.05)
+        api.leadership = leadership(epoch=2, leader="eu-west", phase="promoting")
+        tell()
+        answer = await asyncio.wait_for(waiting, 0.5)
+    assert problem(answer) == "stale-epoch"
+
+
+def test_an_opening_ends_with_its_epoch() -> None:
+    current = leadership(epoch=2, phase="promoting")
+    guard = LeadershipGuard(lambda: current, RegionName("us-east"))
+    guard.open(2)
+    assert guard.serves
+    current = leadership(epoch=3, phase="promoting")
+    assert not guard.serves
