@@ -229,8 +229,12 @@ class Coordination:
 
         await self._any_endpoint(enable)
 
-    async def move_etcd_leader_away_from(self, address: Address) -> str | None:
-        """Hand etcd's leadership to another member if the member at this address has it (rule 15).
+    async def hand_etcd_leadership(self, address: Address, to: Sequence[str]) -> str | None:
+        """Hand etcd's leadership on if the member at this address has it (rule 15).
+
+        Args:
+            address: Of the member that shall not lead.
+            to: The names of the members that may, in order of preference.
 
         Returns:
             Who has it now; None when nothing had to be done.
@@ -245,13 +249,15 @@ class Coordination:
             member, leader = await own.who_leads()
             if member != leader:
                 return None
-            others = {number: name for number, name in (await own.voters()).items() if number != member}
+            others = {name: number for number, name in (await own.voters()).items() if number != member}
         except EndpointFailed as error:
             raise EtcdUnavailable(str(error)) from error
         failure = "there is no other member"
-        for number, name in others.items():
+        for name in to:
+            if name not in others:
+                continue
             try:
-                await own.move_leader(number)
+                await own.move_leader(others[name])
             except EndpointFailed as error:
                 failure = str(error)
             else:

@@ -319,19 +319,30 @@ def test_fence_id_is_carried() -> None:
     assert Leadership.from_json(serving.to_json()).fence_id == UUID(int=7)
 
 
-async def test_etcds_leadership_is_handed_to_another_member_and_only_by_the_one_that_has_it(
+async def test_etcds_leadership_is_handed_to_who_is_preferred_and_only_by_the_member_that_has_it(
     cluster: EtcdCluster,
 ) -> None:
     async with connect(cluster) as coordination:
         addresses = [parse_address(one) for one in cluster.endpoints]
-        moved = [await coordination.move_etcd_leader_away_from(address) for address in addresses]
-        # Going round meets the leader: once, or again when it was handed to one that comes later.
-        first = next(number for number, to in enumerate(moved) if to is not None)
-        assert moved[first] in {f"member-{number}" for number in range(3)} - {f"member-{first}"}
-        assert await coordination.move_etcd_leader_away_from(addresses[first]) in (None, moved[first])
-        assert await coordination.move_etcd_leader_away_from(parse_address("127.0.0.1:1")) is None
-        leaders = [await coordination.move_etcd_leader_away_from(address) for address in addresses]
-        assert any(leaders), "somebody leads at any time"
+        for wanted in (2, 0, 1):
+            others = [number for number in range(3) if number != wanted]
+            order = ["nobody", *(f"member-{number}" for number in (wanted, *others))]
+            # Exactly one of the others has it, unless the wanted one has it already.
+            moved = [await coordination.hand_etcd_leadership(addresses[number], order) for number in others]
+            assert set(moved) <= {None, f"member-{wanted}"}
+            assert await coordination.hand_etcd_leadership(addresses[wanted], [f"member-{others[0]}"])
+        assert await coordination.hand_etcd_leadership(parse_address("127.0.0.1:1"), ["member-0"]) is None
+
+
+async def test_etcds_leadership_stays_where_nobody_may_have_it(cluster: EtcdCluster) -> None:
+    async with connect(cluster) as coordination:
+        handed = 0
+        for endpoint in cluster.endpoints:
+            try:
+                assert await coordination.hand_etcd_leadership(parse_address(endpoint), ["nobody"]) is None
+            except EtcdUnavailable:
+                handed += 1
+        assert handed == 1, "the one that leads says that it found nobody"
 
 
 async def test_a_member_that_is_frozen_keeps_nobody_waiting_for_its_leadership(cluster: EtcdCluster) -> None:
@@ -339,6 +350,6 @@ async def test_a_member_that_is_frozen_keeps_nobody_waiting_for_its_leadership(c
         cluster.pause(0)
         try:
             with pytest.raises(EtcdUnavailable):
-                await coordination.move_etcd_leader_away_from(parse_address(cluster.endpoints[0]))
+                await coordination.hand_etcd_leadership(parse_address(cluster.endpoints[0]), ["member-1", "member-2"])
         finally:
             cluster.resume(0)

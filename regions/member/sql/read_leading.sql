@@ -1,10 +1,19 @@
--- Whether this member is still a standby, the highest timeline that it has heard of, and where the history of that one
--- left each earlier one. The first is asked first: a primary has its own timeline.
+-- Whether this member is still a standby after $1 looks of 5 ms, the highest timeline that it has heard of, and where the
+-- history of that one left each earlier one. The first is asked first: a primary has its own timeline.
+WITH RECURSIVE looks AS (
+    SELECT 0 AS number, pg_is_in_recovery() AS in_recovery
+    UNION ALL
+    SELECT looks.number + 1, pg_is_in_recovery()
+    FROM looks
+    CROSS JOIN LATERAL pg_sleep(0.005 + 0 * looks.number)
+    WHERE looks.in_recovery AND looks.number < $1
+)
+
 SELECT
     role.in_recovery,
     found.timeline,
     pg_read_file('pg_wal/' || lpad(upper(to_hex(found.timeline)), 8, '0') || '.history', true) AS history
-FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS role
+FROM (SELECT in_recovery FROM looks ORDER BY number DESC LIMIT 1 OFFSET 0) AS role
 CROSS JOIN LATERAL (
     SELECT greatest(
         (SELECT timeline_id FROM pg_control_checkpoint()),

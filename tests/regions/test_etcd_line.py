@@ -1,0 +1,39 @@
+"""Where etcd is best led: with the region that would begin the next epoch, never with the one that leads the ledger."""
+
+from regions.agent import before_in_line
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+EAST, WEST, SOUTH, VIEW = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+
+
+def led_by(leader: RegionName, *, drained: tuple[RegionName, ...] = ()) -> Leadership:
+    return Leadership(
+        epoch=3,
+        leader=leader,
+        phase="serving",
+        fence_id=None,
+        reason="test",
+        since="",
+        voters=(EAST, WEST, SOUTH),
+        drained=drained,
+    )
+
+
+def test_the_leader_hands_it_to_the_first_candidate() -> None:
+    assert before_in_line(EAST, led_by(EAST)) == (WEST, SOUTH)
+    assert before_in_line(SOUTH, led_by(SOUTH)) == (EAST, WEST)
+
+
+def test_a_later_candidate_hands_it_to_an_earlier_one_and_never_to_the_leader() -> None:
+    assert before_in_line(SOUTH, led_by(EAST)) == (WEST,)
+    assert before_in_line(WEST, led_by(EAST)) == ()
+
+
+def test_a_drained_region_is_the_last_candidate() -> None:
+    assert before_in_line(WEST, led_by(EAST, drained=(WEST,))) == (SOUTH,)
+    assert before_in_line(SOUTH, led_by(EAST, drained=(WEST,))) == ()
+
+
+def test_a_region_without_a_vote_hands_it_to_one_that_has_one() -> None:
+    assert before_in_line(VIEW, led_by(EAST)) == (WEST, SOUTH)
