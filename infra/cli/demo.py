@@ -78,7 +78,7 @@ async def _tour(supervisor: Supervisor, layout: Layout, say: Say) -> dict[str, A
     say(f"site {site['id']} with a round trip of {plan.rtt_ms:g} ms between regions")
     visitor = Visitor(edges, site["id"])
     try:
-        result = await run_tour(visitor, list(edges), supervisor.status, say)
+        result = await run_tour(visitor, list(edges), supervisor, say)
     finally:
         await visitor.close()
     status = await supervisor.status()

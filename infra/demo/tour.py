@@ -9,9 +9,10 @@ import asyncio
 import random
 import statistics
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
+from infra.demo.disaster import Deployment, Disaster, lose_the_leader
 from infra.demo.visitor import Posted, Visitor
 
 COMMENTS = 300
@@ -44,11 +45,13 @@ class TourResult:
         posted: Every acknowledged comment.
         visible_ms: By (edge that took it, region that showed it): from the answer to the first read, in ms.
         failures: Claims that did not hold.
+        disaster: What the loss of the leader region looked like; None when it was not come to.
     """
 
     posted: list[Posted] = field(default_factory=list[Posted])
     visible_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
     failures: list[str] = field(default_factory=list[str])
+    disaster: Disaster | None = None
 
 
 async def write_threads(visitor: Visitor, regions: Sequence[str], seed: int = 1) -> list[Posted]:
@@ -159,16 +162,34 @@ def facts_of(result: TourResult, regions: Sequence[str]) -> dict[str, Any]:
             for source in regions
         },
         "failures": result.failures,
+        "disaster": None if result.disaster is None else asdict(result.disaster),
     }
 
 
-async def run_tour(visitor: Visitor, regions: Sequence[str], status: Callable[[], Any], say: Say) -> TourResult:
+async def survive(
+    visitor: Visitor, regions: Sequence[str], deployment: Deployment, result: TourResult, say: Say
+) -> None:
+    """Lose the leader region while visitors post, and tell what they saw."""
+    leader = (await deployment.status())["cells"][0]["leader"]
+    say(f"killing all processes of {leader}, which leads, while visitors post through the other edges …")
+    seen, posted, refused = await lose_the_leader(visitor, regions, deployment)
+    result.disaster = seen
+    result.posted += posted
+    result.failures += [f"a post was refused: {one}" for one in refused[:5]]
+    sent = len(posted) + len(refused)
+    say(
+        f"  {seen.leads} leads under epoch {seen.epoch}; writes stood still for {seen.still_ms / 1000:.1f} s, "
+        f"{len(refused)} of {sent} posts were refused; {seen.died} is back as a follower after {seen.back_s:.0f} s"
+    )
+
+
+async def run_tour(visitor: Visitor, regions: Sequence[str], deployment: Deployment, say: Say) -> TourResult:
     """The whole tour.
 
     Args:
         visitor: Speaks to the edges.
         regions: Regions to write and read through.
-        status: Coroutine function that answers the status document.
+        deployment: Says how it is, and loses a region.
         say: Prints a line.
     """
     result = TourResult()
@@ -176,8 +197,10 @@ async def run_tour(visitor: Visitor, regions: Sequence[str], status: Callable[[]
     result.posted += await write_threads(visitor, regions)
     await time_visibility(visitor, regions, result)
     tell_what_was_seen(result, regions, say)
+    check_status(await deployment.status(), result)
+    await survive(visitor, regions, deployment, result, say)
     await check_every_region(visitor, regions, result)
-    check_status(await status(), result)
+    check_status(await deployment.status(), result)
     if not result.failures:
         say(f"read back: all {len(result.posted)} comments, in all {len(regions)} regions, bodies and trees as written")
     return result

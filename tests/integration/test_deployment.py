@@ -253,6 +253,10 @@ def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: 
     assert seen["comments"] > 200
     assert set(seen["edges"]) == set(seen["commit_ms"]) == set(seen["readable_after_ms"]) == set(seen["pids"])
     assert all(median > 0 for times in seen["readable_after_ms"].values() for median in times.values())
+    # The leader region died in it, and another took over.
+    assert seen["disaster"]["died"] != seen["disaster"]["leads"]
+    assert seen["disaster"]["epoch"] > 1
+    assert seen["disaster"]["still_ms"] > 500, "nobody moves leadership sooner than a death is noticed"
     assert processes_of(home_folder) == []
 
 

@@ -1,5 +1,7 @@
 """Where etcd is best led: with the region that would begin the next epoch, never with the one that leads the ledger."""
 
+from uuid import UUID
+
 from regions.agent import before_in_line
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -12,7 +14,7 @@ def led_by(leader: RegionName, *, drained: tuple[RegionName, ...] = ()) -> Leade
         epoch=3,
         leader=leader,
         phase="serving",
-        fence_id=None,
+        fence_id=UUID(int=3),
         reason="test",
         since="",
         voters=(EAST, WEST, SOUTH),
