@@ -75,6 +75,7 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
         region=region,
         ledger_of=made.ledger,
         others=tuple(other for other in REGIONS if other != region),
+        followers=lambda: around.others,
         prepare=prepare,
         durable=lambda: driven.promise,
         tell=told.put_nowait,
