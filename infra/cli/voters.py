@@ -56,7 +56,7 @@ DRAIN = Change(kind="drain", holds=_is_drained, says="drained: it leads only whe
 UNDRAIN = Change(
     kind="undrain",
     holds=lambda cell, region: region in cell["voters"] and region not in cell["drained"],
-    says="not drained: it may lead",
+    says="free to lead",
 )
 ADD = Change(
     kind="add",

@@ -1,0 +1,92 @@
+"""Voters change and the leadership is drained by command, under load: no write is lost, and none with a key fails."""
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import orjson
+import pytest
+
+from tests.integration.load import check_nothing_lost_or_doubled, load
+from tests.integration.stack import REGIONS, Stack, eventually, start_stack
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack, pytest.mark.timeout(240)]
+
+EAST, WEST, SOUTH = REGIONS
+FIVE = (*REGIONS, "sa-east", "af-south")
+
+
+@pytest.fixture
+def five(data_folder: Callable[[], Path]) -> Iterator[Stack]:
+    """Five regions: with three, none can be removed."""
+    stack = start_stack(data_folder(), "--regions", ",".join(FIVE))
+    stack.until_healthy(within_s=60)
+    yield stack
+    stack.palaver("down")
+
+
+def ordered(stack: Stack, *arguments: str) -> dict[str, Any]:
+    return orjson.loads(stack.palaver("region", *arguments, "--json").stdout)
+
+
+def standbys_of(stack: Stack, region: str) -> set[str]:
+    member = stack.region(region)["member"] or {"standbys": []}
+    return {one["region"] for one in member["standbys"] if one["streaming"]}
+
+
+def slots_of(stack: Stack, region: str) -> set[str]:
+    return {slot["name"] for slot in stack.region(region)["member"]["slots"]}
+
+
+def test_a_follower_goes_and_comes_back_and_the_leader_is_drained_while_writes_run(five: Stack) -> None:
+    with load(five, through=(EAST, WEST)) as account:
+        removed = ordered(five, "remove", SOUTH, "--reason", "a test")
+        assert removed["already"] is False
+        assert SOUTH not in removed["cell"]["voters"]
+        eventually(
+            lambda: five.region(SOUTH)["member"]["state"], lambda state: state == "stopped", within_s=20, what=""
+        )
+        eventually(lambda: slots_of(five, EAST), lambda names: "member_ap_south" not in names, within_s=20, what="slot")
+        gone = five.region(SOUTH)
+        assert (gone["role"], gone["healthy"]) == ("view", True), gone["missing"]
+        assert ordered(five, "remove", SOUTH)["already"] is True
+        written = len(account.acknowledged)
+
+        added = ordered(five, "add", SOUTH)
+        assert (added["already"], SOUTH in added["cell"]["voters"]) == (False, True)
+        assert SOUTH in standbys_of(five, EAST)
+        assert SOUTH in five.region(EAST)["member"]["synchronous_standby_names"]
+        assert ordered(five, "add", SOUTH)["already"] is True
+
+        drained = ordered(five, "drain", EAST)
+        assert drained["cell"]["leader"] != EAST
+        assert drained["cell"]["drained"] == [EAST]
+        assert ordered(five, "drain", EAST)["already"] is True
+        again = len(account.acknowledged)
+        assert again > written
+        eventually(
+            lambda: len(account.acknowledged), lambda count: count >= again + 20, within_s=20, what="writes go on"
+        )
+        assert ordered(five, "undrain", EAST)["cell"]["drained"] == []
+    assert account.given_up == []
+    assert account.refused == 0
+    check_nothing_lost_or_doubled(five, account)
+    orders = [line for line in five.palaver("logs").stdout.splitlines() if "order done: remove ap-south" in line]
+    assert any("a test" in line for line in orders), "who and why is in the log"
+
+
+@pytest.mark.parametrize(
+    ("order", "who", "code", "says"),
+    [
+        ("remove", "follower", 1, "3 voters would become fewer: add another region first"),
+        ("remove", "leader", 1, "leads: switch to another region first"),
+        ("remove", "atlantis", 2, "unknown region 'atlantis'"),
+    ],
+)
+def test_what_cannot_be_is_refused_with_the_reason(stack: Stack, order: str, who: str, code: int, says: str) -> None:
+    status = stack.until_healthy(within_s=120)
+    region = next((one["region"] for one in status["regions"] if one["role"] == who), who)
+    done = stack.palaver("region", order, region, check=False)
+    assert (done.returncode, done.stdout) == (code, "")
+    assert says in done.stderr
+    assert len(done.stderr.strip().splitlines()) == 1
