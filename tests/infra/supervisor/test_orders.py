@@ -66,7 +66,9 @@ def site(tmp_path: Path) -> Site:
     layout = open_layout(tmp_path)
     plan = Plan(deployment="d", regions=REGIONS, view_regions=(CAFE,), port_base=20_000)
     create_folders(layout, plan.all_regions)
-    return Site(layout=layout, plan=plan, secrets=load_or_create_secrets(layout.secrets))
+    return Site(
+        layout=layout, plan=plan, secrets=load_or_create_secrets(layout.secrets), postgres_bin=tmp_path, os_user=None
+    )
 
 
 async def test_a_leader_that_is_drained_hands_on_to_the_first_that_can_lead(site: Site) -> None:
