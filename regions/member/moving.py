@@ -331,12 +331,16 @@ class MovingMember(Member):
         """Compare the own end of WAL with the leader's history, as PostgreSQL does, but with an answer.
 
         Raises:
-            Diverged: The leader left the own timeline before that end, or never was on it.
+            Diverged: The leader left the own timeline before that end, or never was on it, or has dropped WAL from
+                there on, because this member was away for too long or was no voter.
         """
         found = await self._until_primary(leader)
         theirs, history = int(found["timeline"]), found["history"] or ""
         own = int((await self.ledger.one("read_leading"))["timeline"])
         end = int((await self.ledger.one("read_receiver"))["lsn"] or 0)
+        oldest = int((await self._other(leader).one("read_oldest_wal"))["lsn"] or 0)
+        if end < oldest:
+            raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
         if own == theirs:
             return
         left_at = _switches(history).get(own)
