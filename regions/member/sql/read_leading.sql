@@ -1,8 +1,10 @@
 -- Whether this member is still a standby, the highest timeline that it has heard of, and where the history of that one
--- left each earlier one. The first is asked first: a primary has its own timeline.
+-- left each earlier one. The first is asked first: a primary has its own timeline. Where the oldest WAL begins that is
+-- still here: names are timeline, then position, and those made for later have greater ones.
 SELECT
     role.in_recovery,
     found.timeline,
+    kept.oldest,
     pg_read_file('pg_wal/' || lpad(upper(to_hex(found.timeline)), 8, '0') || '.history', true) AS history
 FROM (SELECT pg_is_in_recovery() AS in_recovery OFFSET 0) AS role
 CROSS JOIN LATERAL (
@@ -16,3 +18,11 @@ CROSS JOIN LATERAL (
     ) AS timeline
     WHERE role.in_recovery IS NOT NULL
 ) AS found
+CROSS JOIN LATERAL (
+    SELECT min(
+        ('x' || substr(name, 9, 8))::bit(32)::bigint * (1::bigint << 32)
+        + ('x' || substr(name, 17, 8))::bit(32)::bigint * pg_size_bytes(current_setting('wal_segment_size'))
+    ) AS oldest
+    FROM pg_ls_dir('pg_wal') AS name
+    WHERE name ~ '^[0-9A-F]{24}$' AND role.in_recovery IS NOT NULL
+) AS kept
