@@ -118,11 +118,13 @@ class RegionAgent:
 
     @property
     def role(self) -> str:
-        """``leader``, ``follower`` or ``view``."""
+        """``leader``, ``follower`` or ``view``; a region that was removed from the voters only reads, too."""
         if self.member is None:
             return "view"
-        current = self.view.current
-        return "leader" if current is not None and current.leader == self.topology.region else "follower"
+        current, own = self.view.current, self.topology.region
+        if current is None or not current.voters or own in (*current.voters, *current.joining):
+            return "leader" if current is not None and current.leader == own else "follower"
+        return "view"
 
     @property
     def refusal(self) -> str | None:
@@ -154,7 +156,8 @@ class RegionAgent:
         return Surroundings(
             region=self.topology.region,
             ledger_of=self._ledger_of,
-            others=self._standby_names(),
+            others=tuple(one.name for one in self.topology.voters if one.name != self.topology.region),
+            followers=lambda: self.switcher.followers,
             prepare=self._prepare,
             durable=lambda: self.switcher.durable,
             tell=self.switcher.tell,
@@ -168,7 +171,7 @@ class RegionAgent:
         )
         # The followers' slots first, so that they copy while the schema is made; the streams' slots after it,
         # because no stream can be decoded from before its publication.
-        await member.ledger.prepare_slots(followers=self._standby_names(), streams=())
+        await member.ledger.prepare_slots(followers=self.switcher.followers, streams=())
         await self._prepare_ledger(member.ledger.url)
         streams = [region.name for region in self.topology.regions]
         await member.ledger.prepare_slots(followers=(), streams=streams)
@@ -205,14 +208,11 @@ class RegionAgent:
     async def _ask(self, member: MovingMember) -> Observation:
         try:
             state = await member.ledger.read_state()
-            standbys = () if state.in_recovery else await member.ledger.read_standbys(self._standby_names())
+            standbys = () if state.in_recovery else await member.ledger.read_standbys(self.switcher.followers)
             return Observation(ledger=state, standbys=standbys, slots=await member.ledger.read_slots())
         except MemberError as error:
             _log.debug("ledger: not observed: %s", error)
             return Observation()
-
-    def _standby_names(self) -> tuple[RegionName, ...]:
-        return tuple(voter.name for voter in self.topology.voters if voter.name != self.topology.region)
 
     def _ledger_of(self, region: RegionName) -> Address:
         address = self.topology.by_name(region).ledger

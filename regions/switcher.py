@@ -114,6 +114,7 @@ class Switcher:
         self._place = place
         self._settings = settings
         self._cell: CellId = topology.cell
+        self._voters = tuple(one.name for one in topology.voters)
         self._lane: LedgerLane | None = None
         self._core: FailoverCore | None = None
         self._promise: Promise | None = None
@@ -153,6 +154,16 @@ class Switcher:
     def state(self) -> State:
         """Where the core is in its table of transitions."""
         return "starting" if self._core is None else self._core.machines[self._cell].state
+
+    @property
+    def followers(self) -> tuple[RegionName, ...]:
+        """The other regions that follow the ledger when it leads here: voters, and those that join.
+
+        Those of the topology as long as no record is known.
+        """
+        record = None if self.facts is None else self.facts.record
+        names = self._voters if record is None else (*record.voters, *record.joining)
+        return tuple(name for name in names if name != self._topology.region)
 
     def phi(self) -> dict[RegionName, float]:
         """The suspicion of each other region."""
@@ -218,8 +229,7 @@ class Switcher:
             # Nothing was ever promised here, or a disk was replaced: the core reads etcd before it acts.
             self._promise = Promise()
         incarnation = await self._incarnation(starts)
-        own = tuple(one.name for one in self._topology.voters)
-        cell = CellRegions(voters=own, regions=tuple(one.name for one in self._topology.regions))
+        cell = CellRegions(voters=self._voters, regions=tuple(one.name for one in self._topology.regions))
         self._core = FailoverCore(
             region=self._topology.region, incarnation=incarnation, cells={self._cell: cell}, settings=self._settings
         )

@@ -11,7 +11,7 @@ import sys
 import typer
 from typer._click import exceptions as usage  # Typer carries its own copy of click and exports no base of its errors
 
-from infra.cli import demo, drill, explore, failover, faults, lifecycle, simulate, site
+from infra.cli import demo, drill, explore, failover, faults, lifecycle, simulate, site, voters
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
 from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
@@ -38,8 +38,8 @@ def make_app() -> typer.Typer:
     for command in (faults.kill, faults.pause, faults.resume, faults.partition, faults.heal, faults.delay):
         fault_app.command()(command)
     region_app = _group("Regions of a running deployment.")
-    region_app.callback()(lambda: None)
-    region_app.command()(faults.restart)
+    for command in (voters.drain, voters.undrain, voters.add, voters.remove, faults.restart):
+        region_app.command()(command)
     drill_app = _group("Rehearse failures on a running deployment, under load.")
     drill_app.command("list")(drill.list_drills)
     drill_app.command()(drill.run)

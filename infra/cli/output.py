@@ -44,6 +44,9 @@ def print_status(document: Mapping[str, Any]) -> None:
         leader = cell["leader"] or "nobody"
         paused = "" if cell["automatic"] else "; failover is paused"
         typer.echo(f"cell {cell['cell']}: {cell['phase']}, led by {leader} under epoch {cell['epoch']}{paused}")
+        for name in ("joining", "drained"):
+            if cell[name]:
+                typer.echo(f"{name}: {', '.join(cell[name])}")
         if cell["writes_refused"] is not None:
             typer.echo(f"no writes: {cell['writes_refused']}")
     rows = [

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
 
@@ -18,6 +19,7 @@ from infra.supervisor.errors import OrderRefused
 
 ORDER_TIMEOUT_S = 12.0  # above what an agent itself takes to answer
 SETTLED_S_MAX = 15.0  # a switch between regions 80 ms apart takes one to two seconds
+HANDED_ON_S_MAX = 20.0  # a switch is tried within it; the last one may take as long as an agent's answer
 POLL_S = 0.1
 
 FOR_THE_LEADER = ("switch", "add", "remove")
@@ -30,30 +32,92 @@ async def give_order(  # noqa: PLR0913 - what an order consists of
 ) -> dict[str, Any]:
     """Carry an order out; return the cell as it is then.
 
+    A region that is drained hands its leadership on first to whom it can. One that is added is joining when this
+    returns: whoever asked waits for the end of its copy.
+
     Raises:
         OrderRefused: It cannot be; the text says why.
     """
-    cell = (await status())["cells"][0]
-    leader = cell["leader"]
-    if leader is None:
-        raise OrderRefused("no agent knows who leads")
-    agents = [leader] if kind in FOR_THE_LEADER else [leader, *(one for one in site.plan.regions if one != leader)]
-    problem = ""
-    for agent in agents:
-        try:
-            answer = await client.post(
-                f"http://{address(site.plan.port(agent, 'agent_internal'))}/order",
-                json={"kind": kind, "region": region, "by": by},
-                headers={"authorization": f"Bearer {site.secrets.agent}"},
-                timeout=ORDER_TIMEOUT_S,
-            )
-        except httpx.HTTPError as error:
-            problem = f"the agent of {agent} does not answer ({type(error).__name__})"
-            continue
-        if answer.status_code != HTTPStatus.OK:
-            raise OrderRefused(str(answer.json().get("detail", answer.status_code)))
-        return await _settled(status, leader=region if kind == "switch" else None)
-    raise OrderRefused(problem)
+    desk = _Desk(client, site, status, by)
+    if kind == "drain":
+        assert region is not None, "a drain names its region"
+        return await desk.drain(region)
+    await desk.give(kind, region)
+    return await _settled(status, leader=region if kind == "switch" else None)
+
+
+@dataclass(frozen=True, slots=True)
+class _Desk:
+    """Gives the orders of one operator, each to an agent that can fulfil it."""
+
+    client: httpx.AsyncClient
+    site: Site
+    status: Status
+    by: str
+
+    async def give(self, kind: str, region: str | None) -> None:
+        """Give one order, to the leader's agent or, where any will do, to the first that answers.
+
+        Raises:
+            OrderRefused: It cannot be carried out.
+        """
+        leader = (await self.status())["cells"][0]["leader"]
+        if leader is None:
+            raise OrderRefused("no agent knows who leads")
+        others = [one for one in self.site.plan.regions if one != leader]
+        problem = ""
+        for agent in [leader] if kind in FOR_THE_LEADER else [leader, *others]:
+            try:
+                answer = await self.client.post(
+                    f"http://{address(self.site.plan.port(agent, 'agent_internal'))}/order",
+                    json={"kind": kind, "region": region, "by": self.by},
+                    headers={"authorization": f"Bearer {self.site.secrets.agent}"},
+                    timeout=ORDER_TIMEOUT_S,
+                )
+            except httpx.HTTPError as error:
+                problem = f"the agent of {agent} does not answer ({type(error).__name__})"
+                continue
+            if answer.status_code != HTTPStatus.OK:
+                raise OrderRefused(str(answer.json().get("detail", answer.status_code)))
+            return
+        raise OrderRefused(problem)
+
+    async def drain(self, region: str) -> dict[str, Any]:
+        """Make a region no candidate, and move the leadership elsewhere when it has it.
+
+        Raises:
+            OrderRefused: Nobody else may lead, which leaves everything as it was; or nobody else could.
+        """
+        cell = (await self.status())["cells"][0]
+        if cell["leader"] == region and not _heirs(cell):
+            raise OrderRefused(f"{region} leads and every other voter is drained: undrain one first")
+        await self.give("drain", region)
+        deadline, problem = time.monotonic() + HANDED_ON_S_MAX, ""
+        while (cell := (await self.status())["cells"][0])["leader"] == region or cell["phase"] != "serving":
+            if time.monotonic() > deadline:
+                problem = problem or f"epoch {cell['epoch']} is {cell['phase']}"
+                raise OrderRefused(f"{region} is drained and still leads: {problem}; ask again")
+            if cell["leader"] == region:
+                problem = await self._hand_on(cell) or problem
+            await asyncio.sleep(POLL_S)
+        return cell
+
+    async def _hand_on(self, cell: dict[str, Any]) -> str:
+        """Switch to the first voter that can lead; return why none could, or nothing."""
+        problems: list[str] = []
+        for heir in _heirs(cell):
+            try:
+                await self.give("switch", heir)
+            except OrderRefused as error:
+                problems.append(str(error))
+            else:
+                return ""
+        return "; ".join(problems)
+
+
+def _heirs(cell: dict[str, Any]) -> list[str]:
+    """Return who may lead instead of the leader, in order of preference."""
+    return [one for one in cell["voters"] if one != cell["leader"] and one not in cell["drained"]]
 
 
 async def _settled(status: Status, *, leader: str | None) -> dict[str, Any]:

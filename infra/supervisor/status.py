@@ -72,17 +72,20 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
     state: str,
     restarts: Mapping[str, int],
     answers: Document,
-    leader: str | None,
+    cell: Document,
 ) -> Document:
     """One entry of `regions` in `palaver status --json`.
 
-    The role follows from who leads the cell: an agent that is cut off may still take itself for the leader.
+    The role follows from the cell's record: an agent that is cut off may still take itself for the leader. A region
+    that was removed from the voters only reads, and its ledger does not have to run.
     """
     agent: Document = answers["agent"] or {}
     replicator: Document = answers["replicator"] or {}
     missing: list[str] = list(answers["missing"])
-    missing += [f"{name}: not running" for name, pid in pids.items() if pid is None]
-    role = "leader" if region == leader else "follower" if plan.is_voter(region) else "view"
+    holds_ledger = region in (*cell["voters"], *cell["joining"]) if cell["voters"] else plan.is_voter(region)
+    role = "leader" if region == cell["leader"] else "follower" if holds_ledger else "view"
+    needed = {name: pid for name, pid in pids.items() if name != "ledger" or holds_ledger}
+    missing += [f"{name}: not running" for name, pid in needed.items() if pid is None]
     return {
         "region": region,
         "role": role,
@@ -104,7 +107,7 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
     """The entry of `cells`: the newest epoch that any agent knows."""
     known = [answer["agent"] for answer in answers.values() if answer["agent"]]
     known = [agent for agent in known if agent.get("epoch") is not None]
-    newest: Document = max(known, key=lambda agent: int(agent["epoch"])) if known else {}
+    newest: Document = max(known, key=_newness) if known else {}
     return {
         "cell": plan.cell,
         "epoch": newest.get("epoch"),
@@ -112,8 +115,16 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
         "phase": newest.get("phase") or "unknown",
         "reason": newest.get("reason"),
         "automatic": _failover_of(newest).get("automatic", True),
+        "voters": _failover_of(newest).get("voters", []),
+        "joining": _failover_of(newest).get("joining", []),
+        "drained": _failover_of(newest).get("drained", []),
         "writes_refused": _refused(newest, known),
     }
+
+
+def _newness(agent: Document) -> tuple[int, int]:
+    """By epoch; within one it is the leader that writes the record, or reads it first."""
+    return int(agent["epoch"]), int(agent["region"] == agent["leader"])
 
 
 def _failover_of(agent: Document) -> Document:

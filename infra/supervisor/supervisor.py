@@ -22,7 +22,7 @@ import psutil
 
 from infra.servers.resolver import Server, ServerName
 from infra.supervisor.environment import Site
-from infra.supervisor.errors import DeploymentError, StartFailed, UnknownTarget
+from infra.supervisor.errors import DeploymentError, OrderRefused, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
 from infra.supervisor.orders import give_order, read_history
 from infra.supervisor.process import ManagedProcess, ProcessSpec
@@ -219,7 +219,7 @@ class Supervisor:
                         if process.spec.region == region
                     },
                     answers=answers[region],
-                    leader=cell["leader"],
+                    cell=cell,
                 )
                 for region in regions
             ],
@@ -229,13 +229,22 @@ class Supervisor:
         """Carry an operator's order out; return the cell as it is then.
 
         Raises:
-            UnknownTarget: No such region.
+            UnknownTarget: No such region, or one that cannot hold a ledger.
             OrderRefused: It cannot be carried out.
         """
         if region is not None:
             self.check_target(region)
-        log.warning("order: %s %s: %s", kind, region or "", by)
-        return await give_order(self._client, self.site, self.status, kind=kind, region=region, by=by)
+            if not self.plan.is_voter(region):
+                raise UnknownTarget(f"{region} only reads; a ledger can be in {', '.join(self.plan.regions)}")
+        what = f"{kind} {region or ''}".rstrip()
+        log.warning("order: %s: %s", what, by)
+        try:
+            cell = await give_order(self._client, self.site, self.status, kind=kind, region=region, by=by)
+        except OrderRefused as error:
+            log.warning("order refused: %s: %s: %s", what, by, error)
+            raise
+        log.warning("order done: %s: %s", what, by)
+        return cell
 
     async def history(self) -> list[dict[str, Any]]:
         """What became of each epoch, the oldest first.

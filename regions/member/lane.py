@@ -73,7 +73,8 @@ class Surroundings:
     Attributes:
         region: The own one.
         ledger_of: Where another region's member is reached.
-        others: The other regions with a member.
+        others: The other regions that may hold a member.
+        followers: Those of them that follow this ledger when it leads: voters, and who joins. They change.
         prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
         durable: The promise on disk.
         tell: Takes an answer or news; returns at once.
@@ -83,6 +84,7 @@ class Surroundings:
     region: RegionName
     ledger_of: Callable[[RegionName], Address]
     others: tuple[RegionName, ...]
+    followers: Callable[[], tuple[RegionName, ...]]
     prepare: Callable[[MovingMember], Awaitable[None]]
     durable: Callable[[], Promise | None]
     tell: Callable[[Event], None]
@@ -131,6 +133,7 @@ class LedgerLane:
         self._gate: asyncio.Task[None] | None = None
         self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
+        self._slots_for: tuple[RegionName, ...] | None = None
 
     async def found(self) -> LedgerFound:
         """Find the member as an earlier agent left it; one that does not answer is stopped.
@@ -210,7 +213,7 @@ class LedgerLane:
                 return
 
     def _reign_no_more(self) -> None:
-        self.quorum = None
+        self.quorum = self._slots_for = None
         if self._preparing is not None:
             self._preparing.cancel()
             self._preparing = None
@@ -391,14 +394,26 @@ class LedgerLane:
             quorum = self.quorum
             if quorum is None or not self.member.running:
                 continue
+            followers = self._around.followers()
             try:
-                standbys = await self.member.ledger.read_standbys(self._followers)
+                await self._keep_slots(followers)
+                standbys = await self.member.ledger.read_standbys(followers)
                 await self.member.ledger.run("log_snapshot")
             except MemberError as error:
                 _log.debug("ledger: its standbys are not known: %s", error)
                 continue
             close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
             self._around.tell(StandbysStreaming(regions=frozenset(close)))
+
+    async def _keep_slots(self, followers: tuple[RegionName, ...]) -> None:
+        """Keep WAL for who joins before it counts, and none for who was removed."""
+        if followers == self._slots_for:
+            return
+        ledger = self.member.ledger
+        await ledger.prepare_slots(followers=followers, streams=())
+        left = await ledger.drop_follower_slots(one for one in self._around.others if one not in followers)
+        if not left:
+            self._slots_for = followers
 
     async def _stay_in_touch(self) -> None:
         """As a follower know the others, one of which may be promoted at any time."""

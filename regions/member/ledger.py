@@ -141,6 +141,15 @@ class Ledger:
 
         await self._in_one_connection(DATABASE, prepare)
 
+    async def drop_follower_slots(self, followers: Iterable[RegionName]) -> int:
+        """Drop the slots of WAL of regions that follow no more; return how many are left because they are read.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
+        row = await self.one("drop_follower_slots", [physical_slot_name(region) for region in followers])
+        return int(row["active"])
+
     async def reload(self, *, synchronous_standby_names: str) -> None:
         """Make PostgreSQL read its files again; return when every commit waits for the quorum asked for.
 

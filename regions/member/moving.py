@@ -147,7 +147,7 @@ class MovingMember(Member):
         """Receive the WAL of ``leader``; return when it streams.
 
         Raises:
-            Diverged: It has WAL that the leader's history does not have.
+            Diverged: It has WAL that the leader's history does not have, or ends before what the leader has kept.
             MemberFailed: It does not stream in time.
         """
         if record.rewound_from(self.settings.state) is not None:
@@ -338,12 +338,18 @@ class MovingMember(Member):
             The leader's timeline, and its history where this member is still on an earlier one; else ``''``.
 
         Raises:
-            Diverged: The leader left the own timeline before that end, or never was on it.
+            Diverged: The leader left the own timeline before that end, or never was on it; or it has dropped what
+                comes after that end, because this member was no voter, or away for longer than WAL is kept. It
+                would ask for that for ever; a rewind finds nothing to do, so that a copy comes next.
         """
         found = await self._until_primary(leader)
         theirs, history = int(found["timeline"]), found["history"] or ""
         own = int((await self.ledger.one("read_leading", 0))["timeline"])
-        end = int((await self.ledger.one("read_receiver"))["lsn"] or 0)
+        here = await self.ledger.one("read_frozen")
+        end, oldest = max(int(here["received"] or 0), int(here["replayed"] or 0)), int(found["oldest"] or 0)
+        # One that still replays has more than it says.
+        if here["exhausted"] and end < oldest:
+            raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
         if own == theirs:
             return theirs, ""
         left_at = _switches(history).get(own)

@@ -45,8 +45,9 @@ class OrderDesk:
         try:
             await self._agent.switcher.order(kind, region, by)
         except OrderRefused as error:
-            _log.warning("order refused: %s %s: %s", kind, region or "", error)
+            _log.warning("order refused: %s %s: %s: %s", kind, region or "", by, error)
             return HTTPStatus.CONFLICT, {"detail": str(error)}
+        _log.info("order done: %s %s: %s", kind, region or "", by)
         return HTTPStatus.OK, {"done": True}
 
 

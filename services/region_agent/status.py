@@ -28,7 +28,7 @@ def missing(agent: RegionAgent) -> list[str]:
     current = agent.view.current
     if current is None:
         return ["etcd has not said yet who leads"]
-    if agent.member is None:
+    if agent.member is None or agent.role == "view":
         return []
     found = [agent.refusal] if agent.refusal is not None else []
     if not agent.member.running:
@@ -75,6 +75,9 @@ def _failover(agent: RegionAgent) -> dict[str, object] | None:
     return {
         "state": switcher.state,
         "takes_writes": switcher.open_epoch > 0,
+        "voters": [] if facts.record is None else list(facts.record.voters),
+        "joining": [] if facts.record is None else list(facts.record.joining),
+        "drained": [] if facts.record is None else list(facts.record.drained),
         "automatic": facts.record is None or facts.record.automatic,
         "promise": promise and {"epoch": promise.epoch, "lineage": promise.lineage, "floor": promise.floor},
         "phi": {region: round(phi, 2) for region, phi in switcher.phi().items()},

@@ -68,6 +68,7 @@ class Cell:
             region=region,
             ledger_of=self.made.ledger,
             others=tuple(other for other in REGIONS if other != region),
+            followers=lambda: switcher.followers,
             prepare=prepare,
             durable=lambda: switcher.durable,
             tell=switcher.tell,

@@ -52,6 +52,7 @@ class Driven:
     lane: LedgerLane
     promise: Promise = field(default_factory=Promise)
     told: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
+    followers: tuple[RegionName, ...] = ()
 
     async def answer(self, kind: type[Event] | tuple[type[Event], ...], seconds: float = 20) -> Event:
         """The next answer of a kind; news of other kinds are passed over."""
@@ -75,11 +76,12 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
         region=region,
         ledger_of=made.ledger,
         others=tuple(other for other in REGIONS if other != region),
+        followers=lambda: driven.followers,
         prepare=prepare,
         durable=lambda: driven.promise,
         tell=told.put_nowait,
     )
-    driven = Driven(LedgerLane(member, around), told=told)
+    driven = Driven(LedgerLane(member, around), told=told, followers=around.others)
     running = asyncio.create_task(driven.lane.run())
     try:
         yield driven
@@ -179,6 +181,41 @@ async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_si
             await asyncio.sleep(0.05)
         with pytest.raises(TimeoutError):
             await east.answer(QuorumCommit, seconds=0.2)
+
+
+async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_none() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await members[SOUTH].stop()
+        await members[EAST].ledger.drop_follower_slots([SOUTH])
+        east.followers = (WEST,)
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST,), required=1))
+        await until(lambda: tells(east, {WEST}))
+        assert await slots(members[EAST]) == {"member_eu_west"}
+
+        east.followers = (WEST, SOUTH)
+        await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
+        await members[SOUTH].follow(epoch=1, leader=made.ledger(EAST))
+        await until(lambda: tells(east, {WEST, SOUTH}))
+        assert east.lane.quorum == ((WEST,), 1), "it streams, and counts for nothing yet"
+
+        # While it reads from its slot, that stays; it goes when the member has stopped.
+        east.followers = (WEST,)
+        await until(lambda: tells(east, {WEST}))
+        assert await slots(members[EAST]) == {"member_eu_west", "member_ap_south"}
+        await members[SOUTH].stop()
+        await until(lambda: has_slots(members[EAST], {"member_eu_west"}))
+
+
+async def tells(driven: Driven, regions: set[RegionName]) -> bool:
+    return await driven.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset(regions))
+
+
+async def slots(member: MovingMember) -> set[str]:
+    return {slot.name for slot in await member.ledger.read_slots() if slot.name.startswith("member_")}
+
+
+async def has_slots(member: MovingMember, names: set[str]) -> bool:
+    return await slots(member) == names
 
 
 async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_not() -> None:

@@ -285,6 +285,31 @@ async def test_a_running_primary_is_frozen_by_stopping_it() -> None:
             await keep(made, EAST, range(11, 12))
 
 
+async def test_a_member_whose_wal_the_leader_dropped_says_so_and_is_copied() -> None:
+    async with three() as (made, members):
+        await members[SOUTH].stop()
+        assert await members[EAST].ledger.drop_follower_slots([SOUTH]) == 0
+        connection = await made.connect(EAST)
+        try:
+            for number in range(3):
+                await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+                await connection.execute("SELECT pg_switch_wal()")
+            await connection.execute("CHECKPOINT")
+        finally:
+            await connection.close()
+        await members[EAST].ledger.prepare_slots(followers=[SOUTH], streams=())
+        leader = made.ledger(EAST)
+        with pytest.raises(Diverged, match="has WAL from"):
+            await members[SOUTH].follow(epoch=1, leader=leader)
+        # The core has it rewound first, which finds nothing to do, and then copied.
+        await members[SOUTH].rewind(leader)
+        with pytest.raises(Diverged, match="has WAL from"):
+            await members[SOUTH].follow(epoch=1, leader=leader)
+        await members[SOUTH].copy(leader)
+        await members[SOUTH].follow(epoch=1, leader=leader)
+        await until(lambda: has(made, SOUTH, 3))
+
+
 async def test_a_rewind_that_cannot_begin_leaves_the_data_as_it_was() -> None:
     async with three() as (made, members):
         await members[WEST].stop()

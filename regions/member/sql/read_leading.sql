@@ -1,5 +1,7 @@
 -- Whether this member is still a standby after $1 looks of 5 ms, the highest timeline that it has heard of, and where the
 -- history of that one left each earlier one. The first is asked first: a primary has its own timeline.
+-- Where the oldest WAL begins that is still here: names are timeline, then position, and those made for later have
+-- greater ones.
 WITH RECURSIVE looks AS (
     SELECT 0 AS number, pg_is_in_recovery() AS in_recovery
     UNION ALL
@@ -12,6 +14,7 @@ WITH RECURSIVE looks AS (
 SELECT
     role.in_recovery,
     found.timeline,
+    kept.oldest,
     pg_read_file('pg_wal/' || lpad(upper(to_hex(found.timeline)), 8, '0') || '.history', true) AS history
 FROM (SELECT in_recovery FROM looks ORDER BY number DESC LIMIT 1 OFFSET 0) AS role
 CROSS JOIN LATERAL (
@@ -25,3 +28,11 @@ CROSS JOIN LATERAL (
     ) AS timeline
     WHERE role.in_recovery IS NOT NULL
 ) AS found
+CROSS JOIN LATERAL (
+    SELECT min(
+        ('x' || substr(name, 9, 8))::bit(32)::bigint * (1::bigint << 32)
+        + ('x' || substr(name, 17, 8))::bit(32)::bigint * pg_size_bytes(current_setting('wal_segment_size'))
+    ) AS oldest
+    FROM pg_ls_dir('pg_wal') AS name
+    WHERE name ~ '^[0-9A-F]{24}$' AND role.in_recovery IS NOT NULL
+) AS kept

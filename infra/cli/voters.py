@@ -1,0 +1,126 @@
+"""`palaver region drain | undrain | add | remove`: which regions may lead, and whose ledgers count.
+
+Each waits until it is done. Asked again, it says that it is so already.
+"""
+
+from __future__ import annotations
+
+import getpass
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Annotated, Any
+
+import typer
+
+from infra.cli import output
+from infra.cli.failover import REASON_CHARS_MAX, Reason
+from infra.cli.options import DEFAULT_DATA, Data, Json
+from infra.supervisor.control import ControlClient
+from infra.supervisor.errors import OrderRefused
+from infra.supervisor.layout import open_layout
+
+SEEN_S_MAX = 10.0  # a change of the record reaches the agents with etcd's watch, within milliseconds
+JOINED_S_MAX = 600.0  # a copy of 30 GB at 50 MB/s; asked again, it goes on waiting
+POLL_S = 0.2
+
+Region = Annotated[str, typer.Argument(help="A region that can hold a ledger.")]
+Cell = dict[str, Any]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Change:
+    """One of the commands.
+
+    Attributes:
+        kind: The order of the failover core.
+        holds: Whether a cell is as ordered for a region.
+        says: What is the case then, about the region.
+    """
+
+    kind: str
+    holds: Callable[[Cell, str], bool]
+    says: str
+
+
+def _is_drained(cell: Cell, region: str) -> bool:
+    return region in cell["drained"] and cell["leader"] != region
+
+
+def _is_removed(cell: Cell, region: str) -> bool:
+    # While no agent knows the record, nothing is known of its voters.
+    return bool(cell["voters"]) and region not in (*cell["voters"], *cell["joining"])
+
+
+DRAIN = Change(kind="drain", holds=_is_drained, says="drained: it leads only when no other can")
+UNDRAIN = Change(
+    kind="undrain",
+    holds=lambda cell, region: region in cell["voters"] and region not in cell["drained"],
+    says="free to lead",
+)
+ADD = Change(
+    kind="add",
+    holds=lambda cell, region: region in cell["voters"],
+    says="a voter: commits count with its ledger",
+)
+REMOVE = Change(kind="remove", holds=_is_removed, says="no voter: no commit counts with its ledger")
+
+
+def drain(region: Region, reason: Reason = "maintenance", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Let a region lead no more, and move the leadership elsewhere when it has it; it still votes."""
+    _carry_out(DRAIN, region, reason, data, as_json)
+
+
+def undrain(
+    region: Region, reason: Reason = "maintenance is over", data: Data = DEFAULT_DATA, as_json: Json = False
+) -> None:
+    """Let a drained region lead again; nothing moves by that."""
+    _carry_out(UNDRAIN, region, reason, data, as_json)
+
+
+def add(region: Region, reason: Reason = "planned", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Make a region a voter: its ledger copies and follows, and counts once it does."""
+    _carry_out(ADD, region, reason, data, as_json)
+
+
+def remove(region: Region, reason: Reason = "planned", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
+    """Make a region no voter: no commit counts with its ledger any more, and it stops."""
+    _carry_out(REMOVE, region, reason, data, as_json)
+
+
+def _carry_out(change: Change, region: str, reason: str, data: Data, as_json: bool) -> None:
+    by = f"{getpass.getuser()}: {reason[:REASON_CHARS_MAX]}"
+    with ControlClient(open_layout(data)) as control:
+        already = change.holds(_cell(control), region)
+        control.post("/order", kind=change.kind, region=region, by=by)
+        cell = _until(control, change, region)
+    if as_json:
+        output.print_json({"order": change.kind, "region": region, "already": already, "cell": cell})
+        return
+    voters = ", ".join(cell["voters"])
+    led = f"cell {cell['cell']}: led by {cell['leader']} under epoch {cell['epoch']}, voters {voters}"
+    typer.echo(f"{region} is {'already ' if already else ''}{change.says}; {led}")
+
+
+def _cell(control: ControlClient) -> Cell:
+    cell: Cell = control.get("/status")["cells"][0]
+    return cell
+
+
+def _until(control: ControlClient, change: Change, region: str) -> Cell:
+    """Wait until the cell is as ordered; long only while a copy is under way.
+
+    Raises:
+        OrderRefused: It is not in time, or somebody else has ordered the opposite.
+    """
+    began = under_way_at = time.monotonic()
+    while not change.holds(cell := _cell(control), region):
+        now = time.monotonic()
+        if region in cell["joining"] and change is ADD:
+            under_way_at = now
+        if now - under_way_at > SEEN_S_MAX:
+            raise OrderRefused(f"{change.kind} {region} was ordered and is undone again: look at `palaver status`")
+        if now - began > JOINED_S_MAX:
+            raise OrderRefused(f"{region} still copies after {JOINED_S_MAX:.0f} s: ask again to wait on")
+        time.sleep(POLL_S)
+    return cell

@@ -1,0 +1,176 @@
+"""What `palaver region …` asks for, prints and ends with, against a control interface that only plays along."""
+
+import json
+import os
+import sys
+import threading
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, field
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from infra.cli import main, voters
+from infra.supervisor.layout import open_layout
+from infra.supervisor.records import birth_of
+
+VOTERS = ["us-east", "eu-west", "ap-south", "sa-east", "af-south"]
+
+
+def made(**changes: Any) -> dict[str, Any]:
+    cell = {"cell": "main", "epoch": 1, "leader": "us-east", "phase": "serving", "automatic": True}
+    return cell | {"voters": VOTERS, "joining": [], "drained": []} | changes
+
+
+@dataclass
+class Control:
+    """What the commands find: the cell before and after the order, the last for ever."""
+
+    cells: list[dict[str, Any]] = field(default_factory=lambda: [made()])
+    refusal: tuple[int, str] | None = None
+    orders: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
+
+    def answer(self, path: str, body: bytes) -> tuple[int, object]:
+        """Answer a request."""
+        if path == "/status":
+            cell = self.cells[0]
+            self.cells = self.cells[1:] or self.cells
+            return 200, {"cells": [cell]}
+        self.orders.append(json.loads(body))
+        return (200, {}) if self.refusal is None else (self.refusal[0], {"error": self.refusal[1]})
+
+
+@pytest.fixture
+def data(tmp_path: Path, control: Control) -> Iterator[Path]:
+    class Handler(BaseHTTPRequestHandler):
+        def _reply(self) -> None:
+            body = self.rfile.read(int(self.headers.get("content-length", 0)))
+            status, document = control.answer(self.path, body)
+            self.send_response(status)
+            self.end_headers()
+            self.wfile.write(json.dumps(document).encode())
+
+        do_GET = do_POST = _reply  # noqa: N815 - as the standard library calls them
+
+        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
+            """Say nothing."""
+
+    layout = open_layout(tmp_path)
+    layout.control.parent.mkdir(parents=True, exist_ok=True)
+    with HTTPServer(("127.0.0.1", 0), Handler) as server:
+        facts = {"pid": os.getpid(), "born": birth_of(os.getpid()), "port": server.server_port, "token": "a token"}
+        layout.control.write_text(json.dumps(facts))
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        yield tmp_path
+        server.shutdown()
+        thread.join()
+
+
+@pytest.fixture
+def control() -> Control:
+    return Control()
+
+
+@pytest.fixture
+def palaver(
+    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> Callable[..., tuple[int, str, str]]:
+    def run(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["palaver", *arguments, "--data", str(data)])
+        with pytest.raises(SystemExit) as ended:
+            main.run()
+        said = capsys.readouterr()
+        assert isinstance(ended.value.code, int)
+        return ended.value.code, said.out, said.err
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("command", "cells", "says"),
+    [
+        ("drain", (made(), made(leader="eu-west", epoch=2, drained=["us-east"])), "us-east is drained"),
+        ("undrain", (made(drained=["us-east"]), made()), "us-east is free to lead"),
+        ("add", (made(voters=VOTERS[1:], leader="eu-west"), made(leader="eu-west")), "us-east is a voter"),
+        ("remove", (made(leader="eu-west"), made(voters=VOTERS[1:], leader="eu-west")), "us-east is no voter"),
+    ],
+)
+def test_an_order_is_given_with_its_reason_and_said_in_one_line(
+    palaver: Callable[..., tuple[int, str, str]], control: Control, command: str, cells: Any, says: str
+) -> None:
+    before, after = cells
+    control.cells = [before, before, after]
+    code, out, err = palaver("region", command, "us-east", "--reason", "a new disk")
+    assert (code, err) == (0, "")
+    assert out.startswith(says)
+    assert len(out.splitlines()) == 1
+    (order,) = control.orders
+    assert (order["kind"], order["region"]) == (command, "us-east")
+    assert order["by"].endswith(": a new disk")
+    again = palaver("region", command, "us-east")
+    assert again[0] == 0
+    assert again[1].startswith(says.replace(" is ", " is already "))
+
+
+def test_json_says_what_was_ordered_whether_it_was_so_and_what_the_cell_is(
+    palaver: Callable[..., tuple[int, str, str]],
+) -> None:
+    code, out, _ = palaver("region", "add", "eu-west", "--json")
+    document = json.loads(out)
+    assert code == 0
+    assert document == {"order": "add", "region": "eu-west", "already": True, "cell": made()}
+
+
+def test_a_region_that_is_drained_while_it_leads_is_not_done(
+    palaver: Callable[..., tuple[int, str, str]], control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voters, "SEEN_S_MAX", 0.1)
+    control.cells = [made(drained=["us-east"])]
+    code, _, err = palaver("region", "drain", "us-east")
+    assert code == 1
+    assert "undone again" in err
+
+
+def test_a_copy_is_waited_for_and_one_that_was_called_off_is_not(
+    palaver: Callable[..., tuple[int, str, str]], control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(voters, "SEEN_S_MAX", 0.5)
+    without, joining = made(voters=VOTERS[:4]), made(voters=VOTERS[:4], joining=["af-south"])
+    control.cells = [without, without, *[joining] * 5, made()]
+    assert palaver("region", "add", "af-south")[0] == 0
+    control.cells = [without, joining, without]
+    code, _, err = palaver("region", "add", "af-south")
+    assert code == 1
+    assert "undone again" in err
+    monkeypatch.setattr(voters, "JOINED_S_MAX", 0.1)
+    control.cells = [joining]
+    code, _, err = palaver("region", "add", "af-south")
+    assert code == 1
+    assert "still copies" in err
+
+
+@pytest.mark.parametrize("command", ["drain", "undrain", "add", "remove"])
+@pytest.mark.parametrize(
+    ("refusal", "code"),
+    [
+        ((404, "unknown region 'mars'; there are us-east"), 2),
+        ((404, "cafe only reads; a ledger can be in us-east"), 2),
+        ((409, "3 voters would become fewer: add another region first"), 1),
+    ],
+)
+def test_a_refusal_is_one_line_with_its_reason(
+    palaver: Callable[..., tuple[int, str, str]], control: Control, command: str, refusal: tuple[int, str], code: int
+) -> None:
+    control.refusal = refusal
+    assert palaver("region", command, "mars") == (code, "", f"palaver: {refusal[1]}\n")
+
+
+@pytest.mark.parametrize("command", ["drain", "undrain", "add", "remove"])
+def test_a_region_must_be_named(palaver: Callable[..., tuple[int, str, str]], control: Control, command: str) -> None:
+    code, _, err = palaver("region", command)
+    assert code == 2
+    assert len(err.strip().splitlines()) == 1
+    assert control.orders == []

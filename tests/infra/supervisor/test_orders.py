@@ -1,0 +1,121 @@
+"""Which agent is asked for an order, and how a region that leads is drained, with agents that only play along."""
+
+import json
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import httpx
+import pytest
+
+from infra.supervisor import orders
+from infra.supervisor.environment import Site
+from infra.supervisor.errors import OrderRefused, UnknownTarget
+from infra.supervisor.layout import create_folders, open_layout
+from infra.supervisor.orders import give_order
+from infra.supervisor.plan import Plan
+from infra.supervisor.secrets import load_or_create_secrets
+from infra.supervisor.supervisor import Supervisor
+
+EAST, WEST, SOUTH = REGIONS = ("us-east", "eu-west", "ap-south")
+CAFE = "cafe"
+
+
+@dataclass
+class Agents:
+    """Agents that carry out what they are told, but for what they refuse.
+
+    Attributes:
+        refused: What is refused with which reason, by kind and region; the list is used up.
+    """
+
+    site: Site
+    leader: str = EAST
+    drained: list[str] = field(default_factory=list[str])
+    given: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
+    refused: dict[tuple[str, str], list[str]] = field(default_factory=dict[tuple[str, str], list[str]])
+    silent: tuple[str, ...] = ()
+
+    async def status(self) -> dict[str, Any]:
+        cell = {"leader": self.leader, "phase": "serving", "epoch": 1, "voters": list(REGIONS), "reason": "a test"}
+        return {"cells": [cell | {"drained": list(self.drained), "joining": []}]}
+
+    def answer(self, request: httpx.Request) -> httpx.Response:
+        agent = next(one for one in REGIONS if self.site.plan.port(one, "agent_internal") == request.url.port)
+        if agent in self.silent:
+            raise httpx.ConnectError("nobody listens")
+        order = json.loads(request.content)
+        kind, region = order["kind"], order["region"]
+        self.given.append((agent, kind, region))
+        reasons = self.refused.get((kind, region), [])
+        if reasons:
+            return httpx.Response(409, json={"detail": reasons.pop(0)})
+        if kind == "drain":
+            self.drained.append(region)
+        if kind == "switch":
+            self.leader = region
+        return httpx.Response(200, json={"done": True})
+
+    async def give(self, kind: str, region: str) -> dict[str, Any]:
+        async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as client:
+            return await give_order(client, self.site, self.status, kind=kind, region=region, by="a test")
+
+
+@pytest.fixture
+def site(tmp_path: Path) -> Site:
+    layout = open_layout(tmp_path)
+    plan = Plan(deployment="d", regions=REGIONS, view_regions=(CAFE,), port_base=20_000)
+    create_folders(layout, plan.all_regions)
+    return Site(
+        layout=layout, plan=plan, secrets=load_or_create_secrets(layout.secrets), postgres_bin=tmp_path, os_user=None
+    )
+
+
+async def test_a_leader_that_is_drained_hands_on_to_the_first_that_can_lead(site: Site) -> None:
+    agents = Agents(site, refused={("switch", WEST): ["eu-west lags behind, or does not stream"]})
+    cell = await agents.give("drain", EAST)
+    assert (cell["leader"], cell["drained"]) == (SOUTH, [EAST])
+    assert agents.given == [(EAST, "drain", EAST), (EAST, "switch", WEST), (EAST, "switch", SOUTH)]
+
+
+async def test_a_follower_that_is_drained_moves_nothing(site: Site) -> None:
+    agents = Agents(site)
+    await agents.give("drain", WEST)
+    assert agents.given == [(EAST, "drain", WEST)]
+
+
+async def test_handing_on_is_tried_again_until_a_standby_is_close(site: Site) -> None:
+    lags = "it lags behind, or does not stream"
+    agents = Agents(site, refused={("switch", WEST): [lags, lags], ("switch", SOUTH): [lags, lags]})
+    assert (await agents.give("drain", EAST))["leader"] == WEST
+
+
+async def test_a_drain_that_nobody_can_take_over_says_why(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orders, "HANDED_ON_S_MAX", 0.0)
+    agents = Agents(site, refused={("switch", one): [f"{one} is silent"] * 9 for one in (WEST, SOUTH)})
+    with pytest.raises(OrderRefused, match="drained and still leads"):
+        await agents.give("drain", EAST)
+
+
+async def test_the_last_that_may_lead_is_not_drained_while_it_leads(site: Site) -> None:
+    agents = Agents(site, drained=[WEST, SOUTH])
+    with pytest.raises(OrderRefused, match="undrain one first"):
+        await agents.give("drain", EAST)
+    assert agents.given == []
+
+
+async def test_a_drain_is_taken_by_any_agent_and_a_change_of_voters_by_the_leader_only(site: Site) -> None:
+    agents = Agents(site, silent=(EAST,))
+    await agents.give("undrain", SOUTH)
+    assert agents.given == [(WEST, "undrain", SOUTH)]
+    for kind in ("add", "remove"):
+        with pytest.raises(OrderRefused, match="agent of us-east does not answer"):
+            await agents.give(kind, SOUTH)
+
+
+@pytest.mark.parametrize("kind", ["switch", "drain", "undrain", "add", "remove"])
+@pytest.mark.parametrize(("region", "says"), [("mars", "unknown region"), (CAFE, "cafe only reads")])
+async def test_a_region_that_can_hold_no_ledger_is_wrong_input(site: Site, kind: str, region: str, says: str) -> None:
+    supervisor = Supervisor(site, {})
+    with pytest.raises(UnknownTarget, match=says):
+        await supervisor.order(kind, region, "a test")
