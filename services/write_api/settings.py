@@ -28,6 +28,6 @@ class WriteSettings(ProcessSettings):
 
     @field_validator("agent")
     @classmethod
-    def _is_address(cls, value: str) -> str:
+    def _is_agent_address(cls, value: str) -> str:
         parse_address(value)
         return value

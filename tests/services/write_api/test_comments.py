@@ -4,7 +4,7 @@ import asyncio
 import contextlib
 import json
 import uuid
-from collections.abc import Iterator
+from collections.abc import Generator
 
 import pytest
 
@@ -339,7 +339,7 @@ async def test_only_who_proves_that_it_leads_gives_a_strong_position(api: Api) -
 
 
 @contextlib.contextmanager
-def waiting_for_nobody(ledger_server: servers.PostgresServer) -> Iterator[None]:
+def waiting_for_nobody(ledger_server: servers.PostgresServer) -> Generator[None]:
     """Let every commit wait for a standby that is not there."""
     ledger_server.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (nobody)'")
     ledger_server.sql("SELECT pg_reload_conf()")
