@@ -59,7 +59,7 @@ class AgentLink:
                 epoch = self._spent
                 status = await self._post(CUT_SHORT_PATH, {"epoch": epoch})
                 if status is not None and status[0] == HTTPStatus.OK:
-                    _log.warning("the agent knows that a wait was cut short", extra={"spent_epoch": epoch})
+                    _log.info("the agent knows that a wait was cut short", extra={"spent_epoch": epoch})
                     self._told = epoch
                 else:
                     said = "nothing" if status is None else f"{status[0]}: {status[1].get('detail')}"
