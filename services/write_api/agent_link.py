@@ -77,7 +77,7 @@ class AgentLink:
             async with asyncio.timeout(ANSWER_S_MAX):
                 answer = await self._client.post(path, json=document)
                 return answer.status_code, answer.json()
-        except (httpx.HTTPError, TimeoutError, ValueError) as error:
+        except Exception as error:  # noqa: BLE001 - httpx lets through an AttributeError when a connection is reset early
             _log.debug("the agent does not answer", extra={"reason": f"{type(error).__name__}: {error}"})
             return None
 

@@ -52,6 +52,16 @@ async def test_the_one_that_proves_it_is_believed_while_another_hangs() -> None:
         assert await proof.position() == Position(3, 7)
 
 
+async def test_a_client_that_breaks_proves_nothing_and_ends_nothing() -> None:
+    def breaks() -> httpx.Response:
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+
+    answers = {"east": breaks, "west": lambda: NO_PROOF, "south": lambda: proves(Position(3, 7))}
+    async with asking(lambda host: answers[host]()) as proof:
+        for _ in range(2):
+            assert await proof.position() == Position(3, 7)
+
+
 async def test_a_read_that_arrives_while_others_are_answered_waits_for_a_question_of_its_own() -> None:
     """Rule 10: a proof counts only for reads that had arrived when it was asked for."""
     asked: list[asyncio.Event] = []
