@@ -441,6 +441,13 @@ class Switcher:
         if refused is not None:
             raise OrderRefused(refused)
 
+    def cut_short(self, epoch: Epoch) -> bool:
+        """Take that a commit under an epoch came back before its quorum (rule 7); return whether the core heard it."""
+        if self._core is None or self._lane is None:
+            return False
+        self._lane.cut_short(epoch)
+        return True
+
     async def is_current(self) -> bool:
         """Ask etcd whether this region leads, by a read that begins after now (rule 10)."""
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()

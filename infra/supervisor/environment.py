@@ -150,6 +150,8 @@ def _write_environment(site: Site, region: str) -> dict[str, str]:
         "PALAVER_LISTEN": address(site.plan.port(region, "write_api")),
         "PALAVER_UNIX_LISTEN": str(site.layout.unix_socket(region, "write_api")),
         "PALAVER_LEDGER_URL": f"postgresql://palaver_writer:{site.secrets.ledger_writer}@{ledger}/palaver",
+        "PALAVER_AGENT": address(site.plan.port(region, "agent_internal")),
+        "PALAVER_AGENT_SECRET": site.secrets.agent,
         "PALAVER_ADMIN_KEY": site.secrets.admin_key,
         "PALAVER_DERIVATION_SECRET": site.secrets.derivation,
     }

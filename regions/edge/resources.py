@@ -44,7 +44,8 @@ SESSION_READ_S = 2.5
 READ_WITH_RETRIES_S = 8.0
 READ_RETRIES_MAX = 2
 """A read is asked elsewhere after a quarter second, which hedges a frozen process (p99 253 to 5 ms). A read
-that carries a position may wait a second for the view, so it is given more time first."""
+that carries a position may wait a second for the view, and a strong one for the leader's proof before that, so these
+are given more time first."""
 
 CONNECT_S = 1.0
 """Twelve round trips between regions: what did not connect by then was cut off."""
@@ -263,10 +264,12 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
 
 def _read_routes() -> list[dict[str, Any]]:
     position = {"name": "palaver-position", "present_match": True}
+    strong = {"name": "palaver-consistency", "string_match": {"exact": "strong"}}
     # Only the edge says which epoch it believes in, and of a read it says nothing.
     no_epoch = {"request_headers_to_remove": [EPOCH_HEADER]}
     return [
         {"match": {"prefix": "/", "headers": [position]}, "route": _read_route(SESSION_READ_S)} | no_epoch,
+        {"match": {"prefix": "/", "headers": [strong]}, "route": _read_route(SESSION_READ_S)} | no_epoch,
         {"match": {"prefix": "/"}, "route": _read_route(READ_S)} | no_epoch,
     ]
 

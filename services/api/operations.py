@@ -91,8 +91,8 @@ POSITION: Final = Parameter(
 CONSISTENCY: Final = Parameter(
     name="Palaver-Consistency",
     where="header",
-    description="eventual (default), session (with Palaver-Position), bounded=<seconds>, strong. The answer's"
-    " header says what was served.",
+    description="eventual (default), session (with Palaver-Position), bounded=<seconds>, strong (all that was"
+    " acknowledged before). The answer's header says what was served: eventual when nothing proves a strong read.",
     schema=_TEXT,
 )
 IF_NONE_MATCH: Final = Parameter(

@@ -14,6 +14,7 @@ from services.read_api.memory import PageMemory
 from services.read_api.ready_pages import ReadyPages
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
+from services.read_api.strong import LeaderProof, leader_client
 from services.read_api.view_reader import ViewReader
 from services.telemetry.collector import settle_collector
 from services.telemetry.http_server import bind, bind_public, serve_http
@@ -52,9 +53,11 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
         }
 
     try:
-        async with ViewReader(settings.view_url, size=settings.view_pool_size) as view:
+        async with leader_client() as client, ViewReader(settings.view_url, size=settings.view_pool_size) as view:
             origins = SiteOrigins(view.origins)
             ready = ReadyPages(memory=memory, freshness=freshness, origins=origins, tracing=tracing)
+            voters = [voter.write_api for voter in topology.voters if voter.write_api is not None]
+            proof = LeaderProof(client, voters, topology.cell)
             app = read_application(
                 settings=settings,
                 cell=topology.cell,
@@ -63,11 +66,13 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
                 memory=memory,
                 freshness=freshness,
                 origins=origins,
+                prover=proof,
                 tracing=tracing,
                 missing=missing,
             )
             async with asyncio.TaskGroup() as group:
                 group.create_task(freshness.run(view), name="freshness")
+                group.create_task(proof.run(), name="proof")
                 group.create_task(follow_invalidations(shared, memory, freshness), name="invalidations")
                 group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")
                 group.create_task(serve_http(app, *public, ready=ready), name="public")

@@ -12,6 +12,7 @@ from services.read_api.pages import Pages
 from services.read_api.reads import Reads, docs, openapi
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
+from services.read_api.strong import Prover
 from services.read_api.view_reader import ViewReader
 from services.telemetry.middleware import AsgiApp
 from services.telemetry.tracing import Tracing
@@ -26,6 +27,7 @@ def read_application(  # noqa: PLR0913 - the composition root hands over what it
     memory: PageMemory,
     freshness: Freshness,
     origins: SiteOrigins,
+    prover: Prover,
     tracing: Tracing,
     missing: Callable[[], Sequence[str]],
 ) -> AsgiApp:
@@ -38,9 +40,10 @@ def read_application(  # noqa: PLR0913 - the composition root hands over what it
         freshness=freshness,
         html=html,
         cell=cell,
+        prover=prover,
         settings=settings,
     )
-    reads = Reads(view=view, freshness=freshness, html=html, cell=cell)
+    reads = Reads(view=view, freshness=freshness, html=html, cell=cell, prover=prover)
     app = fastapi_application("Palaver read API", missing)
     add_endpoint(app, "GET", "/v1/sites/{site}/comments/{comment}", reads.comment)
     add_endpoint(app, "GET", "/v1/sites/{site}/counts", reads.counts)

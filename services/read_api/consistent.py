@@ -9,6 +9,7 @@ from services.api.answers import Header
 from services.api.consistency import EVENTUAL, Level, Wanted, parse_wanted
 from services.api.problems import unavailable
 from services.read_api.freshness import Freshness
+from services.read_api.strong import Prover, count_strong_read
 from services.telemetry.middleware import Scope
 
 
@@ -40,7 +41,7 @@ def wanted_of(scope: Scope, cell: CellId) -> Wanted:
     return parse_wanted(consistency, token, cell)
 
 
-async def grant(wanted: Wanted, freshness: Freshness) -> Granted:
+async def grant(wanted: Wanted, freshness: Freshness, prover: Prover) -> Granted:
     """Wait for what a read asks for, bounded, and return what it gets.
 
     Raises:
@@ -63,8 +64,21 @@ async def grant(wanted: Wanted, freshness: Freshness) -> Granted:
             asked="session",
             at_least=wanted.position if reached else ZERO,
         )
-    # A strong read needs the leader; until it is forwarded there, the answer says what it is.
-    return Granted(level="eventual", asked=wanted.level)
+    if wanted.level == "strong":
+        return await _grant_strong(freshness, prover)
+    return Granted(level="eventual", asked="eventual")
+
+
+async def _grant_strong(freshness: Freshness, prover: Prover) -> Granted:
+    """Wait until the view has what the leader proved; without that the answer says that it is perhaps stale.
+
+    Whatever a view has is on a quorum (`sync/high_water.py`), so that no later strong read can see less.
+    """
+    position = await prover.position()
+    reached = position is not None and await freshness.wait_for(position)
+    level: Level = "strong" if reached else "eventual"
+    count_strong_read(level)
+    return Granted(level=level, asked="strong", at_least=position if reached and position is not None else ZERO)
 
 
 def headers_of(granted: Granted, freshness: Freshness) -> Sequence[Header]:

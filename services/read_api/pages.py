@@ -21,6 +21,7 @@ from services.read_api.memory import Encoded, Entry, PageMemory, Request, reques
 from services.read_api.page import Page, PageQuery, build_page, parse_page_query
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import HIT_MEMORY, SharedCache
+from services.read_api.strong import Prover
 from services.read_api.view_reader import ViewReader, ViewUnavailable
 from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
 
@@ -41,6 +42,7 @@ class Pages:
         freshness: Freshness,
         html: HtmlCache,
         cell: CellId,
+        prover: Prover,
         settings: ReadSettings,
     ) -> None:
         self._view = view
@@ -49,6 +51,7 @@ class Pages:
         self._freshness = freshness
         self._html = html
         self._cell = cell
+        self._prover = prover
         self._settings = settings
         self._flights: dict[PageQuery, asyncio.Future[Entry]] = {}
 
@@ -73,7 +76,7 @@ class Pages:
         """Answer one request."""
         scope[EXCHANGE].route = TEMPLATE
         wanted = wanted_of(scope, self._cell)
-        granted = await grant(wanted, self._freshness)
+        granted = await grant(wanted, self._freshness, self._prover)
         request = request_of(scope)
         entry = self._memory.get(request)
         if entry is not None and entry.position >= granted.at_least:

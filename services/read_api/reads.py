@@ -22,6 +22,7 @@ from services.read_api.consistent import grant, headers_of, wanted_of
 from services.read_api.freshness import Freshness
 from services.read_api.page import SORTS, comment_of
 from services.read_api.pages import matches, parse_site, unknown_site, view_unavailable
+from services.read_api.strong import Prover
 from services.read_api.view_reader import ViewReader, ViewUnavailable
 
 # One page of a blog's index; the query stays below the edge's limit for a request line.
@@ -34,17 +35,20 @@ _DOCS_POLICY: Final = "default-src 'none'; connect-src 'self'; style-src 'unsafe
 class Reads:
     """Endpoints on the view."""
 
-    def __init__(self, *, view: ViewReader, freshness: Freshness, html: HtmlCache, cell: CellId) -> None:
+    def __init__(
+        self, *, view: ViewReader, freshness: Freshness, html: HtmlCache, cell: CellId, prover: Prover
+    ) -> None:
         self._view = view
         self._freshness = freshness
         self._html = html
         self._cell = cell
+        self._prover = prover
 
     async def comment(self, request: Request) -> Response:
         """`GET /v1/sites/{site}/comments/{comment}`; its replies are a cursor away."""
         scope = request.scope
         parse_query(scope, ())
-        granted = await grant(wanted_of(scope, self._cell), self._freshness)
+        granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
         site = parse_site(request.path_params["site"])
         comment_id = parse_uuid(request.path_params["comment"])
         if comment_id is None:
@@ -75,7 +79,7 @@ class Reads:
         if not 1 <= len(asked) <= COUNTED_THREADS_MAX:
             raise invalid("thread", f"must occur 1 to {COUNTED_THREADS_MAX} times")
         keys = {text: parse_thread_key(text) for text in asked}
-        granted = await grant(wanted_of(scope, self._cell), self._freshness)
+        granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
         try:
             if await self._view.origins(site) is None:
                 raise unknown_site()

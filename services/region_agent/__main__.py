@@ -14,9 +14,10 @@ from regions.edge import EdgeFeed
 from regions.member import MemberFailed, MemberSettings, MemberUnusable
 from regions.member.moving import MovingMember
 from regions.topology import InvalidTopology, Topology, load_topology
+from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from services.api.process import give_up, load_settings, run_until_signalled
 from services.ledger import MigrationFailed, migrate
-from services.region_agent import orders
+from services.region_agent import orders, reports
 from services.region_agent.settings import AgentSettings, WrongSettings
 from services.region_agent.status import AgentCollector, missing, observe_step, status
 from services.telemetry.collector import settle_collector
@@ -59,7 +60,9 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
         set_epoch_provider(lambda: agent.view.current.epoch if agent.view.current else None)
         REGISTRY.register(AgentCollector(agent))
         agent.switcher.stepped = observe_step
-        desk = orders.OrderDesk(agent, settings.agent_secret.get_secret_value())
+        secret = settings.agent_secret.get_secret_value()
+        desk = orders.OrderDesk(agent, secret)
+        report_desk = reports.ReportDesk(agent.switcher, secret)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run(), name="agent")
@@ -68,7 +71,11 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
                         internal,
                         missing=lambda: missing(agent),
                         status=lambda: status(agent),
-                        orders={orders.PATH: desk.answer},
+                        orders={
+                            orders.PATH: desk.answer,
+                            CUT_SHORT_PATH: report_desk.cut_short,
+                            CURRENT_PATH: report_desk.current,
+                        },
                     ),
                     name="internal",
                 )

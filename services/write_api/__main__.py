@@ -12,6 +12,7 @@ from services.telemetry.http_server import bind, bind_public, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import configure_tracing
+from services.write_api.agent_link import AgentLink, agent_client
 from services.write_api.application import write_application
 from services.write_api.leadership import LeadershipGuard, follow_openings
 from services.write_api.pool import LedgerPool
@@ -29,9 +30,16 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
     coordination = Coordination(
         etcd_endpoints(topology), settings.etcd_user, password.get_secret_value() if password else None
     )
-    pool = LedgerPool(settings.ledger_url, size=settings.pool_size, write_timeout_s=settings.write_timeout_ms / 1000)
+    client = agent_client(settings.agent, settings.agent_secret.get_secret_value())
+    agent = AgentLink(client)
+    pool = LedgerPool(
+        settings.ledger_url,
+        size=settings.pool_size,
+        write_timeout_s=settings.write_timeout_ms / 1000,
+        cut_short=agent.cut_short,
+    )
     try:
-        async with coordination, pool, asyncio.TaskGroup() as group:
+        async with client, coordination, pool, asyncio.TaskGroup() as group:
             view = LeadershipView(coordination, topology.cell)
             guard = LeadershipGuard(lambda: view.current, topology.region)
             set_epoch_provider(lambda: guard.epoch)
@@ -55,11 +63,13 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
                 cell=topology.cell,
                 pool=pool,
                 guard=guard,
+                agent=agent,
                 tracing=tracing,
                 missing=missing,
             )
             group.create_task(view.run(), name="leadership")
             group.create_task(follow_openings(view, guard, pool), name="openings")
+            group.create_task(agent.run(), name="agent")
             group.create_task(purge_forever(pool, guard), name="purge")
             group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")
             group.create_task(serve_http(app, *public), name="public")

@@ -6,14 +6,17 @@ from uuid import UUID
 from regions.identity import CellId
 from services import ledger
 from services.api.application import add_endpoint, fastapi_application, public_application
+from services.api.leader_port import STRONG_POSITION_PATH
 from services.api.site_origins import SiteOrigins
 from services.telemetry.middleware import AsgiApp
 from services.telemetry.tracing import Tracing
+from services.write_api.agent_link import Verifier
 from services.write_api.comments import Comments
 from services.write_api.leadership import LeadershipGuard
 from services.write_api.pool import LedgerPool
 from services.write_api.settings import WriteSettings
 from services.write_api.sites import Sites
+from services.write_api.strong_position import StrongPosition
 
 _ORIGINS = ledger.statement("site_origins")
 
@@ -24,6 +27,7 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     cell: CellId,
     pool: LedgerPool,
     guard: LeadershipGuard,
+    agent: Verifier,
     tracing: Tracing,
     missing: Callable[[], Sequence[str]],
 ) -> AsgiApp:
@@ -36,7 +40,9 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
         admin_key=settings.admin_key.get_secret_value(),
         derivation_secret=settings.derivation_secret.get_secret_value(),
     )
+    strong = StrongPosition(pool, guard, agent, cell)
     app = fastapi_application("Palaver write API", missing)
+    add_endpoint(app, "GET", STRONG_POSITION_PATH, strong.get)
     add_endpoint(app, "POST", "/v1/sites", sites.create)
     add_endpoint(app, "PATCH", "/v1/sites/{site}/comments/{comment}", comments.edit)
     add_endpoint(app, "DELETE", "/v1/sites/{site}/comments/{comment}", comments.delete)

@@ -2,8 +2,8 @@
 
 Decides when an outcome is unknown (rules 7 and 9 of the failover protocol): after the CALL was sent, a broken
 connection, an expired wait or a cancelled synchronous commit says nothing about the commit. A CALL is never
-cancelled: cancelling a COMMIT that waits for its quorum makes a row visible that may be lost. Refuses to know
-what is called.
+cancelled: cancelling a COMMIT that waits for its quorum makes a row visible that may be lost. When somebody else
+cancelled it, whoever drives the leader is told: its epoch must end (rule 7, ADR 0020). Refuses to know what is called.
 
 It is no `asyncpg.Pool`, because that resets a connection with one more round trip on every release, cancels what
 it times out, and cannot keep the log listener through which a cancelled synchronous wait is noticed.
@@ -12,13 +12,15 @@ it times out, and cannot keep the log listener through which a cancelled synchro
 import asyncio
 import logging
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from types import TracebackType
 from typing import Final, Self, cast
 
 import asyncpg
 from asyncpg import exceptions as pg
 from prometheus_client import Counter, Gauge
+
+from regions.identity import Epoch
 
 # How long a request waits for a free connection before it is told to come back.
 ACQUIRE_TIMEOUT_S: Final = 1.0
@@ -55,8 +57,9 @@ _SAYS_NOTHING: Final = (
     pg.InternalServerError,
     pg.InsufficientResourcesError,
 )
-# The sqlstate of the warning with which PostgreSQL gives up a synchronous wait, although it committed.
-_WARNING: Final = "01000"
+# The sqlstates of the warnings with which PostgreSQL gives up a synchronous wait, although it committed: when it was
+# cancelled, and when its backend is ended (`SyncRepWaitForLSN`). An error with the second is no message to a listener.
+_WARNINGS: Final = ("01000", "57P01")
 
 
 class LedgerError(Exception):
@@ -88,7 +91,7 @@ class _Session:
     def _note(self, connection: object, message: object) -> None:
         del connection
         # The class, not the code, is matched: asyncpg hands out typed messages with the sqlstate on them.
-        if getattr(message, "sqlstate", None) == _WARNING:
+        if getattr(message, "sqlstate", None) in _WARNINGS:
             self.warned = True
             _log.error("the ledger gave up a synchronous wait", extra={"warning": str(message)})
 
@@ -96,8 +99,19 @@ class _Session:
 class LedgerPool:
     """A bounded pool; an asynchronous context manager. Works while the ledger is down: every call then fails."""
 
-    def __init__(self, url: str, *, size: int, write_timeout_s: float) -> None:
+    def __init__(
+        self, url: str, *, size: int, write_timeout_s: float, cut_short: Callable[[Epoch], None] = lambda _epoch: None
+    ) -> None:
+        """Prepare.
+
+        Args:
+            url: Of the ledger member of the own region.
+            size: Connections.
+            write_timeout_s: Until a call is given up as unknown; it goes on.
+            cut_short: Told the epoch of a call that came back before its quorum, in the event loop; must not block.
+        """
         self._url = url
+        self._cut_short = cut_short
         self._size = size
         self._write_timeout_s = write_timeout_s
         self._idle: list[_Session] = []
@@ -131,8 +145,8 @@ class LedgerPool:
         """Whether a connection is open; what readiness asks."""
         return self._open > 0
 
-    async def call(self, statement: str, *arguments: object) -> asyncpg.Record:
-        """Run a CALL that commits by itself, and return its row.
+    async def call(self, statement: str, epoch: Epoch, *arguments: object) -> asyncpg.Record:
+        """Run a CALL that commits by itself under an epoch, its first argument, and return its row.
 
         Raises:
             LedgerUnavailable: Nothing was written.
@@ -140,16 +154,18 @@ class LedgerPool:
             OutcomeUnknown: It may have been written.
             asyncpg.PostgresError: The statement is wrong, or an argument is; nothing was written.
         """
-        rows = await self._shielded(statement, arguments)
+        rows = await self._shielded(statement, (epoch, *arguments), epoch)
         return rows[0]
 
-    async def fetch(self, statement: str, *arguments: object) -> Sequence[asyncpg.Record]:
-        """Run a statement outside of procedures; the same errors as `call`."""
-        return await self._shielded(statement, arguments)
+    async def fetch(self, statement: str, *arguments: object, under: Epoch | None = None) -> Sequence[asyncpg.Record]:
+        """Run a statement outside of procedures; `under` is its epoch when it writes. The same errors as `call`."""
+        return await self._shielded(statement, arguments, under)
 
-    async def _shielded(self, statement: str, arguments: Sequence[object]) -> Sequence[asyncpg.Record]:
+    async def _shielded(
+        self, statement: str, arguments: Sequence[object], epoch: Epoch | None
+    ) -> Sequence[asyncpg.Record]:
         session = await self._acquire()
-        task = self._group.create_task(self._perform(session, statement, arguments))
+        task = self._group.create_task(self._watched(session, statement, arguments, epoch))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
         await asyncio.wait((task,), timeout=self._write_timeout_s)
@@ -161,11 +177,21 @@ class LedgerPool:
             raise result
         return result
 
+    async def _watched(
+        self, session: _Session, statement: str, arguments: Sequence[object], epoch: Epoch | None
+    ) -> Sequence[asyncpg.Record] | LedgerError:
+        """Run the statement and tell when its wait was cut short, whether anybody still waits for it or not."""
+        session.warned = False
+        try:
+            return await self._perform(session, statement, arguments)
+        finally:
+            if session.warned and epoch is not None:
+                self._cut_short(epoch)
+
     async def _perform(
         self, session: _Session, statement: str, arguments: Sequence[object]
     ) -> Sequence[asyncpg.Record] | LedgerError:
         """Run the statement; errors are returned, so that the task group does not stop for them."""
-        session.warned = False
         try:
             rows = await session.connection.fetch(statement, *arguments)
         except _REFUSED as error:

@@ -4,6 +4,7 @@ import asyncio
 import logging
 from typing import Final
 
+from regions.identity import Epoch
 from services import ledger
 from services.write_api.leadership import LeadershipGuard
 from services.write_api.pool import LedgerError, LedgerPool
@@ -23,15 +24,15 @@ async def purge_forever(pool: LedgerPool, guard: LeadershipGuard, *, interval_s:
     while True:
         await asyncio.sleep(interval_s)
         if guard.serves:
-            await purge_once(pool)
+            await purge_once(pool, guard.epoch)
 
 
-async def purge_once(pool: LedgerPool) -> int:
+async def purge_once(pool: LedgerPool, epoch: Epoch | None) -> int:
     """Delete what is older than a day, up to the bound of one round, and return how many keys went."""
     purged = 0
     try:
         for _ in range(BATCHES_MAX):
-            rows = await pool.fetch(_PURGE, KEPT_HOURS, BATCH_ROWS)
+            rows = await pool.fetch(_PURGE, KEPT_HOURS, BATCH_ROWS, under=epoch)
             purged += len(rows)
             if len(rows) < BATCH_ROWS:
                 break

@@ -66,7 +66,8 @@ async def test_read_of_a_frozen_read_api_is_answered_by_the_neighbour(stand: Edg
     assert {answer.text for answer in answers} == {"read_api eu-west"}
 
 
-async def test_read_that_waits_for_its_position_is_not_asked_twice(stand: EdgeStand) -> None:
+@pytest.mark.parametrize("asked", [{"palaver-position": "main.1.00000000016B3748"}, {"palaver-consistency": "strong"}])
+async def test_read_that_waits_for_its_position_is_not_asked_twice(stand: EdgeStand, asked: dict[str, str]) -> None:
     async def slow(_: Request) -> tuple[int, bytes]:
         await asyncio.sleep(1)
         return 200, b"slow"
@@ -74,7 +75,7 @@ async def test_read_that_waits_for_its_position_is_not_asked_twice(stand: EdgeSt
     own = stand.backends["read_api us-east"]
     own.answer = slow
     own.requests.clear()
-    answer = await stand.client.get("/v1/x", headers={"palaver-position": "main.1.00000000016B3748"})
+    answer = await stand.client.get("/v1/x", headers=asked)
     assert answer.text == "slow"
     assert len(own.requests) == 1
     assert stand.backends["read_api eu-west"].requests == []

@@ -17,7 +17,8 @@ BEGIN
             missing.name, missing.attributes, current_setting(missing.setting)
         );
     END LOOP;
-    -- Capture asks how far its leader's standbys are, before it lets a change out.
-    GRANT pg_read_all_stats TO palaver_replication;
+    -- Capture asks how far its leader's standbys are, before it lets a change out; the write API, before it proves what
+    -- a strong read must see.
+    GRANT pg_read_all_stats TO palaver_replication, palaver_writer;
 END
 $$

@@ -133,6 +133,16 @@ def writer(view_server: servers.PostgresServer, page_cache: servers.RedisServer)
     writer.redis.flushall()
 
 
+@dataclass
+class KnownProof:
+    """A leader that proves what the test says."""
+
+    proved: Position | None = None
+
+    async def position(self) -> Position | None:
+        return self.proved
+
+
 class CountingReader(ViewReader):
     """The real reader, counting page queries, and able to hold one between its read and its return."""
 
@@ -161,6 +171,7 @@ class Api:
     app: AsgiApp
     origins: SiteOrigins
     tracing: Tracing
+    prover: KnownProof
 
     async def page(self, key: str = "https://example.com/a", headers: Any = None, **query: Any) -> httpx.Response:
         path = f"/v1/sites/{self.writer.site}/comments"
@@ -188,6 +199,7 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
     memory = PageMemory(bytes_max=10**7)
     freshness = Freshness(CELL)
     shared = SharedCache(settings.redis_url)
+    prover = KnownProof()
     tracing = configure_tracing(process="test", region=None, ratio=0)
     async with CountingReader(settings.view_url, size=4) as reader:
         origins = SiteOrigins(reader.origins)
@@ -199,6 +211,7 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
             memory=memory,
             freshness=freshness,
             origins=origins,
+            prover=prover,
             tracing=tracing,
             missing=list,
         )
@@ -209,7 +222,7 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
         ]
         async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
             await until(lambda: memory.heard)
-            yield Api(client, reader, memory, freshness, writer, app, origins, tracing)
+            yield Api(client, reader, memory, freshness, writer, app, origins, tracing, prover)
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)

@@ -77,9 +77,47 @@ async def test_a_bounded_read_of_an_old_view_is_refused(api: Api, writer: Writer
     assert served.headers["palaver-consistency"].startswith("bounded; asked=bounded; ")
 
 
-async def test_a_strong_read_is_labelled_as_what_it_is(api: Api, writer: Writer) -> None:
+STRONG = {"palaver-consistency": "strong"}
+
+
+async def test_a_strong_read_without_a_proof_is_labelled_as_what_it_is(api: Api, writer: Writer) -> None:
     writer.thread().add()
-    answer = await api.page(headers={"palaver-consistency": "strong"})
+    answer = await api.page(headers=STRONG)
+    assert answer.status_code == 200
+    assert answer.headers["palaver-consistency"].startswith("eventual; asked=strong; ")
+
+
+async def test_a_strong_read_waits_for_what_the_leader_proved_and_goes_past_older_pages(
+    api: Api, writer: Writer
+) -> None:
+    thread = writer.thread()
+    thread.add()
+    writer.checkpoint(1, 0x100)
+    await api.page()
+    api.prover.proved = Position(1, 0x200)
+    reading = asyncio.ensure_future(api.page(headers=STRONG))
+    await asyncio.sleep(0.1)
+    assert not reading.done()
+    comment = thread.add(announce=False)
+    token = await asyncio.to_thread(writer.checkpoint, 1, 0x200)
+    answer = await reading
+    assert len(answer.json()["comments"]) == 2
+    assert answer.headers["palaver-position"] == token
+    assert answer.headers["palaver-consistency"].startswith("strong; asked=strong; ")
+    site = f"/v1/sites/{writer.site}"
+    alone = await api.http.get(f"{site}/comments/{comment}", headers=STRONG)
+    assert alone.headers["palaver-consistency"].startswith("strong; asked=strong; ")
+    counts = await api.http.get(f"{site}/counts", params={"thread": thread.key}, headers=STRONG)
+    assert counts.json()["counts"] == {thread.key: 2}
+    assert counts.headers["palaver-consistency"].startswith("strong; asked=strong; ")
+
+
+async def test_a_strong_read_of_a_view_that_stays_behind_says_so(api: Api, writer: Writer) -> None:
+    writer.thread().add()
+    writer.checkpoint(1, 0x100)
+    api.prover.proved = Position(2, 1)
+    answer = await api.page(headers=STRONG)
+    assert answer.status_code == 200
     assert answer.headers["palaver-consistency"].startswith("eventual; asked=strong; ")
 
 

@@ -6,7 +6,7 @@ import os
 import subprocess
 import sys
 import time
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,7 @@ import pytest
 
 from infra.servers.unprivileged import account
 from regions.member.process import ProcessIdentity
+from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from tests import servers
 from tests.child_processes import Child, free_port
 from tests.regions.deployment import REGIONS, Deployment, deployment, until
@@ -96,9 +97,12 @@ class Processes:
         return httpx.get(f"http://127.0.0.1:{self.internal[region]}{path}", timeout=5, trust_env=False)
 
     def order(self, region: str, secret: str, order: dict[str, str]) -> httpx.Response:
+        return self.post(region, "/order", secret, order)
+
+    def post(self, region: str, path: str, secret: str, document: Mapping[str, object]) -> httpx.Response:
         return httpx.post(
-            f"http://127.0.0.1:{self.internal[region]}/order",
-            json=order,
+            f"http://127.0.0.1:{self.internal[region]}{path}",
+            json=document,
             headers={"authorization": f"Bearer {secret}"},
             timeout=15,
             trust_env=False,
@@ -169,6 +173,14 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
         "there is no region mars" in processes.order(EAST, SECRET, {"kind": "switch", "region": "mars", "by": "x"}).text
     )
     assert processes.order(WEST, SECRET, {"kind": "switch", "region": EAST, "by": "x"}).status_code == 409
+
+    # What the write API asks and tells: etcd is asked who leads, and a follower's word about an epoch changes nothing.
+    for region, current in ((EAST, True), (WEST, False), ("view-only", False)):
+        answer = processes.post(region, CURRENT_PATH, SECRET, {})
+        assert (answer.status_code, answer.json()) == (200, {"current": current}), region
+    for region, secret, status_code in ((WEST, "another secret", 401), (WEST, SECRET, 200), ("view-only", SECRET, 503)):
+        assert processes.post(region, CUT_SHORT_PATH, secret, {"epoch": 1}).status_code == status_code
+    assert "palaver_agent_waits_cut_short_total 1.0" in processes.get(WEST, "/metrics").text
 
     # A kill of the agent costs nothing.
     pid = status["member"]["pid"]

@@ -37,6 +37,8 @@ def settings(url: str) -> WriteSettings:
         internal_listen="127.0.0.1:0",
         listen="127.0.0.1:0",
         ledger_url=url,
+        agent="127.0.0.1:1",
+        agent_secret=SecretStr("a secret of the agents"),
         admin_key=SecretStr("admin-key-of-tests"),
         derivation_secret=SecretStr("derivation-secret"),
         body_chars_max=1000,
@@ -52,10 +54,16 @@ class Api:
     http: httpx.AsyncClient
     pool: LedgerPool
     leadership: Leadership | None = field(default_factory=leadership)
+    proves: bool = True
+    cut_short: list[int] = field(default_factory=list[int])
     guard: LeadershipGuard = field(init=False)
 
     def __post_init__(self) -> None:
         self.guard = LeadershipGuard(lambda: self.leadership, RegionName("us-east"))
+
+    async def is_current(self) -> bool:
+        """What the agent would say."""
+        return self.proves
 
     async def site(self) -> dict[str, str]:
         answer = await self.http.post(
@@ -78,18 +86,20 @@ async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
 class write_api:  # noqa: N801 - reads as the context it is
     def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = 5) -> None:
         self.url = url
-        self.pool = LedgerPool(url, size=pool_size, write_timeout_s=write_timeout_s)
+        self.cut_short: list[int] = []
+        self.pool = LedgerPool(url, size=pool_size, write_timeout_s=write_timeout_s, cut_short=self.cut_short.append)
         self.tracing = configure_tracing(process="test", region=None, ratio=0)
 
     async def __aenter__(self) -> Api:
         await self.pool.__aenter__()
         client = httpx.AsyncClient(base_url="http://test")
-        running = Api(http=client, pool=self.pool)
+        running = Api(http=client, pool=self.pool, cut_short=self.cut_short)
         app = write_application(
             settings=settings(self.url),
             cell=CellId("main"),
             pool=self.pool,
             guard=running.guard,
+            agent=running,
             tracing=self.tracing,
             missing=list,
         )

@@ -1,11 +1,15 @@
 """Posting, editing and deleting through the whole application, on a real ledger."""
 
 import asyncio
+import contextlib
 import json
 import uuid
+from collections.abc import Generator
 
 import pytest
 
+from regions.position import decode_token
+from services.api.leader_port import STRONG_POSITION_PATH
 from services.write_api.purge import purge_once
 from tests import servers
 from tests.services.write_api.conftest import UNKNOWN, Api, leadership, problem, write_api
@@ -271,28 +275,82 @@ async def test_a_write_that_takes_too_long_is_unknown_and_goes_on(
         assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
 
 
-async def test_a_cancelled_synchronous_wait_is_an_unknown_outcome(
-    ledger_server: servers.PostgresServer,
+@pytest.mark.parametrize("way", ["pg_cancel_backend", "pg_terminate_backend"])
+async def test_a_wait_that_is_cut_short_is_an_unknown_outcome_and_told_with_its_epoch(
+    ledger_server: servers.PostgresServer, way: str
 ) -> None:
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = (await api.site())["id"]
-        ledger_server.sql("ALTER SYSTEM SET synchronous_standby_names = 'nobody'")
-        ledger_server.sql("SELECT pg_reload_conf()")
-        for _ in range(2):
-            # It is the checkpointer that makes commits wait, once it has read the files (regions/member/ledger.py).
-            ledger_server.sql("CHECKPOINT")
-        try:
-            posting = asyncio.ensure_future(api.post(site))
+        with waiting_for_nobody(ledger_server):
+            posting = asyncio.ensure_future(api.post(site, {"idempotency-key": way}))
             waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
             rows: list[tuple[int]] = []
             for _ in range(500):
                 rows = rows or await asyncio.to_thread(ledger_server.sql, waiting)
-            ledger_server.sql("SELECT pg_cancel_backend(%s)", rows[0][0])
+            ledger_server.sql(f"SELECT {way}(%s)", rows[0][0])
             answer = await posting
-        finally:
-            ledger_server.sql("ALTER SYSTEM RESET synchronous_standby_names")
-            ledger_server.sql("SELECT pg_reload_conf()")
         assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
+        assert api.cut_short == [1]
+        # The key settles it, and nothing is told of what had its quorum.
+        settled = [await api.post(site, {"idempotency-key": way}) for _ in range(2)]
+        assert [one.status_code for one in settled] == [201, 201]
+        assert settled[0].json()["id"] == settled[1].json()["id"]
+        assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
+        assert api.cut_short == [1]
+
+
+async def test_a_wait_that_is_cut_short_after_its_client_gave_up_is_told(
+    ledger_server: servers.PostgresServer,
+) -> None:
+    async with write_api(ledger_server.url(user="palaver_writer"), write_timeout_s=0.3) as api:
+        site = (await api.site())["id"]
+        with waiting_for_nobody(ledger_server):
+            answer = await api.post(site)
+            assert problem(answer) == "outcome-unknown"
+            assert api.cut_short == []
+            ledger_server.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+            async with asyncio.timeout(5):
+                while not api.cut_short:  # noqa: ASYNC110 - the pool has no event for it
+                    await asyncio.sleep(0.01)
+
+
+async def test_a_strong_position_is_what_was_flushed_when_a_quorum_has_it(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    site = (await api.site())["id"]
+    posted = await api.post(site)
+    answer = await api.http.get(STRONG_POSITION_PATH)
+    assert answer.status_code == 200
+    cell, position = decode_token(answer.json()["position"])
+    assert cell == "main"
+    assert position >= decode_token(posted.headers["palaver-position"])[1]
+    with waiting_for_nobody(ledger_server):
+        refused = await api.http.get(STRONG_POSITION_PATH)
+    assert (refused.status_code, problem(refused)) == (503, "ledger-unavailable")
+
+
+async def test_only_who_proves_that_it_leads_gives_a_strong_position(api: Api) -> None:
+    api.proves = False
+    refused = [await api.http.get(STRONG_POSITION_PATH)]
+    api.proves = True
+    api.leadership = leadership(leader="eu-west")
+    refused.append(await api.http.get(STRONG_POSITION_PATH))
+    assert [(answer.status_code, problem(answer)) for answer in refused] == [(503, "stale-epoch")] * 2
+
+
+@contextlib.contextmanager
+def waiting_for_nobody(ledger_server: servers.PostgresServer) -> Generator[None]:
+    """Let every commit wait for a standby that is not there."""
+    ledger_server.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (nobody)'")
+    ledger_server.sql("SELECT pg_reload_conf()")
+    for _ in range(2):
+        # It is the checkpointer that makes commits wait, once it has read the files (regions/member/ledger.py).
+        ledger_server.sql("CHECKPOINT")
+    try:
+        yield
+    finally:
+        ledger_server.sql("ALTER SYSTEM RESET synchronous_standby_names")
+        ledger_server.sql("SELECT pg_reload_conf()")
 
 
 async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer) -> None:
@@ -313,7 +371,7 @@ async def test_old_idempotency_keys_are_purged(api: Api, ledger_server: servers.
     site = (await api.site())["id"]
     await api.post(site, {"idempotency-key": "old"})
     ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() - interval '25h' WHERE key = 'old'")
-    assert await purge_once(api.pool) >= 1
+    assert await purge_once(api.pool, 1) >= 1
     assert ledger_server.sql("SELECT 1 FROM palaver.idempotency_keys WHERE site_id = %s", site) == []
 
 

@@ -18,6 +18,8 @@ pytestmark = pytest.mark.integration
 
 SECRETS = {
     "PALAVER_ADMIN_KEY": "admin-key-of-tests",
+    "PALAVER_AGENT": "127.0.0.1:1",
+    "PALAVER_AGENT_SECRET": "a secret of the agents",
     "PALAVER_DERIVATION_SECRET": "derivation-secret",
     "PALAVER_LEDGER_URL": "postgresql://palaver_writer:throwaway@127.0.0.1:1/palaver",
 }
@@ -109,6 +111,8 @@ def test_it_serves_while_it_leads_and_outlives_its_ledger(
     [
         ({"PALAVER_TOPOLOGY": "/nowhere.json"}, "PALAVER_TOPOLOGY"),
         ({"PALAVER_ADMIN_KEY": "short"}, "PALAVER_ADMIN_KEY"),
+        ({"PALAVER_AGENT": "nonsense"}, "PALAVER_AGENT"),
+        ({"PALAVER_AGENT_SECRET": "short"}, "PALAVER_AGENT_SECRET"),
         ({"PALAVER_POOL_SIZE": "many"}, "PALAVER_POOL_SIZE"),
         ({"PALAVER_LISTEN": "nonsense"}, "PALAVER_LISTEN"),
         ({"PALAVER_LOG_LEVEL": "loud"}, "PALAVER_LOG_LEVEL"),

@@ -1,0 +1,131 @@
+"""What this region's view must have before it may answer a strong read: asked of whoever leads, for many at once.
+
+Decides that every voter is asked and the first proof is taken: who leads is what the answer proves, so nothing about
+leadership has to be known here. A proof counts for the reads that had arrived when it was asked for, and for no later
+one (rule 10). What comes too late is an answer that says it is perhaps stale.
+"""
+
+import asyncio
+import logging
+from collections.abc import Sequence
+from http import HTTPStatus
+from typing import Final, Protocol
+
+import httpx
+from prometheus_client import Counter
+
+from regions.identity import CellId
+from regions.position import Position, decode_token
+from regions.topology import Address
+from services.api.leader_port import STRONG_POSITION_PATH
+
+ATTEMPT_S_MAX: Final = 1.0
+"""Three round trips between regions (to the leader, to etcd, to the quorum) with patience."""
+
+PROOF_S_MAX: Final = 1.3
+"""How long a strong read waits for a proof. With the wait for the view, at most a second, it stays below the 2.5 s that
+the edge gives it."""
+
+PAUSE_S: Final = 0.05
+"""Until everybody is asked again when nobody could prove anything."""
+
+WAITERS_MAX: Final = 1000
+"""Strong reads that may wait for one proof, as in the core; more are answered as perhaps stale at once."""
+
+_READS: Final = Counter("palaver_strong_reads_total", "Strong reads by what they were answered as", ["served"])
+_log = logging.getLogger("palaver.read_api.strong")
+
+
+class Prover(Protocol):
+    """Whoever knows what a strong read must see."""
+
+    async def position(self) -> Position | None:
+        """What a view must have, proved after this call; None when that cannot be had in time."""
+        ...
+
+
+class LeaderProof:
+    """Asks the write APIs of the voters; run `run` in a task."""
+
+    def __init__(self, client: httpx.AsyncClient, voters: Sequence[Address], cell: CellId) -> None:
+        """Prepare.
+
+        Args:
+            client: Asks; its owner closes it.
+            voters: The write APIs, as reached from here.
+            cell: Whose positions count.
+        """
+        self._client = client
+        self._urls = [f"http://{address}{STRONG_POSITION_PATH}" for address in voters]
+        self._cell = cell
+        self._waiting: list[asyncio.Future[Position]] = []
+        self._news = asyncio.Event()
+
+    async def position(self) -> Position | None:
+        """See `Prover`."""
+        if len(self._waiting) >= WAITERS_MAX:
+            return None
+        proof: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
+        self._waiting.append(proof)
+        self._news.set()
+        try:
+            async with asyncio.timeout(PROOF_S_MAX):
+                return await proof
+        except TimeoutError:
+            return None
+
+    async def run(self) -> None:
+        """Ask for whoever waits, one question after the other, until cancelled."""
+        while True:
+            await self._news.wait()
+            self._news.clear()
+            asking = self._take_waiting()
+            if not asking:
+                continue
+            position = await self._ask_all()
+            if position is not None:
+                for proof in asking:
+                    if not proof.done():
+                        proof.set_result(position)
+                continue
+            await asyncio.sleep(PAUSE_S)
+            self._waiting = asking + self._waiting
+            self._news.set()
+
+    def _take_waiting(self) -> list[asyncio.Future[Position]]:
+        waiting, self._waiting = self._waiting, []
+        return [proof for proof in waiting if not proof.done()]
+
+    async def _ask_all(self) -> Position | None:
+        async with asyncio.TaskGroup() as group:
+            asked = [group.create_task(self._ask(url)) for url in self._urls]
+            for answered in asyncio.as_completed(asked):
+                position = await answered
+                if position is not None:
+                    for other in asked:
+                        other.cancel()
+                    return position
+        return None
+
+    async def _ask(self, url: str) -> Position | None:
+        try:
+            async with asyncio.timeout(ATTEMPT_S_MAX):
+                answer = await self._client.get(url)
+                if answer.status_code != HTTPStatus.OK:
+                    return None
+                cell, position = decode_token(answer.json()["position"])
+        except Exception as error:  # noqa: BLE001 - no answer is one more that proves nothing, and no end of the process
+            # httpx lets through an AttributeError when a peer resets a connection that is being made.
+            _log.debug("no proof", extra={"url": url, "reason": f"{type(error).__name__}: {error}"})
+            return None
+        return position if cell == self._cell else None
+
+
+def count_strong_read(served: str) -> None:
+    """Count a strong read by the level it was answered with."""
+    _READS.labels(served).inc()
+
+
+def leader_client() -> httpx.AsyncClient:
+    """Return a client for `LeaderProof`: what it asks is inside the deployment, whatever proxy there is."""
+    return httpx.AsyncClient(timeout=ATTEMPT_S_MAX, trust_env=False)

@@ -1,0 +1,79 @@
+"""What the write API of the own region tells and asks the agent, on the internal port, with the secret of the agents.
+
+Decides what a well-formed report is. What follows from one is the failover core's to say.
+"""
+
+import asyncio
+import hmac
+import logging
+from http import HTTPStatus
+from typing import Any, Final
+
+import orjson
+from prometheus_client import Counter
+
+from regions.switcher import Switcher
+
+BODY_BYTES_MAX: Final = 256
+EPOCH_MAX: Final = 2**63 - 1
+
+CURRENT_S_MAX: Final = 0.9
+"""A round trip to etcd's leader with some patience; below the second after which who asked is gone."""
+
+_CUT_SHORT: Final = Counter("palaver_agent_waits_cut_short_total", "Reports of commits that came back too early")
+_log = logging.getLogger(__name__)
+
+Answer = tuple[int, dict[str, object]]
+_UNAUTHORIZED: Final[Answer] = (HTTPStatus.UNAUTHORIZED, {"detail": "The secret of the agents is missing or wrong."})
+
+
+class ReportDesk:
+    """Where reports and questions of the write API come in."""
+
+    def __init__(self, switcher: Switcher, secret: str) -> None:
+        self._switcher = switcher
+        self._authorization = f"Bearer {secret}".encode()
+
+    async def cut_short(self, authorization: bytes, body: bytes) -> Answer:
+        """Take `{"epoch": n}`: a commit under it came back before its quorum (rule 7). Telling it twice does no harm.
+
+        200: the core has heard. 400: no report. 401: wrong secret. 503: the core does not run, tell it again.
+        """
+        if not self._is_known(authorization):
+            return _UNAUTHORIZED
+        try:
+            epoch = _parse(body)
+        except (ValueError, KeyError, TypeError) as error:
+            return HTTPStatus.BAD_REQUEST, {"detail": f"This is no report: {error}"}
+        if not self._switcher.cut_short(epoch):
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "The agent holds no ledger, or is still starting."}
+        _CUT_SHORT.inc()
+        _log.warning("the write API says that a commit under epoch %d came back before its quorum", epoch)
+        return HTTPStatus.OK, {"heard": True}
+
+    async def current(self, authorization: bytes, body: bytes) -> Answer:
+        """Say whether this region leads and takes writes, by a read of etcd that begins now (rule 10).
+
+        200: `{"current": …}`, false as well when etcd does not say in time. 401: wrong secret.
+        """
+        del body
+        if not self._is_known(authorization):
+            return _UNAUTHORIZED
+        try:
+            async with asyncio.timeout(CURRENT_S_MAX):
+                return HTTPStatus.OK, {"current": await self._switcher.is_current()}
+        except TimeoutError:
+            return HTTPStatus.OK, {"current": False}
+
+    def _is_known(self, authorization: bytes) -> bool:
+        return hmac.compare_digest(authorization, self._authorization)
+
+
+def _parse(body: bytes) -> int:
+    if len(body) > BODY_BYTES_MAX:
+        raise ValueError(f"more than {BODY_BYTES_MAX} bytes")
+    fields: dict[str, Any] = orjson.loads(body)
+    epoch = fields["epoch"]
+    if isinstance(epoch, bool) or not isinstance(epoch, int) or not 0 < epoch <= EPOCH_MAX:
+        raise ValueError("`epoch` is a positive number")
+    return epoch

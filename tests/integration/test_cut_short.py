@@ -1,0 +1,182 @@
+"""A commit whose wait is cut short, and strong reads, on a whole deployment of real processes."""
+
+import concurrent.futures
+import os
+import signal
+import time
+import uuid
+from collections.abc import Callable, Generator
+from contextlib import contextmanager
+from typing import Any
+
+import orjson
+import psutil
+import psycopg
+import pytest
+
+from infra.supervisor.layout import open_layout
+from regions.position import decode_token
+from tests.integration.stack import REGIONS, Stack, eventually
+
+pytestmark = [pytest.mark.integration, pytest.mark.stack]
+
+STRONG = {"palaver-consistency": "strong"}
+SERVED_STRONG = "strong; asked=strong; "
+PERHAPS_STALE = "eventual; asked=strong; "
+HEALTHY_WITHIN_S = 60.0
+STRONG_READ_S_MAX = 9.0  # the edge's own bound of a read
+
+
+def leader_of(stack: Stack) -> tuple[str, int]:
+    cell = stack.status()["cells"][0]
+    return cell["leader"], cell["epoch"]
+
+
+@contextmanager
+def frozen_ledgers(stack: Stack, regions: list[str]) -> Generator[Callable[[], None]]:
+    """Stop every process of these regions' PostgreSQL members; yields what lets them go on, done at the end too."""
+    postmasters = [psutil.Process(stack.region(region)["pids"]["ledger"]) for region in regions]
+    processes = [one for postmaster in postmasters for one in (postmaster, *postmaster.children(recursive=True))]
+
+    def heal() -> None:
+        for process in processes:
+            try:
+                os.kill(process.pid, signal.SIGCONT)
+            except ProcessLookupError:
+                continue
+
+    try:
+        for process in processes:
+            os.kill(process.pid, signal.SIGSTOP)
+        yield heal
+    finally:
+        heal()
+
+
+def superuser(stack: Stack, region: str) -> "psycopg.Connection[tuple[Any, ...]]":
+    """Connect to the ledger member of a region as its superuser."""
+    secrets = orjson.loads((stack.data / "secrets.json").read_bytes())
+    topology = orjson.loads(open_layout(stack.data).topology(region).read_bytes())
+    address = next(one["ledger"] for one in topology["regions"] if one["name"] == region)
+    url = f"postgresql://palaver:{secrets['ledger_superuser']}@{address}/palaver"
+    return psycopg.connect(url, autocommit=True)
+
+
+def has_synced_slots(stack: Stack, follower: str) -> bool:
+    """Whether a follower, once it leads, could go on with every region's change stream."""
+    with superuser(stack, follower) as connection:
+        synced = connection.execute(
+            "SELECT slot_name FROM pg_replication_slots"
+            " WHERE slot_name LIKE 'palaver%' AND synced AND NOT temporary AND invalidation_reason IS NULL"
+        ).fetchall()
+    return len(synced) == len(REGIONS)
+
+
+def waiting_commits(connection: "psycopg.Connection[tuple[Any, ...]]") -> list[int]:
+    """The backends of the write API whose commit waits for its quorum."""
+    rows = connection.execute(
+        "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep' AND application_name = 'palaver-write-api'"
+    ).fetchall()
+    return [row[0] for row in rows]
+
+
+def until_a_commit_waits(connection: "psycopg.Connection[tuple[Any, ...]]") -> list[int]:
+    return eventually(lambda: waiting_commits(connection), bool, within_s=5, what="a commit waits for its quorum")
+
+
+def until_slots_are_copied(stack: Stack, followers: list[str]) -> None:
+    """Wait until any of these could lead without a gap in a view's stream; a young deployment needs some seconds."""
+    eventually(
+        lambda: [has_synced_slots(stack, follower) for follower in followers], all, within_s=60, what="slots are copied"
+    )
+
+
+def test_a_commit_that_is_cut_short_ends_the_epoch_and_its_key_settles_it(stack: Stack) -> None:
+    stack.until_healthy(within_s=HEALTHY_WITHIN_S)
+    leader, epoch = leader_of(stack)
+    others = [region for region in REGIONS if region != leader]
+    eventually(lambda: [has_synced_slots(stack, other) for other in others], all, within_s=60, what="slots are copied")
+    key, thread = uuid.uuid4().hex, f"cut-short-{uuid.uuid4().hex}"
+    with concurrent.futures.ThreadPoolExecutor() as clients, superuser(stack, leader) as ledger:
+        with frozen_ledgers(stack, others) as heal:
+            posting = clients.submit(stack.post, leader, "Once.", thread=thread, key=key)
+            for pid in until_a_commit_waits(ledger):
+                ledger.execute("SELECT pg_cancel_backend(%s)", (pid,))
+            time.sleep(0.3)
+            assert not posting.done(), "it is not acknowledged before a quorum has it"
+            heal()
+        stepped = eventually(
+            lambda: stack.status()["cells"][0],
+            lambda cell: cell["epoch"] > epoch and cell["phase"] == "serving",
+            within_s=30,
+            what="the next epoch serves",
+        )
+        first = posting.result(timeout=30)
+    assert stepped["epoch"] > epoch
+    stack.until_healthy(within_s=HEALTHY_WITHIN_S)
+    # With a key the edge repeats what is unknown; whatever it said in the end, the same key settles it.
+    assert first.status_code in (201, 503), first.text
+    settled = stack.post(leader, "Once.", thread=thread, key=key)
+    assert settled.status_code == 201, settled.text
+    if first.status_code == 201:
+        assert first.json()["id"] == settled.json()["id"]
+    for region in REGIONS:
+        stack.until_visible(region, settled.json()["id"])
+        assert stack.thread_ids(region, thread) == [settled.json()["id"]]
+    spent = [line for line in agent_log(stack, leader) if f"epoch {epoch}: a commit's wait was cut short" in line]
+    assert len(spent) == 1, "the core heard it from the write API"
+
+
+def agent_log(stack: Stack, region: str) -> list[str]:
+    log = open_layout(stack.data).log(region, "region_agent")
+    return [orjson.loads(line)["msg"] for line in log.read_bytes().splitlines() if line.startswith(b"{")]
+
+
+@pytest.mark.parametrize("region", REGIONS)
+def test_a_strong_read_sees_every_acknowledged_write_in_every_region(stack: Stack, region: str) -> None:
+    stack.until_healthy(within_s=HEALTHY_WITHIN_S)
+    thread = f"strong-{uuid.uuid4().hex}"
+    seen = None
+    for number in range(10):
+        made = stack.post(REGIONS[number % 3], f"Number {number}.", thread=thread)
+        assert made.status_code == 201, made.text
+        began = time.monotonic()
+        page = stack.get(region, "/comments", params={"thread": thread}, headers=STRONG)
+        took_s = time.monotonic() - began
+        assert page.status_code == 200, page.text
+        assert page.headers["palaver-consistency"].startswith(SERVED_STRONG), (took_s, page.headers)
+        assert page.json()["thread"]["count"] == number + 1
+        position = decode_token(page.headers["palaver-position"])[1]
+        assert position >= decode_token(made.headers["palaver-position"])[1]
+        assert seen is None or position >= seen
+        seen = position
+
+
+def test_a_strong_read_says_that_it_is_perhaps_stale_while_there_is_no_quorum(stack: Stack) -> None:
+    stack.until_healthy(within_s=HEALTHY_WITHIN_S)
+    leader, _ = leader_of(stack)
+    others = [region for region in REGIONS if region != leader]
+    until_slots_are_copied(stack, others)
+    thread = f"no-quorum-{uuid.uuid4().hex}"
+    made = stack.post(leader, "Before.", thread=thread)
+    assert made.status_code == 201, made.text
+    stack.until_visible(leader, made.json()["id"])
+    with concurrent.futures.ThreadPoolExecutor() as clients, superuser(stack, leader) as ledger:
+        with frozen_ledgers(stack, others):
+            posting = clients.submit(stack.post, leader, "Waits.", thread=thread)
+            until_a_commit_waits(ledger)
+            began = time.monotonic()
+            page = stack.get(leader, "/comments", params={"thread": thread}, headers=STRONG)
+            took_s = time.monotonic() - began
+        assert page.status_code == 200, page.text
+        assert page.headers["palaver-consistency"].startswith(PERHAPS_STALE)
+        assert [one["id"] for one in page.json()["comments"]] == [made.json()["id"]]
+        assert took_s < STRONG_READ_S_MAX
+        assert posting.result(timeout=30).status_code == 201
+    stack.until_healthy(within_s=HEALTHY_WITHIN_S)
+    eventually(
+        lambda: stack.get(leader, "/comments", params={"thread": thread}, headers=STRONG),
+        lambda answer: answer.headers["palaver-consistency"].startswith(SERVED_STRONG),
+        within_s=20,
+        what="strong reads are strong again",
+    )

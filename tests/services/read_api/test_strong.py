@@ -1,0 +1,111 @@
+"""Whom a strong read asks, when a proof counts for it, and how long it waits."""
+
+import asyncio
+import contextlib
+import time
+from collections.abc import AsyncGenerator, Callable
+
+import httpx
+
+from regions.position import Position, encode_token
+from regions.topology import Address
+from services.read_api import strong
+from services.read_api.strong import LeaderProof
+from tests.services.read_api.conftest import CELL
+
+VOTERS = [Address("east", 1), Address("west", 1), Address("south", 1)]
+NO_PROOF = httpx.Response(503, json={"type": "https://palaver.dev/problems/stale-epoch"})
+
+
+def proves(position: Position) -> httpx.Response:
+    return httpx.Response(200, json={"position": encode_token(CELL, position)})
+
+
+@contextlib.asynccontextmanager
+async def asking(answer: Callable[[str], object]) -> AsyncGenerator[LeaderProof]:
+    """A proof whose voters answer as given; an answer may be a coroutine."""
+
+    async def handle(request: httpx.Request) -> httpx.Response:
+        answered = answer(request.url.host)
+        if asyncio.iscoroutine(answered):
+            answered = await answered
+        assert isinstance(answered, httpx.Response)
+        return answered
+
+    async with httpx.AsyncClient(transport=httpx.MockTransport(handle)) as client:
+        proof = LeaderProof(client, VOTERS, CELL)
+        running = asyncio.ensure_future(proof.run())
+        try:
+            yield proof
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+
+async def test_the_one_that_proves_it_is_believed_while_another_hangs() -> None:
+    async def hang() -> httpx.Response:
+        await asyncio.sleep(60)
+        raise AssertionError
+
+    answers = {"east": hang, "west": lambda: NO_PROOF, "south": lambda: proves(Position(3, 7))}
+    async with asking(lambda host: answers[host]()) as proof:
+        assert await proof.position() == Position(3, 7)
+
+
+async def test_a_client_that_breaks_proves_nothing_and_ends_nothing() -> None:
+    def breaks() -> httpx.Response:
+        raise AttributeError("'NoneType' object has no attribute 'getpeername'")
+
+    answers = {"east": breaks, "west": lambda: NO_PROOF, "south": lambda: proves(Position(3, 7))}
+    async with asking(lambda host: answers[host]()) as proof:
+        for _ in range(2):
+            assert await proof.position() == Position(3, 7)
+
+
+async def test_a_read_that_arrives_while_others_are_answered_waits_for_a_question_of_its_own() -> None:
+    """Rule 10: a proof counts only for reads that had arrived when it was asked for."""
+    asked: list[asyncio.Event] = []
+
+    async def answered() -> httpx.Response:
+        number = len(asked) + 1
+        asked.append(asyncio.Event())
+        await asked[-1].wait()
+        return proves(Position(1, number))
+
+    async with asking(lambda host: answered() if host == "east" else NO_PROOF) as proof:
+        first = asyncio.ensure_future(proof.position())
+        await asyncio.sleep(0.05)
+        late = [asyncio.ensure_future(proof.position()) for _ in range(5)]
+        await asyncio.sleep(0.05)
+        assert len(asked) == 1
+        asked[0].set()
+        assert await first == Position(1, 1)
+        await asyncio.sleep(0.05)
+        assert not any(one.done() for one in late)
+        asked[1].set()
+        assert await asyncio.gather(*late) == [Position(1, 2)] * 5
+        assert len(asked) == 2
+
+
+async def test_a_read_during_a_failover_gets_the_next_leaders_proof() -> None:
+    changes_at = time.monotonic() + 0.4
+    async with asking(
+        lambda host: proves(Position(2, 1)) if host == "west" and time.monotonic() > changes_at else NO_PROOF
+    ) as proof:
+        assert await proof.position() == Position(2, 1)
+
+
+async def test_nobody_waits_longer_than_the_bound_for_a_proof() -> None:
+    answers = {
+        "east": lambda: NO_PROOF,
+        "west": lambda: httpx.Response(200, content=b"nonsense"),
+        "south": lambda: httpx.Response(200, json={"position": "other.1.0000000000000001"}),
+    }
+    async with asking(lambda host: answers[host]()) as proof:
+        began = time.monotonic()
+        assert await asyncio.gather(proof.position(), proof.position()) == [None, None]
+        assert time.monotonic() - began < strong.PROOF_S_MAX + 0.5
+        crowd = [asyncio.ensure_future(proof.position()) for _ in range(2 * strong.WAITERS_MAX + 1)]
+        await asyncio.sleep(0)
+        assert sum(one.done() for one in crowd) > strong.WAITERS_MAX
+        assert await asyncio.gather(*crowd) == [None] * len(crowd)

@@ -1,0 +1,107 @@
+"""What the write API tells its agent, and how the agent's desk takes it."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+
+import httpx
+import orjson
+import pytest
+
+from regions.switcher import Switcher
+from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
+from services.region_agent.reports import ReportDesk
+from services.telemetry.internal import internal_app
+from services.write_api.agent_link import AgentLink
+
+SECRET = "a secret of the agents"
+
+
+class Heard(Switcher):
+    """What a switcher was told; it drives nothing."""
+
+    def __init__(self) -> None:
+        self.epochs: list[int] = []
+        self.runs = True
+        self.leads = True
+
+    def cut_short(self, epoch: int) -> bool:
+        if self.runs:
+            self.epochs.append(epoch)
+        return self.runs
+
+    async def is_current(self) -> bool:
+        return self.leads
+
+
+@contextlib.asynccontextmanager
+async def linked(switcher: Switcher, secret: str = SECRET) -> AsyncGenerator[tuple[AgentLink, httpx.AsyncClient]]:
+    """A link to the desk of an agent, over the agent's own internal application."""
+    desk = ReportDesk(switcher, SECRET)
+    app = internal_app(missing=list, status=dict, orders={CUT_SHORT_PATH: desk.cut_short, CURRENT_PATH: desk.current})
+    transport = httpx.ASGITransport(app)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
+    headers = {"authorization": f"Bearer {secret}"}
+    async with httpx.AsyncClient(transport=transport, base_url="http://agent", headers=headers) as client:
+        link = AgentLink(client)
+        running = asyncio.ensure_future(link.run())
+        try:
+            yield link, client
+        finally:
+            running.cancel()
+            await asyncio.wait([running])
+
+
+async def test_the_agent_hears_of_each_epoch_once() -> None:
+    switcher = Heard()
+    async with linked(switcher) as (link, _):
+        for epoch in (4, 4, 3, 5):
+            link.cut_short(epoch)
+            await asyncio.sleep(0.05)
+    assert switcher.epochs == [4, 5]
+
+
+async def test_an_agent_that_does_not_run_yet_is_told_again() -> None:
+    switcher = Heard()
+    switcher.runs = False
+    async with linked(switcher) as (link, _):
+        link.cut_short(4)
+        await asyncio.sleep(0.1)
+        switcher.runs = True
+        async with asyncio.timeout(5):
+            while not switcher.epochs:  # noqa: ASYNC110 - it has no event
+                await asyncio.sleep(0.01)
+    assert switcher.epochs == [4]
+
+
+async def test_only_the_agent_says_that_its_region_leads() -> None:
+    switcher = Heard()
+    async with linked(switcher) as (link, _):
+        assert await link.is_current()
+        switcher.leads = False
+        assert not await link.is_current()
+    switcher.leads = True
+    async with linked(switcher, "another secret") as (link, _):
+        assert not await link.is_current()
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [
+        (b'{"epoch":1}', 200),
+        (b'{"epoch":0}', 400),
+        (b'{"epoch":true}', 400),
+        (b'{"epoch":"1"}', 400),
+        (b"{}", 400),
+        (b"[]", 400),
+        (b"nonsense", 400),
+        (orjson.dumps({"epoch": 1, "more": "x" * 300}), 400),
+    ],
+)
+async def test_a_report_names_an_epoch(body: bytes, status: int) -> None:
+    switcher = Heard()
+    async with linked(switcher) as (_, client):
+        answer = await client.post(CUT_SHORT_PATH, content=body)
+        assert answer.status_code == status, answer.text
+        unknown = await client.post(CUT_SHORT_PATH, content=body, headers={"authorization": "Bearer nobody"})
+        assert unknown.status_code == 401
+    assert switcher.epochs == ([1] if status == 200 else [])
