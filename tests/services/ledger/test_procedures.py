@@ -4,6 +4,7 @@ import asyncio
 import hashlib
 import uuid
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 import asyncpg
 import orjson
@@ -11,6 +12,7 @@ import pytest
 from asyncpg.pool import PoolConnectionProxy
 
 from services import ledger
+from services.schema.migration import migrate_database
 from tests import servers
 
 pytestmark = pytest.mark.integration
@@ -70,6 +72,41 @@ def test_migrating_twice_changes_nothing(ledger_server: servers.PostgresServer) 
     ledger.migrate(ledger_server.url())
     after = ledger_server.sql("SELECT relname FROM pg_class WHERE relnamespace = 'palaver'::regnamespace ORDER BY 1")
     assert before == after
+
+
+def test_migrating_again_leaves_no_dead_row_in_a_catalog(ledger_server: servers.PostgresServer) -> None:
+    rows = """
+        SELECT 'pg_proc', oid, xmin::text FROM pg_proc WHERE pronamespace = 'palaver'::regnamespace
+        UNION ALL SELECT 'pg_class', oid, xmin::text FROM pg_class WHERE relnamespace = 'palaver'::regnamespace
+        UNION ALL SELECT 'pg_namespace', oid, xmin::text FROM pg_namespace
+        UNION ALL SELECT 'pg_roles', oid, xmin::text FROM pg_authid
+        ORDER BY 1, 2
+    """
+    ledger.migrate(ledger_server.url())
+    before = ledger_server.sql(rows)
+    ledger.migrate(ledger_server.url())
+    assert ledger_server.sql(rows) == before
+
+
+def test_a_procedure_whose_text_is_another_is_replaced(ledger_server: servers.PostgresServer, tmp_path: Path) -> None:
+    scripts, file = Path(ledger.__file__).parent / "migrations", tmp_path / "answer.sql"
+
+    def answer_after(text: str) -> int:
+        file.write_text(text)
+        migrate_database(ledger_server.url(), scripts=scripts, repeatable=[file])
+        return int(ledger_server.sql("SELECT palaver.answer()")[0][0])
+
+    create = "CREATE OR REPLACE FUNCTION palaver.answer() RETURNS integer LANGUAGE sql AS 'SELECT {}'"
+    try:
+        assert answer_after(create.format(1)) == 1
+        assert answer_after(create.format(2)) == 2
+        ledger_server.sql("DROP FUNCTION palaver.answer()")
+        ledger_server.sql("CREATE ROLE palaver_of_a_test")
+        assert answer_after(create.format(2)) == 2, "another role is another mark: grants depend on them"
+    finally:
+        ledger_server.sql("DROP FUNCTION IF EXISTS palaver.answer()")
+        ledger_server.sql("DROP ROLE IF EXISTS palaver_of_a_test")
+        ledger.migrate(ledger_server.url())
 
 
 def test_only_facts_without_personal_data_are_published(ledger_server: servers.PostgresServer) -> None:
