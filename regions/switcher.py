@@ -62,6 +62,7 @@ from regions.heartbeats import HeartbeatLinks
 from regions.history import Chapter, Chronicle
 from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import Leadership
+from regions.member.errors import MemberError
 from regions.member.lane import LedgerLane
 from regions.member.promise import PromiseLost, load_promise, load_starts, store_promise, store_starts
 from regions.topology import Address, Topology
@@ -69,6 +70,10 @@ from regions.witness import ANSWER_S_MAX, ASK_S, SILENCE_S, Witness
 
 ORDER_S_MAX: Final = 10.0
 """An order is answered within the core's own patience, a few seconds; beyond this its agent was lost."""
+
+STREAMS_S_MAX: Final = 4.0
+STREAMS_POLL_S: Final = 0.1
+"""How long an operator's switch waits for the copies of the slots; PostgreSQL copies them every 0.2 to 30 s."""
 
 STARTS_BITS: Final = 20
 """A million starts between two losses of the folder."""
@@ -427,6 +432,8 @@ class Switcher:
             OrderRefused: It cannot be.
         """
         _log.info("order: %s %s: %s", kind, region or "", by)
+        if kind == "switch" and region is not None:
+            await self._until_streams_are_copied(region)
         answered: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         number = self._number()
         self._orders[number] = answered
@@ -440,6 +447,33 @@ class Switcher:
             self._orders.pop(number, None)
         if refused is not None:
             raise OrderRefused(refused)
+
+    async def _until_streams_are_copied(self, region: RegionName) -> None:
+        """Wait for the copies of the change streams' slots on a region that shall lead.
+
+        Without them its views, and all others, would lose what was written since. A failover cannot wait for that; an
+        operator can. What cannot be asked is left to the core, which knows why.
+
+        Raises:
+            OrderRefused: They do not come.
+        """
+        facts, lane = self.facts, self._lane
+        if facts is None or lane is None or facts.record is None or not facts.reigns:
+            return
+        if region == facts.region or region not in facts.record.voters:
+            return
+        lacking: tuple[str, ...] = ()
+        try:
+            async with asyncio.timeout(STREAMS_S_MAX):
+                while lacking := await lane.streams_that_lack(region):  # noqa: ASYNC110 - PostgreSQL sets no event
+                    await asyncio.sleep(STREAMS_POLL_S)
+        except MemberError as error:
+            _log.debug("order: %s cannot be asked for its slots: %s", region, error)
+        except TimeoutError:
+            if lacking:
+                raise OrderRefused(
+                    f"{region} has no copy of {', '.join(lacking)} yet; without it views would lose changes"
+                ) from None
 
     def cut_short(self, epoch: Epoch) -> bool:
         """Take that a commit under an epoch came back before its quorum (rule 7); return whether the core heard it."""

@@ -17,7 +17,7 @@ import httpx
 from infra.supervisor.environment import Site, address
 from infra.supervisor.errors import OrderRefused
 
-ORDER_TIMEOUT_S = 12.0  # above what an agent itself takes to answer
+ORDER_TIMEOUT_S = 16.0  # above what an agent itself takes to answer
 SETTLED_S_MAX = 15.0  # a switch between regions 80 ms apart takes one to two seconds
 HANDED_ON_S_MAX = 20.0  # a switch is tried within it; the last one may take as long as an agent's answer
 POLL_S = 0.1

@@ -218,6 +218,10 @@ class LedgerLane:
             self._preparing.cancel()
             self._preparing = None
 
+    async def streams_that_lack(self, region: RegionName) -> tuple[str, ...]:
+        """Return the slots of change streams that could not go on if that region led; see `MovingMember`."""
+        return await self.member.streams_that_lack(self._around.ledger_of(region))
+
     def cut_short(self, epoch: Epoch) -> None:
         """Somebody's commit came back before its quorum."""
         self._around.tell(WaitCutShort(epoch=epoch))

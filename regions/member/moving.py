@@ -90,6 +90,18 @@ class MovingMember(Member):
         row = await self._other(leader).one("read_quorum_commit", list(standbys), required)
         return None if row["lsn"] is None else int(row["lsn"])
 
+    async def streams_that_lack(self, other: Address) -> tuple[str, ...]:
+        """Return the slots of change streams that are read here and that another member has no whole copy of (rule 19).
+
+        One that nobody reads from is not copied before somebody does; it holds up nobody.
+
+        Raises:
+            MemberFailed: One of the two does not answer.
+        """
+        there = await self._other(other).one("read_streams", False)
+        here = await self.ledger.one("read_streams", True)
+        return tuple(name for name in here["names"] if name not in there["names"])
+
     async def lose_touch(self) -> None:
         """Drop the connections to other members."""
         for other in self._others.values():

@@ -10,7 +10,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from regions.identity import RegionName
+from regions.identity import RegionName, slot_name
 from regions.member import MemberFailed, quorum_names
 from regions.member.moving import Diverged, MovingMember
 from tests.regions.deployment import (
@@ -131,6 +131,19 @@ async def test_a_follower_asks_for_the_new_timeline_at_once() -> None:
         assert "on timeline 2" in log
         assert "fetching timeline history" not in log, "the history was there before it connected"
         assert "replication terminated by primary server" not in log, "it never asked for the old timeline"
+
+
+async def test_a_change_stream_could_go_on_where_its_slot_is_copied_and_holds_up_nobody_when_it_is_not_read() -> None:
+    async with three() as (made, members):
+        east, south = members[EAST], members[SOUTH]
+        await east.ledger.prepare_slots(followers=(), streams=[WEST])
+        assert (await east.ledger.one("read_streams", False))["names"] == [slot_name(WEST)]
+        assert (await east.ledger.one("read_streams", True))["names"] == []
+        assert (await south.ledger.one("read_streams", False))["names"] == [], "a copy that is not whole is none"
+        assert await east.streams_that_lack(made.ledger(SOUTH)) == ()
+        await south.stop()
+        with pytest.raises(MemberFailed):
+            await east.streams_that_lack(made.ledger(SOUTH))
 
 
 async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
