@@ -452,10 +452,10 @@ class Switcher:
         """Wait for the copies of the change streams' slots on a region that shall lead.
 
         Without them its views, and all others, would lose what was written since. A failover cannot wait for that; an
-        operator can. What cannot be asked is left to the core, which knows why.
+        operator can.
 
         Raises:
-            OrderRefused: They do not come.
+            OrderRefused: They do not come, or nobody answers there.
         """
         facts, lane = self.facts, self._lane
         if facts is None or lane is None or facts.record is None or not facts.reigns:
@@ -468,12 +468,11 @@ class Switcher:
                 while lacking := await lane.streams_that_lack(region):  # noqa: ASYNC110 - PostgreSQL sets no event
                     await asyncio.sleep(STREAMS_POLL_S)
         except MemberError as error:
-            _log.debug("order: %s cannot be asked for its slots: %s", region, error)
+            # To close the writes for a target that is away would only cost them.
+            raise OrderRefused(f"the ledger of {region} does not answer: {error}") from error
         except TimeoutError:
-            if lacking:
-                raise OrderRefused(
-                    f"{region} has no copy of {', '.join(lacking)} yet; without it views would lose changes"
-                ) from None
+            why = f"has no copy of {', '.join(lacking)} yet; without it views would lose changes"
+            raise OrderRefused(f"{region} {why if lacking else 'does not answer'}") from None
 
     def cut_short(self, epoch: Epoch) -> bool:
         """Take that a commit under an epoch came back before its quorum (rule 7); return whether the core heard it."""

@@ -29,6 +29,9 @@ POLL_S = 0.005
 LOOKS = 40
 """How often a member that is asked looks whether it is primary by now, every 5 ms, before it answers that it is not."""
 
+LOOKED_S = 0.01
+"""Until a standby that was disturbed has looked for new timelines; before that, to be told whom to follow spoils it."""
+
 FREEZE_S_MAX = 3.0
 PROMOTE_S_MAX = 5.0
 FOLLOW_S_MAX = 4.0
@@ -382,6 +385,7 @@ class MovingMember(Member):
         if not (self.settings.data / name).exists():
             self._write(name, history)
             await self.ledger.run("reload")
+            await asyncio.sleep(LOOKED_S)
 
 
 async def _removed(folder: Path) -> None:

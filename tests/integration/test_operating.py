@@ -46,9 +46,7 @@ def test_a_planned_switch_fails_no_request_and_is_in_the_history(stack: Stack) -
     assert target in stack.palaver("history").stdout
 
 
-@pytest.mark.parametrize(
-    ("to", "code", "says"), [("atlantis", 2, "unknown region"), (None, 1, "lags behind, or does not stream")]
-)
+@pytest.mark.parametrize(("to", "code", "says"), [("atlantis", 2, "unknown region"), (None, 1, "does not answer")])
 def test_a_switch_that_cannot_be_is_refused_with_the_reason(stack: Stack, to: str | None, code: int, says: str) -> None:
     status = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     leader = status["cells"][0]["leader"]
@@ -58,7 +56,7 @@ def test_a_switch_that_cannot_be_is_refused_with_the_reason(stack: Stack, to: st
     try:
         done = stack.palaver("switch", "--to", to or victim, check=False)
         assert done.returncode == code
-        assert says in done.stderr or "is silent" in done.stderr
+        assert says in done.stderr
         assert len(done.stderr.strip().splitlines()) == 1
     finally:
         if to is None:
