@@ -104,9 +104,15 @@ class _Posters:
 
 
 async def lose_the_leader(
-    visitor: Visitor, regions: Sequence[str], deployment: Deployment
+    visitor: Visitor, regions: Sequence[str], deployment: Deployment, before: dict[str, Any]
 ) -> tuple[Disaster, list[Posted], list[str]]:
     """Kill the leader region under load, wait until another takes writes, and bring it back.
+
+    Args:
+        visitor: Posts.
+        regions: All regions.
+        deployment: Where.
+        before: The cell of the status document, as it is now.
 
     Returns:
         What was seen, what was acknowledged meanwhile, and what was refused.
@@ -114,7 +120,6 @@ async def lose_the_leader(
     Raises:
         VisitFailed: No other region took over, or the dead one did not come back.
     """
-    before = (await deployment.status())["cells"][0]
     posters = _Posters(visitor, [region for region in regions if region != before["leader"]])
     async with asyncio.TaskGroup() as group:
         group.create_task(posters.run())

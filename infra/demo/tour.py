@@ -170,9 +170,9 @@ async def survive(
     visitor: Visitor, regions: Sequence[str], deployment: Deployment, result: TourResult, say: Say
 ) -> None:
     """Lose the leader region while visitors post, and tell what they saw."""
-    leader = (await deployment.status())["cells"][0]["leader"]
-    say(f"killing all processes of {leader}, which leads, while visitors post through the other edges …")
-    seen, posted, refused = await lose_the_leader(visitor, regions, deployment)
+    cell = (await deployment.status())["cells"][0]
+    say(f"killing all processes of {cell['leader']}, which leads, while visitors post through the other edges …")
+    seen, posted, refused = await lose_the_leader(visitor, regions, deployment, cell)
     result.disaster = seen
     result.posted += posted
     result.failures += [f"a post was refused: {one}" for one in refused[:5]]

@@ -14,6 +14,7 @@ import asyncpg
 
 from regions.coordination import Leadership, LeadershipView
 from regions.identity import Epoch, RegionName
+from services import ledger
 from services.api.problems import Problem, unavailable
 from services.write_api.pool import LedgerError, LedgerPool
 
@@ -24,7 +25,7 @@ OPENING_S_MAX: Final = 0.8
 # How often the chosen region looks for its fence row, seconds. It is a read of one row, by one task.
 FENCE_POLL_S: Final = 0.01
 
-_FENCE: Final = "SELECT true FROM palaver.fence WHERE epoch = $1"
+_EPOCH: Final = ledger.statement("newest_epoch")
 _log = logging.getLogger("palaver.write_api.leadership")
 
 
@@ -128,6 +129,6 @@ async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: Le
 
 async def _is_fenced(pool: LedgerPool, epoch: Epoch) -> bool:
     try:
-        return bool(await pool.fetch(_FENCE, epoch))
+        return (await pool.fetch(_EPOCH))[0]["epoch"] == epoch
     except (LedgerError, asyncpg.PostgresError):
         return False
