@@ -176,10 +176,17 @@ class Capture:
             if items:
                 return items
             await readable(self._pgconn)
-            try:
-                self._pgconn.consume_input()
-            except psycopg.Error as error:
-                raise StreamEnded(one_line(error)) from error
+            self._read_socket()
+
+    def received(self) -> list[Item]:
+        """Return what is there without waiting, bounded, in order, perhaps nothing.
+
+        Raises:
+            StreamEnded: By the ledger.
+            MalformedMessage: What came is not understood.
+        """
+        self._read_socket()
+        return self._drain()
 
     def confirm(self, position: Position) -> None:
         """Tell the slot that the consumer has everything up to ``position`` on its disk.
@@ -190,6 +197,12 @@ class Capture:
         if position.epoch == self._epoch and position <= self._position:
             self._confirmed_lsn = max(self._confirmed_lsn, position.lsn)
             self._send_status(ask_for_reply=False)
+
+    def _read_socket(self) -> None:
+        try:
+            self._pgconn.consume_input()
+        except psycopg.Error as error:
+            raise StreamEnded(one_line(error)) from error
 
     def _drain(self) -> list[Item]:
         """Take what libpq has, up to the bounds."""

@@ -12,6 +12,7 @@ from sync.change import Item, Progress, Transaction, decode_line
 from sync.channel.buffer import BUFFER_BYTES_MAX, BufferedSubscription
 from sync.channel.direct import client as direct_client
 from sync.channel.direct.client import DirectChannel
+from sync.channel.direct.server import BUSY_ITEMS_PER_S, smoothed
 from sync.lag import LagMeter
 from tests.child_processes import free_port
 from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, StillLeaders, leadership, topology, until, writing
@@ -319,3 +320,16 @@ async def test_a_stream_that_breaks_does_not_hide_the_end_of_its_subscription() 
         async with channel.subscribe(ZERO):
             await leaders.leaving.wait()
             asyncio.get_running_loop().call_soon(leaders.release.set)
+
+
+def test_a_rate_is_smoothed_so_that_a_few_that_come_together_are_not_busy() -> None:
+    steady = 0.0
+    for _ in range(500):
+        steady = smoothed(steady, 2, 0.01)
+    assert steady == pytest.approx(200, rel=0.01)
+    assert smoothed(steady, 5, 0.01) < BUSY_ITEMS_PER_S, "five at once, among two hundred a second"
+    busy = steady
+    for _ in range(100):
+        busy = smoothed(busy, 5, 0.01)
+    assert busy > BUSY_ITEMS_PER_S, "five hundred a second, for a second"
+    assert smoothed(0.0, 3, 0.0) == pytest.approx(3 / 0.5), "no time at all has passed"

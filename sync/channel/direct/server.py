@@ -11,7 +11,10 @@ capture and nothing else.**
 import asyncio
 import hmac
 import logging
+import math
+from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final
@@ -44,13 +47,17 @@ RETRY_AFTER_S: Final = "1"
 BEGINNING_TIMEOUT_S: Final = 5.0
 """A walsender answers our first status within a round trip; one that does not by then is stuck."""
 
-CHUNK_INTERVAL_S: Final = 0.012
+CHUNK_INTERVAL_S: Final = 0.008
 BUSY_CHUNK_INTERVAL_S: Final = 0.025
 BUSY_ITEMS_PER_S: Final = 300
+BUSY_WINDOW_S: Final = 0.5
 """Chunks of one stream are at least this far apart, so that a busy ledger is sent, applied and published in
 batches: each transaction alone costs every region a round trip to its view and an fsync. The first transaction after
 a pause waits for nothing. PostgreSQL's commit_delay is the same trade. Above 300 transactions a second the
-processor is what readers wait for, and larger batches cost it less."""
+processor is what readers wait for, and larger batches cost it less; a few that come together are not that yet."""
+
+HELD_ITEMS_MAX: Final = 500
+"""Of one stream: above it nothing more is read before something may be sent, so memory stays bounded."""
 
 HELD_WORD_S: Final = 1.0
 """How often a subscriber hears that its stream lives while nothing may be sent; it gives up after five seconds."""
@@ -283,34 +290,28 @@ class ChangeStream(Response):
 
     async def _pump(self, capture: Capture, mark: HighWaterMark, first: list[Item], send: Send) -> None:
         """Send what the capture has and may be known; while `send` waits for a slow subscriber, nothing is read."""
-        items = first
         loop = asyncio.get_running_loop()
         sent_at = loop.time()
+        items_per_s = 0.0
         try:
-            while True:
-                async for settled in self._settled(mark, items):
+            async with aclosing(self._settled(capture, mark, first)) as chunks:
+                async for settled in chunks:
                     elapsed_s, sent_at = loop.time() - sent_at, loop.time()
                     body = b"".join([encode_line(item) for item in settled])
                     await send({"type": "http.response.body", "body": body, "more_body": True})
-                    is_busy = len(settled) > BUSY_ITEMS_PER_S * elapsed_s
-                    pause_s = BUSY_CHUNK_INTERVAL_S if is_busy and len(settled) > 1 else CHUNK_INTERVAL_S
+                    items_per_s = smoothed(items_per_s, len(settled), elapsed_s)
+                    pause_s = BUSY_CHUNK_INTERVAL_S if items_per_s > BUSY_ITEMS_PER_S else CHUNK_INTERVAL_S
                     await asyncio.sleep(sent_at + pause_s - loop.time())
-                items = await capture.receive()
         except SyncError as error:
             _log.warning("stream of %s ended: %s", self._region, error)
 
-    async def _settled(self, mark: HighWaterMark, items: list[Item]) -> AsyncGenerator[list[Item]]:
-        """Yield the items in order, each when it is on a quorum, and a sign of life while that lasts."""
-        settled: list[Item] = []
-        for item in items:
-            if isinstance(item, Progress):
-                settled.append(await self._known_progress(mark, item))
-                continue
-            if item.partial or item.position.lsn > mark.lsn:
-                if settled:
-                    yield settled
-                    settled = []
-                waiting = asyncio.ensure_future(_until_settled(item, mark))
+    async def _settled(self, capture: Capture, mark: HighWaterMark, first: list[Item]) -> AsyncGenerator[list[Item]]:
+        """Yield what is on a quorum, in order, as soon as anything is, and a sign of life while nothing is."""
+        items = deque(first)
+        while True:
+            settled: list[Item] = []
+            if _is_held(items[0], mark):
+                waiting = asyncio.ensure_future(_until_settled(items[0], mark))
                 try:
                     while not (await asyncio.wait((waiting,), timeout=HELD_WORD_S))[0]:
                         # Not fresh: what is held back may be a second old or a day.
@@ -319,11 +320,23 @@ class ChangeStream(Response):
                     waiting.cancel()
                     await asyncio.wait((waiting,))
                 waiting.result()
-            if not item.partial:
-                self._sent = item.position
-            settled.append(item)
-        if settled:
+                settled.append(await self._known(mark, items.popleft()))
+            while items and not _is_held(items[0], mark):
+                settled.append(await self._known(mark, items.popleft()))
             yield settled
+            if not items:
+                items.extend(await capture.receive())
+            elif len(items) < HELD_ITEMS_MAX:
+                # What is held back has waited for its pause; what came meanwhile may go with it.
+                items.extend(capture.received())
+
+    async def _known(self, mark: HighWaterMark, item: Item) -> Item:
+        """Return an item that may be sent: a transaction as it is, progress no further than the mark."""
+        if isinstance(item, Progress):
+            return await self._known_progress(mark, item)
+        if not item.partial:
+            self._sent = item.position
+        return item
 
     async def _known_progress(self, mark: HighWaterMark, progress: Progress) -> Progress:
         """Return progress no further than the mark. All before it was sent, so it is as fresh as it says."""
@@ -334,12 +347,23 @@ class ChangeStream(Response):
         return Progress(position=self._sent, sent_at_us=progress.sent_at_us)
 
 
-async def _until_settled(transaction: Transaction, mark: HighWaterMark) -> None:
-    if transaction.partial:
+def _is_held(item: Item, mark: HighWaterMark) -> bool:
+    """Whether an item has to wait for the mark; where a partial transaction ends is not known."""
+    return not isinstance(item, Progress) and (item.partial or item.position.lsn > mark.lsn)
+
+
+async def _until_settled(item: Item, mark: HighWaterMark) -> None:
+    if isinstance(item, Transaction) and item.partial:
         # Where it ends is not known. It was decoded, so all of it is flushed here by now.
         await mark.wait_for_all()
     else:
-        await mark.wait_for(transaction.position.lsn)
+        await mark.wait_for(item.position.lsn)
+
+
+def smoothed(per_s: float, items: int, elapsed_s: float) -> float:
+    """Return an exponential moving average over `BUSY_WINDOW_S`: a rate, after ``items`` more in ``elapsed_s``."""
+    kept = math.exp(-elapsed_s / BUSY_WINDOW_S)
+    return per_s * kept + (items / BUSY_WINDOW_S if elapsed_s <= 0 else items / elapsed_s * (1 - kept))
 
 
 async def _until_disconnected(receive: Receive) -> None:
