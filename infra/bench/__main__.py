@@ -168,7 +168,7 @@ async def measure_read(edge: int, target: str, encoding: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def limits(body: bytes) -> AsyncGenerator[dict[str, int]]:
-    """Serve bytes by a raw route, by a bare callable, and by that behind an Envoy that does nothing; yields the ports."""
+    """Serve bytes by a raw route, a bare callable, and that one behind an Envoy that does nothing; yields ports."""
     ports = {name: free_port() for name in ("route", "bare", "bare edge")}
     with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
         page, config = Path(folder) / "page", Path(folder) / "envoy.json"
