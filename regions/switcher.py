@@ -53,6 +53,7 @@ from regions.failover.heartbeats import (
     Heartbeat,
     HeartbeatReceived,
     InCell,
+    LedgerRefused,
     ReadCommit,
     SendHeartbeat,
 )
@@ -62,7 +63,7 @@ from regions.heartbeats import HeartbeatLinks
 from regions.history import Chapter, Chronicle
 from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import Leadership
-from regions.member.errors import MemberError
+from regions.member.errors import MemberError, MemberRefused
 from regions.member.lane import LedgerLane
 from regions.member.promise import PromiseLost, load_promise, load_starts, store_promise, store_starts
 from regions.topology import Address, Topology
@@ -131,6 +132,7 @@ class Switcher:
         self._orders: dict[int, asyncio.Future[str | None]] = {}
         self._reads: dict[int, asyncio.Future[bool]] = {}
         self._next_number = 0
+        self._refused_in: Epoch = 0
         self._witness = Witness(topology.cell)
         self._chronicle = Chronicle(topology.region)
         self._seen: Leadership | None = None
@@ -277,12 +279,25 @@ class Switcher:
                     commit = await lane.commit_of(leader, record.voters)
             except TimeoutError:
                 continue
+            except MemberRefused as error:
+                self._refused(record, error)
+                continue
             now = None if self.facts is None else self.facts.record
             if commit is None or now is None or (now.epoch, now.phase) != (record.epoch, "serving"):
                 continue
             heartbeat = self._witness.speak_for(leader, commit, now=_now())
             if heartbeat is not None:
                 self._handle(HeartbeatReceived(heartbeat=heartbeat))
+
+    def _refused(self, record: Leadership, error: MemberRefused) -> None:
+        """Tell the core that a leader which is silent has no ledger either."""
+        now = None if self.facts is None else self.facts.record
+        if now is None or (now.epoch, now.phase) != (record.epoch, "serving"):
+            return
+        if self._refused_in != record.epoch:
+            self._refused_in = record.epoch
+            _log.warning("epoch %d: nobody listens where the ledger of %s was: %s", record.epoch, record.leader, error)
+        self._handle(LedgerRefused(cell=self._cell, region=record.leader))
 
     def _tick(self) -> None:
         self._timer = None

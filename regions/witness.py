@@ -18,8 +18,8 @@ from regions.identity import CellId, RegionName
 ASK_S: Final = 0.1
 """As often as an agent's own heartbeats."""
 
-SILENCE_S: Final = 0.35
-"""Three heartbeats: before that nothing is missing, and a suspicion takes a second."""
+SILENCE_S: Final = 0.25
+"""Two heartbeats and a half: before that nothing is missing."""
 
 ANSWER_S_MAX: Final = 1.0
 """A ledger that does not answer by then is suspected for it."""

@@ -18,6 +18,7 @@ from regions.failover.heartbeats import (
     Heartbeat,
     HeartbeatReceived,
     InCell,
+    LedgerRefused,
     ReadCommit,
     SendHeartbeat,
 )
@@ -49,6 +50,12 @@ class Watched:
         if sender == self.acting:
             self.commit = max(self.commit, gossip.commit)
 
+    def refused(self, region: RegionName, heard_since: float) -> None:
+        """Lose patience with who acts, while others are heard: a ledger that is not there is not late."""
+        others = (one for name, one in self.detectors.items() if name != region)
+        if region == self.acting and self.needs_commits and any(one.last_s >= heard_since for one in others):
+            self.detectors[region].hasten()
+
     def verdicts(self, now: float) -> list[Verdict]:
         """The regions about which the opinion changed."""
         changed: list[Verdict] = []
@@ -72,6 +79,10 @@ class Watched:
 
 
 _NEVER = float("inf")
+
+_HEARD_BEATS = 3
+"""Heartbeats within which somebody else has to be heard for a refusal to count: else the own network may be what is
+dead."""
 
 
 class FailoverCore:
@@ -120,6 +131,8 @@ class FailoverCore:
         match event:
             case HeartbeatReceived(heartbeat=heartbeat):
                 self._hear(heartbeat, now, effects)
+            case LedgerRefused(cell=cell, region=region):
+                self._watched[cell].refused(region, now - _HEARD_BEATS * self._settings.heartbeat_interval_s)
             case InCell(cell=cell, event=inner):
                 if isinstance(inner, Started):
                     self._watched[cell] = Watched(self._peers[cell], self._settings, now)

@@ -43,6 +43,7 @@ class PhiDetector:
         "_interval_s",
         "_intervals",
         "_pause_s",
+        "_pauses_s",
         "_squares",
         "_stddev_min_s",
         "_sum",
@@ -54,6 +55,7 @@ class PhiDetector:
         """Begin a history; the region counts as heard ``now``."""
         self._intervals: deque[float] = deque(maxlen=settings.phi_window)
         self._interval_s = settings.heartbeat_interval_s
+        self._pauses_s = settings.phi_pause_s, settings.refused_pause_s
         self._pause_s = settings.phi_pause_s
         self._stddev_min_s = settings.phi_stddev_min_s
         self._deviations = deviations_at(settings.phi_threshold)
@@ -78,7 +80,13 @@ class PhiDetector:
     def restart(self, now: float) -> None:
         """Count from ``now`` on, without taking the silence until then for an interval."""
         self.last_s = now
+        self._pause_s = self._pauses_s[0]
         self.trips_at = now + self._patience_s()
+
+    def hasten(self) -> None:
+        """Forgive less of the silence that lasts: there is another sign that the region is dead."""
+        self._pause_s = self._pauses_s[1]
+        self.trips_at = min(self.trips_at, self.last_s + self._patience_s())
 
     def phi(self, now: float) -> float:
         """The suspicion at ``now``; 0.3 when a heartbeat is just due, the threshold at ``trips_at``."""

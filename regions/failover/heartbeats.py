@@ -32,6 +32,14 @@ class HeartbeatReceived:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerRefused:
+    """The host of a silent leader's ledger said that nobody listens there: silence with a reason."""
+
+    cell: CellId
+    region: RegionName
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class InCell:
     """An event of one cell."""
 
@@ -66,5 +74,5 @@ class ReadCommit:
     cell: CellId
 
 
-AgentEvent = HeartbeatReceived | InCell
+AgentEvent = HeartbeatReceived | LedgerRefused | InCell
 AgentEffect = ForCell | SendHeartbeat | ReadCommit

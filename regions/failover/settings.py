@@ -24,6 +24,8 @@ class Settings:
         phi_stddev_min_s: Smallest deviation assumed, seconds. Too small makes a steady network nervous.
         phi_pause_s: Silence that is forgiven on top, seconds: garbage collection, a stalled disk, a lost packet.
             It is the largest part of the time to detect.
+        refused_pause_s: The same for a leader whose ledger's host says that nobody listens there, seconds: a dead
+            process is certain, and what is forgiven is only a heartbeat under way.
         observers_min: Regions that must suspect before anybody acts, 2 to 31: with 1 a bad link would decide.
         lag_s_max: Lateness of this agent's own loop beyond which it trusts no silence, seconds.
         claim_stagger_s: Head start of each region over the next in the order of preference, seconds. Zero is
@@ -45,6 +47,7 @@ class Settings:
     phi_window: int = 1000
     phi_stddev_min_s: float = 0.05
     phi_pause_s: float = 0.68
+    refused_pause_s: float = 0.1
     observers_min: int = 2
     lag_s_max: float = 0.25
     claim_stagger_s: float = 0.25
@@ -63,6 +66,7 @@ class Settings:
         for name, (low, high) in _LIMITS.items():
             assert low <= getattr(self, name) <= high, f"{name} is not between {low} and {high}"
         assert self.retry_s <= self.retry_s_max, "retry bound below its start"
+        assert self.refused_pause_s <= self.phi_pause_s, "more is forgiven to the dead"
         assert self.stall_s <= self.stall_s_max, "stall bound below its start"
 
 

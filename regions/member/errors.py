@@ -9,6 +9,10 @@ class MemberFailed(MemberError):
     """PostgreSQL or one of its programs failed or did not answer in time. Trying again may help."""
 
 
+class MemberRefused(MemberFailed):
+    """Nobody listens where the member should be: its host said so, which is more than silence."""
+
+
 class SchemaMissing(MemberFailed):
     """The ledger's database or a table of it is not there yet: whoever made the member did not come that far."""
 

@@ -41,7 +41,7 @@ from regions.failover.events import (
     WaitCutShort,
 )
 from regions.identity import Epoch, RegionName
-from regions.member.errors import MemberError, MemberFailed, QuorumUnknown, SchemaMissing
+from regions.member.errors import MemberError, MemberFailed, MemberRefused, QuorumUnknown, SchemaMissing
 from regions.member.moving import Diverged, Frozen, MovingMember
 from regions.member.settings import quorum_names
 from regions.topology import Address
@@ -185,10 +185,16 @@ class LedgerLane:
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
     async def commit_of(self, leader: RegionName, voters: tuple[RegionName, ...]) -> int | None:
-        """Return the newest LSN that another member, as leader, has on a quorum; None when it does not say."""
+        """Return the newest LSN that another member, as leader, has on a quorum; None when it does not say.
+
+        Raises:
+            MemberRefused: Nobody listens where it should be.
+        """
         standbys = [voter for voter in voters if voter != leader]
         try:
             return await self.member.commit_of(self._around.ledger_of(leader), standbys, len(voters) // 2)
+        except MemberRefused:
+            raise
         except MemberError as error:
             _log.debug("ledger of %s: no quorum commit: %s", leader, error)
             return None

@@ -15,7 +15,7 @@ from uuid import UUID
 import asyncpg
 
 from regions.identity import Epoch, RegionName, physical_slot_name, slot_name
-from regions.member.errors import MemberFailed, QuorumUnknown, SchemaMissing
+from regions.member.errors import MemberFailed, MemberRefused, QuorumUnknown, SchemaMissing
 from regions.member.settings import DATABASE, SUPERUSER
 from regions.topology import Address
 
@@ -37,6 +37,9 @@ _BROKEN = (
     # asyncpg's own bookkeeping gives up like this when a connection breaks between two of its messages.
     asyncpg.InternalClientError,
 )
+
+_REFUSED = (ConnectionError, asyncpg.ConnectionDoesNotExistError)
+"""What a connection meets where no PostgreSQL is: one that cannot take it says why instead."""
 
 _T = TypeVar("_T")
 
@@ -357,6 +360,8 @@ class Ledger:
                 timeout=CONNECT_S,
                 server_settings={"application_name": "region-agent"},
             )
+        except _REFUSED as error:
+            raise MemberRefused(f"{self._address}: {_describe(error)}") from error
         except _BROKEN as error:
             raise _failure(error, str(self._address)) from error
 

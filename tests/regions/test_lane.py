@@ -33,8 +33,12 @@ from regions.failover.events import (
 )
 from regions.identity import RegionName
 from regions.member import moving
+from regions.member.errors import MemberRefused
 from regions.member.lane import LedgerLane, Surroundings
+from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
+from regions.topology import Address
+from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment, deployment, until
 from tests.regions.switching import prepare
 from tests.regions.test_moving import has, keep, kept, kill, three
@@ -287,3 +291,26 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
             assert await driven.lane.found() == LedgerFound(kind="frozen")
         with contextlib.suppress(asyncpg.PostgresError, OSError):
             await keep(made, EAST, range(1))
+
+
+async def test_a_ledger_that_is_not_there_refuses_and_one_that_is_silent_does_not() -> None:
+    async def end(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        writer.close()
+
+    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        await reader.read()
+        writer.close()
+
+    async with (
+        await asyncio.start_server(end, "127.0.0.1") as ending,
+        await asyncio.start_server(keep, "127.0.0.1") as silent,
+    ):
+        closed, open_port = (int(one.sockets[0].getsockname()[1]) for one in (ending, silent))
+        # A relay or a tunnel takes the connection first, and ends it when nobody listens behind it.
+        for port in (free_port(), closed):
+            with pytest.raises(MemberRefused):
+                await Ledger(Address("127.0.0.1", port), "secret").one("is_in_recovery")
+        ledger = Ledger(Address("127.0.0.1", open_port), "secret")
+        with pytest.raises(TimeoutError):
+            async with asyncio.timeout(0.3):
+                await ledger.one("is_in_recovery")

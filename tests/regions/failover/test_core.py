@@ -24,6 +24,7 @@ from regions.failover.heartbeats import (
     Heartbeat,
     HeartbeatReceived,
     InCell,
+    LedgerRefused,
     ReadCommit,
     SendHeartbeat,
 )
@@ -80,6 +81,9 @@ class Driver:
             cells=tuple((cell, gossip) for cell in cells),
         )
         self.effects = self.core.handle(HeartbeatReceived(heartbeat=heartbeat), now=self.now)
+
+    def refuse(self, region: RegionName) -> None:
+        self.effects = self.core.handle(LedgerRefused(cell=MAIN, region=region), now=self.now)
 
     def run(self, seconds: float, *, hearing: tuple[RegionName, ...] = (), commits: bool = False) -> None:
         """Tick at each deadline, hearing some regions at each beat."""
@@ -189,6 +193,40 @@ def test_a_leader_that_commits_again_is_trusted_again(follower: Driver) -> None:
     assert follower.suspected() == {A}
     follower.hear(A, commit=10**6)
     assert follower.suspected() == frozenset()
+
+
+def test_a_leader_whose_ledger_is_not_there_is_suspected_sooner(follower: Driver) -> None:
+    follower.run(3.0, hearing=(A, C), commits=True)
+    follower.run(0.3, hearing=(C,))
+    follower.refuse(A)
+    assert follower.suspected() == frozenset(), "a heartbeat may be under way"
+    follower.run(0.3, hearing=(C,))
+    assert follower.suspected() == {A}
+
+
+def test_a_leader_that_is_heard_again_after_a_refusal_has_its_whole_patience(follower: Driver) -> None:
+    follower.run(3.0, hearing=(A, C), commits=True)
+    follower.run(0.3, hearing=(C,))
+    follower.refuse(A)
+    follower.hear(A, commit=10**6)
+    follower.run(0.9, hearing=(C,))
+    assert follower.suspected() == frozenset()
+
+
+def test_a_refusal_counts_for_nothing_when_nobody_else_is_heard(follower: Driver) -> None:
+    follower.run(3.0, hearing=(A, C), commits=True)
+    follower.run(0.4)
+    follower.refuse(A)
+    follower.run(0.4)
+    assert follower.suspected() == frozenset(), "the own network may be what is dead"
+
+
+def test_a_refusal_of_who_does_not_lead_counts_for_nothing(follower: Driver) -> None:
+    follower.run(3.0, hearing=(A, C), commits=True)
+    follower.run(0.3, hearing=(A,), commits=True)
+    follower.refuse(C)
+    follower.run(0.5, hearing=(A,), commits=True)
+    assert C not in follower.suspected()
 
 
 def test_who_does_not_lead_needs_no_commits(follower: Driver) -> None:

@@ -116,3 +116,16 @@ def test_a_peer_that_began_anew_has_a_new_history_and_still_owes_its_heartbeat()
     last_s = detector.last_s
     detector.forget()
     assert detector.trips_at == pytest.approx(last_s + PATIENCE_S)
+
+
+def test_a_sign_of_death_shortens_the_silence_that_is_forgiven_until_something_is_heard() -> None:
+    detector = heard(*[BEAT_S] * 200)
+    usual = detector.trips_at
+    detector.hasten()
+    gained = DEFAULTS.phi_pause_s - DEFAULTS.refused_pause_s
+    assert detector.trips_at == pytest.approx(usual - gained)
+    assert detector.phi(detector.trips_at) == pytest.approx(8.0, abs=1e-6)
+    detector.hasten()
+    assert detector.trips_at == pytest.approx(usual - gained), "twice is no more than once"
+    detector.heard(detector.last_s + BEAT_S)
+    assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S, abs=1e-3)
