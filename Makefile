@@ -1,7 +1,7 @@
 # Everything a developer types. Needs Python 3.11 or later, make and the network; nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format coverage bench drills load-setup soak clean
+.PHONY: help setup demo test check format coverage bench bench-switcher drills load-setup soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,7 +12,7 @@ SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything in it (seconds when nothing changed)
 
@@ -47,6 +47,9 @@ coverage: setup ## Run the tests with branch coverage
 
 bench: setup ## Measure, print a table, write bench-results/*.json
 	$(BIN)/python -m infra.bench
+
+bench-switcher: setup ## Measure what the switcher costs and bears (about 15 minutes)
+	$(BIN)/python -m infra.bench.switcher
 
 drills: setup ## Run every drill once, reports in drill-reports/
 	$(BIN)/palaver drill run all

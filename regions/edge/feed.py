@@ -117,8 +117,9 @@ class EdgeFeed:
     async def _watch_over(self, view: LeadershipSource, admin: httpx.AsyncClient) -> None:
         """Ask Envoy now and then until the leadership changes."""
         known = view.current
+        files = render(self._topology, known, self._settings)
         while view.current == known:
-            await self._confirm(render(self._topology, known, self._settings), admin)
+            await self._confirm(files, admin)
             try:
                 async with asyncio.timeout(LOOK_S):
                     await view.next_after(known)

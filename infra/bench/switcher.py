@@ -1,0 +1,212 @@
+"""`make bench-switcher`: what the region switcher costs and bears, on a deployment of its own at 80 ms.
+
+* ``agent``: processor time of each region's agent on a quiet system.
+* ``hogs``: failovers in ten minutes of steady load while every core has a process that only burns it; none is wanted.
+* ``rejoin``: how long a killed member of one gigabyte takes to follow again, and what writers notice of it.
+
+Prints one line of JSON a measurement; exit code 1 when an aim is missed.
+"""
+
+from __future__ import annotations
+
+import argparse
+import asyncio
+import math
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import ExitStack, asynccontextmanager
+from pathlib import Path
+from typing import Any
+
+import orjson
+import psutil
+import psycopg
+import uvloop
+
+from infra.bench.deployment import RunningDeployment, running_deployment
+from infra.drills.clients import Crowd, running_load
+from infra.drills.drill import Load
+from infra.drills.journal import Journal
+from infra.drills.target import Target
+
+RTT_MS = 80.0
+SETTLE_S = 15.0
+AGENT_S = 60.0
+HOGS_S = 600.0
+STEADY_S = 15.0
+RETURNED_S_MAX = 120.0
+BALLAST_MB = 1024
+CHUNK_MB = 8
+BALLAST = """
+INSERT INTO palaver.ballast SELECT repeat(md5(random()::text), 256) FROM generate_series(1, %s)
+"""
+"""Rows of 8 kB that are not compressed, in transactions of `CHUNK_MB`: no stream decodes them, but each reads them."""
+
+AGENT_SHARE_MAX = 0.03
+REJOIN_S_MAX = 20.0
+P99_RATIO_MAX = 2.0
+
+
+def measure_agent(bench: RunningDeployment) -> dict[str, Any]:
+    """The share of one core that each agent takes while nobody writes or reads."""
+    time.sleep(SETTLE_S)
+    agents = {one["region"]: psutil.Process(one["pids"]["region_agent"]) for one in bench.status()["regions"]}
+    before = {region: _cpu_s(agent) for region, agent in agents.items()}
+    began = time.monotonic()
+    time.sleep(AGENT_S)
+    took_s = time.monotonic() - began
+    shares = {region: round((_cpu_s(agent) - before[region]) / took_s, 4) for region, agent in agents.items()}
+    return {
+        "shares": shares,
+        "leader": bench.status()["cells"][0]["leader"],
+        "met": max(shares.values()) <= AGENT_SHARE_MAX,
+    }
+
+
+def _cpu_s(process: psutil.Process) -> float:
+    times = process.cpu_times()
+    return float(times.user + times.system)
+
+
+@asynccontextmanager
+async def loaded(bench: RunningDeployment, load: Load) -> AsyncGenerator[tuple[Target, Journal]]:
+    """Writers and readers on the deployment, and the journal of what they were told."""
+    target = Target(bench.layout, bench.plan, bench.secrets)
+    leader = bench.status()["cells"][0]["leader"]
+    homes = [region for region in target.edges if region != leader]
+    crowd = Crowd(edges=target.edges, site=bench.create_site(), thread="bench-switcher", homes=homes)
+    with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
+        async with Journal(Path(folder) / "journal.jsonl") as journal, running_load(crowd, load, journal, seed=1):
+            yield target, journal
+    await target.close()
+
+
+async def measure_hogs(bench: RunningDeployment, seconds: float) -> dict[str, Any]:
+    """How many epochs began in ten minutes on busy cores, and what writers were told."""
+    with ExitStack() as hogs:
+        for _ in range(os.cpu_count() or 1):
+            hogs.enter_context(_hog())
+        async with loaded(bench, Load(writers=4, unkeyed=1, readers=2, pause_ms=100)) as (_, journal):
+            await asyncio.sleep(seconds)
+        told = [record for record in journal.records if record["kind"] in {"acknowledged", "refused", "unknown"}]
+    epoch = bench.status()["cells"][0]["epoch"]
+    taken = _latencies_s(journal.records)
+    return {
+        "seconds": seconds,
+        "failovers": epoch - 1,
+        "acknowledged": len(taken),
+        "others": len(told) - len(taken),
+        "slowest_s": round(max(taken), 3),
+        "met": epoch == 1,
+    }
+
+
+def _hog() -> subprocess.Popen[bytes]:
+    class Hog(subprocess.Popen[bytes]):
+        def __exit__(self, *_: object) -> None:
+            self.kill()
+            self.wait()
+
+    return Hog([sys.executable, "-c", "while True: pass"])
+
+
+async def measure_rejoin(bench: RunningDeployment, megabytes: int) -> dict[str, Any]:
+    """Kill the leader's region under load, bring it back, and time it until it follows."""
+    leader = bench.status()["cells"][0]["leader"]
+    _fill(bench, leader, megabytes)
+    async with loaded(bench, Load(writers=16, unkeyed=0, readers=2, pause_ms=20)) as (target, journal):
+        await asyncio.sleep(STEADY_S)
+        calm = journal.now
+        await target.kill(leader, None)
+        while (await target.status())["cells"][0]["leader"] == leader:  # noqa: ASYNC110 - nobody sets an event
+            await asyncio.sleep(0.1)
+        await asyncio.sleep(STEADY_S)
+        back = journal.now
+        await target.restart(leader)
+        while not await _follows(target, leader):
+            if journal.now - back > RETURNED_S_MAX:
+                break
+            await asyncio.sleep(0.1)
+        whole = journal.now
+        await asyncio.sleep(1)
+        records = list(journal.records)
+    before = _latencies_s(records, 0, calm)
+    meanwhile = _latencies_s(records, back, whole)
+    ratio = _p99(meanwhile) / _p99(before)
+    how = await asyncio.to_thread(_rebuilt, bench, leader)
+    return {
+        "megabytes": megabytes,
+        "rejoin_s": round(whole - back, 2),
+        "how": how,
+        "p50_ms": [round(statistics.median(one) * 1000) for one in (before, meanwhile)],
+        "p99_ms": [round(_p99(one) * 1000) for one in (before, meanwhile)],
+        "p99_ratio": round(ratio, 2),
+        "met": whole - back <= REJOIN_S_MAX and ratio <= P99_RATIO_MAX,
+    }
+
+
+def _fill(bench: RunningDeployment, leader: str, megabytes: int) -> None:
+    with psycopg.connect(
+        host="127.0.0.1", port=bench.plan.port(leader, "ledger"), dbname="palaver", user="palaver",
+        password=bench.secrets.ledger_superuser, autocommit=True,
+    ) as connection:  # fmt: skip
+        connection.execute("CREATE TABLE palaver.ballast (filling text STORAGE EXTERNAL)")
+        for _ in range(math.ceil(megabytes / CHUNK_MB)):
+            connection.execute(BALLAST, (CHUNK_MB * 128,))
+
+
+async def _follows(target: Target, region: str) -> bool:
+    status = await target.status()
+    own = next(one for one in status["regions"] if one["region"] == region)
+    return bool(own["healthy"]) and own["role"] == "follower"
+
+
+def _rebuilt(bench: RunningDeployment, region: str) -> list[str]:
+    """What the region's agent says of how its member came back."""
+    lines = bench.layout.log(region, "region_agent").read_text().splitlines()
+    texts = [str(orjson.loads(line).get("msg", "")) for line in lines if line.startswith("{")]
+    return [text for text in texts if "rewound" in text or "copied" in text][-1:]
+
+
+def _latencies_s(records: Sequence[dict[str, Any]], since: float = 0.0, until: float = math.inf) -> list[float]:
+    return [
+        record["t"] - record["sent"]
+        for record in records
+        if record["kind"] == "acknowledged" and since <= record["sent"] < until
+    ]
+
+
+def _p99(values: Sequence[float]) -> float:
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+
+
+def main() -> int:
+    """Measure what was asked for, each on a deployment of its own."""
+    parser = argparse.ArgumentParser(prog="python -m infra.bench.switcher", description=__doc__)
+    parser.add_argument("what", nargs="*", choices=["agent", "hogs", "rejoin"], default=["agent", "hogs", "rejoin"])
+    parser.add_argument("--seconds", type=float, default=HOGS_S, help="of the load beside the hogs")
+    parser.add_argument("--megabytes", type=int, default=BALLAST_MB, help="of the member that returns")
+    asked = parser.parse_args()
+    met = True
+    for what in asked.what:
+        with running_deployment(rtt_ms=RTT_MS) as bench:
+            match what:
+                case "agent":
+                    found = measure_agent(bench)
+                case "hogs":
+                    found = uvloop.run(measure_hogs(bench, asked.seconds))
+                case _:
+                    found = uvloop.run(measure_rejoin(bench, asked.megabytes))
+        print(orjson.dumps({"what": what, **found}).decode(), flush=True)
+        met = met and found["met"]
+    return 0 if met else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())
