@@ -9,8 +9,11 @@ import time
 import psutil
 import pytest
 
+from regions import switcher
 from regions.identity import RegionName
+from regions.position import ZERO
 from regions.switcher import OrderRefused
+from sync.walsender import connect, start_replication
 from tests.regions.deployment import REGIONS, until
 from tests.regions.switching import Cell, cell
 
@@ -171,3 +174,28 @@ async def test_two_of_three_lost_is_refused_and_ends_when_one_returns() -> None:
 async def is_alone(running: Cell, region: RegionName) -> bool:
     facts = running.agents[region].switcher.facts
     return facts is not None and facts.alone
+
+
+async def test_a_switch_waits_for_the_copies_of_the_streams_and_is_refused_without_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A view would lose for good what its stream had not brought it before the leadership moved."""
+    monkeypatch.setattr(switcher, "STREAMS_S_MAX", 0.1)
+    async with cell() as running:
+        record = await running.until_serving(1)
+        await running.until_following(WEST, SOUTH)
+        leader = running.agents[record.leader]
+        connection = await running.made.connect(record.leader)
+        await connection.execute(
+            "SELECT pg_create_logical_replication_slot('palaver_test', 'pgoutput', failover => true)"
+        )
+        await connection.execute("CREATE PUBLICATION palaver")
+        reader = await connect(leader.member.ledger.url)
+        try:
+            await start_replication(reader, slot="palaver_test", start=ZERO, epoch=1)
+            with pytest.raises(OrderRefused, match=r"has no copy of palaver_test yet"):
+                await leader.switcher.order("switch", WEST, "a test")
+            assert running.record() == record
+        finally:
+            await reader.close()
+            await connection.close()
