@@ -1,5 +1,6 @@
 """The runner on a deployment that is played: what a step asks for, and that whatever it hurt is made good again."""
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
 
@@ -30,7 +31,7 @@ class PlayedTarget:
         return self.names.get(target) or {"leader": ("east",), "follower": ("west",)}[target]
 
     async def status(self) -> dict[str, Any]:
-        regions = [{"region": region, "healthy": True, "missing": []} for region in self.edges]
+        regions: list[dict[str, Any]] = [{"region": region, "healthy": True, "missing": []} for region in self.edges]
         return {"cells": [{"leader": "east", "phase": "serving"}], "regions": regions}
 
     async def agents(self) -> dict[str, dict[str, Any]]:
@@ -68,7 +69,7 @@ class PlayedTarget:
         await self._note("clock", region, offset_s)
 
 
-async def carry_out(target: PlayedTarget, tmp_path: Path, *method: dict[str, object]) -> str | None:
+async def carry_out(target: PlayedTarget, tmp_path: Path, *method: Mapping[str, object]) -> str | None:
     drill = Drill.model_validate({"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": method})
     outcome = await run_drill(
         cast("Target", target), drill, tmp_path / "journal", seed=1, force=False, say=lambda _: None

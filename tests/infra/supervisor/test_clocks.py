@@ -22,14 +22,16 @@ from infra.supervisor.plan import Plan
 
 PLAN = Plan(deployment="d", regions=("east", "west", "south"))
 
-try:
-    find_library()
-except ClocksMissing:
-    INSTALLED = False
-else:
-    INSTALLED = True
 
-needs_libfaketime = pytest.mark.skipif(not INSTALLED, reason="libfaketime is not installed")
+def is_installed() -> bool:
+    try:
+        find_library()
+    except ClocksMissing:
+        return False
+    return True
+
+
+needs_libfaketime = pytest.mark.skipif(not is_installed(), reason="libfaketime is not installed")
 
 
 def test_where_the_library_is_missing_one_line_says_what_to_install(tmp_path: Path) -> None:
