@@ -229,6 +229,20 @@ class Coordination:
 
         await self._any_endpoint(enable)
 
+    async def etcd_leader(self) -> str | None:
+        """Return the name of the member that leads etcd, as the first that answers has it; None while none does.
+
+        Raises:
+            EtcdUnavailable: No endpoint answered.
+            AccessRefused: The user or password is wrong.
+        """
+
+        async def ask(endpoint: Endpoint) -> str | None:
+            _, leader = await endpoint.who_leads()
+            return (await endpoint.voters()).get(leader) if leader else None
+
+        return await self._any_endpoint(ask)
+
     async def hand_etcd_leadership(self, address: Address, to: Sequence[str]) -> str | None:
         """Hand etcd's leadership on if the member at this address has it (rule 15).
 

@@ -74,8 +74,8 @@ class RunningDeployment:
 
 
 @contextmanager
-def running_deployment(*, rtt_ms: float = 0.0) -> Generator[RunningDeployment]:
-    """Start three regions, yield, stop them."""
+def running_deployment(*, rtt_ms: float = 0.0, clocks: bool = False) -> Generator[RunningDeployment]:
+    """Start three regions, yield, stop them; with ``clocks`` such whose wall clocks can be set."""
     with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
         # PostgreSQL passes through as another account when we are root; nothing in here is secret by its path.
         Path(folder).chmod(0o711)
@@ -83,7 +83,10 @@ def running_deployment(*, rtt_ms: float = 0.0) -> Generator[RunningDeployment]:
         command = [sys.executable, "-P", "-m", "infra.cli"]
         started = time.perf_counter()
         subprocess.run(
-            [*command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(data), "--json"],
+            [
+                *command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(data), "--json",
+                *(["--clocks"] if clocks else []),
+            ],
             check=True, stdout=subprocess.DEVNULL,
         )  # fmt: skip
         up_s = time.perf_counter() - started

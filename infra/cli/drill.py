@@ -17,8 +17,9 @@ from infra.bench.deployment import running_deployment
 from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
-from infra.drills.runner import Outcome, run_drill
+from infra.drills.runner import DrillRefused, Outcome, run_drill
 from infra.drills.target import Target
+from infra.supervisor.clocks import ClocksMissing, find_library, have_clocks
 from infra.supervisor.errors import DeploymentError, InvalidPlan
 from infra.supervisor.layout import open_layout
 from infra.supervisor.secrets import load_or_create_secrets
@@ -58,24 +59,50 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
         raise InvalidPlan(str(error)) from error
     if not 1 <= rounds <= ROUNDS_MAX:
         raise InvalidPlan(f"use 1 to {ROUNDS_MAX} rounds")
-    with _deployment(data, rtt_ms) as folder:
+    drills, skipped = sort_out(drills, why_no_clocks(data))
+    if not drills or (skipped and wanted != "all"):
+        raise DrillRefused(skipped[0]["skipped"])
+    clocks = any(drill.needs_clocks for drill in drills)
+    with _deployment(data, rtt_ms, clocks=clocks) as folder:
         facts = asyncio.run(_run_all(drills, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
     if as_json:
-        output.print_json(facts)
+        output.print_json(facts + skipped)
     else:
         _show(facts)
+        for one in skipped:
+            typer.echo(f"{one['drill']}: skipped, {one['skipped']}")
     if not all(one["passed"] for one in facts):
         raise typer.Exit(EXIT_FAILED)
 
 
+def why_no_clocks(data: Path | None) -> str | None:
+    """Return why no clock can be set in a deployment, or in one of the drills' own; None when it can."""
+    try:
+        find_library()
+    except ClocksMissing as error:
+        return str(error)
+    if data is None or have_clocks(open_layout(data)):
+        return None
+    return "this fault cannot be injected here: start the deployment with `palaver up --clocks`"
+
+
+def sort_out(drills: list[Drill], no_clocks: str | None) -> tuple[list[Drill], list[dict[str, Any]]]:
+    """Return the drills that can be carried out, and a fact for each that cannot: skipped, which is not passed."""
+    skipped = [drill for drill in drills if drill.needs_clocks and no_clocks is not None]
+    facts: list[dict[str, Any]] = [
+        {"drill": one.name, "title": one.title, "passed": False, "skipped": no_clocks} for one in skipped
+    ]
+    return [drill for drill in drills if drill not in skipped], facts
+
+
 @contextlib.contextmanager
-def _deployment(data: Path | None, rtt_ms: float) -> Generator[Path]:
+def _deployment(data: Path | None, rtt_ms: float, *, clocks: bool) -> Generator[Path]:
     """The deployment of `--data`, or one that lives as long as the drills."""
     if data is not None:
         yield data
         return
     try:
-        with running_deployment(rtt_ms=rtt_ms) as deployment:
+        with running_deployment(rtt_ms=rtt_ms, clocks=clocks) as deployment:
             yield deployment.layout.data
     except subprocess.CalledProcessError as error:
         raise DeploymentError("no deployment could be started for the drill; see above") from error

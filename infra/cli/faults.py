@@ -66,6 +66,17 @@ def restart(region: str, data: Data = DEFAULT_DATA) -> None:
         control.post("/region/restart", region=region)
 
 
+def clock(
+    region: str,
+    offset_s: Annotated[float, typer.Argument(help="How far it is off, in seconds; 0 sets it right.")],
+    data: Data = DEFAULT_DATA,
+) -> None:
+    """Set the wall clock of a region wrong (a deployment that was started with `palaver up --clocks`)."""
+    with ControlClient(open_layout(data)) as control:
+        control.post("/fault/clock", region=region, offset_s=offset_s)
+    typer.echo(f"the clock of {region} is {offset_s:+g} s off" if offset_s else f"the clock of {region} is right")
+
+
 FIRST = Annotated[str, typer.Argument(help="A region.")]
 SECOND = Annotated[str, typer.Argument(help="Another region.")]
 ONE_WAY = Annotated[bool, typer.Option("--one-way", help="Only from the first region to the second.")]

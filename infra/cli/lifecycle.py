@@ -41,12 +41,21 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
     detach: Annotated[
         bool, typer.Option("--detach", help="Return when all is ready; stop with `palaver down`.")
     ] = False,
+    clocks: Annotated[
+        bool, typer.Option("--clocks", help="Let the wall clocks of regions be set, for drills (libfaketime).")
+    ] = False,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
     """Start a deployment, or go on with the one in the data folder."""
     layout = open_layout(data)
-    wish = Wish(regions=_names(regions), view_regions=_names(view_regions), rtt_ms=rtt_ms, port_base=port_base)
+    wish = Wish(
+        regions=_names(regions),
+        view_regions=_names(view_regions),
+        rtt_ms=rtt_ms,
+        port_base=port_base,
+        clocks=clocks,
+    )
     if detach:
         _up_detached(layout, wish)
         with ControlClient(layout) as control:

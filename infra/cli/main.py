@@ -35,7 +35,15 @@ def make_app() -> typer.Typer:
     site_app = _group("Sites of a running deployment.")
     site_app.command()(site.create)
     fault_app = _group("Hurt a running deployment on purpose.")
-    for command in (faults.kill, faults.pause, faults.resume, faults.partition, faults.heal, faults.delay):
+    for command in (
+        faults.kill,
+        faults.pause,
+        faults.resume,
+        faults.partition,
+        faults.heal,
+        faults.delay,
+        faults.clock,
+    ):
         fault_app.command()(command)
     region_app = _group("Regions of a running deployment.")
     for command in (voters.drain, voters.undrain, voters.add, voters.remove, faults.restart):

@@ -14,11 +14,17 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 CATALOGUE = Path(__file__).parent / "catalogue"
 
 Action = Literal[
-    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "sleep",
+    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "promote", "clock", "drift", "sleep",
     "until-phase", "until-writes", "until-refused", "until-healthy",
 ]  # fmt: skip
 """`kill`, `pause`, `resume` and `restart` take a region and perhaps a process of it; `cut` and `delay` take the network
-between a region and its `other`s; the `until-` ones wait, bounded by `within_s`."""
+between a region and its `other`s; `promote` is what an operator does by hand to a region that was killed; `clock` and
+`drift` take the wall clock of a region; the `until-` ones wait, bounded by `within_s`."""
+
+OFFSET_S_MAX = 7 * 24 * 3600
+"""A clock that is a week off is as wrong as one can be."""
+
+RATE_MAX = 0.5
 
 Role = Literal["leader", "follower", "other-follower", "followers", "all"]
 """Who is meant, at the moment of the step; or the name that an earlier step gave with `as`."""
@@ -41,9 +47,14 @@ class Step(BaseModel):
         direction: Of a cut, seen from the target.
         named: What later steps call the target (`as` in the file).
         phase: For `until-phase`.
-        seconds: For `sleep`; how long to wait at most for the `until-` ones.
+        seconds: For `sleep` and `drift`.
+        within_s: How long to wait at most for the `until-` ones.
         delay_ms: For `delay`, one way.
         loss: For `delay`, the share of packets.
+        leads_etcd: For `kill`: etcd's leadership is moved to the region first, and both are lost at once.
+        leave_running: For `promote`: its PostgreSQL goes on running, as primary, when the region comes back.
+        offset_s: For `clock`: how far the wall clock is off from now on; 0 sets it right.
+        rate: For `drift`: seconds that the wall clock gains in each (a share; negative: loses).
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,13 +70,28 @@ class Step(BaseModel):
     within_s: float = Field(default=30.0, gt=0, le=600)
     delay_ms: float = Field(default=0.0, ge=0, le=10_000)
     loss: float = Field(default=0.0, ge=0, lt=1)
+    leads_etcd: bool = False
+    leave_running: bool = False
+    offset_s: float | None = Field(default=None, ge=-OFFSET_S_MAX, le=OFFSET_S_MAX)
+    rate: float = Field(default=0.0, ge=-RATE_MAX, le=RATE_MAX)
+
+    @property
+    def needs_clocks(self) -> bool:
+        """Whether it can be done only where the clocks of regions can be set."""
+        return self.do in ("clock", "drift")
 
     @model_validator(mode="after")
     def _is_complete(self) -> Step:
         if self.do == "until-phase" and self.phase is None:
             raise ValueError("until-phase needs a phase")
-        if self.do == "sleep" and self.seconds == 0:
-            raise ValueError("sleep needs seconds")
+        if self.do in ("sleep", "drift") and self.seconds == 0:
+            raise ValueError(f"{self.do} needs seconds")
+        if self.do == "clock" and self.offset_s is None:
+            raise ValueError("clock needs offset_s")
+        if self.do == "drift" and self.rate == 0:
+            raise ValueError("drift needs a rate")
+        if self.leads_etcd and (self.do != "kill" or self.process is not None):
+            raise ValueError("leads_etcd is for the kill of a whole region")
         return self
 
 
@@ -126,6 +152,24 @@ class Drill(BaseModel):
     expect: Expect = Expect()
     rollback: tuple[Step, ...] = ()
     short: bool = False
+
+    @property
+    def needs_clocks(self) -> bool:
+        """Whether it can be carried out only where the clocks of regions can be set."""
+        return any(step.needs_clocks for step in (*self.method, *self.rollback))
+
+    @model_validator(mode="after")
+    def _who_is_promoted_was_killed(self) -> Drill:
+        """A ledger whose agent lives is the agent's: an operator takes one by hand only where all else is dead."""
+        dead: set[str] = set()
+        for number, step in enumerate((*self.method, *self.rollback), start=1):
+            if step.do == "promote" and step.target not in dead:
+                raise ValueError(f"step {number}: promote needs the name of a region that was killed")
+            if step.do == "kill" and step.process is None and step.named is not None:
+                dead.add(step.named)
+            if step.do == "restart":
+                dead.discard(step.target)
+        return self
 
     @model_validator(mode="after")
     def _names_are_given_before_they_are_used(self) -> Drill:

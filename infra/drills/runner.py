@@ -27,6 +27,7 @@ from infra.supervisor.errors import DeploymentError
 
 SAMPLE_S = 0.05
 PHI_S = 0.1
+DRIFT_S = 0.1
 HEALTHY_WITHIN_S = 120.0
 CONVERGED_WITHIN_S = 60.0
 STEADY_WITHIN_S = 15.0
@@ -92,6 +93,10 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
         DrillRefused: The deployment is not healthy.
     """
     began = time.monotonic()
+    if drill.needs_clocks and not target.has_clocks:
+        raise DrillRefused(
+            "this fault cannot be injected here: its deployment has to be started with `palaver up --clocks`"
+        )
     status = await _until_healthy(target, STEADY_WITHIN_S)
     if status is None and not force:
         missing = [text for region in (await target.status())["regions"] for text in region["missing"]]
@@ -107,7 +112,7 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
     crowd = Crowd(edges=edges, site=await target.create_site(), thread=thread, homes=homes)
     target.names.clear()
     async with Journal(journal_path) as journal:
-        run = _Run(target, journal, say)
+        run = _Run(target, journal, say, thread)
         trouble = await run.carry_out(drill, crowd, seed)
         holdings = await run.converged(thread)
         await run.sample()
@@ -138,12 +143,14 @@ async def _until_healthy(target: Target, within_s: float) -> dict[str, Any] | No
 class _Run:
     """One drill under way."""
 
-    def __init__(self, target: Target, journal: Journal, say: Say) -> None:
+    def __init__(self, target: Target, journal: Journal, say: Say, thread: str) -> None:
         self._target = target
         self._journal = journal
         self._say = say
         self._killed: set[str] = set()
         self._paused: set[tuple[str, str | None]] = set()
+        self._offsets: dict[str, float] = {}
+        self._thread = thread
         self._last: tuple[Any, ...] | None = None
         self._phi_at = 0.0
         self._current: dict[str, Any] = {}
@@ -168,6 +175,10 @@ class _Run:
         """Undo everything, whatever happened; one failure keeps nothing else from being undone."""
         with contextlib.suppress(DeploymentError):
             await self._target.heal()
+        for region in sorted(self._offsets):
+            with contextlib.suppress(DeploymentError):
+                await self._set_clock(region, 0.0)
+                await self._journal.note("step", do="clock", regions=[region], offset_s=0.0)
         for region, process in sorted(self._paused, key=str):
             with contextlib.suppress(DeploymentError):
                 await self._target.resume(region, process)
@@ -283,7 +294,9 @@ class _Run:
         where = ", ".join(regions) + (f"/{step.process}" if step.process else "")
         self._say(f"  {self._journal.now:7.3f} s  {step.do} {where}")
         told = others if step.do in ("cut", "delay") else []
-        await self._journal.note("step", do=step.do, regions=list(regions), process=step.process, others=told)
+        await self._journal.note(
+            "step", do=step.do, regions=list(regions), process=step.process, others=told, **_extent(step)
+        )
         match step.do:
             case "cut" | "delay":
                 await self._target.change_network(step, regions, others)
@@ -298,20 +311,49 @@ class _Run:
         process = step.process
         match step.do:
             case "kill":
-                await self._target.kill(region, process)
                 if process is None:
                     self._killed.add(region)
+                await (self._target.kill_with_etcd(region) if step.leads_etcd else self._target.kill(region, process))
             case "pause":
                 self._paused.add((region, process))
                 await self._target.pause(region, process)
             case "resume":
                 await self._target.resume(region, process)
                 self._paused.discard((region, process))
+            case "promote":
+                await self._target.promote_by_hand(region, self._thread, leave_running=step.leave_running)
+            case "clock":
+                await self._set_clock(region, step.offset_s or 0.0)
+            case "drift":
+                await self._drift(region, step.rate, step.seconds)
             case "restart":
                 self._killed.add(region)  # until it is seen to be healthy
                 await self._target.restart(region)
             case _:
                 raise AssertionError(step.do)
+
+    async def _drift(self, region: str, rate: float, seconds: float) -> None:
+        """Let a clock gain or lose, by a little each time: so that no sleep is stretched by the way it is done."""
+        before, began = self._offsets.get(region, 0.0), time.monotonic()
+        while (passed := min(time.monotonic() - began, seconds)) < seconds:
+            await self._set_clock(region, before + rate * passed)
+            await asyncio.sleep(DRIFT_S)
+        await self._set_clock(region, before + rate * seconds)
+
+    async def _set_clock(self, region: str, offset_s: float) -> None:
+        self._offsets[region] = offset_s
+        await self._target.set_clock(region, offset_s)
+
+
+def _extent(step: Step) -> dict[str, object]:
+    """How much of it, where a step says."""
+    match step.do:
+        case "clock":
+            return {"offset_s": step.offset_s}
+        case "drift":
+            return {"rate": step.rate, "seconds": step.seconds}
+        case _:
+            return {}
 
 
 def phi_of(agent: Mapping[str, Any]) -> dict[str, float]:

@@ -16,15 +16,24 @@ import psycopg
 from infra.cli.site import create_site
 from infra.drills.drill import InvalidDrill, Step
 from infra.drills.judges import Holdings
+from infra.drills.operator import Hand
 from infra.relay.client import RelayClient
+from infra.servers.unprivileged import account, reachable_folder, reachable_install
+from infra.supervisor.clocks import have_clocks
 from infra.supervisor.control import ControlClient
+from infra.supervisor.deployment import find_servers
 from infra.supervisor.environment import address
+from infra.supervisor.errors import OrderRefused
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.secrets import Secrets
 
 AGENT_TIMEOUT_S = 0.25
 """An agent on loopback answers in milliseconds; one that is stopped must not hold a sample up."""
+
+MOVE_ETCD_S = 10.0
+MOVE_ETCD_POLL_S = 0.05
+"""A move takes milliseconds; one that was just moved away is refused for as long as the other member catches up."""
 
 LEDGER_ROWS = """
 SELECT comments.id::text, comments.body, comments.epoch FROM palaver.comments
@@ -124,6 +133,73 @@ class Target:
     async def kill(self, region: str, process: str | None) -> None:
         """Kill -9 a process, or all of a region at once."""
         await self._order("/fault/kill", region=region, process=process)
+
+    async def kill_with_etcd(self, region: str) -> None:
+        """Move etcd's leadership to a region and kill -9 all of that region before anybody moves it away.
+
+        Raises:
+            OrderRefused: It could not be moved, or was moved on in the instant between.
+        """
+        # Late: every command imports this package, and only this fault speaks to etcd.
+        from regions.coordination import Coordination, CoordinationError
+        from regions.topology import parse_address
+
+        addresses = {one: parse_address(address(self._plan.port(one, "etcd"))) for one in self._plan.regions}
+        others = [one for one in addresses if one != region]
+        deadline = asyncio.get_running_loop().time() + MOVE_ETCD_S
+        # Asked first are those that live on.
+        asked = [addresses[one] for one in (*others, region)]
+        async with Coordination(asked, "root", self._secrets.etcd) as etcd:
+            while True:
+                try:
+                    for one in others:
+                        await etcd.hand_etcd_leadership(addresses[one], [region])
+                    leads = await etcd.etcd_leader()
+                except CoordinationError as error:
+                    leads = str(error)
+                if leads == region:
+                    break
+                if asyncio.get_running_loop().time() > deadline:
+                    raise OrderRefused(f"etcd's leadership does not come to {region}: {leads}")
+                await asyncio.sleep(MOVE_ETCD_POLL_S)
+            await self.kill(region, None)
+            try:
+                # An election takes a second, so that at first everybody knows who led.
+                leads = await etcd.etcd_leader()
+            except CoordinationError:
+                leads = None
+        if leads not in (region, None):
+            raise OrderRefused(f"etcd was led by {leads} when {region} died: the fault was another one")
+
+    async def promote_by_hand(self, region: str, thread: str, *, leave_running: bool) -> None:
+        """Do to the ledger of a killed region what a careless operator does; see `Hand`.
+
+        Raises:
+            HandFailed: It cannot be done.
+        """
+        await asyncio.to_thread(self._promote_by_hand, region, thread, leave_running)
+
+    def _promote_by_hand(self, region: str, thread: str, leave_running: bool) -> None:
+        runs_as = account()
+        data = reachable_folder(self._layout.region(region) / "ledger", runs_as)
+        hand = Hand(
+            programs=reachable_install(find_servers()["postgres"].bin_dir, runs_as),
+            data=data,
+            log=data / "operator.log",
+            account=runs_as,
+            port=self._plan.port(region, "ledger"),
+            password=self._secrets.ledger_superuser,
+        )
+        hand.promote(thread, leave_running=leave_running)
+
+    @property
+    def has_clocks(self) -> bool:
+        """Whether the clocks of its regions can be set."""
+        return have_clocks(self._layout)
+
+    async def set_clock(self, region: str, offset_s: float) -> None:
+        """Make the wall clock of a region wrong by so much; 0 sets it right."""
+        await self._order("/fault/clock", region=region, offset_s=offset_s)
 
     async def pause(self, region: str, process: str | None) -> None:
         """SIGSTOP a process, or all of a region at once."""

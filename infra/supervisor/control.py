@@ -79,6 +79,10 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
     async def resume(body: dict[str, Any]) -> object:
         return {"pids": supervisor.resume(body["region"], body.get("process"))}
 
+    async def clock(body: dict[str, Any]) -> object:
+        supervisor.set_clock(body["region"], float(body["offset_s"]))
+        return {}
+
     async def restart(body: dict[str, Any]) -> object:
         await supervisor.restart_region(body["region"])
         return {}
@@ -103,6 +107,7 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
             Route("/fault/kill", guarded(kill), methods=["POST"]),
             Route("/fault/pause", guarded(pause), methods=["POST"]),
             Route("/fault/resume", guarded(resume), methods=["POST"]),
+            Route("/fault/clock", guarded(clock), methods=["POST"]),
             Route("/region/restart", guarded(restart), methods=["POST"]),
         ]
     )

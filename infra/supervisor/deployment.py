@@ -18,6 +18,7 @@ import orjson
 
 from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_all
 from infra.servers.unprivileged import account, prune, reachable_install
+from infra.supervisor.clocks import create_clocks, find_library, have_clocks
 from infra.supervisor.control import serve_control
 from infra.supervisor.environment import Site
 from infra.supervisor.errors import DeploymentError, PlanMismatch
@@ -47,13 +48,17 @@ class ServersMissing(DeploymentError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wish:
-    """What the command line asked for; None means: as it was, or the default at a first start."""
+    """What the command line asked for; None means: as it was, or the default at a first start.
+
+    Clocks that can be set stay so: processes of one deployment go by the same kind of clock for ever.
+    """
 
     regions: tuple[str, ...] | None = None
     view_regions: tuple[str, ...] | None = None
     rtt_ms: float | None = None
     port_base: int | None = None
     rtt_ms_default: float = 0.0
+    clocks: bool = False
 
 
 def settle_plan(layout: Layout, wish: Wish) -> Plan:
@@ -65,6 +70,7 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         PortTaken: `port_base` is not free.
         AlreadyRunning: The deployment runs.
         DataFolderUnusable: The folder cannot be written.
+        ClocksMissing: Clocks are wished for and cannot be had.
     """
     before = load_plan(layout.plan)
     made = None
@@ -86,6 +92,9 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         _refuse_another_shape(layout, found, wish)
         plan = found if wish.rtt_ms is None else with_rtt(found, wish.rtt_ms)
         create_folders(layout, plan.all_regions)
+        if wish.clocks:
+            find_library()
+            layout.clocks.mkdir(exist_ok=True)
         write_private(layout.plan, dump_plan(plan))
     return plan
 
@@ -121,11 +130,14 @@ def make_site(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) 
     runs_as = account()
     for store in prune():
         log.info("removed %s, whose deployment folder is gone", store)
+    postgres_bin = reachable_install(servers["postgres"].bin_dir, runs_as)
+    if have_clocks(layout):
+        create_clocks(layout, plan, postgres_bin=postgres_bin, runs_as=runs_as)
     return Site(
         plan=plan,
         secrets=load_or_create_secrets(layout.secrets),
         layout=layout,
-        postgres_bin=reachable_install(servers["postgres"].bin_dir, runs_as),
+        postgres_bin=postgres_bin,
         os_user=None if runs_as is None else runs_as.name,
     )
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import orjson
 
 from infra.servers.unprivileged import account, reachable_folder
+from infra.supervisor.clocks import clock_environment, clocked_programs, have_clocks
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import LINKED_SERVICES, Plan
 from infra.supervisor.process import base_environment
@@ -89,10 +90,14 @@ def redis_url(site: Site, region: str) -> str:
 def service_environment(site: Site, region: str, service: str) -> dict[str, str]:
     """The whole environment of `python -m services.<service>` in a region."""
     plan, secrets = site.plan, site.secrets
-    common = base_environment() | {
-        DEPLOYMENT_VARIABLE: plan.deployment,
-        "PALAVER_TOPOLOGY": str(site.layout.topology(region)),
-    }
+    common = (
+        base_environment()
+        | clock_environment(site.layout, region)
+        | {
+            DEPLOYMENT_VARIABLE: plan.deployment,
+            "PALAVER_TOPOLOGY": str(site.layout.topology(region)),
+        }
+    )
     etcd = {"PALAVER_ETCD_USER": "root", "PALAVER_ETCD_PASSWORD": secrets.etcd}
     match service:
         case "region_agent":
@@ -131,11 +136,13 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
     if not plan.is_voter(region):
         return edge
     edge["PALAVER_EDGE_WRITE_SOCKET"] = str(site.layout.unix_socket(region, "write_api"))
+    clocked = have_clocks(site.layout)
+    programs = clocked_programs(site.layout, region) if clocked else site.postgres_bin
     ledger = {
         "PALAVER_LEDGER_DATA": str(reachable_folder(home / "ledger", account())),
         "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
         "PALAVER_LEDGER_LOG": str(site.layout.log(region, "ledger")),
-        "PALAVER_POSTGRES_BIN": str(site.postgres_bin),
+        "PALAVER_POSTGRES_BIN": str(programs),
         "PALAVER_LEDGER_SUPERUSER_PASSWORD": secrets.ledger_superuser,
         "PALAVER_REPLICATION_PASSWORD": secrets.ledger_replication,
         "PALAVER_WRITER_PASSWORD": secrets.ledger_writer,

@@ -87,6 +87,11 @@ class Layout:
         digest = hashlib.sha256(os.fsencode(self.data)).hexdigest()[:12]
         return Path(tempfile.gettempdir()) / f"palaver-{os.getuid()}-{digest}" / f"{region}.{name}.sock"
 
+    @property
+    def clocks(self) -> Path:
+        """What the regions' own wall clocks are made of; there only when they can be set."""
+        return self.data / "clocks"
+
     def postmaster_pid(self, region: str, member: str) -> Path:
         """PostgreSQL's own pid file of the `ledger` or of the `view`."""
         return self.region(region) / member / "postmaster.pid"

@@ -14,6 +14,7 @@ from collections.abc import Mapping
 
 from infra.servers.resolver import Server, ServerName
 from infra.servers.unprivileged import account, reachable_folder
+from infra.supervisor.clocks import clock_environment
 from infra.supervisor.environment import (
     Site,
     address,
@@ -130,7 +131,7 @@ def _view(site: Site, _: Mapping[ServerName, Server], region: str) -> ProcessSpe
         region=region,
         process="view",
         argv=(str(site.postgres_bin / "postgres"), "-D", str(target)),
-        env=_server_environment(site),
+        env=_server_environment(site) | clock_environment(site.layout, region),
         log=site.layout.log(region, "view"),
         ready=postgres_probe(view_url(site, region, "palaver_apply", site.secrets.view_apply)),
         os_user=site.os_user,
@@ -158,7 +159,7 @@ def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
         region=region,
         process="redis",
         argv=(str(servers["redis"].path), str(config)),
-        env=_server_environment(site),
+        env=_server_environment(site) | clock_environment(site.layout, region),
         log=site.layout.log(region, "redis"),
         ready=redis_probe(redis_url(site, region)),
     )

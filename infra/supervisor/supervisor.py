@@ -21,6 +21,7 @@ import orjson
 import psutil
 
 from infra.servers.resolver import Server, ServerName
+from infra.supervisor.clocks import have_clocks, set_clock
 from infra.supervisor.environment import Site
 from infra.supervisor.errors import DeploymentError, OrderRefused, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
@@ -345,6 +346,22 @@ class Supervisor:
             self.region_states[region] = "paused" if number == signal.SIGSTOP else "running"
         log.warning("fault: %s to %s (%d processes)", number.name, _named(region, process), len(victims))
         return [victim.pid for victim in victims]
+
+    def set_clock(self, region: str, offset_s: float) -> None:
+        """Make the wall clock of a region wrong by so much; 0 sets it right.
+
+        Raises:
+            UnknownTarget: No such region.
+            OrderRefused: The regions have no clocks of their own.
+        """
+        self.check_target(region)
+        if not have_clocks(self.site.layout):
+            raise OrderRefused(
+                "this fault cannot be injected here: start the deployment with `palaver up --clocks`, "
+                "which takes libfaketime"
+            )
+        set_clock(self.site.layout, region, offset_s)
+        log.debug("fault: the clock of %s is %+.3f s off", region, offset_s)
 
     async def restart_region(self, region: str) -> None:
         """Start a killed region again; a running one is stopped in order first.

@@ -143,6 +143,9 @@ class LedgerLane:
         """
         member = self.member
         if member.data_state() == "absent":
+            if await member.adopt():
+                _log.warning("ledger: it was promoted by somebody else: it is stopped, and copied anew")
+                await member.stop()
             return LedgerFound(kind="absent")
         if not await member.adopt():
             return LedgerFound(kind="stopped")

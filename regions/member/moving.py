@@ -355,17 +355,23 @@ class MovingMember(Member):
         Raises:
             Diverged: The leader left the own timeline before that end, or never was on it; or it has dropped what
                 comes after that end, because this member was no voter, or away for longer than WAL is kept. It
-                would ask for that for ever; a rewind finds nothing to do, so that a copy comes next.
+                would ask for that for ever; a rewind finds nothing to do, so that a copy comes next. Or both have a
+                timeline of this number, and each its own.
         """
         found = await self._until_primary(leader)
         theirs, history = int(found["timeline"]), found["history"] or ""
-        own = int((await self.ledger.one("read_leading", 0))["timeline"])
+        mine = await self.ledger.one("read_leading", 0)
+        own, ours = int(mine["timeline"]), mine["history"] or ""
         here = await self.ledger.one("read_frozen")
         end, oldest = max(int(here["received"] or 0), int(here["replayed"] or 0)), int(found["oldest"] or 0)
         # One that still replays has more than it says.
         if here["exhausted"] and end < oldest:
             raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
         if own == theirs:
+            # Rule 11: two promotions can take the same number. A rewind goes by the number and sees nothing to do, so
+            # that a copy comes next.
+            if ours and history and _switches(ours) != _switches(history):
+                raise Diverged(f"timeline {own} began elsewhere than the leader's")
             return theirs, ""
         left_at = _switches(history).get(own)
         if left_at is None or end > left_at:

@@ -83,7 +83,7 @@ class Member:
         return MemberRecord.load(self.settings.state)
 
     def data_state(self) -> DataState:
-        """Return what the data folder holds; ``absent`` also when it was begun and never finished.
+        """Return what the data folder holds; ``absent`` also when it was begun and never finished, or led astray.
 
         Raises:
             MemberUnusable: It holds something else.
@@ -102,7 +102,13 @@ class Member:
                 f"{data} holds data of PostgreSQL {version}, this program runs {MAJOR_VERSION}: "
                 "upgrade it with pg_upgrade or use another folder"
             )
-        return "standby" if (data / "standby.signal").exists() else "primary"
+        if (data / "standby.signal").exists():
+            return "standby"
+        # The agent writes the signal before it remembers a standby, and a promotion before it begins one: without
+        # either somebody else has made a primary of it. What it has since then is of no epoch, and may end further
+        # on than what was acknowledged; its timeline may have the number that another member's got (rule 11).
+        remembered = self.record
+        return "absent" if remembered is not None and remembered.role == "standby" else "primary"
 
     async def adopt(self) -> bool:
         """Take over the postmaster that an earlier agent started, or end one that nobody remembers.

@@ -41,7 +41,7 @@ def test_a_short_drill_passes(stack: Stack, name: str, tmp_path: Path) -> None:
 @pytest.mark.soak
 @pytest.mark.timeout(0)
 @pytest.mark.parametrize("number", range(ROUNDS))
-@pytest.mark.parametrize("name", sorted(DRILLS))
+@pytest.mark.parametrize("name", sorted(name for name, drill in DRILLS.items() if not drill.needs_clocks))
 def test_every_drill_passes(stack: Stack, name: str, number: int, tmp_path: Path) -> None:
     run(stack, name, tmp_path, SEED + number)
 
@@ -58,6 +58,13 @@ def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tm
     assert "not healthy" in done.stderr
     assert list(tmp_path.iterdir()) == []
     stack.until_healthy(within_s=60)
+
+
+def test_a_drill_of_clocks_is_refused_where_none_can_be_set(stack: Stack, tmp_path: Path) -> None:
+    done = palaver("drill", "run", "clock-jump", "--report", str(tmp_path), data=stack.data, check=False)
+    assert done.returncode == 1
+    assert done.stderr.startswith("palaver: this fault cannot be injected here: ")
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_drill_that_is_none_is_wrong_input(stack: Stack) -> None:

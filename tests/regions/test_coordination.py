@@ -330,6 +330,7 @@ async def test_etcds_leadership_is_handed_to_who_is_preferred_and_only_by_the_me
             # Exactly one of the others has it, unless the wanted one has it already.
             moved = [await coordination.hand_etcd_leadership(addresses[number], order) for number in others]
             assert set(moved) <= {None, f"member-{wanted}"}
+            assert await coordination.etcd_leader() == f"member-{wanted}"
             assert await coordination.hand_etcd_leadership(addresses[wanted], [f"member-{others[0]}"])
         assert await coordination.hand_etcd_leadership(parse_address("127.0.0.1:1"), ["member-0"]) is None
 

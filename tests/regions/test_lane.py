@@ -41,7 +41,7 @@ from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment, deployment, until
 from tests.regions.switching import prepare
-from tests.regions.test_moving import has, keep, kept, kill, three
+from tests.regions.test_moving import has, keep, keep_alone, kept, kill, promote_by_hand, three
 
 pytestmark = pytest.mark.integration
 
@@ -255,6 +255,26 @@ async def test_a_copy_is_made_beside_the_data_and_follows() -> None:
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
         data = members[WEST].settings.data
         assert [path.name for path in data.parent.iterdir() if path.name.startswith("ledger")] == ["ledger"]
+        assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
+        await until(lambda: has(made, WEST, 5))
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied(runs: bool) -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await keep(made, EAST, range(5))
+        await until(lambda: has(made, WEST, 5))
+        await promote_by_hand(members[WEST])
+        await keep_alone(made, WEST, 1000)
+        if runs:
+            members[WEST].leave()
+        else:
+            await members[WEST].stop()
+        # What it has since then would count as further on than what was acknowledged.
+        assert await west.lane.found() == LedgerFound(kind="absent")
+        assert not members[WEST].running
+        assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
+        assert await west.lane.found() == LedgerFound(kind="stopped")
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
         await until(lambda: has(made, WEST, 5))
 

@@ -242,6 +242,30 @@ async def keep_alone(made: Deployment, region: RegionName, number: int) -> None:
     connection.terminate()
 
 
+async def test_two_timelines_of_one_number_are_told_apart() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await west.freeze()
+        await keep(made, EAST, range(10))
+        kill(members[EAST])
+        await promote_by_hand(west)
+        await south.freeze()
+        await south.set_quorum(quorum_names((EAST, WEST), 1))
+        await south.promote(epoch=2, followers=[EAST, WEST])
+        with pytest.raises(Diverged, match="timeline 2 began elsewhere"):
+            await west.follow(epoch=2, leader=made.ledger(SOUTH))
+
+
+async def promote_by_hand(member: MovingMember) -> None:
+    """Promote it behind the back of its agent."""
+    await member.ledger.run("promote")
+    await until(lambda: is_primary(member))
+
+
+async def is_primary(member: MovingMember) -> bool:
+    return not (await member.ledger.read_state()).in_recovery
+
+
 async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() -> None:
     async with three() as (made, members):
         await keep(made, EAST, range(10))

@@ -22,7 +22,7 @@ target = "dead"
 
 def test_every_drill_of_the_catalogue_is_sound_and_says_what_it_is_about() -> None:
     drills = catalogue()
-    assert len(drills) >= 19
+    assert len(drills) >= 25
     for name, drill in drills.items():
         assert drill.name == name
         assert drill.hypothesis.endswith("."), name
@@ -53,6 +53,14 @@ def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
         (SOUND.replace('target = "dead"', 'target = "deaf"'), "step 2: nobody is called 'deaf'"),
         (SOUND + '[[method]]\ndo = "until-phase"\n', "until-phase needs a phase"),
         (SOUND + '[[method]]\ndo = "sleep"\n', "sleep needs seconds"),
+        (SOUND + '[[method]]\ndo = "drift"\nrate = 0.1\n', "drift needs seconds"),
+        (SOUND + '[[method]]\ndo = "drift"\nseconds = 1\n', "drift needs a rate"),
+        (SOUND + '[[method]]\ndo = "clock"\n', "clock needs offset_s"),
+        (SOUND + '[[method]]\ndo = "clock"\noffset_s = 1e9\n', "method.2.offset_s"),
+        (SOUND + '[[method]]\ndo = "promote"\n', "step 3: promote needs the name of a region that was killed"),
+        (SOUND + '[[method]]\ndo = "promote"\ntarget = "dead"\n', "step 3: promote needs"),
+        (SOUND.replace('"restart"', '"restart"\nleads_etcd = true'), "leads_etcd is for the kill of a whole region"),
+        (SOUND.replace('"kill"', '"kill"\nprocess = "view"\nleads_etcd = true'), "leads_etcd is for the kill"),
         ('title = "T"\nhypothesis = "H."\nmethod = []\n', "method"),
     ],
 )
@@ -63,6 +71,10 @@ def test_an_unsound_drill_is_refused_in_one_line(tmp_path: Path, text: str, says
         load_drill(path)
     assert says in str(refused.value)
     assert "\n" not in str(refused.value)
+
+
+def test_which_drills_need_clocks_that_can_be_set() -> None:
+    assert {name for name, drill in catalogue().items() if drill.needs_clocks} == {"clock-drift", "clock-jump"}
 
 
 def test_a_file_that_is_not_there_is_refused(tmp_path: Path) -> None:

@@ -1,0 +1,128 @@
+"""The runner on a deployment that is played: what a step asks for, and that whatever it hurt is made good again."""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+
+from infra.drills.drill import Drill, Load
+from infra.drills.judges import Holdings
+from infra.drills.runner import DrillRefused, run_drill
+from infra.drills.target import Target
+from infra.supervisor.errors import OrderRefused
+
+QUIET = Load(writers=1, unkeyed=0, readers=0, before_s=0, after_s=0)
+
+
+class PlayedTarget:
+    """Notes what it is told, and refuses what it is to refuse."""
+
+    def __init__(self, *, has_clocks: bool = True, refuses: str = "") -> None:
+        self.edges = {"east": "http://127.0.0.1:1", "west": "http://127.0.0.1:1", "south": "http://127.0.0.1:1"}
+        self.names: dict[str, tuple[str, ...]] = {}
+        self.has_clocks = has_clocks
+        self.thread = ""
+        self.told: list[tuple[object, ...]] = []
+        self._refuses = refuses
+
+    def resolve(self, target: str, leader: str | None) -> tuple[str, ...]:
+        del leader
+        return self.names.get(target) or {"leader": ("east",), "follower": ("west",)}[target]
+
+    async def status(self) -> dict[str, Any]:
+        regions: list[dict[str, Any]] = [{"region": region, "healthy": True, "missing": []} for region in self.edges]
+        return {"cells": [{"leader": "east", "phase": "serving"}], "regions": regions}
+
+    async def agents(self) -> dict[str, dict[str, Any]]:
+        return {}
+
+    async def create_site(self) -> str:
+        return "s"
+
+    async def holdings(self, leader: str, thread: str) -> Holdings:
+        del leader, thread
+        return Holdings(ledger=[], views={}, fences=[])
+
+    async def _note(self, *what: object) -> None:
+        self.told.append(what)
+        if what[0] == self._refuses:
+            raise OrderRefused("no")
+
+    async def heal(self) -> None:
+        await self._note("heal")
+
+    async def kill(self, region: str, process: str | None) -> None:
+        await self._note("kill", region, process)
+
+    async def kill_with_etcd(self, region: str) -> None:
+        await self._note("kill with etcd", region)
+
+    async def restart(self, region: str) -> None:
+        await self._note("restart", region)
+
+    async def promote_by_hand(self, region: str, thread: str, *, leave_running: bool) -> None:
+        self.thread = thread
+        await self._note("promote", region, thread, leave_running)
+
+    async def set_clock(self, region: str, offset_s: float) -> None:
+        await self._note("clock", region, offset_s)
+
+
+async def carry_out(target: PlayedTarget, tmp_path: Path, *method: Mapping[str, object]) -> str | None:
+    drill = Drill.model_validate({"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": method})
+    outcome = await run_drill(
+        cast("Target", target), drill, tmp_path / "journal", seed=1, force=False, say=lambda _: None
+    )
+    return outcome.trouble
+
+
+@pytest.fixture(autouse=True)
+def no_load(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.drills.clients.GIVE_UP_S", 0)
+
+
+async def test_a_clock_that_was_set_wrong_is_right_again(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    assert await carry_out(target, tmp_path, {"do": "clock", "offset_s": 60}) is None
+    assert target.told == [("clock", "east", 60.0), ("heal",), ("clock", "east", 0.0)]
+
+
+async def test_a_clock_is_set_right_even_when_it_is_not_known_whether_it_was_set_wrong(tmp_path: Path) -> None:
+    target = PlayedTarget(refuses="clock")
+    assert await carry_out(target, tmp_path, {"do": "clock", "offset_s": 60}) == "no"
+    assert target.told[-1] == ("clock", "east", 0.0)
+
+
+async def test_a_drift_goes_on_from_where_the_clock_is_and_is_undone(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    steps = [{"do": "clock", "offset_s": 10}, {"do": "drift", "rate": -0.5, "seconds": 0.3}]
+    assert await carry_out(target, tmp_path, *steps) is None
+    offsets = [float(cast("float", one[2])) for one in target.told if one[0] == "clock"]
+    assert offsets[:-1] == sorted(offsets[:-1], reverse=True)
+    assert len(offsets) >= 4
+    assert offsets[-2:] == [pytest.approx(9.85), 0.0]
+
+
+async def test_a_region_that_died_with_etcds_leader_is_started_again(tmp_path: Path) -> None:
+    target = PlayedTarget(refuses="kill with etcd")
+    assert await carry_out(target, tmp_path, {"do": "kill", "leads_etcd": True}) == "no"
+    assert target.told == [("kill with etcd", "east"), ("heal",), ("restart", "east")]
+
+
+async def test_a_region_whose_ledger_was_promoted_by_hand_is_started_again(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    steps = [{"do": "kill", "as": "dead"}, {"do": "promote", "target": "dead", "leave_running": True}]
+    assert await carry_out(target, tmp_path, *steps) is None
+    assert target.thread.startswith("drill-d-")
+    assert target.told[1:] == [("promote", "east", target.thread, True), ("heal",), ("restart", "east")]
+
+
+async def test_a_drill_of_clocks_is_refused_where_none_can_be_set(tmp_path: Path) -> None:
+    drill = Drill.model_validate(
+        {"name": "d", "title": "T", "hypothesis": "H.", "method": [{"do": "clock", "offset_s": 1}]}
+    )
+    target = cast("Target", PlayedTarget(has_clocks=False))
+    with pytest.raises(DrillRefused, match=r"this fault cannot be injected here: .*palaver up --clocks"):
+        await run_drill(target, drill, tmp_path / "journal", seed=1, force=True, say=lambda _: None)
+    assert not (tmp_path / "journal").exists()

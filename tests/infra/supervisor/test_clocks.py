@@ -1,0 +1,94 @@
+"""The regions' own wall clocks: how they are set, who goes by them, and what is said where there are none."""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from infra.supervisor.clocks import (
+    ClocksMissing,
+    clock_environment,
+    clocked_programs,
+    create_clocks,
+    find_library,
+    have_clocks,
+    set_clock,
+)
+from infra.supervisor.layout import Layout
+from infra.supervisor.plan import Plan
+
+PLAN = Plan(deployment="d", regions=("east", "west", "south"))
+
+
+def is_installed() -> bool:
+    try:
+        find_library()
+    except ClocksMissing:
+        return False
+    return True
+
+
+needs_libfaketime = pytest.mark.skipif(not is_installed(), reason="libfaketime is not installed")
+
+
+def test_where_the_library_is_missing_one_line_says_what_to_install(tmp_path: Path) -> None:
+    with pytest.raises(
+        ClocksMissing, match=r"^this fault cannot be injected here: .* install the package libfaketime$"
+    ):
+        find_library([tmp_path])
+
+
+def test_the_library_is_found_where_systems_put_it(tmp_path: Path) -> None:
+    path = tmp_path / "x86_64-linux-gnu" / "faketime" / "libfaketime.so.1"
+    path.parent.mkdir(parents=True)
+    path.touch()
+    assert find_library([tmp_path]) == path
+
+
+def test_a_deployment_that_was_started_without_has_none(tmp_path: Path) -> None:
+    layout = Layout(data=tmp_path)
+    assert not have_clocks(layout)
+    assert clock_environment(layout, "east") == {}
+
+
+@needs_libfaketime
+def test_a_process_goes_by_the_clock_of_its_region(tmp_path: Path) -> None:
+    layout = made(tmp_path)
+    set_clock(layout, "east", 3600)
+    program = [sys.executable, "-c", "import time; print(time.time(), time.monotonic(), time.clock_gettime(7))"]
+    for region, off in (("east", 3600), ("west", 0)):
+        before = time.time(), time.monotonic(), time.clock_gettime(time.CLOCK_BOOTTIME)
+        done = subprocess.run(
+            program, env=os.environ | clock_environment(layout, region), check=True, capture_output=True, text=True
+        )
+        wall, monotonic, boot = (float(text) for text in done.stdout.split())
+        assert wall - before[0] == pytest.approx(off, abs=60)
+        # Rule 16: deadlines go by these.
+        assert monotonic - before[1] == pytest.approx(0, abs=60)
+        assert boot - before[2] == pytest.approx(0, abs=60)
+
+
+@needs_libfaketime
+def test_postgres_goes_by_it_and_its_other_programs_are_as_they_were(tmp_path: Path) -> None:
+    layout = made(tmp_path)
+    set_clock(layout, "south", -3600)
+    programs = clocked_programs(layout, "south")
+    done = subprocess.run([programs / "postgres", "+%s"], check=True, capture_output=True, text=True)
+    assert float(done.stdout) - time.time() == pytest.approx(-3600, abs=60)
+    assert (programs / "initdb").resolve() == tmp_path / "bin" / "initdb"
+
+
+def made(tmp_path: Path) -> Layout:
+    """Clocks for three regions; the part of PostgreSQL is played by `date`."""
+    programs = tmp_path / "bin"
+    programs.mkdir()
+    (programs / "postgres").write_text('#!/bin/sh\nexec date "$@"\n')
+    (programs / "postgres").chmod(0o755)
+    (programs / "initdb").touch()
+    layout = Layout(data=tmp_path / "data")
+    for _ in range(2):
+        create_clocks(layout, PLAN, postgres_bin=programs, runs_as=None)
+    return layout
