@@ -13,14 +13,16 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.bench.deployment import running_deployment
+from infra.bench.deployment import on_nothing, running_deployment
 from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
+from infra.drills.disks import ledger_disks
 from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
-from infra.drills.runner import Outcome, run_drill
+from infra.drills.runner import FaultUnavailable, Outcome, run_drill
 from infra.drills.target import Target
 from infra.supervisor.errors import DeploymentError, InvalidPlan
-from infra.supervisor.layout import open_layout
+from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.plan import DEFAULT_REGIONS
 from infra.supervisor.secrets import load_or_create_secrets
 
 ROUNDS_MAX = 1000
@@ -51,34 +53,48 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     force: Annotated[bool, typer.Option("--force", help="Begin although not everything is healthy.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry drills out and judge them; 1 when any check fails."""
+    """Carry drills out and judge them; 1 when any check fails, or nothing could be carried out."""
     try:
         drills = list(catalogue().values()) if wanted == "all" else [find_drill(wanted)]
     except InvalidDrill as error:
         raise InvalidPlan(str(error)) from error
     if not 1 <= rounds <= ROUNDS_MAX:
         raise InvalidPlan(f"use 1 to {ROUNDS_MAX} rounds")
-    with _deployment(data, rtt_ms) as folder:
-        facts = asyncio.run(_run_all(drills, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
+    facts: list[dict[str, Any]] = []
+    for some, needs_disks in _by_deployment(drills, data):
+        with _deployment(data, rtt_ms, needs_disks=needs_disks) as folder:
+            facts += asyncio.run(_run_all(some, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
     if as_json:
         output.print_json(facts)
     else:
         _show(facts)
-    if not all(one["passed"] for one in facts):
+    if not all(one["passed"] for one in facts if one["skipped"] is None) or all(one["skipped"] for one in facts):
         raise typer.Exit(EXIT_FAILED)
 
 
+def _by_deployment(drills: list[Drill], data: Path | None) -> list[tuple[list[Drill], bool]]:
+    """Return which drills share a deployment, and whether its ledgers have disks of their own."""
+    if data is not None:
+        return [(drills, False)]
+    some = {needs_disks: [one for one in drills if one.needs_disks == needs_disks] for needs_disks in (False, True)}
+    return [(those, needs_disks) for needs_disks, those in some.items() if those]
+
+
 @contextlib.contextmanager
-def _deployment(data: Path | None, rtt_ms: float) -> Generator[Path]:
+def _deployment(data: Path | None, rtt_ms: float, *, needs_disks: bool) -> Generator[Path]:
     """The deployment of `--data`, or one that lives as long as the drills."""
     if data is not None:
         yield data
         return
     try:
-        with running_deployment(rtt_ms=rtt_ms) as deployment:
+        with running_deployment(rtt_ms=rtt_ms, around=_on_disks if needs_disks else on_nothing) as deployment:
             yield deployment.layout.data
     except subprocess.CalledProcessError as error:
         raise DeploymentError("no deployment could be started for the drill; see above") from error
+
+
+def _on_disks(layout: Layout, folder: Path) -> contextlib.AbstractContextManager[object]:
+    return ledger_disks(layout, DEFAULT_REGIONS, folder)
 
 
 async def _run_all(  # noqa: PLR0913 - what the options say
@@ -98,16 +114,20 @@ async def _run_all(  # noqa: PLR0913 - what the options say
                 name = f"{drill.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{seed + number}"
                 if not quiet:
                     typer.echo(f"{drill.name}, round {number + 1} of {rounds}: {drill.title}")
-                outcome = await run_drill(
-                    target,
-                    drill,
-                    report / f"{name}.journal.jsonl",
-                    seed=seed + number,
-                    force=force,
-                    say=_nothing if quiet else typer.echo,
-                )
+                try:
+                    outcome = await run_drill(
+                        target,
+                        drill,
+                        report / f"{name}.journal.jsonl",
+                        seed=seed + number,
+                        force=force,
+                        say=_nothing if quiet else typer.echo,
+                    )
+                except FaultUnavailable as error:
+                    facts.append({"drill": drill.name, "title": drill.title, "skipped": str(error)})
+                    break
                 page, _ = write_report(outcome, report, name)
-                facts.append(facts_of(outcome) | {"report": str(page)})
+                facts.append(facts_of(outcome) | {"skipped": None, "report": str(page)})
                 if not quiet:
                     _tell(outcome, page)
     finally:
@@ -129,10 +149,15 @@ def _tell(outcome: Outcome, page: Path) -> None:
 
 def _show(facts: list[dict[str, Any]]) -> None:
     rows: list[tuple[object, ...]] = []
-    for name in dict.fromkeys(one["drill"] for one in facts):
-        some = [one for one in facts if one["drill"] == name]
+    carried_out = [one for one in facts if one["skipped"] is None]
+    for name in dict.fromkeys(one["drill"] for one in carried_out):
+        some = [one for one in carried_out if one["drill"] == name]
         stalls = sorted(one["longest_stall_s"] for one in some)
         passed = sum(one["passed"] for one in some)
         writes = sum(one["acknowledged"] for one in some)
         rows.append((name, f"{passed} of {len(some)}", writes, f"{median(stalls):.2f}", f"{stalls[-1]:.2f}"))
-    output.print_table("drills", ("drill", "passed", "acknowledged", "median stall s", "worst s"), rows)
+    if rows:
+        output.print_table("drills", ("drill", "passed", "acknowledged", "median stall s", "worst s"), rows)
+    for one in facts:
+        if one["skipped"] is not None:
+            typer.echo(f"{one['drill']} skipped: {one['skipped']}")

@@ -14,11 +14,13 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 CATALOGUE = Path(__file__).parent / "catalogue"
 
 Action = Literal[
-    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "sleep",
+    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch",
+    "fill-disk", "stall-disk", "mend-disk", "sleep",
     "until-phase", "until-writes", "until-refused", "until-healthy",
 ]  # fmt: skip
 """`kill`, `pause`, `resume` and `restart` take a region and perhaps a process of it; `cut` and `delay` take the network
-between a region and its `other`s; the `until-` ones wait, bounded by `within_s`."""
+between a region and its `other`s; the `-disk` ones take the disk of a region's ledger; the `until-` ones wait, bounded
+by `within_s`."""
 
 Role = Literal["leader", "follower", "other-follower", "followers", "all"]
 """Who is meant, at the moment of the step; or the name that an earlier step gave with `as`."""
@@ -44,6 +46,7 @@ class Step(BaseModel):
         seconds: For `sleep`; how long to wait at most for the `until-` ones.
         delay_ms: For `delay`, one way.
         loss: For `delay`, the share of packets.
+        stall_ms: For `stall-disk`, how long each write to the disk waits; 0: until the disk is mended.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -59,6 +62,12 @@ class Step(BaseModel):
     within_s: float = Field(default=30.0, gt=0, le=600)
     delay_ms: float = Field(default=0.0, ge=0, le=10_000)
     loss: float = Field(default=0.0, ge=0, lt=1)
+    stall_ms: float = Field(default=0.0, ge=0, le=10_000)
+
+    @property
+    def needs_disks(self) -> bool:
+        """Whether it can be done only where the ledgers have disks of their own."""
+        return self.do in ("fill-disk", "stall-disk", "mend-disk")
 
     @model_validator(mode="after")
     def _is_complete(self) -> Step:
@@ -66,6 +75,10 @@ class Step(BaseModel):
             raise ValueError("until-phase needs a phase")
         if self.do == "sleep" and self.seconds == 0:
             raise ValueError("sleep needs seconds")
+        if self.needs_disks and self.process is not None:
+            raise ValueError(f"{self.do} takes a region, and no process of it")
+        if self.stall_ms and self.do != "stall-disk":
+            raise ValueError("stall_ms is for stall-disk")
         return self
 
 
@@ -126,6 +139,11 @@ class Drill(BaseModel):
     expect: Expect = Expect()
     rollback: tuple[Step, ...] = ()
     short: bool = False
+
+    @property
+    def needs_disks(self) -> bool:
+        """Whether it can be carried out only where the ledgers have disks of their own."""
+        return any(step.needs_disks for step in (*self.method, *self.rollback))
 
     @model_validator(mode="after")
     def _names_are_given_before_they_are_used(self) -> Drill:

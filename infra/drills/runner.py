@@ -38,6 +38,10 @@ class DrillRefused(DeploymentError):
     """The deployment is not in the steady state that the drill begins from."""
 
 
+class FaultUnavailable(DeploymentError):
+    """A fault of the drill cannot be injected here; the line says what it takes. Nothing was done."""
+
+
 class StepFailed(Exception):
     """A step waited for something that did not come; the drill is rolled back and fails."""
 
@@ -90,7 +94,11 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
 
     Raises:
         DrillRefused: The deployment is not healthy.
+        FaultUnavailable: This deployment or machine lacks what a step takes.
     """
+    lacking = target.lacks(drill)
+    if lacking is not None:
+        raise FaultUnavailable(lacking)
     began = time.monotonic()
     status = await _until_healthy(target, STEADY_WITHIN_S)
     if status is None and not force:
@@ -144,6 +152,7 @@ class _Run:
         self._say = say
         self._killed: set[str] = set()
         self._paused: set[tuple[str, str | None]] = set()
+        self._hurt_disks: set[str] = set()
         self._last: tuple[Any, ...] | None = None
         self._phi_at = 0.0
         self._current: dict[str, Any] = {}
@@ -168,6 +177,9 @@ class _Run:
         """Undo everything, whatever happened; one failure keeps nothing else from being undone."""
         with contextlib.suppress(DeploymentError):
             await self._target.heal()
+        for region in sorted(self._hurt_disks):
+            with contextlib.suppress(DeploymentError):
+                await self._mend_disk(region)
         for region, process in sorted(self._paused, key=str):
             with contextlib.suppress(DeploymentError):
                 await self._target.resume(region, process)
@@ -310,8 +322,20 @@ class _Run:
             case "restart":
                 self._killed.add(region)  # until it is seen to be healthy
                 await self._target.restart(region)
+            case "fill-disk":
+                self._hurt_disks.add(region)
+                await self._target.fill_disk(region)
+            case "stall-disk":
+                self._hurt_disks.add(region)
+                await self._target.stall_disk(region, step.stall_ms)
+            case "mend-disk":
+                await self._mend_disk(region)
             case _:
                 raise AssertionError(step.do)
+
+    async def _mend_disk(self, region: str) -> None:
+        await self._target.mend_disk(region)
+        self._hurt_disks.discard(region)
 
 
 def phi_of(agent: Mapping[str, Any]) -> dict[str, float]:

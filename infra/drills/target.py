@@ -14,7 +14,8 @@ import httpx
 import psycopg
 
 from infra.cli.site import create_site
-from infra.drills.drill import InvalidDrill, Step
+from infra.drills.disks import Disk
+from infra.drills.drill import Drill, InvalidDrill, Step
 from infra.drills.judges import Holdings
 from infra.relay.client import RelayClient
 from infra.supervisor.control import ControlClient
@@ -49,11 +50,21 @@ class Target:
         self._secrets = secrets
         self._http = httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, trust_env=False)
         self.names: dict[str, tuple[str, ...]] = {}
+        self._disks = {region: Disk(layout.region(region)) for region in plan.regions}
 
     @property
     def edges(self) -> dict[str, str]:
         """Base URL of each region's edge, in the order of the plan."""
         return {region: f"http://{address(self._plan.port(region, 'edge'))}" for region in self._plan.all_regions}
+
+    def lacks(self, drill: Drill) -> str | None:
+        """Return what this deployment lacks for a drill, as one line; None when it can be carried out."""
+        if drill.needs_disks and not all(disk.is_own for disk in self._disks.values()):
+            return (
+                "this fault cannot be injected here: it takes disks of their own for the ledgers, which a drill without "
+                "--data has where it runs as root and may mount loop devices with mkfs.ext4"
+            )
+        return None
 
     async def create_site(self) -> str:
         """Make a site for the drill; return its id."""
@@ -136,6 +147,23 @@ class Target:
     async def restart(self, region: str) -> None:
         """Start a killed region again."""
         await self._order("/region/restart", region=region)
+
+    async def fill_disk(self, region: str) -> None:
+        """Fill the disk of a region's ledger."""
+        await asyncio.to_thread(self._disk(region).fill)
+
+    async def stall_disk(self, region: str, stall_ms: float) -> None:
+        """Let every write to the disk of a region's ledger wait."""
+        await asyncio.to_thread(self._disk(region).stall, stall_ms)
+
+    async def mend_disk(self, region: str) -> None:
+        """Undo what was done to the disk of a region's ledger."""
+        await asyncio.to_thread(self._disk(region).mend)
+
+    def _disk(self, region: str) -> Disk:
+        if region not in self._disks:
+            raise InvalidDrill(f"{region} has no ledger, and so no disk of one")
+        return self._disks[region]
 
     async def switch(self, region: str) -> None:
         """Hand leadership over by an operator's order."""
