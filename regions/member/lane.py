@@ -44,6 +44,7 @@ from regions.identity import Epoch, RegionName
 from regions.member.errors import MemberError, MemberFailed, QuorumUnknown, SchemaMissing
 from regions.member.moving import Diverged, Frozen, MovingMember
 from regions.member.settings import quorum_names
+from regions.member.supervision import DISK_FULL
 from regions.topology import Address
 
 STANDBYS_S = 1.0
@@ -267,7 +268,9 @@ class LedgerLane:
                 await self._initialise(epoch)
             case FreezeLedger(ticket=ticket):
                 self._reign_no_more()
-                return _frozen(ticket, await member.freeze())
+                frozen = await member.freeze()
+                await self._refuse_when_full()
+                return _frozen(ticket, frozen)
             case SetQuorum(standbys=standbys, required=required):
                 await self._set_quorum(standbys, required)
             case PromoteLedger():
@@ -289,6 +292,11 @@ class LedgerLane:
             case _:
                 assert_never(effect)
         return LedgerDone(ticket=effect.ticket)
+
+    async def _refuse_when_full(self) -> None:
+        """Let no member be counted for an epoch that it could not lead."""
+        if await asyncio.to_thread(self.member.disk_is_full):
+            raise MemberFailed(DISK_FULL)
 
     async def _initialise(self, epoch: Epoch) -> None:
         member = self.member
@@ -433,6 +441,8 @@ class LedgerLane:
             return
         standbys, required = quorum
         try:
+            # Its heartbeats fit into WAL that was made before when writes do not: it would lead for ever and take none.
+            await self._refuse_when_full()
             row = await self.member.ledger.one("read_quorum_commit", list(standbys), required)
         except MemberError as error:
             _log.debug("ledger: no quorum commit: %s", error)
