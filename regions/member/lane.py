@@ -440,9 +440,12 @@ class LedgerLane:
         if quorum is None:
             return
         standbys, required = quorum
+        if await asyncio.to_thread(self.member.disk_is_full):
+            # It would lead on for ever and take no write: what proves that it lives fits into WAL that was made before.
+            _log.error("ledger: postgres is ended, so that another region takes over: %s", DISK_FULL)
+            self.member.crash()
+            return
         try:
-            # Its heartbeats fit into WAL that was made before when writes do not: it would lead for ever and take none.
-            await self._refuse_when_full()
             row = await self.member.ledger.one("read_quorum_commit", list(standbys), required)
         except MemberError as error:
             _log.debug("ledger: no quorum commit: %s", error)
