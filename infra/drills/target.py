@@ -61,8 +61,8 @@ class Target:
         """Return what this deployment lacks for a drill, as one line; None when it can be carried out."""
         if drill.needs_disks and not all(disk.is_own for disk in self._disks.values()):
             return (
-                "this fault cannot be injected here: it takes disks of their own for the ledgers, which a drill without "
-                "--data has where it runs as root and may mount loop devices with mkfs.ext4"
+                "this fault cannot be injected here: it takes ledgers on disks of their own, which a drill without "
+                "--data has when it runs as root and may mount loop devices with ext4"
             )
         return None
 

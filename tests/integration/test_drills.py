@@ -26,6 +26,8 @@ def run(stack: Stack, name: str, report: Path, seed: int) -> None:
         "drill", "run", name, "--seed", str(seed), "--report", str(report), "--json", data=stack.data, check=False
     )
     (facts,) = orjson.loads(done.stdout)
+    if facts["skipped"] is not None:
+        pytest.skip(facts["skipped"])
     failed = [line for check in facts["checks"] for line in check["failed"]]
     assert facts["passed"], f"{facts['trouble']}; {failed[:5]}; {facts['story']}"
     assert done.returncode == 0
@@ -58,6 +60,13 @@ def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tm
     assert "not healthy" in done.stderr
     assert list(tmp_path.iterdir()) == []
     stack.until_healthy(within_s=60)
+
+
+def test_a_drill_whose_fault_cannot_be_injected_is_skipped_and_not_passed(stack: Stack, tmp_path: Path) -> None:
+    done = palaver("drill", "run", "full-disk-leader", "--report", str(tmp_path), data=stack.data, check=False)
+    assert done.returncode == 1
+    assert "full-disk-leader skipped: this fault cannot be injected here: it takes ledgers on disks" in done.stdout
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_drill_that_is_none_is_wrong_input(stack: Stack) -> None:

@@ -32,7 +32,7 @@ from regions.failover.events import (
     StandbysStreaming,
 )
 from regions.identity import RegionName
-from regions.member import moving
+from regions.member import moving, supervision
 from regions.member.lane import LedgerLane, Surroundings
 from regions.member.moving import MovingMember
 from tests.regions.deployment import REGIONS, Deployment, deployment, until
@@ -181,6 +181,22 @@ async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_si
             await asyncio.sleep(0.05)
         with pytest.raises(TimeoutError):
             await east.answer(QuorumCommit, seconds=0.2)
+
+
+async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_when_there_is_room_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
+        monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
+        east.lane.read_commit()
+        assert await east.answer((LedgerEnded, QuorumCommit)) == LedgerEnded()
+        assert not members[EAST].running
+        refused = await east.perform(FreezeLedger(ticket=2, epoch=2))
+        assert refused == LedgerFailed(ticket=2, reason=supervision.DISK_FULL)
+        assert (await members[EAST].ledger.read_state()).in_recovery, "it leads no more, full or not"
+        monkeypatch.undo()
+        assert isinstance(await east.perform(FreezeLedger(ticket=3, epoch=2)), LedgerFrozen)
 
 
 async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_none() -> None:
