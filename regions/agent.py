@@ -7,7 +7,7 @@ region: about ten lines for a first start, and as many for a failover.
 import asyncio
 import logging
 from collections.abc import Awaitable, Callable, Coroutine
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, TypeVar
 
 from regions.coordination import Coordination, CoordinationError, LeadershipView
@@ -17,6 +17,7 @@ from regions.leadership import Leadership
 from regions.member import LedgerState, MemberError, Slot, Standby
 from regions.member.lane import LedgerLane, Surroundings
 from regions.member.moving import MovingMember
+from regions.member.supervision import DISK_FULL
 from regions.switcher import Place, Switcher
 from regions.topology import Address, Topology
 
@@ -42,11 +43,13 @@ class Observation:
         ledger: Its state; None when it does not answer.
         standbys: Its standbys, when it is primary.
         slots: Its slots.
+        disk_is_full: Whether it has no room to go on.
     """
 
     ledger: LedgerState | None = None
     standbys: tuple[Standby, ...] = ()
     slots: tuple[Slot, ...] = ()
+    disk_is_full: bool = False
 
 
 class RegionAgent:
@@ -129,6 +132,8 @@ class RegionAgent:
     @property
     def refusal(self) -> str | None:
         """Why nothing is done although something should be; None when all is well."""
+        if self.observation.disk_is_full:
+            return DISK_FULL
         facts = self.switcher.facts
         if facts is None:
             return None
@@ -202,7 +207,11 @@ class RegionAgent:
 
     async def _observe(self, member: MovingMember) -> None:
         while True:
-            self.observation = await self._ask(member) if member.running else Observation()
+            seen = await self._ask(member) if member.running else Observation()
+            full = await asyncio.to_thread(member.disk_is_full)
+            if full != self.observation.disk_is_full:
+                _log.warning("ledger: %s", DISK_FULL if full else "its disk has room again")
+            self.observation = replace(seen, disk_is_full=full)
             await asyncio.sleep(LOOK_S)
 
     async def _ask(self, member: MovingMember) -> Observation:

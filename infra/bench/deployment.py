@@ -6,8 +6,8 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
+from collections.abc import Callable, Generator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -73,30 +73,49 @@ class RunningDeployment:
         return proportional / 1e6, resident / 1e6
 
 
+def on_nothing(layout: Layout, folder: Path) -> AbstractContextManager[object]:
+    """Prepare nothing."""
+    del layout, folder
+    return nullcontext()
+
+
 @contextmanager
-def running_deployment(*, rtt_ms: float = 0.0, clocks: bool = False) -> Generator[RunningDeployment]:
-    """Start three regions, yield, stop them; with ``clocks`` such whose wall clocks can be set."""
+def running_deployment(
+    *,
+    rtt_ms: float = 0.0,
+    clocks: bool = False,
+    around: Callable[[Layout, Path], AbstractContextManager[object]] = on_nothing,
+) -> Generator[RunningDeployment]:
+    """Start three regions, yield, stop them.
+
+    Args:
+        rtt_ms: Round trip between regions.
+        clocks: Whether their wall clocks can be set.
+        around: Given the layout and a folder for its own use, makes a context that begins before the deployment is
+            started and ends when it is stopped.
+    """
     with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
         # PostgreSQL passes through as another account when we are root; nothing in here is secret by its path.
         Path(folder).chmod(0o711)
-        data = Path(folder) / "data"
-        command = [sys.executable, "-P", "-m", "infra.cli"]
-        started = time.perf_counter()
-        subprocess.run(
-            [
-                *command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(data), "--json",
-                *(["--clocks"] if clocks else []),
-            ],
-            check=True, stdout=subprocess.DEVNULL,
-        )  # fmt: skip
-        up_s = time.perf_counter() - started
-        layout = open_layout(data)
-        plan = load_plan(layout.plan)
-        assert plan is not None
-        try:
-            yield RunningDeployment(layout=layout, plan=plan, secrets=load_or_create_secrets(layout.secrets), up_s=up_s)
-        finally:
-            subprocess.run([*command, "down", "--data", str(data)], check=True)
+        layout = open_layout(Path(folder) / "data")
+        with around(layout, Path(folder) / "around"):
+            command = [sys.executable, "-P", "-m", "infra.cli"]
+            started = time.perf_counter()
+            subprocess.run(
+                [
+                    *command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(layout.data), "--json",
+                    *(["--clocks"] if clocks else []),
+                ],
+                check=True, stdout=subprocess.DEVNULL,
+            )  # fmt: skip
+            up_s = time.perf_counter() - started
+            plan = load_plan(layout.plan)
+            assert plan is not None
+            secrets = load_or_create_secrets(layout.secrets)
+            try:
+                yield RunningDeployment(layout=layout, plan=plan, secrets=secrets, up_s=up_s)
+            finally:
+                subprocess.run([*command, "down", "--data", str(layout.data)], check=True)
 
 
 def write_results(path: Path, document: dict[str, Any]) -> None:

@@ -13,15 +13,17 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.bench.deployment import running_deployment
+from infra.bench.deployment import on_nothing, running_deployment
 from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
+from infra.drills.disks import ledger_disks
 from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
-from infra.drills.runner import DrillRefused, Outcome, run_drill
+from infra.drills.runner import FaultUnavailable, Outcome, run_drill
 from infra.drills.target import Target
-from infra.supervisor.clocks import ClocksMissing, find_library, have_clocks
+from infra.supervisor.clocks import clocks_can_be_had
 from infra.supervisor.errors import DeploymentError, InvalidPlan
-from infra.supervisor.layout import open_layout
+from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.plan import DEFAULT_REGIONS
 from infra.supervisor.secrets import load_or_create_secrets
 
 ROUNDS_MAX = 1000
@@ -52,60 +54,52 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     force: Annotated[bool, typer.Option("--force", help="Begin although not everything is healthy.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Carry drills out and judge them; 1 when any check fails."""
+    """Carry drills out and judge them; 1 when any check fails, or nothing could be carried out."""
     try:
         drills = list(catalogue().values()) if wanted == "all" else [find_drill(wanted)]
     except InvalidDrill as error:
         raise InvalidPlan(str(error)) from error
     if not 1 <= rounds <= ROUNDS_MAX:
         raise InvalidPlan(f"use 1 to {ROUNDS_MAX} rounds")
-    drills, skipped = sort_out(drills, why_no_clocks(data))
-    if not drills or (skipped and wanted != "all"):
-        raise DrillRefused(skipped[0]["skipped"])
-    clocks = any(drill.needs_clocks for drill in drills)
-    with _deployment(data, rtt_ms, clocks=clocks) as folder:
-        facts = asyncio.run(_run_all(drills, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
+    facts: list[dict[str, Any]] = []
+    for some in _by_deployment(drills, data):
+        with _deployment(data, rtt_ms, some[0]) as folder:
+            facts += asyncio.run(_run_all(some, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
     if as_json:
-        output.print_json(facts + skipped)
+        output.print_json(facts)
     else:
         _show(facts)
-        for one in skipped:
-            typer.echo(f"{one['drill']}: skipped, {one['skipped']}")
-    if not all(one["passed"] for one in facts):
+    if not all(one["passed"] for one in facts if one["skipped"] is None) or all(one["skipped"] for one in facts):
         raise typer.Exit(EXIT_FAILED)
 
 
-def why_no_clocks(data: Path | None) -> str | None:
-    """Return why no clock can be set in a deployment, or in one of the drills' own; None when it can."""
-    try:
-        find_library()
-    except ClocksMissing as error:
-        return str(error)
-    if data is None or have_clocks(open_layout(data)):
-        return None
-    return "this fault cannot be injected here: start the deployment with `palaver up --clocks`"
-
-
-def sort_out(drills: list[Drill], no_clocks: str | None) -> tuple[list[Drill], list[dict[str, Any]]]:
-    """Return the drills that can be carried out, and a fact for each that cannot: skipped, which is not passed."""
-    skipped = [drill for drill in drills if drill.needs_clocks and no_clocks is not None]
-    facts: list[dict[str, Any]] = [
-        {"drill": one.name, "title": one.title, "passed": False, "skipped": no_clocks} for one in skipped
-    ]
-    return [drill for drill in drills if drill not in skipped], facts
+def _by_deployment(drills: list[Drill], data: Path | None) -> list[list[Drill]]:
+    """Return which drills share a deployment: those that need the same of it, unless there is one already."""
+    if data is not None:
+        return [drills]
+    some: dict[tuple[bool, bool], list[Drill]] = {}
+    for drill in drills:
+        some.setdefault((drill.needs_clocks, drill.needs_disks), []).append(drill)
+    return [those for _, those in sorted(some.items())]
 
 
 @contextlib.contextmanager
-def _deployment(data: Path | None, rtt_ms: float, *, clocks: bool) -> Generator[Path]:
+def _deployment(data: Path | None, rtt_ms: float, drill: Drill) -> Generator[Path]:
     """The deployment of `--data`, or one that lives as long as the drills."""
     if data is not None:
         yield data
         return
     try:
-        with running_deployment(rtt_ms=rtt_ms, clocks=clocks) as deployment:
+        clocks = drill.needs_clocks and clocks_can_be_had()
+        around = _on_disks if drill.needs_disks else on_nothing
+        with running_deployment(rtt_ms=rtt_ms, clocks=clocks, around=around) as deployment:
             yield deployment.layout.data
     except subprocess.CalledProcessError as error:
         raise DeploymentError("no deployment could be started for the drill; see above") from error
+
+
+def _on_disks(layout: Layout, folder: Path) -> contextlib.AbstractContextManager[object]:
+    return ledger_disks(layout, DEFAULT_REGIONS, folder)
 
 
 async def _run_all(  # noqa: PLR0913 - what the options say
@@ -125,16 +119,20 @@ async def _run_all(  # noqa: PLR0913 - what the options say
                 name = f"{drill.name}-{datetime.now(UTC):%Y%m%dT%H%M%S}-{seed + number}"
                 if not quiet:
                     typer.echo(f"{drill.name}, round {number + 1} of {rounds}: {drill.title}")
-                outcome = await run_drill(
-                    target,
-                    drill,
-                    report / f"{name}.journal.jsonl",
-                    seed=seed + number,
-                    force=force,
-                    say=_nothing if quiet else typer.echo,
-                )
+                try:
+                    outcome = await run_drill(
+                        target,
+                        drill,
+                        report / f"{name}.journal.jsonl",
+                        seed=seed + number,
+                        force=force,
+                        say=_nothing if quiet else typer.echo,
+                    )
+                except FaultUnavailable as error:
+                    facts.append({"drill": drill.name, "title": drill.title, "skipped": str(error)})
+                    break
                 page, _ = write_report(outcome, report, name)
-                facts.append(facts_of(outcome) | {"report": str(page)})
+                facts.append(facts_of(outcome) | {"skipped": None, "report": str(page)})
                 if not quiet:
                     _tell(outcome, page)
     finally:
@@ -156,10 +154,15 @@ def _tell(outcome: Outcome, page: Path) -> None:
 
 def _show(facts: list[dict[str, Any]]) -> None:
     rows: list[tuple[object, ...]] = []
-    for name in dict.fromkeys(one["drill"] for one in facts):
-        some = [one for one in facts if one["drill"] == name]
+    carried_out = [one for one in facts if one["skipped"] is None]
+    for name in dict.fromkeys(one["drill"] for one in carried_out):
+        some = [one for one in carried_out if one["drill"] == name]
         stalls = sorted(one["longest_stall_s"] for one in some)
         passed = sum(one["passed"] for one in some)
         writes = sum(one["acknowledged"] for one in some)
         rows.append((name, f"{passed} of {len(some)}", writes, f"{median(stalls):.2f}", f"{stalls[-1]:.2f}"))
-    output.print_table("drills", ("drill", "passed", "acknowledged", "median stall s", "worst s"), rows)
+    if rows:
+        output.print_table("drills", ("drill", "passed", "acknowledged", "median stall s", "worst s"), rows)
+    for one in facts:
+        if one["skipped"] is not None:
+            typer.echo(f"{one['drill']} skipped: {one['skipped']}")

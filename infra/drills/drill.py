@@ -14,12 +14,14 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 CATALOGUE = Path(__file__).parent / "catalogue"
 
 Action = Literal[
-    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "promote", "clock", "drift", "sleep",
+    "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "promote", "clock", "drift",
+    "fill-disk", "stall-disk", "mend-disk", "sleep",
     "until-phase", "until-writes", "until-refused", "until-healthy",
 ]  # fmt: skip
 """`kill`, `pause`, `resume` and `restart` take a region and perhaps a process of it; `cut` and `delay` take the network
 between a region and its `other`s; `promote` is what an operator does by hand to a region that was killed; `clock` and
-`drift` take the wall clock of a region; the `until-` ones wait, bounded by `within_s`."""
+`drift` take the wall clock of a region; the `-disk` ones take the disk of a region's ledger; the `until-` ones wait,
+bounded by `within_s`."""
 
 OFFSET_S_MAX = 7 * 24 * 3600
 """A clock that is a week off is as wrong as one can be."""
@@ -55,6 +57,7 @@ class Step(BaseModel):
         leave_running: For `promote`: its PostgreSQL goes on running, as primary, when the region comes back.
         offset_s: For `clock`: how far the wall clock is off from now on; 0 sets it right.
         rate: For `drift`: seconds that the wall clock gains in each (a share; negative: loses).
+        stall_ms: For `stall-disk`, how long each write to the disk waits; 0: until the disk is mended.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -74,11 +77,17 @@ class Step(BaseModel):
     leave_running: bool = False
     offset_s: float | None = Field(default=None, ge=-OFFSET_S_MAX, le=OFFSET_S_MAX)
     rate: float = Field(default=0.0, ge=-RATE_MAX, le=RATE_MAX)
+    stall_ms: float = Field(default=0.0, ge=0, le=10_000)
 
     @property
     def needs_clocks(self) -> bool:
         """Whether it can be done only where the clocks of regions can be set."""
         return self.do in ("clock", "drift")
+
+    @property
+    def needs_disks(self) -> bool:
+        """Whether it can be done only where the ledgers have disks of their own."""
+        return self.do in ("fill-disk", "stall-disk", "mend-disk")
 
     @model_validator(mode="after")
     def _is_complete(self) -> Step:
@@ -92,6 +101,10 @@ class Step(BaseModel):
             raise ValueError("drift needs a rate")
         if self.leads_etcd and (self.do != "kill" or self.process is not None):
             raise ValueError("leads_etcd is for the kill of a whole region")
+        if self.needs_disks and self.process is not None:
+            raise ValueError(f"{self.do} takes a region, and no process of it")
+        if self.stall_ms and self.do != "stall-disk":
+            raise ValueError("stall_ms is for stall-disk")
         return self
 
 
@@ -157,6 +170,11 @@ class Drill(BaseModel):
     def needs_clocks(self) -> bool:
         """Whether it can be carried out only where the clocks of regions can be set."""
         return any(step.needs_clocks for step in (*self.method, *self.rollback))
+
+    @property
+    def needs_disks(self) -> bool:
+        """Whether it can be carried out only where the ledgers have disks of their own."""
+        return any(step.needs_disks for step in (*self.method, *self.rollback))
 
     @model_validator(mode="after")
     def _who_is_promoted_was_killed(self) -> Drill:

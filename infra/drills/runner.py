@@ -39,6 +39,10 @@ class DrillRefused(DeploymentError):
     """The deployment is not in the steady state that the drill begins from."""
 
 
+class FaultUnavailable(DeploymentError):
+    """A fault of the drill cannot be injected here; the line says what it takes. Nothing was done."""
+
+
 class StepFailed(Exception):
     """A step waited for something that did not come; the drill is rolled back and fails."""
 
@@ -91,12 +95,12 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
 
     Raises:
         DrillRefused: The deployment is not healthy.
+        FaultUnavailable: This deployment or machine lacks what a step takes.
     """
+    lacking = target.lacks(drill)
+    if lacking is not None:
+        raise FaultUnavailable(lacking)
     began = time.monotonic()
-    if drill.needs_clocks and not target.has_clocks:
-        raise DrillRefused(
-            "this fault cannot be injected here: its deployment has to be started with `palaver up --clocks`"
-        )
     status = await _until_healthy(target, STEADY_WITHIN_S)
     if status is None and not force:
         missing = [text for region in (await target.status())["regions"] for text in region["missing"]]
@@ -151,6 +155,7 @@ class _Run:
         self._paused: set[tuple[str, str | None]] = set()
         self._offsets: dict[str, float] = {}
         self._thread = thread
+        self._hurt_disks: set[str] = set()
         self._last: tuple[Any, ...] | None = None
         self._phi_at = 0.0
         self._current: dict[str, Any] = {}
@@ -179,6 +184,9 @@ class _Run:
             with contextlib.suppress(DeploymentError):
                 await self._set_clock(region, 0.0)
                 await self._journal.note("step", do="clock", regions=[region], offset_s=0.0)
+        for region in sorted(self._hurt_disks):
+            with contextlib.suppress(DeploymentError):
+                await self._mend_disk(region)
         for region, process in sorted(self._paused, key=str):
             with contextlib.suppress(DeploymentError):
                 await self._target.resume(region, process)
@@ -322,15 +330,31 @@ class _Run:
                 self._paused.discard((region, process))
             case "promote":
                 await self._target.promote_by_hand(region, self._thread, leave_running=step.leave_running)
-            case "clock":
-                await self._set_clock(region, step.offset_s or 0.0)
-            case "drift":
-                await self._drift(region, step.rate, step.seconds)
+            case "clock" | "drift":
+                await self._act_on_clock(step, region)
+            case "fill-disk" | "stall-disk" | "mend-disk":
+                await self._act_on_disk(step, region)
             case "restart":
                 self._killed.add(region)  # until it is seen to be healthy
                 await self._target.restart(region)
             case _:
                 raise AssertionError(step.do)
+
+    async def _act_on_disk(self, step: Step, region: str) -> None:
+        if step.do == "mend-disk":
+            await self._mend_disk(region)
+            return
+        self._hurt_disks.add(region)
+        if step.do == "fill-disk":
+            await self._target.fill_disk(region)
+        else:
+            await self._target.stall_disk(region, step.stall_ms)
+
+    async def _act_on_clock(self, step: Step, region: str) -> None:
+        if step.do == "clock":
+            await self._set_clock(region, step.offset_s or 0.0)
+        else:
+            await self._drift(region, step.rate, step.seconds)
 
     async def _drift(self, region: str, rate: float, seconds: float) -> None:
         """Let a clock gain or lose, by a little each time: so that no sleep is stretched by the way it is done."""
@@ -343,6 +367,10 @@ class _Run:
     async def _set_clock(self, region: str, offset_s: float) -> None:
         self._offsets[region] = offset_s
         await self._target.set_clock(region, offset_s)
+
+    async def _mend_disk(self, region: str) -> None:
+        await self._target.mend_disk(region)
+        self._hurt_disks.discard(region)
 
 
 def _extent(step: Step) -> dict[str, object]:

@@ -14,12 +14,13 @@ import httpx
 import psycopg
 
 from infra.cli.site import create_site
-from infra.drills.drill import InvalidDrill, Step
+from infra.drills.disks import Disk
+from infra.drills.drill import Drill, InvalidDrill, Step
 from infra.drills.judges import Holdings
 from infra.drills.operator import Hand
 from infra.relay.client import RelayClient
 from infra.servers.unprivileged import account, reachable_folder, reachable_install
-from infra.supervisor.clocks import have_clocks
+from infra.supervisor.clocks import have_clocks, why_no_clocks
 from infra.supervisor.control import ControlClient
 from infra.supervisor.deployment import find_servers
 from infra.supervisor.environment import address
@@ -58,11 +59,23 @@ class Target:
         self._secrets = secrets
         self._http = httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, trust_env=False)
         self.names: dict[str, tuple[str, ...]] = {}
+        self._disks = {region: Disk(layout.region(region)) for region in plan.regions}
 
     @property
     def edges(self) -> dict[str, str]:
         """Base URL of each region's edge, in the order of the plan."""
         return {region: f"http://{address(self._plan.port(region, 'edge'))}" for region in self._plan.all_regions}
+
+    def lacks(self, drill: Drill) -> str | None:
+        """Return what this deployment lacks for a drill, as one line; None when it can be carried out."""
+        if drill.needs_clocks and not have_clocks(self._layout):
+            return why_no_clocks()
+        if drill.needs_disks and not all(disk.is_own for disk in self._disks.values()):
+            return (
+                "this fault cannot be injected here: it takes ledgers on disks of their own, which a drill without "
+                "--data has when it runs as root and may mount loop devices with ext4"
+            )
+        return None
 
     async def create_site(self) -> str:
         """Make a site for the drill; return its id."""
@@ -192,11 +205,6 @@ class Target:
         )
         hand.promote(thread, leave_running=leave_running)
 
-    @property
-    def has_clocks(self) -> bool:
-        """Whether the clocks of its regions can be set."""
-        return have_clocks(self._layout)
-
     async def set_clock(self, region: str, offset_s: float) -> None:
         """Make the wall clock of a region wrong by so much; 0 sets it right."""
         await self._order("/fault/clock", region=region, offset_s=offset_s)
@@ -212,6 +220,23 @@ class Target:
     async def restart(self, region: str) -> None:
         """Start a killed region again."""
         await self._order("/region/restart", region=region)
+
+    async def fill_disk(self, region: str) -> None:
+        """Fill the disk of a region's ledger."""
+        await asyncio.to_thread(self._disk(region).fill)
+
+    async def stall_disk(self, region: str, stall_ms: float) -> None:
+        """Let every write to the disk of a region's ledger wait."""
+        await asyncio.to_thread(self._disk(region).stall, stall_ms)
+
+    async def mend_disk(self, region: str) -> None:
+        """Undo what was done to the disk of a region's ledger."""
+        await asyncio.to_thread(self._disk(region).mend)
+
+    def _disk(self, region: str) -> Disk:
+        if region not in self._disks:
+            raise InvalidDrill(f"{region} has no ledger, and so no disk of one")
+        return self._disks[region]
 
     async def switch(self, region: str) -> None:
         """Hand leadership over by an operator's order."""

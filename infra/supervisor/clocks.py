@@ -39,6 +39,24 @@ def find_library(folders: Sequence[Path] = FOLDERS) -> Path:
     raise ClocksMissing("this fault cannot be injected here: libfaketime is missing; install the package libfaketime")
 
 
+def clocks_can_be_had() -> bool:
+    """Whether a deployment can be started so that its clocks can be set."""
+    try:
+        find_library()
+    except ClocksMissing:
+        return False
+    return True
+
+
+def why_no_clocks() -> str:
+    """Return why the clocks of a deployment that has none of its own cannot be set, and what helps."""
+    try:
+        find_library()
+    except ClocksMissing as error:
+        return str(error)
+    return "this fault cannot be injected here: start the deployment with `palaver up --clocks`"
+
+
 def have_clocks(layout: Layout) -> bool:
     """Whether the regions of a deployment have clocks of their own."""
     return layout.clocks.is_dir()

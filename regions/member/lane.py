@@ -44,6 +44,7 @@ from regions.identity import Epoch, RegionName
 from regions.member.errors import MemberError, MemberFailed, MemberRefused, QuorumUnknown, SchemaMissing
 from regions.member.moving import Diverged, Frozen, MovingMember
 from regions.member.settings import quorum_names
+from regions.member.supervision import DISK_FULL
 from regions.topology import Address
 
 STANDBYS_S = 1.0
@@ -276,7 +277,9 @@ class LedgerLane:
                 await self._initialise(epoch)
             case FreezeLedger(ticket=ticket):
                 self._reign_no_more()
-                return _frozen(ticket, await member.freeze())
+                frozen = await member.freeze()
+                await self._refuse_when_full()
+                return _frozen(ticket, frozen)
             case SetQuorum(standbys=standbys, required=required):
                 await self._set_quorum(standbys, required)
             case PromoteLedger():
@@ -298,6 +301,11 @@ class LedgerLane:
             case _:
                 assert_never(effect)
         return LedgerDone(ticket=effect.ticket)
+
+    async def _refuse_when_full(self) -> None:
+        """Let no member be counted for an epoch that it could not lead."""
+        if await asyncio.to_thread(self.member.disk_is_full):
+            raise MemberFailed(DISK_FULL)
 
     async def _initialise(self, epoch: Epoch) -> None:
         member = self.member
@@ -441,6 +449,11 @@ class LedgerLane:
         if quorum is None:
             return
         standbys, required = quorum
+        if await asyncio.to_thread(self.member.disk_is_full):
+            # It would lead on for ever and take no write: what proves that it lives fits into WAL that was made before.
+            _log.error("ledger: postgres is ended, so that another region takes over: %s", DISK_FULL)
+            self.member.crash()
+            return
         try:
             row = await self.member.ledger.one("read_quorum_commit", list(standbys), required)
         except MemberError as error:

@@ -52,6 +52,12 @@ IMMEDIATE_STOP_S = 2.0
 LEFTOVER_S = 3.0
 """Children of a killed postmaster notice within milliseconds; a second one may not start before."""
 
+DISK_FREE_BYTES_MIN = 16 << 20
+"""A segment of WAL: with less the next one cannot be made. While PostgreSQL still has segments that it made before, it
+fails each write that needs a page, answers every other question, and looks well."""
+
+DISK_FULL = "the disk of its ledger is full; it takes part again when there is room"
+
 DataState = Literal["absent", "primary", "standby"]
 
 _log = logging.getLogger(__name__)
@@ -81,6 +87,17 @@ class Member:
     def record(self) -> MemberRecord | None:
         """How it was last started."""
         return MemberRecord.load(self.settings.state)
+
+    def disk_is_full(self) -> bool:
+        """Whether a disk that it writes to has less room than PostgreSQL needs to go on. Blocking."""
+        for folder in (self.settings.data, self.settings.data / "pg_wal"):
+            try:
+                found = os.statvfs(folder)
+            except OSError:
+                continue  # There is none yet, or it cannot be asked: whoever uses it will say so.
+            if found.f_bavail * found.f_frsize < DISK_FREE_BYTES_MIN:
+                return True
+        return False
 
     def data_state(self) -> DataState:
         """Return what the data folder holds; ``absent`` also when it was begun and never finished, or led astray.
@@ -213,6 +230,11 @@ class Member:
                 return
         process.send(signal.SIGKILL)
         await process.wait()
+
+    def crash(self) -> None:
+        """Let it end at once, without a checkpoint and without a word to who waits; its end is noticed as any other."""
+        if self.process is not None:
+            self.process.send(signal.SIGQUIT)
 
     def remember(self, *, names: str, follows: Address | None) -> None:
         """Take over how an adopted member is configured, so that its files are written again as they are."""

@@ -17,7 +17,7 @@ from regions.coordination import Coordination, etcd_endpoints
 from regions.edge import EdgeFeed, EdgeSettings
 from regions.identity import CellId
 from regions.leadership import Leadership
-from regions.member import Member, MemberUnusable
+from regions.member import Member, MemberUnusable, supervision
 from regions.member.moving import MovingMember
 from regions.switcher import Place
 from regions.topology import Address, parse_address
@@ -211,6 +211,26 @@ async def test_first_start_serves_under_a_quorum_and_tells_it_in_a_few_lines(
     assert not waiting.done()
     await agents.start(SOUTH)
     await waiting
+
+
+async def test_agents_whose_disks_are_full_say_so_and_one_leads_when_there_is_room_again(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agents.start()
+    await agents.serving(1)
+    voters = [agents.running[region].agent for region in REGIONS]
+    monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
+
+    async def all_say() -> bool:
+        return all(one.refusal == supervision.DISK_FULL and one.switcher.open_epoch == 0 for one in voters)
+
+    await until(all_say, 30)
+    monkeypatch.undo()
+
+    async def one_leads() -> bool:
+        return any(one.switcher.open_epoch > 1 for one in voters) and all(one.refusal is None for one in voters)
+
+    await until(one_leads, 60)
 
 
 async def test_killed_postmaster_costs_an_epoch_and_nothing_is_lost(agents: Agents) -> None:

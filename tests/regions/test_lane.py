@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import socket
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 
@@ -32,7 +33,7 @@ from regions.failover.events import (
     StandbysStreaming,
 )
 from regions.identity import RegionName
-from regions.member import moving
+from regions.member import moving, supervision
 from regions.member.errors import MemberRefused
 from regions.member.lane import LedgerLane, Surroundings
 from regions.member.ledger import Ledger
@@ -187,6 +188,22 @@ async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_si
             await east.answer(QuorumCommit, seconds=0.2)
 
 
+async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_when_there_is_room_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
+        monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
+        east.lane.read_commit()
+        assert await east.answer((LedgerEnded, QuorumCommit)) == LedgerEnded()
+        assert not members[EAST].running
+        refused = await east.perform(FreezeLedger(ticket=2, epoch=2))
+        assert refused == LedgerFailed(ticket=2, reason=supervision.DISK_FULL)
+        assert (await members[EAST].ledger.read_state()).in_recovery, "it leads no more, full or not"
+        monkeypatch.undo()
+        assert isinstance(await east.perform(FreezeLedger(ticket=3, epoch=2)), LedgerFrozen)
+
+
 async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_none() -> None:
     async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
         await members[SOUTH].stop()
@@ -314,23 +331,13 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
 
 
 async def test_a_ledger_that_is_not_there_refuses_and_one_that_is_silent_does_not() -> None:
-    async def end(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        writer.close()
-
-    async def keep(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.read()
-        writer.close()
-
-    async with (
-        await asyncio.start_server(end, "127.0.0.1") as ending,
-        await asyncio.start_server(keep, "127.0.0.1") as silent,
-    ):
-        closed, open_port = (int(one.sockets[0].getsockname()[1]) for one in (ending, silent))
-        # A relay or a tunnel takes the connection first, and ends it when nobody listens behind it.
-        for port in (free_port(), closed):
+    # A relay or a tunnel takes the connection first, and ends it when nobody listens behind it.
+    with socket.create_server(("127.0.0.1", 0)) as ending:
+        closing = asyncio.ensure_future(asyncio.to_thread(lambda: ending.accept()[0].close()))
+        for port in (free_port(), int(ending.getsockname()[1])):
             with pytest.raises(MemberRefused):
                 await Ledger(Address("127.0.0.1", port), "secret").one("is_in_recovery")
-        ledger = Ledger(Address("127.0.0.1", open_port), "secret")
-        with pytest.raises(TimeoutError):
-            async with asyncio.timeout(0.3):
-                await ledger.one("is_in_recovery")
+        await closing
+    with socket.create_server(("127.0.0.1", 0)) as silent, pytest.raises(TimeoutError):
+        async with asyncio.timeout(0.3):
+            await Ledger(Address("127.0.0.1", int(silent.getsockname()[1])), "secret").one("is_in_recovery")

@@ -35,6 +35,13 @@ def test_what_a_drill_breaks_by_killing_a_region_it_starts_again_itself() -> Non
         assert killed == restarted, name
 
 
+def test_a_drill_mends_each_disk_that_it_hurts_itself() -> None:
+    for name, drill in catalogue().items():
+        hurt = {step.named or step.target for step in drill.method if step.do in ("fill-disk", "stall-disk")}
+        assert hurt == {step.target for step in drill.method if step.do == "mend-disk"}, name
+        assert drill.needs_disks == bool(hurt), name
+
+
 def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(SOUND)
@@ -61,6 +68,9 @@ def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
         (SOUND + '[[method]]\ndo = "promote"\ntarget = "dead"\n', "step 3: promote needs"),
         (SOUND.replace('"restart"', '"restart"\nleads_etcd = true'), "leads_etcd is for the kill of a whole region"),
         (SOUND.replace('"kill"', '"kill"\nprocess = "view"\nleads_etcd = true'), "leads_etcd is for the kill"),
+        (SOUND + '[[method]]\ndo = "fill-disk"\nprocess = "ledger"\n', "fill-disk takes a region, and no process"),
+        (SOUND + '[[method]]\ndo = "mend-disk"\nstall_ms = 300\n', "stall_ms is for stall-disk"),
+        (SOUND + '[[method]]\ndo = "stall-disk"\nstall_ms = 20000\n', "method.2.stall_ms"),
         ('title = "T"\nhypothesis = "H."\nmethod = []\n', "method"),
     ],
 )

@@ -1,4 +1,7 @@
-"""The runner on a deployment that is played: what a step asks for, and that whatever it hurt is made good again."""
+"""The runner on a deployment that is played: what a step asks for, and that whatever it hurt is made good again.
+
+What cannot be hurt here is refused before anything is.
+"""
 
 from collections.abc import Mapping
 from pathlib import Path
@@ -8,9 +11,11 @@ import pytest
 
 from infra.drills.drill import Drill, Load
 from infra.drills.judges import Holdings
-from infra.drills.runner import DrillRefused, run_drill
+from infra.drills.runner import FaultUnavailable, run_drill
 from infra.drills.target import Target
 from infra.supervisor.errors import OrderRefused
+
+ROLES = {"leader": ("east",), "followers": ("west", "south")}
 
 QUIET = Load(writers=1, unkeyed=0, readers=0, before_s=0, after_s=0)
 
@@ -18,17 +23,20 @@ QUIET = Load(writers=1, unkeyed=0, readers=0, before_s=0, after_s=0)
 class PlayedTarget:
     """Notes what it is told, and refuses what it is to refuse."""
 
-    def __init__(self, *, has_clocks: bool = True, refuses: str = "") -> None:
+    def __init__(self, *, lacking: str | None = None, refuses: str = "") -> None:
         self.edges = {"east": "http://127.0.0.1:1", "west": "http://127.0.0.1:1", "south": "http://127.0.0.1:1"}
         self.names: dict[str, tuple[str, ...]] = {}
-        self.has_clocks = has_clocks
         self.thread = ""
         self.told: list[tuple[object, ...]] = []
+        self._lacking = lacking
         self._refuses = refuses
+
+    def lacks(self, drill: Drill) -> str | None:
+        return self._lacking if drill.needs_clocks or drill.needs_disks else None
 
     def resolve(self, target: str, leader: str | None) -> tuple[str, ...]:
         del leader
-        return self.names.get(target) or {"leader": ("east",), "follower": ("west",)}[target]
+        return self.names.get(target) or ROLES[target]
 
     async def status(self) -> dict[str, Any]:
         regions: list[dict[str, Any]] = [{"region": region, "healthy": True, "missing": []} for region in self.edges]
@@ -46,7 +54,7 @@ class PlayedTarget:
 
     async def _note(self, *what: object) -> None:
         self.told.append(what)
-        if what[0] == self._refuses:
+        if self._refuses in {what[0], f"{what[0]} {what[-1]}"}:
             raise OrderRefused("no")
 
     async def heal(self) -> None:
@@ -64,6 +72,15 @@ class PlayedTarget:
     async def promote_by_hand(self, region: str, thread: str, *, leave_running: bool) -> None:
         self.thread = thread
         await self._note("promote", region, thread, leave_running)
+
+    async def fill_disk(self, region: str) -> None:
+        await self._note("fill", region)
+
+    async def stall_disk(self, region: str, stall_ms: float) -> None:
+        await self._note("stall", stall_ms, region)
+
+    async def mend_disk(self, region: str) -> None:
+        await self._note("mend", region)
 
     async def set_clock(self, region: str, offset_s: float) -> None:
         await self._note("clock", region, offset_s)
@@ -118,11 +135,46 @@ async def test_a_region_whose_ledger_was_promoted_by_hand_is_started_again(tmp_p
     assert target.told[1:] == [("promote", "east", target.thread, True), ("heal",), ("restart", "east")]
 
 
-async def test_a_drill_of_clocks_is_refused_where_none_can_be_set(tmp_path: Path) -> None:
-    drill = Drill.model_validate(
-        {"name": "d", "title": "T", "hypothesis": "H.", "method": [{"do": "clock", "offset_s": 1}]}
-    )
-    target = cast("Target", PlayedTarget(has_clocks=False))
-    with pytest.raises(DrillRefused, match=r"this fault cannot be injected here: .*palaver up --clocks"):
-        await run_drill(target, drill, tmp_path / "journal", seed=1, force=True, say=lambda _: None)
+async def test_disks_are_hurt_and_mended_as_the_method_says(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    steps: list[Mapping[str, object]] = [
+        {"do": "stall-disk", "stall_ms": 300, "as": "slow"},
+        {"do": "mend-disk", "target": "slow"},
+        {"do": "fill-disk", "target": "followers"},
+        {"do": "mend-disk", "target": "followers"},
+    ]
+    assert await carry_out(target, tmp_path, *steps) is None
+    both = [(what, region) for what in ("fill", "mend") for region in ("west", "south")]
+    assert target.told == [("stall", 300.0, "east"), ("mend", "east"), *both, ("heal",)]
+
+
+@pytest.mark.parametrize("hurt", ["fill-disk", "stall-disk"])
+async def test_a_disk_is_mended_when_a_later_step_fails(tmp_path: Path, hurt: str) -> None:
+    target = PlayedTarget()
+    steps = [{"do": hurt, "target": "followers"}, {"do": "until-refused", "within_s": 0.05}]
+    assert "a reason for refused writes did not come" in str(await carry_out(target, tmp_path, *steps))
+    assert target.told[-2:] == [("mend", "south"), ("mend", "west")]
+
+
+async def test_a_disk_that_was_hurt_by_half_is_mended(tmp_path: Path) -> None:
+    target = PlayedTarget(refuses="fill south")
+    assert await carry_out(target, tmp_path, {"do": "fill-disk", "target": "followers"}) == "no"
+    assert target.told[-2:] == [("mend", "south"), ("mend", "west")]
+
+
+async def test_a_disk_that_cannot_be_mended_keeps_no_other_from_it(tmp_path: Path) -> None:
+    target = PlayedTarget(refuses="mend south")
+    await carry_out(target, tmp_path, {"do": "stall-disk", "target": "followers"})
+    assert target.told[-2:] == [("mend", "south"), ("mend", "west")]
+
+
+@pytest.mark.parametrize("step", [{"do": "clock", "offset_s": 1}, {"do": "fill-disk"}])
+async def test_a_fault_that_cannot_be_injected_is_refused_before_anything_is_done(
+    tmp_path: Path, step: Mapping[str, object]
+) -> None:
+    target = PlayedTarget(lacking="this fault cannot be injected here: no way")
+    with pytest.raises(FaultUnavailable, match="this fault cannot be injected here: no way"):
+        await carry_out(target, tmp_path, step)
+    assert target.told == []
     assert not (tmp_path / "journal").exists()
+    assert await carry_out(target, tmp_path, {"do": "heal"}) is None

@@ -1,0 +1,122 @@
+"""Disks that can be hurt, on real file systems where this machine allows them.
+
+Each test is a process of its own: who takes mounts of its own does not give them back.
+"""
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from infra.drills.disks import Disk
+
+PREPARED = """
+import os, subprocess, sys, threading, time
+from pathlib import Path
+from infra.drills.disks import Disk, ledger_disks
+from infra.supervisor.layout import open_layout
+
+root = Path(sys.argv[1])
+layout = open_layout(root / "data")
+with ledger_disks(layout, ("here", "there"), root / "disks") as there_are:
+    if not there_are:
+        sys.exit(77)
+    disk = Disk(layout.region("here"))
+    file = disk.folder / "written"
+    def write():
+        began = time.monotonic()
+        with file.open("ab") as opened:
+            opened.write(b"x" * 8192)
+            opened.flush()
+            os.fsync(opened.fileno())
+        return time.monotonic() - began
+"""
+SKIPPED = 77
+
+
+def run(script: str, folder: Path) -> str:
+    indented = "".join(f"    {line}\n" for line in script.strip().splitlines())
+    done = subprocess.run(
+        [sys.executable, "-c", PREPARED + indented, str(folder)],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=False,
+    )
+    if done.returncode == SKIPPED:
+        pytest.skip("no disks can be made here: it takes root, loop devices and ext4")
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_a_full_disk_takes_nothing_and_another_one_and_what_lies_beside_do(tmp_path: Path) -> None:
+    out = run(
+        """
+disk.fill()
+try:
+    write()
+except OSError as error:
+    print(error.strerror)
+(disk.folder / "logs" / "log").write_text("x" * 8192)
+(layout.region("there") / "written").write_text("x" * 8192)
+disk.mend()
+write()
+print("mended", Disk(layout.region("here")).is_own, Disk(layout.data).is_own)
+""",
+        tmp_path,
+    )
+    assert out == "No space left on device\nmended True False\n"
+
+
+def test_on_a_slow_disk_writing_is_waiting_and_on_a_hung_one_nothing_ends_until_it_is_mended(tmp_path: Path) -> None:
+    out = run(
+        """
+write()
+disk.stall(200)
+began, slow = time.monotonic(), []
+while time.monotonic() - began < 2:
+    slow.append(write())
+waited = [one for one in slow if one > 0.1]
+assert len(waited) >= 4, slow
+assert sum(waited) > 1.5, slow
+disk.stall(0)
+writing = threading.Thread(target=write)
+writing.start()
+writing.join(1)
+assert writing.is_alive()
+disk.mend()
+writing.join(5)
+assert not writing.is_alive()
+assert write() < 0.15
+print("done")
+""",
+        tmp_path,
+    )
+    assert out == "done\n"
+
+
+def test_a_disk_goes_on_when_who_stalled_it_is_killed(tmp_path: Path) -> None:
+    out = run(
+        """
+child = os.fork()
+if child == 0:
+    disk.stall(0)
+    os.kill(os.getpid(), 9)
+os.waitpid(child, 0)
+assert write() < 10
+print("done")
+""",
+        tmp_path,
+    )
+    assert out == "done\n"
+
+
+def test_a_folder_that_is_no_disk_is_hurt_by_nobody(tmp_path: Path) -> None:
+    disk = Disk(tmp_path)
+    assert not disk.is_own
+    with pytest.raises(AssertionError):
+        disk.fill()
+    with pytest.raises(AssertionError):
+        disk.stall(0)
+    disk.mend()
