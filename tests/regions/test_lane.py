@@ -331,9 +331,13 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
 
 
 async def test_a_ledger_that_is_not_there_refuses_and_one_that_is_silent_does_not() -> None:
-    # A relay or a tunnel takes the connection first, and ends it when nobody listens behind it.
     with socket.create_server(("127.0.0.1", 0)) as ending:
-        closing = asyncio.ensure_future(asyncio.to_thread(lambda: ending.accept()[0].close()))
+
+        def end_the_first() -> None:
+            """As a relay or a tunnel does: it takes the connection, and ends it when nobody listens behind it."""
+            ending.accept()[0].close()
+
+        closing = asyncio.ensure_future(asyncio.to_thread(end_the_first))
         for port in (free_port(), int(ending.getsockname()[1])):
             with pytest.raises(MemberRefused):
                 await Ledger(Address("127.0.0.1", port), "secret").one("is_in_recovery")
