@@ -63,6 +63,9 @@ CLOSE_BYTES = 4 << 20
 
 DRAIN_POLL_S = 0.005
 
+QUIET_S = 0.8
+"""For how long a leader that drains writes nothing itself, its proof of life included; it is suspected after more."""
+
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
@@ -132,6 +135,7 @@ class LedgerLane:
         self._passing: _Commit[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
+        self._quiet_until = 0.0
         self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
         self._slots_for: tuple[RegionName, ...] | None = None
@@ -185,7 +189,8 @@ class LedgerLane:
 
     def read_commit(self) -> None:
         """Tell the newest LSN on a quorum, when the member says it; asked again meanwhile it is asked once."""
-        if self._committing is None or self._committing.done():
+        quiet = asyncio.get_running_loop().time() < self._quiet_until
+        if not quiet and (self._committing is None or self._committing.done()):
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
     async def commit_of(self, leader: RegionName, voters: tuple[RegionName, ...]) -> int | None:
@@ -205,6 +210,7 @@ class LedgerLane:
 
     def open_writes(self) -> None:
         """Let writes in, again after a drain, and see to it that all is there that a leader needs."""
+        self._quiet_until = 0.0
         if self._gate is not None:
             self._gate.cancel()
             self._gate = None
@@ -374,6 +380,10 @@ class LedgerLane:
                 waiting.cancel()
             if not closed.is_set():
                 raise MemberFailed("its writes could not be stopped")
+        # The WAL of a heartbeat that reached another member and not the target would put that one first.
+        self._quiet_until = asyncio.get_running_loop().time() + QUIET_S
+        if self._committing is not None:
+            await asyncio.wait((self._committing,))
         end = (await ledger.read_state()).lsn
         while True:
             if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:

@@ -161,8 +161,13 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything()
         assert await east.answer(LedgerDone) == LedgerDone(ticket=2)
         assert not await connection.fetchval(GATE)
         assert await kept(made, SOUTH) == {1}
+        east.lane.read_commit()
+        with pytest.raises(TimeoutError):
+            await east.answer(QuorumCommit, seconds=0.3)  # its WAL could reach another member and not the target
         east.lane.open_writes()
         await until(lambda: connection.fetchval(GATE))
+        east.lane.read_commit()
+        await east.answer(QuorumCommit)
         await connection.close()
 
 
