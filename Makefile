@@ -10,6 +10,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 STAMP := $(VENV)/.setup-done
 SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
+ROUNDS ?= 5
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -58,8 +59,9 @@ load-setup: ## Make .venv-load with locust in it (for loadtests/)
 	test -x .venv-load/bin/python || $(PYTHON) -m venv .venv-load
 	.venv-load/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements/load.txt
 
-soak: setup ## Run the long tests (kills under load, again and again)
+soak: setup ## Run the long tests, then every drill ROUNDS times (hours)
 	$(BIN)/pytest -m soak $(PYTEST_FLAGS)
+	$(BIN)/palaver drill run all --rounds $(ROUNDS)
 
 clean: ## Remove the virtual environment and caches (data folders stay)
 	rm -rf $(VENV) build *.egg-info .pytest_cache .ruff_cache .import_linter_cache .hypothesis
