@@ -131,7 +131,7 @@ class RegionAgent:
 
     @property
     def refusal(self) -> str | None:
-        """Why nothing is done although something should be; None when all is well."""
+        """Why this region takes no part in what should be done; None when all is well."""
         if self.observation.disk_is_full:
             return DISK_FULL
         facts = self.switcher.facts

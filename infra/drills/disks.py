@@ -1,8 +1,8 @@
 """Disks that a drill can hurt: one for the ledger of each region, small, and of the drill's own deployment only.
 
-Decides how such a disk is made (ext4 in a file, on a loop device) and how it is filled and stalled. Nothing of it
-outlives the process that made it: the mounts are in a namespace of its own (mount_namespaces(7)), and a stalled disk
-goes on when whoever stalled it is gone, however that ended. Refuses to know PostgreSQL.
+Decides how such a disk is made (ext4 in a file, on a loop device) and how it is filled and stalled. The mounts are in a
+namespace of their own (mount_namespaces(7)) and end with the last process in it, and a stalled disk goes on when
+whoever stalled it is gone. Refuses to know PostgreSQL.
 
 A stall freezes the file system, as `fsfreeze` does (FIFREEZE, ioctl_fs(2)): who writes to it sleeps where nothing wakes
 him, no SIGKILL either, just as on a disk that does not answer. Who reads what is cached reads on.
@@ -61,7 +61,7 @@ def ledger_disks(layout: Layout, regions: Sequence[str], images: Path) -> Genera
             _leave_mount_namespace()
             for region in regions:
                 mounted += _make_disk(layout.region(region), images / region)
-        except DiskTrouble:
+        except (DiskTrouble, OSError):
             _unmount(mounted)
             mounted.clear()
         yield bool(mounted)
@@ -90,14 +90,14 @@ def _make_disk(home: Path, images: Path) -> list[Path]:
     _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
     _run("mount", "-o", "loop,noatime", str(image), str(home))
     mounted = [home]
-    home.chmod(0o711)
     try:
+        home.chmod(0o711)
         for name in ELSEWHERE:
             for folder in (images / name, home / name):
                 folder.mkdir(mode=0o711)
             _run("mount", "--bind", str(images / name), str(home / name))
             mounted.append(home / name)
-    except DiskTrouble:
+    except (DiskTrouble, OSError):
         _unmount(mounted)
         raise
     return mounted

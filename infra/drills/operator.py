@@ -6,6 +6,7 @@ nobody sent. Refuses to know how that is made good: that is what the drill is ab
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import time
@@ -76,8 +77,12 @@ class Hand:
                 # An operator who does not wait for other regions: the row is here and nowhere else.
                 connection.execute("SET synchronous_commit = local")
                 made = connection.execute(MAKE_UP, (MADE_UP, thread)).rowcount
-        except psycopg.Error as error:
+        except (psycopg.Error, HandFailed, subprocess.TimeoutExpired) as error:
+            with contextlib.suppress(HandFailed, subprocess.TimeoutExpired):
+                self._pg_ctl("stop", "-m", "immediate")
             raise HandFailed(f"the ledger that was started by hand refuses: {error}".splitlines()[0]) from error
+        if made != 1 and not leave_running:
+            self._pg_ctl("stop", "-m", "fast")
         if made != 1:
             raise HandFailed(f"{made} threads are called {thread} in the ledger that was started by hand")
         if not leave_running:

@@ -244,7 +244,9 @@ class _Run:
         if not said:
             return
         newest = max(said, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
-        refusal = next((agent["refusal"] for agent in said if agent.get("refusal")), None)
+        # One region's trouble refuses nothing while another takes writes.
+        taken = any(takes_writes(agent) for agent in said)
+        refusal = None if taken else next((agent["refusal"] for agent in said if agent.get("refusal")), None)
         self._current = {name: newest[name] for name in ("epoch", "leader", "phase", "reason")} | {"refusal": refusal}
         if (shown := tuple(self._current.values())) != self._last:
             self._last = shown
@@ -389,6 +391,12 @@ def phi_of(agent: Mapping[str, Any]) -> dict[str, float]:
     failover: Mapping[str, Any] = agent.get("failover") or {}
     phi: dict[str, float] = failover.get("phi") or {}
     return phi
+
+
+def takes_writes(agent: Mapping[str, Any]) -> bool:
+    """Whether a region takes writes, as its agent says."""
+    failover: Mapping[str, Any] = agent.get("failover") or {}
+    return bool(failover.get("takes_writes"))
 
 
 def _phase_rank(phase: str | None) -> int:

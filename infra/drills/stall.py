@@ -43,6 +43,9 @@ def main() -> int:
         print(error.strerror, flush=True)
         return 1
     finally:
+        # Also when nobody reads what is printed any more: closing the folder thaws nothing.
+        with contextlib.suppress(OSError):
+            fcntl.ioctl(descriptor, FITHAW, 0)
         os.close(descriptor)
 
 

@@ -33,10 +33,11 @@ TICKETS_AN_INCARNATION = 1 << 32
 class Watched:
     """What an agent hears of the other regions of one cell."""
 
-    __slots__ = ("acting", "commit", "detectors", "needs_commits", "suspected")
+    __slots__ = ("acting", "commit", "detectors", "heard_at", "needs_commits", "suspected")
 
     def __init__(self, regions: tuple[RegionName, ...], settings: Settings, now: float) -> None:
         self.detectors = {region: PhiDetector(settings, now=now) for region in regions}
+        self.heard_at: dict[RegionName, float] = {}
         self.suspected: set[RegionName] = set()
         self.acting: RegionName | None = None
         self.needs_commits = False
@@ -44,6 +45,7 @@ class Watched:
 
     def heard(self, sender: RegionName, gossip: Gossip, now: float) -> None:
         """Count a heartbeat, if it counts."""
+        self.heard_at[sender] = now
         acts = sender == self.acting and self.needs_commits
         if rules.shows_life(commit=gossip.commit, newest=self.commit, needs_commits=acts):
             self.detectors[sender].heard(now)
@@ -52,8 +54,8 @@ class Watched:
 
     def refused(self, region: RegionName, heard_since: float) -> None:
         """Lose patience with who acts, while others are heard: a ledger that is not there is not late."""
-        others = (one for name, one in self.detectors.items() if name != region)
-        if region == self.acting and self.needs_commits and any(one.last_s >= heard_since for one in others):
+        heard = any(at >= heard_since for name, at in self.heard_at.items() if name != region)
+        if heard and region == self.acting and self.needs_commits:
             self.detectors[region].hasten()
 
     def verdicts(self, now: float) -> list[Verdict]:

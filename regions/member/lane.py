@@ -63,6 +63,9 @@ CLOSE_BYTES = 4 << 20
 
 DRAIN_POLL_S = 0.005
 
+FULL_LOOKS = 3
+"""Looks in a row, one a heartbeat, that find a leader's disk full before its PostgreSQL is ended for it."""
+
 QUIET_S = 0.8
 """For how long a leader that drains writes nothing itself, its proof of life included; it is suspected after more."""
 
@@ -136,6 +139,7 @@ class LedgerLane:
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
         self._quiet_until = 0.0
+        self._full_looks = 0
         self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
         self._slots_for: tuple[RegionName, ...] | None = None
@@ -148,8 +152,9 @@ class LedgerLane:
         """
         member = self.member
         if member.data_state() == "absent":
+            if member.led_astray:
+                _log.error("ledger: it was promoted by somebody else: it counts for nothing, and is copied anew")
             if await member.adopt():
-                _log.warning("ledger: it was promoted by somebody else: it is stopped, and copied anew")
                 await member.stop()
             return LedgerFound(kind="absent")
         if not await member.adopt():
@@ -189,8 +194,7 @@ class LedgerLane:
 
     def read_commit(self) -> None:
         """Tell the newest LSN on a quorum, when the member says it; asked again meanwhile it is asked once."""
-        quiet = asyncio.get_running_loop().time() < self._quiet_until
-        if not quiet and (self._committing is None or self._committing.done()):
+        if not self._is_quiet and (self._committing is None or self._committing.done()):
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
     async def commit_of(self, leader: RegionName, voters: tuple[RegionName, ...]) -> int | None:
@@ -201,6 +205,7 @@ class LedgerLane:
         """
         standbys = [voter for voter in voters if voter != leader]
         try:
+            # A leader whose writes are closed is about to hand over, and writes nothing itself either.
             return await self.member.commit_of(self._around.ledger_of(leader), standbys, len(voters) // 2)
         except MemberRefused:
             raise
@@ -380,15 +385,23 @@ class LedgerLane:
                 waiting.cancel()
             if not closed.is_set():
                 raise MemberFailed("its writes could not be stopped")
-        # The WAL of a heartbeat that reached another member and not the target would put that one first.
-        self._quiet_until = asyncio.get_running_loop().time() + QUIET_S
-        if self._committing is not None:
-            await asyncio.wait((self._committing,))
-        end = (await ledger.read_state()).lsn
+        loop = asyncio.get_running_loop()
         while True:
-            if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:
-                return
-            await asyncio.sleep(DRAIN_POLL_S)
+            # The WAL of a heartbeat that reached another member and not the target would put that one first.
+            self._quiet_until = loop.time() + QUIET_S
+            if self._committing is not None:
+                await asyncio.wait((self._committing,))
+            end = (await ledger.read_state()).lsn
+            while loop.time() < self._quiet_until:
+                if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:
+                    return
+                await asyncio.sleep(DRAIN_POLL_S)
+            # It takes long: others hear that it lives, and what that wrote has to arrive as well.
+            await self._read_commit()
+
+    @property
+    def _is_quiet(self) -> bool:
+        return asyncio.get_running_loop().time() < self._quiet_until
 
     async def _hold_gate(self, closed: asyncio.Event) -> None:
         """Keep writes out until they are let in again, or the member stops and takes none anyway."""
@@ -423,7 +436,7 @@ class LedgerLane:
         while True:
             await asyncio.sleep(STANDBYS_S)
             quorum = self.quorum
-            if quorum is None or not self.member.running:
+            if quorum is None or not self.member.running or self._is_quiet:
                 continue
             followers = self._around.followers()
             try:
@@ -459,13 +472,16 @@ class LedgerLane:
         if quorum is None:
             return
         standbys, required = quorum
-        if await asyncio.to_thread(self.member.disk_is_full):
+        full = await asyncio.to_thread(self.member.disk_is_full)
+        self._full_looks = self._full_looks + 1 if full else 0
+        if self._full_looks >= FULL_LOOKS and required and self.quorum == quorum:
             # It would lead on for ever and take no write: what proves that it lives fits into WAL that was made before.
             _log.error("ledger: postgres is ended, so that another region takes over: %s", DISK_FULL)
+            self._full_looks = 0
             self.member.crash()
             return
         try:
-            row = await self.member.ledger.one("read_quorum_commit", list(standbys), required)
+            row = await self.member.ledger.one("read_quorum_commit", list(standbys), required, True)
         except MemberError as error:
             _log.debug("ledger: no quorum commit: %s", error)
             return

@@ -90,7 +90,7 @@ class MovingMember(Member):
         Raises:
             MemberFailed: It does not answer, or is no primary.
         """
-        row = await self._other(leader).one("read_quorum_commit", list(standbys), required)
+        row = await self._other(leader).one("read_quorum_commit", list(standbys), required, False)
         return None if row["lsn"] is None else int(row["lsn"])
 
     async def streams_that_lack(self, other: Address) -> tuple[str, ...]:
@@ -123,6 +123,10 @@ class MovingMember(Member):
         Raises:
             MemberFailed: It could not be stopped, started or asked.
         """
+        if self.led_astray:
+            # Before the signal is written, which would hide it: what it has now must not be counted (rule 4).
+            await self.stop()
+            raise MemberFailed("its ledger was promoted by somebody else: it is copied before it counts again")
         self._names, self._follows = "", None
         if self.running and not await self._is_standby():
             await self.stop()
@@ -176,8 +180,6 @@ class MovingMember(Member):
         await self.ledger.run("drop_own_slots")
         self._names, self._follows = "", leader
         self._write_configuration()
-        assert self.process is not None, "it runs"
-        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
         await self.ledger.run("reload")
         try:
             async with asyncio.timeout(FOLLOW_S_MAX):
@@ -185,6 +187,10 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
+        # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
+        # look as if somebody else had made a primary of a standby.
+        assert self.process is not None, "it runs"
+        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
         record.forget_rewound(self.settings.state)
 
     async def _make_whole(self, epoch: Epoch, leader: Address) -> None:

@@ -121,11 +121,20 @@ class Member:
             )
         if (data / "standby.signal").exists():
             return "standby"
-        # The agent writes the signal before it remembers a standby, and a promotion before it begins one: without
-        # either somebody else has made a primary of it. What it has since then is of no epoch, and may end further
-        # on than what was acknowledged; its timeline may have the number that another member's got (rule 11).
-        remembered = self.record
-        return "absent" if remembered is not None and remembered.role == "standby" else "primary"
+        return "absent" if self.led_astray else "primary"
+
+    @property
+    def led_astray(self) -> bool:
+        """Whether somebody else has made a primary of it.
+
+        The agent writes the signal before it remembers a standby, and remembers a promotion before it begins one. What
+        such a member has is of no epoch, and may end further on than what was acknowledged; its timeline may have the
+        number that another member's got (rule 11).
+        """
+        remembered, data = self.record, self.settings.data
+        was_standby = remembered is not None and remembered.role == "standby"
+        whole = data.exists() and not record.building(self.settings.state)
+        return was_standby and whole and not (data / "standby.signal").exists()
 
     async def adopt(self) -> bool:
         """Take over the postmaster that an earlier agent started, or end one that nobody remembers.

@@ -35,7 +35,7 @@ from regions.failover.events import (
 from regions.identity import RegionName
 from regions.member import moving, supervision
 from regions.member.errors import MemberRefused
-from regions.member.lane import LedgerLane, Surroundings
+from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
 from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
 from regions.topology import Address
@@ -160,10 +160,14 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything()
             await connection.execute("INSERT INTO palaver.kept VALUES (1)")
         assert await east.answer(LedgerDone) == LedgerDone(ticket=2)
         assert not await connection.fetchval(GATE)
+        drained = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
         assert await kept(made, SOUTH) == {1}
         east.lane.read_commit()
         with pytest.raises(TimeoutError):
-            await east.answer(QuorumCommit, seconds=0.3)  # its WAL could reach another member and not the target
+            await east.answer(QuorumCommit, seconds=0.2)
+        assert await members[SOUTH].commit_of(made.ledger(EAST), (WEST, SOUTH), 1) is not None
+        # What it wrote now, or had written for others, could reach another member and not the target.
+        assert await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text") == drained
         east.lane.open_writes()
         await until(lambda: connection.fetchval(GATE))
         east.lane.read_commit()
@@ -199,6 +203,11 @@ async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_whe
     async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
+        for _ in range(FULL_LOOKS - 1):
+            east.lane.read_commit()
+            assert isinstance(await east.answer((LedgerEnded, QuorumCommit)), QuorumCommit), (
+                "it may be full for a moment"
+            )
         east.lane.read_commit()
         assert await east.answer((LedgerEnded, QuorumCommit)) == LedgerEnded()
         assert not members[EAST].running
@@ -299,6 +308,20 @@ async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied
         assert await west.lane.found() == LedgerFound(kind="stopped")
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
         await until(lambda: has(made, WEST, 5))
+
+
+@pytest.mark.parametrize("runs", [True, False])
+async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no_vote(runs: bool) -> None:
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await promote_by_hand(members[WEST])
+        await keep_alone(made, WEST, 1000)
+        if not runs:
+            kill(members[WEST])
+        answer = await west.perform(FreezeLedger(ticket=1, epoch=2))
+        assert isinstance(answer, LedgerFailed)
+        assert "promoted by somebody else" in answer.reason
+        assert not members[WEST].running
+        assert await west.lane.found() == LedgerFound(kind="absent")
 
 
 async def test_a_copy_that_is_given_up_leaves_a_member_that_runs() -> None:

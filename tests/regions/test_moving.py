@@ -249,6 +249,9 @@ async def test_two_timelines_of_one_number_are_told_apart() -> None:
         await keep(made, EAST, range(10))
         kill(members[EAST])
         await promote_by_hand(west)
+        await west.stop()
+        # As an operator leaves it who thinks better of it.
+        (made.settings(WEST).data / "standby.signal").touch()
         await south.freeze()
         await south.set_quorum(quorum_names((EAST, WEST), 1))
         await south.promote(epoch=2, followers=[EAST, WEST])

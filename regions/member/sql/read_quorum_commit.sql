@@ -1,7 +1,15 @@
 -- The newest LSN that is on a quorum, after a little WAL was written and flushed here, so that there is always a newer
 -- one; the answer is what the standbys had confirmed before. $1 standbys  $2 how many of them a commit waits for
+-- $3 whether to write also while the write gate is closed: a leader that hands over must stay where its target is
 WITH written AS MATERIALIZED (
-    SELECT pg_logical_emit_message(false, 'heartbeat', '', true) AS lsn
+    SELECT CASE
+        WHEN $3::boolean OR NOT EXISTS (
+            SELECT FROM pg_locks
+            WHERE locktype = 'advisory' AND objsubid = 1 AND mode = 'ExclusiveLock' AND granted
+                AND (classid::bigint << 32) | objid::bigint = hashtextextended('palaver.write_gate', 0)
+        )
+        THEN pg_logical_emit_message(false, 'heartbeat', '', true)
+    END AS lsn
 )
 SELECT CASE
     WHEN $2::integer = 0 THEN (SELECT lsn FROM written)

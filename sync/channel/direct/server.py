@@ -56,8 +56,9 @@ batches: each transaction alone costs every region a round trip to its view and 
 a pause waits for nothing. PostgreSQL's commit_delay is the same trade. Above 300 transactions a second the
 processor is what readers wait for, and larger batches cost it less; a few that come together are not that yet."""
 
-HELD_ITEMS_MAX: Final = 500
-"""Of one stream: above it nothing more is read before something may be sent, so memory stays bounded."""
+HELD_ITEMS_MAX: Final = 50
+"""Of one stream: with more, or with parts of a large transaction, nothing is read before all of it may be sent. So a
+stream holds what one reading brings and 50 transactions, each smaller than a part."""
 
 HELD_WORD_S: Final = 1.0
 """How often a subscriber hears that its stream lives while nothing may be sent; it gives up after five seconds."""
@@ -326,7 +327,7 @@ class ChangeStream(Response):
             yield settled
             if not items:
                 items.extend(await capture.receive())
-            elif len(items) < HELD_ITEMS_MAX:
+            elif len(items) < HELD_ITEMS_MAX and not any(one.partial for one in items if isinstance(one, Transaction)):
                 # What is held back has waited for its pause; what came meanwhile may go with it.
                 items.extend(capture.received())
 
