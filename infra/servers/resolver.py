@@ -176,13 +176,21 @@ def resolve_all(*, search_path: Sequence[str] | None = None) -> dict[ServerName,
         return dict(zip(SERVER_NAMES, found, strict=True))
 
 
+def _is_program(path: Path) -> bool:
+    """Whether it can be run; what lies in a folder that this user cannot enter cannot (PATH may name root's own)."""
+    try:
+        return path.is_file() and os.access(path, os.X_OK)
+    except OSError:
+        return False
+
+
 def _on_path(executable: str, folders: Sequence[str]) -> Iterator[Path]:
     """Yield every candidate on PATH, not only the first: a PostgreSQL 15 may stand before an 18."""
     own_scripts = Path(sysconfig.get_path("scripts")).resolve()
     seen: set[Path] = set()
     for folder in folders:
         candidate = Path(folder) / executable
-        if not candidate.is_absolute() or not candidate.is_file() or not os.access(candidate, os.X_OK):
+        if not candidate.is_absolute() or not _is_program(candidate):
             continue
         target = candidate.resolve()
         if target in seen or candidate.parent.resolve() == own_scripts or _is_python_script(target):
@@ -257,7 +265,7 @@ def _wheel_file(kind: _Kind) -> Path | None:
     spec = importlib.util.find_spec(kind.package)
     for location in (spec.submodule_search_locations or []) if spec else []:
         path = Path(location) / kind.package_path
-        if path.is_file() and os.access(path, os.X_OK):
+        if _is_program(path):
             return path.resolve()
     return None
 

@@ -1,8 +1,11 @@
 """Which binary is chosen, with programs that only know how to say a version."""
 
+import errno
 import importlib.util
+import os
 import sysconfig
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -63,6 +66,23 @@ def test_a_new_enough_server_on_path_wins(tmp_path: Path, name: str, executable:
     wanted = program(tmp_path, executable, answer)
     server = resolve(name, search_path=[str(tmp_path)])  # pyright: ignore[reportArgumentType] - names above
     assert (server.path, server.source, server.warning) == (wanted, "path", None)
+
+
+def test_a_folder_on_path_that_cannot_be_entered_is_passed_over(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    program(tmp_path / "closed", "etcd", "etcd Version: 3.6.16")
+    program(tmp_path / "open", "etcd", "etcd Version: 3.6.15")
+    ask = os.stat
+
+    def stat(path: Any, *arguments: Any, **more: Any) -> os.stat_result:  # root may enter every folder
+        if str(path).startswith(str(tmp_path / "closed")):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return ask(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", stat)
+    server = resolve("etcd", search_path=[str(tmp_path / "closed"), str(tmp_path / "open")])
+    assert (server.path, server.version) == (tmp_path / "open" / "etcd", "3.6.15")
 
 
 def test_launchers_of_wheels_are_no_servers(tmp_path: Path) -> None:
