@@ -245,9 +245,17 @@ class HeartbeatLinks:
             writer.transport.abort()
 
     async def _serve(self) -> None:
-        server = await asyncio.start_server(
-            self._take, self._listen.host, self._listen.port, limit=LINE_BYTES_MAX, reuse_address=True
+        starting = asyncio.ensure_future(
+            asyncio.start_server(
+                self._take, self._listen.host, self._listen.port, limit=LINE_BYTES_MAX, reuse_address=True
+            )
         )
+        try:
+            server = await asyncio.shield(starting)
+        except asyncio.CancelledError:
+            # Half-way it would leave a socket that nobody closes.
+            (await starting).close()
+            raise
         try:
             await server.serve_forever()
         finally:

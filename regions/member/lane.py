@@ -308,7 +308,7 @@ class LedgerLane:
                 await self._drain(target)
             case StopLedger():
                 self._reign_no_more()
-                await member.stop()
+                await member.stop(at_once=True)
             case _:
                 assert_never(effect)
         return LedgerDone(ticket=effect.ticket)

@@ -110,10 +110,10 @@ class MovingMember(Member):
         for other in self._others.values():
             await other.close()
 
-    async def stop(self) -> None:
+    async def stop(self, *, at_once: bool = False) -> None:
         """End it, and with it what it holds of others; see `Member.stop`."""
         await self.lose_touch()
-        await super().stop()
+        await super().stop(at_once=at_once)
 
     async def freeze(self) -> Frozen:
         """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
@@ -129,7 +129,7 @@ class MovingMember(Member):
             raise MemberFailed("its ledger was promoted by somebody else: it is copied before it counts again")
         self._names, self._follows = "", None
         if self.running and not await self._is_standby():
-            await self.stop()
+            await self.stop(at_once=True)
         if not self.running:
             known = self.record
             self._write("standby.signal", "")
