@@ -9,12 +9,18 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import cast
 
 HEAD_END = b"\r\n\r\n"
 LENGTH = b"content-length:"
+
+
+def percentile(values: Sequence[float], share: float) -> float:
+    """A percentile of at least one value; `share` from 0 to 1."""
+    ordered = sorted(values)
+    return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 class BadAnswer(Exception):
@@ -44,8 +50,7 @@ class LoadResult:
 
     def percentile_ms(self, share: float) -> float:
         """A percentile of the latency in milliseconds; `share` from 0 to 1."""
-        ordered = sorted(self.latencies_s)
-        return ordered[min(len(ordered) - 1, int(len(ordered) * share))] * 1000 if ordered else 0.0
+        return percentile(self.latencies_s, share) * 1000 if self.latencies_s else 0.0
 
 
 class _Connection(asyncio.Protocol):

@@ -29,6 +29,7 @@ import psycopg
 import uvloop
 
 from infra.bench.deployment import RunningDeployment, running_deployment
+from infra.bench.load import percentile
 from infra.drills.clients import Crowd, running_load
 from infra.drills.drill import Load
 from infra.drills.journal import Journal
@@ -109,14 +110,9 @@ async def measure_hogs(bench: RunningDeployment, seconds: float) -> dict[str, An
 
 
 def _hog() -> subprocess.Popen[bytes]:
-    class Hog(subprocess.Popen[bytes]):
-        def __exit__(self, *_: object) -> None:
-            self.kill()
-            self.wait()
-
-    # It ends with its standard input, however this process ends.
+    # It ends with its standard input: at the end of its context, or of this process, however that ends.
     burn = "import select, sys\nwhile not select.select([sys.stdin], [], [], 0)[0]: sum(range(100_000))"
-    return Hog([sys.executable, "-c", burn], stdin=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE)
 
 
 async def measure_rejoin(bench: RunningDeployment, megabytes: int) -> dict[str, Any]:
@@ -187,10 +183,7 @@ def _latencies_s(records: Sequence[dict[str, Any]], since: float = 0.0, until: f
 
 
 def _p99(values: Sequence[float]) -> float:
-    if not values:
-        return math.inf
-    ordered = sorted(values)
-    return ordered[min(len(ordered) - 1, int(len(ordered) * 0.99))]
+    return percentile(values, 0.99) if values else math.inf
 
 
 def main() -> int:

@@ -81,12 +81,10 @@ class Hand:
             with contextlib.suppress(HandFailed, subprocess.TimeoutExpired):
                 self._pg_ctl("stop", "-m", "immediate")
             raise HandFailed(f"the ledger that was started by hand refuses: {error}".splitlines()[0]) from error
-        if made != 1 and not leave_running:
+        if not leave_running:
             self._pg_ctl("stop", "-m", "fast")
         if made != 1:
             raise HandFailed(f"{made} threads are called {thread} in the ledger that was started by hand")
-        if not leave_running:
-            self._pg_ctl("stop", "-m", "fast")
         return was_standby
 
     def _start(self) -> None:

@@ -24,6 +24,7 @@ from infra.drills.journal import Journal
 from infra.drills.judges import Check, Holdings, Stall, judge, stalls_of
 from infra.drills.target import Target
 from infra.supervisor.errors import DeploymentError
+from infra.supervisor.status import failover_of
 
 SAMPLE_S = 0.05
 PHI_S = 0.1
@@ -245,7 +246,7 @@ class _Run:
             return
         newest = max(said, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
         # One region's trouble refuses nothing while another takes writes.
-        taken = any(takes_writes(agent) for agent in said)
+        taken = any(failover_of(agent).get("takes_writes") for agent in said)
         refusal = None if taken else next((agent["refusal"] for agent in said if agent.get("refusal")), None)
         self._current = {name: newest[name] for name in ("epoch", "leader", "phase", "reason")} | {"refusal": refusal}
         if (shown := tuple(self._current.values())) != self._last:
@@ -388,15 +389,8 @@ def _extent(step: Step) -> dict[str, object]:
 
 def phi_of(agent: Mapping[str, Any]) -> dict[str, float]:
     """Return how much an agent suspects each other region; empty when it does not say."""
-    failover: Mapping[str, Any] = agent.get("failover") or {}
-    phi: dict[str, float] = failover.get("phi") or {}
+    phi: dict[str, float] = failover_of(agent).get("phi") or {}
     return phi
-
-
-def takes_writes(agent: Mapping[str, Any]) -> bool:
-    """Whether a region takes writes, as its agent says."""
-    failover: Mapping[str, Any] = agent.get("failover") or {}
-    return bool(failover.get("takes_writes"))
 
 
 def _phase_rank(phase: str | None) -> int:

@@ -114,10 +114,10 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
         "leader": newest.get("leader"),
         "phase": newest.get("phase") or "unknown",
         "reason": newest.get("reason"),
-        "automatic": _failover_of(newest).get("automatic", True),
-        "voters": _failover_of(newest).get("voters", []),
-        "joining": _failover_of(newest).get("joining", []),
-        "drained": _failover_of(newest).get("drained", []),
+        "automatic": failover_of(newest).get("automatic", True),
+        "voters": failover_of(newest).get("voters", []),
+        "joining": failover_of(newest).get("joining", []),
+        "drained": failover_of(newest).get("drained", []),
         "writes_refused": _refused(newest, known),
     }
 
@@ -127,14 +127,15 @@ def _newness(agent: Document) -> tuple[int, int]:
     return int(agent["epoch"]), int(agent["region"] == agent["leader"])
 
 
-def _failover_of(agent: Document) -> Document:
+def failover_of(agent: Mapping[str, Any]) -> Document:
+    """What an agent says of its failover core; empty when it says nothing."""
     failover: Document = agent.get("failover") or {}
     return failover
 
 
 def _refused(newest: Document, known: list[Document]) -> str | None:
     """Why no region takes writes now, and what would end it; None when one does."""
-    if any(_failover_of(agent).get("takes_writes") for agent in known if agent["epoch"] == newest["epoch"]):
+    if any(failover_of(agent).get("takes_writes") for agent in known if agent["epoch"] == newest["epoch"]):
         return None
     refusals = [f"{agent['region']}: {agent['refusal']}" for agent in known if agent.get("refusal")]
     if refusals:
