@@ -38,7 +38,7 @@ def eventually(ask: Callable[[], Answer], holds: Callable[[Answer], bool], *, wi
         if holds(answer):
             return answer
         assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s; last: {answer}"
-        time.sleep(0.05)
+        time.sleep(0.1)  # a status asks every process of every region
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -69,6 +69,7 @@ class Hostile:
         ("lone \ud800 surrogate", (), {}),
         ("x", (), {"value": 2**70, "keys": {(1, 2): 3}}),
     ],
+    ids=["arguments", "repr", "surrogate", "number-and-keys"],
 )
 def test_a_record_that_cannot_be_rendered_is_still_one_line(
     lines: io.StringIO, message: str, arguments: tuple[object, ...], extra: dict[str, object]
