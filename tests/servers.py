@@ -23,6 +23,7 @@ from redis.exceptions import RedisError
 
 from infra.servers.resolver import resolve
 from infra.servers.unprivileged import Account, account, reachable_install
+from regions.plain_http import TRUST_NOBODY
 from tests.child_processes import Child, ServerFailed, folder, free_port
 
 PASSWORD = "throwaway"
@@ -219,7 +220,7 @@ class EtcdCluster:
 
     def _healthy(self, i: int) -> bool:
         try:
-            answer = httpx.get(f"http://{self.endpoints[i]}/health", timeout=2, trust_env=False)
+            answer = httpx.get(f"http://{self.endpoints[i]}/health", timeout=2, trust_env=False, verify=TRUST_NOBODY)
         except httpx.TransportError:
             return False
         return answer.is_success

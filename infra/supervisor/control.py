@@ -25,6 +25,7 @@ from infra.supervisor.layout import Layout
 from infra.supervisor.metrics import exposition
 from infra.supervisor.records import birth_of
 from infra.supervisor.supervisor import Supervisor
+from regions.plain_http import TRUST_NOBODY
 
 # A region restart stops PostgreSQL in order first; everything else answers at once.
 REQUEST_TIMEOUT_S = 60.0
@@ -169,6 +170,7 @@ class ControlClient:
             base_url=f"http://127.0.0.1:{document['port']}",
             headers={"authorization": f"Bearer {document['token']}"},
             timeout=REQUEST_TIMEOUT_S,
+            verify=TRUST_NOBODY,
             trust_env=False,  # loopback is reached by no proxy
         )
 

@@ -15,6 +15,7 @@ import httpx
 from prometheus_client import Counter
 
 from regions.identity import CellId
+from regions.plain_http import TRUST_NOBODY
 from regions.position import Position, decode_token
 from regions.topology import Address
 from services.api.leader_port import STRONG_POSITION_PATH
@@ -128,4 +129,4 @@ def count_strong_read(served: str) -> None:
 
 def leader_client() -> httpx.AsyncClient:
     """Return a client for `LeaderProof`: what it asks is inside the deployment, whatever proxy there is."""
-    return httpx.AsyncClient(timeout=ATTEMPT_S_MAX, trust_env=False)
+    return httpx.AsyncClient(timeout=ATTEMPT_S_MAX, verify=TRUST_NOBODY, trust_env=False)

@@ -13,6 +13,7 @@ import httpx
 from prometheus_client import Counter
 
 from regions.identity import Epoch
+from regions.plain_http import TRUST_NOBODY
 from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 
 ANSWER_S_MAX: Final = 1.0
@@ -85,4 +86,6 @@ class AgentLink:
 def agent_client(address: str, secret: str) -> httpx.AsyncClient:
     """Return a client of the agent's internal port, with the secret of the agents."""
     headers = {"authorization": f"Bearer {secret}"}
-    return httpx.AsyncClient(base_url=f"http://{address}", headers=headers, timeout=ANSWER_S_MAX, trust_env=False)
+    return httpx.AsyncClient(
+        base_url=f"http://{address}", headers=headers, timeout=ANSWER_S_MAX, verify=TRUST_NOBODY, trust_env=False
+    )

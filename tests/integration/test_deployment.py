@@ -1,4 +1,4 @@
-"""The life of a deployment: starts, stops, crashes of its supervisor, neighbours, and what it refuses."""
+"""The life of a deployment: starts, stops, crashes of its supervisor, and what it refuses."""
 
 import os
 import signal
@@ -38,7 +38,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 @pytest.fixture(scope="module")
 def own_deployment(data_folder: Callable[[], Path]) -> Stack:
-    """A deployment of this module's own, beside the shared one, with a region that only reads."""
+    """A deployment of this module's own, with a region that only reads."""
     return start_stack(data_folder(), "--view-regions", "sa-east")
 
 
@@ -65,13 +65,6 @@ def home_folder() -> Iterator[Path]:
     folder.chmod(0o700)
     with stopped_at_the_end(folder / "data"):
         yield folder / "data"
-
-
-def test_two_deployments_run_beside_each_other(stack: Stack, own_stack: Stack) -> None:
-    mine = own_stack.post("us-east", "In the second.", thread="beside")
-    assert mine.status_code == 201
-    assert set(own_stack.edges.values()).isdisjoint(stack.edges.values())
-    assert stack.get("us-east", f"/comments/{mine.json()['id']}").status_code == 404
 
 
 def test_a_view_region_reads_and_passes_writes_on(own_stack: Stack) -> None:
@@ -229,8 +222,8 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_folder(
     assert not (tmp_path / "data").exists()
 
 
-def test_another_shape_for_the_same_folder_is_refused(stack: Stack) -> None:
-    done = stack.palaver("up", "--detach", "--regions", "a,b,c", check=False)
+def test_another_shape_for_the_same_folder_is_refused(own_stack: Stack) -> None:
+    done = own_stack.palaver("up", "--detach", "--regions", "a,b,c", check=False)
     assert done.returncode == 2
     assert "--regions us-east,eu-west,ap-south" in done.stderr
 
@@ -260,9 +253,9 @@ def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: 
     assert processes_of(home_folder) == []
 
 
-def test_a_running_deployment_keeps_its_plan(stack: Stack) -> None:
-    before = (stack.data / "deployment.json").read_bytes()
-    done = stack.palaver("up", "--detach", "--rtt-ms", "5", check=False)
+def test_a_running_deployment_keeps_its_plan(own_stack: Stack) -> None:
+    before = (own_stack.data / "deployment.json").read_bytes()
+    done = own_stack.palaver("up", "--detach", "--rtt-ms", "5", check=False)
     assert done.returncode != 0
     assert "running already" in done.stderr
-    assert (stack.data / "deployment.json").read_bytes() == before
+    assert (own_stack.data / "deployment.json").read_bytes() == before

@@ -1,4 +1,4 @@
-"""Voters change and the leadership is drained by command, under load: no write is lost, and none with a key fails."""
+"""Five regions beside the three: voters change and the leadership is drained by command, and no write is lost."""
 
 import contextlib
 import io
@@ -20,7 +20,7 @@ EAST, WEST, SOUTH = REGIONS
 FIVE = (*REGIONS, "sa-east", "af-south")
 
 
-@pytest.fixture
+@pytest.fixture(scope="module")
 def five(data_folder: Callable[[], Path]) -> Iterator[Stack]:
     """Five regions: with three, none can be removed."""
     stack = start_stack(data_folder(), "--regions", ",".join(FIVE))
@@ -42,6 +42,13 @@ def quorum_of(stack: Stack, region: str) -> str:
 
 def slots_of(stack: Stack, region: str) -> set[str]:
     return {slot["name"] for slot in stack.region(region)["member"]["slots"]}
+
+
+def test_two_deployments_run_beside_each_other(stack: Stack, five: Stack) -> None:
+    mine = five.post(EAST, "In the second.", thread="beside")
+    assert mine.status_code == 201
+    assert set(five.edges.values()).isdisjoint(stack.edges.values())
+    assert stack.get(EAST, f"/comments/{mine.json()['id']}").status_code == 404
 
 
 def test_a_follower_goes_and_comes_back_and_the_leader_is_drained_while_writes_run(five: Stack) -> None:

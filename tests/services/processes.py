@@ -14,6 +14,7 @@ from typing import Any, Self
 
 import httpx
 
+from regions.plain_http import TRUST_NOBODY
 from tests.child_processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -91,7 +92,7 @@ class Service:
         """Send one request, again and again while nobody listens."""
         for _ in range(400):
             try:
-                return httpx.request(method, url, trust_env=False, timeout=10, **arguments)
+                return httpx.request(method, url, trust_env=False, verify=TRUST_NOBODY, timeout=10, **arguments)
             except httpx.ConnectError:
                 assert self.process.poll() is None, "".join(self.lines)
                 time.sleep(0.05)
