@@ -10,7 +10,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 STAMP := $(VENV)/.setup-done
 SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
-# Most tests wait for servers; what has bounds in seconds on a whole deployment (marked `stack`) has the machine to itself.
+# Most tests wait for servers; what has bounds in seconds (marked `stack` or `alone`) has the machine to itself.
 WORKERS ?= 3
 ROUNDS ?= 5
 
@@ -32,8 +32,8 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
 test: setup check ## Run all checks and all tests but soaks and benchmarks
-	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack" -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
-	$(BIN)/pytest -m "stack and not soak and not bench" $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "(stack or alone) and not soak and not bench" $(PYTEST_FLAGS)
 	$(BIN)/pytest -m "simulation and not soak" $(PYTEST_FLAGS)
 
 check: setup ## Check format, lint, types and import contracts

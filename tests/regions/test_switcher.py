@@ -17,7 +17,7 @@ from sync.walsender import connect, start_replication
 from tests.regions.deployment import REGIONS, until
 from tests.regions.switching import Cell, cell
 
-pytestmark = pytest.mark.integration
+pytestmark = [pytest.mark.integration, pytest.mark.alone]
 
 EAST, WEST, SOUTH = REGIONS
 
