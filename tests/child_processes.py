@@ -22,8 +22,11 @@ from threading import Lock
 
 from infra.servers.unprivileged import Account, reachable
 
-# Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server.
-PORTS = range(20_000, 32_000)
+PORTS_OF_A_WORKER = 3_000
+_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
+# Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server; above
+# what deployments choose, and each process of a test run has its own.
+PORTS = range(20_000 + _WORKER * PORTS_OF_A_WORKER, 20_000 + (_WORKER + 1) * PORTS_OF_A_WORKER)
 PORT_ATTEMPTS_MAX = 200
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
