@@ -117,12 +117,16 @@ def replay(seed: int, minutes: float) -> str:
     return f"palaver simulate --seed {seed} --minutes {minutes:g}"
 
 
-def run_seeds(seeds: Iterable[int], *, minutes: float, workers: int | None = None) -> Summary:
-    """Run seeds, on all cores when not told otherwise."""
+def run_seeds(
+    seeds: Iterable[int], *, minutes: float, workers: int | None = None, budget_s: float | None = None
+) -> Summary:
+    """Run seeds on all cores, as many as fit into ``budget_s`` real seconds when it is given."""
     summary = Summary(minutes=minutes)
     begun = time.monotonic()
     for report in _reports(seeds, minutes, workers or os.cpu_count() or 1):
         summary.add(report)
+        if budget_s is not None and time.monotonic() - begun > budget_s:
+            break
     summary.recoveries_s.sort()
     summary.elapsed_s = time.monotonic() - begun
     return summary

@@ -59,9 +59,8 @@ class Supervisor:
         self.all_ready = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        self._client = httpx.AsyncClient(
-            verify=TRUST_NOBODY, trust_env=False
-        )  # what is asked is on loopback, whatever proxy there is
+        # What is asked is on loopback, whatever proxy there is.
+        self._client = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
         self._stopping = False
         self._paused: set[str] = set()  # regions in which a fault has stopped something
         self._region_locks = {region: asyncio.Lock() for region in site.plan.all_regions}

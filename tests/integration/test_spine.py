@@ -142,3 +142,12 @@ def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:
     )
     assert changed.status_code == 200
     assert changed.json()["thread"]["count"] == 2
+    # Who says nothing is told as soon as the kept page has been dropped.
+    eventually(
+        lambda: stack.get(
+            "eu-west", "/comments", params={"thread": "etag"}, headers={"if-none-match": page.headers["etag"]}
+        ),
+        lambda answer: answer.status_code == 200 and answer.json()["thread"]["count"] == 2,
+        within_s=10,
+        what="the changed page",
+    )
