@@ -22,11 +22,13 @@ from threading import Lock
 
 from infra.servers.unprivileged import Account, reachable
 
-PORTS_OF_A_WORKER = 3_000
-_WORKER = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw")) % 4
 # Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server; above
-# what deployments choose, and each process of a test run has its own.
-PORTS = range(20_000 + _WORKER * PORTS_OF_A_WORKER, 20_000 + (_WORKER + 1) * PORTS_OF_A_WORKER)
+# what deployments choose.
+PORTS = range(20_000, 32_000)
+PORTS_OF_A_WORKER = 3_000
+if worker := os.environ.get("PYTEST_XDIST_WORKER"):
+    # Processes of one test run do not know what the others have handed out.
+    PORTS = PORTS[int(worker.removeprefix("gw")) % 4 * PORTS_OF_A_WORKER :][:PORTS_OF_A_WORKER]
 PORT_ATTEMPTS_MAX = 200
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0

@@ -34,7 +34,7 @@ LINKED_SERVICES = ("etcd", "ledger", "write_api", "read_api", "changes", "agent"
 DEPLOYMENT_PORTS = ("control", "relay_control")
 REGION_PORTS_MAX = 16  # room for one more listener before a plan format 2
 # Below the usual ephemeral range (ip_local_port_range starts at 32768), above the registered crowd.
-BLOCK_RANGE = range(12_000, 20_000)  # above it are the ports of servers of tests
+BLOCK_RANGE = range(12_000, 20_000)  # room for a hundred deployments; what is above is left to others
 BLOCK_TRIES_MAX = 200
 RTT_MS_MAX = 2000  # twice around the earth by cable, with room
 PORT_MIN = 1024  # below it only root may listen

@@ -12,8 +12,6 @@ import httpx
 from tests.integration.stack import REGIONS, Stack, eventually
 
 RETRY_S = 0.1
-WRITE_PAUSE_S = 0.02
-READ_PAUSE_S = 0.05  # three readers and three writers, and the deployment is still what has the machine
 GIVE_UP_S = 30.0  # a write that no edge took for so long is counted as refused
 
 
@@ -58,7 +56,7 @@ def _write(stack: Stack, region: str, account: Account, stop: threading.Event, l
                     account.given_up.append(body)
                     break
                 time.sleep(RETRY_S)
-            time.sleep(WRITE_PAUSE_S)
+            time.sleep(0.01)
 
 
 def _read(stack: Stack, region: str, account: Account, stop: threading.Event) -> None:
@@ -72,7 +70,7 @@ def _read(stack: Stack, region: str, account: Account, stop: threading.Event) ->
                     account.read_failures[region].append(f"{answer.status_code} {answer.text[:200]}")
             except httpx.HTTPError as error:
                 account.read_failures[region].append(repr(error))
-            time.sleep(READ_PAUSE_S)
+            time.sleep(0.02)
 
 
 @contextmanager
