@@ -24,11 +24,20 @@ from infra.servers.unprivileged import Account, reachable
 
 # Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server; above
 # what deployments choose.
-PORTS = range(20_000, 32_000)
+ALL_PORTS = range(20_000, 32_000)
 PORTS_OF_A_WORKER = 3_000
-if worker := os.environ.get("PYTEST_XDIST_WORKER"):
-    # Processes of one test run do not know what the others have handed out.
-    PORTS = PORTS[int(worker.removeprefix("gw")) % 4 * PORTS_OF_A_WORKER :][:PORTS_OF_A_WORKER]
+
+
+def _own_ports() -> range:
+    """All of them, or a share of one process of a test run: it does not know what the others have handed out."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER")
+    if worker is None:
+        return ALL_PORTS
+    first = int(worker.removeprefix("gw")) % (len(ALL_PORTS) // PORTS_OF_A_WORKER) * PORTS_OF_A_WORKER
+    return ALL_PORTS[first : first + PORTS_OF_A_WORKER]
+
+
+PORTS = _own_ports()
 PORT_ATTEMPTS_MAX = 200
 START_TIMEOUT_S = 60.0
 STOP_TIMEOUT_S = 30.0
