@@ -18,7 +18,7 @@ from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.disks import ledger_disks
 from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
-from infra.drills.runner import FaultUnavailable, Outcome, run_drill
+from infra.drills.runner import STEADY_WITHIN_S, FaultUnavailable, Outcome, Patience, run_drill
 from infra.drills.target import Target
 from infra.supervisor.clocks import clocks_can_be_had
 from infra.supervisor.errors import DeploymentError, InvalidPlan
@@ -52,6 +52,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
         Path | None, typer.Option(help="A running deployment; without one, a deployment of its own is started.")
     ] = None,
     force: Annotated[bool, typer.Option("--force", help="Begin although not everything is healthy.")] = False,
+    steady_within_s: Annotated[
+        float,
+        typer.Option(min=0.0, help="How long to wait until everything is healthy, in seconds; then it is refused."),
+    ] = STEADY_WITHIN_S,
     as_json: Json = False,
 ) -> None:
     """Carry drills out and judge them; 1 when any check fails, or nothing could be carried out."""
@@ -64,7 +68,10 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     facts: list[dict[str, Any]] = []
     for some in _by_deployment(drills, data):
         with _deployment(data, rtt_ms, some[0]) as folder:
-            facts += asyncio.run(_run_all(some, folder, report, rounds=rounds, seed=seed, force=force, quiet=as_json))
+            patience = Patience(steady_within_s=steady_within_s, force=force)
+            facts += asyncio.run(
+                _run_all(some, folder, report, rounds=rounds, seed=seed, patience=patience, quiet=as_json)
+            )
     if as_json:
         output.print_json(facts)
     else:
@@ -103,7 +110,7 @@ def _on_disks(layout: Layout, folder: Path) -> contextlib.AbstractContextManager
 
 
 async def _run_all(  # noqa: PLR0913 - what the options say
-    drills: list[Drill], data: Path, report: Path, *, rounds: int, seed: int, force: bool, quiet: bool
+    drills: list[Drill], data: Path, report: Path, *, rounds: int, seed: int, patience: Patience, quiet: bool
 ) -> list[dict[str, Any]]:
     # The plots are made here and nowhere else: other commands start without their library.
     from infra.drills.report import facts_of, write_report
@@ -125,7 +132,7 @@ async def _run_all(  # noqa: PLR0913 - what the options say
                         drill,
                         report / f"{name}.journal.jsonl",
                         seed=seed + number,
-                        force=force,
+                        patience=patience,
                         say=_nothing if quiet else typer.echo,
                     )
                 except FaultUnavailable as error:

@@ -49,6 +49,19 @@ class StepFailed(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Patience:
+    """What is done about a deployment that is not in a steady state.
+
+    Attributes:
+        steady_within_s: How long a drill waits for it, seconds.
+        force: Whether it then begins all the same.
+    """
+
+    steady_within_s: float = STEADY_WITHIN_S
+    force: bool = False
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
     """What came of a drill.
 
@@ -82,7 +95,7 @@ class Outcome:
 
 
 async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
-    target: Target, drill: Drill, journal_path: Path, *, seed: int, force: bool, say: Say
+    target: Target, drill: Drill, journal_path: Path, *, seed: int, patience: Patience, say: Say
 ) -> Outcome:
     """Carry a drill out on a running deployment.
 
@@ -91,7 +104,7 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
         drill: What is done and what must hold.
         journal_path: Where the journal goes; the file must not exist.
         seed: Of the clients' pauses.
-        force: Begin even when a region is not healthy.
+        patience: What is done when not everything is healthy.
         say: Takes a line for whoever watches.
 
     Raises:
@@ -102,8 +115,8 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
     if lacking is not None:
         raise FaultUnavailable(lacking)
     began = time.monotonic()
-    status = await _until_healthy(target, STEADY_WITHIN_S)
-    if status is None and not force:
+    status = await _until_healthy(target, patience.steady_within_s)
+    if status is None and not patience.force:
         missing = [text for region in (await target.status())["regions"] for text in region["missing"]]
         reason = "; ".join(missing[:3]) or "no leader serves"
         raise DrillRefused(
@@ -136,13 +149,14 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
 async def _until_healthy(target: Target, within_s: float) -> dict[str, Any] | None:
     """Return the first status in which everything is healthy and serves, or None."""
     deadline = time.monotonic() + within_s
-    while time.monotonic() < deadline:
+    while True:
         status = await target.status()
         serving = status["cells"][0]["phase"] == "serving"
         if serving and all(region["healthy"] for region in status["regions"]):
             return status
+        if time.monotonic() > deadline:
+            return None
         await asyncio.sleep(0.2)
-    return None
 
 
 class _Run:

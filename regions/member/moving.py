@@ -106,7 +106,8 @@ class MovingMember(Member):
         return tuple(name for name in here["names"] if name not in there["names"])
 
     async def lose_touch(self) -> None:
-        """Drop the connections to other members."""
+        """Drop the connections that are kept, to itself and to other members; each is made again at need."""
+        await self.ledger.close()
         for other in self._others.values():
             await other.close()
 
@@ -272,9 +273,11 @@ class MovingMember(Member):
         await self.stop()
         await self._end_leftovers()
         other = Ledger(leader, self.settings.superuser_password)
-        # Rule 13: pg_rewind compares the leader's checkpoint, which after a promotion may be of the old timeline.
-        await other.run("checkpoint")
-        await other.close()
+        try:
+            # Rule 13: pg_rewind compares the leader's checkpoint, which after a promotion may be of the old timeline.
+            await other.run("checkpoint")
+        finally:
+            await other.close()
         record.begin_building(self.settings.state, "rewind")
         source = f"host={leader.host} port={leader.port} user={SUPERUSER} dbname={DATABASE} sslmode=disable"
         await self._run(

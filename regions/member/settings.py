@@ -62,7 +62,8 @@ max_connections = 60
 shared_buffers = '48MB'
 work_mem = '4MB'
 maintenance_work_mem = '32MB'
-max_wal_size = '512MB'
+# What a member that died replays, and most of what a rewind copies: both are time in which the quorum lacks it.
+max_wal_size = '256MB'
 min_wal_size = '80MB'
 max_worker_processes = 8
 max_parallel_workers_per_gather = 0

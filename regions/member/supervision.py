@@ -43,7 +43,7 @@ MAJOR_VERSION = "18"
 
 READY_POLL_S = 0.02
 READY_S_MAX = 60.0
-"""Crash recovery replays at most max_wal_size (512 MB), some 20 s on a slow disk."""
+"""Crash recovery replays at most max_wal_size (256 MB), some 10 s on a slow disk."""
 
 FAST_STOP_S = 5.0
 IMMEDIATE_STOP_S = 2.0

@@ -54,7 +54,17 @@ def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tm
     victim = next(region["region"] for region in status["regions"] if region["role"] == "follower")
     stack.palaver("fault", "pause", victim, "read_api")
     try:
-        done = palaver("drill", "run", "kill-agent", "--report", str(tmp_path), data=stack.data, check=False)
+        done = palaver(
+            "drill",
+            "run",
+            "kill-agent",
+            "--steady-within-s",
+            "2",
+            "--report",
+            str(tmp_path),
+            data=stack.data,
+            check=False,
+        )
     finally:
         stack.palaver("fault", "resume", victim, "read_api")
     assert done.returncode == 1

@@ -49,7 +49,6 @@ class Running:
         """End the agent as a kill does: its member goes on."""
         await self._cancel()
         if self.agent.member is not None:
-            await self.agent.member.ledger.close()
             self.agent.member.leave()
         await self.stack.aclose()
 

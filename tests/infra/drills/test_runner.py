@@ -11,7 +11,7 @@ import pytest
 
 from infra.drills.drill import Drill, Load
 from infra.drills.judges import Holdings
-from infra.drills.runner import FaultUnavailable, run_drill
+from infra.drills.runner import FaultUnavailable, Patience, run_drill
 from infra.drills.target import Target
 from infra.supervisor.errors import OrderRefused
 
@@ -89,7 +89,7 @@ class PlayedTarget:
 async def carry_out(target: PlayedTarget, tmp_path: Path, *method: Mapping[str, object]) -> str | None:
     drill = Drill.model_validate({"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": method})
     outcome = await run_drill(
-        cast("Target", target), drill, tmp_path / "journal", seed=1, force=False, say=lambda _: None
+        cast("Target", target), drill, tmp_path / "journal", seed=1, patience=Patience(), say=lambda _: None
     )
     return outcome.trouble
 
