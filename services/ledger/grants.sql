@@ -14,13 +14,14 @@ BEGIN
     GRANT EXECUTE ON ALL ROUTINES IN SCHEMA palaver TO palaver_writer;
 END
 $$;
--- A change stream that begins at the beginning asks which fence row it must begin with.
+-- A change stream that begins at the beginning asks which fence row it must begin with; one whose changes are gone
+-- gets a snapshot of what it would have brought.
 DO $$
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'palaver_replication') THEN
         RETURN;
     END IF;
     GRANT USAGE ON SCHEMA palaver TO palaver_replication;
-    GRANT SELECT ON palaver.fence TO palaver_replication;
+    GRANT SELECT ON palaver.fence, palaver.sites, palaver.threads, palaver.comments TO palaver_replication;
 END
 $$;

@@ -64,6 +64,7 @@ class ReplicatorMetrics(Collector):
         yield self._batches.family()
         yield _counter("palaver_stream_bytes", "Bytes of change streams received.", channel.bytes_received)
         yield _counter("palaver_stream_reconnects", "Change streams that ended.", channel.reconnects)
+        yield _counter("palaver_stream_snapshots", "Snapshots taken because changes were gone.", channel.snapshots)
         yield _counter("palaver_cache_invalidations", "Thread pages invalidated.", cache.invalidations)
         yield _counter("palaver_cache_flushes", "Cache generations begun.", cache.flushes)
         yield from self._leader_metrics()

@@ -81,17 +81,6 @@ async def test_a_region_that_does_not_lead_says_so(rig: Rig) -> None:
         assert (await client.post("/v1/changes/ack", json=body)).status_code == 409
 
 
-async def test_a_lost_slot_is_announced_to_the_subscriber(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
-    rig.fence()
-    async with rig.serving(), http(rig) as client:
-        response = await client.get("/v1/changes", params={"region": rig.region, "from": START})
-        assert response.status_code == 410
-        assert response.json()["type"].endswith("/slot-lost")
-        async with rig.channel().subscribe(ZERO):
-            await until(lambda: "410" in (rig.meter.trouble or ""))
-    assert "are lost" in caplog.text
-
-
 async def test_the_lines_are_transactions_and_progress_each_second(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()

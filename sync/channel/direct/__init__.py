@@ -12,6 +12,9 @@ from regions.coordination import Leadership
 CHANGES_PATH: Final = "/v1/changes"
 ACK_PATH: Final = "/v1/changes/ack"
 
+SNAPSHOT_HEADER: Final = "palaver-snapshot"
+"""Of a stream that is a snapshot: why the changes after the subscriber's position are gone."""
+
 
 class Leaders(Protocol):
     """What both halves need of `regions.coordination.LeadershipView`."""

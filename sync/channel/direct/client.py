@@ -24,7 +24,7 @@ from regions.position import Position, encode_token
 from regions.topology import Topology
 from sync.change import SyncError, decode_line
 from sync.channel.buffer import BufferedSubscription
-from sync.channel.direct import ACK_PATH, CHANGES_PATH, Leaders
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders
 from sync.lag import LagMeter
 
 SILENCE_MAX_S: Final = 5.0
@@ -35,9 +35,6 @@ CONNECT_TIMEOUT_S: Final = 3.0
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
 """A leader that comes back is found again within two seconds; with jitter, as AWS's "full jitter"."""
-
-BACKOFF_LOST_S: Final = 5.0
-"""A lost slot does not come back by asking: somebody has to take a new snapshot."""
 
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 """No part of a transaction comes near: a line above it is a broken stream."""
@@ -53,16 +50,13 @@ class StreamFailed(SyncError):
     """A stream could not be opened, or broke."""
 
 
-class StreamLost(StreamFailed):
-    """The source no longer has what follows our position (410)."""
-
-
 class DirectChannel:
     """Subscribes to the leader's change server. Implements `sync.channel.Channel`.
 
     Attributes:
         bytes_received: Of all streams, for metrics.
         reconnects: Streams that ended, for metrics.
+        snapshots: Streams that were a snapshot, because the changes were gone, for metrics.
     """
 
     def __init__(self, *, topology: Topology, leaders: Leaders, token: str, meter: LagMeter) -> None:
@@ -73,6 +67,7 @@ class DirectChannel:
         self._meter = meter
         self.bytes_received = 0
         self.reconnects = 0
+        self.snapshots = 0
 
     @contextlib.asynccontextmanager
     async def subscribe(self, start: Position) -> AsyncGenerator[BufferedSubscription]:
@@ -105,9 +100,6 @@ class DirectChannel:
                 await self._stream_under(leadership, client, subscription)
                 trouble = "the leader ended the stream"
                 pause_max_s = backoff_s
-            except StreamLost as error:
-                trouble, pause_max_s = str(error), BACKOFF_LOST_S
-                _log.error("changes after %s are lost: %s", subscription.received, trouble)
             except SyncError as error:
                 trouble, pause_max_s = str(error), backoff_s
                 _log.warning("stream from %s: %s", leadership.leader, trouble)
@@ -179,7 +171,15 @@ class DirectChannel:
             async with client.stream("GET", f"http://{address}{CHANGES_PATH}", params=query) as response:
                 if response.status_code != HTTPStatus.OK:
                     raise await _refusal(response)
-                _log.info("streaming from %s after %s", leadership.leader, query["from"])
+                lost = response.headers.get(SNAPSHOT_HEADER)
+                if lost is None:
+                    _log.info("streaming from %s after %s", leadership.leader, query["from"])
+                else:
+                    self.snapshots += 1
+                    _log.warning(
+                        "changes after %s are gone (%s): taking a snapshot from %s",
+                        query["from"], lost, leadership.leader,
+                    )  # fmt: skip
                 self._meter.note_connected(leadership.leader)
                 subscription.source = f"http://{address}{ACK_PATH}"
                 await self._read(response, subscription)
@@ -228,5 +228,4 @@ async def _refusal(response: httpx.Response) -> StreamFailed:
         detail = str(orjson.loads(body)["detail"])
     except (ValueError, KeyError, TypeError):
         detail = "no reason given"
-    text = f"refused with {response.status_code}: {detail}"
-    return StreamLost(text) if response.status_code == HTTPStatus.GONE else StreamFailed(text)
+    return StreamFailed(f"refused with {response.status_code}: {detail}")

@@ -2,18 +2,19 @@
 
 Decides who may subscribe (the bearer token, a region of the topology) and when this region may serve
 (while it leads). Refuses to know rows. **A subscriber gets everything after its position or a status
-that says why not: 409 this region does not lead, 410 the slot no longer reaches back that far, 503 try
-again. Nothing that a failover may give up is sent: what is not on a quorum yet waits, and a subscriber that waits
-hears that its stream lives. The newest subscription of a region wins; a subscriber that does not read stops its
-capture and nothing else.**
+that says why not: 409 this region does not lead, 503 try again. One whose slot no longer reaches back that far
+gets a snapshot of the ledger, and subscribes again after it. Nothing that a failover may give up is sent: what is
+not on a quorum yet waits, and a subscriber that waits hears that its stream lives. The newest subscription of a
+region wins; a subscriber that does not read stops its capture and nothing else.**
 """
 
 import asyncio
 import hmac
 import logging
 import math
+import time
 from collections import deque
-from collections.abc import AsyncGenerator, Awaitable, Callable, MutableMapping
+from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from http import HTTPStatus
@@ -36,8 +37,9 @@ from sync.capture import (
     open_capture,
 )
 from sync.change import Item, Progress, SyncError, Transaction, encode_line
-from sync.channel.direct import ACK_PATH, CHANGES_PATH, Leaders
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders
 from sync.high_water import HighWaterMark
+from sync.snapshot import Snapshot, open_snapshot
 
 ACK_BYTES_MAX: Final = 1024
 """An acknowledgement is two short texts."""
@@ -62,6 +64,8 @@ stream holds what one reading brings and 50 transactions, each smaller than a pa
 
 HELD_WORD_S: Final = 1.0
 """How often a subscriber hears that its stream lives while nothing may be sent; it gives up after five seconds."""
+
+_HEADERS: Final = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
 
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
@@ -236,10 +240,10 @@ class ChangeStream(Response):
         try:
             if feed.older is not None:
                 await feed.older.ended.wait()
-            await self._open(feed, receive, send)
-        except SlotLost as error:
-            _log.error("stream of %s: %s", self._region, error)
-            await _problem(410, "slot-lost", str(error))(scope, receive, send)
+            try:
+                await self._open(feed, receive, send)
+            except SlotLost as error:
+                await self._open_snapshot(feed, error, receive, send)
         except (SyncError, TimeoutError) as error:
             reason = str(error) or "the ledger's walsender is silent"
             _log.warning("stream of %s: %s", self._region, reason)
@@ -263,23 +267,37 @@ class ChangeStream(Response):
             # Before the status is sent, for until then the slot may still turn out to be lost.
             async with asyncio.timeout(BEGINNING_TIMEOUT_S):
                 first = await capture.beginning()
-            await self._stream(feed, capture, mark, first, receive, send)
+            await self._stream(feed, lambda: self._pump(capture, mark, first, send), _HEADERS, receive, send)
 
-    async def _stream(  # noqa: PLR0913, PLR0917 - what one stream consists of
+    async def _open_snapshot(self, feed: Feed, lost: SlotLost, receive: Receive, send: Send) -> None:
+        """Send everything in place of the changes that are gone, and end the stream."""
+        _log.warning("stream of %s: %s; it gets a snapshot", self._region, lost)
+        mark = self._server.mark_of(self._leadership.epoch, self._conninfo)
+        began = time.monotonic()
+        async with (
+            mark.in_use(),
+            open_snapshot(
+                self._conninfo, slot=slot_name(self._region), epoch=self._leadership.epoch, mark=mark
+            ) as snapshot,
+        ):
+            headers = [*_HEADERS, (SNAPSHOT_HEADER.encode(), str(lost).encode("ascii", "replace"))]
+            await self._stream(feed, lambda: _send_snapshot(snapshot, send), headers, receive, send)
+            took_s = time.monotonic() - began
+            _log.info("stream of %s: snapshot of %d rows in %.1f s", self._region, snapshot.rows, took_s)
+
+    async def _stream(
         self,
         feed: Feed,
-        capture: Capture,
-        mark: HighWaterMark,
-        first: list[Item],
+        pump: Callable[[], Coroutine[Any, Any, None]],
+        headers: list[tuple[bytes, bytes]],
         receive: Receive,
         send: Send,
     ) -> None:
-        """Send until the subscriber, the server or the ledger ends it; whoever is first ends the others."""
-        headers = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
+        """Send until the subscriber, the server or the pump ends it; whoever is first ends the others."""
         await send({"type": "http.response.start", "status": 200, "headers": headers})
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(self._pump(capture, mark, first, send)),
+                group.create_task(pump()),
                 group.create_task(_until_disconnected(receive)),
                 group.create_task(_until_set(feed.stop)),
                 group.create_task(self._server.until_deposed(self._leadership)),
@@ -346,6 +364,15 @@ class ChangeStream(Response):
         settled = Position(position.epoch, min(position.lsn, mark.lsn))
         self._sent = max(self._sent, min(position, settled))
         return Progress(position=self._sent, sent_at_us=progress.sent_at_us)
+
+
+async def _send_snapshot(snapshot: Snapshot, send: Send) -> None:
+    try:
+        async with aclosing(snapshot.parts()) as parts:
+            async for part in parts:
+                await send({"type": "http.response.body", "body": encode_line(part), "more_body": True})
+    except SyncError as error:
+        _log.warning("a snapshot was cut short: %s", error)
 
 
 def _is_held(item: Item, mark: HighWaterMark) -> bool:

@@ -1,0 +1,198 @@
+"""A view whose changes are gone takes a snapshot: everything is there, whatever is written meanwhile."""
+
+import asyncio
+import random
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+from uuid import uuid4
+
+import pytest
+
+from regions.identity import Epoch
+from regions.position import ZERO, Position
+from sync import snapshot as module
+from sync.change import Transaction
+from sync.high_water import HighWaterMark
+from sync.snapshot import Snapshot, open_snapshot
+from sync.walsender import SourceUnavailable
+from tests.sync.rig import Rig, Writer, differences, until, writing
+
+pytestmark = pytest.mark.integration
+
+
+def move_on(rig: Rig, slot: str) -> None:
+    """Let the slot forget what nobody has read."""
+    rig.sql("SELECT pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", slot)
+
+
+@asynccontextmanager
+async def taken(rig: Rig, slot: str, epoch: Epoch = 1) -> AsyncGenerator[Snapshot]:
+    mark = HighWaterMark(rig.stream_url)
+    async with mark.in_use(), open_snapshot(rig.stream_url, slot=slot, epoch=epoch, mark=mark) as snapshot:
+        yield snapshot
+
+
+async def write_some(writer: Writer) -> None:
+    thread = await writer.create_thread(f"/{uuid4()}")
+    root = await writer.post(thread)
+    await writer.post(thread, parent=root)
+
+
+async def test_a_view_whose_changes_are_gone_gets_everything_and_goes_on(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        async with rig.replicating():
+            await write_some(writer)
+            await rig.caught_up()
+        await write_some(writer)
+        await writer.connection.execute("UPDATE palaver.comments SET body = 'edited', version = version + 1")
+        move_on(rig, slot)
+        async with rig.replicating() as applier:
+            await rig.caught_up()
+            assert differences(rig) == []
+            await write_some(writer)
+            await rig.caught_up()
+            assert differences(rig) == []
+            assert applier.counts.dead_letters == 0
+    assert "are gone" in caplog.text, "never silent"
+    assert "it gets a snapshot" in caplog.text
+
+
+async def test_a_view_that_was_lost_is_built_anew(rig: Rig) -> None:
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        await write_some(writer)
+        move_on(rig, slot)
+        async with rig.replicating():
+            await rig.caught_up()
+    assert differences(rig) == []
+
+
+async def test_a_slot_that_is_missing_is_made_and_one_that_a_failover_left_behind_is_noticed(rig: Rig) -> None:
+    rig.fence()
+    async with writing(rig) as writer:
+        await write_some(writer)
+        async with rig.replicating():
+            await rig.caught_up()
+            await write_some(writer)
+            await rig.caught_up()
+    assert differences(rig) == []
+    assert rig.sql("SELECT failover FROM pg_replication_slots WHERE database = current_database()") == [(True,)]
+
+
+async def test_what_is_written_while_it_is_taken_is_in_it_or_comes_after_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Writers, and slots that forget at any moment, and snapshots that are cut short: nothing is missing at the end."""
+    monkeypatch.setattr(module, "PART_ROWS", 3)
+    slot = rig.create_slot()
+    rig.fence()
+    draw = random.Random(1)  # noqa: S311 - it chooses moments
+    stop = asyncio.Event()
+
+    async def write(writer: Writer) -> None:
+        while not stop.is_set():
+            async with writer.connection.transaction():
+                await write_some(writer)
+                await asyncio.sleep(draw.uniform(0, 0.03))
+
+    async with writing(rig) as one, writing(rig) as other, asyncio.TaskGroup() as group:
+        group.create_task(write(one))
+        group.create_task(write(other))
+        for _ in range(8):
+            await asyncio.sleep(0.05)
+            move_on(rig, slot)
+            async with rig.replicating():
+                await asyncio.sleep(draw.choice((0.02, 0.1, 0.4)))
+        stop.set()
+    async with rig.replicating():
+        await rig.caught_up()
+    assert differences(rig) == []
+
+
+async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig) -> None:
+    """Its commit is in the WAL behind the slot, and nobody sees its rows yet: neither of both would bring them."""
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer, writing(rig) as late:
+        await write_some(writer)
+        waiting = late.connection.transaction()
+        await waiting.start()
+        await late.create_thread("/late")
+        found: list[Transaction] = []
+
+        async def take() -> None:
+            async with taken(rig, slot) as snapshot:
+                found.extend([part async for part in snapshot.parts()])
+
+        taking = asyncio.create_task(take())
+        await asyncio.wait([taking], timeout=0.3)
+        assert not taking.done()
+        await waiting.commit()
+        await taking
+    keys = [change.row["key"] for part in found for change in part.changes if change.table == "threads"]
+    assert "/late" in keys
+
+
+async def test_without_an_end_of_what_is_under_way_there_is_no_snapshot(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "DECIDED_S_MAX", 0.1)
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        hanging = writer.connection.transaction()
+        await hanging.start()
+        await writer.create_thread("/")
+        with pytest.raises(SourceUnavailable, match="quorum"):
+            async with taken(rig, slot):
+                pass
+        await hanging.rollback()
+
+
+async def test_it_comes_in_bounded_parts_parents_first_and_only_its_end_moves_the_checkpoint(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "PART_ROWS", 2)
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        for _ in range(2):
+            await write_some(writer)
+        move_on(rig, slot)
+        await write_some(writer)
+    async with taken(rig, slot, epoch=4) as snapshot:
+        parts = [part async for part in snapshot.parts()]
+    assert [part.partial for part in parts] == [True] * (len(parts) - 1) + [False]
+    assert all(len(part.changes) <= 2 for part in parts)
+    ((confirmed,),) = rig.sql("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = %s", slot)
+    assert {part.position for part in parts} == {Position(4, int(str(confirmed)))}
+    tables = [change.table for part in parts for change in part.changes]
+    assert tables == ["sites"] + ["threads"] * 3 + ["comments"] * 6
+    depths = [change.row["depth"] for part in parts for change in part.changes if change.table == "comments"]
+    assert depths == ["0"] * 3 + ["1"] * 3
+    assert snapshot.rows == 10
+
+
+async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_again(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    whole = module.TABLES
+    monkeypatch.setattr(module, "TABLES", {"sites": ("id",), "threads": ("no_such_column",)})
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        await write_some(writer)
+        move_on(rig, slot)
+        async with rig.replicating():
+            await until(lambda: caplog.text.count("a snapshot was cut short") >= 2)
+            assert rig.view_sql("SELECT name FROM sites") == [("site",)], "its first part came"
+            assert {applied.position for applied in rig.applied} == {ZERO}
+            assert rig.meter.applied == ZERO
+            monkeypatch.setattr(module, "TABLES", whole)
+            await rig.caught_up()
+    assert differences(rig) == []
