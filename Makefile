@@ -33,8 +33,8 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 
 test: setup check ## Run all checks and all tests but soaks and benchmarks
 	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
-	$(BIN)/pytest -m "(stack or alone) and not soak and not bench" $(PYTEST_FLAGS)
-	$(BIN)/pytest -m "simulation and not soak" $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/integration tests/regions -m "(stack or alone) and not soak and not bench" $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/simulation tests/infra/cli -m "simulation and not soak" -n 2 $(PYTEST_FLAGS)
 
 check: setup ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check --quiet .

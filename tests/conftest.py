@@ -48,6 +48,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     )
 
 
+HOMES = {"stack": ("integration",), "alone": ("regions",), "simulation": ("simulation", "infra/cli")}
+"""Where `make test` looks for what has such a mark."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Refuse a test that no part of `make test` would run."""
+    tests = Path(__file__).parent
+    for item in items:
+        for mark, homes in HOMES.items():
+            if item.get_closest_marker(mark) and not any(item.path.is_relative_to(tests / home) for home in homes):
+                raise pytest.UsageError(f"{item.nodeid} is marked {mark}: `make test` looks for that in {homes} only")
+
+
 @pytest.fixture(scope="session", autouse=True)
 def left_open() -> Iterator[None]:
     """Find what tests have left open while a test can still fail for it, and not after the last result was told."""

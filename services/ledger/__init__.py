@@ -28,11 +28,16 @@ def migrate(url: str) -> None:
     Raises:
         MigrationFailed: The ledger cannot be reached, or refused a statement.
     """
-    # Alembic and SQLAlchemy cost a quarter of a second and 20 MB, which the processes that only call do without.
+    # Most processes never migrate, and of those that do most find nothing to do: each pays for its own imports.
+    from services.schema.mark import is_marked
+
+    scripts = _FOLDER / "migrations"
+    repeatable = [*sorted((_FOLDER / "procedures").glob("*.sql")), _FOLDER / "grants.sql"]
+    if is_marked(url, scripts=scripts, repeatable=repeatable):
+        return
     from services.schema.migration import migrate_database
 
-    procedures = sorted((_FOLDER / "procedures").glob("*.sql"))
-    migrate_database(url, scripts=_FOLDER / "migrations", repeatable=[*procedures, _FOLDER / "grants.sql"])
+    migrate_database(url, scripts=scripts, repeatable=repeatable)
 
 
 def statement(name: str) -> str:

@@ -100,6 +100,20 @@ def test_a_second_start_of_a_running_deployment_is_refused(own_stack: Stack) -> 
     assert own_stack.region("us-east")["healthy"]
 
 
+def test_another_shape_for_the_same_folder_is_refused(own_stack: Stack) -> None:
+    done = own_stack.palaver("up", "--detach", "--regions", "a,b,c", check=False)
+    assert done.returncode == 2
+    assert "--regions us-east,eu-west,ap-south" in done.stderr
+
+
+def test_a_running_deployment_keeps_its_plan(own_stack: Stack) -> None:
+    before = (own_stack.data / "deployment.json").read_bytes()
+    done = own_stack.palaver("up", "--detach", "--rtt-ms", "5", check=False)
+    assert done.returncode != 0
+    assert "running already" in done.stderr
+    assert (own_stack.data / "deployment.json").read_bytes() == before
+
+
 def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_stack: Stack) -> None:
     ids = [own_stack.post(region, "Before the crash.", thread="crash").json()["id"] for region in REGIONS]
     epoch = own_stack.status()["cells"][0]["epoch"]
@@ -222,12 +236,6 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_folder(
     assert not (tmp_path / "data").exists()
 
 
-def test_another_shape_for_the_same_folder_is_refused(own_stack: Stack) -> None:
-    done = own_stack.palaver("up", "--detach", "--regions", "a,b,c", check=False)
-    assert done.returncode == 2
-    assert "--regions us-east,eu-west,ap-south" in done.stderr
-
-
 def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     done = palaver("up", "--detach", data=tmp_path / "file" / "data", check=False)
@@ -251,11 +259,3 @@ def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: 
     assert seen["disaster"]["epoch"] > 1
     assert seen["disaster"]["still_ms"] > 500, "nobody moves leadership sooner than a death is noticed"
     assert processes_of(home_folder) == []
-
-
-def test_a_running_deployment_keeps_its_plan(own_stack: Stack) -> None:
-    before = (own_stack.data / "deployment.json").read_bytes()
-    done = own_stack.palaver("up", "--detach", "--rtt-ms", "5", check=False)
-    assert done.returncode != 0
-    assert "running already" in done.stderr
-    assert (own_stack.data / "deployment.json").read_bytes() == before

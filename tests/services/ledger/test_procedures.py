@@ -2,6 +2,8 @@
 
 import asyncio
 import hashlib
+import subprocess
+import sys
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -12,8 +14,10 @@ import pytest
 from asyncpg.pool import PoolConnectionProxy
 
 from services import ledger
+from services.schema.failure import MigrationFailed
 from services.schema.migration import migrate_database
 from tests import servers
+from tests.child_processes import free_port
 
 pytestmark = pytest.mark.integration
 
@@ -86,6 +90,30 @@ def test_migrating_again_leaves_no_dead_row_in_a_catalog(ledger_server: servers.
     before = ledger_server.sql(rows)
     ledger.migrate(ledger_server.url())
     assert ledger_server.sql(rows) == before
+
+
+def test_a_schema_that_is_there_is_seen_without_alembic(ledger_server: servers.PostgresServer) -> None:
+    ledger.migrate(ledger_server.url())
+    asked = (
+        "import sys; from services import ledger; ledger.migrate(sys.argv[1]); print('alembic' in sys.modules)",
+        ledger_server.url(),
+    )
+
+    def needs_alembic() -> str:
+        return subprocess.run([sys.executable, "-c", *asked], check=True, capture_output=True, text=True).stdout.strip()
+
+    assert needs_alembic() == "False"
+    ledger_server.sql("CREATE ROLE palaver_of_a_test")
+    try:
+        assert needs_alembic() == "True", "other roles may need other grants"
+    finally:
+        ledger_server.sql("DROP ROLE palaver_of_a_test")
+        ledger.migrate(ledger_server.url())
+
+
+def test_a_ledger_that_cannot_be_reached_is_a_failed_migration() -> None:
+    with pytest.raises(MigrationFailed, match="refused"):
+        ledger.migrate(f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nowhere")
 
 
 def test_a_procedure_whose_text_is_another_is_replaced(ledger_server: servers.PostgresServer, tmp_path: Path) -> None:
