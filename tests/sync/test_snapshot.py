@@ -11,7 +11,8 @@ import pytest
 from regions.identity import Epoch
 from regions.position import ZERO, Position
 from sync import snapshot as module
-from sync.change import Transaction
+from sync.change import Progress, Transaction
+from sync.channel.direct import client, server
 from sync.high_water import HighWaterMark
 from sync.snapshot import Snapshot, open_snapshot
 from sync.walsender import SourceUnavailable
@@ -196,3 +197,31 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_aga
             monkeypatch.setattr(module, "TABLES", whole)
             await rig.caught_up()
     assert differences(rig) == []
+
+
+async def test_a_subscriber_hears_that_its_stream_lives_while_a_table_is_sorted(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(server, "HELD_WORD_S", 0.05)
+    monkeypatch.setattr(client, "SILENCE_MAX_S", 0.4)
+    slot = rig.create_slot()
+    rig.fence()
+    parts = Snapshot.parts
+
+    async def late(self: Snapshot) -> AsyncGenerator[Transaction]:
+        await asyncio.sleep(1)
+        async for part in parts(self):
+            yield part
+
+    monkeypatch.setattr(Snapshot, "parts", late)
+    async with writing(rig) as writer:
+        await write_some(writer)
+        move_on(rig, slot)
+        async with rig.serving():
+            channel = rig.channel()
+            async with channel.subscribe(ZERO) as subscription:
+                items = await subscription.take()
+                while subscription.received == ZERO:
+                    items += await subscription.take()
+    assert Progress(position=ZERO, sent_at_us=0) in items
+    assert channel.snapshots == 1

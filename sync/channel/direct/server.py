@@ -281,7 +281,7 @@ class ChangeStream(Response):
             ) as snapshot,
         ):
             headers = [*_HEADERS, (SNAPSHOT_HEADER.encode(), str(lost).encode("ascii", "replace"))]
-            await self._stream(feed, lambda: _send_snapshot(snapshot, send), headers, receive, send)
+            await self._stream(feed, lambda: self._send_snapshot(snapshot, send), headers, receive, send)
             took_s = time.monotonic() - began
             _log.info("stream of %s: snapshot of %d rows in %.1f s", self._region, snapshot.rows, took_s)
 
@@ -324,6 +324,26 @@ class ChangeStream(Response):
         except SyncError as error:
             _log.warning("stream of %s ended: %s", self._region, error)
 
+    async def _send_snapshot(self, snapshot: Snapshot, send: Send) -> None:
+        """Send the parts of a snapshot. A large table is sorted before its first row comes."""
+        word = Progress(position=self._start, sent_at_us=0)
+        try:
+            async with aclosing(snapshot.parts()) as parts:
+                while True:
+                    waiting = asyncio.ensure_future(anext(parts, None))
+                    try:
+                        while not (await asyncio.wait((waiting,), timeout=HELD_WORD_S))[0]:
+                            await send({"type": "http.response.body", "body": encode_line(word), "more_body": True})
+                    finally:
+                        waiting.cancel()
+                        await asyncio.wait((waiting,))
+                    part = waiting.result()
+                    if part is None:
+                        return
+                    await send({"type": "http.response.body", "body": encode_line(part), "more_body": True})
+        except SyncError as error:
+            _log.warning("a snapshot was cut short: %s", error)
+
     async def _settled(self, capture: Capture, mark: HighWaterMark, first: list[Item]) -> AsyncGenerator[list[Item]]:
         """Yield what is on a quorum, in order, as soon as anything is, and a sign of life while nothing is."""
         items = deque(first)
@@ -364,15 +384,6 @@ class ChangeStream(Response):
         settled = Position(position.epoch, min(position.lsn, mark.lsn))
         self._sent = max(self._sent, min(position, settled))
         return Progress(position=self._sent, sent_at_us=progress.sent_at_us)
-
-
-async def _send_snapshot(snapshot: Snapshot, send: Send) -> None:
-    try:
-        async with aclosing(snapshot.parts()) as parts:
-            async for part in parts:
-                await send({"type": "http.response.body", "body": encode_line(part), "more_body": True})
-    except SyncError as error:
-        _log.warning("a snapshot was cut short: %s", error)
 
 
 def _is_held(item: Item, mark: HighWaterMark) -> bool:
