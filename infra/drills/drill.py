@@ -16,7 +16,7 @@ CATALOGUE = Path(__file__).parent / "catalogue"
 Action = Literal[
     "kill", "pause", "resume", "restart", "cut", "heal", "delay", "switch", "promote", "clock", "drift",
     "fill-disk", "stall-disk", "mend-disk", "sleep",
-    "until-phase", "until-writes", "until-refused", "until-healthy",
+    "until-phase", "until-writes", "until-refused", "until-said", "until-healthy",
 ]  # fmt: skip
 """`kill`, `pause`, `resume` and `restart` take a region and perhaps a process of it; `cut` and `delay` take the network
 between a region and its `other`s; `promote` is what an operator does by hand to a region that was killed; `clock` and
@@ -49,6 +49,7 @@ class Step(BaseModel):
         direction: Of a cut, seen from the target.
         named: What later steps call the target (`as` in the file).
         phase: For `until-phase`.
+        says: For `until-said`: part of what the agent of each target gives as its trouble.
         seconds: For `sleep` and `drift`.
         within_s: How long to wait at most for the `until-` ones.
         delay_ms: For `delay`, one way.
@@ -69,6 +70,7 @@ class Step(BaseModel):
     direction: Direction = "both"
     named: str | None = Field(default=None, alias="as")
     phase: str | None = None
+    says: str | None = Field(default=None, min_length=1)
     seconds: float = Field(default=0.0, ge=0, le=600)
     within_s: float = Field(default=30.0, gt=0, le=600)
     delay_ms: float = Field(default=0.0, ge=0, le=10_000)
@@ -93,6 +95,8 @@ class Step(BaseModel):
     def _is_complete(self) -> Step:
         if self.do == "until-phase" and self.phase is None:
             raise ValueError("until-phase needs a phase")
+        if (self.do == "until-said") != (self.says is not None):
+            raise ValueError("until-said needs what it says, and nothing else does")
         if self.do in ("sleep", "drift") and self.seconds == 0:
             raise ValueError(f"{self.do} needs seconds")
         if self.do == "clock" and self.offset_s is None:

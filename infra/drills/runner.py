@@ -281,6 +281,8 @@ class _Run:
                 await self._until(lambda: self._acknowledged_after(since), step, "a write that is acknowledged")
             case "until-refused":
                 await self._until(lambda: bool(self._current.get("refusal")), step, "a reason for refused writes")
+            case "until-said":
+                await self._until_said(step)
             case "until-healthy":
                 if await _until_healthy(self._target, step.within_s) is None:
                     raise StepFailed(f"not everything was healthy within {step.within_s:g} s")
@@ -294,6 +296,18 @@ class _Run:
             if time.monotonic() > deadline:
                 raise StepFailed(f"{what} did not come within {step.within_s:g} s")
             await asyncio.sleep(0.005)
+
+    async def _until_said(self, step: Step) -> None:
+        regions = self._target.resolve(step.target, self._current.get("leader"))
+        deadline = time.monotonic() + step.within_s
+        while True:
+            agents = await self._target.agents()
+            silent = [one for one in regions if (step.says or "") not in (agents.get(one, {}).get("refusal") or "")]
+            if not silent:
+                return
+            if time.monotonic() > deadline:
+                raise StepFailed(f"{', '.join(silent)} did not say {step.says!r} within {step.within_s:g} s")
+            await asyncio.sleep(SAMPLE_S)
 
     def _acknowledged_after(self, since: float) -> bool:
         for record in reversed(self._journal.records):

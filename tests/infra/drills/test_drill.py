@@ -59,6 +59,8 @@ def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
         (SOUND.replace('"kill"', '"hug"'), "method.0.do"),
         (SOUND.replace('target = "dead"', 'target = "deaf"'), "step 2: nobody is called 'deaf'"),
         (SOUND + '[[method]]\ndo = "until-phase"\n', "until-phase needs a phase"),
+        (SOUND + '[[method]]\ndo = "until-said"\n', "until-said needs what it says"),
+        (SOUND + '[[method]]\ndo = "heal"\nsays = "x"\n', "nothing else does"),
         (SOUND + '[[method]]\ndo = "sleep"\n', "sleep needs seconds"),
         (SOUND + '[[method]]\ndo = "drift"\nrate = 0.1\n', "drift needs seconds"),
         (SOUND + '[[method]]\ndo = "drift"\nseconds = 1\n', "drift needs a rate"),

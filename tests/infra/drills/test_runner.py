@@ -28,6 +28,7 @@ class PlayedTarget:
         self.names: dict[str, tuple[str, ...]] = {}
         self.thread = ""
         self.told: list[tuple[object, ...]] = []
+        self.says: dict[str, str | None] = {}
         self._lacking = lacking
         self._refuses = refuses
 
@@ -43,7 +44,7 @@ class PlayedTarget:
         return {"cells": [{"leader": "east", "phase": "serving"}], "regions": regions}
 
     async def agents(self) -> dict[str, dict[str, Any]]:
-        return {}
+        return {region: {"epoch": None, "refusal": text} for region, text in self.says.items()}
 
     async def create_site(self) -> str:
         return "s"
@@ -178,3 +179,13 @@ async def test_a_fault_that_cannot_be_injected_is_refused_before_anything_is_don
     assert target.told == []
     assert not (tmp_path / "journal").exists()
     assert await carry_out(target, tmp_path, {"do": "heal"}) is None
+
+
+async def test_a_region_that_does_not_say_what_it_should_fails_the_drill(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    target.says = {"east": "the disk of its ledger is full; it takes part again", "west": None}
+    said = {"do": "until-said", "says": "is full", "within_s": 0.1}
+    assert await carry_out(target, tmp_path, said | {"target": "leader"}) is None
+    (tmp_path / "journal").unlink()
+    trouble = await carry_out(target, tmp_path, said | {"target": "followers"})
+    assert trouble == "west, south did not say 'is full' within 0.1 s"
