@@ -1,7 +1,8 @@
 """How far this region's view is behind the ledger, as far as this region can know.
 
 Decides what "lag" means. Refuses to read clocks: `now` is passed in. **The lag is never understated
-by a dead stream: without a connection it grows with the time since the last word of the source.**
+by a dead stream: without a connection it grows with the time since the last word of the source, and while a snapshot is
+taken with the time since that began.**
 """
 
 from collections import deque
@@ -28,6 +29,8 @@ class LagMeter:
         self.source: RegionName | None = None
         self.trouble: str | None = "not connected yet"
         self._heard_at = now
+        self._snapshot_since: float | None = None
+        self._snapshot_end: Position | None = None
         # Bounded by what the channel and apply hold between them.
         self._waiting: deque[tuple[Position, int]] = deque()
 
@@ -36,9 +39,22 @@ class LagMeter:
         """Whether a stream is open."""
         return self.source is not None
 
+    @property
+    def takes_snapshot(self) -> bool:
+        """Whether the view lacks changes that nobody sends any more, until a snapshot is applied to its end."""
+        return self._snapshot_since is not None
+
     def note_connected(self, source: RegionName) -> None:
         """A stream is open."""
         self.source, self.trouble = source, None
+        if self._snapshot_end is None:
+            self._snapshot_since = None
+
+    def note_snapshot(self, source: RegionName, *, now: float) -> None:
+        """A stream is open that is a snapshot."""
+        self.source, self.trouble = source, None
+        self._snapshot_since = now if self._snapshot_since is None else self._snapshot_since
+        self._snapshot_end = None
 
     def note_disconnected(self, trouble: str) -> None:
         """There is no stream, for this reason."""
@@ -50,10 +66,14 @@ class LagMeter:
         self.heard = max(self.heard or ZERO, item.position)
         if isinstance(item, Transaction) and not item.partial:
             self._waiting.append((item.position, item.commit_ts_us))
+            if self.takes_snapshot and self._snapshot_end is None:
+                self._snapshot_end = item.position
 
     def note_applied(self, position: Position) -> None:
         """The view stands at ``position``."""
         self.applied = position
+        if self._snapshot_end is not None and position >= self._snapshot_end:
+            self._snapshot_since = self._snapshot_end = None
         while self._waiting and self._waiting[0][0] <= position:
             self._waiting.popleft()
 
@@ -69,8 +89,10 @@ class LagMeter:
             now_us: Wall clock, microseconds since 1970; compared with the ledger's commit times.
         """
         silent_ms = int((now - self._heard_at) * 1000)
+        if self._snapshot_since is not None:
+            silent_ms = max(silent_ms, int((now - self._snapshot_since) * 1000))
         waiting_ms = max(0, now_us - self._waiting[0][1]) // 1000 if self._waiting else 0
-        if not self.connected:
+        if not self.connected or self.takes_snapshot:
             return max(silent_ms, waiting_ms)
         if self.heard is None or self.applied is None:
             return silent_ms

@@ -15,8 +15,8 @@ Source: PostgreSQL 18, "Logical Decoding Concepts" (what a slot brings) and "Sna
 import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Mapping
-from contextlib import asynccontextmanager
-from typing import Final
+from contextlib import aclosing, asynccontextmanager
+from typing import Final, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -26,19 +26,26 @@ from regions.position import Position, parse_lsn
 from sync.change import Change, Transaction
 from sync.high_water import HighWaterMark
 from sync.statements import load_sql
-from sync.walsender import SourceUnavailable, connect, one_line
+from sync.walsender import SlotLost, SourceUnavailable, connect, one_line
 
-TABLES: Final[Mapping[str, tuple[str, ...]]] = {"sites": ("id",), "threads": ("id",), "comments": ("depth", "id")}
-"""What is copied, in an order in which whatever a row refers to comes before it, and the order within each."""
+TABLES: Final[Mapping[str, str | None]] = {"sites": None, "threads": None, "comments": "depth"}
+"""What is copied, in an order in which whatever a row refers to comes before it. A column: rows of the table refer to
+rows with a smaller number in it. There is no other order, because sorting a large table takes as much disk again."""
 
 PART_ROWS: Final = 500
-"""A part is one transaction of the view, as a batch of the stream is; rows are 0.2 to 10 kB."""
+PART_CHARACTERS: Final = 256 * 1024
+"""A part is one transaction of the view, as a batch of the stream is: at most 1 MiB in UTF-8, and one row more."""
 
-DECIDED_S_MAX: Final = 3.0
+FETCH_ROWS: Final = 50
+"""Rows that are in memory at once, beside a part; one may have 100,000 characters."""
+
+BEGUN_S_MAX: Final = 15.0
 DECIDED_PAUSE_S: Final = 0.02
 """A write waits for its quorum for a round trip or two; without a quorum there is no snapshot either."""
 
 _log = logging.getLogger(__name__)
+
+_T = TypeVar("_T")
 
 
 class Snapshot:
@@ -49,9 +56,10 @@ class Snapshot:
         rows: How many were read so far.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection, position: Position, taken_at_us: int) -> None:
+    def __init__(self, connection: psycopg.AsyncConnection, slot: str, position: Position, taken_at_us: int) -> None:
         """Wrap a connection inside of the transaction that sees the snapshot."""
         self.position = position
+        self._slot = slot
         self.rows = 0
         self._connection = connection
         self._taken_at_us = taken_at_us
@@ -60,12 +68,16 @@ class Snapshot:
         """Yield everything, bounded parts first and an empty end that moves the checkpoint.
 
         Raises:
+            SlotLost: The slot was lost meanwhile, so that nothing would go on from here.
             SourceUnavailable: The connection broke.
         """
         try:
-            for table, order in TABLES.items():
-                async for changes in self._changes(table, order):
-                    yield self._part(changes, partial=True)
+            for table, level in TABLES.items():
+                async with aclosing(self._changes(table, level)) as chunks:
+                    async for changes in chunks:
+                        yield self._part(changes, partial=True)
+            if await _begin_of(self._connection, self._slot) != self.position.lsn:
+                raise SlotLost(f"slot {self._slot} was lost while its snapshot was read: more WAL has to be kept")
         except psycopg.Error as error:
             raise SourceUnavailable(one_line(error)) from error
         yield self._part((), partial=False)
@@ -75,28 +87,44 @@ class Snapshot:
             position=self.position, commit_ts_us=self._taken_at_us, trace=None, changes=changes, partial=partial
         )
 
-    async def _changes(self, table: str, order: tuple[str, ...]) -> AsyncGenerator[tuple[Change, ...]]:
+    async def _changes(self, table: str, level: str | None) -> AsyncGenerator[tuple[Change, ...]]:
         cursor = await self._connection.execute(load_sql("published_columns"), {"table": table})
         columns = [str(name) for (name,) in await cursor.fetchall()]
-        query = sql.SQL("SELECT {columns} FROM {table} ORDER BY {order}").format(
-            # In text form, as the WAL's decoder gives them.
+        # In text form, as the WAL's decoder gives them.
+        every = sql.SQL("SELECT {columns} FROM {table}").format(
             columns=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),
             table=sql.Identifier("palaver", table),
-            order=sql.SQL(", ").join(sql.Identifier(name) for name in order),
         )
-        async with self._connection.cursor(name="snapshot") as rows:
-            await rows.execute(query)
-            while some := await rows.fetchmany(PART_ROWS):
-                self.rows += len(some)
-                images = [dict(zip(columns, row, strict=True)) for row in some]
-                yield tuple(
-                    Change(table=table, op="insert", key={"id": str(image["id"])}, row=image) for image in images
-                )
+        queries: list[sql.Composed] = [every]
+        if level is not None:
+            levels = sql.SQL("SELECT DISTINCT {level} FROM {table} ORDER BY 1").format(
+                level=sql.Identifier(level), table=sql.Identifier("palaver", table)
+            )
+            found = await (await self._connection.execute(levels)).fetchall()
+            where = sql.SQL(" WHERE {level} = {number}")
+            queries = [every + where.format(level=sql.Identifier(level), number=number) for (number,) in found]
+        for query in queries:
+            part: list[Change] = []
+            characters = 0
+            async with self._connection.cursor(name="snapshot") as rows:
+                await rows.execute(query)
+                while some := await rows.fetchmany(FETCH_ROWS):
+                    for row in some:
+                        image = dict(zip(columns, row, strict=True))
+                        part.append(Change(table=table, op="insert", key={"id": str(image["id"])}, row=image))
+                        characters += sum(len(value) for value in row if value is not None)
+                        if len(part) >= PART_ROWS or characters >= PART_CHARACTERS:
+                            self.rows += len(part)
+                            yield tuple(part)
+                            part, characters = [], 0
+            if part:
+                self.rows += len(part)
+                yield tuple(part)
 
 
 @asynccontextmanager
 async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWaterMark) -> AsyncGenerator[Snapshot]:
-    """Take a snapshot that ``slot`` goes on from; a slot that is missing or invalidated is made anew.
+    """Make ``slot`` anew and take a snapshot that it goes on from.
 
     Args:
         conninfo: libpq conninfo of the ledger's primary, a role with REPLICATION that may read the tables.
@@ -109,7 +137,7 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
     """
     try:
         async with await connect(conninfo, replication=False) as connection:
-            lsn = await _begin_of(connection, slot)
+            lsn = await _in_time(_made_anew(connection, slot))
             await _in_time(_until_decided(connection))
             await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             await connection.set_read_only(True)
@@ -120,22 +148,29 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
                 flushed, taken_at_us = row
                 # Whatever it sees was flushed by then; a failover must not be able to take it back.
                 await _in_time(mark.wait_for(parse_lsn(flushed)))
-                yield Snapshot(connection, Position(epoch, lsn), int(taken_at_us))
+                yield Snapshot(connection, slot, Position(epoch, lsn), int(taken_at_us))
     except psycopg.Error as error:
         raise SourceUnavailable(one_line(error)) from error
 
 
-async def _begin_of(connection: psycopg.AsyncConnection, slot: str) -> int:
-    """Return the LSN from which the slot brings every commit; make it when it brings none."""
-    await connection.execute(load_sql("drop_lost_slot"), {"slot": slot})
-    cursor = await connection.execute(load_sql("make_slot"), {"slot": slot})
-    if await cursor.fetchone() is not None:
-        _log.warning("slot %s was made anew", slot)
+async def _made_anew(connection: psycopg.AsyncConnection, slot: str) -> int:
+    """Make the slot anew and return the LSN from which it brings every commit.
+
+    What an old one would still bring is in the snapshot; meanwhile it would hold back all of that WAL, and might be
+    lost for it before the snapshot is through.
+    """
+    await connection.execute(load_sql("drop_slot"), {"slot": slot})
+    await connection.execute(load_sql("make_slot"), {"slot": slot})
+    lsn = await _begin_of(connection, slot)
+    if lsn is None:
+        raise SourceUnavailable(f"slot {slot} is not there yet")
+    return lsn
+
+
+async def _begin_of(connection: psycopg.AsyncConnection, slot: str) -> int | None:
     cursor = await connection.execute(load_sql("slot_begins"), {"slot": slot})
     row = await cursor.fetchone()
-    if row is None or row[0] is None:
-        raise SourceUnavailable(f"slot {slot} is not there yet")
-    return parse_lsn(row[0])
+    return None if row is None or row[0] is None else parse_lsn(row[0])
 
 
 async def _until_decided(connection: psycopg.AsyncConnection) -> None:
@@ -153,9 +188,11 @@ async def _until_decided(connection: psycopg.AsyncConnection) -> None:
         await asyncio.sleep(DECIDED_PAUSE_S)
 
 
-async def _in_time(work: Awaitable[None]) -> None:
+async def _in_time(work: Awaitable[_T]) -> _T:
     try:
-        async with asyncio.timeout(DECIDED_S_MAX):
-            await work
+        async with asyncio.timeout(BEGUN_S_MAX):
+            return await work
     except TimeoutError:
-        raise SourceUnavailable("no snapshot while commits wait for their quorum") from None
+        raise SourceUnavailable(
+            f"no snapshot: transactions that are under way, or their quorum, took more than {BEGUN_S_MAX:g} s"
+        ) from None

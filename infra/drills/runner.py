@@ -32,6 +32,7 @@ DRIFT_S = 0.1
 HEALTHY_WITHIN_S = 120.0
 CONVERGED_WITHIN_S = 60.0
 STEADY_WITHIN_S = 15.0
+HELD_DOWN_S_MAX = 60.0
 
 Say = Callable[[str], None]
 
@@ -122,6 +123,8 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
         raise DrillRefused(
             f"the deployment is not healthy ({reason}); a drill begins from a steady state, or use --force"
         )
+    if status is not None:
+        await _until_no_hold_down(target, say)
     status = status or await target.status()
     leader = status["cells"][0]["leader"]
     edges = target.edges
@@ -156,6 +159,23 @@ async def _until_healthy(target: Target, within_s: float) -> dict[str, Any] | No
             return status
         if time.monotonic() > deadline:
             return None
+        await asyncio.sleep(0.2)
+
+
+async def _until_no_hold_down(target: Target, say: Say) -> None:
+    """Wait until the next failover by suspicion would not wait for those before it (rule 17).
+
+    Drills that follow each other bring more failovers into a minute than a deployment has in a year.
+    """
+    deadline, said = time.monotonic() + HELD_DOWN_S_MAX, False
+    while time.monotonic() < deadline:
+        agents = await target.agents()
+        held_s = max((failover_of(agent).get("held_down_s") or 0.0 for agent in agents.values()), default=0.0)
+        if not held_s:
+            return
+        if not said:
+            say(f"  waits {held_s:.0f} s: after several failovers the next one would be held down")
+            said = True
         await asyncio.sleep(0.2)
 
 

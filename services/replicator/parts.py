@@ -51,6 +51,8 @@ class Parts:
             missing.append(f"apply: {self.applier.trouble}")
         if self.meter.trouble is not None:
             missing.append(f"change stream: {self.meter.trouble}")
+        elif self.meter.takes_snapshot:
+            missing.append("change stream: a snapshot is being taken, because changes are gone")
         return missing
 
     def status(self) -> dict[str, object]:

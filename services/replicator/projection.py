@@ -9,7 +9,7 @@ One statement a batch: it calls the view's function `project_rows`, or `project_
 checkpoint's move as well (`services/view/functions`).
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -102,9 +102,17 @@ def _net_changes(changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
             table.rows.pop(row_id, None)
             table.gone[row_id] = lsn
         else:
-            # A later image lacks what did not change; the earlier one in the same batch has it.
-            table.rows[row_id] = {**table.rows.get(row_id, {}), **change.row, "lsn": lsn}
+            kept = table.rows.get(row_id, {})
+            # What comes later is newer, but after a snapshot: the stream goes back to where the slot stands.
+            if not _is_older(change.row, kept):
+                # A later image lacks what did not change; the earlier one in the same batch has it.
+                table.rows[row_id] = {**kept, **change.row, "lsn": lsn}
     return net
+
+
+def _is_older(image: Mapping[str, object], kept: Mapping[str, object]) -> bool:
+    versions = [str(row.get("version")) for row in (image, kept)]
+    return all(one.isdecimal() for one in versions) and int(versions[0]) < int(versions[1])
 
 
 def _images(table: str, rows: Collection[Row]) -> str | None:

@@ -61,3 +61,27 @@ def test_what_is_dropped_at_a_restart_is_not_waited_for() -> None:
     meter.note_restarted()
     meter.note_applied(Position(1, 10))
     assert meter.lag_ms(now=9, now_us=9 * SECOND_US) == 0
+
+
+def test_while_a_snapshot_is_taken_the_lag_grows_until_its_end_is_applied() -> None:
+    meter = connected()
+    east = RegionName("us-east")
+    meter.note_snapshot(east, now=10)
+    meter.note_heard(transaction(50, 11 * SECOND_US, partial=True), now=11)
+    assert meter.lag_ms(now=12, now_us=12 * SECOND_US) == 2000
+    meter.note_disconnected("cut off")
+    meter.note_snapshot(east, now=13)
+    assert meter.lag_ms(now=14, now_us=14 * SECOND_US) == 4000, "a second one for the same changes"
+    meter.note_heard(transaction(60, 14 * SECOND_US), now=14)
+    meter.note_connected(east)
+    assert meter.takes_snapshot, "its end was heard and not applied"
+    meter.note_applied(Position(1, 60))
+    assert not meter.takes_snapshot
+    assert meter.lag_ms(now=15, now_us=15 * SECOND_US) == 0
+
+
+def test_a_snapshot_that_turns_out_not_to_be_needed_is_over() -> None:
+    meter = connected()
+    meter.note_snapshot(RegionName("us-east"), now=10)
+    meter.note_connected(RegionName("us-east"))
+    assert not meter.takes_snapshot

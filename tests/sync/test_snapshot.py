@@ -2,28 +2,34 @@
 
 import asyncio
 import random
+import socket
 from collections.abc import AsyncGenerator
-from contextlib import asynccontextmanager
+from contextlib import aclosing, asynccontextmanager
 from uuid import uuid4
 
+import psycopg
 import pytest
 
 from regions.identity import Epoch
-from regions.position import ZERO, Position
+from regions.position import ZERO, Position, encode_token
 from sync import snapshot as module
 from sync.change import Progress, Transaction
 from sync.channel.direct import client, server
 from sync.high_water import HighWaterMark
 from sync.snapshot import Snapshot, open_snapshot
-from sync.walsender import SourceUnavailable
-from tests.sync.rig import Rig, Writer, differences, until, writing
+from sync.walsender import SlotLost, SourceUnavailable
+from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, Writer, differences, until, writing
 
 pytestmark = pytest.mark.integration
 
 
 def move_on(rig: Rig, slot: str) -> None:
     """Let the slot forget what nobody has read."""
-    rig.sql("SELECT pg_replication_slot_advance(%s, pg_current_wal_flush_lsn())", slot)
+    rig.sql(
+        "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots"
+        " WHERE slot_name = %s AND NOT active",
+        slot,
+    )
 
 
 @asynccontextmanager
@@ -31,6 +37,11 @@ async def taken(rig: Rig, slot: str, epoch: Epoch = 1) -> AsyncGenerator[Snapsho
     mark = HighWaterMark(rig.stream_url)
     async with mark.in_use(), open_snapshot(rig.stream_url, slot=slot, epoch=epoch, mark=mark) as snapshot:
         yield snapshot
+
+
+def accepts(port: int) -> bool:
+    with socket.socket() as knocking:
+        return knocking.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def write_some(writer: Writer) -> None:
@@ -115,9 +126,16 @@ async def test_what_is_written_while_it_is_taken_is_in_it_or_comes_after_it(
     assert differences(rig) == []
 
 
-async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig) -> None:
+async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its commit is in the WAL behind the slot, and nobody sees its rows yet: neither of both would bring them."""
     slot = rig.create_slot()
+
+    async def there(connection: psycopg.AsyncConnection, slot: str) -> int:
+        """As if it had begun after the slot was made, which waits for all that had begun before."""
+        del connection, slot
+        return 1
+
+    monkeypatch.setattr(module, "_made_anew", there)
     rig.fence()
     async with writing(rig) as writer, writing(rig) as late:
         await write_some(writer)
@@ -127,8 +145,9 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig) -> Non
         found: list[Transaction] = []
 
         async def take() -> None:
-            async with taken(rig, slot) as snapshot:
-                found.extend([part async for part in snapshot.parts()])
+            async with taken(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
+                found.append(await anext(parts))
+                found.append(await anext(parts))
 
         taking = asyncio.create_task(take())
         await asyncio.wait([taking], timeout=0.3)
@@ -142,14 +161,14 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig) -> Non
 async def test_without_an_end_of_what_is_under_way_there_is_no_snapshot(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "DECIDED_S_MAX", 0.1)
+    monkeypatch.setattr(module, "BEGUN_S_MAX", 0.1)
     slot = rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:
         hanging = writer.connection.transaction()
         await hanging.start()
         await writer.create_thread("/")
-        with pytest.raises(SourceUnavailable, match="quorum"):
+        with pytest.raises(SourceUnavailable, match="under way"):
             async with taken(rig, slot):
                 pass
         await hanging.rollback()
@@ -183,20 +202,62 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_aga
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = module.TABLES
-    monkeypatch.setattr(module, "TABLES", {"sites": ("id",), "threads": ("no_such_column",)})
+    monkeypatch.setattr(module, "TABLES", {"sites": None, "threads": "no_such_column"})
     slot = rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:
         await write_some(writer)
         move_on(rig, slot)
         async with rig.replicating():
-            await until(lambda: caplog.text.count("a snapshot was cut short") >= 2)
+            await until(lambda: caplog.text.count("was cut short") >= 2)
             assert rig.view_sql("SELECT name FROM sites") == [("site",)], "its first part came"
             assert {applied.position for applied in rig.applied} == {ZERO}
             assert rig.meter.applied == ZERO
+            assert rig.meter.takes_snapshot
             monkeypatch.setattr(module, "TABLES", whole)
             await rig.caught_up()
+            assert not rig.meter.takes_snapshot
     assert differences(rig) == []
+
+
+async def test_a_snapshot_whose_slot_is_lost_meanwhile_has_no_end(rig: Rig) -> None:
+    slot = rig.create_slot()
+    rig.fence()
+    async with taken(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
+        rig.sql("SELECT pg_drop_replication_slot(%s)", slot)
+        with pytest.raises(SlotLost, match="more WAL"):
+            assert [part.partial async for part in parts] == [], "nothing is in it"
+
+
+async def test_a_part_is_bounded_by_its_size_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "PART_CHARACTERS", 5_000)
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        thread = await writer.create_thread()
+        for _ in range(20):
+            await writer.post(thread, body="x" * 1_000)
+    async with taken(rig, slot) as snapshot:
+        parts = [part async for part in snapshot.parts()]
+    sizes = [len(part.changes) for part in parts if part.changes and part.changes[0].table == "comments"]
+    assert sum(sizes) == 20
+    assert max(sizes) <= 5
+
+
+async def test_two_regions_want_one_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """One after the other; who waits hears that its stream lives."""
+    monkeypatch.setattr(server, "HELD_WORD_S", 0.05)
+    rig.fence()
+    async with writing(rig) as writer:
+        await write_some(writer)
+        async with rig.serving() as serving:
+            await serving.one_snapshot.acquire()
+            async with rig.channel().subscribe(ZERO) as subscription:
+                items = await subscription.take()
+                assert items == [Progress(position=ZERO, sent_at_us=0)]
+                serving.one_snapshot.release()
+                while subscription.received == ZERO:
+                    await subscription.take()
 
 
 async def test_a_subscriber_hears_that_its_stream_lives_while_a_table_is_sorted(
@@ -225,3 +286,30 @@ async def test_a_subscriber_hears_that_its_stream_lives_while_a_table_is_sorted(
                     items += await subscription.take()
     assert Progress(position=ZERO, sent_at_us=0) in items
     assert channel.snapshots == 1
+
+
+async def test_a_subscriber_that_does_not_read_its_snapshot_does_not_lock_its_region_out(rig: Rig) -> None:
+    rig.fence()
+    async with writing(rig) as writer:
+        thread = await writer.create_thread()
+        await writer.connection.execute(
+            "INSERT INTO palaver.comments (site_id, thread_id, depth, epoch, body)"
+            " SELECT $1, $2, 0, 1, repeat('x', 10000) FROM generate_series(1, 2000)",
+            writer.site,
+            thread,
+        )
+    query = f"region={rig.region}&from={encode_token(CELL, ZERO)}"
+    request = f"GET /v1/changes?{query} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
+    async with rig.serving() as serving:
+        await until(lambda: accepts(rig.port))
+        # It takes what the kernel takes and no more.
+        reader, stalled = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
+        stalled.write(request.encode())
+        await reader.readexactly(100)
+        await until(serving.one_snapshot.locked)
+        await asyncio.sleep(2)  # Until all that takes anything is full.
+        assert serving.one_snapshot.locked(), "it is not through"
+        async with asyncio.timeout(WAIT_S), rig.channel().subscribe(ZERO) as subscription:
+            while subscription.received == ZERO:
+                await subscription.take()
+        stalled.close()

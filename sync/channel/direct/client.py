@@ -174,13 +174,14 @@ class DirectChannel:
                 lost = response.headers.get(SNAPSHOT_HEADER)
                 if lost is None:
                     _log.info("streaming from %s after %s", leadership.leader, query["from"])
+                    self._meter.note_connected(leadership.leader)
                 else:
                     self.snapshots += 1
                     _log.warning(
                         "changes after %s are gone (%s): taking a snapshot from %s",
                         query["from"], lost, leadership.leader,
                     )  # fmt: skip
-                self._meter.note_connected(leadership.leader)
+                    self._meter.note_snapshot(leadership.leader, now=time.monotonic())
                 subscription.source = f"http://{address}{ACK_PATH}"
                 await self._read(response, subscription)
         except httpx.TimeoutException as error:

@@ -15,10 +15,10 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import orjson
 from starlette.applications import Starlette
@@ -34,12 +34,13 @@ from sync.capture import (
     Capture,
     CaptureCounts,
     SlotLost,
+    StreamEnded,
     open_capture,
 )
 from sync.change import Item, Progress, SyncError, Transaction, encode_line
 from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders
 from sync.high_water import HighWaterMark
-from sync.snapshot import Snapshot, open_snapshot
+from sync.snapshot import open_snapshot
 
 ACK_BYTES_MAX: Final = 1024
 """An acknowledgement is two short texts."""
@@ -67,9 +68,17 @@ HELD_WORD_S: Final = 1.0
 
 _HEADERS: Final = [(b"content-type", b"application/x-ndjson"), (b"cache-control", b"no-store")]
 
+GOODBYE_S_MAX: Final = 1.0
+"""For the end of a response; the server closes a connection whose response has none."""
+
+STALLED_S_MAX: Final = 60.0
+"""A region applies a part of a snapshot in well under a second; one that stands still must not keep dead rows alive."""
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
+
+_T = TypeVar("_T")
 
 _log = logging.getLogger(__name__)
 
@@ -97,6 +106,7 @@ class ChangeServer:
 
     Attributes:
         totals: What ended and running streams have sent, by region.
+        one_snapshot: Held while a snapshot is taken.
     """
 
     def __init__(self, *, topology: Topology, leaders: Leaders, ledger_conninfo: str | None, token: str) -> None:
@@ -115,6 +125,7 @@ class ChangeServer:
         self._feeds: dict[RegionName, Feed] = {}
         self._mark: tuple[Epoch, HighWaterMark] | None = None
         self.totals: dict[RegionName, CaptureCounts] = {}
+        self.one_snapshot = asyncio.Lock()
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -240,10 +251,14 @@ class ChangeStream(Response):
         try:
             if feed.older is not None:
                 await feed.older.ended.wait()
+            if feed.stop.is_set():
+                raise StreamEnded("a newer subscription has taken over")
             try:
                 await self._open(feed, receive, send)
             except SlotLost as error:
-                await self._open_snapshot(feed, error, receive, send)
+                _log.warning("stream of %s: %s; it gets a snapshot", self._region, error)
+                headers = [*_HEADERS, (SNAPSHOT_HEADER.encode(), str(error).encode("ascii", "replace"))]
+                await self._stream(feed, lambda: self._send_snapshot(send), headers, receive, send)
         except (SyncError, TimeoutError) as error:
             reason = str(error) or "the ledger's walsender is silent"
             _log.warning("stream of %s: %s", self._region, reason)
@@ -269,21 +284,35 @@ class ChangeStream(Response):
                 first = await capture.beginning()
             await self._stream(feed, lambda: self._pump(capture, mark, first, send), _HEADERS, receive, send)
 
-    async def _open_snapshot(self, feed: Feed, lost: SlotLost, receive: Receive, send: Send) -> None:
-        """Send everything in place of the changes that are gone, and end the stream."""
-        _log.warning("stream of %s: %s; it gets a snapshot", self._region, lost)
-        mark = self._server.mark_of(self._leadership.epoch, self._conninfo)
+    async def _send_snapshot(self, send: Send) -> None:
+        """Send everything in place of the changes that are gone; it ends early when it cannot, and is asked for again.
+
+        One at a time: each reads every table, and all regions may want one in the same moment.
+        """
         began = time.monotonic()
+        # Others wait, connections are made, commits have to end: meanwhile the subscriber hears that its stream lives.
+        word = Progress(position=self._start, sent_at_us=0)
+        try:
+            async with aclosing(self._snapshot()) as parts:
+                while (part := await _meanwhile(anext(parts, None), send, word)) is not None:
+                    async with asyncio.timeout(STALLED_S_MAX):
+                        await send(_body(part))
+        except (SyncError, TimeoutError) as error:
+            _log.warning("the snapshot of %s was cut short: %s", self._region, str(error) or "it is not read")
+            return
+        _log.info("snapshot of %s: sent in %.1f s", self._region, time.monotonic() - began)
+
+    async def _snapshot(self) -> AsyncGenerator[Item]:
+        mark = self._server.mark_of(self._leadership.epoch, self._conninfo)
+        slot, epoch = slot_name(self._region), self._leadership.epoch
         async with (
+            self._server.one_snapshot,
             mark.in_use(),
-            open_snapshot(
-                self._conninfo, slot=slot_name(self._region), epoch=self._leadership.epoch, mark=mark
-            ) as snapshot,
+            open_snapshot(self._conninfo, slot=slot, epoch=epoch, mark=mark) as snapshot,
+            aclosing(snapshot.parts()) as parts,
         ):
-            headers = [*_HEADERS, (SNAPSHOT_HEADER.encode(), str(lost).encode("ascii", "replace"))]
-            await self._stream(feed, lambda: self._send_snapshot(snapshot, send), headers, receive, send)
-            took_s = time.monotonic() - began
-            _log.info("stream of %s: snapshot of %d rows in %.1f s", self._region, snapshot.rows, took_s)
+            async for part in parts:
+                yield part
 
     async def _stream(
         self,
@@ -305,7 +334,10 @@ class ChangeStream(Response):
             await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
             for task in tasks:
                 task.cancel()
-        await send({"type": "http.response.body", "body": b"", "more_body": False})
+        # A subscriber that does not read would keep the slot until its connection breaks.
+        with suppress(TimeoutError):
+            async with asyncio.timeout(GOODBYE_S_MAX):
+                await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, capture: Capture, mark: HighWaterMark, first: list[Item], send: Send) -> None:
         """Send what the capture has and may be known; while `send` waits for a slow subscriber, nothing is read."""
@@ -323,26 +355,6 @@ class ChangeStream(Response):
                     await asyncio.sleep(sent_at + pause_s - loop.time())
         except SyncError as error:
             _log.warning("stream of %s ended: %s", self._region, error)
-
-    async def _send_snapshot(self, snapshot: Snapshot, send: Send) -> None:
-        """Send the parts of a snapshot. A large table is sorted before its first row comes."""
-        word = Progress(position=self._start, sent_at_us=0)
-        try:
-            async with aclosing(snapshot.parts()) as parts:
-                while True:
-                    waiting = asyncio.ensure_future(anext(parts, None))
-                    try:
-                        while not (await asyncio.wait((waiting,), timeout=HELD_WORD_S))[0]:
-                            await send({"type": "http.response.body", "body": encode_line(word), "more_body": True})
-                    finally:
-                        waiting.cancel()
-                        await asyncio.wait((waiting,))
-                    part = waiting.result()
-                    if part is None:
-                        return
-                    await send({"type": "http.response.body", "body": encode_line(part), "more_body": True})
-        except SyncError as error:
-            _log.warning("a snapshot was cut short: %s", error)
 
     async def _settled(self, capture: Capture, mark: HighWaterMark, first: list[Item]) -> AsyncGenerator[list[Item]]:
         """Yield what is on a quorum, in order, as soon as anything is, and a sign of life while nothing is."""
@@ -384,6 +396,22 @@ class ChangeStream(Response):
         settled = Position(position.epoch, min(position.lsn, mark.lsn))
         self._sent = max(self._sent, min(position, settled))
         return Progress(position=self._sent, sent_at_us=progress.sent_at_us)
+
+
+async def _meanwhile(work: Awaitable[_T], send: Send, word: Progress) -> _T:
+    """Return what ``work`` returns; until it does, send a sign of life each second."""
+    working = asyncio.ensure_future(work)
+    try:
+        while not (await asyncio.wait((working,), timeout=HELD_WORD_S))[0]:
+            await send(_body(word))
+    finally:
+        working.cancel()
+        await asyncio.wait((working,))
+    return working.result()
+
+
+def _body(item: Item) -> Message:
+    return {"type": "http.response.body", "body": encode_line(item), "more_body": True}
 
 
 def _is_held(item: Item, mark: HighWaterMark) -> bool:

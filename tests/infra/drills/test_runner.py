@@ -29,6 +29,7 @@ class PlayedTarget:
         self.thread = ""
         self.told: list[tuple[object, ...]] = []
         self.says: dict[str, str | None] = {}
+        self.held_down_s: list[float] = []
         self._lacking = lacking
         self._refuses = refuses
 
@@ -44,7 +45,9 @@ class PlayedTarget:
         return {"cells": [{"leader": "east", "phase": "serving"}], "regions": regions}
 
     async def agents(self) -> dict[str, dict[str, Any]]:
-        return {region: {"epoch": None, "refusal": text} for region, text in self.says.items()}
+        held_s = self.held_down_s.pop(0) if self.held_down_s else 0.0
+        told = {region: {"epoch": None, "refusal": text} for region, text in self.says.items()}
+        return told | ({"south": {"epoch": None, "failover": {"held_down_s": held_s}}} if held_s else {})
 
     async def create_site(self) -> str:
         return "s"
@@ -189,3 +192,15 @@ async def test_a_region_that_does_not_say_what_it_should_fails_the_drill(tmp_pat
     (tmp_path / "journal").unlink()
     trouble = await carry_out(target, tmp_path, said | {"target": "followers"})
     assert trouble == "west, south did not say 'is full' within 0.1 s"
+
+
+async def test_a_drill_waits_until_its_failover_would_not_be_held_down(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    target.held_down_s = [9.0, 8.8]
+    said: list[str] = []
+    drill = Drill.model_validate(
+        {"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": [{"do": "heal"}]}
+    )
+    await run_drill(cast("Target", target), drill, tmp_path / "journal", seed=1, patience=Patience(), say=said.append)
+    assert target.held_down_s == []
+    assert said[0] == "  waits 9 s: after several failovers the next one would be held down"

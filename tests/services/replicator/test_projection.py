@@ -1,9 +1,15 @@
 import asyncio
 import uuid
+from typing import Any
 
+import asyncpg
 import pytest
 
+from regions.position import Position
 from services import view
+from services.replicator.projection import ViewProjection
+from sync.apply import LocatedChange
+from sync.change import Change
 from tests.sync.rig import Rig, differences, writing
 
 pytestmark = pytest.mark.integration
@@ -120,6 +126,35 @@ async def test_a_page_that_gained_and_lost_rows_in_one_batch_moves_once(rig: Rig
     told = [(applied.transactions, applied.effects) for applied in rig.applied if applied.effects]
     (((*_, last), (page,)),) = told
     assert page.version == newest == last.position.lsn
+
+
+async def test_an_older_image_that_comes_later_in_a_batch_changes_nothing(rig: Rig) -> None:
+    """As after a snapshot, when the stream goes back to where the slot stands."""
+    site, thread, comment = (str(uuid.uuid4()) for _ in range(3))
+    rows = {
+        "sites": {"id": site, "name": "s", "origins": "{}", "settings": "{}", "version": "1"},
+        "threads": {"id": thread, "site_id": site, "key": "/", "title": "t", "state": "open", "version": "1"},
+    }
+    told = {
+        "id": comment, "site_id": site, "thread_id": thread, "parent_id": None, "depth": "0", "author_id": None,
+        "author_name": "Ann", "author_url": None, "created_at": "2026-01-01 00:00:00+00", "edited_at": None,
+    }  # fmt: skip
+    newer = told | {"body": "", "state": "deleted", "version": "12", "deleted_at": "2026-01-02 00:00:00+00"}
+    older = told | {"body": "hello", "state": "approved", "version": "9", "deleted_at": None}
+    images: list[tuple[str, dict[str, Any]]] = [*rows.items(), ("comments", newer), ("comments", older)]
+    changes = [
+        LocatedChange(
+            position=Position(1, 10 + number), change=Change(table=table, op="insert", key={"id": row["id"]}, row=row)
+        )
+        for number, (table, row) in enumerate(images)
+    ]
+    connection = await asyncpg.connect(rig.view_url)
+    try:
+        await ViewProjection().project(connection, changes)
+    finally:
+        await connection.close()
+    assert rig.view_sql("SELECT body, state, version FROM comments") == [("", "deleted", 12)]
+    assert rig.view_sql("SELECT count FROM threads") == [(0,)]
 
 
 async def test_the_functions_can_be_replaced_while_apply_uses_them(rig: Rig) -> None:
