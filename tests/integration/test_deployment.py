@@ -15,18 +15,10 @@ import pytest
 
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
-from infra.supervisor.records import living
-from tests.child_processes import stopped_at_the_end
+from tests.child_processes import processes_of, stopped_at_the_end
 from tests.integration.stack import REGIONS, Stack, eventually, palaver, start_stack
 
 pytestmark = [pytest.mark.integration]
-
-
-def processes_of(data: Path) -> list[psutil.Process]:
-    layout = open_layout(data)
-    plan = load_plan(layout.plan)
-    assert plan is not None
-    return [process for _, process in living(layout, plan.deployment, plan.all_regions)]
 
 
 def is_alive(process: psutil.Process) -> bool:

@@ -11,6 +11,7 @@ import orjson
 import pytest
 
 from infra.cli import voters
+from tests.child_processes import end_deployment
 from tests.integration.load import check_nothing_lost_or_doubled, load
 from tests.integration.stack import REGIONS, Stack, eventually, start_stack
 
@@ -26,7 +27,7 @@ def five(data_folder: Callable[[], Path]) -> Iterator[Stack]:
     stack = start_stack(data_folder(), "--regions", ",".join(FIVE))
     stack.until_healthy(within_s=60)
     yield stack
-    stack.palaver("down")
+    end_deployment(stack.data)
 
 
 def ordered(stack: Stack, command: Callable[..., None], region: str) -> dict[str, Any]:
