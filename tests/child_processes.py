@@ -17,7 +17,7 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
-from signal import SIGCONT, SIGKILL, SIGTERM, Signals
+from signal import SIGCONT, SIGKILL, SIGQUIT, SIGTERM, Signals
 from threading import Lock
 
 import orjson
@@ -159,12 +159,44 @@ def end_deployment(data: Path) -> None:
         with contextlib.suppress(psutil.NoSuchProcess, ValueError, KeyError):
             supervisor = psutil.Process(orjson.loads(control.read_bytes())["pid"])
             if str(data) in supervisor.cmdline():
+                supervisor.suspend()  # It would start again what ends.
+                _end_postgres(data)
                 supervisor.kill()
                 deadline = time.monotonic() + ENDED_S_MAX
                 while processes_of(data) and time.monotonic() < deadline:
                     time.sleep(0.05)
     # What is left, if anything.
     subprocess.run([sys.executable, "-P", "-m", "infra.cli", "down", "--data", data], capture_output=True, check=False)
+
+
+def _end_postgres(data: Path) -> None:
+    """End each PostgreSQL immediately, but by itself: one that is killed leaves its shared memory to the machine."""
+    layout = open_layout(data)
+    plan = load_plan(layout.plan)
+    if plan is None:
+        return
+    ending: list[psutil.Process] = []
+    for name, process in living(layout, plan.deployment, plan.all_regions):
+        if name.endswith("/region_agent"):
+            process.kill()
+    for region in plan.all_regions:
+        for member in ("ledger", "view"):
+            with contextlib.suppress(OSError, ValueError, psutil.NoSuchProcess):
+                postmaster = psutil.Process(int(layout.postmaster_pid(region, member).read_text().split()[0]))
+                postmaster.send_signal(SIGQUIT)
+                postmaster.send_signal(SIGCONT)
+                ending.append(postmaster)
+    deadline = time.monotonic() + ENDED_S_MAX
+    while any(is_alive(postmaster) for postmaster in ending) and time.monotonic() < deadline:
+        time.sleep(0.05)
+
+
+def is_alive(process: psutil.Process) -> bool:
+    """Whether it runs; one that ended is a zombie for as long as its parent is suspended."""
+    try:
+        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
+    except psutil.NoSuchProcess:
+        return False
 
 
 @contextlib.contextmanager

@@ -15,17 +15,10 @@ import pytest
 
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
-from tests.child_processes import processes_of, stopped_at_the_end
+from tests.child_processes import is_alive, processes_of, stopped_at_the_end
 from tests.integration.stack import REGIONS, Stack, eventually, palaver, start_stack
 
 pytestmark = [pytest.mark.integration]
-
-
-def is_alive(process: psutil.Process) -> bool:
-    try:
-        return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
-    except psutil.NoSuchProcess:
-        return False
 
 
 @pytest.fixture(scope="module")
