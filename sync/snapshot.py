@@ -16,7 +16,7 @@ import asyncio
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Mapping
 from contextlib import aclosing, asynccontextmanager
-from typing import Final, TypeVar
+from typing import Any, Final, LiteralString, TypeVar
 
 import psycopg
 from psycopg import sql
@@ -88,38 +88,43 @@ class Snapshot:
         )
 
     async def _changes(self, table: str, level: str | None) -> AsyncGenerator[tuple[Change, ...]]:
-        cursor = await self._connection.execute(load_sql("published_columns"), {"table": table})
-        columns = [str(name) for (name,) in await cursor.fetchall()]
+        columns = [str(name) for (name,) in await self._fetch(load_sql("published_columns"), {"table": table})]
         # In text form, as the WAL's decoder gives them.
-        every = sql.SQL("SELECT {columns} FROM {table}").format(
+        query = sql.SQL("SELECT {columns} FROM {table}").format(
             columns=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),
             table=sql.Identifier("palaver", table),
         )
-        queries: list[sql.Composed] = [every]
-        if level is not None:
-            levels = sql.SQL("SELECT DISTINCT {level} FROM {table} ORDER BY 1").format(
-                level=sql.Identifier(level), table=sql.Identifier("palaver", table)
-            )
-            found = await (await self._connection.execute(levels)).fetchall()
-            where = sql.SQL(" WHERE {level} = {number}")
-            queries = [every + where.format(level=sql.Identifier(level), number=number) for (number,) in found]
-        for query in queries:
+        for where in await self._levels(table, level):
             part: list[Change] = []
             characters = 0
             async with self._connection.cursor(name="snapshot") as rows:
-                await rows.execute(query)
-                while some := await rows.fetchmany(FETCH_ROWS):
-                    for row in some:
-                        image = dict(zip(columns, row, strict=True))
-                        part.append(Change(table=table, op="insert", key={"id": str(image["id"])}, row=image))
-                        characters += sum(len(value) for value in row if value is not None)
-                        if len(part) >= PART_ROWS or characters >= PART_CHARACTERS:
-                            self.rows += len(part)
-                            yield tuple(part)
-                            part, characters = [], 0
+                rows.itersize = FETCH_ROWS
+                await rows.execute(query + where)
+                async for row in rows:
+                    image = dict(zip(columns, row, strict=True))
+                    part.append(Change(table=table, op="insert", key={"id": str(image["id"])}, row=image))
+                    characters += sum(len(value) for value in row if value is not None)
+                    if len(part) >= PART_ROWS or characters >= PART_CHARACTERS:
+                        self.rows += len(part)
+                        yield tuple(part)
+                        part, characters = [], 0
             if part:
                 self.rows += len(part)
                 yield tuple(part)
+
+    async def _levels(self, table: str, level: str | None) -> list[sql.Composed]:
+        """Return what chooses the rows of a table in turn, those that others refer to first."""
+        if level is None:
+            return [sql.Composed([])]
+        column = sql.Identifier(level)
+        query = sql.SQL("SELECT DISTINCT {level} FROM {table} ORDER BY 1").format(
+            level=column, table=sql.Identifier("palaver", table)
+        )
+        where = sql.SQL(" WHERE {level} = {number}")
+        return [where.format(level=column, number=number) for (number,) in await self._fetch(query)]
+
+    async def _fetch(self, query: LiteralString | sql.Composed, parameters: dict[str, str] | None = None) -> list[Any]:
+        return await (await self._connection.execute(query, parameters)).fetchall()
 
 
 @asynccontextmanager

@@ -146,7 +146,8 @@ def processes_of(data: Path) -> list[psutil.Process]:
     """The processes of a deployment that are alive."""
     layout = open_layout(data)
     plan = load_plan(layout.plan)
-    return [] if plan is None else [process for _, process in living(layout, plan.deployment, plan.all_regions)]
+    assert plan is not None
+    return [process for _, process in living(layout, plan.deployment, plan.all_regions)]
 
 
 def end_deployment(data: Path) -> None:
@@ -173,8 +174,7 @@ def _end_postgres(data: Path) -> None:
     """End each PostgreSQL immediately, but by itself: one that is killed leaves its shared memory to the machine."""
     layout = open_layout(data)
     plan = load_plan(layout.plan)
-    if plan is None:
-        return
+    assert plan is not None
     ending: list[psutil.Process] = []
     for name, process in living(layout, plan.deployment, plan.all_regions):
         if name.endswith("/region_agent"):

@@ -104,7 +104,7 @@ def _net_changes(changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
         else:
             kept = table.rows.get(row_id, {})
             # What comes later is newer, but after a snapshot: the stream goes back to where the slot stands.
-            if not _is_older(change.row, kept):
+            if not (kept and _is_older(change.row, kept)):
                 # A later image lacks what did not change; the earlier one in the same batch has it.
                 table.rows[row_id] = {**kept, **change.row, "lsn": lsn}
     return net

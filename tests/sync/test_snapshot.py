@@ -220,6 +220,12 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_aga
     assert differences(rig) == []
 
 
+def test_every_table_that_is_published_is_copied(rig: Rig) -> None:
+    """But for the fence, which a view does not have."""
+    published = rig.sql("SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'palaver'")
+    assert {str(name) for (name,) in published} == {*module.TABLES, "fence"}
+
+
 async def test_a_snapshot_whose_slot_is_lost_meanwhile_has_no_end(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
@@ -260,7 +266,7 @@ async def test_two_regions_want_one_at_once(rig: Rig, monkeypatch: pytest.Monkey
                     await subscription.take()
 
 
-async def test_a_subscriber_hears_that_its_stream_lives_while_a_table_is_sorted(
+async def test_a_subscriber_hears_that_its_stream_lives_until_the_first_part_is_there(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(server, "HELD_WORD_S", 0.05)

@@ -15,7 +15,7 @@ import math
 import time
 from collections import deque
 from collections.abc import AsyncGenerator, Awaitable, Callable, Coroutine, MutableMapping
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass, field
 from http import HTTPStatus
 from typing import Any, Final, TypeVar
@@ -289,22 +289,27 @@ class ChangeStream(Response):
 
         One at a time: each reads every table, and all regions may want one in the same moment.
         """
-        began = time.monotonic()
         # Others wait, connections are made, commits have to end: meanwhile the subscriber hears that its stream lives.
         word = Progress(position=self._start, sent_at_us=0)
         try:
             async with aclosing(self._snapshot()) as parts:
-                while (part := await _meanwhile(anext(parts, None), send, word)) is not None:
+                while (part := await self._next_part(parts, word, send)) is not None:
                     async with asyncio.timeout(STALLED_S_MAX):
                         await send(_body(part))
         except (SyncError, TimeoutError) as error:
             _log.warning("the snapshot of %s was cut short: %s", self._region, str(error) or "it is not read")
-            return
-        _log.info("snapshot of %s: sent in %.1f s", self._region, time.monotonic() - began)
+
+    @staticmethod
+    async def _next_part(parts: AsyncGenerator[Item], word: Progress, send: Send) -> Item | None:
+        async with _under_way(anext(parts, None)) as working:
+            while not await _ends_soon(working):
+                await send(_body(word))
+        return working.result()
 
     async def _snapshot(self) -> AsyncGenerator[Item]:
-        mark = self._server.mark_of(self._leadership.epoch, self._conninfo)
+        began = time.monotonic()
         slot, epoch = slot_name(self._region), self._leadership.epoch
+        mark = self._server.mark_of(epoch, self._conninfo)
         async with (
             self._server.one_snapshot,
             mark.in_use(),
@@ -313,6 +318,8 @@ class ChangeStream(Response):
         ):
             async for part in parts:
                 yield part
+            took_s = time.monotonic() - began
+            _log.info("snapshot of %s: %d rows in %.1f s", self._region, snapshot.rows, took_s)
 
     async def _stream(
         self,
@@ -362,14 +369,10 @@ class ChangeStream(Response):
         while True:
             settled: list[Item] = []
             if _is_held(items[0], mark):
-                waiting = asyncio.ensure_future(_until_settled(items[0], mark))
-                try:
-                    while not (await asyncio.wait((waiting,), timeout=HELD_WORD_S))[0]:
+                async with _under_way(_until_settled(items[0], mark)) as waiting:
+                    while not await _ends_soon(waiting):
                         # Not fresh: what is held back may be a second old or a day.
                         yield [Progress(position=self._sent, sent_at_us=0)]
-                finally:
-                    waiting.cancel()
-                    await asyncio.wait((waiting,))
                 waiting.result()
                 settled.append(await self._known(mark, items.popleft()))
             while items and not _is_held(items[0], mark):
@@ -398,16 +401,20 @@ class ChangeStream(Response):
         return Progress(position=self._sent, sent_at_us=progress.sent_at_us)
 
 
-async def _meanwhile(work: Awaitable[_T], send: Send, word: Progress) -> _T:
-    """Return what ``work`` returns; until it does, send a sign of life each second."""
+@asynccontextmanager
+async def _under_way(work: Awaitable[_T]) -> AsyncGenerator[asyncio.Future[_T]]:
+    """Something that runs beside the block, and not longer."""
     working = asyncio.ensure_future(work)
     try:
-        while not (await asyncio.wait((working,), timeout=HELD_WORD_S))[0]:
-            await send(_body(word))
+        yield working
     finally:
         working.cancel()
         await asyncio.wait((working,))
-    return working.result()
+
+
+async def _ends_soon(working: asyncio.Future[_T]) -> bool:
+    """Wait for its end, until a sign of life is due."""
+    return bool((await asyncio.wait((working,), timeout=HELD_WORD_S))[0])
 
 
 def _body(item: Item) -> Message:
