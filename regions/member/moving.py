@@ -20,6 +20,7 @@ from regions.member.ledger import Ledger
 from regions.member.record import write_durably
 from regions.member.settings import DATABASE, SUPERUSER, MemberSettings
 from regions.member.supervision import Member
+from regions.member.wal_line import WalLine
 from regions.position import parse_lsn
 from regions.topology import Address
 
@@ -75,14 +76,16 @@ class MovingMember(Member):
     def __init__(self, settings: MemberSettings) -> None:
         """Prepare a member; see `Member`."""
         super().__init__(settings)
+        self.line = WalLine(settings)
         self._others: dict[Address, Ledger] = {}
 
     async def stay_in_touch(self, others: Collection[Address]) -> None:
-        """Keep a connection to each other member, so that following one that is promoted waits for none.
+        """Keep connections to each other member, so that following one that is promoted waits for none.
 
         Between regions a connection takes five round trips until it answers. What cannot be reached is left alone.
         """
-        await asyncio.gather(*(self._other(address).run("touch") for address in others), return_exceptions=True)
+        touches = (self._other(address).run("touch") for address in others)
+        await asyncio.gather(self.line.keep(others), *touches, return_exceptions=True)
 
     async def commit_of(self, leader: Address, standbys: Collection[RegionName], required: int) -> int | None:
         """Return the newest LSN that another member, as primary, has on a quorum; see ``read_quorum_commit.sql``.
@@ -107,6 +110,7 @@ class MovingMember(Member):
 
     async def lose_touch(self) -> None:
         """Drop the connections that are kept, to itself and to other members; each is made again at need."""
+        self.line.end()
         await self.ledger.close()
         for other in self._others.values():
             await other.close()
@@ -138,6 +142,8 @@ class MovingMember(Member):
         else:
             self._write_configuration()
             await self.ledger.run("reload")
+        # After it was told: a receiver that is cut off before would connect again.
+        self.line.close()
         return await self._settled()
 
     async def promote(self, *, epoch: Epoch, followers: Collection[RegionName]) -> None:
@@ -177,8 +183,10 @@ class MovingMember(Member):
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
-        await self._take_history(*await self._compare(leader))
+        timeline, history = await self._compare(leader)
+        await self._take_history(timeline, history)
         await self.ledger.run("drop_own_slots")
+        self.line.open(leader, timeline)
         self._names, self._follows = "", leader
         self._write_configuration()
         await self.ledger.run("reload")
@@ -210,6 +218,7 @@ class MovingMember(Member):
         if self.running and self._follows != leader:
             await self.stop()
         if not self.running:
+            self.line.open(leader, 0)
             self._names, self._follows = "", leader
             self._write("standby.signal", "")
             try:

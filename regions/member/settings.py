@@ -4,6 +4,10 @@ Decides every PostgreSQL setting of the ledger and why. Refuses to know processe
 turns values into texts. Sized for three regions on one laptop.
 """
 
+import hashlib
+import os
+import pwd
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -140,19 +144,47 @@ a standby of the quorum before there is one."""
 def follow_conninfo(settings: MemberSettings, leader: Address) -> str:
     """Return the libpq connection string by which this member follows ``leader``.
 
-    It names a database because slot synchronisation needs one (rule 19).
+    The first host is the agent's line to that member (see `wal_line`), the second the member itself. It names a
+    database because slot synchronisation needs one (rule 19).
     """
-    return f"{_conninfo(leader, settings.region)} passfile='{settings.data / PASSFILE}'"
+    user = line_user()
+    if user is None:
+        return f"{_conninfo((leader,), settings.region)} passfile='{settings.data / PASSFILE}'"
+    hosts = (Address(f"@{line_name(settings.state)}", leader.port), leader)
+    return f"{_conninfo(hosts, settings.region)} requirepeer={user} passfile='{settings.data / PASSFILE}'"
+
+
+def line_name(state: Path) -> str:
+    """Return the name of the folder of the line's sockets, in the kernel's name space (unix(7), abstract sockets)."""
+    return f"palaver-{hashlib.sha256(str(state).encode()).hexdigest()[:32]}"
+
+
+def line_user() -> str | None:
+    """Return the user that a receiver expects at the line's other end; None where this one has no name.
+
+    libpq compares by name (``requirepeer``), so without one there is no line.
+    """
+    try:
+        return pwd.getpwuid(os.geteuid()).pw_name
+    except KeyError:
+        return None
+
+
+def line_conninfo(settings: MemberSettings, other: Address) -> str:
+    """Return the libpq connection string by which the agent itself connects to another member to receive WAL."""
+    password = settings.replication_password.replace("\\", "\\\\").replace("'", "\\'")
+    return f"{_conninfo((other,), settings.region)} replication=true password='{password}'"
 
 
 def backup_conninfo(leader: Address) -> str:
     """Return the libpq connection string of a base backup; the password comes by the environment."""
-    return _conninfo(leader, BACKUP_NAME)
+    return _conninfo((leader,), BACKUP_NAME)
 
 
-def _conninfo(leader: Address, name: str) -> str:
+def _conninfo(hosts: Sequence[Address], name: str) -> str:
     return (
-        f"host={leader.host} port={leader.port} user={REPLICATION_ROLE} dbname={DATABASE} "
+        f"host={','.join(one.host for one in hosts)} port={','.join(str(one.port) for one in hosts)} "
+        f"user={REPLICATION_ROLE} dbname={DATABASE} "
         f"application_name={name} "
         "connect_timeout=3 sslmode=disable gssencmode=disable "
         "keepalives_idle=5 keepalives_interval=1 keepalives_count=3 tcp_user_timeout=5000"

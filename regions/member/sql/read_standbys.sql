@@ -7,3 +7,5 @@ SELECT
     coalesce(extract(epoch FROM flush_lag), 0)::float8 AS flush_lag_s
 FROM pg_stat_replication
 WHERE application_name = ANY ($1::text[])
+    -- A connection that an agent keeps ready streams nothing yet.
+    AND state <> 'startup'
