@@ -167,6 +167,7 @@ class RegionAgent:
             durable=lambda: self.switcher.durable,
             tell=self.switcher.tell,
             timed=self.switcher.note_step,
+            standbys=lambda: self.switcher.standbys,
         )
 
     async def _prepare(self, member: MovingMember) -> None:

@@ -12,13 +12,14 @@ import logging
 import time
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from contextlib import aclosing
-from typing import Self, TypeVar
+from typing import Any, Self, TypeVar
 
 from regions.etcd import (
     AccessRefused,
     Endpoint,
     EndpointFailed,
     RevisionCompacted,
+    Stored,
 )
 from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import CorruptRecord, Leadership, Phase
@@ -198,7 +199,7 @@ class Coordination:
                     if stored is not None and stored.mod_revision > seen:
                         seen = stored.mod_revision
                         yield stored.mod_revision, Leadership.from_json(stored.value)
-                async with aclosing(endpoint.watch(_key(cell), revision + 1)) as changes:
+                async with aclosing(self._changes(endpoint, _key(cell), revision + 1)) as changes:
                     async for stored in changes:
                         seen = revision = stored.mod_revision
                         pause_s = PAUSE_S
@@ -210,6 +211,46 @@ class Coordination:
                 if self._all_failed():
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
+
+    async def _changes(self, endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[Stored]:
+        """Yield what an endpoint's watch yields; end when that is not the nearest one and the nearest answers again.
+
+        A watch is told of a change as late as its endpoint is, which in another region is a round trip.
+        """
+        nearest = self._endpoints[0]
+        if endpoint is nearest:
+            async with aclosing(endpoint.watch(key, start_revision)) as changes:
+                async for stored in changes:
+                    yield stored
+            return
+        back = asyncio.ensure_future(self._until_answered(nearest, key))
+        try:
+            async with aclosing(endpoint.watch(key, start_revision)) as changes:
+                while True:
+                    coming = asyncio.ensure_future(anext(changes))
+                    try:
+                        await asyncio.wait((coming, back), return_when=asyncio.FIRST_COMPLETED)
+                        if back.done() and not coming.done():
+                            # Whoever watches goes on from the last revision that it was told of: nothing is missed.
+                            return
+                        stored = await coming
+                    finally:
+                        await _cancelled(coming)
+                    yield stored
+        finally:
+            await _cancelled(back)
+
+    async def _until_answered(self, endpoint: Endpoint, key: str) -> None:
+        """Return when an endpoint has answered, and has all that the others have."""
+        while True:
+            await asyncio.sleep(SHUN_S)
+            try:
+                await endpoint.read(key)
+            except (EndpointFailed, AccessRefused) as error:
+                _log.debug("the nearest etcd endpoint does not answer yet: %s", error)
+            else:
+                self._failed_at.pop(endpoint.address, None)
+                return
 
     async def enable_authentication(self) -> None:
         """Make etcd ask for the user and password; harmless when it does, or another region just did.
@@ -338,6 +379,14 @@ class LeadershipView:
         while self.current is None or self.current == known:
             await self._changed.wait()
         return self.current
+
+
+async def _cancelled(task: "asyncio.Future[Any]") -> None:
+    """End a task; what it would have said is of no interest any more."""
+    task.cancel()
+    await asyncio.wait((task,))
+    if not task.cancelled():
+        task.exception()
 
 
 def _history(cell: CellId) -> str:

@@ -172,6 +172,14 @@ class Switcher:
         names = self._voters if record is None else (*record.voters, *record.joining)
         return tuple(name for name in names if name != self._topology.region)
 
+    @property
+    def standbys(self) -> tuple[RegionName, ...]:
+        """The other voters, when this region is one: whom its ledger would have for its quorum if it led."""
+        record = None if self.facts is None else self.facts.record
+        if record is None or self._topology.region not in record.voters:
+            return ()
+        return tuple(name for name in record.voters if name != self._topology.region)
+
     def phi(self) -> dict[RegionName, float]:
         """The suspicion of each other region."""
         if self._core is None:

@@ -40,6 +40,7 @@ from regions.failover.events import (
     Ticket,
     WaitCutShort,
 )
+from regions.failover.rules import required_standbys
 from regions.identity import Epoch, RegionName
 from regions.member.errors import MemberError, MemberFailed, MemberRefused, QuorumUnknown, SchemaMissing
 from regions.member.moving import Diverged, Frozen, MovingMember
@@ -82,6 +83,7 @@ class Surroundings:
         ledger_of: Where another region's member is reached.
         others: The other regions that may hold a member.
         followers: Those of them that follow this ledger when it leads: voters, and who joins. They change.
+        standbys: The voters among them; none while this region is no voter.
         prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
         durable: The promise on disk.
         tell: Takes an answer or news; returns at once.
@@ -96,6 +98,7 @@ class Surroundings:
     durable: Callable[[], Promise | None]
     tell: Callable[[Event], None]
     timed: Callable[[LedgerEffect, float], None] = lambda _effect, _ms: None
+    standbys: Callable[[], tuple[RegionName, ...]] = tuple
 
 
 @dataclass(slots=True)
@@ -174,6 +177,8 @@ class LedgerLane:
         if not row["primary_conninfo"]:
             member.remember(names=names, follows=None)
             return LedgerFound(kind="frozen")
+        others = map(self._around.ledger_of, self._around.others)
+        member.remember(names="", follows=member.followed_of(others, row["primary_conninfo"]))
         return LedgerFound(kind="following", epoch=remembered.epoch)
 
     async def run(self) -> None:
@@ -465,7 +470,20 @@ class LedgerLane:
         while True:
             if self.quorum is None and self.member.running:
                 await self.member.stay_in_touch(others)
+                await self._stand_by()
             await asyncio.sleep(TOUCH_S)
+
+    async def _stand_by(self) -> None:
+        """Be ready to lead: whoever is chosen does not wait until its quorum is in force."""
+        standbys = self._around.standbys()
+        required = required_standbys((self._around.region, *standbys))
+        busy = self._current is not None and not self._current.done()
+        if not required or busy or self.quorum is not None:
+            return
+        try:
+            await self.member.stand_by(quorum_names(standbys, required))
+        except MemberError as error:
+            _log.debug("ledger: its quorum to be is not in force: %s", error)
 
     async def _read_commit(self) -> None:
         quorum = self.quorum

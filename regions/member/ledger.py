@@ -144,6 +144,10 @@ class Ledger:
 
         await self._in_one_connection(DATABASE, prepare)
 
+    async def prepare_follower_slots(self, followers: Iterable[RegionName]) -> None:
+        """Create the slots of the followers' WAL where missing, over the connection that is kept: a failover waits."""
+        await self._fetch("create_physical_slots", [physical_slot_name(region) for region in followers])
+
     async def drop_follower_slots(self, followers: Iterable[RegionName]) -> int:
         """Drop the slots of WAL of regions that follow no more; return how many are left because they are read.
 
@@ -153,12 +157,22 @@ class Ledger:
         row = await self.one("drop_follower_slots", [physical_slot_name(region) for region in followers])
         return int(row["active"])
 
-    async def reload(self, *, synchronous_standby_names: str) -> None:
+    async def reload(self, *, synchronous_standby_names: str, known: bool = False) -> None:
         """Make PostgreSQL read its files again; return when every commit waits for the quorum asked for.
+
+        Args:
+            synchronous_standby_names: That quorum.
+            known: Whether this process of PostgreSQL was told of it by an earlier call and of no other since, so that
+                only SHOW is asked.
 
         Raises:
             MemberFailed: Another value stays in force.
         """
+        if known:
+            found = (await self.one("read_state"))["synchronous_standby_names"]
+            if found != synchronous_standby_names:
+                raise MemberFailed(f"synchronous_standby_names is {found!r}")
+            return
 
         async def verify(connection: asyncpg.Connection) -> None:
             await connection.fetch(_sql("reload"))
@@ -286,9 +300,12 @@ class Ledger:
         async def read(connection: asyncpg.Connection) -> list[Epoch]:
             return [row["epoch"] for row in await connection.fetch(_sql("read_fence_epochs"), most)]
 
-        if not await self._in_one_connection("postgres", _has_database):
-            return ()
-        return tuple(sorted(await self._in_one_connection(DATABASE, read)))
+        try:
+            return tuple(sorted(await self._in_one_connection(DATABASE, read)))
+        except SchemaMissing as error:
+            if isinstance(error.__cause__, asyncpg.InvalidCatalogNameError):
+                return ()
+            raise
 
     async def one(self, name: str, *parameters: object) -> "Mapping[str, Any]":
         """Return the one row of a named statement that waits for nobody.
@@ -364,10 +381,6 @@ class Ledger:
             raise MemberRefused(f"{self._address}: {_describe(error)}") from error
         except _BROKEN as error:
             raise _failure(error, str(self._address)) from error
-
-
-async def _has_database(connection: asyncpg.Connection) -> bool:
-    return bool(await connection.fetchval(_sql("has_database"), DATABASE))
 
 
 @cache

@@ -120,6 +120,21 @@ class MovingMember(Member):
         await self.lose_touch()
         await super().stop(at_once=at_once)
 
+    async def stand_by(self, synchronous_standby_names: str) -> None:
+        """As a follower have the quorum in force already that it would lead with.
+
+        It means nothing to a standby, and to put it in force takes a checkpoint, for which a failover would wait. Where
+        nobody knows whom it follows nothing is written: that would end it.
+
+        Raises:
+            MemberFailed: Another value stays in force.
+        """
+        if self._follows is None or self._names:
+            return
+        if synchronous_standby_names not in ("", self._verified[1]):
+            self._standing = synchronous_standby_names
+            await self._put_in_force(synchronous_standby_names)
+
     async def freeze(self) -> Frozen:
         """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
 
@@ -155,7 +170,7 @@ class MovingMember(Member):
         if followers and not self._names:
             raise MemberFailed("it is not promoted before its quorum is set")
         if await self._is_standby():
-            await self.ledger.prepare_slots(followers=followers, streams=())
+            await self.ledger.prepare_follower_slots(followers)
             known = self.record
             # Durable before it happens: a member that may have been primary is never taken for a standby (rule 8).
             record.MemberRecord(role="primary", epoch=epoch, process=None if known is None else known.process).store(

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -33,6 +33,7 @@ from regions.member.settings import (
     MemberSettings,
     backup_conninfo,
     configuration,
+    follow_conninfo,
     host_based_authentication,
     main_configuration,
     passfile,
@@ -71,7 +72,10 @@ class Member:
         self.ledger = Ledger(settings.listen, settings.superuser_password)
         self.process: WatchedProcess | None = None
         self._names = ""
+        self._standing = ""
+        self._verified: tuple[ProcessIdentity | None, str] = (None, "")
         self._follows: Address | None = None
+        self._written: dict[str, str] = {}
 
     @property
     def running(self) -> bool:
@@ -201,7 +205,7 @@ class Member:
             MemberFailed: It did not start.
         """
         (self.settings.data / "standby.signal").unlink(missing_ok=True)
-        self._names, self._follows = synchronous_standby_names, None
+        self._names, self._standing, self._follows = synchronous_standby_names, "", None
         await self._start("primary", epoch)
 
     async def start_standby(self, *, epoch: Epoch, leader: Address) -> None:
@@ -219,8 +223,15 @@ class Member:
         # Rule 6: an empty value releases waiters with success; a leader is demoted by stopping it.
         assert synchronous_standby_names, "a quorum is never cleared"
         self._names = synchronous_standby_names
+        await self._put_in_force(synchronous_standby_names)
+
+    async def _put_in_force(self, names: str) -> None:
+        """Make commits wait for ``names``, and return when they do; soon when they have since an earlier call."""
         self._write_configuration()
-        await self.ledger.reload(synchronous_standby_names=synchronous_standby_names)
+        identity = None if self.process is None else self.process.identity
+        known = self._verified == (identity, names)
+        await self.ledger.reload(synchronous_standby_names=names, known=known)
+        self._verified = (identity, names)
 
     async def stop(self, *, at_once: bool = False) -> None:
         """End it: fast, then immediate, then by the kernel, each for a bounded time.
@@ -251,6 +262,10 @@ class Member:
         """Take over how an adopted member is configured, so that its files are written again as they are."""
         self._names, self._follows = names, follows
 
+    def followed_of(self, others: Iterable[Address], primary_conninfo: str) -> Address | None:
+        """Return which of ``others`` a connection string of this member leads to; None when it is of another make."""
+        return next((one for one in others if follow_conninfo(self.settings, one) == primary_conninfo), None)
+
     def leave(self) -> None:
         """Stop watching and leave it running, to be adopted later."""
         if self.process is not None:
@@ -260,9 +275,11 @@ class Member:
     async def _start(self, role: Role, epoch: Epoch) -> None:
         assert not self.running, "it runs already"
         await self._end_leftovers()
+        self._written.clear()
         self._write_configuration()
         # Durable before it happens: a start under this epoch is never mistaken for none (rule 8).
         MemberRecord(role=role, epoch=epoch, process=None).store(self.settings.state)
+        self._verified = (None, "")
         process = spawn(self._command("postgres", "-D", str(self.settings.data)))
         self.process = process
         MemberRecord(role=role, epoch=epoch, process=process.identity).store(self.settings.state)
@@ -297,6 +314,7 @@ class Member:
             raise MemberUnusable(f"{settings.data} cannot be written: {error.strerror}") from error
 
     def _end(self) -> None:
+        self._written.clear()
         self._write_configuration()
         record.end_building(self.settings.state)
 
@@ -395,13 +413,21 @@ class Member:
             return None
 
     def _write_configuration(self) -> None:
-        names, follows = self._names, self._follows
-        self._write("pg_hba.conf", host_based_authentication())
-        self._write("postgresql.conf", main_configuration())
+        """Write the files that configure it, those that are other than they were; a failover waits for each fsync."""
+        names, follows = self._names or self._standing, self._follows
+        if names != self._verified[1]:
+            self._verified = (None, "")
+        self._configure("pg_hba.conf", host_based_authentication())
+        self._configure("postgresql.conf", main_configuration())
         # Rule 4: nobody can see when the startup process has read that it is to receive from nobody. A receiver that it
         # starts before that has no password to go in with; one that has gone in is a process that can be seen.
-        self._write(PASSFILE, "" if follows is None else passfile(self.settings))
-        self._write(CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows))
+        self._configure(PASSFILE, "" if follows is None else passfile(self.settings))
+        self._configure(CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows))
+
+    def _configure(self, name: str, text: str) -> None:
+        if self._written.get(name) != text:
+            self._write(name, text)
+            self._written[name] = text
 
     def _write(self, name: str, text: str) -> None:
         try:

@@ -3,7 +3,7 @@
 import asyncio
 import base64
 import json
-from collections.abc import AsyncGenerator, Iterator
+from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
@@ -13,6 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from regions import coordination as coordination_module
 from regions.coordination import (
     AccessRefused,
     Coordination,
@@ -22,6 +23,7 @@ from regions.coordination import (
     LeadershipView,
     OutcomeUnknown,
 )
+from regions.etcd import Endpoint, Stored
 from regions.identity import CellId, RegionName
 from regions.leadership import ANCESTRY_MAX
 from regions.topology import parse_address
@@ -245,6 +247,55 @@ async def test_watch_misses_and_doubles_nothing_while_its_endpoint_fails(
     assert seen == sorted(set(seen))
     assert seen[-1] == last
     assert set(range(seen[0], last + 1)) == set(seen)
+
+
+@pytest.mark.integration
+async def test_a_watch_goes_back_to_the_nearest_endpoint_when_that_answers_again(
+    cluster: EtcdCluster, cell: CellId, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(coordination_module, "SHUN_S", 0.3)
+    watched: list[str] = []
+    original = Endpoint.watch
+
+    def watch_noted(endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[Stored]:
+        watched.append(str(endpoint.address))
+        return original(endpoint, key, start_revision)
+
+    monkeypatch.setattr(Endpoint, "watch", watch_noted)
+    seen: list[int] = []
+
+    async def watch(coordination: Coordination) -> None:
+        async for record in coordination.watch_leadership(cell):
+            seen.append(record.epoch)  # noqa: PERF401 - it is looked at meanwhile
+
+    cluster.kill(0)
+    async with connect(cluster) as watcher, connect(cluster, first=1) as writer:
+        assert await swap(writer, cell, leadership(1))
+        watching = asyncio.create_task(watch(watcher))
+        try:
+            await until(lambda: bool(seen))
+            assert cluster.endpoints[0] not in watched
+            await asyncio.to_thread(cluster.start, 0)
+            epoch = 1
+            while cluster.endpoints[0] not in watched:
+                epoch += 1
+                assert await swap(writer, cell, leadership(epoch))
+                await asyncio.sleep(0.02)
+            last = epoch + 20
+            for later in range(epoch + 1, last + 1):
+                assert await swap(writer, cell, leadership(later))
+            await until(lambda: seen[-1] == last)
+        finally:
+            watching.cancel()
+            await asyncio.wait([watching])
+    assert seen == list(range(1, last + 1)), "nothing was missed or doubled on the way back"
+    assert watched[-1] == cluster.endpoints[0]
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    async with asyncio.timeout(20):
+        while not condition():  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
 
 
 @pytest.mark.integration

@@ -33,7 +33,7 @@ from regions.failover.events import (
     StandbysStreaming,
 )
 from regions.identity import RegionName
-from regions.member import moving, supervision
+from regions.member import lane, moving, quorum_names, supervision
 from regions.member.errors import MemberRefused
 from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
 from regions.member.ledger import Ledger
@@ -146,6 +146,43 @@ async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked()
         assert isinstance(again, FenceWritten)
         assert (again.ticket, again.fence_id, again.confirmed) == (2, first.fence_id, True)
         assert again.lsn >= first.lsn > 0
+
+
+async def test_a_follower_that_an_agent_finds_follows_on_while_its_quorum_to_be_is_put_in_force(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "TOUCH_S", 0.05)
+    async with three() as (made, members):
+        members[WEST].leave()
+        member = MovingMember(made.settings(WEST))
+        found = LedgerLane(member, surroundings_of_a_voter(made, WEST))
+        assert await found.found() == LedgerFound(kind="following", epoch=1)
+        running = asyncio.create_task(found.run())
+        await until(lambda: stands_by(member))
+        running.cancel()
+        await asyncio.wait([running])
+        await members[SOUTH].stop()
+        await keep(made, EAST, range(100))
+        assert await kept(made, WEST) == set(range(100))
+        await member.stop()
+
+
+async def stands_by(member: MovingMember) -> bool:
+    return (await member.ledger.read_state()).synchronous_standby_names == quorum_names((EAST, SOUTH), 1)
+
+
+def surroundings_of_a_voter(made: Deployment, region: RegionName) -> Surroundings:
+    others = tuple(other for other in REGIONS if other != region)
+    return Surroundings(
+        region=region,
+        ledger_of=made.ledger,
+        others=others,
+        followers=lambda: others,
+        prepare=prepare,
+        durable=Promise,
+        tell=lambda _: None,
+        standbys=lambda: others,
+    )
 
 
 async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything() -> None:

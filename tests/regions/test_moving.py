@@ -130,6 +130,51 @@ async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion(
         assert again == (1, 2)
 
 
+async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_leads_with_it() -> None:
+    async with three() as (made, members):
+        west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
+        await west.stand_by(names)
+        assert (await west.ledger.read_state()).synchronous_standby_names == names
+        checkpoints = await restartpoints(west)
+        kill(members[EAST])
+        await west.freeze()
+        await west.set_quorum(names)
+        assert await restartpoints(west) == checkpoints, "nobody waited for a checkpoint"
+        await take_over(made, members, epoch=2)
+        assert (await west.ledger.read_state()).synchronous_standby_names == names
+        await members[SOUTH].stop()
+        connection = await made.connect(WEST)
+        with pytest.raises(TimeoutError):
+            await asyncio.wait_for(connection.execute("INSERT INTO palaver.kept VALUES (7)"), timeout=1)
+        connection.terminate()
+
+
+async def restartpoints(member: MovingMember) -> int:
+    connection = await asyncpg.connect(member.ledger.url)
+    try:
+        return int(await connection.fetchval("SELECT restartpoints_req + num_requested FROM pg_stat_checkpointer"))
+    finally:
+        await connection.close()
+
+
+async def test_another_quorum_than_the_one_that_stood_by_is_put_in_force_as_ever() -> None:
+    async with three() as (_, members):
+        west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
+        await west.stand_by(quorum_names((SOUTH,), 1))
+        await west.freeze()
+        await west.set_quorum(names)
+        assert (await west.ledger.read_state()).synchronous_standby_names == names
+        # What leads, or is about to, is told by the core alone.
+        await west.stand_by(quorum_names((SOUTH,), 1))
+        assert (await west.ledger.read_state()).synchronous_standby_names == names
+
+
+async def test_a_quorum_that_is_said_to_be_known_and_is_not_in_force_is_an_error() -> None:
+    async with three() as (_, members):
+        with pytest.raises(MemberFailed, match="synchronous_standby_names is"):
+            await members[WEST].ledger.reload(synchronous_standby_names="ANY 1 (nobody)", known=True)
+
+
 async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects() -> None:
     async with three() as (made, members):
         kill(members[EAST])
