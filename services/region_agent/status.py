@@ -157,6 +157,12 @@ class AgentCollector(Collector):
         if observed.ledger is not None:
             yield _gauge("palaver_ledger_lsn_bytes", "WAL that is on disk.", observed.ledger.lsn)
             yield _gauge("palaver_ledger_receiving", "Whether a leader is connected.", observed.ledger.receiving)
+        led = CounterMetricFamily(
+            "palaver_wal_line_receivers", "Receivers of WAL that were led to another member.", labels=["ready"]
+        )
+        for ready, count in self._agent.member.line.taken.items():
+            led.add_metric(["yes" if ready else "no"], count)
+        yield led
         flush = GaugeMetricFamily(
             "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
         )
