@@ -229,9 +229,11 @@ class Member:
         """Make commits wait for ``names``, and return when they do; soon when they have since an earlier call."""
         self._write_configuration()
         identity = None if self.process is None else self.process.identity
-        known = self._verified == (identity, names)
+        known, self._verified = self._verified == (identity, names), (None, "")
         await self.ledger.reload(synchronous_standby_names=names, known=known)
-        self._verified = (identity, names)
+        # Somebody else may have asked for others meanwhile.
+        if (self._names or self._standing) == names:
+            self._verified = (identity, names)
 
     async def stop(self, *, at_once: bool = False) -> None:
         """End it: fast, then immediate, then by the kernel, each for a bounded time.
