@@ -59,6 +59,9 @@ first writes should share a processor with."""
 TOUCH_S = 2.0
 """How often a follower makes sure that its connections to the other members are there."""
 
+STAND_BY_S_MAX = 10.0
+"""A checkpoint of a standby takes seconds at most; the connections to the others are looked after only after it."""
+
 CLOSE_BYTES = 4 << 20
 """A standby that lacks less than this is about a second behind under full load."""
 
@@ -172,13 +175,13 @@ class LedgerLane:
             await member.stop()
             return LedgerFound(kind="stopped")
         if not row["in_recovery"]:
-            member.remember(names=names, follows=None)
+            member.remember(names=names)
             return LedgerFound(kind="primary", epoch=remembered.epoch)
         if not row["primary_conninfo"]:
-            member.remember(names=names, follows=None)
+            member.remember(names=names)
             return LedgerFound(kind="frozen")
-        others = map(self._around.ledger_of, self._around.others)
-        member.remember(names="", follows=member.followed_of(others, row["primary_conninfo"]))
+        others = tuple(map(self._around.ledger_of, self._around.others))
+        member.remember(names=names, primary_conninfo=row["primary_conninfo"], others=others)
         return LedgerFound(kind="following", epoch=remembered.epoch)
 
     async def run(self) -> None:
@@ -481,8 +484,9 @@ class LedgerLane:
         if not required or busy or self.quorum is not None:
             return
         try:
-            await self.member.stand_by(quorum_names(standbys, required))
-        except MemberError as error:
+            async with asyncio.timeout(STAND_BY_S_MAX):
+                await self.member.stand_by(quorum_names(standbys, required))
+        except (MemberError, TimeoutError) as error:
             _log.debug("ledger: its quorum to be is not in force: %s", error)
 
     async def _read_commit(self) -> None:

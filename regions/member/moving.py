@@ -131,7 +131,7 @@ class MovingMember(Member):
         """
         if self._follows is None or self._names:
             return
-        if synchronous_standby_names not in ("", self._verified[1]):
+        if self._verified != (self._identity, synchronous_standby_names):
             self._standing = synchronous_standby_names
             await self._put_in_force(synchronous_standby_names)
 
@@ -183,6 +183,7 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"it is not primary after {PROMOTE_S_MAX:.0f} s") from None
+        self.line.end()
 
     async def follow(self, *, epoch: Epoch, leader: Address) -> None:
         """Receive the WAL of ``leader``; return when it streams.
@@ -201,8 +202,7 @@ class MovingMember(Member):
         timeline, history = await self._compare(leader)
         await self._take_history(timeline, history)
         await self.ledger.run("drop_own_slots")
-        self.line.open(leader, timeline)
-        self._names, self._follows = "", leader
+        self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline)
         self._write_configuration()
         await self.ledger.run("reload")
         try:
@@ -233,8 +233,7 @@ class MovingMember(Member):
         if self.running and self._follows != leader:
             await self.stop()
         if not self.running:
-            self.line.open(leader, 0)
-            self._names, self._follows = "", leader
+            self._names, self._follows, self._by_line = "", leader, self.line.open(leader, 0)
             self._write("standby.signal", "")
             try:
                 await self._start("standby", epoch)
@@ -311,7 +310,7 @@ class MovingMember(Member):
             password=self.settings.superuser_password,
         )
         record.note_rewound(self.settings.state, str(leader))
-        self._names, self._follows = "", leader
+        self._names, self._follows, self._by_line = "", leader, False
         self._write("standby.signal", "")
         self._end()
 

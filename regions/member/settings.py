@@ -115,13 +115,16 @@ host replication palaver_replication 127.0.0.1/32 scram-sha-256
 """
 
 
-def configuration(settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None) -> str:
+def configuration(
+    settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None, line: bool = False
+) -> str:
     """Return the whole of ``palaver.conf``.
 
     Args:
         settings: Whose.
         synchronous_standby_names: Which standbys a commit waits for; '' waits for none.
         follows: The member whose WAL it receives; None for a primary.
+        line: Whether it is led there by the agent's line.
     """
     lines = [
         "# Written whole by the region agent at each start; changes here are lost.",
@@ -130,7 +133,7 @@ def configuration(settings: MemberSettings, *, synchronous_standby_names: str, f
         f"max_slot_wal_keep_size = '{settings.wal_keep_mb}MB'",
         # Rule 5: set before a member is primary, in the file it starts with, and verified by SHOW.
         f"synchronous_standby_names = {_quoted(synchronous_standby_names)}",
-        f"primary_conninfo = {_quoted(follow_conninfo(settings, follows) if follows else '')}",
+        f"primary_conninfo = {_quoted(follow_conninfo(settings, follows, line=line) if follows else '')}",
         f"primary_slot_name = {_quoted(physical_slot_name(settings.region) if follows else '')}",
     ]
     return "\n".join(lines) + "\n" + _CONSTANTS
@@ -141,22 +144,22 @@ BACKUP_NAME = "base-backup"
 a standby of the quorum before there is one."""
 
 
-def follow_conninfo(settings: MemberSettings, leader: Address) -> str:
+def follow_conninfo(settings: MemberSettings, leader: Address, *, line: bool = False) -> str:
     """Return the libpq connection string by which this member follows ``leader``.
 
-    The first host is the agent's line to that member (see `wal_line`), the second the member itself. It names a
-    database because slot synchronisation needs one (rule 19).
+    With ``line`` the first host is the agent's line to that member (see `wal_line`), and the second the member itself,
+    for when nobody listens there. It names a database because slot synchronisation needs one (rule 19).
     """
-    user = line_user()
-    if user is None:
-        return f"{_conninfo((leader,), settings.region)} passfile='{settings.data / PASSFILE}'"
-    hosts = (Address(f"@{line_name(settings.state)}", leader.port), leader)
-    return f"{_conninfo(hosts, settings.region)} requirepeer={user} passfile='{settings.data / PASSFILE}'"
+    passwords = f"passfile='{settings.data / PASSFILE}'"
+    if not line:
+        return f"{_conninfo((leader,), settings.region)} {passwords}"
+    hosts = (Address(f"@{line_name(settings)}", leader.port), leader)
+    return f"{_conninfo(hosts, settings.region)} requirepeer='{_escaped(line_user() or '')}' {passwords}"
 
 
-def line_name(state: Path) -> str:
+def line_name(settings: MemberSettings) -> str:
     """Return the name of the folder of the line's sockets, in the kernel's name space (unix(7), abstract sockets)."""
-    return f"palaver-{hashlib.sha256(str(state).encode()).hexdigest()[:32]}"
+    return f"palaver-{hashlib.sha256(f'{settings.region} {settings.state}'.encode()).hexdigest()[:32]}"
 
 
 def line_user() -> str | None:
@@ -172,8 +175,13 @@ def line_user() -> str | None:
 
 def line_conninfo(settings: MemberSettings, other: Address) -> str:
     """Return the libpq connection string by which the agent itself connects to another member to receive WAL."""
-    password = settings.replication_password.replace("\\", "\\\\").replace("'", "\\'")
+    password = _escaped(settings.replication_password)
     return f"{_conninfo((other,), settings.region)} replication=true password='{password}'"
+
+
+def _escaped(value: str) -> str:
+    """Return a value as it stands between quotes in a connection string."""
+    return value.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def backup_conninfo(leader: Address) -> str:

@@ -75,6 +75,7 @@ class Member:
         self._standing = ""
         self._verified: tuple[ProcessIdentity | None, str] = (None, "")
         self._follows: Address | None = None
+        self._by_line = False
         self._written: dict[str, str] = {}
 
     @property
@@ -222,13 +223,13 @@ class Member:
         """Change which standbys a commit waits for and verify that it is in force (rule 5)."""
         # Rule 6: an empty value releases waiters with success; a leader is demoted by stopping it.
         assert synchronous_standby_names, "a quorum is never cleared"
-        self._names = synchronous_standby_names
+        self._names = self._standing = synchronous_standby_names
         await self._put_in_force(synchronous_standby_names)
 
     async def _put_in_force(self, names: str) -> None:
         """Make commits wait for ``names``, and return when they do; soon when they have since an earlier call."""
         self._write_configuration()
-        identity = None if self.process is None else self.process.identity
+        identity = self._identity
         known, self._verified = self._verified == (identity, names), (None, "")
         await self.ledger.reload(synchronous_standby_names=names, known=known)
         # Somebody else may have asked for others meanwhile.
@@ -260,13 +261,18 @@ class Member:
         if self.process is not None:
             self.process.send(signal.SIGQUIT)
 
-    def remember(self, *, names: str, follows: Address | None) -> None:
-        """Take over how an adopted member is configured, so that its files are written again as they are."""
-        self._names, self._follows = names, follows
+    def remember(self, *, names: str, primary_conninfo: str = "", others: Iterable[Address] = ()) -> None:
+        """Take over how an adopted member is configured, so that its files are written again as they are.
 
-    def followed_of(self, others: Iterable[Address], primary_conninfo: str) -> Address | None:
-        """Return which of ``others`` a connection string of this member leads to; None when it is of another make."""
-        return next((one for one in others if follow_conninfo(self.settings, one) == primary_conninfo), None)
+        Args:
+            names: Its quorum in force.
+            primary_conninfo: Of a follower, how it is told to follow; one of another make leads to nobody known.
+            others: Whom it may follow.
+        """
+        ways = ((one, line) for one in others for line in (False, True))
+        known = (way for way in ways if follow_conninfo(self.settings, way[0], line=way[1]) == primary_conninfo)
+        self._follows, self._by_line = next(known, (None, False))
+        self._names, self._standing = ("", names) if primary_conninfo else (names, "")
 
     def leave(self) -> None:
         """Stop watching and leave it running, to be adopted later."""
@@ -424,10 +430,17 @@ class Member:
         # Rule 4: nobody can see when the startup process has read that it is to receive from nobody. A receiver that it
         # starts before that has no password to go in with; one that has gone in is a process that can be seen.
         self._configure(PASSFILE, "" if follows is None else passfile(self.settings))
-        self._configure(CONFIGURATION, configuration(self.settings, synchronous_standby_names=names, follows=follows))
+        text = configuration(self.settings, synchronous_standby_names=names, follows=follows, line=self._by_line)
+        self._configure(CONFIGURATION, text)
+
+    @property
+    def _identity(self) -> ProcessIdentity | None:
+        return None if self.process is None else self.process.identity
 
     def _configure(self, name: str, text: str) -> None:
         if self._written.get(name) != text:
+            # A write that fails may have taken place.
+            self._written.pop(name, None)
             self._write(name, text)
             self._written[name] = text
 

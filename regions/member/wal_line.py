@@ -7,7 +7,8 @@ where it is greeted at once; from START_REPLICATION on bytes go to and fro as th
 
 Decides which connection is taken. Refuses to know whom to follow, and what is in WAL. Whoever connects is known by the
 kernel: only the account that PostgreSQL runs as is let in. **Without this agent PostgreSQL connects by itself**: the
-other member is the second host in ``primary_conninfo``. Source: PostgreSQL 18, "Message Flow" and "Streaming
+other member is the second host in ``primary_conninfo``. And where no connection is ready it is passed through, and logs
+in itself. Source: PostgreSQL 18, "Message Flow" and "Streaming
 Replication Protocol"; unix(7), abstract sockets and SO_PEERCRED.
 """
 
@@ -17,6 +18,7 @@ import logging
 import os
 import socket
 import struct
+from collections import defaultdict
 from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
@@ -29,6 +31,9 @@ from regions.topology import Address
 CONNECT_S_MAX: Final = 4.0
 ANSWER_S_MAX: Final = 2.0
 """How long another member may take to say that it is there; a connection that is silent for longer is dropped."""
+
+ASKED_S_MAX: Final = 0.3
+"""A receiver waits this long for a connection that is just being asked whether it is there; logging in takes longer."""
 
 STARTUP_S_MAX: Final = 5.0
 STARTUP_BYTES_MAX: Final = 10_000
@@ -117,7 +122,7 @@ class WalLine:
     """The way on which one member's receiver reaches the others.
 
     Attributes:
-        taken: How often a receiver was led over a connection that was there (True), or one that was made for it.
+        taken: How often a receiver was led over a connection that was ready (True), or had to log in itself (False).
         passed: How often somebody else was passed through: PostgreSQL's worker that copies slots.
     """
 
@@ -127,35 +132,39 @@ class WalLine:
         self.passed = 0
         self._settings = settings
         self._ready: dict[Address, Ready] = {}
+        self._asking = defaultdict[Address, asyncio.Lock](asyncio.Lock)
+        self._lives = 0
         self._open: _Open | None = None
 
     async def keep(self, others: Collection[Address]) -> None:
         """Have a connection to each other member ready that can be reached, and drop those that do not answer."""
         await asyncio.gather(*(self._keep(address) for address in others))
 
-    def open(self, leader: Address, timeline: int) -> None:
-        """Let the receiver connect to ``leader`` over the line.
+    def open(self, leader: Address, timeline: int) -> bool:
+        """Let the receiver connect to ``leader`` over the line; return whether it can.
 
         Args:
             leader: Whom it follows.
             timeline: That which the leader is on, as far as is known: it is not asked again.
         """
-        if self._open is not None and (self._open.leader, self._open.timeline) == (leader, timeline):
-            return
+        if self._open is not None and self._open.leader == leader:
+            self._open.timeline = timeline
+            return True
         self.close()
         if line_user() is None:
-            return
+            return False
         listening = socket.socket(socket.AF_UNIX)
         listening.setblocking(False)
         try:
-            listening.bind(f"\0{line_name(self._settings.state)}/.s.PGSQL.{leader.port}")
+            listening.bind(f"\0{line_name(self._settings)}/.s.PGSQL.{leader.port}")
             listening.listen()
         except OSError as error:
             listening.close()
             _log.warning("wal line: not open, so that PostgreSQL connects by itself: %s", error)
-            return
+            return False
         self._open = opened = _Open(leader=leader, timeline=timeline, listening=listening)
         asyncio.get_running_loop().add_reader(listening, self._let_in, opened)
+        return True
 
     def close(self) -> None:
         """Let nobody connect any more, and cut what goes over the line."""
@@ -169,27 +178,31 @@ class WalLine:
     def end(self) -> None:
         """Close it, and drop the connections that were kept ready."""
         self.close()
+        self._lives += 1
         while self._ready:
             self._ready.popitem()[1].end()
 
     async def _keep(self, address: Address) -> None:
-        ready = self._ready.get(address)
+        if address in self._ready:
+            async with self._asking[address]:
+                await self._keep_or_drop(address, self._ready.pop(address, None))
+        else:
+            await self._keep_or_drop(address, None)
+
+    async def _keep_or_drop(self, address: Address, ready: Ready | None) -> None:
+        lives = self._lives
         try:
             if ready is None:
                 ready = await self._connect(address)
-                other = self._ready.setdefault(address, ready)
-                if other is not ready:
-                    ready.end()
-                return
-            # Nobody else may have it while it is asked.
-            del self._ready[address]
-            await ready.identify()
+            else:
+                await ready.identify()
+            if self._lives == lives and address not in self._ready:
+                self._ready[address], ready = ready, None
         except LineBroken as error:
             _log.debug("wal line: %s: %s", address, error)
+        finally:
             if ready is not None:
                 ready.end()
-        else:
-            self._ready[address] = ready
 
     async def _connect(self, address: Address) -> Ready:
         try:
@@ -199,7 +212,13 @@ class WalLine:
                 )
         except (psycopg.Error, OSError, TimeoutError) as error:
             raise LineBroken(f"no connection: {error}") from error
-        ready = Ready(connection, socket.socket(fileno=os.dup(connection.pgconn.socket)))
+        try:
+            own = socket.socket(fileno=os.dup(connection.pgconn.socket))
+        except (psycopg.Error, OSError) as error:
+            connection.pgconn.finish()
+            raise LineBroken(f"no connection: {error}") from error
+        own.setblocking(False)
+        ready = Ready(connection, own)
         try:
             await ready.identify()
         except BaseException:
@@ -247,14 +266,15 @@ class WalLine:
         async with asyncio.timeout(STARTUP_S_MAX):
             startup = await _read_startup(near)
         if not _is_physical(startup):
-            # The process that copies slots asks in SQL, and has time.
+            # The worker that copies slots asks in SQL, and has time.
             self.passed += 1
             await self._pass_through(near, startup, opened.leader)
             return
-        ready = self._ready.pop(opened.leader, None)
+        ready = await self._take(opened.leader)
         self.taken[ready is not None] += 1
         if ready is None:
-            ready = await self._connect(opened.leader)
+            await self._pass_through(near, startup, opened.leader)
+            return
         try:
             await _send(near, ready.greeting())
             kind, body = await _read_message(near)
@@ -265,6 +285,13 @@ class WalLine:
             await _join(near, ready.socket)
         finally:
             ready.end()
+
+    async def _take(self, leader: Address) -> Ready | None:
+        """Take the connection that is ready, if one is."""
+        with contextlib.suppress(TimeoutError):
+            async with asyncio.timeout(ASKED_S_MAX), self._asking[leader]:
+                return self._ready.pop(leader, None)
+        return None
 
     async def _pass_through(self, near: socket.socket, startup: bytes, leader: Address) -> None:
         with socket.socket() as far:
