@@ -111,7 +111,8 @@ async def test_a_connection_that_was_made_while_everything_ended_is_not_kept() -
     async with three() as (made, members):
         west = members[WEST]
         keeping = asyncio.create_task(west.line.keep([made.ledger(SOUTH)]))
-        await asyncio.sleep(0)
+        for _ in range(3):
+            await asyncio.sleep(0)  # it connects by now
         west.line.end()
         await keeping
 
