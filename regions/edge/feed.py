@@ -79,9 +79,11 @@ class EdgeFeed:
             if not (self._settings.folder / "lds" / "listeners.json").exists():
                 await self.tell(None, admin)
             while True:
-                if view.current is not None:
-                    await self.tell(view.current, admin)
-                await self._watch_over(view, admin)
+                told = view.current
+                if told is not None:
+                    await self.tell(told, admin)
+                # Until it is another than what was told: it may have changed while that was written.
+                await self._watch_over(told, view, admin)
 
     async def tell(self, leadership: Leadership | None, admin: httpx.AsyncClient) -> None:
         """Replace the files that differ and wait, for a bounded time, until Envoy has taken them."""
@@ -115,9 +117,8 @@ class EdgeFeed:
                 return
             await asyncio.sleep(CONFIRM_POLL_S)
 
-    async def _watch_over(self, view: LeadershipSource, admin: httpx.AsyncClient) -> None:
-        """Ask Envoy now and then until the leadership changes."""
-        known = view.current
+    async def _watch_over(self, known: Leadership | None, view: LeadershipSource, admin: httpx.AsyncClient) -> None:
+        """Ask Envoy now and then until the leadership is another than ``known``."""
         files = render(self._topology, known, self._settings)
         while view.current == known:
             await self._confirm(files, admin)

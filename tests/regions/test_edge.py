@@ -3,11 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
+from dataclasses import dataclass
 
 import httpx
 import pytest
 
 from regions.edge import render
+from regions.identity import RegionName
+from regions.leadership import Leadership
 from tests.regions.edge_stand import EdgeStand, Request, edge_stand, leadership, problem_slug
 
 pytestmark = pytest.mark.integration
@@ -207,6 +210,41 @@ async def test_flip_of_the_leader_under_load_has_no_bad_answer(stand: EdgeStand)
     assert [answer.text for answer in bad] == []
     assert stale == 0
     assert sum(writer.result() for writer in writers) > 100
+
+
+@dataclass
+class Known:
+    """The leadership that an agent has heard of."""
+
+    current: Leadership | None
+
+    async def next_after(self, known: Leadership | None) -> Leadership:
+        while self.current is None or self.current == known:  # noqa: ASYNC110 - a stand-in
+            await asyncio.sleep(0.01)
+        return self.current
+
+
+async def test_a_leader_that_is_chosen_while_its_candidate_is_being_told_is_told_as_well(
+    stand: EdgeStand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    first, _, last = stand.deployment.ports
+    view, tell, told = Known(leadership(RegionName(first), 7)), stand.feed.tell, list[Leadership | None]()
+
+    async def tell_slowly(record: Leadership | None, admin: httpx.AsyncClient) -> None:
+        await tell(record, admin)
+        told.append(record)
+        # A candidate chooses within 0.2 s, and Envoy takes as long for a file.
+        view.current = leadership(RegionName(last), 7)
+
+    monkeypatch.setattr(stand.feed, "tell", tell_slowly)
+    running = asyncio.create_task(stand.feed.run(view))
+    try:
+        async with asyncio.timeout(10):
+            while view.current not in told:  # noqa: ASYNC110 - nothing tells
+                await asyncio.sleep(0.05)
+    finally:
+        running.cancel()
+        await asyncio.wait([running])
 
 
 async def test_nobody_leads_yet(stand: EdgeStand) -> None:
