@@ -157,22 +157,22 @@ class Ledger:
         row = await self.one("drop_follower_slots", [physical_slot_name(region) for region in followers])
         return int(row["active"])
 
-    async def reload(self, *, synchronous_standby_names: str, known: bool = False) -> None:
-        """Make PostgreSQL read its files again; return when every commit waits for the quorum asked for.
+    async def verify_quorum(self, synchronous_standby_names: str) -> None:
+        """Verify that a quorum is in force which `reload` has put in force in this process of PostgreSQL.
 
-        Args:
-            synchronous_standby_names: That quorum.
-            known: Whether this process of PostgreSQL was told of it by an earlier call and of no other since, so that
-                only SHOW is asked.
+        Raises:
+            MemberFailed: Another value is.
+        """
+        found = (await self.read_state()).synchronous_standby_names
+        if found != synchronous_standby_names:
+            raise MemberFailed(f"synchronous_standby_names is {found!r}")
+
+    async def reload(self, *, synchronous_standby_names: str) -> None:
+        """Make PostgreSQL read its files again; return when every commit waits for the quorum asked for.
 
         Raises:
             MemberFailed: Another value stays in force.
         """
-        if known:
-            found = (await self.one("read_state"))["synchronous_standby_names"]
-            if found != synchronous_standby_names:
-                raise MemberFailed(f"synchronous_standby_names is {found!r}")
-            return
 
         async def verify(connection: asyncpg.Connection) -> None:
             await connection.fetch(_sql("reload"))

@@ -231,7 +231,10 @@ class Member:
         self._write_configuration()
         identity = self._identity
         known, self._verified = self._verified == (identity, names), (None, "")
-        await self.ledger.reload(synchronous_standby_names=names, known=known)
+        if known:
+            await self.ledger.verify_quorum(names)
+        else:
+            await self.ledger.reload(synchronous_standby_names=names)
         # Somebody else may have asked for others meanwhile.
         if (self._names or self._standing) == names:
             self._verified = (identity, names)

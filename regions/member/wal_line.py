@@ -8,8 +8,9 @@ where it is greeted at once; from START_REPLICATION on bytes go to and fro as th
 Decides which connection is taken. Refuses to know whom to follow, and what is in WAL. Whoever connects is known by the
 kernel: only the account that PostgreSQL runs as is let in. **Without this agent PostgreSQL connects by itself**: the
 other member is the second host in ``primary_conninfo``. And where no connection is ready it is passed through, and logs
-in itself. Source: PostgreSQL 18, "Message Flow" and "Streaming
-Replication Protocol"; unix(7), abstract sockets and SO_PEERCRED.
+in itself.
+
+Source: PostgreSQL 18, "Message Flow" and "Streaming Replication Protocol"; unix(7), abstract sockets and SO_PEERCRED.
 """
 
 import asyncio

@@ -172,7 +172,7 @@ async def test_another_quorum_than_the_one_that_stood_by_is_put_in_force_as_ever
 async def test_a_quorum_that_is_said_to_be_known_and_is_not_in_force_is_an_error() -> None:
     async with three() as (_, members):
         with pytest.raises(MemberFailed, match="synchronous_standby_names is"):
-            await members[WEST].ledger.reload(synchronous_standby_names="ANY 1 (nobody)", known=True)
+            await members[WEST].ledger.verify_quorum("ANY 1 (nobody)")
 
 
 async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects() -> None:
