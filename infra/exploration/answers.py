@@ -35,6 +35,7 @@ from regions.failover.events import (
     Event,
     FenceWritten,
     LedgerDone,
+    LedgerDrained,
     LedgerFailed,
     LedgerFrozen,
     PromiseFailed,
@@ -246,7 +247,7 @@ def _ledger(  # noqa: C901, PLR0911, PLR0912 - one case an effect
         case CopyLedger():
             return [_when_ready(world, state, region, effect)]
         case DrainLedger():
-            return [(state, failed)]
+            return [_when_ready(world, state, region, effect)] if member.kind == "primary" else [(state, failed)]
         case StopLedger():
             return [(becomes(postgres.stop(member)), done)]
 
@@ -286,6 +287,11 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
                 return state, LedgerFailed(ticket=ticket, reason="no row")
             fence = FenceWritten(ticket=ticket, fence_id=UUID(int=epoch), lsn=at, confirmed=True)
             return state, fence if member.confirmed >= at else None
+        case DrainLedger(target=target):
+            end, heard = len(member.wal), member.acks[REGIONS.index(target)]
+            if member.kind != "primary" or member.confirmed < end or heard < end:
+                return state, None
+            return state, LedgerDrained(ticket=ticket, lsn=end)
         case FollowLedger(leader=leader) | RewindLedger(leader=leader) | CopyLedger(leader=leader):
             primary = state.members[REGIONS.index(leader)].value
             if primary.kind != "primary":

@@ -8,12 +8,13 @@ from infra.exploration.answers import LONG_AGO, eager, later, tell
 from infra.exploration.bounds import spend
 from infra.exploration.crashes import crashed, restarted
 from infra.exploration.describe import REGIONS
-from infra.exploration.node import Node, Violated, during, step
+from infra.exploration.node import Node, Outcome, Violated, during, step
 from infra.exploration.world import Move, State, World
 from regions.failover.events import (
     GossipHeard,
     Lagged,
     LedgerEnded,
+    Order,
     RecordSeen,
     StrongReads,
     Tick,
@@ -21,6 +22,7 @@ from regions.failover.events import (
     WaitCutShort,
 )
 from regions.failover.facts import NO_RETRY, Facts
+from regions.identity import RegionName
 
 _ALL = range(len(REGIONS))
 
@@ -52,6 +54,7 @@ def _by_agent(world: World, state: State, region: int, node: Node) -> Iterator[M
     yield from _timers(world, state, region, node)
     yield from _suspicion(world, state, region, node)
     yield from crashed(world, state, region)
+    yield from _orders(world, state, region, node)
     lags = spend(state.budget.value, "lags")
     if lags is not None:
         yield from tell(
@@ -84,7 +87,8 @@ def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Mo
         vote = counts and record.phase == "recruiting" and (held is None or held.vote != word.vote)
         agrees = word.suspects == record.epoch and record.leader in facts.suspected
         suspicion = agrees and (held is None or held.suspects != word.suspects)
-        if news or vote or suspicion:
+        release = word.release is not None and word.release.epoch == record.epoch and facts.release != word.release
+        if news or vote or suspicion or release:
             event = GossipHeard(sender=REGIONS[sender], gossip=word)
             yield from tell(world, state, region, event, ("hears", region, sender, word))
 
@@ -136,6 +140,30 @@ def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[
     before = state._replace(budget=world.budgets.one(budget))
     event = Verdict(region=leader, suspected=suspected)
     yield from tell(world, before, region, event, ("suspects" if suspected else "trusts", region, leader))
+
+
+def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
+    """An operator wants another region to lead."""
+    assert node.machine is not None
+    budget = spend(state.budget.value, "switches")
+    if budget is None or not node.machine.facts.open_epoch:
+        return
+    before = state._replace(budget=world.budgets.one(budget))
+    for target in _ALL:
+        if target != region:
+            order = Order(ticket=0, kind="switch", region=REGIONS[target], by="")
+            label = ("is ordered to hand over", region, target)
+            yield from world.react(before, region, label, _ordered(order))
+
+
+def _ordered(order: Order) -> Callable[[Node], Outcome]:
+    assert order.region is not None, "a switch names its region"
+    close = frozenset({order.region})
+    return lambda node: step(node, order, lambda facts: _stream_from(facts, close))
+
+
+def _stream_from(facts: Facts, close: frozenset[RegionName]) -> None:
+    facts.standbys = close
 
 
 # Members, clients and etcd.

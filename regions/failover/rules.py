@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from regions.failover.effects import LedgerEffect, StopLedger
-from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Promise, Ticket, Vote
+from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Order, Promise, Release, Ticket, Vote
 from regions.identity import Epoch, RegionName
 from regions.leadership import ANCESTRY_MAX, Leadership
 from regions.position import Position
@@ -154,6 +154,51 @@ def joined(one: Promise, other: Promise) -> Promise:
 def position_counts(position: Position, durable: Promise) -> bool:
     """Whether a member that was rewound or copied has caught up with the epoch that it joined (rule 12)."""
     return position.epoch >= durable.floor
+
+
+def next_epoch(record: Leadership) -> Epoch:
+    """The number of the epoch that whoever may begin one begins: not the one that is promised to a successor (20)."""
+    return record.epoch + (1 if record.succession is None else 2)
+
+
+def release_of(order: Order, epoch: Epoch, *, announced: int, drained: int | None) -> Release | None:
+    """What a leader whose PostgreSQL was stopped may say: that it has given up, if all is as it must be (rule 20).
+
+    Its own swap named the successor, so that none of its earlier ones can take place any more; its writes were closed,
+    and the successor has what they wrote. A PostgreSQL that ended by itself may have ended before.
+    """
+    if drained is None or not announced or order.region is None:
+        return None
+    return Release(epoch=epoch, revision=announced, successor=order.region, lsn=drained)
+
+
+def meaning(record: Leadership, revision: int, release: Release | None) -> Leadership:
+    """What a record of etcd means with a release: its own epoch, or the one that it has promised (rule 20).
+
+    Whoever knows both knows the same, so that the successor need not wait for etcd.
+    """
+    succession = record.succession
+    if succession is None or release is None:
+        return record
+    if release.epoch != record.epoch or release.revision > revision or release.successor != succession.region:
+        return record
+    return replace(
+        record,
+        epoch=record.epoch + 1,
+        leader=succession.region,
+        phase="promoting",
+        fence_id=None,
+        reason=succession.reason,
+        since="",
+        target=succession.region,
+        succession=None,
+        handed_over_at=Position(release.epoch, release.lsn),
+    )
+
+
+def has_all(position: Position, record: Leadership) -> bool:
+    """Whether a member that was handed the leadership has what its predecessor had: else others choose (rule 20)."""
+    return record.handed_over_at is None or position >= record.handed_over_at
 
 
 def expected_revision(known: int) -> int:

@@ -21,7 +21,7 @@ from regions.failover.effects import (
     StopLedger,
     WriteFence,
 )
-from regions.failover.events import LedgerFound, Promise, Vote
+from regions.failover.events import LedgerFound, Promise, Release, Vote
 from regions.failover.facts import Facts
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
@@ -85,6 +85,9 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
         return before
     if not rules.may_promote(quorum_set=facts.quorum == standbys_of(facts.region, record.voters)):
         return quorum_of(facts.region, record.voters, record.epoch)
+    assert facts.frozen is not None, "it is frozen"
+    if not rules.has_all(facts.frozen.position, record):
+        return None
     if promise.lineage < record.epoch:
         return replace(promise, lineage=record.epoch)
     return None if facts.doubtful else PromoteLedger(ticket=0, epoch=record.epoch)
@@ -93,9 +96,11 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
 def _reign(facts: Facts, record: Leadership) -> Step:
     if facts.fence is None and record.phase != "serving":
         return None if facts.doubtful else WriteFence(ticket=0, epoch=record.epoch)
-    if facts.handover is not None and not facts.drained:
+    if facts.handover is not None and facts.announced:
         assert facts.handover.region is not None, "a switch names its region"
-        return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
+        if facts.drained is None:
+            return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
+        return rules.demotion(0, record.epoch)
     wanted = wanted_voters(facts, record)
     if facts.handover is None and facts.quorum != standbys_of(facts.region, wanted):
         return quorum_of(facts.region, wanted, record.epoch)
@@ -146,6 +151,12 @@ def published_vote(facts: Facts) -> Vote | None:
     if record is None or promise is None or vote is None or vote.epoch != record.epoch or not facts.votes_here:
         return None
     return vote if rules.may_publish(vote, promise) else None
+
+
+def published_release(facts: Facts) -> Release | None:
+    """Return the release that others may not have heard of: that of which etcd does not know yet what came of it."""
+    known = 0 if facts.stored is None else facts.stored.epoch
+    return facts.release if facts.release is not None and facts.release.epoch >= known else None
 
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:

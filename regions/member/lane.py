@@ -30,6 +30,7 @@ from regions.failover.events import (
     FenceWritten,
     LedgerAnswer,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -312,8 +313,8 @@ class LedgerLane:
                 await member.rewind(self._around.ledger_of(leader))
             case CopyLedger(leader=leader):
                 await member.copy(self._around.ledger_of(leader))
-            case DrainLedger(target=target):
-                await self._drain(target)
+            case DrainLedger(ticket=ticket, target=target):
+                return LedgerDrained(ticket=ticket, lsn=await self._drain(target))
             case StopLedger():
                 self._reign_no_more()
                 await member.stop(at_once=True)
@@ -380,8 +381,12 @@ class LedgerLane:
             await self._around.prepare(self.member)
             return await work()
 
-    async def _drain(self, target: RegionName) -> None:
-        """Take no more writes, let those under way end, and wait until the target has all of it on disk."""
+    async def _drain(self, target: RegionName) -> int:
+        """Take no more writes, let those under way end, and wait until the target has all of it on disk.
+
+        Returns:
+            Where that ends.
+        """
         ledger = self.member.ledger
         if self._gate is None or self._gate.done():
             closed = asyncio.Event()
@@ -402,7 +407,7 @@ class LedgerLane:
             end = (await ledger.read_state()).lsn
             while loop.time() < self._quiet_until:
                 if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:
-                    return
+                    return end
                 await asyncio.sleep(DRAIN_POLL_S)
             # It takes long: others hear that it lives, and what that wrote has to arrive as well.
             await self._read_commit()
