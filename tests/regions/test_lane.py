@@ -24,6 +24,7 @@ from regions.failover.events import (
     Event,
     FenceWritten,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -38,6 +39,7 @@ from regions.member.errors import MemberRefused
 from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
 from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
+from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment, deployment, until
@@ -193,11 +195,12 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything()
             assert await connection.fetchval(GATE)
             east.lane.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
             with pytest.raises(TimeoutError):
-                await east.answer(LedgerDone, seconds=0.5)
+                await east.answer(LedgerDrained, seconds=0.5)
             await connection.execute("INSERT INTO palaver.kept VALUES (1)")
-        assert await east.answer(LedgerDone) == LedgerDone(ticket=2)
+        answer = await east.answer(LedgerDrained)
         assert not await connection.fetchval(GATE)
         drained = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
+        assert answer == LedgerDrained(ticket=2, lsn=parse_lsn(drained))
         assert await kept(made, SOUTH) == {1}
         east.lane.read_commit()
         with pytest.raises(TimeoutError):
