@@ -200,8 +200,9 @@ class Ledger:
     async def write_fence_row(self, *, epoch: Epoch, fence_id: UUID, leader: RegionName) -> UUID:
         """Commit the fence row of an epoch under the quorum; return the id it has.
 
-        It returns when a quorum has the row on disk, however long that takes. When an earlier attempt
-        wrote the row, that row's id is returned, after a commit of its own has reached the quorum.
+        It can be seen here at once, so that writes begin, whose commits come after it; it returns when a quorum has
+        the row on disk, however long that takes. When an earlier attempt wrote the row, that row's id is returned,
+        after a commit of its own has reached the quorum.
 
         Raises:
             QuorumUnknown: The wait was cut short; the row is visible here and perhaps nowhere else.
@@ -212,9 +213,10 @@ class Ledger:
             warnings: list[str] = []
             connection.add_log_listener(lambda _, message: warnings.append(_describe(message)))
             async with connection.transaction():
+                await connection.execute(_sql("show_at_once"))
                 await connection.execute(_sql("write_fence_row"), epoch, fence_id, leader)
-                await connection.fetch(_sql("mark_fence_commit"), str(epoch))
-                found = await connection.fetchval(_sql("read_fence_row"), epoch)
+            found = await connection.fetchval(_sql("read_fence_row"), epoch)
+            await connection.fetch(_sql("mark_fence_commit"), str(epoch))
             # Rule 7: a cancelled wait looks like success but for this warning.
             if warnings:
                 raise QuorumUnknown(f"fence row of epoch {epoch}: {warnings[0]}")

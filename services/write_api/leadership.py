@@ -1,7 +1,8 @@
 """Whether this region may write now, and under which epoch: the first of two checks, the fence row is the second.
 
-A fence row that its quorum has acknowledged opens the region (failover.md, step 4); that the record says so as well
-comes a commit of etcd later. So the region that was chosen looks for the row itself, and what arrives meanwhile waits.
+A fence row in the chosen region's ledger opens the region (failover.md, step 4): each commit after it waits for a
+quorum, and where a quorum has that it has the row. That the record says so as well comes commits of etcd later. So the
+region that was chosen looks for the row itself, and what arrives meanwhile waits.
 """
 
 import asyncio
@@ -44,7 +45,7 @@ class LeadershipGuard:
         changed.set()
 
     def open(self, epoch: Epoch) -> None:
-        """Take writes under an epoch whose fence row was seen committed."""
+        """Take writes under an epoch whose fence row was seen."""
         self._opened = epoch
         self.note_change()
 
@@ -110,10 +111,9 @@ def stale_epoch(detail: str) -> Problem:
 
 
 async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:
-    """Open the guard when the fence row of an epoch that this region leads is committed, until cancelled.
+    """Open the guard when the fence row of an epoch that this region leads can be seen, until cancelled.
 
-    The row is visible once a quorum has it (rule 5). Were its wait cut short, the quorum of each later commit would
-    still hold it, because it comes first.
+    It can be seen before a quorum has it. The quorum of each later commit holds it, because it comes first.
     """
     known: Leadership | None = None
     while True:
@@ -122,7 +122,7 @@ async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: Le
         while view.current == known and guard.opens and known.phase in {"promoting", "establishing"}:
             if await _is_fenced(pool, known.epoch):
                 guard.open(known.epoch)
-                _log.info("epoch %d: its fence row is committed, writes are taken", known.epoch)
+                _log.info("epoch %d: its fence row is there, writes are taken", known.epoch)
                 break
             await asyncio.sleep(FENCE_POLL_S)
 
