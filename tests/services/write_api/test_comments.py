@@ -304,11 +304,11 @@ async def test_a_ledger_that_is_stopped_at_once_cuts_no_wait_short(ledger_server
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = (await api.site())["id"]
         with waiting_for_nobody(ledger_server):
-            posting = asyncio.ensure_future(api.post(site, {"idempotency-key": "at once"}))
+            posting = asyncio.ensure_future(api.post(site, {"idempotency-key": "at-once"}))
             waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
             async with asyncio.timeout(10):
                 while not await asyncio.to_thread(ledger_server.sql, waiting):
-                    pass
+                    assert not posting.done(), posting.result().text
             await asyncio.to_thread(ledger_server.stop_at_once)
             answer = await posting
             await asyncio.to_thread(ledger_server.start)
