@@ -247,7 +247,8 @@ def _ledger(  # noqa: C901, PLR0911, PLR0912 - one case an effect
         case CopyLedger():
             return [_when_ready(world, state, region, effect)]
         case DrainLedger():
-            return [_when_ready(world, state, region, effect)] if member.kind == "primary" else [(state, failed)]
+            held = world.with_node(state, region, held=True)
+            return [_when_ready(world, held, region, effect)] if member.kind == "primary" else [(state, failed)]
         case StopLedger():
             return [(becomes(postgres.stop(member)), done)]
 
@@ -288,10 +289,9 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
             fence = FenceWritten(ticket=ticket, fence_id=UUID(int=epoch), lsn=at, confirmed=True)
             return state, fence if member.confirmed >= at else None
         case DrainLedger(target=target):
-            end, heard = len(member.wal), member.acks[REGIONS.index(target)]
-            if member.kind != "primary" or member.confirmed < end or heard < end:
+            if member.kind != "primary" or not has_drained(member, REGIONS.index(target)):
                 return state, None
-            return state, LedgerDrained(ticket=ticket, lsn=end)
+            return state, LedgerDrained(ticket=ticket, lsn=len(member.wal))
         case FollowLedger(leader=leader) | RewindLedger(leader=leader) | CopyLedger(leader=leader):
             primary = state.members[REGIONS.index(leader)].value
             if primary.kind != "primary":
@@ -303,6 +303,11 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
             return world.with_member(state, region, rebuilt), done
         case _:
             raise AssertionError(f"{type(effect).__name__} depends on nobody else")
+
+
+def has_drained(primary: postgres.Member, target: int) -> bool:
+    """Whether no commit waits, and a standby has all of the WAL on disk."""
+    return primary.confirmed == len(primary.wal) == primary.acks[target]
 
 
 def _continued(world: World, state: State, region: int, request: Request) -> Iterator[Move]:

@@ -142,7 +142,7 @@ class Workload:
         member = node.member
         if member is None or member.paused or self._etcd.is_down(leader):
             return
-        if node.open_epoch != epoch or member.draining or not member.running:
+        if not self._takes_writes(leader, member, epoch):
             self._answer(write, attempt, leader, committed=False)
             return
         node.writes_under_way += 1
@@ -150,6 +150,17 @@ class Workload:
         if self._world.chance(SLOW_HANDLER):
             seconds += self._world.between(0, 1)
         self._world.after(seconds, self._insert, write, attempt, node, member)
+
+    def _takes_writes(self, region: RegionName, member: Member, epoch: Epoch) -> bool:
+        """Whether a region's write API lets a write in: it goes by etcd and by the ledger, and asks no agent.
+
+        The fence row may not be on a quorum yet; each commit after it waits for its own.
+        """
+        record, newest = self._etcd.view(region), max((one for _, one in member.wal.fences), default=0)
+        chosen = record is not None and (record.leader, record.epoch) == (region, epoch)
+        if record is None or not chosen or record.phase == "recruiting":
+            return False
+        return member.running and member.primary and not member.draining and newest == epoch
 
     def _insert(self, write: Write, attempt: int, node: Node, member: Member) -> None:
         if member.paused:

@@ -143,7 +143,8 @@ def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | Non
     if not facts.is_primary_of(record.epoch):
         return None
     if facts.handover is not None:
-        return None if facts.announced else _announcement(facts.handover, record)
+        promised = rules.may_hand_over(record, facts.handover.region, announced=facts.announced)
+        return None if promised else _announcement(facts.handover, record)
     if record.succession is not None:
         # The switch was given up while this region led on.
         return replace(record, succession=None, since="")

@@ -446,10 +446,10 @@ class Machine:
 
     def _give_up(self, epoch: Epoch, now: float) -> None:
         """Its PostgreSQL was stopped: if that was for a successor, say so."""
-        facts = self._facts
-        if facts.handover is None:
+        facts, record = self._facts, self._facts.record
+        if facts.handover is None or record is None or record.epoch != epoch:
             return
-        release = rules.release_of(facts.handover, epoch, announced=facts.announced, drained=facts.drained)
+        release = rules.release_of(facts.handover, record, announced=facts.announced, drained=facts.drained)
         if release is not None:
             self._tell("info", f"epoch {epoch}: given up at {release.lsn:X}; the next is {release.successor}'s")
             self._hear_release(release, now)

@@ -161,15 +161,23 @@ def next_epoch(record: Leadership) -> Epoch:
     return record.epoch + (1 if record.succession is None else 2)
 
 
-def release_of(order: Order, epoch: Epoch, *, announced: int, drained: int | None) -> Release | None:
+def may_hand_over(record: Leadership, target: RegionName | None, *, announced: int) -> bool:
+    """Whether the next epoch is the target's and stays so: the leader's own swap has said it (rule 20).
+
+    That the record says it is not enough. It may be what is left of an earlier order, and a swap of the leader that
+    takes it back may be on its way; its newest one has overtaken all others.
+    """
+    return record.succession is not None and record.succession.region == target and announced > 0
+
+
+def release_of(order: Order, record: Leadership, *, announced: int, drained: int | None) -> Release | None:
     """What a leader whose PostgreSQL was stopped may say: that it has given up, if all is as it must be (rule 20).
 
-    Its own swap named the successor, so that none of its earlier ones can take place any more; its writes were closed,
-    and the successor has what they wrote. A PostgreSQL that ended by itself may have ended before.
+    Its writes were closed and the successor has them. A PostgreSQL that ended by itself may have ended before that.
     """
-    if drained is None or not announced or order.region is None:
+    if drained is None or order.region is None or not may_hand_over(record, order.region, announced=announced):
         return None
-    return Release(epoch=epoch, revision=announced, successor=order.region, lsn=drained)
+    return Release(epoch=record.epoch, revision=announced, successor=order.region, lsn=drained)
 
 
 def meaning(record: Leadership, revision: int, release: Release | None) -> Leadership:

@@ -96,7 +96,7 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
 def _reign(facts: Facts, record: Leadership) -> Step:
     if facts.fence is None and record.phase != "serving":
         return None if facts.doubtful else WriteFence(ticket=0, epoch=record.epoch)
-    if facts.handover is not None and facts.announced:
+    if facts.handover is not None and rules.may_hand_over(record, facts.handover.region, announced=facts.announced):
         assert facts.handover.region is not None, "a switch names its region"
         if facts.drained is None:
             return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
