@@ -87,6 +87,8 @@ class RegionAgent:
         self.edge = edge
         self.view = LeadershipView(coordination, topology.cell)
         self.switcher = Switcher(topology, coordination, place=place)
+        # An epoch that its predecessor has handed over begins before etcd knows.
+        self.switcher.adopted = self.view.offer
         self.observation = Observation()
         self._coordination = coordination
         self._prepare_ledger = prepare_ledger

@@ -173,8 +173,7 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
     member = state.members[region].value
     if member.kind == "standby" and member.source is not None:
         yield from _stream(world, state, region, member.source)
-    if member.kind == "primary" and postgres.has(member, "fence", member.epoch) and not state.nodes[region].held:
-        # Writers take the fence row for it that may not be on a quorum yet; each commit waits for its own.
+    if member.kind == "primary" and not state.nodes[region].held and _is_open(state.nodes[region], member):
         yield from _clients(world, state, region)
     if member.kind == "primary" and state.nodes[region].machine is not None:
         yield from _cut_short(world, state, region, member)
@@ -187,6 +186,14 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
             yield label, after
         else:
             yield from tell(world, after, region, LedgerEnded(), label)
+
+
+def _is_open(node: Node, member: postgres.Member) -> bool:
+    """Whether writers write: they ask no agent, but for the first epoch, which begins without a quorum.
+
+    The fence row that they see may not be on a quorum yet; each commit after it waits for its own.
+    """
+    return node.gate > 0 or (len(member.names) > 0 and postgres.has(member, "fence", member.epoch))
 
 
 def _cut_short(world: World, state: State, region: int, member: postgres.Member) -> Iterator[Move]:

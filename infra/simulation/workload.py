@@ -12,12 +12,13 @@ from typing import Protocol
 from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.network import Network
-from infra.simulation.node import Node
+from infra.simulation.node import CELL, Node
 from infra.simulation.wal import Entry
 from infra.simulation.world import World
 from regions.failover import rules
 from regions.failover.events import StrongReads, WaitCutShort
 from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership
 
 WRITE_EVERY_S = (0.2, 0.8)
 READ_EVERY_S = (0.3, 1.2)
@@ -123,7 +124,7 @@ class Workload:
             write.edge = self._world.random.choice(self._regions)
             self._world.after(self._world.between(*RETRY_S), self._attempt, write)
             return
-        record = self._etcd.view(write.edge)
+        record = self._leadership(write.edge)
         if record is None or record.phase in ("bootstrapping", "recruiting"):
             self._world.after(self._world.between(*RETRY_S), self._attempt, write)
             return
@@ -132,6 +133,12 @@ class Workload:
             seconds = self._network.delay(write.edge, record.leader)
             self._world.after(seconds, self._arrive, write, write.attempt, record.leader, record.epoch)
         self._world.after(TIMEOUT_S, self._time_out, write, write.attempt)
+
+    def _leadership(self, edge: RegionName) -> Leadership | None:
+        """What an edge goes by: etcd, or what its agent has heard before."""
+        record, core = self._etcd.view(edge), self._nodes[edge].core
+        heard = None if core is None else core.machines[CELL].facts.record
+        return heard if record is not None and heard is not None and heard.epoch > record.epoch else record
 
     def _time_out(self, write: Write, attempt: int) -> None:
         if not write.done and write.attempt == attempt:
@@ -154,13 +161,15 @@ class Workload:
     def _takes_writes(self, region: RegionName, member: Member, epoch: Epoch) -> bool:
         """Whether a region's write API lets a write in: it goes by etcd and by the ledger, and asks no agent.
 
-        The fence row may not be on a quorum yet; each commit after it waits for its own.
+        The fence row may not be on a quorum yet, and the epoch may only be promised; each commit waits for its own.
         """
         record, newest = self._etcd.view(region), max((one for _, one in member.wal.fences), default=0)
-        chosen = record is not None and (record.leader, record.epoch) == (region, epoch)
-        if record is None or not chosen or record.phase == "recruiting":
+        if record is None or record.phase in ("bootstrapping", "recruiting"):
             return False
-        return member.running and member.primary and not member.draining and newest == epoch
+        promised = record.succession is not None and (record.succession.region, record.epoch + 1) == (region, epoch)
+        chosen = (record.leader, record.epoch) == (region, epoch)
+        open_to_it = promised or chosen
+        return open_to_it and member.running and member.primary and not member.draining and newest == epoch
 
     def _insert(self, write: Write, attempt: int, node: Node, member: Member) -> None:
         if member.paused:

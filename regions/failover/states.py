@@ -153,6 +153,10 @@ RARE: dict[tuple[State, State], str] = {
     ("rejoining", "observing"): "an operator removes the region",
     ("rejoining", "stepping-down"): "a promotion that was under way took place, and another leads by now",
     ("rejoining", "promoting"): "it was chosen by a vote from before it crashed, and it had read an older record first",
+    (
+        "freezing",
+        "following",
+    ): "it crashed as a follower, and the first etcd member that it asked still told of the election",
     ("freezing", "promoting"): "it was chosen by a vote from before its PostgreSQL ended",
     ("freezing", "observing"): "it missed that the region was removed",
     ("promised", "observing"): "it missed that the region was removed",
