@@ -387,7 +387,9 @@ class LedgerLane:
         Returns:
             Where that ends.
         """
-        ledger = self.member.ledger
+        ledger, loop = self.member.ledger, asyncio.get_running_loop()
+        # What proves that it lives would have to reach the target as well, and does while writes under way end.
+        self._quiet_until = loop.time() + QUIET_S
         if self._gate is None or self._gate.done():
             closed = asyncio.Event()
             self._gate = asyncio.create_task(self._hold_gate(closed), name="write gate")
@@ -398,7 +400,6 @@ class LedgerLane:
                 waiting.cancel()
             if not closed.is_set():
                 raise MemberFailed("its writes could not be stopped")
-        loop = asyncio.get_running_loop()
         while True:
             # The WAL of a heartbeat that reached another member and not the target would put that one first.
             self._quiet_until = loop.time() + QUIET_S
