@@ -161,6 +161,11 @@ RARE: dict[tuple[State, State], str] = {
     ("freezing", "observing"): "it missed that the region was removed",
     ("promised", "observing"): "it missed that the region was removed",
     ("recruiting", "observing"): "it missed that the region was removed",
+    (
+        "recruiting",
+        "leading",
+    ): "it crashed as the leader, and the first etcd member that it asked still told of the election",
+    ("recruiting", "stepping-down"): "the same, and its PostgreSQL was being frozen",
     ("promoting", "rejoining"): "it missed a whole epoch: another leads",
     ("promoting", "observing"): "it missed that the region was removed",
     ("leading", "promoting"): "PostgreSQL ended before the record said that it serves",
