@@ -157,6 +157,7 @@ RARE: dict[tuple[State, State], str] = {
         "freezing",
         "following",
     ): "it crashed as a follower, and the first etcd member that it asked still told of the election",
+    ("freezing", "stepping-down"): "a promotion that was under way took place, and another leads by now",
     ("freezing", "promoting"): "it was chosen by a vote from before its PostgreSQL ended",
     ("freezing", "observing"): "it missed that the region was removed",
     ("promised", "observing"): "it missed that the region was removed",
