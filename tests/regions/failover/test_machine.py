@@ -88,9 +88,9 @@ class Driver:
         (found,) = (effect for effect in self.effects if isinstance(effect, kind))
         return found.ticket
 
-    def only(self, kind: type[Asked]) -> Asked:
-        (found,) = (effect for effect in self.effects if isinstance(effect, kind))
-        return found
+    def swapped(self) -> Leadership:
+        (found,) = (effect for effect in self.effects if isinstance(effect, SwapRecord))
+        return found.record
 
     def kinds(self) -> list[type[Effect]]:
         return [type(effect) for effect in self.effects]
@@ -291,7 +291,7 @@ def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> No
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(replace(order("switch", B), by="me"))
     assert leader.machine.facts.open_epoch == 1
-    assert leader.only(SwapRecord).record == PROMISED
+    assert leader.swapped() == PROMISED
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
     assert leader.machine.facts.open_epoch == 0
 
@@ -311,7 +311,7 @@ def test_a_postgres_that_ends_by_itself_gives_nothing_up(leader: Driver) -> None
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
     leader.tell(LedgerEnded())
     assert leader.machine.gossip.release is None
-    assert leader.only(SwapRecord).record.epoch == 3
+    assert leader.swapped().epoch == 3
 
 
 def test_an_epoch_that_nobody_confirmed_to_promise_is_promised_anew(leader: Driver) -> None:
@@ -331,7 +331,7 @@ def test_a_promise_whose_switch_was_given_up_is_taken_back(leader: Driver) -> No
     hands_over(leader)
     leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
     assert leader.machine.facts.open_epoch == 1
-    assert leader.only(SwapRecord).record.succession is None
+    assert leader.swapped().succession is None
 
 
 def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(successor: Driver) -> None:
@@ -339,7 +339,7 @@ def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(success
     assert successor.machine.state == "following"
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
     assert successor.machine.facts.record == HANDED_OVER
-    assert successor.only(SwapRecord).record == HANDED_OVER
+    assert successor.swapped() == HANDED_OVER
     assert FreezeLedger in successor.kinds()
 
 
