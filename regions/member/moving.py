@@ -199,6 +199,18 @@ class MovingMember(Member):
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
+        try:
+            await self._receive_from(leader)
+        except BaseException:
+            self.line.take_back()
+            raise
+        # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
+        # look as if somebody else had made a primary of a standby.
+        assert self.process is not None, "it runs"
+        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
+        record.forget_rewound(self.settings.state)
+
+    async def _receive_from(self, leader: Address) -> None:
         timeline, history = await self._compare(leader)
         await self._take_history(timeline, history)
         await self.ledger.run("drop_own_slots")
@@ -211,11 +223,6 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
-        # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
-        # look as if somebody else had made a primary of a standby.
-        assert self.process is not None, "it runs"
-        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
-        record.forget_rewound(self.settings.state)
 
     async def _make_whole(self, epoch: Epoch, leader: Address) -> None:
         """Start a member that was rewound as a follower at once.
@@ -390,12 +397,15 @@ class MovingMember(Member):
                 would ask for that for ever; a rewind finds nothing to do, so that a copy comes next. Or both have a
                 timeline of this number, and each its own.
         """
-        found = await self._until_primary(leader)
-        theirs, history = int(found["timeline"]), found["history"] or ""
         mine = await self.ledger.one("read_leading", 0)
         own, ours = int(mine["timeline"]), mine["history"] or ""
         here = await self.ledger.one("read_frozen")
-        end, oldest = max(int(here["received"] or 0), int(here["replayed"] or 0)), int(found["oldest"] or 0)
+        await self.line.say_ahead(leader, _end(here))
+        found = await self._until_primary(leader)
+        theirs, history, oldest = int(found["timeline"]), found["history"] or "", int(found["oldest"] or 0)
+        if here["receiving"] or not here["exhausted"]:
+            here = await self.ledger.one("read_frozen")
+        end = _end(here)
         # One that still replays has more than it says.
         if here["exhausted"] and end < oldest:
             raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
@@ -434,6 +444,11 @@ async def _removed(folder: Path) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([removing])
         raise
+
+
+def _end(frozen: "Mapping[str, Any]") -> int:
+    """Return where the WAL of a member ends by what it says of itself."""
+    return max(int(frozen["received"] or 0), int(frozen["replayed"] or 0))
 
 
 def _switches(history: str) -> dict[int, int]:

@@ -3,7 +3,8 @@
 Between regions PostgreSQL takes six round trips from the order to follow somebody to the first WAL: a connection (1),
 SCRAM (3), IDENTIFY_SYSTEM (1) and START_REPLICATION (1). After a promotion all writes wait for that. So the agent keeps
 a connection to each other member on which all but the last is done, and lets PostgreSQL connect to a socket of its own,
-where it is greeted at once; from START_REPLICATION on bytes go to and fro as they are.
+where it is greeted at once; from START_REPLICATION on bytes go to and fro as they are. And that one it says ahead to a
+member that is about to be promoted (see `ready`), so that WAL is under way before anybody here knows that there is any.
 
 Decides which connection is taken. Refuses to know whom to follow, and what is in WAL. Whoever connects is known by the
 kernel: only the account that PostgreSQL runs as is let in. **Without this agent PostgreSQL connects by itself**: the
@@ -24,15 +25,18 @@ from collections.abc import Collection, Coroutine
 from dataclasses import dataclass, field
 from typing import Any, Final
 
+from regions.identity import physical_slot_name
 from regions.member.messages import (
     IDENTIFY,
     LineBroken,
     identity,
     is_physical,
     message,
+    query,
     read_message,
     read_startup,
     send,
+    start_replication,
 )
 from regions.member.ready import CONNECT_S_MAX, Ready
 from regions.member.settings import MemberSettings, line_conninfo, line_name, line_user
@@ -62,22 +66,55 @@ class WalLine:
 
     Attributes:
         taken: How often a receiver was led over a connection that was ready (True), or had to log in itself (False).
+        guessed: How often a receiver asked for what was said ahead (True), or for something else (False).
         passed: How often somebody else was passed through: PostgreSQL's worker that copies slots.
     """
 
     def __init__(self, settings: MemberSettings) -> None:
         """Prepare; nothing is opened before `open`."""
         self.taken = {True: 0, False: 0}
+        self.guessed = {True: 0, False: 0}
         self.passed = 0
         self._settings = settings
         self._ready: dict[Address, Ready] = {}
         self._asking = defaultdict[Address, asyncio.Lock](asyncio.Lock)
+        self._ahead: tuple[Address, Ready] | None = None
         self._lives = 0
         self._open: _Open | None = None
 
     async def keep(self, others: Collection[Address]) -> None:
         """Have a connection to each other member ready that can be reached, and drop those that do not answer."""
         await asyncio.gather(*(self._keep(address) for address in others))
+
+    async def say_ahead(self, leader: Address, end: int) -> None:
+        """Have ``leader`` send WAL as soon as it is primary, where a connection is ready to one that is none yet.
+
+        What nobody asks for within 5 s it takes for a receiver that is gone (wal_sender_timeout); until then it holds
+        this region's slot, so that who gives up calls `take_back`.
+
+        Args:
+            leader: Who will be promoted.
+            end: Where the own WAL ends.
+        """
+        self.take_back()
+        ready = await self._take(leader, standby=True)
+        if ready is None:
+            return
+        try:
+            # A promotion takes the next number, but where somebody else was promoted meanwhile.
+            slot = physical_slot_name(self._settings.region)
+            ready.say_ahead(start_replication(slot, end, ready.timeline + 1))
+        except LineBroken as error:
+            _log.debug("wal line: %s: %s", leader, error)
+            ready.end()
+        else:
+            self._ahead = leader, ready
+
+    def take_back(self) -> None:
+        """Drop what was said ahead and not asked for yet; its slot is free when the other member notices."""
+        if self._ahead is not None:
+            self._ahead[1].end()
+            self._ahead = None
 
     def open(self, leader: Address, timeline: int) -> bool:
         """Let the receiver connect to ``leader`` over the line; return whether it can.
@@ -89,9 +126,17 @@ class WalLine:
         if self._open is not None and self._open.leader == leader:
             self._open.timeline = timeline
             return True
-        self.close()
-        if line_user() is None:
+        self._shut()
+        listening = None if line_user() is None else self._listen(leader)
+        if listening is None:
+            # PostgreSQL will ask for the slot by itself.
+            self.take_back()
             return False
+        self._open = opened = _Open(leader=leader, timeline=timeline, listening=listening)
+        asyncio.get_running_loop().add_reader(listening, self._let_in, opened)
+        return True
+
+    def _listen(self, leader: Address) -> socket.socket | None:
         listening = socket.socket(socket.AF_UNIX)
         listening.setblocking(False)
         try:
@@ -100,13 +145,15 @@ class WalLine:
         except OSError as error:
             listening.close()
             _log.warning("wal line: not open, so that PostgreSQL connects by itself: %s", error)
-            return False
-        self._open = opened = _Open(leader=leader, timeline=timeline, listening=listening)
-        asyncio.get_running_loop().add_reader(listening, self._let_in, opened)
-        return True
+            return None
+        return listening
 
     def close(self) -> None:
-        """Let nobody connect any more, and cut what goes over the line."""
+        """Let nobody connect any more, cut what goes over the line, and take back what was said ahead."""
+        self.take_back()
+        self._shut()
+
+    def _shut(self) -> None:
         if self._open is not None:
             asyncio.get_running_loop().remove_reader(self._open.listening)
             self._open.listening.close()
@@ -187,27 +234,36 @@ class WalLine:
             self.passed += 1
             await self._pass_through(near, startup, opened.leader)
             return
-        ready = await self._take(opened.leader)
+        ready = self._told(opened.leader) or await self._take(opened.leader)
         self.taken[ready is not None] += 1
         if ready is None:
             await self._pass_through(near, startup, opened.leader)
             return
         try:
             await send(near, ready.greeting())
-            kind, body = await read_message(near)
-            if kind == b"Q" and body.rstrip(b"\0").upper() == IDENTIFY:
+            while (asked := message(*await read_message(near))) == query(IDENTIFY):
                 await send(near, identity(ready.system, max(ready.timeline, opened.timeline)))
-            else:
-                await send(ready.socket, message(kind, body))
+            if ready.ahead:
+                self.guessed[ready.ahead == asked] += 1
+            await send(near, await ready.answer(asked))
             await _join(near, ready.socket)
         finally:
             ready.end()
 
-    async def _take(self, leader: Address) -> Ready | None:
-        """Take the connection that is ready, if one is."""
+    def _told(self, leader: Address) -> Ready | None:
+        """Take the connection on which this leader was told ahead, if one was."""
+        if self._ahead is None or self._ahead[0] != leader:
+            return None
+        ready, self._ahead = self._ahead[1], None
+        return ready
+
+    async def _take(self, leader: Address, *, standby: bool = False) -> Ready | None:
+        """Take the connection that is ready, if one is; with ``standby`` only one to a standby."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(ASKED_S_MAX), self._asking[leader]:
-                return self._ready.pop(leader, None)
+                ready = self._ready.get(leader)
+                if ready is not None and (ready.standby or not standby):
+                    return self._ready.pop(leader)
         return None
 
     async def _pass_through(self, near: socket.socket, startup: bytes, leader: Address) -> None:
