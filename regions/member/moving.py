@@ -400,15 +400,14 @@ class MovingMember(Member):
                 would ask for that for ever; a rewind finds nothing to do, so that a copy comes next. Or both have a
                 timeline of this number, and each its own.
         """
-        mine = await self.ledger.one("read_leading", 0)
-        own, ours = int(mine["timeline"]), mine["history"] or ""
-        here = await self.ledger.one("read_frozen")
+        mine, here = await self._stand()
         await self.line.say_ahead(leader, _end(here))
         found = await self._until_primary(leader)
-        theirs, history, oldest = int(found["timeline"]), found["history"] or "", int(found["oldest"] or 0)
         if here["receiving"] or not here["exhausted"]:
-            here = await self.ledger.one("read_frozen")
-        end = _end(here)
+            # It has moved meanwhile.
+            mine, here = await self._stand()
+        own, ours, end = int(mine["timeline"]), mine["history"] or "", _end(here)
+        theirs, history, oldest = int(found["timeline"]), found["history"] or "", int(found["oldest"] or 0)
         # One that still replays has more than it says.
         if here["exhausted"] and end < oldest:
             raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
@@ -422,6 +421,10 @@ class MovingMember(Member):
         if left_at is None or end > left_at:
             raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
         return theirs, history
+
+    async def _stand(self) -> "tuple[Mapping[str, Any], Mapping[str, Any]]":
+        """Return what this member says of its own timeline, and of the end of its WAL."""
+        return await self.ledger.one("read_leading", 0), await self.ledger.one("read_frozen")
 
     async def _take_history(self, timeline: int, history: str) -> float:
         """Put a timeline's history where PostgreSQL would, so that it asks for that timeline at once.

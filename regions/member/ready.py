@@ -52,7 +52,6 @@ _STANDBY: Final = b"in_hot_standby"
 
 _AWAIT_PROMOTION: Final = query(resources.files("regions.member").joinpath("sql", "await_promotion.sql").read_bytes())
 
-
 _log = logging.getLogger(__name__)
 
 

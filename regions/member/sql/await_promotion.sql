@@ -1,5 +1,5 @@
--- Returns when this member is primary, or after 4 s. Whoever waits asks nothing of it and needs no right. It holds no
--- snapshot for longer than a look: one that is held keeps a standby from replaying what was vacuumed.
+-- Returns when this member is primary, or after 4 s, which is how long a follower waits for that. Any role may run it. No
+-- snapshot is held for longer than a look: one that is held keeps a standby from replaying what was vacuumed.
 DO $$
 DECLARE
     until timestamptz := clock_timestamp() + interval '4 s';
