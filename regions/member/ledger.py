@@ -377,6 +377,8 @@ class Ledger:
                 database=database,
                 ssl=False,
                 timeout=CONNECT_S,
+                # Each is a file here, and is asked for the first time once: between regions that takes a round trip.
+                max_cached_statement_lifetime=0,
                 server_settings={"application_name": "region-agent"},
             )
         except _REFUSED as error:

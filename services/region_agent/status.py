@@ -163,6 +163,12 @@ class AgentCollector(Collector):
         for ready, count in self._agent.member.line.taken.items():
             led.add_metric(["yes" if ready else "no"], count)
         yield led
+        guessed = CounterMetricFamily(
+            "palaver_wal_line_guesses", "Receivers of WAL for which it was asked ahead.", labels=["right"]
+        )
+        for right, count in self._agent.member.line.guessed.items():
+            guessed.add_metric(["yes" if right else "no"], count)
+        yield guessed
         flush = GaugeMetricFamily(
             "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
         )
