@@ -474,13 +474,21 @@ class LedgerLane:
             self._slots_for = followers
 
     async def _stay_in_touch(self) -> None:
-        """As a follower know the others, one of which may be promoted at any time."""
+        """Be ready for a move; as a follower know the others, one of which may be promoted at any time."""
         others = [self._around.ledger_of(region) for region in self._around.others]
         while True:
+            if self.member.running:
+                await self._warm()
             if self.quorum is None and self.member.running:
                 await self.member.stay_in_touch(others)
                 await self._stand_by()
             await asyncio.sleep(TOUCH_S)
+
+    async def _warm(self) -> None:
+        try:
+            await self.member.ledger.warm()
+        except MemberError as error:
+            _log.debug("ledger: no connection is spare: %s", error)
 
     async def _stand_by(self) -> None:
         """Be ready to lead: whoever is chosen does not wait until its quorum is in force."""

@@ -25,6 +25,9 @@ CONNECT_S = 3.0
 QUERY_S = 5.0
 """For statements that wait for nobody: as long as a client waits for a write."""
 
+SPARES = 2
+"""Connections to the ledger database that are kept for who needs one next: a freeze, then a fence row; or a gate."""
+
 SETTING_POLL_S = 0.01
 SETTING_POLLS_MAX = 300
 """The postmaster tells its children of a reload by signal: milliseconds, seconds on a starved machine."""
@@ -100,13 +103,17 @@ class Slot:
 
 
 class Ledger:
-    """SQL access of the agent to its own member. Connections are made at need and one is kept."""
+    """SQL access of the agent to its own member. Connections are made at need, and one is kept.
+
+    So are some to the ledger database, when `warm` was called: whoever waits for a move waits for no login.
+    """
 
     def __init__(self, address: Address, password: str) -> None:
         self._address = address
         self._password = password
         self._kept: asyncpg.Connection | None = None
         self._using_kept = asyncio.Lock()
+        self._spares: list[asyncpg.Connection] = []
 
     @property
     def url(self) -> str:
@@ -247,7 +254,7 @@ class Ledger:
         Raises:
             MemberFailed: The connection broke, and with it the lock.
         """
-        connection = await self._connect(DATABASE)
+        connection = await self._connected(DATABASE)
         try:
             await connection.fetch(_sql("hold_gate"))
             closed.set()
@@ -326,11 +333,23 @@ class Ledger:
         """
         await self._fetch(name)
 
+    async def warm(self) -> None:
+        """Have spare connections to the ledger database.
+
+        Raises:
+            MemberFailed: It does not answer, or has no such database yet.
+        """
+        self._spares = [one for one in self._spares if not one.is_closed()]
+        while len(self._spares) < SPARES:
+            self._spares.append(await self._connect(DATABASE))
+
     async def close(self) -> None:
-        """Drop the kept connection."""
+        """Drop the connections that are kept."""
         if self._kept is not None:
             self._kept.terminate()
             self._kept = None
+        while self._spares:
+            self._spares.pop().terminate()
 
     async def _fetch(self, name: str, *parameters: object) -> "list[Mapping[str, Any]]":
         """Run a read that waits for nobody over the kept connection."""
@@ -352,7 +371,7 @@ class Ledger:
         Cancelling asyncpg would cancel the statement on the server, and a cancelled COMMIT is visible
         without a quorum (rule 7). Cutting the connection leaves the commit waiting, as it should.
         """
-        connection = await self._connect(database)
+        connection = await self._connected(database)
         task = asyncio.ensure_future(work(connection))
         try:
             return await asyncio.shield(task)
@@ -366,6 +385,14 @@ class Ledger:
                 await asyncio.wait([task])
                 if not task.cancelled():
                     task.exception()
+
+    async def _connected(self, database: str) -> asyncpg.Connection:
+        """Return a connection of the caller's own, a spare one where there is one."""
+        while database == DATABASE and self._spares:
+            spare = self._spares.pop()
+            if not spare.is_closed():
+                return spare
+        return await self._connect(database)
 
     async def _connect(self, database: str) -> asyncpg.Connection:
         try:
