@@ -131,13 +131,14 @@ class LedgerLane:
 
     Attributes:
         member: The member.
-        quorum: Whom commits wait for, and how many of them; None while the member is no primary.
+        quorum: Whom commits wait for, or will when the member is promoted, and how many of them; else None.
     """
 
     def __init__(self, member: MovingMember, around: Surroundings) -> None:
         self.member = member
         self.quorum: tuple[tuple[RegionName, ...], int] | None = None
         self._around = around
+        self._is_primary = False
         self._current: asyncio.Task[None] | None = None
         self._wanted: LedgerEffect | None = None
         self._news = asyncio.Event()
@@ -244,6 +245,7 @@ class LedgerLane:
 
     def _reign_no_more(self) -> None:
         self.quorum = self._slots_for = None
+        self._is_primary = False
         if self._preparing is not None:
             self._preparing.cancel()
             self._preparing = None
@@ -339,6 +341,7 @@ class LedgerLane:
         if self.quorum is None:
             raise MemberFailed("it is not promoted before its quorum is set")
         await self.member.promote(epoch=epoch, followers=self._followers)
+        self._is_primary = True
 
     async def _set_quorum(self, standbys: tuple[RegionName, ...], required: int) -> None:
         """Rule 5: in force, and on a primary a commit has passed under it."""
@@ -353,6 +356,7 @@ class LedgerLane:
                 self._passing = _again(self._passing, (standbys, required), ledger.pass_commit)
                 await self._passing.result()
         self.quorum = (standbys, required)
+        self._is_primary = is_primary
 
     async def _write_fence(self, ticket: Ticket, epoch: Epoch) -> FenceWritten:
         self._fence = _again(self._fence, epoch, lambda: self._commit_fence(epoch))
@@ -449,8 +453,8 @@ class LedgerLane:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(STANDBYS_S)
-            quorum = self.quorum
-            if quorum is None or not self.member.running or self._is_quiet:
+            # Not between the quorum and the promotion, which makes the same slots.
+            if not self._is_primary or self.quorum is None or not self.member.running or self._is_quiet:
                 continue
             followers = self._around.followers()
             try:

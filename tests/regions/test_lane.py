@@ -33,7 +33,7 @@ from regions.failover.events import (
     QuorumCommit,
     StandbysStreaming,
 )
-from regions.identity import RegionName
+from regions.identity import RegionName, physical_slot_name
 from regions.member import lane, moving, quorum_names, supervision
 from regions.member.errors import MemberRefused
 from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
@@ -138,6 +138,19 @@ async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_how
         assert waiting == 1
         assert await east.perform(StopLedger(ticket=9, epoch=3)) == LedgerDone(ticket=9)
         assert not members[EAST].running
+
+
+async def test_a_member_that_will_be_promoted_keeps_no_wal_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The promotion makes the slots; somebody else who made the same ones at that moment would let it fail.
+    monkeypatch.setattr(lane, "STANDBYS_S", 0.02)
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await west.perform(FreezeLedger(ticket=1, epoch=2))
+        await west.perform(SetQuorum(ticket=2, epoch=2, standbys=(EAST, SOUTH), required=1))
+        await asyncio.sleep(0.5)
+        assert await members[WEST].ledger.read_slots() == ()
+        assert await west.perform(PromoteLedger(ticket=3, epoch=2)) == LedgerDone(ticket=3)
+        names = {slot.name for slot in await members[WEST].ledger.read_slots()}
+        assert names == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
 
 
 async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked() -> None:
