@@ -468,11 +468,15 @@ class LedgerLane:
             self._around.tell(StandbysStreaming(regions=frozenset(close)))
 
     async def _keep_slots(self, followers: tuple[RegionName, ...]) -> None:
-        """Keep WAL for who joins before it counts, and none for who was removed."""
+        """Keep WAL for who joins before it counts, and none for who was removed.
+
+        It is looked each time: the slot of a follower that was away for longer than WAL is kept is lost, and without
+        another one it could not be copied.
+        """
+        ledger = self.member.ledger
+        await ledger.prepare_follower_slots(followers)
         if followers == self._slots_for:
             return
-        ledger = self.member.ledger
-        await ledger.prepare_slots(followers=followers, streams=())
         left = await ledger.drop_follower_slots(one for one in self._around.others if one not in followers)
         if not left:
             self._slots_for = followers

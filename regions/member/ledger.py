@@ -32,6 +32,9 @@ SETTING_POLL_S = 0.01
 SETTING_POLLS_MAX = 300
 """The postmaster tells its children of a reload by signal: milliseconds, seconds on a starved machine."""
 
+OVERRIDE_SCOPES = ("cluster", "role", "database", "role in database", "function")
+"""What ``read_overrides.sql`` finds: ``cluster`` is the configuration, or a setting of all roles in all databases."""
+
 _BROKEN = (
     OSError,
     TimeoutError,
@@ -100,6 +103,21 @@ class Slot:
     active: bool
     lost: bool
     retained_bytes: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """A setting that makes ``synchronous_commit`` weaker than ``on`` for somebody.
+
+    Attributes:
+        scope: Whose it is: one of ``OVERRIDE_SCOPES``.
+        name: Which of them, as SQL writes it.
+        value: What it is set to, as it was written.
+    """
+
+    scope: str
+    name: str
+    value: str
 
 
 class Ledger:
@@ -302,6 +320,21 @@ class Ledger:
             )
             for row in await self._fetch("read_slots")
         )
+
+    async def read_overrides(self) -> tuple[Override, ...]:
+        """Return what makes commits of the ledger weaker than its quorum (rule 18).
+
+        Over a connection of its own, because functions are in the ledger database.
+
+        Raises:
+            MemberFailed: It does not answer, or has no ledger database yet.
+        """
+
+        async def read(connection: asyncpg.Connection) -> "list[Mapping[str, Any]]":
+            return cast("list[Mapping[str, Any]]", await connection.fetch(_sql("read_overrides"), timeout=QUERY_S))
+
+        rows = await self._in_one_connection(DATABASE, read)
+        return tuple(Override(scope=row["scope"], name=row["name"], value=row["value"]) for row in rows)
 
     async def read_fence_epochs(self, most: int) -> tuple[Epoch, ...]:
         """Return the epochs of the newest fence rows, ascending; none when there is no ledger database yet."""
