@@ -294,6 +294,15 @@ async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_non
         await until(lambda: has_slots(members[EAST], {"member_eu_west"}))
 
 
+async def test_the_slot_of_a_follower_that_lost_it_is_made_anew_under_the_same_leader() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
+        await until(lambda: tells(east, {WEST, SOUTH}))
+        await members[SOUTH].stop()
+        await members[EAST].ledger.drop_follower_slots([SOUTH])
+        await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
+
+
 async def tells(driven: Driven, regions: set[RegionName]) -> bool:
     return await driven.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset(regions))
 
