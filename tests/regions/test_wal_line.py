@@ -205,6 +205,23 @@ async def test_what_a_member_receives_while_it_waits_for_its_next_leader_is_comp
             await following
 
 
+async def test_what_was_said_ahead_confirms_nothing() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        kill(members[EAST])
+        await frozen_with_a_quorum(west, south)
+        await south.line.say_ahead(made.ledger(WEST), (await south.ledger.read_state()).lsn)
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        await until(lambda: senders(made, WEST, SOUTH, "streaming"))
+        writing = asyncio.create_task(keep(made, WEST, range(100)))
+        await asyncio.wait([writing], timeout=0.5)
+        assert not writing.done()
+        assert await west.ledger.read_standbys([SOUTH]) == ()
+        await south.follow(epoch=2, leader=made.ledger(WEST))
+        await writing
+
+
 async def test_a_member_that_is_frozen_takes_back_what_it_said_ahead() -> None:
     async with three() as (made, members):
         south = members[SOUTH]
@@ -257,13 +274,17 @@ async def test_to_a_primary_nothing_is_said_ahead() -> None:
 
 async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_asked_again() -> None:
     async with three() as (made, members):
-        south = members[SOUTH]
+        west, south = members[WEST], members[SOUTH]
         await everybody_but(made, south)
-        await promote_by_hand(members[WEST])
+        await asyncio.gather(west.freeze(), south.freeze())
+        await promote_by_hand(west)
+        await west.ledger.prepare_follower_slots([SOUTH])
         await everybody_but(made, south)
-        await south.line.say_ahead(made.ledger(WEST), 0)
-        assert await told(made, WEST, SOUTH) == []
-        assert len(await senders(made, WEST, SOUTH, "startup")) == 1
+        await south.follow(epoch=2, leader=made.ledger(WEST))
+        await keep(made, WEST, range(100))
+        await until(lambda: has(made, SOUTH, 100))
+        assert south.line.taken[True] > 0
+        assert south.line.guessed == {True: 0, False: 0}
 
 
 async def test_without_the_agent_postgresql_connects_by_itself() -> None:
