@@ -201,6 +201,7 @@ class MovingMember(Member):
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
+        await self._let_go_of_others(leader)
         try:
             await self._receive_from(leader)
         except BaseException:
@@ -211,6 +212,18 @@ class MovingMember(Member):
         assert self.process is not None, "it runs"
         record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
         record.forget_rewound(self.settings.state)
+
+    async def _let_go_of_others(self, leader: Address) -> None:
+        """Receive from nobody before it is another than before.
+
+        PostgreSQL that changes from one to another while it receives goes on to read the file of the old timeline, in
+        which there is nothing more; it takes that for the end, ends its receiver, and begins again half a second later.
+        """
+        if self._follows is not None and self._follows != leader:
+            self._names, self._follows = "", None
+            self._write_configuration()
+            await self.ledger.run("reload")
+            self.line.close()
 
     async def _receive_from(self, leader: Address) -> None:
         timeline, history = await self._compare(leader)
