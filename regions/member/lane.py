@@ -507,7 +507,7 @@ class LedgerLane:
             return
         try:
             async with asyncio.timeout(STAND_BY_S_MAX):
-                await self.member.stand_by(quorum_names(standbys, required))
+                await self.member.stand_by(quorum_names(standbys, required), standbys)
         except (MemberError, TimeoutError) as error:
             _log.debug("ledger: its quorum to be is not in force: %s", error)
 

@@ -173,6 +173,10 @@ class Ledger:
         """Create the slots of the followers' WAL where missing, over the connection that is kept: a failover waits."""
         await self._fetch("create_physical_slots", [physical_slot_name(region) for region in followers])
 
+    async def prepare_idle_slots(self, followers: Iterable[RegionName]) -> None:
+        """Create the slots that followers would read from if this member led, where missing; they keep no WAL yet."""
+        await self._fetch("create_idle_slots", [physical_slot_name(region) for region in followers])
+
     async def drop_follower_slots(self, followers: Iterable[RegionName]) -> int:
         """Drop the slots of WAL of regions that follow no more; return how many are left because they are read.
 

@@ -122,17 +122,18 @@ class MovingMember(Member):
         await self.lose_touch()
         await super().stop(at_once=at_once)
 
-    async def stand_by(self, synchronous_standby_names: str) -> None:
-        """As a follower have the quorum in force already that it would lead with.
+    async def stand_by(self, synchronous_standby_names: str, standbys: Collection[RegionName]) -> None:
+        """As a follower have the quorum in force already that it would lead with, and slots for who would follow it.
 
-        It means nothing to a standby, and to put it in force takes a checkpoint, for which a failover would wait. Where
-        nobody knows whom it follows nothing is written: that would end it.
+        They mean nothing to a standby, and it takes a checkpoint and flushes to have them: a failover would wait.
+        Where nobody knows whom it follows nothing is written: that would end it.
 
         Raises:
             MemberFailed: Another value stays in force.
         """
         if self._follows is None or self._names:
             return
+        await self.ledger.prepare_idle_slots(standbys)
         if self._verified != (self._identity, synchronous_standby_names):
             self._standing = synchronous_standby_names
             await self._put_in_force(synchronous_standby_names)
