@@ -112,6 +112,7 @@ def _gossip_fields(gossip: Gossip) -> dict[str, object]:
             "position": [vote.position.epoch, vote.position.lsn],
             "ancestry": vote.ancestry,
         },
+        "drained": gossip.drained,
         "release": None if gossip.release is None else asdict(gossip.release),
     }
 
@@ -124,6 +125,7 @@ def _gossip(fields: Mapping[str, Any]) -> Gossip:
         suspects=_number(fields["suspects"]),
         vote=None if vote is None else _vote(vote),
         release=None if fields.get("release") is None else _release(fields["release"]),
+        drained=_number(fields.get("drained", 0)),
     )
 
 

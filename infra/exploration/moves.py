@@ -88,7 +88,10 @@ def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Mo
         agrees = word.suspects == record.epoch and record.leader in facts.suspected
         suspicion = agrees and (held is None or held.suspects != word.suspects)
         release = word.release is not None and word.release.epoch == record.epoch and facts.release != word.release
-        if news or vote or suspicion or release:
+        succeeds = record.succession is not None and record.succession.region == REGIONS[region]
+        drained = REGIONS[sender] == record.leader and word.drained == record.epoch and succeeds
+        relief = drained != (facts.relieved_until is not None) and REGIONS[sender] == record.leader
+        if news or vote or suspicion or release or relief:
             event = GossipHeard(sender=REGIONS[sender], gossip=word)
             yield from tell(world, state, region, event, ("hears", region, sender, word))
 
@@ -100,6 +103,8 @@ def _timers(world: World, state: State, region: int, node: Node) -> Iterator[Mov
         yield from _fire(world, state, region, "tries its member again", _end_ledger_pause)
     if facts.etcd_retry.at is not None:
         yield from _fire(world, state, region, "tries etcd again", _end_etcd_pause)
+    if facts.relieved_until is not None:
+        yield from _fire(world, state, region, "waits no longer for its predecessor", _end_relief)
     record = facts.record
     stalls = record is not None and record.phase not in ("serving", "bootstrapping")
     if record is not None and stalls and record.epoch < world.bounds.epochs_max:
@@ -118,6 +123,10 @@ def _end_ledger_pause(facts: Facts) -> None:
 
 def _end_etcd_pause(facts: Facts) -> None:
     facts.etcd_retry = NO_RETRY
+
+
+def _end_relief(facts: Facts) -> None:
+    facts.relieved_until = LONG_AGO
 
 
 def _begin_long_ago(facts: Facts) -> None:

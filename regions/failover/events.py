@@ -99,6 +99,8 @@ class Gossip:
         suspects: The epoch whose acting region it suspects; 0 for none.
         vote: Its vote in this epoch, once its promise is durable.
         release: The last that it knows of, while etcd may not have heard of what came of it.
+        drained: The epoch whose writes it has brought to the successor, all of them, as its leader: who that is needs
+            nothing more from it, and may get ready. 0 for none.
     """
 
     epoch: Epoch = 0
@@ -106,6 +108,7 @@ class Gossip:
     suspects: Epoch = 0
     vote: Vote | None = None
     release: Release | None = None
+    drained: Epoch = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

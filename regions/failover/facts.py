@@ -100,6 +100,7 @@ class Facts:
         announced: The revision by which its own swap, no other since, named the target of the handover; 0 before.
         drained: Up to where the target of the handover has everything; None before.
         release: The last that it knows of, its own or another's.
+        relieved_until: Until when it, as the successor, receives nothing from a leader that has drained; None: it does.
         resize: The voters that an order wants, and that order.
         failovers: When it saw failovers by suspicion come to an end, the latest few.
         reading: The read under way.
@@ -146,6 +147,7 @@ class Facts:
     announced: int = 0
     drained: int | None = None
     release: Release | None = None
+    relieved_until: float | None = None
     resize: tuple[tuple[RegionName, ...], Order] | None = None
     failovers: tuple[float, ...] = ()
     reading: Reading | None = None

@@ -143,6 +143,8 @@ class Machine:
         facts = self._facts
         requests = (facts.reading, facts.swapping, facts.storing, facts.working, facts.strong_reading)
         times = [one.until for one in requests if one is not None]
+        if facts.relieved_until is not None:
+            times.append(facts.relieved_until)
         times += [retry.at for retry in (facts.ledger_retry, facts.etcd_retry) if retry.at is not None]
         if facts.swapping is None and not facts.reread and facts.etcd_retry.at is None and facts.unable is None:
             due = claims.next_deadline(facts)
@@ -254,7 +256,11 @@ class Machine:
         facts = self._facts
         if facts.open_epoch and facts.open_epoch != record.epoch:
             self._close()
-        facts.frozen = facts.fence = facts.quorum = None
+        handed_over = record.handed_over_at is not None and facts.relieved_until is not None and facts.working is None
+        # What was frozen for the predecessor is frozen.
+        facts.frozen = replace(facts.frozen, epoch=record.epoch) if facts.frozen is not None and handed_over else None
+        facts.relieved_until = None
+        facts.fence = facts.quorum = None
         facts.diverged, facts.rebuilt, facts.commit = False, 0, 0
         facts.standbys = frozenset()
         if facts.handover is not None:
@@ -459,10 +465,23 @@ class Machine:
         heard = max((one.epoch for one in facts.gossip.values()), default=0)
         facts.gossip = {**facts.gossip, sender: gossip}
         self._hear_release(gossip.release, now)
+        self._note_relief(sender, gossip, now)
         if facts.record is not None and gossip.epoch > max(facts.record.epoch, heard):
             # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all. A read
             # that began when somebody else had told of this epoch is new enough.
             self._read_again()
+
+    def _note_relief(self, sender: RegionName, gossip: Gossip, now: float) -> None:
+        """The leader of which this region is the successor has drained, or goes on after all."""
+        facts, record = self._facts, self._facts.record
+        if record is None or record.leader != sender:
+            return
+        succeeds = record.succession is not None and record.succession.region == facts.region
+        if not succeeds or gossip.drained != record.epoch:
+            facts.relieved_until = None
+        elif facts.relieved_until is None:
+            # An agent that dies then leaves its word behind, and its PostgreSQL may lead on.
+            facts.relieved_until = now + facts.settings.stall_s
 
     def _take_strong_reads(self, requests: tuple[int, ...]) -> None:
         facts = self._facts
@@ -502,6 +521,8 @@ class Machine:
             self._take_swap(SwapAnswered(ticket=facts.swapping.ticket, outcome="unknown"), now)
         if facts.storing is not None and now >= facts.storing.until:
             facts.storing = None
+        if facts.relieved_until is not None and now >= facts.relieved_until:
+            facts.relieved_until = None
         if facts.working is not None and now >= facts.working.until:
             effect, facts.working = facts.working.effect, None
             facts.promoting = 0
@@ -719,7 +740,8 @@ class Machine:
         suspects = epoch if record is not None and record.leader in facts.suspected else 0
         commit = facts.commit if facts.reigns else 0
         vote, release = steps.published_vote(facts), steps.published_release(facts)
-        gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=vote, release=release)
+        drained = epoch if facts.drained is not None else 0
+        gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=vote, release=release, drained=drained)
         said, self._gossiped = self._gossiped, gossip
         if replace(said, commit=commit) != gossip:
             self._effects.append(Gossiped(gossip=gossip))

@@ -96,6 +96,7 @@ USUAL: dict[tuple[State, State], str] = {
     ("rejoining", "following"): "WAL streams",
     ("rejoining", "freezing"): "another candidate recruits",
     ("rejoining", "recruiting"): "it is the candidate",
+    ("rejoining", "promoting"): "the leader has handed over to it; it had let go of it already",
     ("freezing", "promised"): "the promise is on disk, the vote is heard",
     ("freezing", "rejoining"): "another was chosen without its vote",
     ("freezing", "recruiting"): "the epoch stalls, or its candidate is silent: it begins the next one",
@@ -152,7 +153,6 @@ RARE: dict[tuple[State, State], str] = {
     ("observing", "recruiting"): "the same, and an operator switches to it",
     ("rejoining", "observing"): "an operator removes the region",
     ("rejoining", "stepping-down"): "a promotion that was under way took place, and another leads by now",
-    ("rejoining", "promoting"): "it was chosen by a vote from before it crashed, and it had read an older record first",
     (
         "freezing",
         "following",

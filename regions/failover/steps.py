@@ -81,7 +81,9 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
     if rules.needs_new_epoch(ledger, promise, record, promoting=facts.promoting):
         return None
     before = _freeze(facts, record, promise, ledger)
-    if before is not None or ledger.kind != "frozen":
+    # One to whom the leadership was handed publishes no vote, and promises once, when it is about to be promoted.
+    once = isinstance(before, Promise) and record.handed_over_at is not None
+    if (before is not None and not once) or ledger.kind != "frozen":
         return before
     if not rules.may_promote(quorum_set=facts.quorum == standbys_of(facts.region, record.voters)):
         return quorum_of(facts.region, record.voters, record.epoch)
@@ -89,7 +91,7 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
     if not rules.has_all(facts.frozen.position, record):
         return None
     if promise.lineage < record.epoch:
-        return replace(promise, lineage=record.epoch)
+        return replace(promise, epoch=record.epoch, lineage=record.epoch)
     return None if facts.doubtful else PromoteLedger(ticket=0, epoch=record.epoch)
 
 
@@ -108,8 +110,11 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 
 
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
-    if ledger.kind == "following" and ledger.epoch == record.epoch:
+    if facts.relieved_until is not None and ledger.kind == "frozen":
         return None
+    if ledger.kind == "following" and ledger.epoch == record.epoch:
+        # What a freeze takes passes while the leader stops.
+        return None if facts.relieved_until is None else FreezeLedger(ticket=0, epoch=record.epoch)
     # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
     again = facts.diverged and facts.rebuilt == record.epoch
     must_copy = again or rules.must_copy(ledger, promise, record)
@@ -149,6 +154,9 @@ def published_vote(facts: Facts) -> Vote | None:
     """Return the vote that others may hear of."""
     record, promise, vote = facts.record, facts.promise, facts.frozen
     if record is None or promise is None or vote is None or vote.epoch != record.epoch or not facts.votes_here:
+        return None
+    if record.phase == "serving":
+        # It is frozen because its leader has drained; nobody has asked.
         return None
     return vote if rules.may_publish(vote, promise) else None
 

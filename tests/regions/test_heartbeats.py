@@ -32,7 +32,13 @@ votes = st.builds(
 )
 releases = st.builds(Release, epoch=numbers, revision=numbers, successor=st.sampled_from([EAST, WEST]), lsn=numbers)
 gossips = st.builds(
-    Gossip, epoch=numbers, commit=numbers, suspects=numbers, vote=st.none() | votes, release=st.none() | releases
+    Gossip,
+    epoch=numbers,
+    commit=numbers,
+    suspects=numbers,
+    vote=st.none() | votes,
+    release=st.none() | releases,
+    drained=numbers,
 )
 heartbeats = st.builds(
     Heartbeat,

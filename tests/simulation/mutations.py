@@ -105,6 +105,12 @@ def served(region: int, epoch: int, *wanted: str | None) -> Callable[[State], bo
     return lambda state: serves(state, region, epoch) and fits(state)
 
 
+def given_up(state: State) -> bool:
+    """Whether the first leader has given up for a successor."""
+    machine = state.nodes[A].machine
+    return machine is not None and machine.facts.release is not None
+
+
 # What is put in the place of the rules.
 
 
@@ -339,7 +345,7 @@ MUTATIONS = (
     Mutation(
         name="whoever finds the leader dead takes the promised epoch", rule="20",
         broken=[(rules, "next_epoch", the_next_number), (exploration, "_follows", yes)],
-        legs=[leg(writes=1, switches=1, suspicions=2)], caught="no transition from promoting",
+        legs=[leg(given_up, switches=1), leg(suspicions=2)], caught="no transition from promoting",
     ),
     Mutation(
         name="a leader gives up before its PostgreSQL is stopped", rule="20",

@@ -11,7 +11,9 @@ from regions.failover.effects import (
     CloseWrites,
     DrainLedger,
     Effect,
+    FollowLedger,
     FreezeLedger,
+    PromoteLedger,
     ReadRecord,
     SetQuorum,
     StopLedger,
@@ -343,6 +345,46 @@ def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(success
     assert FreezeLedger in successor.kinds()
 
 
+def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_again(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    frozen = LedgerFrozen(
+        ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
+    )
+    successor.tell(frozen)
+    assert successor.kinds() == [Told], "it waits, and votes for nobody"
+    assert successor.machine.gossip.vote is None
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert [kind for kind in successor.kinds() if kind in (FreezeLedger, SetQuorum)] == [SetQuorum]
+    successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
+    (stored,) = (one.promise for one in successor.effects if isinstance(one, StorePromise))
+    assert (stored.epoch, stored.lineage) == (2, 2)
+    successor.tell(PromiseStored(ticket=successor.ticket(StorePromise)))
+    assert PromoteLedger in successor.kinds()
+
+
+@pytest.mark.parametrize("way", ["the leader goes on", "the leader is not heard any more"])
+def test_the_successor_follows_again_when_nothing_comes_of_it(successor: Driver, way: str) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    frozen = LedgerFrozen(
+        ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
+    )
+    successor.tell(frozen)
+    if way == "the leader goes on":
+        successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
+    else:
+        successor.now += DEFAULTS.stall_s
+        successor.tell(Tick())
+    assert FollowLedger in successor.kinds()
+
+
+def test_who_is_no_successor_goes_on_to_receive(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=PROMISED))
+    follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    assert follower.effects == []
+
+
 def test_a_release_is_kept_until_its_record_is_known(successor: Driver) -> None:
     # An older record of the same epoch may promise the next one to somebody else.
     other = replace(PROMISED, succession=Succession(region=C, reason="switch to c"))
@@ -367,7 +409,6 @@ def test_a_successor_that_lacks_what_the_leader_had_is_not_promoted(successor: D
         ticket=successor.ticket(FreezeLedger), receiving=False, received=499, replayed=499, ancestry=(1,)
     )
     successor.tell(frozen)
-    successor.tell(PromiseStored(ticket=successor.ticket(StorePromise)))
     successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
     assert successor.effects == []
 
