@@ -14,9 +14,10 @@ from regions.coordination import Coordination, CoordinationError, LeadershipView
 from regions.edge import EdgeFeed
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from regions.member import LedgerState, MemberError, Slot, Standby
+from regions.member import LedgerState, MemberError, Override, Slot, Standby
 from regions.member.lane import LedgerLane, Surroundings
 from regions.member.moving import MovingMember
+from regions.member.overrides import OverrideWatch
 from regions.member.supervision import DISK_FULL
 from regions.switcher import Place, Switcher
 from regions.topology import Address, Topology
@@ -87,9 +88,12 @@ class RegionAgent:
         self.edge = edge
         self.view = LeadershipView(coordination, topology.cell)
         self.switcher = Switcher(topology, coordination, place=place)
+        # An epoch that its predecessor has handed over begins before etcd knows.
+        self.switcher.adopted = self.view.offer
         self.observation = Observation()
         self._coordination = coordination
         self._prepare_ledger = prepare_ledger
+        self._overrides = None if member is None else OverrideWatch(member.ledger)
         if member is not None:
             self.switcher.hold(LedgerLane(member, self._surroundings()))
 
@@ -111,6 +115,8 @@ class RegionAgent:
             tasks.create_task(self._keep_etcd_leader_in_place(), name="etcd-leader")
             if self.member is not None:
                 tasks.create_task(self._observe(self.member), name="observation")
+            if self._overrides is not None:
+                tasks.create_task(self._overrides.run(lambda: self._serves), name="overrides")
 
     async def stop(self) -> None:
         """Stop the member, because the region is being stopped."""
@@ -128,6 +134,16 @@ class RegionAgent:
         if current is None or not current.voters or own in (*current.voters, *current.joining):
             return "leader" if current is not None and current.leader == own else "follower"
         return "view"
+
+    @property
+    def overrides(self) -> tuple[Override, ...] | None:
+        """What overrides ``synchronous_commit`` in the ledger led here; None when that is not known, or none is."""
+        return self._overrides.found if self._overrides is not None and self._serves else None
+
+    @property
+    def _serves(self) -> bool:
+        current = self.view.current
+        return self.role == "leader" and current is not None and current.phase == "serving"
 
     @property
     def refusal(self) -> str | None:

@@ -370,9 +370,18 @@ class LeadershipView:
             CorruptRecord: A record is none.
         """
         async for leadership in self._coordination.watch_leadership(self._cell):
-            self.current = leadership
-            changed, self._changed = self._changed, asyncio.Event()
-            changed.set()
+            if self.current is None or leadership.epoch >= self.current.epoch:
+                self._become(leadership)
+
+    def offer(self, leadership: Leadership) -> None:
+        """Take an epoch of which somebody else has told before etcd."""
+        if self.current is None or leadership.epoch > self.current.epoch:
+            self._become(leadership)
+
+    def _become(self, leadership: Leadership) -> None:
+        self.current = leadership
+        changed, self._changed = self._changed, asyncio.Event()
+        changed.set()
 
     async def next_after(self, known: Leadership | None) -> Leadership:
         """Wait until the latest leadership is another than ``known`` and return it."""

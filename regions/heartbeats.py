@@ -15,11 +15,12 @@ import hmac
 import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
+from dataclasses import asdict
 from typing import Any, Final, Literal, cast, get_args
 
 import orjson
 
-from regions.failover.events import Gossip, Vote
+from regions.failover.events import Gossip, Release, Vote
 from regions.failover.heartbeats import Heartbeat
 from regions.identity import InvalidName, RegionName, parse_cell_id, parse_region_name
 from regions.leadership import ANCESTRY_MAX
@@ -111,6 +112,8 @@ def _gossip_fields(gossip: Gossip) -> dict[str, object]:
             "position": [vote.position.epoch, vote.position.lsn],
             "ancestry": vote.ancestry,
         },
+        "drained": gossip.drained,
+        "release": None if gossip.release is None else asdict(gossip.release),
     }
 
 
@@ -121,6 +124,17 @@ def _gossip(fields: Mapping[str, Any]) -> Gossip:
         commit=_number(fields["commit"]),
         suspects=_number(fields["suspects"]),
         vote=None if vote is None else _vote(vote),
+        release=None if fields.get("release") is None else _release(fields["release"]),
+        drained=_number(fields.get("drained", 0)),
+    )
+
+
+def _release(fields: Mapping[str, Any]) -> Release:
+    return Release(
+        epoch=_number(fields["epoch"]),
+        revision=_number(fields["revision"]),
+        successor=parse_region_name(fields["successor"]),
+        lsn=_number(fields["lsn"]),
     )
 
 

@@ -97,6 +97,8 @@ class Chronicle:
             self._phase, self._since = record.phase, now
             return finished
         chapter.leader = record.leader
+        # One that a release has begun was not written then.
+        chapter.began = chapter.began or record.since
         if record.phase != self._phase:
             assert self._phase is not None, "an epoch has a phase"
             chapter.phases_ms[self._phase] = (now - self._since) * 1000

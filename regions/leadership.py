@@ -10,6 +10,7 @@ from typing import Any, Literal, Protocol, Self, cast, get_args
 from uuid import UUID
 
 from regions.identity import Epoch, RegionName, parse_region_name
+from regions.position import Position
 
 Phase = Literal["bootstrapping", "recruiting", "promoting", "establishing", "serving"]
 """How far an epoch has come. ``establishing`` is what a leader that starts again in its own region writes;
@@ -22,6 +23,19 @@ ANCESTRY_MAX = 32
 
 class CorruptRecord(ValueError):
     """What is stored under the leadership key is no leadership."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Succession:
+    """The next epoch, promised to a region: nobody else ever leads it.
+
+    Attributes:
+        region: Whose it is, once the leader has given up its own.
+        reason: Why it will begin, one line for people.
+    """
+
+    region: RegionName
+    reason: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,6 +56,10 @@ class Leadership:
             ``ANCESTRY_MAX``. Two ledgers that share an epoch here are the same up to its fence row.
         target: The region that an operator wants as leader of this epoch; it wins ties.
         automatic: Whether a suspicion may begin an epoch; False while an operator has paused it.
+        succession: Whose the next epoch is; until the leader says that it has given up, this one goes on. None: the
+            next is whoever's who begins it.
+        handed_over_at: Where the leader of the epoch before has given up: whoever leads has at least that. None when
+            it was chosen by votes.
     """
 
     epoch: Epoch
@@ -56,6 +74,8 @@ class Leadership:
     ancestry: tuple[Epoch, ...] = ()
     target: RegionName | None = None
     automatic: bool = True
+    succession: Succession | None = None
+    handed_over_at: Position | None = None
 
     def __post_init__(self) -> None:
         assert self.epoch >= 1, f"epoch out of range: {self.epoch}"
@@ -66,6 +86,8 @@ class Leadership:
         """Return the record as it is stored."""
         fields = asdict(self)
         fields["fence_id"] = None if self.fence_id is None else str(self.fence_id)
+        at = self.handed_over_at
+        fields["handed_over_at"] = None if at is None else [at.epoch, at.lsn]
         return json.dumps(fields, separators=(",", ":")).encode()
 
     @classmethod
@@ -93,6 +115,8 @@ class Leadership:
                 ancestry=tuple(int(epoch) for epoch in fields.get("ancestry", ())),
                 target=None if fields.get("target") is None else parse_region_name(fields["target"]),
                 automatic=bool(fields.get("automatic", True)),
+                succession=_succession(fields.get("succession")),
+                handed_over_at=_position(fields.get("handed_over_at")),
             )
         except (ValueError, KeyError, TypeError, AssertionError) as error:
             raise CorruptRecord(f"leadership record cannot be read: {error!r}") from error
@@ -100,6 +124,19 @@ class Leadership:
 
 def _regions(fields: dict[str, Any], name: str) -> tuple[RegionName, ...]:
     return tuple(parse_region_name(region) for region in fields.get(name, ()))
+
+
+def _succession(fields: dict[str, Any] | None) -> Succession | None:
+    if fields is None:
+        return None
+    return Succession(region=parse_region_name(fields["region"]), reason=str(fields["reason"]))
+
+
+def _position(fields: list[int] | None) -> Position | None:
+    if fields is None:
+        return None
+    epoch, lsn = fields
+    return Position(int(epoch), int(lsn))
 
 
 class LeadershipSource(Protocol):

@@ -137,6 +137,7 @@ class Switcher:
         self._chronicle = Chronicle(topology.region)
         self._seen: Leadership | None = None
         self.stepped: Callable[[str, float], None] = lambda _name, _ms: None
+        self.adopted: Callable[[Leadership], None] = lambda _record: None
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
         self.open_epoch: Epoch = 0
         self.links = HeartbeatLinks(
@@ -383,6 +384,7 @@ class Switcher:
         if record is None or record is self._seen:
             return
         self._seen = record
+        self.adopted(record)
         for chapter in self._chronicle.note_record(record, now=_now()):
             self._begin(self._keep(chapter))
 

@@ -89,6 +89,10 @@ class PostgresServer:
         """Shut down in an orderly way (fast: clients are cut off)."""
         self.process.stop(SIGINT)
 
+    def stop_at_once(self) -> None:
+        """Shut down without waiting for anything (immediate): each connection is warned and cut off."""
+        self.process.stop(SIGQUIT)
+
     def kill(self) -> None:
         """Kill the postmaster; its children notice and end by themselves."""
         self.process.kill()

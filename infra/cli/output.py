@@ -64,3 +64,5 @@ def print_status(document: Mapping[str, Any]) -> None:
     for region in document["regions"]:
         for text in region["missing"]:
             typer.echo(f"{region['region']}: {text}")
+        for text in region["warnings"]:
+            typer.echo(f"{region['region']}: warning: {text}")

@@ -35,6 +35,7 @@ from regions.failover.events import (
     Event,
     FenceWritten,
     LedgerDone,
+    LedgerDrained,
     LedgerFailed,
     LedgerFrozen,
     PromiseFailed,
@@ -246,7 +247,8 @@ def _ledger(  # noqa: C901, PLR0911, PLR0912 - one case an effect
         case CopyLedger():
             return [_when_ready(world, state, region, effect)]
         case DrainLedger():
-            return [(state, failed)]
+            held = world.with_node(state, region, held=True)
+            return [_when_ready(world, held, region, effect)] if member.kind == "primary" else [(state, failed)]
         case StopLedger():
             return [(becomes(postgres.stop(member)), done)]
 
@@ -286,6 +288,10 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
                 return state, LedgerFailed(ticket=ticket, reason="no row")
             fence = FenceWritten(ticket=ticket, fence_id=UUID(int=epoch), lsn=at, confirmed=True)
             return state, fence if member.confirmed >= at else None
+        case DrainLedger(target=target):
+            if member.kind != "primary" or not has_drained(member, REGIONS.index(target)):
+                return state, None
+            return state, LedgerDrained(ticket=ticket, lsn=len(member.wal))
         case FollowLedger(leader=leader) | RewindLedger(leader=leader) | CopyLedger(leader=leader):
             primary = state.members[REGIONS.index(leader)].value
             if primary.kind != "primary":
@@ -297,6 +303,11 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
             return world.with_member(state, region, rebuilt), done
         case _:
             raise AssertionError(f"{type(effect).__name__} depends on nobody else")
+
+
+def has_drained(primary: postgres.Member, target: int) -> bool:
+    """Whether no commit waits, and a standby has all of the WAL on disk."""
+    return primary.confirmed == len(primary.wal) == primary.acks[target]
 
 
 def _continued(world: World, state: State, region: int, request: Request) -> Iterator[Move]:

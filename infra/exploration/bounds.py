@@ -26,6 +26,7 @@ class Budget(NamedTuple):
         writes: Writes of clients.
         retries: Retries of writes whose outcome the client does not know.
         reads: Reads that want the newest state.
+        switches: Orders that another region shall lead.
     """
 
     faults: int = 2
@@ -40,6 +41,7 @@ class Budget(NamedTuple):
     writes: int = 1
     retries: int = 0
     reads: int = 0
+    switches: int = 0
 
 
 class Bounds(NamedTuple):

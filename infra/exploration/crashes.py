@@ -31,7 +31,7 @@ def _without_agent(world: World, state: State, region: int) -> State:
         if swap.expected_revision == len(etcd.history) and adrift not in etcd.adrift:
             etcd = etcd._replace(adrift=tuple(sorted((*etcd.adrift, adrift))))
     state = state._replace(etcd=world.etcds.one(etcd))
-    return world.with_node(state, region, machine=None, requests=(), pledged=None, known=("-", "-"))
+    return world.with_node(state, region, machine=None, held=False, requests=(), pledged=None, known=("-", "-"))
 
 
 def restarted(world: World, state: State, region: int) -> Iterator[Move]:

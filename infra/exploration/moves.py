@@ -8,12 +8,13 @@ from infra.exploration.answers import LONG_AGO, eager, later, tell
 from infra.exploration.bounds import spend
 from infra.exploration.crashes import crashed, restarted
 from infra.exploration.describe import REGIONS
-from infra.exploration.node import Node, Violated, during, step
+from infra.exploration.node import Node, Outcome, Violated, during, step
 from infra.exploration.world import Move, State, World
 from regions.failover.events import (
     GossipHeard,
     Lagged,
     LedgerEnded,
+    Order,
     RecordSeen,
     StrongReads,
     Tick,
@@ -21,6 +22,7 @@ from regions.failover.events import (
     WaitCutShort,
 )
 from regions.failover.facts import NO_RETRY, Facts
+from regions.identity import RegionName
 
 _ALL = range(len(REGIONS))
 
@@ -52,6 +54,7 @@ def _by_agent(world: World, state: State, region: int, node: Node) -> Iterator[M
     yield from _timers(world, state, region, node)
     yield from _suspicion(world, state, region, node)
     yield from crashed(world, state, region)
+    yield from _orders(world, state, region, node)
     lags = spend(state.budget.value, "lags")
     if lags is not None:
         yield from tell(
@@ -84,7 +87,11 @@ def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Mo
         vote = counts and record.phase == "recruiting" and (held is None or held.vote != word.vote)
         agrees = word.suspects == record.epoch and record.leader in facts.suspected
         suspicion = agrees and (held is None or held.suspects != word.suspects)
-        if news or vote or suspicion:
+        release = word.release is not None and word.release.epoch == record.epoch and facts.release != word.release
+        succeeds = record.succession is not None and record.succession.region == REGIONS[region]
+        drained = REGIONS[sender] == record.leader and word.drained == record.epoch and succeeds
+        relief = drained != (facts.relieved_until is not None) and REGIONS[sender] == record.leader
+        if news or vote or suspicion or release or relief:
             event = GossipHeard(sender=REGIONS[sender], gossip=word)
             yield from tell(world, state, region, event, ("hears", region, sender, word))
 
@@ -96,6 +103,8 @@ def _timers(world: World, state: State, region: int, node: Node) -> Iterator[Mov
         yield from _fire(world, state, region, "tries its member again", _end_ledger_pause)
     if facts.etcd_retry.at is not None:
         yield from _fire(world, state, region, "tries etcd again", _end_etcd_pause)
+    if facts.relieved_until is not None:
+        yield from _fire(world, state, region, "waits no longer for its predecessor", _end_relief)
     record = facts.record
     stalls = record is not None and record.phase not in ("serving", "bootstrapping")
     if record is not None and stalls and record.epoch < world.bounds.epochs_max:
@@ -114,6 +123,10 @@ def _end_ledger_pause(facts: Facts) -> None:
 
 def _end_etcd_pause(facts: Facts) -> None:
     facts.etcd_retry = NO_RETRY
+
+
+def _end_relief(facts: Facts) -> None:
+    facts.relieved_until = LONG_AGO
 
 
 def _begin_long_ago(facts: Facts) -> None:
@@ -138,6 +151,30 @@ def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[
     yield from tell(world, before, region, event, ("suspects" if suspected else "trusts", region, leader))
 
 
+def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
+    """An operator wants another region to lead."""
+    assert node.machine is not None
+    budget = spend(state.budget.value, "switches")
+    if budget is None or not node.machine.facts.open_epoch:
+        return
+    before = state._replace(budget=world.budgets.one(budget))
+    for target in _ALL:
+        if target != region:
+            order = Order(ticket=0, kind="switch", region=REGIONS[target], by="")
+            label = ("is ordered to hand over", region, target)
+            yield from world.react(before, region, label, _ordered(order))
+
+
+def _ordered(order: Order) -> Callable[[Node], Outcome]:
+    assert order.region is not None, "a switch names its region"
+    close = frozenset({order.region})
+    return lambda node: step(node, order, lambda facts: _stream_from(facts, close))
+
+
+def _stream_from(facts: Facts, close: frozenset[RegionName]) -> None:
+    facts.standbys = close
+
+
 # Members, clients and etcd.
 
 
@@ -145,7 +182,7 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
     member = state.members[region].value
     if member.kind == "standby" and member.source is not None:
         yield from _stream(world, state, region, member.source)
-    if member.kind == "primary" and state.nodes[region].gate:
+    if member.kind == "primary" and not state.nodes[region].held and _is_open(state.nodes[region], member):
         yield from _clients(world, state, region)
     if member.kind == "primary" and state.nodes[region].machine is not None:
         yield from _cut_short(world, state, region, member)
@@ -158,6 +195,14 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
             yield label, after
         else:
             yield from tell(world, after, region, LedgerEnded(), label)
+
+
+def _is_open(node: Node, member: postgres.Member) -> bool:
+    """Whether writers write: they ask no agent, but for the first epoch, which begins without a quorum.
+
+    The fence row that they see may not be on a quorum yet; each commit after it waits for its own.
+    """
+    return node.gate > 0 or (len(member.names) > 0 and postgres.has(member, "fence", member.epoch))
 
 
 def _cut_short(world: World, state: State, region: int, member: postgres.Member) -> Iterator[Move]:

@@ -93,7 +93,8 @@ class Node:
     Attributes:
         machine: None while the agent is down.
         disk: Its promise file.
-        gate: The epoch under which its region's writers take writes; it outlives the agent.
+        gate: The epoch under which the agent has let writes in; it outlives the agent.
+        held: Whether the agent keeps all writers out, by a lock in its member that ends with either.
         requests: What it waits for.
         said: Its newest words, oldest first.
         voted: The highest epoch for which it ever published a vote.
@@ -106,6 +107,7 @@ class Node:
     machine: Machine | None
     disk: Promise
     gate: int = 0
+    held: bool = False
     requests: tuple[Request, ...] = ()
     said: tuple[Gossip, ...] = ()
     voted: int = 0
@@ -157,7 +159,7 @@ class Nodes:
 
 def _key(node: Node, region: int, names: Mapping[str, str], known: str) -> str:
     requests = sorted(describe((type(one.effect).__name__, *one), names) for one in node.requests)
-    rest = describe((node.disk, node.gate, node.said, node.voted, node.pledged), names)
+    rest = describe((node.disk, node.gate, node.held, node.said, node.voted, node.pledged), names)
     return f"{names[REGIONS[region]]} {known} {requests} {rest}"
 
 
@@ -192,12 +194,13 @@ def _advance(node: Node, event: Event, prepare: Callable[[Facts], None] | None) 
 
 def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
     facts = machine.facts
-    gate, opened, proven = node.gate, 0, None
+    gate, held, opened, proven = node.gate, node.held, 0, None
     asked: list[Request] = []
     for effect in effects:
         match effect:
             case OpenWrites(epoch=epoch):
                 gate = opened = epoch
+                held = False
             case CloseWrites():
                 gate = 0
             case AnswerStrongReads(current=current):
@@ -212,7 +215,7 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
     gone = (one.effect for one in node.requests if one.effect.ticket not in waiting and one.mode != "done")
     adrift = next((one for one in gone if isinstance(one, SwapRecord) and not _answers(one, facts)), None)
     made = replace(
-        node, gate=gate, requests=requests, said=_words(node, machine.gossip), voted=_voted(node, machine),
+        node, gate=gate, held=held, requests=requests, said=_words(node, machine.gossip), voted=_voted(node, machine),
         pledged=node.pledged if facts.strong or facts.strong_reading is not None else None, known=_texts(facts),
     )  # fmt: skip
     chooses = any(isinstance(one.effect, SwapRecord) for one in asked)
@@ -287,6 +290,7 @@ def _with_record(request: Request, record: Leadership) -> Request:
 def _take_time_out(facts: Facts) -> None:
     facts.record_at, facts.failovers, facts.commit = 0.0, (), 0
     facts.agreed_at = None if facts.agreed_at is None else 0.0
+    facts.relieved_until = None if facts.relieved_until is None else NEVER
     facts.ledger_retry = NO_RETRY if facts.ledger_retry.at is None else _ARMED
     facts.etcd_retry = NO_RETRY if facts.etcd_retry.at is None else _ARMED
     for name in ("reading", "strong_reading", "swapping", "storing", "working"):

@@ -148,7 +148,11 @@ class World:
 
     def record_number(self, record: Leadership) -> int:
         """The number of a record."""
-        key = (record.epoch, record.leader, record.phase, record.ancestry, record.target, record.automatic)
+        promised = None if record.succession is None else record.succession.region
+        key = (
+            record.epoch, record.leader, record.phase, record.ancestry, record.target, record.automatic,
+            promised, record.handed_over_at,
+        )  # fmt: skip
         if key not in self._record_numbers:
             self._record_numbers[key] = len(self.records)
             self.records.append(replace(record, reason="", since=""))
@@ -238,9 +242,9 @@ class World:
 
     def _believes(self, state: State, node: Node, region: int) -> None:
         """What a core takes for the record of a revision is what etcd holds at that revision (rule 9)."""
-        if node.machine is None or node.machine.facts.record is None:
+        if node.machine is None or node.machine.facts.stored is None:
             return
-        known, revision = node.machine.facts.record, node.machine.facts.revision
+        known, revision = node.machine.facts.stored, node.machine.facts.revision
         history = state.etcd.value.history
         held = self.records[history[revision - 1]] if revision <= len(history) else None
         if held is None or (held.epoch, held.phase, held.leader) != (known.epoch, known.phase, known.leader):
@@ -299,16 +303,29 @@ class World:
 
     def _mirrored_record(self, number: int) -> int:
         record = self.record(number)
-        return self.record_number(replace(record, leader=RegionName(MIRRORED[record.leader])))
+        changes: dict[str, Any] = {"leader": RegionName(MIRRORED[record.leader])}
+        if record.target is not None:
+            changes["target"] = RegionName(MIRRORED[record.target])
+        if record.succession is not None:
+            region = RegionName(MIRRORED[record.succession.region])
+            changes["succession"] = replace(record.succession, region=region)
+        return self.record_number(replace(record, **changes))
 
 
 _PHASES = ("bootstrapping", "recruiting", "promoting", "serving")
 
 
 def _follows(old: Leadership, new: Leadership) -> bool:
-    """Whether one record may come after another: epochs grow, and an epoch goes from phase to phase."""
+    """Whether one record may come after another: epochs grow, and an epoch goes from phase to phase.
+
+    The epoch that was promised is the successor's, who need not recruit; another region's is the one after it.
+    """
     if new.epoch != old.epoch:
-        return new.epoch == old.epoch + 1
+        if old.succession is not None and new.epoch == old.epoch + 1:
+            return new.leader == old.succession.region and new.handed_over_at is not None
+        return new.phase == "recruiting" and new.epoch == old.epoch + (1 if old.succession is None else 2)
+    if new.phase == old.phase == "serving":
+        return new.leader == old.leader
     forward = _PHASES.index(new.phase) > _PHASES.index(old.phase)
     return forward and (new.leader == old.leader or new.phase == "promoting")
 

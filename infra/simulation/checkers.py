@@ -100,11 +100,21 @@ class Checkers:
             chosen = before.phase != "recruiting"
             if same and chosen and record.leader != before.leader:
                 self._fail("epochs grow", f"epoch {record.epoch} went from {before.leader} to {record.leader}")
-            if record.epoch > before.epoch + 1:
-                self._fail("epochs grow", f"epoch {record.epoch} followed {before.epoch}")
+            self._follows(before, record)
         self.records.append((self._world.now, record))
         self._voters = sum(self._bits[voter] for voter in record.voters if voter in self._bits)
         self._majority = len(record.voters) // 2 + 1
+
+    def _follows(self, before: Leadership, record: Leadership) -> None:
+        """The next epoch is the successor's if it was promised, and then anybody else's is the one after it."""
+        promised = before.succession
+        if record.epoch == before.epoch:
+            return
+        handed = promised is not None and record.epoch == before.epoch + 1
+        if promised is not None and handed and record.leader != promised.region:
+            self._fail("epochs grow", f"epoch {record.epoch} was {promised.region}'s, and {record.leader} took it")
+        if not handed and record.epoch > before.epoch + (1 if promised is None else 2):
+            self._fail("epochs grow", f"epoch {record.epoch} followed {before.epoch}")
 
     # Every acknowledged write is in every later leader.
 

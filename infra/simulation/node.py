@@ -183,6 +183,8 @@ class Node:
         self._answers_reads.clear()
         if self.driver is not None:
             self.driver.abandon()
+        if self.member is not None:
+            self.member.draining = False  # the lock that keeps writes out ends with whoever holds it
         self._close()
 
     def pause(self) -> None:

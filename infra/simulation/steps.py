@@ -32,6 +32,7 @@ from regions.failover.events import (
     FenceWritten,
     LedgerAnswer,
     LedgerDone,
+    LedgerDrained,
     LedgerFailed,
     LedgerFound,
     LedgerFrozen,
@@ -318,7 +319,7 @@ class LedgerDriver:
         if end is None and not member.waiting and not self._agent.writes_under_way:
             end = member.wal.flushed
         if end is not None and member.confirmed.get(effect.target, 0) >= end:
-            self._done(effect)
+            self._answer(LedgerDrained(ticket=effect.ticket, lsn=end))
         else:
             self._after(POLL_S, self._drain, effect, generation, end)
 

@@ -12,12 +12,13 @@ from typing import Protocol
 from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.network import Network
-from infra.simulation.node import Node
+from infra.simulation.node import CELL, Node
 from infra.simulation.wal import Entry
 from infra.simulation.world import World
 from regions.failover import rules
 from regions.failover.events import StrongReads, WaitCutShort
 from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership
 
 WRITE_EVERY_S = (0.2, 0.8)
 READ_EVERY_S = (0.3, 1.2)
@@ -123,7 +124,7 @@ class Workload:
             write.edge = self._world.random.choice(self._regions)
             self._world.after(self._world.between(*RETRY_S), self._attempt, write)
             return
-        record = self._etcd.view(write.edge)
+        record = self._leadership(write.edge)
         if record is None or record.phase in ("bootstrapping", "recruiting"):
             self._world.after(self._world.between(*RETRY_S), self._attempt, write)
             return
@@ -132,6 +133,12 @@ class Workload:
             seconds = self._network.delay(write.edge, record.leader)
             self._world.after(seconds, self._arrive, write, write.attempt, record.leader, record.epoch)
         self._world.after(TIMEOUT_S, self._time_out, write, write.attempt)
+
+    def _leadership(self, edge: RegionName) -> Leadership | None:
+        """What an edge goes by: etcd, or what its agent has heard before."""
+        record, core = self._etcd.view(edge), self._nodes[edge].core
+        heard = None if core is None else core.machines[CELL].facts.record
+        return heard if record is not None and heard is not None and heard.epoch > record.epoch else record
 
     def _time_out(self, write: Write, attempt: int) -> None:
         if not write.done and write.attempt == attempt:
@@ -142,7 +149,7 @@ class Workload:
         member = node.member
         if member is None or member.paused or self._etcd.is_down(leader):
             return
-        if node.open_epoch != epoch or member.draining or not member.running:
+        if not self._takes_writes(leader, member, epoch):
             self._answer(write, attempt, leader, committed=False)
             return
         node.writes_under_way += 1
@@ -150,6 +157,19 @@ class Workload:
         if self._world.chance(SLOW_HANDLER):
             seconds += self._world.between(0, 1)
         self._world.after(seconds, self._insert, write, attempt, node, member)
+
+    def _takes_writes(self, region: RegionName, member: Member, epoch: Epoch) -> bool:
+        """Whether a region's write API lets a write in: it goes by etcd and by the ledger, and asks no agent.
+
+        The fence row may not be on a quorum yet, and the epoch may only be promised; each commit waits for its own.
+        """
+        record, newest = self._etcd.view(region), max((one for _, one in member.wal.fences), default=0)
+        if record is None or record.phase in ("bootstrapping", "recruiting"):
+            return False
+        promised = record.succession is not None and (record.succession.region, record.epoch + 1) == (region, epoch)
+        chosen = (record.leader, record.epoch) == (region, epoch)
+        open_to_it = promised or chosen
+        return open_to_it and member.running and member.primary and not member.draining and newest == epoch
 
     def _insert(self, write: Write, attempt: int, node: Node, member: Member) -> None:
         if member.paused:

@@ -100,6 +100,7 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
         "edge_config": agent.get("edge"),
         "healthy": state == "running" and not missing,
         "missing": missing,
+        "warnings": list(agent.get("warnings", [])),
     }
 
 

@@ -13,6 +13,7 @@ API (the router looks its cluster up again for each attempt).
 import hashlib
 import ipaddress
 import json
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -98,10 +99,11 @@ def render(topology: Topology, leadership: Leadership | None, settings: EdgeSett
     The listeners come last: their file is what says that all of them are there.
     """
     leader = None if leadership is None else leadership.leader
+    next_one = None if leadership is None or leadership.succession is None else leadership.succession.region
     return {
         "eds/read_api.json": _discovery([read_endpoints(topology, settings)]),
         "rds/routes.json": _discovery([routes(leadership)]),
-        CLUSTERS_FILE: _discovery(clusters(topology, settings, leader=leader, others=leader)),
+        CLUSTERS_FILE: _discovery(clusters(topology, settings, leading=(leader, next_one), others=leader)),
         "lds/listeners.json": _discovery([listener(settings)]),
     }
 
@@ -113,7 +115,7 @@ def clusters_before(
 
     Its cluster leads to it, and that of the leader before stays what it was, because the routes still name it.
     """
-    return _discovery(clusters(topology, settings, leader=leader, others=before))
+    return _discovery(clusters(topology, settings, leading=(leader, before), others=before))
 
 
 def version_of(content: bytes) -> str:
@@ -140,14 +142,18 @@ def read_endpoints(topology: Topology, settings: EdgeSettings) -> dict[str, Any]
 
 
 def clusters(
-    topology: Topology, settings: EdgeSettings, *, leader: RegionName | None, others: RegionName | None
+    topology: Topology,
+    settings: EdgeSettings,
+    *,
+    leading: Collection[RegionName | None],
+    others: RegionName | None,
 ) -> list[dict[str, Any]]:
     """Return the cluster of the read APIs and one for each voter.
 
     Args:
         topology: The deployment.
         settings: Where the edge is.
-        leader: Whose cluster leads to its own write API.
+        leading: Whose clusters lead to their own write APIs: the leader, and who may be it at any moment.
         others: Where the clusters of the other voters lead; None: each to its own.
     """
     write_apis: dict[RegionName, Address | Path] = {}
@@ -158,7 +164,7 @@ def clusters(
             write_apis[voter.name] = reached
     target = write_apis.get(others) if others is not None else None
     writes = [
-        _write_cluster(name, own if name == leader or target is None else target) for name, own in write_apis.items()
+        _write_cluster(name, own if name in leading or target is None else target) for name, own in write_apis.items()
     ]
     return [_read_cluster(settings), *writes]
 

@@ -8,10 +8,10 @@ from dataclasses import replace
 
 from regions.failover import rules, steps
 from regions.failover.effects import CopyLedger, RewindLedger
-from regions.failover.events import Promise
+from regions.failover.events import Order, Promise
 from regions.failover.facts import Facts
 from regions.identity import RegionName
-from regions.leadership import Leadership
+from regions.leadership import Leadership, Succession
 
 
 def proposal(facts: Facts, now: float) -> Leadership | None:
@@ -135,15 +135,19 @@ def _first(facts: Facts) -> Leadership | None:
 def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | None:
     if record.phase == "recruiting":
         return _choice(facts, record, now)
-    if not facts.is_primary_of(record.epoch):
-        return None
     if record.phase != "serving":
-        if facts.fence is None:
-            return None
+        if facts.fence is None or not facts.is_primary_of(record.epoch):
+            return _handed_over(facts, record)
         ancestry = rules.extended(record.ancestry, record.epoch)
         return replace(record, phase="serving", fence_id=facts.fence.fence_id, ancestry=ancestry, since="")
+    if not facts.is_primary_of(record.epoch):
+        return None
     if facts.handover is not None:
-        return _handed_over(facts, record) if facts.drained else None
+        promised = rules.may_hand_over(record, facts.handover.region, announced=facts.announced)
+        return None if promised else _announcement(facts.handover, record)
+    if record.succession is not None:
+        # The switch was given up while this region led on.
+        return replace(record, succession=None, since="")
     voters = steps.wanted_voters(facts, record)
     if voters != record.voters and facts.quorum == steps.standbys_of(facts.region, voters):
         # The new quorum is in force and a commit has passed under it: only now it may be what is frozen.
@@ -171,11 +175,17 @@ def _target_deadline(facts: Facts) -> float:
     return facts.record_at + facts.settings.target_s_max
 
 
-def _handed_over(facts: Facts, record: Leadership) -> Leadership | None:
-    assert facts.handover is not None, "nothing is handed over"
-    target = facts.handover.region
+def _announcement(order: Order, record: Leadership) -> Leadership:
+    """The record that promises the next epoch to the target, under which the leader takes writes still."""
+    target = order.region
     assert target is not None, "a switch names its region"
-    return _next_epoch(record, leader=target, target=target, reason=f"switch to {target}: {facts.handover.by}")
+    return replace(record, succession=Succession(region=target, reason=f"switch to {target}: {order.by}"), since="")
+
+
+def _handed_over(facts: Facts, record: Leadership) -> Leadership | None:
+    """The epoch that a release has begun, for those who have not heard of that."""
+    assert facts.stored is not None, "a record that etcd does not have"
+    return record if facts.stored.epoch < record.epoch else None
 
 
 def _claim(facts: Facts, record: Leadership, now: float) -> Leadership | None:
@@ -190,11 +200,13 @@ def _claim(facts: Facts, record: Leadership, now: float) -> Leadership | None:
 def _next_epoch(record: Leadership, *, leader: RegionName, target: RegionName | None, reason: str) -> Leadership:
     return replace(
         record,
-        epoch=record.epoch + 1,
+        epoch=rules.next_epoch(record),
         leader=leader,
         phase="recruiting",
         fence_id=None,
         reason=reason,
         since="",
         target=target,
+        succession=None,
+        handed_over_at=None,
     )

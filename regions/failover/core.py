@@ -5,6 +5,7 @@ heartbeats. Like everything in this package it has no clock and no I/O; time is 
 """
 
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import assert_never
 
 from regions.failover import rules
@@ -190,11 +191,7 @@ class FailoverCore:
                 watched.detectors[sender].forget()
             watched.heard(sender, gossip, now)
             before = self.machines[cell].facts.gossip.get(sender)
-            if before is None or (before.epoch, before.suspects, before.vote) != (
-                gossip.epoch,
-                gossip.suspects,
-                gossip.vote,
-            ):
+            if before is None or replace(before, commit=gossip.commit) != gossip:
                 self._tell(cell, GossipHeard(sender=sender, gossip=gossip), now, effects)
 
     def _judge(self, now: float, effects: list[AgentEffect]) -> None:

@@ -130,7 +130,10 @@ class CopyLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainLedger:
-    """Take no more writes, end those under way, and wait until ``target`` has all of the WAL on disk."""
+    """Take no more writes, end those under way, and wait until ``target`` has all of the WAL on disk.
+
+    Answered by ``LedgerDrained``.
+    """
 
     ticket: Ticket
     epoch: Epoch

@@ -70,6 +70,26 @@ class Vote:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Release:
+    """A leader has given its epoch up for the successor that the record names, and nothing is written under it again.
+
+    Its PostgreSQL has ended, after its writes had been closed and the successor had all of them on disk. With the
+    record this is the beginning of the next epoch, whether etcd has heard of it or not (rule 20).
+
+    Attributes:
+        epoch: What was given up.
+        revision: What wrote the succession: a record of this epoch that is older may name another.
+        successor: Whose the next epoch is.
+        lsn: Where the WAL ended that the successor has on disk.
+    """
+
+    epoch: Epoch
+    revision: int
+    successor: RegionName
+    lsn: int
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Gossip:
     """What an agent says about a cell in each heartbeat. Only the newest counts, so losing one is harmless.
 
@@ -78,12 +98,17 @@ class Gossip:
         commit: The newest LSN that it, as leader of that epoch, knows on a quorum; 0 otherwise.
         suspects: The epoch whose acting region it suspects; 0 for none.
         vote: Its vote in this epoch, once its promise is durable.
+        release: The last that it knows of, while etcd may not have heard of what came of it.
+        drained: The epoch whose writes it has brought to the successor, all of them, as its leader: who that is needs
+            nothing more from it, and may get ready. 0 for none.
     """
 
     epoch: Epoch = 0
     commit: int = 0
     suspects: Epoch = 0
     vote: Vote | None = None
+    release: Release | None = None
+    drained: Epoch = 0
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -197,6 +222,19 @@ class FenceWritten:
     fence_id: UUID
     lsn: int
     confirmed: bool
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class LedgerDrained:
+    """The answer to ``Drain``: no write is under way, and the target has all of the WAL on disk.
+
+    Attributes:
+        ticket: Of the request.
+        lsn: Where that WAL ends.
+    """
+
+    ticket: Ticket
+    lsn: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -323,7 +361,7 @@ class Order:
     by: str = ""
 
 
-LedgerAnswer = LedgerFrozen | FenceWritten | LedgerDone | LedgerFailed
+LedgerAnswer = LedgerFrozen | FenceWritten | LedgerDrained | LedgerDone | LedgerFailed
 
 Event = (
     Started
@@ -336,6 +374,7 @@ Event = (
     | PromiseFailed
     | LedgerFrozen
     | FenceWritten
+    | LedgerDrained
     | LedgerDone
     | LedgerFailed
     | LedgerEnded

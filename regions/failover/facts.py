@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 
 from regions.failover import rules
 from regions.failover.effects import LedgerEffect
-from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Ticket, Vote
+from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Release, Ticket, Vote
 from regions.failover.settings import CellRegions, Settings
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
@@ -78,8 +78,9 @@ class Facts:
         started: Whether ``Started`` was handled.
         promise: What its disk says; None when that cannot be known, and then it neither votes nor claims.
         ledger: Its member; None when it holds none.
-        record: The newest record it has seen; None before the first.
+        stored: The newest record of etcd that it has seen; None before the first.
         revision: What wrote that record.
+        record: What that record means with the release that is known: the one or the next epoch.
         record_at: When the record came to this epoch, phase and leader, as seen here, or the member was copied or
             rewound for it: how long an epoch may stay in one phase counts from here.
         record_read: Whether etcd was ever asked with success.
@@ -96,7 +97,10 @@ class Facts:
         gossip: What each other agent last said.
         standbys: Who follows its member closely.
         handover: The order to hand the leadership over that is being carried out.
-        drained: Whether the target of the handover has everything.
+        announced: The revision by which its own swap, no other since, named the target of the handover; 0 before.
+        drained: Up to where the target of the handover has everything; None before.
+        release: The last that it knows of, its own or another's.
+        relieved_until: Until when it, as the successor, receives nothing from a leader that has drained; None: it does.
         resize: The voters that an order wants, and that order.
         failovers: When it saw failovers by suspicion come to an end, the latest few.
         reading: The read under way.
@@ -122,8 +126,9 @@ class Facts:
     started: bool = False
     promise: Promise | None = None
     ledger: LedgerFound | None = None
-    record: Leadership | None = None
+    stored: Leadership | None = None
     revision: int = 0
+    record: Leadership | None = None
     record_at: float = 0.0
     record_read: bool = False
     frozen: Vote | None = None
@@ -139,7 +144,10 @@ class Facts:
     gossip: Mapping[RegionName, Gossip] = field(default_factory=dict[RegionName, Gossip])
     standbys: frozenset[RegionName] = frozenset()
     handover: Order | None = None
-    drained: bool = False
+    announced: int = 0
+    drained: int | None = None
+    release: Release | None = None
+    relieved_until: float | None = None
     resize: tuple[tuple[RegionName, ...], Order] | None = None
     failovers: tuple[float, ...] = ()
     reading: Reading | None = None

@@ -28,7 +28,7 @@ def _of_writes(facts: Facts) -> Iterator[str]:
         yield f"writes are open under epoch {epoch}, and its fence row is on no quorum"
     if facts.cut_short == epoch:
         yield f"writes are open under epoch {epoch}, and a wait under it was cut short"
-    if facts.handover is not None:
+    if facts.handover is not None and facts.announced:
         yield f"writes are open under epoch {epoch}, and it is being handed over"
 
 

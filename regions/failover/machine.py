@@ -43,7 +43,9 @@ from regions.failover.events import (
     Gossip,
     GossipHeard,
     Lagged,
+    LedgerAnswer,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -56,6 +58,7 @@ from regions.failover.events import (
     ReadFailed,
     RecordRead,
     RecordSeen,
+    Release,
     StandbysStreaming,
     Started,
     StrongReads,
@@ -140,6 +143,8 @@ class Machine:
         facts = self._facts
         requests = (facts.reading, facts.swapping, facts.storing, facts.working, facts.strong_reading)
         times = [one.until for one in requests if one is not None]
+        if facts.relieved_until is not None:
+            times.append(facts.relieved_until)
         times += [retry.at for retry in (facts.ledger_retry, facts.etcd_retry) if retry.at is not None]
         if facts.swapping is None and not facts.reread and facts.etcd_retry.at is None and facts.unable is None:
             due = claims.next_deadline(facts)
@@ -169,7 +174,7 @@ class Machine:
                 if self._facts.storing is not None and self._facts.storing.ticket == ticket:
                     self._facts.storing = None
                     self._pause_ledger(now, f"the promise cannot be stored: {reason}")
-            case LedgerFrozen() | FenceWritten() | LedgerDone() | LedgerFailed():
+            case LedgerFrozen() | FenceWritten() | LedgerDrained() | LedgerDone() | LedgerFailed():
                 self._take_ledger_answer(event, now)
             case LedgerEnded():
                 self._take_end()
@@ -178,7 +183,7 @@ class Machine:
             case StandbysStreaming(regions=regions):
                 self._facts.standbys = regions
             case GossipHeard(sender=sender, gossip=gossip):
-                self._take_gossip(sender, gossip)
+                self._take_gossip(sender, gossip, now)
             case Verdict(region=region, suspected=suspected):
                 others = self._facts.suspected - {region}
                 self._facts.suspected = others | {region} if suspected else others
@@ -206,11 +211,27 @@ class Machine:
             self._read_again()
 
     def _learn(self, revision: int, record: Leadership, now: float) -> None:
-        facts, known = self._facts, self._facts.record
-        if revision <= facts.revision:
+        facts = self._facts
+        if revision > facts.revision:
+            facts.stored, facts.revision = record, revision
+            self._adopt(rules.meaning(record, revision, facts.release), now)
+
+    def _hear_release(self, release: Release | None, now: float) -> None:
+        """Take a release: with the record it is the next epoch, as soon as that record is known (rule 20)."""
+        facts = self._facts
+        if release is None or (facts.release is not None and facts.release.epoch >= release.epoch):
             return
+        facts.release = release
+        if release.revision > facts.revision:
+            self._read_again()
+        elif facts.stored is not None and facts.stored.epoch == release.epoch:
+            self._adopt(rules.meaning(facts.stored, facts.revision, release), now)
+
+    def _adopt(self, record: Leadership, now: float) -> None:
+        """Act by another record from now on."""
+        facts, known = self._facts, self._facts.record
         assert known is None or record.epoch >= known.epoch, "an epoch in etcd never goes back"
-        facts.record, facts.revision = record, revision
+        facts.record = record
         acts_differently = known is None or (known.epoch, known.phase, known.leader) != (
             record.epoch,
             record.phase,
@@ -235,7 +256,11 @@ class Machine:
         facts = self._facts
         if facts.open_epoch and facts.open_epoch != record.epoch:
             self._close()
-        facts.frozen = facts.fence = facts.quorum = None
+        handed_over = record.handed_over_at is not None and facts.relieved_until is not None and facts.working is None
+        # What was frozen for the predecessor is frozen.
+        facts.frozen = replace(facts.frozen, epoch=record.epoch) if facts.frozen is not None and handed_over else None
+        facts.relieved_until = None
+        facts.fence = facts.quorum = None
         facts.diverged, facts.rebuilt, facts.commit = False, 0, 0
         facts.standbys = frozenset()
         if facts.handover is not None:
@@ -252,17 +277,20 @@ class Machine:
         elif facts.reading is not None and facts.reading.ticket == event.ticket:
             if facts.reading.linearizable:
                 facts.reread = facts.doubtful = False
-                self._compare_with_promise(event.record, now)
+                self._compare_with_promise(event, now)
             facts.reading, facts.record_read = None, True
         else:
             return
         if event.record is not None:
             self._learn(event.revision, event.record, now)
 
-    def _compare_with_promise(self, record: Leadership | None, now: float) -> None:
-        """An etcd that is behind this region's own promise has lost data; it is asked again, slowly."""
+    def _compare_with_promise(self, read: RecordRead, now: float) -> None:
+        """An etcd that is behind this region's own promise has lost data; it is asked again, slowly.
+
+        It has not when it promised the next epoch, which begins without it: then another soon begins.
+        """
         facts = self._facts
-        known = 0 if record is None else record.epoch
+        known = 0 if read.record is None else rules.next_epoch(read.record) - 1
         if facts.promise is None or facts.promise.epoch <= known:
             facts.etcd_retry = Retry()
         else:
@@ -286,6 +314,7 @@ class Machine:
         facts.swapping = None
         if event.outcome == "applied":
             self._learn(event.revision, swapping.record, now)
+            self._note_announcement(swapping.record, event.revision)
             if swapping.order is not None:
                 self._answer(swapping.order, None)
             return
@@ -293,10 +322,19 @@ class Machine:
         self._read_again()
         if swapping.order is not None:
             self._answer(swapping.order, "the record changed meanwhile, or etcd did not answer: ask again")
-        begins = facts.record is not None and swapping.record.epoch > facts.record.epoch
-        if facts.handover is not None and begins:
-            facts.doubtful = True
-            self._end_handover("etcd did not take the handover")
+        announces = facts.handover is not None and not facts.announced and swapping.record.succession is not None
+        if announces and event.outcome == "unknown":
+            self._end_handover("etcd did not take the switch: ask again")
+
+    def _note_announcement(self, record: Leadership, revision: int) -> None:
+        """Its own swap took place and named the target of the handover: no earlier one of its own can follow."""
+        facts = self._facts
+        if facts.handover is None or facts.announced or record.succession is None:
+            return
+        if record.succession.region == facts.handover.region and facts.revision == revision:
+            facts.announced = revision
+            if facts.open_epoch:
+                self._close()
 
     def _take_stored(self, ticket: Ticket) -> None:
         facts, storing = self._facts, self._facts.storing
@@ -327,7 +365,7 @@ class Machine:
         if facts.open_epoch:
             self._close()
 
-    def _take_ledger_answer(self, event: LedgerFrozen | FenceWritten | LedgerDone | LedgerFailed, now: float) -> None:
+    def _take_ledger_answer(self, event: LedgerAnswer, now: float) -> None:
         facts, working = self._facts, self._facts.working
         if working is None or working.ticket != event.ticket:
             return
@@ -340,6 +378,8 @@ class Machine:
                 self._take_frozen(event, working.effect.epoch, now)
             case FenceWritten():
                 self._take_fence(event, working.effect.epoch, now)
+            case LedgerDrained(lsn=lsn):
+                facts.drained, facts.ledger_retry = lsn, Retry()
             case LedgerDone():
                 facts.ledger_retry = Retry()
                 self._take_done(working.effect, now)
@@ -402,23 +442,46 @@ class Machine:
                 self._tell("info", f"epoch {epoch}: {how} from {leader}")
             case SetQuorum(standbys=standbys):
                 facts.quorum = standbys
-            case DrainLedger():
-                facts.drained = True
-            case StopLedger():
+            case StopLedger(epoch=epoch):
                 self._change_ledger(LedgerFound(kind="stopped"))
-            case FreezeLedger() | WriteFence():
+                self._give_up(epoch, now)
+            case FreezeLedger() | WriteFence() | DrainLedger():
                 raise AssertionError(f"{type(effect).__name__} has an answer of its own")
             case _:
                 assert_never(effect)
 
-    def _take_gossip(self, sender: RegionName, gossip: Gossip) -> None:
+    def _give_up(self, epoch: Epoch, now: float) -> None:
+        """Its PostgreSQL was stopped: if that was for a successor, say so."""
+        facts, record = self._facts, self._facts.record
+        if facts.handover is None or record is None or record.epoch != epoch:
+            return
+        release = rules.release_of(facts.handover, record, announced=facts.announced, drained=facts.drained)
+        if release is not None:
+            self._tell("info", f"epoch {epoch}: given up at {release.lsn:X}; the next is {release.successor}'s")
+            self._hear_release(release, now)
+
+    def _take_gossip(self, sender: RegionName, gossip: Gossip, now: float) -> None:
         facts = self._facts
         heard = max((one.epoch for one in facts.gossip.values()), default=0)
         facts.gossip = {**facts.gossip, sender: gossip}
+        self._hear_release(gossip.release, now)
+        self._note_relief(sender, gossip, now)
         if facts.record is not None and gossip.epoch > max(facts.record.epoch, heard):
             # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all. A read
             # that began when somebody else had told of this epoch is new enough.
             self._read_again()
+
+    def _note_relief(self, sender: RegionName, gossip: Gossip, now: float) -> None:
+        """The leader of which this region is the successor has drained, or goes on after all."""
+        facts, record = self._facts, self._facts.record
+        if record is None or record.leader != sender:
+            return
+        succeeds = record.succession is not None and record.succession.region == facts.region
+        if not succeeds or gossip.drained != record.epoch:
+            facts.relieved_until = None
+        elif facts.relieved_until is None:
+            # An agent that dies then leaves its word behind, and its PostgreSQL may lead on.
+            facts.relieved_until = now + facts.settings.stall_s
 
     def _take_strong_reads(self, requests: tuple[int, ...]) -> None:
         facts = self._facts
@@ -436,9 +499,8 @@ class Machine:
             case orders.Swap(record=record):
                 self._swap(record, order, now)
             case orders.HandOver():
-                facts.handover, facts.drained = order, False
+                facts.handover, facts.announced, facts.drained = order, 0, None
                 self._tell("info", f"epoch {facts.open_epoch}: handing over to {order.region}: {order.by}")
-                self._close()
             case orders.Resize(voters=voters):
                 facts.resize = (voters, order)
             case _:
@@ -459,6 +521,8 @@ class Machine:
             self._take_swap(SwapAnswered(ticket=facts.swapping.ticket, outcome="unknown"), now)
         if facts.storing is not None and now >= facts.storing.until:
             facts.storing = None
+        if facts.relieved_until is not None and now >= facts.relieved_until:
+            facts.relieved_until = None
         if facts.working is not None and now >= facts.working.until:
             effect, facts.working = facts.working.effect, None
             facts.promoting = 0
@@ -642,7 +706,7 @@ class Machine:
         facts = self._facts
         assert facts.handover is not None, "nothing is handed over"
         self._answer(facts.handover, refused)
-        facts.handover, facts.drained = None, False
+        facts.handover, facts.announced, facts.drained = None, 0, None
 
     def _end_resize(self, refused: str) -> None:
         facts = self._facts
@@ -675,9 +739,11 @@ class Machine:
         epoch: Epoch = 0 if record is None else record.epoch
         suspects = epoch if record is not None and record.leader in facts.suspected else 0
         commit = facts.commit if facts.reigns else 0
-        gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=steps.published_vote(facts))
+        vote, release = steps.published_vote(facts), steps.published_release(facts)
+        drained = epoch if facts.drained is not None else 0
+        gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=vote, release=release, drained=drained)
         said, self._gossiped = self._gossiped, gossip
-        if (said.epoch, said.suspects, said.vote) != (gossip.epoch, gossip.suspects, gossip.vote):
+        if replace(said, commit=commit) != gossip:
             self._effects.append(Gossiped(gossip=gossip))
 
 

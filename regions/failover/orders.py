@@ -32,7 +32,7 @@ class Swap:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandOver:
-    """Close, drain, and begin an epoch for the region that was ordered."""
+    """Promise the next epoch to the region that was ordered, close, drain, and give the own epoch up."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

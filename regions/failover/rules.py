@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from regions.failover.effects import LedgerEffect, StopLedger
-from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Promise, Ticket, Vote
+from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Order, Promise, Release, Ticket, Vote
 from regions.identity import Epoch, RegionName
 from regions.leadership import ANCESTRY_MAX, Leadership
 from regions.position import Position
@@ -154,6 +154,59 @@ def joined(one: Promise, other: Promise) -> Promise:
 def position_counts(position: Position, durable: Promise) -> bool:
     """Whether a member that was rewound or copied has caught up with the epoch that it joined (rule 12)."""
     return position.epoch >= durable.floor
+
+
+def next_epoch(record: Leadership) -> Epoch:
+    """The number of the epoch that whoever may begin one begins: not the one that is promised to a successor (20)."""
+    return record.epoch + (1 if record.succession is None else 2)
+
+
+def may_hand_over(record: Leadership, target: RegionName | None, *, announced: int) -> bool:
+    """Whether the next epoch is the target's and stays so: the leader's own swap has said it (rule 20).
+
+    That the record says it is not enough. It may be what is left of an earlier order, and a swap of the leader that
+    takes it back may be on its way; its newest one has overtaken all others.
+    """
+    return record.succession is not None and record.succession.region == target and announced > 0
+
+
+def release_of(order: Order, record: Leadership, *, announced: int, drained: int | None) -> Release | None:
+    """What a leader whose PostgreSQL was stopped may say: that it has given up, if all is as it must be (rule 20).
+
+    Its writes were closed and the successor has them. A PostgreSQL that ended by itself may have ended before that.
+    """
+    if drained is None or order.region is None or not may_hand_over(record, order.region, announced=announced):
+        return None
+    return Release(epoch=record.epoch, revision=announced, successor=order.region, lsn=drained)
+
+
+def meaning(record: Leadership, revision: int, release: Release | None) -> Leadership:
+    """What a record of etcd means with a release: its own epoch, or the one that it has promised (rule 20).
+
+    Whoever knows both knows the same, so that the successor need not wait for etcd.
+    """
+    succession = record.succession
+    if succession is None or release is None:
+        return record
+    if release.epoch != record.epoch or release.revision > revision or release.successor != succession.region:
+        return record
+    return replace(
+        record,
+        epoch=record.epoch + 1,
+        leader=succession.region,
+        phase="promoting",
+        fence_id=None,
+        reason=succession.reason,
+        since="",
+        target=succession.region,
+        succession=None,
+        handed_over_at=Position(release.epoch, release.lsn),
+    )
+
+
+def has_all(position: Position, record: Leadership) -> bool:
+    """Whether a member that was handed the leadership has what its predecessor had: else others choose (rule 20)."""
+    return record.handed_over_at is None or position >= record.handed_over_at
 
 
 def expected_revision(known: int) -> int:

@@ -21,7 +21,7 @@ from regions.failover.effects import (
     StopLedger,
     WriteFence,
 )
-from regions.failover.events import LedgerFound, Promise, Vote
+from regions.failover.events import LedgerFound, Promise, Release, Vote
 from regions.failover.facts import Facts
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
@@ -81,21 +81,28 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
     if rules.needs_new_epoch(ledger, promise, record, promoting=facts.promoting):
         return None
     before = _freeze(facts, record, promise, ledger)
-    if before is not None or ledger.kind != "frozen":
+    # One to whom the leadership was handed publishes no vote, and promises once, when it is about to be promoted.
+    once = isinstance(before, Promise) and record.handed_over_at is not None
+    if (before is not None and not once) or ledger.kind != "frozen":
         return before
     if not rules.may_promote(quorum_set=facts.quorum == standbys_of(facts.region, record.voters)):
         return quorum_of(facts.region, record.voters, record.epoch)
+    assert facts.frozen is not None, "it is frozen"
+    if not rules.has_all(facts.frozen.position, record):
+        return None
     if promise.lineage < record.epoch:
-        return replace(promise, lineage=record.epoch)
+        return replace(promise, epoch=record.epoch, lineage=record.epoch)
     return None if facts.doubtful else PromoteLedger(ticket=0, epoch=record.epoch)
 
 
 def _reign(facts: Facts, record: Leadership) -> Step:
     if facts.fence is None and record.phase != "serving":
         return None if facts.doubtful else WriteFence(ticket=0, epoch=record.epoch)
-    if facts.handover is not None and not facts.drained:
+    if facts.handover is not None and rules.may_hand_over(record, facts.handover.region, announced=facts.announced):
         assert facts.handover.region is not None, "a switch names its region"
-        return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
+        if facts.drained is None:
+            return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
+        return rules.demotion(0, record.epoch)
     wanted = wanted_voters(facts, record)
     if facts.handover is None and facts.quorum != standbys_of(facts.region, wanted):
         return quorum_of(facts.region, wanted, record.epoch)
@@ -103,8 +110,11 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 
 
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
-    if ledger.kind == "following" and ledger.epoch == record.epoch:
+    if facts.relieved_until is not None and ledger.kind == "frozen":
         return None
+    if ledger.kind == "following" and ledger.epoch == record.epoch:
+        # What a freeze takes passes while the leader stops.
+        return None if facts.relieved_until is None else FreezeLedger(ticket=0, epoch=record.epoch)
     # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
     again = facts.diverged and facts.rebuilt == record.epoch
     must_copy = again or rules.must_copy(ledger, promise, record)
@@ -145,7 +155,16 @@ def published_vote(facts: Facts) -> Vote | None:
     record, promise, vote = facts.record, facts.promise, facts.frozen
     if record is None or promise is None or vote is None or vote.epoch != record.epoch or not facts.votes_here:
         return None
+    if record.phase == "serving":
+        # It is frozen because its leader has drained; nobody has asked.
+        return None
     return vote if rules.may_publish(vote, promise) else None
+
+
+def published_release(facts: Facts) -> Release | None:
+    """Return the release that others may not have heard of: that of which etcd does not know yet what came of it."""
+    known = 0 if facts.stored is None else facts.stored.epoch
+    return facts.release if facts.release is not None and facts.release.epoch >= known else None
 
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:

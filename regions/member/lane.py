@@ -30,6 +30,7 @@ from regions.failover.events import (
     FenceWritten,
     LedgerAnswer,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -130,13 +131,14 @@ class LedgerLane:
 
     Attributes:
         member: The member.
-        quorum: Whom commits wait for, and how many of them; None while the member is no primary.
+        quorum: Whom commits wait for, or will when the member is promoted, and how many of them; else None.
     """
 
     def __init__(self, member: MovingMember, around: Surroundings) -> None:
         self.member = member
         self.quorum: tuple[tuple[RegionName, ...], int] | None = None
         self._around = around
+        self._is_primary = False
         self._current: asyncio.Task[None] | None = None
         self._wanted: LedgerEffect | None = None
         self._news = asyncio.Event()
@@ -243,6 +245,7 @@ class LedgerLane:
 
     def _reign_no_more(self) -> None:
         self.quorum = self._slots_for = None
+        self._is_primary = False
         if self._preparing is not None:
             self._preparing.cancel()
             self._preparing = None
@@ -312,8 +315,8 @@ class LedgerLane:
                 await member.rewind(self._around.ledger_of(leader))
             case CopyLedger(leader=leader):
                 await member.copy(self._around.ledger_of(leader))
-            case DrainLedger(target=target):
-                await self._drain(target)
+            case DrainLedger(ticket=ticket, target=target):
+                return LedgerDrained(ticket=ticket, lsn=await self._drain(target))
             case StopLedger():
                 self._reign_no_more()
                 await member.stop(at_once=True)
@@ -338,6 +341,7 @@ class LedgerLane:
         if self.quorum is None:
             raise MemberFailed("it is not promoted before its quorum is set")
         await self.member.promote(epoch=epoch, followers=self._followers)
+        self._is_primary = True
 
     async def _set_quorum(self, standbys: tuple[RegionName, ...], required: int) -> None:
         """Rule 5: in force, and on a primary a commit has passed under it."""
@@ -352,6 +356,7 @@ class LedgerLane:
                 self._passing = _again(self._passing, (standbys, required), ledger.pass_commit)
                 await self._passing.result()
         self.quorum = (standbys, required)
+        self._is_primary = is_primary
 
     async def _write_fence(self, ticket: Ticket, epoch: Epoch) -> FenceWritten:
         self._fence = _again(self._fence, epoch, lambda: self._commit_fence(epoch))
@@ -380,9 +385,15 @@ class LedgerLane:
             await self._around.prepare(self.member)
             return await work()
 
-    async def _drain(self, target: RegionName) -> None:
-        """Take no more writes, let those under way end, and wait until the target has all of it on disk."""
-        ledger = self.member.ledger
+    async def _drain(self, target: RegionName) -> int:
+        """Take no more writes, let those under way end, and wait until the target has all of it on disk.
+
+        Returns:
+            Where that ends.
+        """
+        ledger, loop = self.member.ledger, asyncio.get_running_loop()
+        # What proves that it lives would have to reach the target as well, and does while writes under way end.
+        self._quiet_until = loop.time() + QUIET_S
         if self._gate is None or self._gate.done():
             closed = asyncio.Event()
             self._gate = asyncio.create_task(self._hold_gate(closed), name="write gate")
@@ -393,7 +404,6 @@ class LedgerLane:
                 waiting.cancel()
             if not closed.is_set():
                 raise MemberFailed("its writes could not be stopped")
-        loop = asyncio.get_running_loop()
         while True:
             # The WAL of a heartbeat that reached another member and not the target would put that one first.
             self._quiet_until = loop.time() + QUIET_S
@@ -402,7 +412,7 @@ class LedgerLane:
             end = (await ledger.read_state()).lsn
             while loop.time() < self._quiet_until:
                 if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:
-                    return
+                    return end
                 await asyncio.sleep(DRAIN_POLL_S)
             # It takes long: others hear that it lives, and what that wrote has to arrive as well.
             await self._read_commit()
@@ -443,8 +453,8 @@ class LedgerLane:
     async def _look(self) -> None:
         while True:
             await asyncio.sleep(STANDBYS_S)
-            quorum = self.quorum
-            if quorum is None or not self.member.running or self._is_quiet:
+            # Not between the quorum and the promotion, which makes the same slots.
+            if not self._is_primary or self.quorum is None or not self.member.running or self._is_quiet:
                 continue
             followers = self._around.followers()
             try:
@@ -458,23 +468,35 @@ class LedgerLane:
             self._around.tell(StandbysStreaming(regions=frozenset(close)))
 
     async def _keep_slots(self, followers: tuple[RegionName, ...]) -> None:
-        """Keep WAL for who joins before it counts, and none for who was removed."""
+        """Keep WAL for who joins before it counts, and none for who was removed.
+
+        It is looked each time: the slot of a follower that was away for longer than WAL is kept is lost, and without
+        another one it could not be copied.
+        """
+        ledger = self.member.ledger
+        await ledger.prepare_follower_slots(followers)
         if followers == self._slots_for:
             return
-        ledger = self.member.ledger
-        await ledger.prepare_slots(followers=followers, streams=())
         left = await ledger.drop_follower_slots(one for one in self._around.others if one not in followers)
         if not left:
             self._slots_for = followers
 
     async def _stay_in_touch(self) -> None:
-        """As a follower know the others, one of which may be promoted at any time."""
+        """Be ready for a move; as a follower know the others, one of which may be promoted at any time."""
         others = [self._around.ledger_of(region) for region in self._around.others]
         while True:
+            if self.member.running:
+                await self._warm()
             if self.quorum is None and self.member.running:
                 await self.member.stay_in_touch(others)
                 await self._stand_by()
             await asyncio.sleep(TOUCH_S)
+
+    async def _warm(self) -> None:
+        try:
+            await self.member.ledger.warm()
+        except MemberError as error:
+            _log.debug("ledger: no connection is spare: %s", error)
 
     async def _stand_by(self) -> None:
         """Be ready to lead: whoever is chosen does not wait until its quorum is in force."""
@@ -485,7 +507,7 @@ class LedgerLane:
             return
         try:
             async with asyncio.timeout(STAND_BY_S_MAX):
-                await self.member.stand_by(quorum_names(standbys, required))
+                await self.member.stand_by(quorum_names(standbys, required), standbys)
         except (MemberError, TimeoutError) as error:
             _log.debug("ledger: its quorum to be is not in force: %s", error)
 

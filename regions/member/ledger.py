@@ -25,9 +25,15 @@ CONNECT_S = 3.0
 QUERY_S = 5.0
 """For statements that wait for nobody: as long as a client waits for a write."""
 
+SPARES = 2
+"""Connections to the ledger database that are kept for who needs one next: a freeze, then a fence row; or a gate."""
+
 SETTING_POLL_S = 0.01
 SETTING_POLLS_MAX = 300
 """The postmaster tells its children of a reload by signal: milliseconds, seconds on a starved machine."""
+
+OVERRIDE_SCOPES = ("cluster", "role", "database", "role in database", "function")
+"""What ``read_overrides.sql`` finds: ``cluster`` is the configuration, or a setting of all roles in all databases."""
 
 _BROKEN = (
     OSError,
@@ -99,14 +105,33 @@ class Slot:
     retained_bytes: int
 
 
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Override:
+    """A setting that makes ``synchronous_commit`` weaker than ``on`` for somebody.
+
+    Attributes:
+        scope: Whose it is: one of ``OVERRIDE_SCOPES``.
+        name: Which of them, as SQL writes it.
+        value: What it is set to, as it was written.
+    """
+
+    scope: str
+    name: str
+    value: str
+
+
 class Ledger:
-    """SQL access of the agent to its own member. Connections are made at need and one is kept."""
+    """SQL access of the agent to its own member. Connections are made at need, and one is kept.
+
+    So are some to the ledger database, when `warm` was called: whoever waits for a move waits for no login.
+    """
 
     def __init__(self, address: Address, password: str) -> None:
         self._address = address
         self._password = password
         self._kept: asyncpg.Connection | None = None
         self._using_kept = asyncio.Lock()
+        self._spares: list[asyncpg.Connection] = []
 
     @property
     def url(self) -> str:
@@ -147,6 +172,10 @@ class Ledger:
     async def prepare_follower_slots(self, followers: Iterable[RegionName]) -> None:
         """Create the slots of the followers' WAL where missing, over the connection that is kept: a failover waits."""
         await self._fetch("create_physical_slots", [physical_slot_name(region) for region in followers])
+
+    async def prepare_idle_slots(self, followers: Iterable[RegionName]) -> None:
+        """Create the slots that followers would read from if this member led, where missing; they keep no WAL yet."""
+        await self._fetch("create_idle_slots", [physical_slot_name(region) for region in followers])
 
     async def drop_follower_slots(self, followers: Iterable[RegionName]) -> int:
         """Drop the slots of WAL of regions that follow no more; return how many are left because they are read.
@@ -200,8 +229,9 @@ class Ledger:
     async def write_fence_row(self, *, epoch: Epoch, fence_id: UUID, leader: RegionName) -> UUID:
         """Commit the fence row of an epoch under the quorum; return the id it has.
 
-        It returns when a quorum has the row on disk, however long that takes. When an earlier attempt
-        wrote the row, that row's id is returned, after a commit of its own has reached the quorum.
+        It can be seen here at once, so that writes begin, whose commits come after it; it returns when a quorum has
+        the row on disk, however long that takes. When an earlier attempt wrote the row, that row's id is returned,
+        after a commit of its own has reached the quorum.
 
         Raises:
             QuorumUnknown: The wait was cut short; the row is visible here and perhaps nowhere else.
@@ -212,9 +242,10 @@ class Ledger:
             warnings: list[str] = []
             connection.add_log_listener(lambda _, message: warnings.append(_describe(message)))
             async with connection.transaction():
+                await connection.execute(_sql("show_at_once"))
                 await connection.execute(_sql("write_fence_row"), epoch, fence_id, leader)
-                await connection.fetch(_sql("mark_fence_commit"), str(epoch))
-                found = await connection.fetchval(_sql("read_fence_row"), epoch)
+            found = await connection.fetchval(_sql("read_fence_row"), epoch)
+            await connection.fetch(_sql("mark_fence_commit"), str(epoch))
             # Rule 7: a cancelled wait looks like success but for this warning.
             if warnings:
                 raise QuorumUnknown(f"fence row of epoch {epoch}: {warnings[0]}")
@@ -245,7 +276,7 @@ class Ledger:
         Raises:
             MemberFailed: The connection broke, and with it the lock.
         """
-        connection = await self._connect(DATABASE)
+        connection = await self._connected(DATABASE)
         try:
             await connection.fetch(_sql("hold_gate"))
             closed.set()
@@ -294,6 +325,21 @@ class Ledger:
             for row in await self._fetch("read_slots")
         )
 
+    async def read_overrides(self) -> tuple[Override, ...]:
+        """Return what makes commits of the ledger weaker than its quorum (rule 18).
+
+        Over a connection of its own, because functions are in the ledger database.
+
+        Raises:
+            MemberFailed: It does not answer, or has no ledger database yet.
+        """
+
+        async def read(connection: asyncpg.Connection) -> "list[Mapping[str, Any]]":
+            return cast("list[Mapping[str, Any]]", await connection.fetch(_sql("read_overrides"), timeout=QUERY_S))
+
+        rows = await self._in_one_connection(DATABASE, read)
+        return tuple(Override(scope=row["scope"], name=row["name"], value=row["value"]) for row in rows)
+
     async def read_fence_epochs(self, most: int) -> tuple[Epoch, ...]:
         """Return the epochs of the newest fence rows, ascending; none when there is no ledger database yet."""
 
@@ -324,11 +370,23 @@ class Ledger:
         """
         await self._fetch(name)
 
+    async def warm(self) -> None:
+        """Have spare connections to the ledger database.
+
+        Raises:
+            MemberFailed: It does not answer, or has no such database yet.
+        """
+        self._spares = [one for one in self._spares if not one.is_closed()]
+        while len(self._spares) < SPARES:
+            self._spares.append(await self._connect(DATABASE))
+
     async def close(self) -> None:
-        """Drop the kept connection."""
+        """Drop the connections that are kept."""
         if self._kept is not None:
             self._kept.terminate()
             self._kept = None
+        while self._spares:
+            self._spares.pop().terminate()
 
     async def _fetch(self, name: str, *parameters: object) -> "list[Mapping[str, Any]]":
         """Run a read that waits for nobody over the kept connection."""
@@ -350,7 +408,7 @@ class Ledger:
         Cancelling asyncpg would cancel the statement on the server, and a cancelled COMMIT is visible
         without a quorum (rule 7). Cutting the connection leaves the commit waiting, as it should.
         """
-        connection = await self._connect(database)
+        connection = await self._connected(database)
         task = asyncio.ensure_future(work(connection))
         try:
             return await asyncio.shield(task)
@@ -365,6 +423,14 @@ class Ledger:
                 if not task.cancelled():
                     task.exception()
 
+    async def _connected(self, database: str) -> asyncpg.Connection:
+        """Return a connection of the caller's own, a spare one where there is one."""
+        while database == DATABASE and self._spares:
+            spare = self._spares.pop()
+            if not spare.is_closed():
+                return spare
+        return await self._connect(database)
+
     async def _connect(self, database: str) -> asyncpg.Connection:
         try:
             return await asyncpg.connect(
@@ -375,6 +441,8 @@ class Ledger:
                 database=database,
                 ssl=False,
                 timeout=CONNECT_S,
+                # Each is a file here, and is asked for the first time once: between regions that takes a round trip.
+                max_cached_statement_lifetime=0,
                 server_settings={"application_name": "region-agent"},
             )
         except _REFUSED as error:

@@ -27,8 +27,9 @@ from regions.topology import Address
 POLL_S = 0.005
 """Freezing and promoting take 20 to 40 ms; a failover waits for each."""
 
-LOOKS = 40
-"""How often a member that is asked looks whether it is primary by now, every 5 ms, before it answers that it is not."""
+LOOKS = 400
+"""How often a member that is asked looks whether it is primary by now, every 5 ms, before it answers that it is not. A
+promotion between that answer and the next question is heard of a round trip late, and most take less than these 2 s."""
 
 LOOKED_S = 0.01
 """Until a standby that was disturbed has looked for new timelines; before that, to be told whom to follow spoils it."""
@@ -82,9 +83,10 @@ class MovingMember(Member):
     async def stay_in_touch(self, others: Collection[Address]) -> None:
         """Keep connections to each other member, so that following one that is promoted waits for none.
 
-        Between regions a connection takes five round trips until it answers. What cannot be reached is left alone.
+        Between regions a connection takes five round trips until it answers. What cannot be reached is left alone. They
+        are asked what `follow` will ask: to ask it for the first time on a connection takes a round trip more.
         """
-        touches = (self._other(address).run("touch") for address in others)
+        touches = (self._other(address).one("read_leading", 0) for address in others)
         await asyncio.gather(self.line.keep(others), *touches, return_exceptions=True)
 
     async def commit_of(self, leader: Address, standbys: Collection[RegionName], required: int) -> int | None:
@@ -120,17 +122,18 @@ class MovingMember(Member):
         await self.lose_touch()
         await super().stop(at_once=at_once)
 
-    async def stand_by(self, synchronous_standby_names: str) -> None:
-        """As a follower have the quorum in force already that it would lead with.
+    async def stand_by(self, synchronous_standby_names: str, standbys: Collection[RegionName]) -> None:
+        """As a follower have the quorum in force already that it would lead with, and slots for who would follow it.
 
-        It means nothing to a standby, and to put it in force takes a checkpoint, for which a failover would wait. Where
-        nobody knows whom it follows nothing is written: that would end it.
+        They mean nothing to a standby, and it takes a checkpoint and flushes to have them: a failover would wait.
+        Where nobody knows whom it follows nothing is written: that would end it.
 
         Raises:
             MemberFailed: Another value stays in force.
         """
         if self._follows is None or self._names:
             return
+        await self.ledger.prepare_idle_slots(standbys)
         if self._verified != (self._identity, synchronous_standby_names):
             self._standing = synchronous_standby_names
             await self._put_in_force(synchronous_standby_names)
@@ -199,9 +202,35 @@ class MovingMember(Member):
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
+        await self._let_go_of_others(leader)
+        try:
+            await self._receive_from(leader)
+        except BaseException:
+            self.line.take_back()
+            raise
+        # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
+        # look as if somebody else had made a primary of a standby.
+        assert self.process is not None, "it runs"
+        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
+        record.forget_rewound(self.settings.state)
+
+    async def _let_go_of_others(self, leader: Address) -> None:
+        """Receive from nobody before it is another than before.
+
+        PostgreSQL that changes from one to another while it receives goes on to read the file of the old timeline, in
+        which there is nothing more; it takes that for the end, ends its receiver, and begins again half a second later.
+        """
+        if self._follows is not None and self._follows != leader:
+            self._names, self._follows = "", None
+            self._write_configuration()
+            await self.ledger.run("reload")
+            self.line.close()
+
+    async def _receive_from(self, leader: Address) -> None:
         timeline, history = await self._compare(leader)
-        await self._take_history(timeline, history)
+        looked = await self._take_history(timeline, history)
         await self.ledger.run("drop_own_slots")
+        await asyncio.sleep(looked - asyncio.get_running_loop().time())
         self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline)
         self._write_configuration()
         await self.ledger.run("reload")
@@ -211,11 +240,6 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
-        # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
-        # look as if somebody else had made a primary of a standby.
-        assert self.process is not None, "it runs"
-        record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
-        record.forget_rewound(self.settings.state)
 
     async def _make_whole(self, epoch: Epoch, leader: Address) -> None:
         """Start a member that was rewound as a follower at once.
@@ -390,12 +414,14 @@ class MovingMember(Member):
                 would ask for that for ever; a rewind finds nothing to do, so that a copy comes next. Or both have a
                 timeline of this number, and each its own.
         """
+        mine, here = await self._stand()
+        await self.line.say_ahead(leader, _end(here))
         found = await self._until_primary(leader)
-        theirs, history = int(found["timeline"]), found["history"] or ""
-        mine = await self.ledger.one("read_leading", 0)
-        own, ours = int(mine["timeline"]), mine["history"] or ""
-        here = await self.ledger.one("read_frozen")
-        end, oldest = max(int(here["received"] or 0), int(here["replayed"] or 0)), int(found["oldest"] or 0)
+        if here["receiving"] or not here["exhausted"]:
+            # It has moved meanwhile.
+            mine, here = await self._stand()
+        own, ours, end = int(mine["timeline"]), mine["history"] or "", _end(here)
+        theirs, history, oldest = int(found["timeline"]), found["history"] or "", int(found["oldest"] or 0)
         # One that still replays has more than it says.
         if here["exhausted"] and end < oldest:
             raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
@@ -410,20 +436,26 @@ class MovingMember(Member):
             raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
         return theirs, history
 
-    async def _take_history(self, timeline: int, history: str) -> None:
+    async def _stand(self) -> "tuple[Mapping[str, Any], Mapping[str, Any]]":
+        """Return what this member says of its own timeline, and of the end of its WAL."""
+        return await self.ledger.one("read_leading", 0), await self.ledger.one("read_frozen")
+
+    async def _take_history(self, timeline: int, history: str) -> float:
         """Put a timeline's history where PostgreSQL would, so that it asks for that timeline at once.
+
+        Returns:
+            When it will have looked at it, on the loop's clock.
 
         Alone it asks for its old timeline, is told that this one ended, and asks again: four round trips between
         regions, in which nobody can write. It looks for new timelines each time its wait for WAL is disturbed, which
         is what the reload is for; if it does not look in time it goes the long way.
         """
-        if not history:
-            return
-        name = f"pg_wal/{timeline:08X}.history"
-        if not (self.settings.data / name).exists():
-            self._write(name, history)
-            await self.ledger.run("reload")
-            await asyncio.sleep(LOOKED_S)
+        now, name = asyncio.get_running_loop().time(), f"pg_wal/{timeline:08X}.history"
+        if not history or (self.settings.data / name).exists():
+            return now
+        self._write(name, history)
+        await self.ledger.run("reload")
+        return asyncio.get_running_loop().time() + LOOKED_S
 
 
 async def _removed(folder: Path) -> None:
@@ -434,6 +466,11 @@ async def _removed(folder: Path) -> None:
     except asyncio.CancelledError:
         await asyncio.wait([removing])
         raise
+
+
+def _end(frozen: "Mapping[str, Any]") -> int:
+    """Return where the WAL of a member ends by what it says of itself."""
+    return max(int(frozen["received"] or 0), int(frozen["replayed"] or 0))
 
 
 def _switches(history: str) -> dict[int, int]:

@@ -11,6 +11,7 @@ from which a member was rewound until it has received that leader's WAL: before,
 import contextlib
 import json
 import os
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Literal, Self, cast
@@ -98,6 +99,16 @@ def forget_rewound(state: Path) -> None:
 
 def write_durably(path: Path, text: str, account: Account | None = None) -> None:
     """Replace a file at once and for good, readable by its owner only."""
+    _beside(path, text, account, flush=os.fsync).replace(path)
+    sync_folder(path.parent)
+
+
+def write_whole(path: Path, text: str, account: Account | None = None) -> None:
+    """Replace a file at once, readable by its owner only; a loss of power may lose it."""
+    _beside(path, text, account, flush=lambda _: None).replace(path)
+
+
+def _beside(path: Path, text: str, account: Account | None, *, flush: Callable[[int], None]) -> Path:
     temporary = path.with_name(path.name + ".new")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "w") as file:
@@ -105,9 +116,8 @@ def write_durably(path: Path, text: str, account: Account | None = None) -> None
             os.fchown(file.fileno(), account.uid, account.gid)
         file.write(text)
         file.flush()
-        os.fsync(file.fileno())
-    temporary.replace(path)
-    sync_folder(path.parent)
+        flush(file.fileno())
+    return temporary
 
 
 def sync_folder(folder: Path) -> None:

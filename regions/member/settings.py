@@ -174,9 +174,12 @@ def line_user() -> str | None:
 
 
 def line_conninfo(settings: MemberSettings, other: Address) -> str:
-    """Return the libpq connection string by which the agent itself connects to another member to receive WAL."""
+    """Return the libpq connection string by which the agent itself connects to another member to receive WAL.
+
+    With a database, because only such a connection takes SQL too; it reads nothing there.
+    """
     password = _escaped(settings.replication_password)
-    return f"{_conninfo((other,), settings.region)} replication=true password='{password}'"
+    return f"{_conninfo((other,), settings.region)} replication=database password='{password}'"
 
 
 def _escaped(value: str) -> str:

@@ -9,7 +9,7 @@ import logging
 import os
 import shutil
 import signal
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
@@ -18,6 +18,7 @@ from regions.member import record
 from regions.member.errors import MemberFailed, MemberUnusable
 from regions.member.ledger import Ledger
 from regions.member.process import (
+    Account,
     Command,
     ProcessIdentity,
     WatchedProcess,
@@ -25,7 +26,7 @@ from regions.member.process import (
     processes_in,
     spawn,
 )
-from regions.member.record import MemberRecord, Role, write_durably
+from regions.member.record import MemberRecord, Role, write_durably, write_whole
 from regions.member.settings import (
     CONFIGURATION,
     PASSFILE,
@@ -424,7 +425,10 @@ class Member:
             return None
 
     def _write_configuration(self) -> None:
-        """Write the files that configure it, those that are other than they were; a failover waits for each fsync."""
+        """Write the files that configure it, those that are other than they were.
+
+        They are not flushed, for which a failover would wait: whoever starts PostgreSQL writes them again before.
+        """
         names, follows = self._names or self._standing, self._follows
         if names != self._verified[1]:
             self._verified = (None, "")
@@ -444,12 +448,12 @@ class Member:
         if self._written.get(name) != text:
             # A write that fails may have taken place.
             self._written.pop(name, None)
-            self._write(name, text)
+            self._write(name, text, write_whole)
             self._written[name] = text
 
-    def _write(self, name: str, text: str) -> None:
+    def _write(self, name: str, text: str, write: Callable[[Path, str, Account | None], None] = write_durably) -> None:
         try:
-            write_durably(self.settings.data / name, text, self.settings.account)
+            write(self.settings.data / name, text, self.settings.account)
         except OSError as error:
             raise MemberFailed(f"{self.settings.data / name} cannot be written: {error.strerror}") from error
 

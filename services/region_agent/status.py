@@ -1,5 +1,6 @@
 """What the agent shows of itself: readiness, /status and metrics, from what it already holds."""
 
+from collections import Counter
 from collections.abc import Iterator
 
 from prometheus_client import Histogram
@@ -8,6 +9,9 @@ from prometheus_client.metrics_core import Metric
 from prometheus_client.registry import Collector
 
 from regions.agent import RegionAgent
+from regions.identity import RegionName
+from regions.member.ledger import OVERRIDE_SCOPES
+from regions.member.overrides import describe
 from regions.position import Position, encode_token
 
 _STEP_SECONDS = Histogram(
@@ -16,6 +20,14 @@ _STEP_SECONDS = Histogram(
     ["step"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 30, 300),
 )
+
+
+for _step in ("RewindLedger", "CopyLedger"):
+    # There from the beginning: an increase from nothing is none to Prometheus.
+    _STEP_SECONDS.labels(_step)
+
+_QUORUM_STATES = ("quorum", "sync")
+"""What PostgreSQL calls a standby for which commits wait."""
 
 
 def observe_step(step: str, took_ms: float) -> None:
@@ -41,6 +53,22 @@ def missing(agent: RegionAgent) -> list[str]:
     return found
 
 
+def warnings(agent: RegionAgent) -> list[str]:
+    """Return what keeps the region from nothing, but should not stay, one sentence each."""
+    overrides = agent.overrides
+    return [f"synchronous_commit is overridden: {describe(overrides)}"] if overrides else []
+
+
+def voters_missing(agent: RegionAgent) -> dict[RegionName, bool]:
+    """Return of each other voter whether no commit can wait for it; empty where another region leads."""
+    current = agent.view.current
+    if current is None or agent.role != "leader":
+        return {}
+    there = {one.region for one in agent.observation.standbys if one.streaming and one.sync_state in _QUORUM_STATES}
+    voters = current.voters or tuple(one.name for one in agent.topology.voters)
+    return {voter: voter not in there for voter in voters if voter != current.leader}
+
+
 def status(agent: RegionAgent) -> dict[str, object]:
     """Return the facts for /status."""
     current, edge = agent.view.current, agent.edge.status
@@ -54,6 +82,7 @@ def status(agent: RegionAgent) -> dict[str, object]:
         "since": current and current.since,
         "role": agent.role,
         "refusal": agent.refusal,
+        "warnings": warnings(agent),
         "failover": _failover(agent),
         "member": _member(agent),
         "edge": {
@@ -83,6 +112,7 @@ def _failover(agent: RegionAgent) -> dict[str, object] | None:
         "phi": {region: round(phi, 2) for region, phi in switcher.phi().items()},
         "suspects": sorted(facts.suspected),
         "hears_majority": not facts.alone,
+        "diverged": facts.diverged,
         "held_down_s": held_s and round(held_s, 1),
         "heartbeats": {"sent": dict(switcher.links.sent), "dropped": dict(switcher.links.dropped)},
     }
@@ -115,6 +145,10 @@ def _member(agent: RegionAgent) -> dict[str, object] | None:
             }
             for standby in observed.standbys
         ],
+        "voters_missing": [voter for voter, missing in voters_missing(agent).items() if missing],
+        "overrides": None
+        if agent.overrides is None
+        else [{"scope": one.scope, "name": one.name, "value": one.value} for one in agent.overrides],
         "slots": [
             {
                 "name": slot.name,
@@ -145,6 +179,7 @@ class AgentCollector(Collector):
         yield _gauge("palaver_agent_refuses", "Whether the agent needs help.", agent.refusal is not None)
         if agent.member is not None:
             yield from self._ledger()
+            yield from self._signals()
         edge = agent.edge.status
         yield _gauge("palaver_edge_confirmed", "Whether Envoy has taken what was written.", edge.confirmed)
         yield CounterMetricFamily("palaver_edge_update_rejected", "Updates that Envoy refused.", edge.update_rejected)
@@ -163,6 +198,12 @@ class AgentCollector(Collector):
         for ready, count in self._agent.member.line.taken.items():
             led.add_metric(["yes" if ready else "no"], count)
         yield led
+        guessed = CounterMetricFamily(
+            "palaver_wal_line_guesses", "Receivers of WAL for which it was asked ahead.", labels=["right"]
+        )
+        for right, count in self._agent.member.line.guessed.items():
+            guessed.add_metric(["yes" if right else "no"], count)
+        yield guessed
         flush = GaugeMetricFamily(
             "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
         )
@@ -177,13 +218,38 @@ class AgentCollector(Collector):
             flush.add_metric([standby.region], standby.flush_lag_bytes)
             replay.add_metric([standby.region], standby.replay_lag_bytes)
             seconds.add_metric([standby.region], standby.flush_lag_s)
-            quorum.add_metric([standby.region], float(standby.sync_state in ("quorum", "sync")))
+            quorum.add_metric([standby.region], float(standby.sync_state in _QUORUM_STATES))
         retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL a slot holds.", labels=["slot"])
         lost = GaugeMetricFamily("palaver_slot_lost", "Whether a slot was lost.", labels=["slot"])
         for slot in observed.slots:
             retained.add_metric([slot.name], slot.retained_bytes)
             lost.add_metric([slot.name], float(slot.lost))
         yield from (flush, replay, seconds, quorum, retained, lost)
+
+    def _signals(self) -> Iterator[Metric]:
+        """What alerts are made of. Voters and overrides have series on the leader only."""
+        agent, facts = self._agent, self._agent.switcher.facts
+        yield _gauge(
+            "palaver_member_diverged",
+            "Whether the member has WAL that the leader's history does not have.",
+            facts is not None and facts.diverged,
+        )
+        missing = GaugeMetricFamily(
+            "palaver_voter_missing", "Whether no commit can wait for another voter.", labels=["voter"]
+        )
+        for voter, is_missing in voters_missing(agent).items():
+            missing.add_metric([voter], float(is_missing))
+        yield missing
+        overrides = GaugeMetricFamily(
+            "palaver_ledger_commit_overrides",
+            "Settings that make synchronous_commit weaker than on.",
+            labels=["scope"],
+        )
+        if agent.overrides is not None:
+            found = Counter(one.scope for one in agent.overrides)
+            for scope in OVERRIDE_SCOPES:
+                overrides.add_metric([scope], found[scope])
+        yield overrides
 
 
 def _gauge(name: str, documentation: str, value: float) -> GaugeMetricFamily:

@@ -1,13 +1,15 @@
 """Whether this region may write now, and under which epoch: the first of two checks, the fence row is the second.
 
-A fence row that its quorum has acknowledged opens the region (failover.md, step 4); that the record says so as well
-comes a commit of etcd later. So the region that was chosen looks for the row itself, and what arrives meanwhile waits.
+A fence row in the chosen region's ledger opens the region (failover.md, step 4): each commit after it waits for a
+quorum, and where a quorum has that it has the row. That the record says so as well comes commits of etcd later. So the
+region that was chosen looks for the row itself, and what arrives meanwhile waits.
 """
 
 import asyncio
 import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Final
 
 import asyncpg
@@ -44,20 +46,35 @@ class LeadershipGuard:
         changed.set()
 
     def open(self, epoch: Epoch) -> None:
-        """Take writes under an epoch whose fence row was seen committed."""
+        """Take writes under an epoch whose fence row was seen."""
         self._opened = epoch
         self.note_change()
 
     @property
+    def leadership(self) -> Leadership | None:
+        """What the record means here: with the fence row of the epoch that it promises to this region, that epoch."""
+        known = self._current()
+        if known is None or self.promised is None or self._opened != self.promised:
+            return known
+        return replace(known, epoch=self.promised, leader=self._region, phase="promoting", succession=None)
+
+    @property
+    def promised(self) -> Epoch | None:
+        """The epoch that the record promises to this region, which may begin at any moment (rule 20)."""
+        known = self._current()
+        promises = known is not None and known.succession is not None and known.succession.region == self._region
+        return known.epoch + 1 if known is not None and promises else None
+
+    @property
     def epoch(self) -> Epoch | None:
         """The epoch this process knows of, or None before the first."""
-        leadership = self._current()
+        leadership = self.leadership
         return None if leadership is None else leadership.epoch
 
     @property
     def serves(self) -> bool:
         """Whether this region leads and accepts writes."""
-        leadership = self._current()
+        leadership = self.leadership
         if leadership is None or leadership.leader != self._region:
             return False
         return leadership.phase == "serving" or self._opened == leadership.epoch
@@ -65,15 +82,24 @@ class LeadershipGuard:
     @property
     def opens(self) -> bool:
         """Whether this region was named and does not accept writes yet."""
-        leadership = self._current()
+        leadership = self.leadership
         return leadership is not None and leadership.leader == self._region and not self.serves
+
+    def awaits(self, claimed: bytes | None, attempt: bytes | None) -> bool:
+        """Whether a request may be one for an epoch under which this region does not accept writes yet.
+
+        An edge may have heard before this process that the promised epoch has begun, and sends for that, or repeats.
+        """
+        if self.opens:
+            return True
+        return self.promised is not None and not self.serves and (claimed == b"%d" % self.promised or _repeats(attempt))
 
     async def admit(self, claimed: bytes | None, attempt: bytes | None) -> Epoch:
         """Do what ``require`` does, after a bounded wait for a region that is about to serve."""
-        if self.opens:
+        if self.awaits(claimed, attempt):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OPENING_S_MAX):
-                    while self.opens:
+                    while self.awaits(claimed, attempt):
                         await self._changed.wait()
         return self.require(claimed, attempt)
 
@@ -91,17 +117,20 @@ class LeadershipGuard:
         Raises:
             Problem: `stale-epoch`: this region does not lead, or the edge sent it for another epoch.
         """
-        leadership = self._current()
+        leadership = self.leadership
         if leadership is None:
             raise stale_epoch("This region has not heard yet who leads.")
         if not self.serves:
             raise stale_epoch(f"Epoch {leadership.epoch} is led by {leadership.leader} (phase {leadership.phase}).")
         if claimed is None or claimed == b"%d" % leadership.epoch:
             return leadership.epoch
-        is_repetition = attempt not in (None, b"1")
-        if not (is_repetition and claimed.isdigit() and int(claimed) < leadership.epoch):
+        if not (_repeats(attempt) and claimed.isdigit() and int(claimed) < leadership.epoch):
             raise stale_epoch(f"The request was routed for another epoch than {leadership.epoch}.")
         return leadership.epoch
+
+
+def _repeats(attempt: bytes | None) -> bool:
+    return attempt not in (None, b"1")
 
 
 def stale_epoch(detail: str) -> Problem:
@@ -110,21 +139,27 @@ def stale_epoch(detail: str) -> Problem:
 
 
 async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:
-    """Open the guard when the fence row of an epoch that this region leads is committed, until cancelled.
+    """Open the guard when the fence row of an epoch that this region leads can be seen, until cancelled.
 
-    The row is visible once a quorum has it (rule 5). Were its wait cut short, the quorum of each later commit would
-    still hold it, because it comes first.
+    It can be seen before a quorum has it. The quorum of each later commit holds it, because it comes first.
     """
     known: Leadership | None = None
     while True:
         known = await view.next_after(known)
         guard.note_change()
-        while view.current == known and guard.opens and known.phase in {"promoting", "establishing"}:
-            if await _is_fenced(pool, known.epoch):
-                guard.open(known.epoch)
-                _log.info("epoch %d: its fence row is committed, writes are taken", known.epoch)
+        while view.current == known and (epoch := _awaited(guard, known)) is not None:
+            if await _is_fenced(pool, epoch):
+                guard.open(epoch)
+                _log.info("epoch %d: its fence row is there, writes are taken", epoch)
                 break
             await asyncio.sleep(FENCE_POLL_S)
+
+
+def _awaited(guard: LeadershipGuard, known: Leadership) -> Epoch | None:
+    """Return the epoch whose fence row may appear in this region's ledger at any moment."""
+    if guard.promised is not None:
+        return guard.promised
+    return known.epoch if guard.opens and known.phase in {"promoting", "establishing"} else None
 
 
 async def _is_fenced(pool: LedgerPool, epoch: Epoch) -> bool:

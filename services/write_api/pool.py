@@ -58,8 +58,10 @@ _SAYS_NOTHING: Final = (
     pg.InsufficientResourcesError,
 )
 # The sqlstates of the warnings with which PostgreSQL gives up a synchronous wait, although it committed: when it was
-# cancelled, and when its backend is ended (`SyncRepWaitForLSN`). An error with the second is no message to a listener.
-_WARNINGS: Final = ("01000", "57P01")
+# cancelled, and when its backend is ended (`SyncRepWaitForLSN`). An error with the second is no message to a listener,
+# and a warning with it and without a detail is said to each connection when PostgreSQL is stopped at once.
+_CANCELLED: Final = "01000"
+_ENDED: Final = "57P01"
 
 
 class LedgerError(Exception):
@@ -91,7 +93,8 @@ class _Session:
     def _note(self, connection: object, message: object) -> None:
         del connection
         # The class, not the code, is matched: asyncpg hands out typed messages with the sqlstate on them.
-        if getattr(message, "sqlstate", None) in _WARNINGS:
+        state, detail = getattr(message, "sqlstate", None), getattr(message, "detail", None)
+        if state == _CANCELLED or (state == _ENDED and detail is not None):
             self.warned = True
             _log.error("the ledger gave up a synchronous wait", extra={"warning": str(message)})
 

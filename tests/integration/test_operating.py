@@ -42,7 +42,7 @@ def test_a_planned_switch_fails_no_request_and_is_in_the_history(stack: Stack) -
     assert (entry["leader"], entry["served"]) == (target, True)
     assert "a test" in entry["reason"]
     assert {"recruiting", "promoting"} <= set(entry["phases_ms"])
-    assert {"FreezeLedger", "PromoteLedger", "WriteFence"} <= set(entry["steps_ms"])
+    assert {"PromoteLedger", "WriteFence"} <= set(entry["steps_ms"])
     assert target in stack.palaver("history").stdout
 
 

@@ -11,6 +11,7 @@ from uuid import UUID
 
 import asyncpg
 import pytest
+from prometheus_client import CollectorRegistry
 
 from regions.agent import RegionAgent
 from regions.coordination import Coordination, etcd_endpoints
@@ -21,6 +22,7 @@ from regions.member import Member, MemberUnusable, supervision
 from regions.member.moving import MovingMember
 from regions.switcher import Place
 from regions.topology import Address, parse_address
+from services.region_agent.status import AgentCollector
 from tests import servers
 from tests.regions.deployment import REGIONS, Deployment, deployment, prepare_ledger, until
 from tests.servers import EtcdCluster
@@ -300,6 +302,38 @@ async def test_member_that_died_while_its_agent_was_away_gets_a_new_epoch(agents
     # The others noticed in time that it was silent, or it was back first.
     leadership = await agents.serving(2)
     assert await kept(agents.deployment, leadership.leader) == [1]
+
+
+async def test_a_leader_that_comes_back_with_wal_of_its_own_says_so_until_it_is_rewound(
+    agents: Agents, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    await agents.start()
+    await agents.serving(1)
+    await until(lambda: streaming(agents, EAST, 2))
+    agent = agents.running[EAST].agent
+    assert agent.member is not None
+    metrics, steps, may_rewind, rewind = CollectorRegistry(), list[str](), asyncio.Event(), agent.member.rewind
+    metrics.register(AgentCollector(agent))
+    agent.switcher.stepped = lambda step, _: steps.append(step)
+
+    async def rewind_when_seen(leader: Address) -> None:
+        await may_rewind.wait()
+        await rewind(leader)
+
+    monkeypatch.setattr(agent.member, "rewind", rewind_when_seen)
+    assert metrics.get_sample_value("palaver_member_diverged") == 0
+    connection = await agents.deployment.connect(EAST)
+    for row in await connection.fetch("SELECT pid FROM pg_stat_replication WHERE state = 'streaming'"):
+        os.kill(row["pid"], signal.SIGSTOP)
+    await connection.execute("SET synchronous_commit = local")
+    await connection.execute("INSERT INTO palaver.kept VALUES (666)")
+    connection.terminate()
+    os.kill(agents.pid(EAST), signal.SIGKILL)
+    assert (await agents.serving(2)).leader != EAST
+    await until(lambda: asyncio.sleep(0, metrics.get_sample_value("palaver_member_diverged") == 1))
+    may_rewind.set()
+    await until(lambda: asyncio.sleep(0, metrics.get_sample_value("palaver_member_diverged") == 0))
+    assert steps.count("RewindLedger") == 1
 
 
 async def test_killed_follower_comes_back_and_streams(agents: Agents) -> None:

@@ -25,7 +25,8 @@ from regions.coordination import (
 )
 from regions.etcd import Endpoint, Stored
 from regions.identity import CellId, RegionName
-from regions.leadership import ANCESTRY_MAX
+from regions.leadership import ANCESTRY_MAX, Succession
+from regions.position import Position
 from regions.topology import parse_address
 from tests import servers
 from tests.servers import EtcdCluster
@@ -33,6 +34,7 @@ from tests.servers import EtcdCluster
 USER, PASSWORD = "root", "a password"
 EAST, WEST = RegionName("us-east"), RegionName("eu-west")
 
+numbers = st.integers(min_value=0, max_value=2**63 - 1)
 regions = st.lists(st.sampled_from([EAST, WEST]), unique=True).map(tuple)
 leaderships = st.builds(
     Leadership,
@@ -48,6 +50,8 @@ leaderships = st.builds(
     ancestry=st.lists(st.integers(min_value=1, max_value=2**63 - 1), max_size=ANCESTRY_MAX).map(tuple),
     target=st.none() | st.sampled_from([EAST, WEST]),
     automatic=st.booleans(),
+    succession=st.none() | st.builds(Succession, region=st.sampled_from([EAST, WEST]), reason=st.text()),
+    handed_over_at=st.none() | st.builds(Position, numbers, numbers),
 )
 
 
@@ -86,7 +90,9 @@ def test_other_bytes_are_a_corrupt_record(stored: bytes) -> None:
 
 
 def test_a_record_of_before_failover_has_the_defaults() -> None:
-    names = ("voters", "joining", "drained", "ancestry", "target", "automatic")
+    names = (
+        "voters", "joining", "drained", "ancestry", "target", "automatic", "succession", "handed_over_at",
+    )  # fmt: skip
     fields = {name: value for name, value in json.loads(leadership().to_json()).items() if name not in names}
     assert Leadership.from_json(json.dumps(fields).encode()) == leadership()
 
@@ -100,6 +106,10 @@ def test_a_record_of_before_failover_has_the_defaults() -> None:
         ("ancestry", ["one"]),
         ("ancestry", list(range(1, ANCESTRY_MAX + 2))),
         ("target", "Mars"),
+        ("succession", "us-east"),
+        ("succession", {"region": "Mars", "reason": ""}),
+        ("handed_over_at", [1]),
+        ("handed_over_at", [1, -1]),
     ],
 )
 def test_a_field_of_failover_that_cannot_be_is_a_corrupt_record(name: str, value: object) -> None:

@@ -12,7 +12,7 @@ import uvloop
 from hypothesis import given
 from hypothesis import strategies as st
 
-from regions.failover.events import Gossip, Vote
+from regions.failover.events import Gossip, Release, Vote
 from regions.failover.heartbeats import Heartbeat
 from regions.heartbeats import LINE_BYTES_MAX, BadHeartbeat, HeartbeatLinks, decode, encode
 from regions.identity import CellId, RegionName
@@ -30,7 +30,16 @@ votes = st.builds(
     position=st.builds(Position, numbers, numbers),
     ancestry=st.lists(numbers, max_size=ANCESTRY_MAX).map(tuple),
 )
-gossips = st.builds(Gossip, epoch=numbers, commit=numbers, suspects=numbers, vote=st.none() | votes)
+releases = st.builds(Release, epoch=numbers, revision=numbers, successor=st.sampled_from([EAST, WEST]), lsn=numbers)
+gossips = st.builds(
+    Gossip,
+    epoch=numbers,
+    commit=numbers,
+    suspects=numbers,
+    vote=st.none() | votes,
+    release=st.none() | releases,
+    drained=numbers,
+)
 heartbeats = st.builds(
     Heartbeat,
     sender=st.sampled_from([EAST, WEST]),

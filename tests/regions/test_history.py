@@ -53,6 +53,14 @@ def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
     assert chronicle.note_record(RECRUITING, now=3.0) == [], "an older record is no news"
 
 
+def test_an_epoch_that_begins_before_it_is_written_began_when_it_was() -> None:
+    chronicle = Chronicle(WEST)
+    chronicle.note_record(replace(PROMOTING, since=""), now=0.0)
+    chronicle.note_record(PROMOTING, now=0.2)
+    (chapter,) = chronicle.note_record(SERVING, now=0.5)
+    assert (chapter.began, chapter.phases_ms) == ("later", {"promoting": 500.0})
+
+
 def test_an_agent_that_comes_when_it_serves_has_nothing_to_tell() -> None:
     chronicle = Chronicle(WEST)
     assert chronicle.note_record(SERVING, now=0.0) == []

@@ -24,6 +24,7 @@ from regions.failover.events import (
     Event,
     FenceWritten,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -32,12 +33,13 @@ from regions.failover.events import (
     QuorumCommit,
     StandbysStreaming,
 )
-from regions.identity import RegionName
+from regions.identity import RegionName, physical_slot_name
 from regions.member import lane, moving, quorum_names, supervision
 from regions.member.errors import MemberRefused
 from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
 from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
+from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment, deployment, until
@@ -138,6 +140,19 @@ async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_how
         assert not members[EAST].running
 
 
+async def test_a_member_that_will_be_promoted_keeps_no_wal_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    # The promotion makes the slots; somebody else who made the same ones at that moment would let it fail.
+    monkeypatch.setattr(lane, "STANDBYS_S", 0.02)
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        await west.perform(FreezeLedger(ticket=1, epoch=2))
+        await west.perform(SetQuorum(ticket=2, epoch=2, standbys=(EAST, SOUTH), required=1))
+        await asyncio.sleep(0.5)
+        assert await members[WEST].ledger.read_slots() == ()
+        assert await west.perform(PromoteLedger(ticket=3, epoch=2)) == LedgerDone(ticket=3)
+        names = {slot.name for slot in await members[WEST].ledger.read_slots()}
+        assert names == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
+
+
 async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked() -> None:
     async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
         first = await east.perform(WriteFence(ticket=1, epoch=2))
@@ -193,11 +208,12 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything()
             assert await connection.fetchval(GATE)
             east.lane.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
             with pytest.raises(TimeoutError):
-                await east.answer(LedgerDone, seconds=0.5)
+                await east.answer(LedgerDrained, seconds=0.5)
             await connection.execute("INSERT INTO palaver.kept VALUES (1)")
-        assert await east.answer(LedgerDone) == LedgerDone(ticket=2)
+        answer = await east.answer(LedgerDrained)
         assert not await connection.fetchval(GATE)
         drained = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
+        assert answer == LedgerDrained(ticket=2, lsn=parse_lsn(drained))
         assert await kept(made, SOUTH) == {1}
         east.lane.read_commit()
         with pytest.raises(TimeoutError):
@@ -276,6 +292,15 @@ async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_non
         assert await slots(members[EAST]) == {"member_eu_west", "member_ap_south"}
         await members[SOUTH].stop()
         await until(lambda: has_slots(members[EAST], {"member_eu_west"}))
+
+
+async def test_the_slot_of_a_follower_that_lost_it_is_made_anew_under_the_same_leader() -> None:
+    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
+        await until(lambda: tells(east, {WEST, SOUTH}))
+        await members[SOUTH].stop()
+        await members[EAST].ledger.drop_follower_slots([SOUTH])
+        await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
 
 
 async def tells(driven: Driven, regions: set[RegionName]) -> bool:

@@ -97,6 +97,23 @@ async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standb
         await reader.close()
 
 
+async def test_a_fence_row_is_seen_before_its_quorum_has_it_and_answered_after(made: Deployment) -> None:
+    async with three_members(made) as (leader, west, south):
+        await asyncio.gather(west.stop(), south.stop())
+        writing = asyncio.create_task(leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=1), leader=EAST))
+        connection = await made.connect(EAST)
+        await until(lambda: has_fence(connection, 1))
+        await asyncio.wait([writing], timeout=0.3)
+        assert not writing.done()
+        await west.start_standby(epoch=1, leader=made.ledger(EAST))
+        assert await writing == UUID(int=1)
+        await connection.close()
+
+
+async def has_fence(connection: asyncpg.Connection, epoch: int) -> bool:
+    return bool(await connection.fetchval("SELECT count(*) FROM palaver.fence WHERE epoch = $1", epoch))
+
+
 async def test_a_quorum_is_set_only_when_every_commit_waits_for_it(made: Deployment) -> None:
     leader = await lead(made)
     connection = await made.connect(EAST)

@@ -11,7 +11,7 @@ from uuid import UUID
 import asyncpg
 import pytest
 
-from regions.identity import RegionName, slot_name
+from regions.identity import RegionName, physical_slot_name, slot_name
 from regions.leadership import ANCESTRY_MAX
 from regions.member import MemberFailed, quorum_names
 from regions.member.moving import Diverged, MovingMember
@@ -133,7 +133,7 @@ async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion(
 async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_leads_with_it() -> None:
     async with three() as (made, members):
         west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
-        await west.stand_by(names)
+        await west.stand_by(names, (EAST, SOUTH))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         checkpoints = await restartpoints(west)
         kill(members[EAST])
@@ -149,6 +149,32 @@ async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_le
         connection.terminate()
 
 
+async def test_slots_that_stand_by_keep_no_wal_until_who_has_them_leads() -> None:
+    async with three() as (made, members):
+        west, ledger = members[WEST], members[WEST].ledger
+        await west.stand_by(quorum_names((EAST, SOUTH), 1), (EAST, SOUTH))
+        names = {physical_slot_name(EAST), physical_slot_name(SOUTH)}
+        assert await reserving(west) == dict.fromkeys(names, False)
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        assert await reserving(west) == {physical_slot_name(EAST): False, physical_slot_name(SOUTH): True}, "it reads"
+        # As the leader does each second: for who is away WAL is kept as well.
+        await ledger.prepare_follower_slots([EAST, SOUTH])
+        assert await reserving(west) == dict.fromkeys(names, True)
+
+
+async def reserving(member: MovingMember) -> dict[str, bool]:
+    """The slots of a member's followers, and whether they keep WAL."""
+    connection = await asyncpg.connect(member.ledger.url)
+    try:
+        text = (
+            "SELECT slot_name, restart_lsn IS NOT NULL AS keeps FROM pg_replication_slots WHERE slot_type = 'physical'"
+        )
+        return {row["slot_name"]: row["keeps"] for row in await connection.fetch(text)}
+    finally:
+        await connection.close()
+
+
 async def restartpoints(member: MovingMember) -> int:
     connection = await asyncpg.connect(member.ledger.url)
     try:
@@ -160,12 +186,12 @@ async def restartpoints(member: MovingMember) -> int:
 async def test_another_quorum_than_the_one_that_stood_by_is_put_in_force_as_ever() -> None:
     async with three() as (_, members):
         west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
-        await west.stand_by(quorum_names((SOUTH,), 1))
+        await west.stand_by(quorum_names((SOUTH,), 1), (SOUTH,))
         await west.freeze()
         await west.set_quorum(names)
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         # What leads, or is about to, is told by the core alone.
-        await west.stand_by(quorum_names((SOUTH,), 1))
+        await west.stand_by(quorum_names((SOUTH,), 1), (SOUTH,))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
 
 

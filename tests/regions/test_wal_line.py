@@ -5,15 +5,16 @@ import contextlib
 import os
 import socket
 import struct
-from collections.abc import Generator
+from collections.abc import AsyncGenerator, Generator
 
 import pytest
 
-from regions.identity import RegionName
-from regions.member.moving import MovingMember
+from regions.identity import RegionName, physical_slot_name
+from regions.member import quorum_names
+from regions.member.moving import Diverged, MovingMember
 from regions.member.settings import line_name
 from tests.regions.deployment import REGIONS, Deployment, until
-from tests.regions.test_moving import has, keep, kept, kill, take_over, three
+from tests.regions.test_moving import has, keep, kept, kill, promote_by_hand, take_over, three
 
 pytestmark = pytest.mark.integration
 
@@ -78,6 +79,217 @@ async def test_what_was_made_ready_with_a_standby_leads_to_the_leader_that_it_be
         # Of the old leader nothing answers any more.
         await everybody_but(made, south)
         assert await senders(made, WEST, SOUTH, "startup") != []
+
+
+async def told(made: Deployment, region: RegionName, of: RegionName) -> list[int]:
+    """The walsenders of a standby that wait for its promotion, for another region."""
+    connection = await made.connect(region)
+    rows = await connection.fetch(
+        "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND state = 'active' AND query LIKE '%COMMIT%'",
+        of,
+    )
+    await connection.close()
+    return [row["pid"] for row in rows]
+
+
+@contextlib.asynccontextmanager
+async def told_ahead() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMember], "asyncio.Task[None]"]]:
+    """EAST is lost, WEST is chosen, and SOUTH follows it already: it has said what WEST shall do once it is primary."""
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await keep(made, EAST, range(100))
+        await everybody_but(made, south)
+        kill(members[EAST])
+        await frozen_with_a_quorum(west, south)
+        following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
+        await until(lambda: told(made, WEST, SOUTH))
+        try:
+            yield made, members, following
+        finally:
+            following.cancel()
+            await asyncio.wait([following])
+
+
+async def frozen_with_a_quorum(west: MovingMember, south: MovingMember) -> None:
+    await asyncio.gather(west.freeze(), south.freeze())
+    await west.set_quorum(quorum_names((EAST, SOUTH), 1))
+
+
+async def is_gone(made: Deployment, region: RegionName, of: RegionName) -> bool:
+    """Whether a member has no walsender for another region any more, and its slot is free."""
+    connection = await made.connect(region)
+    senders = await connection.fetchval("SELECT count(*) FROM pg_stat_replication WHERE application_name = $1", of)
+    used = await connection.fetchval(
+        "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", physical_slot_name(of)
+    )
+    await connection.close()
+    return senders == used == 0
+
+
+async def test_what_was_said_ahead_is_what_the_receiver_asks_for() -> None:
+    async with told_ahead() as (made, members, following):
+        ahead = await told(made, WEST, SOUTH)
+        await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
+        await following
+        await keep(made, WEST, range(100, 120))
+        assert members[SOUTH].line.guessed == {True: 1, False: 0}
+        assert await senders(made, WEST, SOUTH, "streaming") == ahead
+        assert (await members[WEST].ledger.read_standbys([SOUTH]))[0].sync_state == "quorum"
+        await until(lambda: has(made, SOUTH, 120))
+
+
+async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_connection() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        ready = await senders(made, WEST, SOUTH, "startup")
+        await south.freeze()
+        # It lacks this, so that it asks for the old timeline first.
+        await keep(made, EAST, range(100))
+        kill(members[EAST])
+        await frozen_with_a_quorum(west, south)
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        await south.follow(epoch=2, leader=made.ledger(WEST))
+        await keep(made, WEST, range(100, 120))
+        assert south.line.guessed == {True: 0, False: 1}
+        assert await senders(made, WEST, SOUTH, "streaming") == ready
+        await until(lambda: has(made, SOUTH, 120))
+
+
+async def test_what_was_said_ahead_and_refused_is_asked_for_again() -> None:
+    async with told_ahead() as (made, members, following):
+        await members[WEST].promote(epoch=2, followers=[EAST])  # so that SOUTH has no slot yet
+        await following
+        await until(lambda: asyncio.sleep(0, members[SOUTH].line.guessed[True]))
+        await members[WEST].ledger.prepare_follower_slots([SOUTH])
+        await keep(made, WEST, range(100, 120))
+        await until(lambda: has(made, SOUTH, 120))
+
+
+async def test_who_gives_up_leaves_no_slot_in_use() -> None:
+    async with told_ahead() as (made, members, following):
+        following.cancel()
+        await asyncio.wait([following])
+        await until(lambda: is_gone(made, WEST, SOUTH))
+        await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
+        assert await is_gone(made, WEST, SOUTH)
+        await members[SOUTH].follow(epoch=2, leader=made.ledger(WEST))
+        await keep(made, WEST, range(100, 120))
+
+
+async def test_who_turns_out_to_have_diverged_leaves_no_slot_in_use() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        await west.freeze()
+        await keep(made, EAST, range(100))
+        kill(members[EAST])
+        await frozen_with_a_quorum(west, south)
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        with pytest.raises(Diverged):
+            await south.follow(epoch=2, leader=made.ledger(WEST))
+        await until(lambda: is_gone(made, WEST, SOUTH))
+
+
+async def test_a_member_that_waits_for_its_next_leader_has_let_go_of_the_one_before() -> None:
+    # Told to receive from another while it receives, PostgreSQL can read on in the old timeline's file and begin again.
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        await west.freeze()
+        following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
+        await until(lambda: told(made, WEST, SOUTH))
+        await until(lambda: receives_nothing(south))
+        assert not following.done()
+        await west.set_quorum(quorum_names((EAST, SOUTH), 1))
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        await following
+
+
+async def receives_nothing(member: MovingMember) -> bool:
+    return not (await member.ledger.one("read_frozen"))["receiving"]
+
+
+async def test_what_was_said_ahead_confirms_nothing() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        kill(members[EAST])
+        await frozen_with_a_quorum(west, south)
+        await south.line.say_ahead(made.ledger(WEST), (await south.ledger.read_state()).lsn)
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        await until(lambda: senders(made, WEST, SOUTH, "streaming"))
+        writing = asyncio.create_task(keep(made, WEST, range(100)))
+        await asyncio.wait([writing], timeout=0.5)
+        assert not writing.done()
+        assert await west.ledger.read_standbys([SOUTH]) == ()
+        await south.follow(epoch=2, leader=made.ledger(WEST))
+        await writing
+
+
+async def test_a_member_that_is_frozen_takes_back_what_it_said_ahead() -> None:
+    async with three() as (made, members):
+        south = members[SOUTH]
+        await everybody_but(made, south)
+        await south.line.say_ahead(made.ledger(WEST), 0)
+        await until(lambda: told(made, WEST, SOUTH))
+        await south.freeze()
+        await until(lambda: is_gone(made, WEST, SOUTH))
+
+
+async def test_where_the_name_is_taken_what_was_said_ahead_is_not_in_the_way() -> None:
+    async with told_ahead() as (made, members, following):
+        with socket.socket(socket.AF_UNIX) as squatter:
+            squatter.bind(path(members[SOUTH], WEST, made))
+            squatter.listen()
+            await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
+            await following
+        assert "@palaver" not in (members[SOUTH].settings.data / "palaver.conf").read_text()
+        await keep(made, WEST, range(100, 120))
+        await until(lambda: has(made, SOUTH, 120))
+
+
+async def test_a_member_that_is_never_promoted_waits_for_a_while_and_holds_no_slot() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        await west.ledger.prepare_follower_slots([SOUTH])
+        await south.line.say_ahead(made.ledger(WEST), 0)
+        waits = await told(made, WEST, SOUTH)
+
+        async def refused() -> bool:
+            return "requested timeline 2 is not in this server's history" in west.settings.log.read_text()
+
+        await until(refused)
+        assert await senders(made, WEST, SOUTH, "startup") == waits
+        south.line.take_back()
+        await until(lambda: is_gone(made, WEST, SOUTH))
+
+
+async def test_to_a_primary_nothing_is_said_ahead() -> None:
+    async with three() as (made, members):
+        west = members[WEST]
+        await west.freeze()
+        await everybody_but(made, west)
+        await west.follow(epoch=1, leader=made.ledger(EAST))
+        await keep(made, EAST, range(100))
+        assert west.line.taken[True] > 0
+        assert west.line.guessed == {True: 0, False: 0}
+
+
+async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_asked_again() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await everybody_but(made, south)
+        await asyncio.gather(west.freeze(), south.freeze())
+        await promote_by_hand(west)
+        await west.ledger.prepare_follower_slots([SOUTH])
+        await everybody_but(made, south)
+        await south.follow(epoch=2, leader=made.ledger(WEST))
+        await keep(made, WEST, range(100))
+        await until(lambda: has(made, SOUTH, 100))
+        assert south.line.taken[True] > 0
+        assert south.line.guessed == {True: 0, False: 0}
 
 
 async def test_without_the_agent_postgresql_connects_by_itself() -> None:

@@ -14,6 +14,7 @@ from collections.abc import Callable
 from uuid import UUID
 
 from regions.failover.effects import (
+    DrainLedger,
     FreezeLedger,
     LedgerEffect,
     ReadRecord,
@@ -25,6 +26,7 @@ from regions.failover.events import (
     Event,
     FenceWritten,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -344,6 +346,8 @@ def _event(
         return FenceWritten(
             ticket=request.ticket, fence_id=UUID(int=request.epoch), lsn=int(lsn, 16), confirmed=not cut_short
         )
+    if isinstance(request, DrainLedger):
+        return LedgerDrained(ticket=request.ticket, lsn=int(details.removeprefix("at "), 16))
     return LedgerDone(ticket=request.ticket)
 
 

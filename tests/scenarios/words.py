@@ -28,7 +28,8 @@ from regions.failover.effects import (
     WriteFence,
 )
 from regions.failover.events import Promise
-from regions.leadership import Leadership
+from regions.leadership import Leadership, Succession
+from regions.position import Position
 
 Asked = ReadRecord | SwapRecord | StorePromise | LedgerEffect
 """What is answered."""
@@ -107,12 +108,16 @@ def _changes(record: Leadership, known: Leadership | None) -> str:
     return ", ".join(changed) + (f" ({record.reason})" if begins else "")
 
 
-def _value(value: str | int | bool | tuple[object, ...] | None) -> str:
+def _value(value: str | int | bool | Succession | Position | tuple[object, ...] | None) -> str:
     match value:
         case None:
             return "nobody"
         case bool():
             return "yes" if value else "no"
+        case Succession(region=region):
+            return region
+        case Position(epoch=epoch, lsn=lsn):
+            return f"{epoch}:{lsn:X}"
         case tuple():
             return "+".join(map(str, value)) or "nobody"
         case _:

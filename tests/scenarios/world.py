@@ -175,7 +175,7 @@ class World:
             self._handle(region, InCell(cell=CELL, event=QuorumCommit(lsn=self._lsn)))
 
     def _note(self, region: RegionName, agent: Agent, effect: Effect) -> None:
-        text = text_of(effect, agent.machine.facts.record)
+        text = text_of(effect, agent.machine.facts.stored)
         if text is not None:
             self.say(region, text)
         match effect:

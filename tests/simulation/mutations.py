@@ -15,7 +15,7 @@ from unittest.mock import patch
 
 import typer
 
-from infra.exploration import moves, node
+from infra.exploration import answers, moves, node
 from infra.exploration.bounds import Budget
 from infra.exploration.journey import Leg, serves, travel, wal
 from infra.exploration.search import Explored
@@ -25,7 +25,17 @@ from infra.simulation.runner import run_plan
 from infra.simulation.world import Clock
 from regions.failover import rules
 from regions.failover.effects import LedgerEffect, SetQuorum
-from regions.failover.events import LedgerFound, LedgerFrozen, Promise, SwapAnswered, Ticket, Vote
+from regions.failover.events import (
+    LedgerAnswer,
+    LedgerDrained,
+    LedgerFound,
+    LedgerFrozen,
+    Promise,
+    Release,
+    SwapAnswered,
+    Ticket,
+    Vote,
+)
 from regions.failover.machine import Machine
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
@@ -94,6 +104,12 @@ def served(region: int, epoch: int, *wanted: str | None) -> Callable[[State], bo
     return lambda state: serves(state, region, epoch) and fits(state)
 
 
+def given_up(state: State) -> bool:
+    """Whether the first leader has given up for a successor."""
+    machine = state.nodes[A].machine
+    return machine is not None and machine.facts.release is not None
+
+
 # What is put in the place of the rules.
 
 
@@ -149,6 +165,34 @@ def always(**_: Any) -> bool:
 
 def yes(*_: Any, **__: Any) -> bool:
     return True
+
+
+def the_next_number(record: Leadership) -> Epoch:
+    return record.epoch + 1
+
+
+_take_ledger_answer = Machine._take_ledger_answer
+
+
+def given_up_when_drained(machine: Machine, event: LedgerAnswer, now: float) -> None:
+    _take_ledger_answer(machine, event, now)
+    record = machine.facts.record
+    if isinstance(event, LedgerDrained) and record is not None:
+        machine._give_up(record.epoch, now)
+
+
+def by_the_record(record: Leadership, target: RegionName | None, *, announced: int) -> bool:
+    del announced
+    return record.succession is not None and record.succession.region == target
+
+
+_meaning = rules.meaning
+
+
+def by_any_record(record: Leadership, revision: int, release: Release | None) -> Leadership:
+    if record.succession is None or release is None:
+        return record
+    return _meaning(record, max(revision, release.revision), replace(release, successor=record.succession.region))
 
 
 def nothing(*_: Any) -> tuple[str, ...]:
@@ -296,6 +340,31 @@ MUTATIONS = (
         name="the silent leader's vote is presumed", rule="14",
         broken=[(rules, "counted", presume_the_silent)],
         legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
+    ),
+    Mutation(
+        name="whoever finds the leader dead takes the promised epoch", rule="20",
+        broken=[(rules, "next_epoch", the_next_number)],
+        legs=[leg(given_up, switches=1), leg(suspicions=2)], caught="is followed by epoch 2",
+    ),
+    Mutation(
+        name="a leader gives up before its PostgreSQL is stopped", rule="20",
+        broken=[(Machine, "_take_ledger_answer", given_up_when_drained)],
+        legs=[leg(writes=1, switches=1, crashes=1, delays=1)], caught="never goes back",
+    ),
+    Mutation(
+        name="a leader hands over by a promise of which it has not heard", rule="20",
+        broken=[(rules, "may_hand_over", by_the_record)],
+        legs=[leg(switches=2, failures=1, delays=1)], caught="never goes back", states_max=300_000,
+    ),
+    Mutation(
+        name="a release is taken with any record of its epoch", rule="20",
+        broken=[(rules, "meaning", by_any_record)],
+        legs=[leg(switches=2, failures=1)], caught="is followed by epoch 2",
+    ),
+    Mutation(
+        name="a target is taken to have everything, and does not look", rule="20",
+        broken=[(answers, "has_drained", yes), (rules, "has_all", yes)],
+        legs=[leg(writes=1, switches=1)], caught=LOST,
     ),
     Mutation(
         name="etcd swaps without comparing", rule="CAS",

@@ -124,6 +124,17 @@ def the_leader_dies_while_another_is_rewound(seed: int) -> Plan:
     return Plan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
 
 
+def the_leader_dies_in_a_switch(seed: int) -> Plan:
+    """An operator moves the leadership again and again, and the region that gives it up dies at some point of it."""
+    faults: list[Fault] = []
+    for count in range(5):
+        at = 6.0 + 10 * count
+        faults.append(Fault(at=at, kind="order", order="switch", target="us" if count % 2 == 0 else "eu"))
+        dies_at = at + 0.05 + (seed * 7 + count) % 40 / 100
+        faults.append(Fault(at=dies_at, kind="crash-region", target="leader", seconds=3.0))
+    return Plan(seed=seed, seconds=70, faults=tuple(faults))
+
+
 def always(value: object) -> Callable[..., object]:
     """A rule that has one answer."""
 
@@ -143,6 +154,10 @@ def receive_only(answer: LedgerFrozen) -> Position:
 
 def copies_nothing_but_the_absent(ledger: LedgerFound, _durable: Promise, _record: Leadership) -> bool:
     return ledger.kind == "absent"
+
+
+def the_next_number(record: Leadership) -> int:
+    return record.epoch + 1
 
 
 def never_stops(ticket: int, epoch: int) -> SetQuorum:
@@ -202,6 +217,7 @@ BREAKS = (
         by=always(True),
         plan=the_leader_dies_while_another_is_rewound,
     ),
+    Break(rule="20", where=rules, name="next_epoch", by=the_next_number, plan=the_leader_dies_in_a_switch),
     Break(rule="quorum commit", where=rules, name="shows_life", by=always(True)),
     Break(rule="CAS", where=Etcd, name="swap", by=any_revision),
 )
@@ -243,6 +259,7 @@ def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, ob
         waits_are_cancelled,
         commits_are_cancelled,
         the_leader_dies_while_another_is_rewound,
+        the_leader_dies_in_a_switch,
     ],
     ids=lambda plan: plan.__name__,
 )

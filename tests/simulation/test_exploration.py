@@ -41,6 +41,7 @@ EVERYTHING = Bounds(
         writes=2,
         retries=1,
         reads=1,
+        switches=1,
     ),
     epochs_max=4,
 )
@@ -78,8 +79,24 @@ def test_more_than_a_million_states_are_sound(bounds: Bounds) -> None:
     assert explored.complete or explored.states >= 1_000_000
 
 
+def _promised_and_open(state: State) -> bool:
+    """Whether a switch was given up, and the record still promises the next epoch."""
+    machine = state.nodes[0].machine
+    facts = None if machine is None else machine.facts
+    if facts is None or facts.record is None or facts.record.succession is None:
+        return False
+    return facts.handover is None and facts.open_epoch == 1
+
+
 SECOND_FAULTS: dict[str, list[Leg]] = {
     "epoch 2 serves": [leg(served(B, 2), suspicions=2)],
+    "a switch": [leg(wals("F1", "F1P2F2", None), switches=1)],
+    "a switch with a write on either side": [
+        leg(wals("F1W1", "F1W1", "F1"), writes=1),
+        leg(wals(None, "F1W1P2F2", None), switches=1),
+        leg(wals(None, "F1W1P2F2W2", None), writes=1),
+    ],
+    "a promise that is still there": [leg(_promised_and_open, switches=1, failures=1)],
     "a phantom, and a leader without a quorum": [
         leg(wals("F1W1W2", "F1W1", "F1"), writes=2),
         leg(wals("F1W1W2", "F1W1P2F2", "F1"), suspicions=2),

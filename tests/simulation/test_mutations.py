@@ -8,7 +8,7 @@ from tests.simulation.mutations import MUTATIONS, TIMED_MUTATIONS, Mutation, Tim
 
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(300)]
 
-RULES = {"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "14", "16", "life", "CAS"}
+RULES = {"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "14", "16", "20", "life", "CAS"}
 
 
 def test_each_rule_that_code_can_break_is_broken() -> None:

@@ -1,9 +1,12 @@
 -- WAL is kept from the creation on, so that a base backup begun later finds all it needs.
--- A slot that was lost is made anew: the member that used it needs another base backup anyway.
+-- A slot that was lost is made anew: the member that used it needs another base backup anyway. So is one on a primary that
+-- keeps nothing yet, when nobody reads from it (create_idle_slots.sql).
 WITH dropped AS MATERIALIZED (
     SELECT slot_name, pg_drop_replication_slot(slot_name)
     FROM pg_replication_slots
-    WHERE slot_name = ANY ($1::text[]) AND wal_status = 'lost' AND NOT active
+    WHERE slot_name = ANY ($1::text[])
+        AND NOT active
+        AND (wal_status = 'lost' OR (restart_lsn IS NULL AND NOT pg_is_in_recovery()))
 )
 SELECT pg_create_physical_replication_slot(wanted.name, true)
 FROM (
@@ -11,7 +14,4 @@ FROM (
     FROM unnest($1::text[]) AS name
 ) AS wanted
 WHERE wanted.after_drop >= 0
-    AND NOT EXISTS (
-        SELECT FROM pg_replication_slots AS slot
-        WHERE slot.slot_name = wanted.name AND slot.wal_status <> 'lost'
-    )
+    AND NOT EXISTS (SELECT FROM pg_replication_slots AS slot WHERE slot.slot_name = wanted.name)

@@ -2,10 +2,10 @@ SELECT
     application_name,
     sync_state,
     state = 'streaming' AS streaming,
-    coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), flush_lsn), 0)::bigint AS flush_lag_bytes,
+    pg_wal_lsn_diff(pg_current_wal_flush_lsn(), flush_lsn)::bigint AS flush_lag_bytes,
     coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), replay_lsn), 0)::bigint AS replay_lag_bytes,
     coalesce(extract(epoch FROM flush_lag), 0)::float8 AS flush_lag_s
 FROM pg_stat_replication
 WHERE application_name = ANY ($1::text[])
-    -- A connection that an agent keeps ready streams nothing yet.
-    AND state <> 'startup'
+    -- A connection that an agent keeps ready streams nothing yet, and what one was told ahead nobody receives yet.
+    AND flush_lsn IS NOT NULL

@@ -45,7 +45,10 @@ def promoting(epoch: int) -> Working:
     ("changes", "what"),
     [
         ({"open_epoch": 2}, "its fence row is on no quorum"),
-        ({"open_epoch": 2, "handover": Order(ticket=1, kind="switch", region=B)}, "it is being handed over"),
+        (
+            {"open_epoch": 2, "handover": Order(ticket=1, kind="switch", region=B), "announced": 2},
+            "it is being handed over",
+        ),
         ({"open_epoch": 2, "cut_short": 2}, "a wait under it was cut short"),
         ({"open_epoch": 1}, "the member is no primary of it"),
         ({"open_epoch": 2, "record": replace(RECORD, leader=B)}, "the record gives it to another"),

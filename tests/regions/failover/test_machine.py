@@ -11,7 +11,9 @@ from regions.failover.effects import (
     CloseWrites,
     DrainLedger,
     Effect,
+    FollowLedger,
     FreezeLedger,
+    PromoteLedger,
     ReadRecord,
     SetQuorum,
     StopLedger,
@@ -26,6 +28,7 @@ from regions.failover.events import (
     GossipHeard,
     Lagged,
     LedgerDone,
+    LedgerDrained,
     LedgerEnded,
     LedgerFailed,
     LedgerFound,
@@ -38,6 +41,7 @@ from regions.failover.events import (
     ReadFailed,
     RecordRead,
     RecordSeen,
+    Release,
     StandbysStreaming,
     Started,
     StrongReads,
@@ -48,7 +52,8 @@ from regions.failover.events import (
 from regions.failover.machine import STRONG_READS_MAX, Machine
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
-from regions.leadership import ANCESTRY_MAX, Leadership
+from regions.leadership import ANCESTRY_MAX, Leadership, Succession
+from regions.position import Position
 from tests.scenarios.words import Asked
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
@@ -84,6 +89,10 @@ class Driver:
     def ticket(self, kind: type[Asked]) -> int:
         (found,) = (effect for effect in self.effects if isinstance(effect, kind))
         return found.ticket
+
+    def swapped(self) -> Leadership:
+        (found,) = (effect for effect in self.effects if isinstance(effect, SwapRecord))
+        return found.record
 
     def kinds(self) -> list[type[Effect]]:
         return [type(effect) for effect in self.effects]
@@ -241,13 +250,181 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
     leader.tell(order("pause", ticket=7))
     swap = leader.ticket(SwapRecord)
     leader.tell(order("switch", B, ticket=8))
-    assert leader.kinds()[:2] == [Told, CloseWrites]
-    drain = leader.ticket(DrainLedger)
+    assert leader.kinds() == [Told]
     leader.tell(SwapAnswered(ticket=swap, outcome="lost"))
     assert leader.machine.state == "handing-over"
     leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=1, record=SERVING))
-    leader.tell(LedgerDone(ticket=drain))
-    assert SwapRecord in leader.kinds()
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+    assert leader.kinds()[:2] == [CloseWrites, DrainLedger]
+
+
+# A switch: the epoch after this one is promised, and begins when its leader has given up (rule 20).
+
+PROMISED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
+RELEASE = Release(epoch=1, revision=2, successor=B, lsn=500)
+HANDED_OVER = replace(
+    PROMISED,
+    epoch=2,
+    leader=B,
+    phase="promoting",
+    fence_id=None,
+    reason=f"switch to {B}: me",
+    target=B,
+    succession=None,
+    handed_over_at=Position(1, 500),
+)
+
+
+@pytest.fixture
+def successor() -> Driver:
+    driver = Driver(B)
+    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    return driver
+
+
+def hands_over(leader: Driver) -> None:
+    """Order a switch to B and let etcd take the promise."""
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(replace(order("switch", B), by="me"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+
+
+def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> None:
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(replace(order("switch", B), by="me"))
+    assert leader.machine.facts.open_epoch == 1
+    assert leader.swapped() == PROMISED
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+    assert leader.machine.facts.open_epoch == 0
+
+
+def test_a_leader_gives_up_when_its_postgres_was_stopped_and_not_before(leader: Driver) -> None:
+    hands_over(leader)
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    assert leader.machine.gossip.release is None
+    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    assert leader.machine.gossip.release == RELEASE
+    assert leader.machine.facts.record == HANDED_OVER
+    assert AnswerOrder(ticket=7, refused=None) in leader.effects
+
+
+def test_a_postgres_that_ends_by_itself_gives_nothing_up(leader: Driver) -> None:
+    hands_over(leader)
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    leader.tell(LedgerEnded())
+    assert leader.machine.gossip.release is None
+    assert leader.swapped().epoch == 3
+
+
+def test_an_epoch_that_nobody_confirmed_to_promise_is_promised_anew(leader: Driver) -> None:
+    # The answer of the first swap was lost. It took place; but one that was given up may come after it.
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(replace(order("switch", B), by="me"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
+    read = leader.ticket(ReadRecord)
+    leader.tell(order("switch", B, ticket=8))
+    leader.tell(RecordRead(ticket=read, revision=2, record=PROMISED))
+    assert leader.machine.facts.announced == 0
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
+    assert leader.machine.facts.announced == 3
+
+
+def test_a_promise_whose_switch_was_given_up_is_taken_back(leader: Driver) -> None:
+    hands_over(leader)
+    leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
+    assert leader.machine.facts.open_epoch == 1
+    assert leader.swapped().succession is None
+
+
+def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    assert successor.machine.state == "following"
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
+    assert successor.machine.facts.record == HANDED_OVER
+    assert successor.swapped() == HANDED_OVER
+    assert FreezeLedger in successor.kinds()
+
+
+def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_again(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    frozen = LedgerFrozen(
+        ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
+    )
+    successor.tell(frozen)
+    assert successor.kinds() == [Told], "it waits, and votes for nobody"
+    assert successor.machine.gossip.vote is None
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert [kind for kind in successor.kinds() if kind in (FreezeLedger, SetQuorum)] == [SetQuorum]
+    successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
+    (stored,) = (one.promise for one in successor.effects if isinstance(one, StorePromise))
+    assert (stored.epoch, stored.lineage) == (2, 2)
+    successor.tell(PromiseStored(ticket=successor.ticket(StorePromise)))
+    assert PromoteLedger in successor.kinds()
+
+
+@pytest.mark.parametrize("way", ["the leader goes on", "the leader is not heard any more"])
+def test_the_successor_follows_again_when_nothing_comes_of_it(successor: Driver, way: str) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    frozen = LedgerFrozen(
+        ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
+    )
+    successor.tell(frozen)
+    if way == "the leader goes on":
+        successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
+    else:
+        successor.now += DEFAULTS.stall_s
+        successor.tell(Tick())
+    assert FollowLedger in successor.kinds()
+
+
+def test_who_is_no_successor_goes_on_to_receive(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=PROMISED))
+    follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    assert follower.effects == []
+
+
+def test_a_release_is_kept_until_its_record_is_known(successor: Driver) -> None:
+    # An older record of the same epoch may promise the next one to somebody else.
+    other = replace(PROMISED, succession=Succession(region=C, reason="switch to c"))
+    successor.tell(RecordSeen(revision=2, record=other))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=4))))
+    assert successor.machine.facts.record == other
+    successor.tell(RecordRead(ticket=successor.ticket(ReadRecord), revision=4, record=PROMISED))
+    assert successor.machine.facts.record == HANDED_OVER
+
+
+def test_a_change_of_the_old_record_by_somebody_who_had_not_heard_takes_nothing_back(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
+    successor.tell(RecordSeen(revision=3, record=replace(PROMISED, automatic=False)))
+    assert successor.machine.facts.record == replace(HANDED_OVER, automatic=False)
+
+
+def test_a_successor_that_lacks_what_the_leader_had_is_not_promoted(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
+    frozen = LedgerFrozen(
+        ticket=successor.ticket(FreezeLedger), receiving=False, received=499, replayed=499, ancestry=(1,)
+    )
+    successor.tell(frozen)
+    successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
+    assert successor.effects == []
+
+
+@pytest.mark.parametrize("region", [B, C])
+def test_whoever_finds_the_leader_dead_leaves_the_promised_epoch_to_the_release(region: RegionName) -> None:
+    # The successor as well: without the release nobody knows what the leader has acknowledged.
+    driver = Driver(region)
+    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    driver.tell(RecordSeen(revision=2, record=PROMISED))
+    driver.tell(Verdict(region=A, suspected=True))
+    driver.tell(GossipHeard(sender=B if region == C else C, gossip=Gossip(epoch=1, suspects=1)))
+    driver.now += DEFAULTS.claim_stagger_s
+    driver.tell(Tick())
+    assert driver.machine.facts.swapping is not None
+    assert (driver.machine.facts.swapping.record.epoch, driver.machine.facts.swapping.record.phase) == (3, "recruiting")
 
 
 def test_a_resize_is_refused_when_another_epoch_begins() -> None:

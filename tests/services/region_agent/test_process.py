@@ -213,6 +213,53 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
         assert json.loads(line)["process"] == "region_agent"
 
 
+def metric(processes: Processes, region: str, name: str) -> float | None:
+    """The value of one series; None when there is none."""
+    lines = processes.get(region, "/metrics").text.splitlines()
+    return next((float(line.removeprefix(f"{name} ")) for line in lines if line.startswith(f"{name} ")), None)
+
+
+def steps(processes: Processes, region: str, step: str) -> float | None:
+    return metric(processes, region, f'palaver_failover_step_seconds_count{{step="{step}"}}')
+
+
+async def test_what_should_not_stay_shows_in_metrics_status_and_log(processes: Processes) -> None:
+    await processes.ready()
+    weak, missing = 'palaver_ledger_commit_overrides{scope="role"}', f'palaver_voter_missing{{voter="{WEST}"}}'
+
+    async def shows(name: str, value: float) -> None:
+        await until(lambda: asyncio.sleep(0, metric(processes, EAST, name) == value))
+
+    await shows(missing, 0)
+    await shows(weak, 0)
+    # Both followers were copied once, and nobody was rewound.
+    for region in (WEST, SOUTH):
+        assert (steps(processes, region, "CopyLedger"), steps(processes, region, "RewindLedger")) == (1, 0)
+        assert metric(processes, region, "palaver_member_diverged") == 0
+        assert metric(processes, region, weak) is None
+        assert metric(processes, region, f'palaver_voter_missing{{voter="{EAST}"}}') is None
+
+    # The next agent looks at once.
+    operator = await processes.made.connect(EAST)
+    await operator.execute("ALTER ROLE palaver_writer SET synchronous_commit = local")
+    await operator.close()
+    processes.children[EAST].kill()
+    processes.children[EAST].start()
+    await shows(weak, 1)
+    overridden = "synchronous_commit is overridden: role palaver_writer = local"
+    status = processes.status(EAST)
+    assert (status["epoch"], status["warnings"]) == (1, [overridden])
+    assert status["member"]["overrides"] == [{"scope": "role", "name": "palaver_writer", "value": "local"}]
+    told = [json.loads(line) for line in processes.children[EAST].log_text.splitlines()]
+    assert [one["level"].lower() for one in told if one["msg"] == f"ledger: {overridden}"] == ["warning"]
+
+    await asyncio.to_thread(processes.children[WEST].stop)
+    await shows(missing, 1)
+    assert processes.status(EAST)["member"]["voters_missing"] == [WEST]
+    processes.children[WEST].start()
+    await shows(missing, 0)
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [

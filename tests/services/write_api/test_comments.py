@@ -299,6 +299,23 @@ async def test_a_wait_that_is_cut_short_is_an_unknown_outcome_and_told_with_its_
         assert api.cut_short == [1]
 
 
+async def test_a_ledger_that_is_stopped_at_once_cuts_no_wait_short(ledger_server: servers.PostgresServer) -> None:
+    # It warns each connection with the same sqlstate, but nothing of what waited can be seen by anybody.
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
+        site = (await api.site())["id"]
+        with waiting_for_nobody(ledger_server):
+            posting = asyncio.ensure_future(api.post(site, {"idempotency-key": "at-once"}))
+            waiting = "SELECT pid FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            async with asyncio.timeout(10):
+                while not await asyncio.to_thread(ledger_server.sql, waiting):
+                    assert not posting.done(), posting.result().text
+            await asyncio.to_thread(ledger_server.stop_at_once)
+            answer = await posting
+            await asyncio.to_thread(ledger_server.start)
+        assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
+        assert api.cut_short == []
+
+
 async def test_a_wait_that_is_cut_short_after_its_client_gave_up_is_told(
     ledger_server: servers.PostgresServer,
 ) -> None:

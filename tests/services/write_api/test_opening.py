@@ -3,12 +3,15 @@
 import asyncio
 import contextlib
 from collections.abc import AsyncGenerator, Callable
+from dataclasses import replace
 from typing import cast
+from uuid import UUID
 
 import pytest
 
 from regions.coordination import Coordination, LeadershipView
 from regions.identity import CellId, RegionName
+from regions.leadership import Succession
 from services.write_api import leadership as opening
 from services.write_api.leadership import LeadershipGuard, follow_openings
 from tests import servers
@@ -94,3 +97,50 @@ def test_an_opening_ends_with_its_epoch() -> None:
     assert guard.serves
     current = leadership(epoch=3, phase="promoting")
     assert not guard.serves
+
+
+# A switch: the next epoch is promised to a region, and begins before etcd knows (rule 20).
+
+
+def promised_to(region: str) -> LeadershipView:
+    view = view_of("eu-west", "serving")
+    assert view.current is not None
+    succession = Succession(region=RegionName(region), reason="a switch")
+    view.current = replace(view.current, epoch=1, fence_id=UUID(int=1), succession=succession)
+    return view
+
+
+async def test_a_promised_epoch_begins_with_its_fence_row(api: Api, ledger_server: servers.PostgresServer) -> None:
+    site = (await api.site())["id"]
+    try:
+        async with following(api, promised_to("us-east")):
+            waiting = asyncio.create_task(api.post(site, {"palaver-epoch": "2"}))
+            repeated = asyncio.create_task(api.post(site, {"palaver-epoch": "1", "x-envoy-attempt-count": "2"}))
+            await asyncio.sleep(0.1)
+            assert not waiting.done(), "nothing is taken before the row is there"
+            assert not repeated.done(), "nothing is taken before the row is there"
+            fence(ledger_server)
+            answers = [await waiting, await repeated]
+            assert [one.status_code for one in answers] == [201, 201]
+            assert answers[0].headers["palaver-position"].startswith("main.2.")
+    finally:
+        ledger_server.sql("DELETE FROM palaver.fence WHERE epoch = 2")
+
+
+@pytest.mark.parametrize(("region", "epoch"), [("us-east", "1"), ("us-east", "3"), ("ap-south", "2")])
+async def test_who_does_not_come_for_the_promised_epoch_is_refused_at_once(api: Api, region: str, epoch: str) -> None:
+    site = (await api.site())["id"]
+    async with following(api, promised_to(region)):
+        answer = await asyncio.wait_for(api.post(site, {"palaver-epoch": epoch}), opening.OPENING_S_MAX / 2)
+    assert problem(answer) == "stale-epoch"
+
+
+async def test_a_promise_that_is_taken_back_ends_the_wait(api: Api) -> None:
+    site = (await api.site())["id"]
+    async with following(api, promised_to("us-east")) as tell:
+        waiting = asyncio.create_task(api.post(site, {"palaver-epoch": "2"}))
+        await asyncio.sleep(0.05)
+        api.leadership = view_of("eu-west", "serving").current
+        tell()
+        answer = await asyncio.wait_for(waiting, 0.5)
+    assert problem(answer) == "stale-epoch"

@@ -1,0 +1,132 @@
+"""What is said on the line: PostgreSQL's protocol 3, message by message.
+
+Decides what a message is and how it is read. Refuses to know who says it and why. Source: PostgreSQL 18, "Message
+Formats".
+"""
+
+import asyncio
+import socket
+import struct
+from typing import Final
+
+from regions.position import format_lsn
+
+STARTUP_BYTES_MAX: Final = 10_000
+MESSAGE_BYTES_MAX: Final = 1 << 18
+"""A walsender sends half of that at a time (MAX_SEND_SIZE)."""
+
+SEGMENT_BYTES: Final = 16 << 20
+"""What initdb takes by itself, and the agent leaves so."""
+
+IDENTIFY: Final = b"IDENTIFY_SYSTEM"
+COPY_BOTH, ERROR, IDLE = b"W", b"E", b"Z"
+
+_PROTOCOL_3: Final = 3
+_TEXT, _INT8 = 25, 20
+
+
+class LineBroken(Exception):
+    """A connection of the line cannot be used: it broke, or what arrived is not what PostgreSQL says."""
+
+
+async def send(sink: socket.socket, said: bytes) -> None:
+    """Send it all."""
+    await asyncio.get_running_loop().sock_sendall(sink, said)
+
+
+async def read_startup(source: socket.socket) -> bytes:
+    """Return the first message of a client, its length included.
+
+    Raises:
+        LineBroken: It is none of protocol 3.
+    """
+    (length,) = struct.unpack("!I", await _read(source, 4))
+    if not 8 <= length <= STARTUP_BYTES_MAX:  # noqa: PLR2004 - length and version
+        raise LineBroken(f"a first message of {length} bytes")
+    body = await _read(source, length - 4)
+    if struct.unpack_from("!H", body)[0] != _PROTOCOL_3:
+        raise LineBroken("another protocol, or a wish for encryption on a socket")
+    return struct.pack("!I", length) + body
+
+
+def is_physical(startup: bytes) -> bool:
+    """Whether a client wants to receive WAL, and no database's changes."""
+    words = startup[8:].split(b"\0")
+    options = dict(zip(words[::2], words[1::2], strict=False))
+    return options.get(b"replication", b"").lower() in (b"true", b"on", b"yes", b"1")
+
+
+async def read_message(source: socket.socket) -> tuple[bytes, bytes]:
+    """Return the kind and the body of the next message.
+
+    Raises:
+        LineBroken: The other end has ended, or says nonsense.
+    """
+    kind, length = struct.unpack("!cI", await _read(source, 5))
+    if not 4 <= length <= MESSAGE_BYTES_MAX:  # noqa: PLR2004 - it counts itself
+        raise LineBroken(f"a message of {length} bytes")
+    return kind, await _read(source, length - 4)
+
+
+async def _read(source: socket.socket, count: int) -> bytes:
+    """Return exactly so many bytes: what comes after them is for whoever reads next."""
+    found = b""
+    while len(found) < count:
+        more = await asyncio.get_running_loop().sock_recv(source, count - len(found))
+        if not more:
+            raise LineBroken("it ended")
+        found += more
+    return found
+
+
+def message(kind: bytes, body: bytes) -> bytes:
+    """Return a message as it is sent."""
+    return kind + struct.pack("!I", len(body) + 4) + body
+
+
+def query(text: bytes) -> bytes:
+    """Return the message that asks for a statement or a replication command."""
+    return message(b"Q", text + b"\0")
+
+
+READY: Final = message(IDLE, b"I")
+COPY_DONE: Final = message(b"c", b"")
+
+
+def start_replication(slot: str, end: int, timeline: int) -> bytes:
+    """Return what a receiver asks for whose WAL ends there, letter by letter (libpqwalreceiver.c).
+
+    It asks for the whole segment that it will write to (RequestXLogStreaming in walreceiverfuncs.c).
+    """
+    start = format_lsn(end - end % SEGMENT_BYTES)
+    return query(f'START_REPLICATION SLOT "{slot}" {start} TIMELINE {timeline}'.encode())
+
+
+def fields(row: bytes) -> list[bytes]:
+    """Return the values of a DataRow; NULL is empty."""
+    (count,) = struct.unpack_from("!H", row)
+    values, at = list[bytes](), 2
+    for _ in range(count):
+        (length,) = struct.unpack_from("!i", row, at)
+        at += 4
+        values.append(row[at : at + max(length, 0)])
+        at += max(length, 0)
+    return values
+
+
+def identity(system: bytes, timeline: int) -> bytes:
+    """Return the answer to IDENTIFY_SYSTEM. A receiver makes nothing of the position, so it is none."""
+    columns = ((b"systemid", _TEXT, -1), (b"timeline", _INT8, 8), (b"xlogpos", _TEXT, -1), (b"dbname", _TEXT, -1))
+    described = struct.pack("!H", len(columns))
+    for name, kind, size in columns:
+        described += name + b"\0" + struct.pack("!IHIhih", 0, 0, kind, size, -1, 0)
+    row = struct.pack("!H", len(columns))
+    for value in (system, str(timeline).encode(), b"0/0"):
+        row += struct.pack("!I", len(value)) + value
+    row += struct.pack("!i", -1)
+    return message(b"T", described) + message(b"D", row) + message(b"C", IDENTIFY + b"\0") + READY
+
+
+def error_of(body: bytes) -> str:
+    """Return the text of an ErrorResponse."""
+    return next((part[1:].decode(errors="replace") for part in body.split(b"\0") if part[:1] == b"M"), "an error")

@@ -1,0 +1,223 @@
+"""What weakens the commits of a ledger, on real PostgreSQL: found, told once, and told when it is gone."""
+
+import asyncio
+import logging
+from collections.abc import AsyncGenerator
+
+import asyncpg
+import pytest
+
+from regions.member import Member, Override, quorum_names
+from regions.member.overrides import NAMED_MAX, OverrideWatch, describe
+from tests.regions.deployment import (
+    REGIONS,
+    REPLICATION_PASSWORD,
+    WRITER_PASSWORD,
+    Deployment,
+    deployment,
+    prepare_ledger,
+    until,
+)
+
+pytestmark = pytest.mark.integration
+
+EAST, WEST, SOUTH = REGIONS
+
+
+@pytest.fixture
+async def made() -> AsyncGenerator[Deployment]:
+    async with deployment() as one:
+        yield one
+
+
+@pytest.fixture
+async def leader(made: Deployment) -> AsyncGenerator[Member]:
+    member = Member(made.settings(EAST))
+    await member.initialise()
+    await member.start_primary(epoch=1, synchronous_standby_names="")
+    await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
+    await prepare_ledger(member.ledger.url)
+    yield member
+    await member.stop()
+
+
+@pytest.fixture
+async def operator(made: Deployment, leader: Member) -> AsyncGenerator[asyncpg.Connection]:
+    assert leader.running
+    connection = await made.connect(EAST)
+    await connection.execute(
+        "CREATE FUNCTION palaver.keep(n bigint, note text) RETURNS void LANGUAGE sql"
+        " AS 'INSERT INTO palaver.kept VALUES (n)'"
+    )
+    yield connection
+    connection.terminate()
+
+
+async def found(leader: Member) -> set[tuple[str, str, str]]:
+    return {(one.scope, one.name, one.value) for one in await leader.ledger.read_overrides()}
+
+
+async def test_each_kind_of_override_is_found_and_named_as_sql_writes_it(
+    leader: Member, operator: asyncpg.Connection
+) -> None:
+    assert await found(leader) == set()
+    for statement in (
+        'CREATE ROLE "odd Name"',
+        "ALTER ROLE palaver_writer SET synchronous_commit = off",
+        "ALTER ROLE \"odd Name\" IN DATABASE palaver SET synchronous_commit = 'remote_write'",
+        "ALTER DATABASE postgres SET synchronous_commit = local",
+        "ALTER ROLE ALL SET synchronous_commit = local",
+        "ALTER FUNCTION palaver.keep SET work_mem = '5MB'",
+        "ALTER FUNCTION palaver.keep SET synchronous_commit = off",
+        "CREATE PROCEDURE public.tidy() LANGUAGE sql SET synchronous_commit = local AS ''",
+    ):
+        await operator.execute(statement)
+    assert await found(leader) == {
+        ("role", "palaver_writer", "off"),
+        ("role in database", '"odd Name" in palaver', "remote_write"),
+        ("database", "postgres", "local"),
+        ("cluster", "all roles", "local"),
+        ("function", "palaver.keep(bigint, text)", "off"),
+        ("function", "public.tidy()", "local"),
+    }
+    for statement in (
+        "DROP OWNED BY palaver_writer",
+        "ALTER ROLE palaver_writer RESET synchronous_commit",
+        'DROP ROLE "odd Name"',
+        "ALTER DATABASE postgres RESET ALL",
+        "ALTER ROLE ALL RESET ALL",
+        "ALTER FUNCTION palaver.keep RESET synchronous_commit",
+        "DROP PROCEDURE public.tidy()",
+    ):
+        await operator.execute(statement)
+    assert await found(leader) == set()
+
+
+async def test_only_what_is_weaker_than_the_quorum_counts_however_it_is_written(
+    leader: Member, operator: asyncpg.Connection
+) -> None:
+    for value, is_weak in {
+        "on": False,
+        "ON": False,
+        "true": False,
+        "yes": False,
+        "1": False,
+        "remote_apply": False,
+        "Remote_Write": True,
+        "local": True,
+        "OFF": True,
+        "false": True,
+        "no": True,
+        "0": True,
+    }.items():
+        await operator.execute(f"ALTER ROLE palaver_writer SET synchronous_commit = '{value}'")
+        assert await found(leader) == ({("role", "palaver_writer", value)} if is_weak else set()), value
+
+
+async def test_a_configuration_file_is_seen_also_by_an_agent_that_is_overridden_itself(
+    made: Deployment, leader: Member, operator: asyncpg.Connection
+) -> None:
+    with (made.settings(EAST).data / "palaver.conf").open("a") as file:
+        file.write("Synchronous_Commit = off\n")
+    await operator.fetch("SELECT pg_reload_conf()")
+    await until(lambda: shows_off(operator))
+    assert await found(leader) == {("cluster", "configuration", "off")}
+    for statement in (
+        "ALTER DATABASE palaver SET synchronous_commit = on",
+        "ALTER ROLE ALL SET synchronous_commit = on",
+    ):
+        await operator.execute(statement)
+        assert await found(leader) == {("cluster", "configuration", "off")}
+
+
+async def shows_off(connection: asyncpg.Connection) -> bool:
+    return await connection.fetchval("SHOW synchronous_commit") == "off"
+
+
+async def test_an_override_lets_a_commit_return_without_its_quorum_and_that_of_a_function_does_not(
+    made: Deployment, leader: Member, operator: asyncpg.Connection
+) -> None:
+    await operator.execute("ALTER FUNCTION palaver.keep SET synchronous_commit = off")
+    await leader.set_quorum(quorum_names((WEST, SOUTH), 1))
+    overridden = await made.connect(EAST)
+    waiting = asyncio.create_task(overridden.execute("SELECT palaver.keep(1, '')"))
+    # The setting of a function ends with it, and the commit comes after.
+    await until(lambda: waits_for_quorum(operator))
+    overridden.terminate()
+    await asyncio.wait([waiting])
+    assert waiting.exception() is not None
+    await operator.execute("SET synchronous_commit = local")
+    await operator.execute("ALTER DATABASE palaver SET synchronous_commit = local")
+    overridden = await made.connect(EAST)
+    await overridden.execute("SELECT palaver.keep(2, '')")
+    overridden.terminate()
+
+
+async def waits_for_quorum(connection: asyncpg.Connection) -> bool:
+    return await connection.fetchval("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')")
+
+
+async def test_what_came_and_what_is_gone_is_told_once(
+    leader: Member, operator: asyncpg.Connection, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO, logger="regions.member.overrides")
+    watch = OverrideWatch(leader.ledger)
+
+    async def told() -> list[tuple[str, str]]:
+        caplog.clear()
+        for _ in range(2):
+            await watch.look()
+        return [(record.levelname, record.getMessage().removeprefix("ledger: ")) for record in caplog.records]
+
+    assert watch.found is None
+    assert await told() == []
+    assert watch.found == ()
+    await operator.execute("ALTER ROLE palaver_writer SET synchronous_commit = off")
+    await operator.execute("ALTER FUNCTION palaver.keep SET synchronous_commit = local")
+    assert await told() == [
+        (
+            "WARNING",
+            "synchronous_commit is overridden: function palaver.keep(bigint, text) = local; role palaver_writer = off",
+        )
+    ]
+    assert watch.found is not None
+    assert len(watch.found) == 2
+    await operator.execute("ALTER ROLE palaver_writer SET synchronous_commit = local")
+    assert await told() == [
+        ("WARNING", "synchronous_commit is overridden: role palaver_writer = local"),
+        ("INFO", "synchronous_commit is no longer overridden: role palaver_writer = off"),
+    ]
+    # A ledger that is away has told nothing new.
+    await leader.stop()
+    assert await told() == []
+    assert watch.found is None
+    await leader.start_primary(epoch=2, synchronous_standby_names="")
+    assert await told() == []
+    assert len(watch.found or ()) == 2
+
+
+async def test_a_ledger_is_watched_only_while_it_leads(leader: Member) -> None:
+    watch = OverrideWatch(leader.ledger)
+    leads = False
+    asked = asyncio.Event()
+
+    def asks() -> bool:
+        asked.set()
+        return leads
+
+    running = asyncio.create_task(watch.run(asks))
+    await asked.wait()
+    assert watch.found is None
+    leads = True
+    await until(lambda: asyncio.sleep(0, watch.found == ()))
+    running.cancel()
+    await asyncio.wait([running])
+    assert running.cancelled()
+
+
+def test_a_line_names_a_few_and_counts_the_rest() -> None:
+    many = [Override(scope="role", name=f"r{number:03}", value="off") for number in range(NAMED_MAX + 2)]
+    line = describe(many)
+    assert line.startswith("role r000 = off; role r001 = off; ")
+    assert line.endswith(f"role r{NAMED_MAX - 1:03} = off; and 2 more")
+    assert describe(many[:1]) == "role r000 = off"
