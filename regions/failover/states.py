@@ -89,7 +89,7 @@ USUAL: dict[tuple[State, State], str] = {
     ("bootstrapping", "leading"): "the fence row is on a quorum, and the record says so",
     ("observing", "rejoining"): "an operator adds the region",
     ("following", "freezing"): "another candidate recruits",
-    ("following", "recruiting"): "it is the candidate, by suspicion, by a stalled epoch, or by an operator's switch",
+    ("following", "recruiting"): "it is the candidate, by suspicion or by a stalled epoch",
     ("following", "promoting"): "the leader has handed over to it",
     ("following", "rejoining"): "another leader was chosen or handed over to, or PostgreSQL ended",
     ("following", "observing"): "an operator removes the region",
@@ -150,7 +150,7 @@ RARE: dict[tuple[State, State], str] = {
     ("bootstrapping", "following"): "it crashed as a follower, and the first etcd member that it asked lags behind",
     ("observing", "following"): "it is added again before its member was stopped",
     ("observing", "freezing"): "the same, and it missed that it votes again",
-    ("observing", "recruiting"): "the same, and an operator switches to it",
+    ("observing", "recruiting"): "the same, and it had begun an epoch before it crashed",
     ("rejoining", "observing"): "an operator removes the region",
     ("rejoining", "stepping-down"): "a promotion that was under way took place, and another leads by now",
     (

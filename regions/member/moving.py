@@ -157,12 +157,18 @@ class MovingMember(Member):
             known = self.record
             self._write("standby.signal", "")
             await self._start("standby", 0 if known is None else known.epoch)
+            self.line.close()
         else:
-            self._write_configuration()
-            await self.ledger.run("reload")
+            await self._let_go()
+        return await self._settled()
+
+    async def _let_go(self) -> None:
+        """Tell a standby that runs to receive from nobody."""
+        self._names, self._follows = "", None
+        self._write_configuration()
+        await self.ledger.run("reload")
         # After it was told: a receiver that is cut off before would connect again.
         self.line.close()
-        return await self._settled()
 
     async def promote(self, *, epoch: Epoch, followers: Collection[RegionName]) -> None:
         """Make a frozen member primary of an epoch; the slots of its followers' WAL are made before.
@@ -221,10 +227,7 @@ class MovingMember(Member):
         which there is nothing more; it takes that for the end, ends its receiver, and begins again half a second later.
         """
         if self._follows is not None and self._follows != leader:
-            self._names, self._follows = "", None
-            self._write_configuration()
-            await self.ledger.run("reload")
-            self.line.close()
+            await self._let_go()
 
     async def _receive_from(self, leader: Address) -> None:
         timeline, history = await self._compare(leader)
