@@ -106,7 +106,7 @@ def delay(  # noqa: PLR0913, PLR0917 - each is an option of the command
     first: FIRST,
     second: SECOND,
     delay_ms: Annotated[float, typer.Argument(help="Delay of one direction, in milliseconds.")],
-    jitter_ms: Annotated[float, typer.Option(help="Up to this much more, at random.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(help="Up to this much more or less, at random.")] = 0.0,
     loss: Annotated[float, typer.Option(help="Share of packets lost, 0 to 1 (a retransmission delay on TCP).")] = 0.0,
     one_way: ONE_WAY = False,
     data: Data = DEFAULT_DATA,
