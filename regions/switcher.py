@@ -275,13 +275,17 @@ class Switcher:
 
     async def _vouch(self, lane: LedgerLane) -> None:
         """While a serving leader's agent is silent, ask its ledger whether commits go on."""
+        pause_s = ASK_S
         while True:
-            await asyncio.sleep(ASK_S)
+            await asyncio.sleep(pause_s)
+            pause_s = ASK_S
             record = None if self.facts is None else self.facts.record
             if record is None or record.phase != "serving" or record.leader == self._topology.region:
                 continue
             leader = record.leader
-            if _now() - self._witness.alive_at.get(leader, _now()) < SILENCE_S:
+            silent_s = _now() - self._witness.alive_at.get(leader, _now())
+            if silent_s < SILENCE_S:
+                pause_s = max(ASK_S, SILENCE_S - silent_s)
                 continue
             try:
                 async with asyncio.timeout(ANSWER_S_MAX):

@@ -25,7 +25,9 @@ CONFIRM_S_MAX = 3.0
 """Envoy takes a file within 10 ms; a cluster that warms up waits for its first health checks."""
 
 LOOK_S = 2.0
-"""How often the counters are read while nothing changes, so that a restarted Envoy is noticed."""
+SETTLED_LOOK_S = 5.0
+"""How often the counters are read while nothing changes, so that a restarted Envoy is noticed; the second while all
+that was written is in force."""
 
 ADMIN_S = 1.0
 
@@ -123,7 +125,7 @@ class EdgeFeed:
         while view.current == known:
             await self._confirm(files, admin)
             try:
-                async with asyncio.timeout(LOOK_S):
+                async with asyncio.timeout(SETTLED_LOOK_S if self.status.confirmed else LOOK_S):
                     await view.next_after(known)
             except TimeoutError:
                 continue

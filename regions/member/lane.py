@@ -68,8 +68,11 @@ CLOSE_BYTES = 4 << 20
 
 DRAIN_POLL_S = 0.005
 
+DISK_LOOK_BEATS = 5
+"""A leader's disk is looked at with each fifth heartbeat while it has room, with each when it had none."""
+
 FULL_LOOKS = 3
-"""Looks in a row, one a heartbeat, that find a leader's disk full before its PostgreSQL is ended for it."""
+"""Looks in a row that find a leader's disk full before its PostgreSQL is ended for it."""
 
 QUIET_S = 0.8
 """For how long a leader that drains writes nothing itself, its proof of life included; it is suspected after more."""
@@ -148,6 +151,7 @@ class LedgerLane:
         self._gate: asyncio.Task[None] | None = None
         self._quiet_until = 0.0
         self._full_looks = 0
+        self._beats = 0
         self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
         self._slots_for: tuple[RegionName, ...] | None = None
@@ -516,8 +520,10 @@ class LedgerLane:
         if quorum is None:
             return
         standbys, required = quorum
-        full = await asyncio.to_thread(self.member.disk_is_full)
-        self._full_looks = self._full_looks + 1 if full else 0
+        if self._full_looks or self._beats % DISK_LOOK_BEATS == 0:
+            full = await asyncio.to_thread(self.member.disk_is_full)
+            self._full_looks = self._full_looks + 1 if full else 0
+        self._beats += 1
         if self._full_looks >= FULL_LOOKS and required and self.quorum == quorum:
             # It would lead on for ever and take no write: what proves that it lives fits into WAL that was made before.
             _log.error("ledger: postgres is ended, so that another region takes over: %s", DISK_FULL)

@@ -287,8 +287,43 @@ async def _join(one: socket.socket, other: socket.socket) -> None:
 
 
 async def _carry(source: socket.socket, sink: socket.socket) -> None:
+    """Carry bytes one way until there are no more. A connection that breaks is as good as one that ends."""
     loop, chunk = asyncio.get_running_loop(), memoryview(bytearray(CHUNK_BYTES))
-    # A connection that breaks is as good as one that ends.
     with contextlib.suppress(OSError):
-        while count := await loop.sock_recv_into(source, chunk):
-            await loop.sock_sendall(sink, chunk[:count])
+        while left := await _until_slow(source, sink, chunk):
+            await loop.sock_sendall(sink, left)
+
+
+async def _until_slow(source: socket.socket, sink: socket.socket, chunk: memoryview) -> memoryview:
+    """Pass on what arrives when it arrives; return what the sink does not take at once, or nothing at the end.
+
+    In the turn of the loop in which it arrives: a leader's writes wait for each piece.
+    """
+    loop = asyncio.get_running_loop()
+    left = loop.create_future()
+
+    def pass_on() -> None:
+        if left.done():
+            return
+        try:
+            count = source.recv_into(chunk)
+        except BlockingIOError:
+            return
+        except OSError as error:
+            left.set_exception(error)
+            return
+        try:
+            sent = sink.send(chunk[:count]) if count else 0
+        except BlockingIOError:
+            sent = 0
+        except OSError as error:
+            left.set_exception(error)
+            return
+        if sent < count or not count:
+            left.set_result(chunk[sent:count])
+
+    loop.add_reader(source, pass_on)
+    try:
+        return await left
+    finally:
+        loop.remove_reader(source)
