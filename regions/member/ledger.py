@@ -16,7 +16,7 @@ import asyncpg
 
 from regions.identity import Epoch, RegionName, physical_slot_name, slot_name
 from regions.member.errors import MemberFailed, MemberRefused, QuorumUnknown, SchemaMissing
-from regions.member.settings import DATABASE, SUPERUSER
+from regions.member.settings import DATABASE, SCRAM_ITERATIONS, SUPERUSER
 from regions.topology import Address
 
 CONNECT_S = 3.0
@@ -151,7 +151,8 @@ class Ledger:
 
         async def prepare(connection: asyncpg.Connection) -> None:
             async with connection.transaction():
-                await connection.fetch(_sql("set_passwords"), replication_password, writer_password)
+                iterations = str(SCRAM_ITERATIONS)
+                await connection.fetch(_sql("set_passwords"), replication_password, writer_password, iterations)
                 await connection.execute(_sql("create_roles"))
             if not await connection.fetchval(_sql("has_database"), DATABASE):
                 await connection.execute(_sql("create_database"))

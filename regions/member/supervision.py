@@ -30,6 +30,7 @@ from regions.member.record import MemberRecord, Role, write_durably, write_whole
 from regions.member.settings import (
     CONFIGURATION,
     PASSFILE,
+    SCRAM_ITERATIONS,
     SUPERUSER,
     MemberSettings,
     backup_conninfo,
@@ -61,6 +62,9 @@ fails each write that needs a page, answers every other question, and looks well
 DISK_FULL = "the disk of its ledger is full; it takes part again when there is room"
 
 DataState = Literal["absent", "primary", "standby"]
+
+_STATUS_LINE = 7
+_OPEN_STATES = (["ready"], ["standby"])
 
 _log = logging.getLogger(__name__)
 
@@ -180,6 +184,7 @@ class Member:
                 "--locale-provider=builtin",
                 "--builtin-locale=C.UTF-8",
                 "--no-instructions",
+                f"--set=scram_iterations={SCRAM_ITERATIONS}",
                 inherited=(password,),
             )
         finally:
@@ -298,20 +303,32 @@ class Member:
         await self._ready(process)
 
     async def _ready(self, process: WatchedProcess) -> None:
-        problem = "it was not asked"
+        problem = "it still starts"
         try:
             async with asyncio.timeout(READY_S_MAX):
                 while process.alive:
-                    try:
-                        await self.ledger.ping()
-                    except MemberFailed as error:
-                        problem = str(error)
-                    else:
-                        return
+                    if self._takes_connections(process):
+                        try:
+                            await self.ledger.ping()
+                        except MemberFailed as error:
+                            problem = str(error)
+                        else:
+                            return
                     await process.ended_within(READY_POLL_S)
         except TimeoutError as error:
             raise MemberFailed(f"ledger is not ready after {READY_S_MAX:.0f} s: {problem}") from error
         raise MemberFailed(f"ledger ended at its start: {last_line(self.settings.log)}")
+
+    def _takes_connections(self, process: WatchedProcess) -> bool:
+        """Whether the postmaster says so in its lock file: to turn away whoever connects before, it makes a process.
+
+        Source: PostgreSQL 18, utils/pidfile.h.
+        """
+        try:
+            lines = (self.settings.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return False
+        return lines[:1] == [str(process.pid)] and [one.strip() for one in lines[_STATUS_LINE:]] in _OPEN_STATES
 
     async def _begin(self, what: str) -> None:
         settings = self.settings

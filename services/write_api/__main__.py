@@ -32,16 +32,17 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
     )
     client = agent_client(settings.agent, settings.agent_secret.get_secret_value())
     agent = AgentLink(client)
+    view = LeadershipView(coordination, topology.cell)
+    guard = LeadershipGuard(lambda: view.current, topology.region)
     pool = LedgerPool(
         settings.ledger_url,
         size=settings.pool_size,
         write_timeout_s=settings.write_timeout_ms / 1000,
         cut_short=agent.cut_short,
+        broken=guard.note_broken,
     )
     try:
         async with client, coordination, pool, asyncio.TaskGroup() as group:
-            view = LeadershipView(coordination, topology.cell)
-            guard = LeadershipGuard(lambda: view.current, topology.region)
             set_epoch_provider(lambda: guard.epoch)
             Gauge("palaver_epoch", "Epoch this process knows of").set_function(lambda: guard.epoch or 0)
 

@@ -38,6 +38,7 @@ class LeadershipGuard:
         self._current = current
         self._region = region
         self._opened: Epoch | None = None
+        self._given_up: Leadership | None = None
         self._changed = asyncio.Event()
 
     def note_change(self) -> None:
@@ -49,6 +50,12 @@ class LeadershipGuard:
         """Take writes under an epoch whose fence row was seen."""
         self._opened = epoch
         self.note_change()
+
+    def note_broken(self) -> None:
+        """The ledger ended a call: where the next epoch is promised to another region, it was stopped for that."""
+        known = self._current()
+        if known is not None and known.succession is not None and known.succession.region != self._region:
+            self._given_up = known
 
     @property
     def leadership(self) -> Leadership | None:
@@ -77,13 +84,17 @@ class LeadershipGuard:
         leadership = self.leadership
         if leadership is None or leadership.leader != self._region:
             return False
+        if leadership is self._given_up:
+            return False
         return leadership.phase == "serving" or self._opened == leadership.epoch
 
     @property
     def opens(self) -> bool:
         """Whether this region was named and does not accept writes yet."""
         leadership = self.leadership
-        return leadership is not None and leadership.leader == self._region and not self.serves
+        if leadership is None or leadership is self._given_up:
+            return False
+        return leadership.leader == self._region and not self.serves
 
     def awaits(self, claimed: bytes | None, attempt: bytes | None) -> bool:
         """Whether a request may be one for an epoch under which this region does not accept writes yet.
@@ -121,7 +132,10 @@ class LeadershipGuard:
         if leadership is None:
             raise stale_epoch("This region has not heard yet who leads.")
         if not self.serves:
-            raise stale_epoch(f"Epoch {leadership.epoch} is led by {leadership.leader} (phase {leadership.phase}).")
+            ends = ", which gives it up" if leadership is self._given_up else ""
+            raise stale_epoch(
+                f"Epoch {leadership.epoch} is led by {leadership.leader} (phase {leadership.phase}){ends}."
+            )
         if claimed is None or claimed == b"%d" % leadership.epoch:
             return leadership.epoch
         if not (_repeats(attempt) and claimed.isdigit() and int(claimed) < leadership.epoch):
@@ -144,15 +158,19 @@ async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: Le
     It can be seen before a quorum has it. The quorum of each later commit holds it, because it comes first.
     """
     known: Leadership | None = None
-    while True:
-        known = await view.next_after(known)
-        guard.note_change()
-        while view.current == known and (epoch := _awaited(guard, known)) is not None:
-            if await _is_fenced(pool, epoch):
-                guard.open(epoch)
-                _log.info("epoch %d: its fence row is there, writes are taken", epoch)
-                break
-            await asyncio.sleep(FENCE_POLL_S)
+    async with asyncio.TaskGroup() as ahead:
+        while True:
+            known = await view.next_after(known)
+            guard.note_change()
+            if _awaited(guard, known) is not None:
+                # What waits for the row comes all at once, and a connection takes as long as a write.
+                ahead.create_task(pool.warm(), name="connections")
+            while view.current == known and (epoch := _awaited(guard, known)) is not None:
+                if await _is_fenced(pool, epoch):
+                    guard.open(epoch)
+                    _log.info("epoch %d: its fence row is there, writes are taken", epoch)
+                    break
+                await asyncio.sleep(FENCE_POLL_S)
 
 
 def _awaited(guard: LeadershipGuard, known: Leadership) -> Epoch | None:

@@ -103,7 +103,13 @@ class LedgerPool:
     """A bounded pool; an asynchronous context manager. Works while the ledger is down: every call then fails."""
 
     def __init__(
-        self, url: str, *, size: int, write_timeout_s: float, cut_short: Callable[[Epoch], None] = lambda _epoch: None
+        self,
+        url: str,
+        *,
+        size: int,
+        write_timeout_s: float,
+        cut_short: Callable[[Epoch], None] = lambda _epoch: None,
+        broken: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare.
 
@@ -112,9 +118,11 @@ class LedgerPool:
             size: Connections.
             write_timeout_s: Until a call is given up as unknown; it goes on.
             cut_short: Told the epoch of a call that came back before its quorum, in the event loop; must not block.
+            broken: Told when the ledger, or the way to it, ended a call; in the event loop; must not block.
         """
         self._url = url
         self._cut_short = cut_short
+        self._broken = broken
         self._size = size
         self._write_timeout_s = write_timeout_s
         self._idle: list[_Session] = []
@@ -203,13 +211,11 @@ class LedgerPool:
         except pg.PostgresError as error:
             if isinstance(error, _SAYS_NOTHING):
                 # A shutdown, a cancel, a crash or a broken connection can hit after the commit record was written.
-                self._discard(session)
-                return _unknown(error)
+                return self._lost(session, error)
             self._release(session)
             return cast("LedgerError", error)
         except _BROKEN as error:
-            self._discard(session)
-            return _unknown(error)
+            return self._lost(session, error)
         except BaseException:
             self._discard(session)
             raise
@@ -219,6 +225,23 @@ class LedgerPool:
             return OutcomeUnknown("the ledger gave up waiting for its quorum")
         self._release(session)
         return rows
+
+    async def warm(self) -> None:
+        """Have all connections open, one after the other, so that no write waits for one; as many as can be made."""
+        self._drop_closed()
+        while self._open < self._size:
+            self._open += 1
+            try:
+                session = await self._connect()
+            except LedgerUnavailable as error:
+                _log.debug("the ledger takes no connection ahead: %s", error)
+                return
+            self._pass_on(session)
+
+    def _drop_closed(self) -> None:
+        left = [session for session in self._idle if not session.connection.is_closed()]
+        self._open -= len(self._idle) - len(left)
+        self._idle = left
 
     async def _acquire(self) -> _Session:
         while self._idle:
@@ -277,6 +300,12 @@ class LedgerPool:
     def _release(self, session: _Session) -> None:
         self._pass_on(None if session.connection.is_closed() else session)
 
+    def _lost(self, session: _Session, error: Exception) -> OutcomeUnknown:
+        self._broken()
+        self._discard(session)
+        _FAILURES.labels("broken").inc()
+        return OutcomeUnknown(f"{type(error).__name__}: {error}")
+
     def _discard(self, session: _Session) -> None:
         session.connection.terminate()
         self._pass_on(None)
@@ -298,8 +327,3 @@ def _refusal(error: Exception) -> LedgerError:
     if isinstance(error, pg.LockNotAvailableError | pg.DeadlockDetectedError | pg.SerializationError):
         return LedgerOverloaded(f"{type(error).__name__}: {error}")
     return LedgerUnavailable(f"{type(error).__name__}: {error}")
-
-
-def _unknown(error: Exception) -> LedgerError:
-    _FAILURES.labels("broken").inc()
-    return OutcomeUnknown(f"{type(error).__name__}: {error}")

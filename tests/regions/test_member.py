@@ -252,6 +252,20 @@ async def test_killed_postmaster_is_noticed_and_starts_again_over_its_leftovers(
     assert processes_in(leader.settings.data.resolve()) == []
 
 
+async def test_whoever_starts_it_is_never_turned_away_and_its_passwords_cost_no_iterations(made: Deployment) -> None:
+    leader = await lead(made)
+    for _ in range(3):
+        await leader.stop(at_once=True)
+        await leader.start_primary(epoch=2, synchronous_standby_names="")
+    assert "the database system is" not in leader.settings.log.read_text()
+    connection = await made.connect(EAST)
+    kept = await connection.fetch("SELECT rolname, rolpassword FROM pg_authid WHERE rolpassword IS NOT NULL")
+    await connection.close()
+    assert {row["rolname"]: row["rolpassword"].split(":")[0] for row in kept} == dict.fromkeys(
+        ("palaver", "palaver_replication", "palaver_writer"), "SCRAM-SHA-256$1"
+    )
+
+
 async def test_member_outlives_its_agent_and_is_adopted(made: Deployment) -> None:
     first = await lead(made)
     assert first.process is not None

@@ -47,6 +47,9 @@ def settings(url: str) -> WriteSettings:
     )
 
 
+POOL_SIZE = 4
+
+
 @dataclass
 class Api:
     """The write API in this process, on a real ledger, with a leadership the test sets."""
@@ -84,16 +87,28 @@ async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
 
 
 class write_api:  # noqa: N801 - reads as the context it is
-    def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = POOL_SIZE, write_timeout_s: float = 5) -> None:
         self.url = url
         self.cut_short: list[int] = []
-        self.pool = LedgerPool(url, size=pool_size, write_timeout_s=write_timeout_s, cut_short=self.cut_short.append)
+        self.guards: list[LeadershipGuard] = []
+        self.pool = LedgerPool(
+            url,
+            size=pool_size,
+            write_timeout_s=write_timeout_s,
+            cut_short=self.cut_short.append,
+            broken=self.note_broken,
+        )
         self.tracing = configure_tracing(process="test", region=None, ratio=0)
+
+    def note_broken(self) -> None:
+        for guard in self.guards:
+            guard.note_broken()
 
     async def __aenter__(self) -> Api:
         await self.pool.__aenter__()
         client = httpx.AsyncClient(base_url="http://test")
         running = Api(http=client, pool=self.pool, cut_short=self.cut_short)
+        self.guards.append(running.guard)
         app = write_application(
             settings=settings(self.url),
             cell=CellId("main"),

@@ -7,6 +7,8 @@ from dataclasses import replace
 from typing import cast
 from uuid import UUID
 
+import httpx
+import psycopg
 import pytest
 
 from regions.coordination import Coordination, LeadershipView
@@ -15,7 +17,9 @@ from regions.leadership import Succession
 from services.write_api import leadership as opening
 from services.write_api.leadership import LeadershipGuard, follow_openings
 from tests import servers
-from tests.services.write_api.conftest import Api, leadership, problem
+from tests.services.write_api.conftest import POOL_SIZE, Api, leadership, problem
+
+OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
 
 
 def view_of(leader: str, phase: str) -> LeadershipView:
@@ -144,3 +148,58 @@ async def test_a_promise_that_is_taken_back_ends_the_wait(api: Api) -> None:
         tell()
         answer = await asyncio.wait_for(waiting, 0.5)
     assert problem(answer) == "stale-epoch"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
+            await asyncio.sleep(0.01)
+
+
+async def ended(api: Api, site: str, server: servers.PostgresServer) -> httpx.Response:
+    """Have the ledger end a write under way, as a leader does that gives up while writes wait."""
+    with psycopg.connect(server.url()) as blocking:
+        blocking.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
+        waiting = asyncio.create_task(api.post(site))
+        await until(lambda: bool(server.sql(f"SELECT pg_terminate_backend(pid) {OURS} AND wait_event = 'relation'")))
+        return await waiting
+
+
+async def test_a_leader_whose_ledger_ended_after_a_promise_refuses_at_once_and_asks_it_no_more(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    site = (await api.site())["id"]
+    succession = Succession(region=RegionName("eu-west"), reason="a test")
+    api.leadership = replace(leadership(), succession=succession)
+    assert (await api.post(site)).status_code == 201, "a promise ends nothing"
+    assert problem(await ended(api, site, ledger_server)) == "outcome-unknown"
+    answer = await api.post(site)
+    assert (answer.status_code, problem(answer)) == (503, "stale-epoch")
+    assert "gives it up" in answer.json()["detail"]
+    api.leadership = replace(leadership(), succession=succession)
+    assert (await api.post(site)).status_code == 201, "the record was told anew, and the ledger is there"
+
+
+async def test_a_ledger_that_ends_a_write_without_a_promise_is_asked_again(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    site = (await api.site())["id"]
+    assert problem(await ended(api, site, ledger_server)) == "outcome-unknown"
+    assert (await api.post(site)).status_code == 201
+
+
+@pytest.mark.parametrize("view", [view_of("us-east", "promoting"), promised_to("us-east")])
+async def test_connections_are_open_before_the_fence_row_comes(
+    api: Api, ledger_server: servers.PostgresServer, view: LeadershipView
+) -> None:
+    async with following(api, view):
+        await until(lambda: len(ledger_server.sql(f"SELECT pid {OURS}")) == POOL_SIZE)
+
+
+async def test_no_connection_is_opened_ahead_where_no_epoch_begins(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    await api.site()
+    async with following(api, promised_to("eu-west")):
+        await asyncio.sleep(0.2)
+    assert len(ledger_server.sql(f"SELECT pid {OURS}")) == 1
