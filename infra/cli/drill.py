@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import subprocess
 from collections.abc import Generator
@@ -12,6 +11,7 @@ from statistics import median
 from typing import Annotated, Any
 
 import typer
+import uvloop
 
 from infra.bench.deployment import on_nothing, running_deployment
 from infra.cli import output
@@ -69,7 +69,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     for some in _by_deployment(drills, data):
         with _deployment(data, rtt_ms, some[0]) as folder:
             patience = Patience(steady_within_s=steady_within_s, force=force)
-            facts += asyncio.run(
+            facts += uvloop.run(
                 _run_all(some, folder, report, rounds=rounds, seed=seed, patience=patience, quiet=as_json)
             )
     if as_json:

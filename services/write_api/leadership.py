@@ -158,19 +158,15 @@ async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: Le
     It can be seen before a quorum has it. The quorum of each later commit holds it, because it comes first.
     """
     known: Leadership | None = None
-    async with asyncio.TaskGroup() as ahead:
-        while True:
-            known = await view.next_after(known)
-            guard.note_change()
-            if _awaited(guard, known) is not None:
-                # What waits for the row comes all at once, and a connection takes as long as a write.
-                ahead.create_task(pool.warm(), name="connections")
-            while view.current == known and (epoch := _awaited(guard, known)) is not None:
-                if await _is_fenced(pool, epoch):
-                    guard.open(epoch)
-                    _log.info("epoch %d: its fence row is there, writes are taken", epoch)
-                    break
-                await asyncio.sleep(FENCE_POLL_S)
+    while True:
+        known = await view.next_after(known)
+        guard.note_change()
+        while view.current == known and (epoch := _awaited(guard, known)) is not None:
+            if await _is_fenced(pool, epoch):
+                guard.open(epoch)
+                _log.info("epoch %d: its fence row is there, writes are taken", epoch)
+                break
+            await asyncio.sleep(FENCE_POLL_S)
 
 
 def _awaited(guard: LeadershipGuard, known: Leadership) -> Epoch | None:

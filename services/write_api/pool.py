@@ -27,6 +27,9 @@ ACQUIRE_TIMEOUT_S: Final = 1.0
 # Requests that may wait for one connection each; beyond that a wait would outlast its timeout anyway.
 WAITERS_PER_CONNECTION: Final = 16
 CONNECT_TIMEOUT_S: Final = 1.0
+# What is kept open while nobody writes, and how often it is looked after, seconds.
+WARM: Final = 4
+WARM_LOOK_S: Final = 1.0
 # A write waits this long for a row or key that another one holds; then it is rolled back for certain.
 LOCK_TIMEOUT_MS: Final = 2_000
 # After the server's own two seconds: together a stop stays below three.
@@ -127,6 +130,7 @@ class LedgerPool:
         self._write_timeout_s = write_timeout_s
         self._idle: list[_Session] = []
         self._open = 0
+        self._connecting = 0
         self._waiters: deque[asyncio.Future[_Session | None]] = deque()
         self._running: set[asyncio.Task[Sequence[asyncpg.Record] | LedgerError]] = set()
         self._group = asyncio.TaskGroup()
@@ -226,17 +230,19 @@ class LedgerPool:
         self._release(session)
         return rows
 
-    async def warm(self) -> None:
-        """Have all connections open, one after the other, so that no write waits for one; as many as can be made."""
-        self._drop_closed()
-        while self._open < self._size:
-            self._open += 1
-            try:
-                session = await self._connect()
-            except LedgerUnavailable as error:
-                _log.debug("the ledger takes no connection ahead: %s", error)
-                return
-            self._pass_on(session)
+    async def stay_warm(self) -> None:
+        """Keep some connections open at all times, so that the first writes of an epoch wait for none."""
+        while True:
+            self._drop_closed()
+            while self._open < min(WARM, self._size):
+                self._open += 1
+                try:
+                    session = await self._connect()
+                except LedgerUnavailable as error:
+                    _log.debug("the ledger takes no connection ahead: %s", error)
+                    break
+                self._pass_on(session)
+            await asyncio.sleep(WARM_LOOK_S)
 
     def _drop_closed(self) -> None:
         left = [session for session in self._idle if not session.connection.is_closed()]
@@ -249,7 +255,7 @@ class LedgerPool:
             if not session.connection.is_closed():
                 return session
             self._open -= 1
-        if self._open < self._size:
+        if self._open < self._size and not self._connecting:
             self._open += 1
             return await self._connect()
         session = await self._wait_for_free()
@@ -277,7 +283,11 @@ class LedgerPool:
                 self._waiters.remove(turn)
 
     async def _connect(self) -> _Session:
-        """Make a connection on a place that is already counted as open."""
+        """Make a connection on a place that is already counted as open.
+
+        One is made at a time where it can be: many at once take the processors from the writes that are under way.
+        """
+        self._connecting += 1
         try:
             connection = await asyncpg.connect(
                 self._url,
@@ -295,6 +305,11 @@ class LedgerPool:
         except BaseException:
             self._pass_on(None)
             raise
+        finally:
+            self._connecting -= 1
+        if self._waiters and self._open < self._size:
+            self._open += 1
+            self._pass_on(None)
         return _Session(connection)
 
     def _release(self, session: _Session) -> None:

@@ -47,9 +47,6 @@ def settings(url: str) -> WriteSettings:
     )
 
 
-POOL_SIZE = 4
-
-
 @dataclass
 class Api:
     """The write API in this process, on a real ledger, with a leadership the test sets."""
@@ -87,7 +84,7 @@ async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
 
 
 class write_api:  # noqa: N801 - reads as the context it is
-    def __init__(self, url: str, *, pool_size: int = POOL_SIZE, write_timeout_s: float = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = 5) -> None:
         self.url = url
         self.cut_short: list[int] = []
         self.guards: list[LeadershipGuard] = []

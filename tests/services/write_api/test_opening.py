@@ -17,7 +17,7 @@ from regions.leadership import Succession
 from services.write_api import leadership as opening
 from services.write_api.leadership import LeadershipGuard, follow_openings
 from tests import servers
-from tests.services.write_api.conftest import POOL_SIZE, Api, leadership, problem
+from tests.services.write_api.conftest import Api, leadership, problem
 
 OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
 
@@ -186,20 +186,3 @@ async def test_a_ledger_that_ends_a_write_without_a_promise_is_asked_again(
     site = (await api.site())["id"]
     assert problem(await ended(api, site, ledger_server)) == "outcome-unknown"
     assert (await api.post(site)).status_code == 201
-
-
-@pytest.mark.parametrize("view", [view_of("us-east", "promoting"), promised_to("us-east")])
-async def test_connections_are_open_before_the_fence_row_comes(
-    api: Api, ledger_server: servers.PostgresServer, view: LeadershipView
-) -> None:
-    async with following(api, view):
-        await until(lambda: len(ledger_server.sql(f"SELECT pid {OURS}")) == POOL_SIZE)
-
-
-async def test_no_connection_is_opened_ahead_where_no_epoch_begins(
-    api: Api, ledger_server: servers.PostgresServer
-) -> None:
-    await api.site()
-    async with following(api, promised_to("eu-west")):
-        await asyncio.sleep(0.2)
-    assert len(ledger_server.sql(f"SELECT pid {OURS}")) == 1

@@ -1,0 +1,81 @@
+"""How many connections to the ledger there are, and when."""
+
+import asyncio
+import contextlib
+from collections.abc import Callable
+
+import pytest
+
+from services.write_api import pool as pools
+from services.write_api.pool import LedgerPool, LedgerUnavailable
+from tests import servers
+
+OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
+            await asyncio.sleep(0.01)
+
+
+async def test_some_are_open_before_anybody_asks_and_come_back_when_the_ledger_ended_them(
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "WARM_LOOK_S", 0.05)
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=16, write_timeout_s=5) as pool:
+        warming = asyncio.create_task(pool.stay_warm())
+        try:
+            await until(lambda: len(ledger_server.sql(f"SELECT pid {OURS}")) == pools.WARM)
+            before = {row[0] for row in ledger_server.sql(f"SELECT pid, pg_terminate_backend(pid) {OURS}")}
+            await until(lambda: len(pids(ledger_server) - before) == pools.WARM)
+            await pool.fetch("SELECT 1")
+            assert len(pids(ledger_server)) == pools.WARM
+        finally:
+            warming.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await warming
+
+
+async def test_no_more_are_kept_than_the_pool_may_have(
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "WARM_LOOK_S", 0.01)
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=1, write_timeout_s=5) as pool:
+        warming = asyncio.create_task(pool.stay_warm())
+        await until(lambda: len(pids(ledger_server)) == 1)
+        await asyncio.sleep(0.1)
+        assert len(pids(ledger_server)) == 1
+        warming.cancel()
+        with contextlib.suppress(asyncio.CancelledError):
+            await warming
+
+
+async def test_a_burst_has_as_many_as_it_needs_one_after_the_other(ledger_server: servers.PostgresServer) -> None:
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=6, write_timeout_s=5) as pool:
+        burst = [asyncio.create_task(pool.fetch("SELECT pg_sleep(0.5)")) for _ in range(6)]
+        await until(lambda: len(pids(ledger_server)) == 6)
+        await asyncio.gather(*burst)
+        # Short ones are done by the first before the next is made.
+        await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(50)))
+        assert len(pids(ledger_server)) == 6
+
+
+async def test_a_burst_of_short_calls_makes_few(ledger_server: servers.PostgresServer) -> None:
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=16, write_timeout_s=5) as pool:
+        await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(16)))
+        assert len(pids(ledger_server)) < 8
+
+
+async def test_a_burst_on_a_ledger_that_is_not_there_is_told_so_at_once(
+    ledger_server: servers.PostgresServer,
+) -> None:
+    url = ledger_server.url(user="palaver_writer").replace(str(ledger_server.port), str(servers.free_port()))
+    async with LedgerPool(url, size=4, write_timeout_s=5) as pool, asyncio.timeout(pools.ACQUIRE_TIMEOUT_S / 2):
+        answers = await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(40)), return_exceptions=True)
+    assert {type(one) for one in answers} == {LedgerUnavailable}
+    assert not pool.reachable
+
+
+def pids(server: servers.PostgresServer) -> set[int]:
+    return {row[0] for row in server.sql(f"SELECT pid {OURS}")}
