@@ -15,9 +15,6 @@ STARTUP_BYTES_MAX: Final = 10_000
 MESSAGE_BYTES_MAX: Final = 1 << 18
 """A walsender sends half of that at a time (MAX_SEND_SIZE)."""
 
-SEGMENT_BYTES: Final = 16 << 20
-"""What initdb takes by itself, and the agent leaves so."""
-
 IDENTIFY: Final = b"IDENTIFY_SYSTEM"
 COPY_BOTH, ERROR, IDLE = b"W", b"E", b"Z"
 
@@ -93,13 +90,12 @@ READY: Final = message(IDLE, b"I")
 COPY_DONE: Final = message(b"c", b"")
 
 
-def start_replication(slot: str, end: int, timeline: int) -> bytes:
-    """Return what a receiver asks for whose WAL ends there, letter by letter (libpqwalreceiver.c).
+def start_replication(slot: str, start: int, timeline: int) -> bytes:
+    """Return what a receiver asks for, letter by letter (libpqwalreceiver.c).
 
     It asks for the whole segment that it will write to (RequestXLogStreaming in walreceiverfuncs.c).
     """
-    start = format_lsn(end - end % SEGMENT_BYTES)
-    return query(f'START_REPLICATION SLOT "{slot}" {start} TIMELINE {timeline}'.encode())
+    return query(f'START_REPLICATION SLOT "{slot}" {format_lsn(start)} TIMELINE {timeline}'.encode())
 
 
 def fields(row: bytes) -> list[bytes]:

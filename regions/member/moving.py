@@ -418,7 +418,7 @@ class MovingMember(Member):
                 timeline of this number, and each its own.
         """
         mine, here = await self._stand()
-        await self.line.say_ahead(leader, _end(here))
+        await self.line.say_ahead(leader, _end(here) - _end(here) % here["segment_bytes"])
         found = await self._until_primary(leader)
         if here["receiving"] or not here["exhausted"]:
             # It has moved meanwhile.

@@ -24,6 +24,10 @@ SCRAM_ITERATIONS = 1
 """Of the ledger's passwords, which are random and beyond guessing, so that iterations protect nothing. With
 PostgreSQL's 4096 a connection costs each client 2 ms of a processor, and a failover makes most of them anew."""
 
+SEGMENT_MB = 1
+"""A receiver asks for the whole segment that it will write to. Of 16 MB, which initdb takes by itself, half are sent
+again on average between regions, while the first write after a failover waits for its quorum."""
+
 CONFIGURATION = "palaver.conf"
 PASSFILE = "palaver.passfile"
 

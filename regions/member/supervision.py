@@ -31,6 +31,7 @@ from regions.member.settings import (
     CONFIGURATION,
     PASSFILE,
     SCRAM_ITERATIONS,
+    SEGMENT_MB,
     SUPERUSER,
     MemberSettings,
     backup_conninfo,
@@ -56,8 +57,8 @@ LEFTOVER_S = 3.0
 """Children of a killed postmaster notice within milliseconds; a second one may not start before."""
 
 DISK_FREE_BYTES_MIN = 16 << 20
-"""A segment of WAL: with less the next one cannot be made. While PostgreSQL still has segments that it made before, it
-fails each write that needs a page, answers every other question, and looks well."""
+"""A few segments of WAL: without room the next one cannot be made. While PostgreSQL still has segments that it made
+before, it fails each write that needs a page, answers every other question, and looks well."""
 
 DISK_FULL = "the disk of its ledger is full; it takes part again when there is room"
 
@@ -185,6 +186,7 @@ class Member:
                 "--builtin-locale=C.UTF-8",
                 "--no-instructions",
                 f"--set=scram_iterations={SCRAM_ITERATIONS}",
+                f"--wal-segsize={SEGMENT_MB}",
                 inherited=(password,),
             )
         finally:

@@ -86,7 +86,7 @@ class WalLine:
         """Have a connection to each other member ready that can be reached, and drop those that do not answer."""
         await asyncio.gather(*(self._keep(address) for address in others))
 
-    async def say_ahead(self, leader: Address, end: int) -> None:
+    async def say_ahead(self, leader: Address, start: int) -> None:
         """Have ``leader`` send WAL as soon as it is primary, where a connection is ready to one that is none yet.
 
         What nobody asks for within 5 s it takes for a receiver that is gone (wal_sender_timeout); until then it holds
@@ -94,7 +94,7 @@ class WalLine:
 
         Args:
             leader: Who will be promoted.
-            end: Where the own WAL ends.
+            start: Where the segment begins in which the own WAL ends.
         """
         self.take_back()
         ready = await self._take(leader, standby=True)
@@ -103,7 +103,7 @@ class WalLine:
         try:
             # A promotion takes the next number, but where somebody else was promoted meanwhile.
             slot = physical_slot_name(self._settings.region)
-            ready.say_ahead(start_replication(slot, end, ready.timeline + 1))
+            ready.say_ahead(start_replication(slot, start, ready.timeline + 1))
         except LineBroken as error:
             _log.debug("wal line: %s: %s", leader, error)
             ready.end()

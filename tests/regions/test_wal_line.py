@@ -12,7 +12,7 @@ import pytest
 from regions.identity import RegionName, physical_slot_name
 from regions.member import quorum_names
 from regions.member.moving import Diverged, MovingMember
-from regions.member.settings import line_name
+from regions.member.settings import SEGMENT_MB, line_name
 from tests.regions.deployment import REGIONS, Deployment, until
 from tests.regions.test_moving import has, keep, kept, kill, promote_by_hand, take_over, three
 
@@ -216,7 +216,8 @@ async def test_what_was_said_ahead_confirms_nothing() -> None:
         await everybody_but(made, south)
         kill(members[EAST])
         await frozen_with_a_quorum(west, south)
-        await south.line.say_ahead(made.ledger(WEST), (await south.ledger.read_state()).lsn)
+        end = (await south.ledger.read_state()).lsn
+        await south.line.say_ahead(made.ledger(WEST), end - end % (SEGMENT_MB << 20))
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await until(lambda: senders(made, WEST, SOUTH, "streaming"))
         writing = asyncio.create_task(keep(made, WEST, range(100)))

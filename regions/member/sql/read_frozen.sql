@@ -7,6 +7,7 @@ SELECT
     current_setting('primary_conninfo') AS primary_conninfo,
     pg_last_wal_receive_lsn() AS received,
     pg_last_wal_replay_lsn() AS replayed,
+    pg_size_bytes(current_setting('wal_segment_size')) AS segment_bytes,
     coalesce((
         SELECT a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')
         FROM pg_stat_activity AS a WHERE a.backend_type = 'startup'
