@@ -12,11 +12,12 @@ API (the router looks its cluster up again for each attempt).
 
 import hashlib
 import ipaddress
-import json
 from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
+
+import orjson
 
 from regions.edge.replies import WRITE_METHODS, local_reply_config
 from regions.identity import RegionName
@@ -120,7 +121,7 @@ def clusters_before(
 
 def version_of(content: bytes) -> str:
     """Return the version that Envoy reports once it has taken this content."""
-    return str(json.loads(content)["version_info"])
+    return str(orjson.loads(content)["version_info"])
 
 
 def write_cluster(region: RegionName) -> str:
@@ -414,6 +415,5 @@ def _is_ip(host: str) -> bool:
 
 
 def _discovery(resources: list[dict[str, Any]]) -> bytes:
-    body = json.dumps(resources, sort_keys=True, separators=(",", ":"))
-    version = hashlib.sha256(body.encode()).hexdigest()[:12]
-    return json.dumps({"version_info": version, "resources": resources}, indent=1).encode()
+    version = hashlib.sha256(orjson.dumps(resources, option=orjson.OPT_SORT_KEYS)).hexdigest()[:12]
+    return orjson.dumps({"version_info": version, "resources": resources}, option=orjson.OPT_INDENT_2)

@@ -24,10 +24,12 @@ EPOCH_HEADER: Final = b"palaver-epoch"
 ATTEMPT_HEADER: Final = b"x-envoy-attempt-count"
 # How long a request waits for a region that is about to serve; the edge asks a keyed write again after a second.
 OPENING_S_MAX: Final = 0.8
-# How often the chosen region looks for its fence row, seconds. It is a read of one row, by one task.
+# How often the chosen region looks for its fence row once its ledger is primary, seconds. It is a read of one row, by one
+# task.
 FENCE_POLL_S: Final = 0.01
 
 _EPOCH: Final = ledger.statement("newest_epoch")
+_AWAIT_PROMOTION: Final = ledger.statement("await_promotion")
 _log = logging.getLogger("palaver.write_api.leadership")
 
 
@@ -166,6 +168,7 @@ async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: Le
                 guard.open(epoch)
                 _log.info("epoch %d: its fence row is there, writes are taken", epoch)
                 break
+            await _until_promoted(pool)
             await asyncio.sleep(FENCE_POLL_S)
 
 
@@ -174,6 +177,12 @@ def _awaited(guard: LeadershipGuard, known: Leadership) -> Epoch | None:
     if guard.promised is not None:
         return guard.promised
     return known.epoch if guard.opens and known.phase in {"promoting", "establishing"} else None
+
+
+async def _until_promoted(pool: LedgerPool) -> None:
+    """Have the ledger wait, for a while: there a look costs nothing."""
+    with contextlib.suppress(LedgerError, asyncpg.PostgresError):
+        await pool.fetch(_AWAIT_PROMOTION)
 
 
 async def _is_fenced(pool: LedgerPool, epoch: Epoch) -> bool:
