@@ -24,8 +24,8 @@ EPOCH_HEADER: Final = b"palaver-epoch"
 ATTEMPT_HEADER: Final = b"x-envoy-attempt-count"
 # How long a request waits for a region that is about to serve; the edge asks a keyed write again after a second.
 OPENING_S_MAX: Final = 0.8
-# How often the chosen region looks for its fence row once its ledger is primary, seconds. It is a read of one row, by one
-# task.
+# How often the chosen region looks for its fence row once its ledger is primary, seconds. It is a read of one row, by
+# one task.
 FENCE_POLL_S: Final = 0.01
 
 _EPOCH: Final = ledger.statement("newest_epoch")
