@@ -21,6 +21,7 @@ ORDER_TIMEOUT_S = 16.0  # above what an agent itself takes to answer
 SETTLED_S_MAX = 15.0  # a switch between regions 80 ms apart takes one to two seconds
 HANDED_ON_S_MAX = 20.0  # a switch is tried within it; the last one may take as long as an agent's answer
 POLL_S = 0.1
+ASK_TIMEOUT_S = 1.0
 
 FOR_THE_LEADER = ("switch", "add", "remove")
 
@@ -43,7 +44,11 @@ async def give_order(  # noqa: PLR0913 - what an order consists of
         assert region is not None, "a drain names its region"
         return await desk.drain(region)
     await desk.give(kind, region)
-    return await _settled(status, leader=region if kind == "switch" else None)
+    if kind == "switch":
+        assert region is not None, "a switch names its region"
+        return await desk.until_led_by(region)
+    cell: dict[str, Any] = (await status())["cells"][0]
+    return cell
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,6 +87,39 @@ class _Desk:
             return
         raise OrderRefused(problem)
 
+    async def until_led_by(self, region: str) -> dict[str, Any]:
+        """Wait until a region serves as the leader; return the cell as it is then.
+
+        Raises:
+            OrderRefused: It does not, in time.
+        """
+        await self._until_said_by(region, time.monotonic() + SETTLED_S_MAX)
+        cell: dict[str, Any] = (await self.status())["cells"][0]
+        if cell["phase"] == "serving" and cell["leader"] != region:
+            raise OrderRefused(f"{cell['leader']} leads: {region} was not chosen ({cell['reason']})")
+        if cell["phase"] != "serving":
+            raise OrderRefused(f"{region} does not serve after {SETTLED_S_MAX:.0f} s: look at `palaver status`")
+        return cell
+
+    async def _until_said_by(self, region: str, deadline: float) -> None:
+        """Wait until a region's agent says that it serves as the leader, or so long.
+
+        Nobody else is asked meanwhile: the status of everything takes 50 ms of a processor, which the writes that wait
+        may need.
+        """
+        while not await self._says_that_it_leads(region) and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody sets an event
+            await asyncio.sleep(POLL_S)
+
+    async def _says_that_it_leads(self, region: str) -> bool:
+        try:
+            answer = await self.client.get(
+                f"http://{address(self.site.plan.port(region, 'agent_internal'))}/status", timeout=ASK_TIMEOUT_S
+            )
+            said = answer.json()
+        except (httpx.HTTPError, ValueError):
+            return False
+        return (said.get("leader"), said.get("phase")) == (region, "serving")
+
     async def drain(self, region: str) -> dict[str, Any]:
         """Make a region no candidate, and move the leadership elsewhere when it has it.
 
@@ -98,11 +136,11 @@ class _Desk:
                 problem = problem or f"epoch {cell['epoch']} is {cell['phase']}"
                 raise OrderRefused(f"{region} is drained and still leads: {problem}; ask again")
             if cell["leader"] == region:
-                problem = await self._hand_on(cell) or problem
+                problem = await self._hand_on(cell, deadline) or problem
             await asyncio.sleep(POLL_S)
         return cell
 
-    async def _hand_on(self, cell: dict[str, Any]) -> str:
+    async def _hand_on(self, cell: dict[str, Any], deadline: float) -> str:
         """Switch to the first voter that can lead; return why none could, or nothing."""
         problems: list[str] = []
         for heir in _heirs(cell):
@@ -111,6 +149,7 @@ class _Desk:
             except OrderRefused as error:
                 problems.append(str(error))
             else:
+                await self._until_said_by(heir, deadline)
                 return ""
         return "; ".join(problems)
 
@@ -118,20 +157,6 @@ class _Desk:
 def _heirs(cell: dict[str, Any]) -> list[str]:
     """Return who may lead instead of the leader, in order of preference."""
     return [one for one in cell["voters"] if one != cell["leader"] and one not in cell["drained"]]
-
-
-async def _settled(status: Status, *, leader: str | None) -> dict[str, Any]:
-    """Wait until the wanted leader serves."""
-    deadline = time.monotonic() + SETTLED_S_MAX
-    while True:
-        cell: dict[str, Any] = (await status())["cells"][0]
-        if leader is None or (cell["leader"] == leader and cell["phase"] == "serving"):
-            return cell
-        if cell["phase"] == "serving" and cell["leader"] != leader and time.monotonic() > deadline:
-            raise OrderRefused(f"{cell['leader']} leads: {leader} was not chosen ({cell['reason']})")
-        if time.monotonic() > deadline:
-            raise OrderRefused(f"{leader} does not serve after {SETTLED_S_MAX:.0f} s: look at `palaver status`")
-        await asyncio.sleep(POLL_S)
 
 
 async def read_history(site: Site) -> list[dict[str, Any]]:

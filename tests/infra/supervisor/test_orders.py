@@ -27,6 +27,10 @@ class Agents:
 
     Attributes:
         refused: What is refused with which reason, by kind and region; the list is used up.
+        asked: Whose status was asked for, one agent at a time.
+        looks: How often that of everything was.
+        settles: After how many questions a switch has ended.
+        stays: Whether the leader stays what it is.
     """
 
     site: Site
@@ -35,8 +39,13 @@ class Agents:
     given: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
     refused: dict[tuple[str, str], list[str]] = field(default_factory=dict[tuple[str, str], list[str]])
     silent: tuple[str, ...] = ()
+    asked: list[str] = field(default_factory=list[str])
+    looks: int = 0
+    settles: int = 0
+    stays: bool = False
 
     async def status(self) -> dict[str, Any]:
+        self.looks += 1
         cell = {"leader": self.leader, "phase": "serving", "epoch": 1, "voters": list(REGIONS), "reason": "a test"}
         return {"cells": [cell | {"drained": list(self.drained), "joining": []}]}
 
@@ -44,6 +53,10 @@ class Agents:
         agent = next(one for one in REGIONS if self.site.plan.port(one, "agent_internal") == request.url.port)
         if agent in self.silent:
             raise httpx.ConnectError("nobody listens")
+        if request.url.path == "/status":
+            self.asked.append(agent)
+            settled = len(self.asked) > self.settles
+            return httpx.Response(200, json={"leader": self.leader, "phase": "serving" if settled else "promoting"})
         order = json.loads(request.content)
         kind, region = order["kind"], order["region"]
         self.given.append((agent, kind, region))
@@ -52,7 +65,7 @@ class Agents:
             return httpx.Response(409, json={"detail": reasons.pop(0)})
         if kind == "drain":
             self.drained.append(region)
-        if kind == "switch":
+        if kind == "switch" and not self.stays:
             self.leader = region
         return httpx.Response(200, json={"done": True})
 
@@ -76,6 +89,21 @@ async def test_a_leader_that_is_drained_hands_on_to_the_first_that_can_lead(site
     cell = await agents.give("drain", EAST)
     assert (cell["leader"], cell["drained"]) == (SOUTH, [EAST])
     assert agents.given == [(EAST, "drain", EAST), (EAST, "switch", WEST), (EAST, "switch", SOUTH)]
+
+
+async def test_while_a_switch_goes_on_only_the_agent_of_its_target_is_asked(site: Site) -> None:
+    agents = Agents(site, settles=3)
+    cell = await agents.give("switch", WEST)
+    assert (cell["leader"], cell["phase"]) == (WEST, "serving")
+    assert agents.asked == [WEST] * 4
+    assert agents.looks == 2, "who leads before, and what is the case after it"
+
+
+async def test_a_switch_that_ends_elsewhere_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(orders, "SETTLED_S_MAX", 0.0)
+    agents = Agents(site, stays=True)
+    with pytest.raises(OrderRefused, match=r"us-east leads: eu-west was not chosen \(a test\)"):
+        await agents.give("switch", WEST)
 
 
 async def test_a_follower_that_is_drained_moves_nothing(site: Site) -> None:
