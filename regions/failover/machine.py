@@ -256,9 +256,12 @@ class Machine:
         facts = self._facts
         if facts.open_epoch and facts.open_epoch != record.epoch:
             self._close()
-        handed_over = record.handed_over_at is not None and facts.relieved_until is not None and facts.working is None
-        # What was frozen for the predecessor is frozen.
-        facts.frozen = replace(facts.frozen, epoch=record.epoch) if facts.frozen is not None and handed_over else None
+        relieved = record.handed_over_at is not None and facts.relieved_until is not None
+        frozen, working = facts.frozen if relieved and facts.working is None else None, facts.working
+        # What was frozen for the predecessor is frozen, and what is being frozen will be.
+        facts.frozen = None if frozen is None else replace(frozen, epoch=record.epoch)
+        if relieved and working is not None and isinstance(working.effect, FreezeLedger):
+            facts.working = replace(working, effect=replace(working.effect, epoch=record.epoch))
         facts.relieved_until = None
         facts.fence = facts.quorum = None
         facts.diverged, facts.rebuilt, facts.commit = False, 0, 0

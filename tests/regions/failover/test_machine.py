@@ -363,6 +363,20 @@ def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_ag
     assert PromoteLedger in successor.kinds()
 
 
+def test_what_is_being_frozen_when_the_leader_gives_up_is_not_begun_anew(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    under_way = successor.ticket(FreezeLedger)
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert FreezeLedger not in successor.kinds()
+    successor.tell(
+        LedgerFrozen(ticket=under_way, receiving=False, received=RELEASE.lsn, replayed=RELEASE.lsn, ancestry=(1,))
+    )
+    assert successor.machine.facts.frozen is not None
+    assert successor.machine.facts.frozen.epoch == 2
+    assert SetQuorum in successor.kinds()
+
+
 @pytest.mark.parametrize("way", ["the leader goes on", "the leader is not heard any more"])
 def test_the_successor_follows_again_when_nothing_comes_of_it(successor: Driver, way: str) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
