@@ -151,6 +151,7 @@ RARE: dict[tuple[State, State], str] = {
     ("observing", "following"): "it is added again before its member was stopped",
     ("observing", "freezing"): "the same, and it missed that it votes again",
     ("observing", "recruiting"): "the same, and it had begun an epoch before it crashed",
+    ("observing", "promoting"): "the same, and it missed that it votes again: the leader has handed over to it",
     ("rejoining", "observing"): "an operator removes the region",
     ("rejoining", "stepping-down"): "a promotion that was under way took place, and another leads by now",
     (

@@ -393,6 +393,15 @@ def test_the_successor_follows_again_when_nothing_comes_of_it(successor: Driver,
     assert FollowLedger in successor.kinds()
 
 
+def test_a_successor_that_missed_that_it_votes_again_leads_all_the_same(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=replace(PROMISED, voters=(A, C), succession=None)))
+    assert successor.machine.state == "observing"
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=4))))
+    successor.tell(RecordRead(ticket=successor.ticket(ReadRecord), revision=4, record=PROMISED))
+    assert successor.machine.facts.record == HANDED_OVER
+    assert successor.machine.state == "promoting"
+
+
 def test_who_is_no_successor_goes_on_to_receive(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=PROMISED))
     follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
