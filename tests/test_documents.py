@@ -2,6 +2,7 @@
 
 import importlib
 import re
+import tempfile
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -179,9 +180,17 @@ def test_documented_defaults_are_those_of_the_code(process: str) -> None:
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_supervisor_gives_each_process_what_it_needs_and_nothing_it_does_not_know(process: str) -> None:
     plan = Plan(deployment="documents", regions=("us-east", "eu-west", "ap-south"))
-    layout = Layout(data=Path("/nowhere"))
-    site = Site(plan=plan, secrets=Secrets(), layout=layout, postgres_bin=Path("/nowhere/bin"), os_user="nobody")
-    given = {name for name in service_environment(site, "eu-west", process) if name.startswith("PALAVER_")}
+    with tempfile.TemporaryDirectory(prefix="palaver-test-") as folder:
+        # The agent's is made for PostgreSQL's account, which must reach it.
+        Path(folder).chmod(0o755)
+        site = Site(
+            plan=plan,
+            secrets=Secrets(),
+            layout=Layout(data=Path(folder)),
+            postgres_bin=Path(folder) / "bin",
+            os_user="nobody",
+        )
+        given = {name for name in service_environment(site, "eu-west", process) if name.startswith("PALAVER_")}
     settings = settings_of(process)
     assert given - {DEPLOYMENT_VARIABLE} <= set(settings)
     assert {name for name, (required, _) in settings.items() if required} <= given
