@@ -2,7 +2,6 @@
 
 import importlib
 import re
-import tempfile
 import subprocess
 from collections.abc import Iterator
 from functools import cache
@@ -11,11 +10,13 @@ from pathlib import Path
 import pytest
 from pydantic_settings import BaseSettings
 
+from infra.servers.unprivileged import account
 from infra.supervisor.environment import Site, service_environment
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.records import DEPLOYMENT_VARIABLE
 from infra.supervisor.secrets import Secrets
+from tests.child_processes import folder
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = ("region_agent", "write_api", "read_api", "replicator")
@@ -180,16 +181,10 @@ def test_documented_defaults_are_those_of_the_code(process: str) -> None:
 @pytest.mark.parametrize("process", PROCESSES)
 def test_the_supervisor_gives_each_process_what_it_needs_and_nothing_it_does_not_know(process: str) -> None:
     plan = Plan(deployment="documents", regions=("us-east", "eu-west", "ap-south"))
-    with tempfile.TemporaryDirectory(prefix="palaver-test-") as folder:
-        # The agent's is made for PostgreSQL's account, which must reach it.
-        Path(folder).chmod(0o755)
-        site = Site(
-            plan=plan,
-            secrets=Secrets(),
-            layout=Layout(data=Path(folder)),
-            postgres_bin=Path(folder) / "bin",
-            os_user="nobody",
-        )
+    # The agent's is made for PostgreSQL's account, which must reach it.
+    with folder(account()) as data:
+        layout = Layout(data=data)
+        site = Site(plan=plan, secrets=Secrets(), layout=layout, postgres_bin=data / "bin", os_user="nobody")
         given = {name for name in service_environment(site, "eu-west", process) if name.startswith("PALAVER_")}
     settings = settings_of(process)
     assert given - {DEPLOYMENT_VARIABLE} <= set(settings)
