@@ -16,7 +16,7 @@ from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.records import DEPLOYMENT_VARIABLE
 from infra.supervisor.secrets import Secrets
-from tests.child_processes import folder
+from tests import child_processes
 
 ROOT = Path(__file__).parents[1]
 PROCESSES = ("region_agent", "write_api", "read_api", "replicator")
@@ -182,7 +182,7 @@ def test_documented_defaults_are_those_of_the_code(process: str) -> None:
 def test_the_supervisor_gives_each_process_what_it_needs_and_nothing_it_does_not_know(process: str) -> None:
     plan = Plan(deployment="documents", regions=("us-east", "eu-west", "ap-south"))
     # The agent's is made for PostgreSQL's account, which must reach it.
-    with folder(account()) as data:
+    with child_processes.folder(account()) as data:
         layout = Layout(data=data)
         site = Site(plan=plan, secrets=Secrets(), layout=layout, postgres_bin=data / "bin", os_user="nobody")
         given = {name for name in service_environment(site, "eu-west", process) if name.startswith("PALAVER_")}
