@@ -42,6 +42,9 @@ READY_POLL_S = 0.1
 """Beyond these the caller asks again; that of following is below the core's own patience. A receiver tries every 200 ms
 (wal_retrieve_retry_interval)."""
 
+WHOLE_S_MAX = 20.0
+"""What a member lacks after a rewind is WAL of seconds: a leader that answers and has not sent it by then lacks it."""
+
 
 class Diverged(MemberError):
     """The member has WAL that the leader's history does not have: it has to be rewound."""
@@ -79,6 +82,7 @@ class MovingMember(Member):
         super().__init__(settings)
         self.line = WalLine(settings)
         self._others: dict[Address, Ledger] = {}
+        self._lacking_since = 0.0
 
     async def stay_in_touch(self, others: Collection[Address]) -> None:
         """Keep connections to each other member, so that following one that is promoted waits for none.
@@ -251,7 +255,8 @@ class MovingMember(Member):
         before it has that. Alone it would wait for ever.
 
         Raises:
-            Diverged: It was rewound from another leader, or this one's history has left that WAL out.
+            Diverged: It was rewound from another leader, or this one's history has left that WAL out, or nobody has it
+                any more.
             MemberFailed: It did not start in time.
         """
         source = record.rewound_from(self.settings.state)
@@ -262,12 +267,34 @@ class MovingMember(Member):
         if not self.running:
             self._names, self._follows, self._by_line = "", leader, self.line.open(leader, 0)
             self._write("standby.signal", "")
+            self._lacking_since = asyncio.get_running_loop().time()
             try:
                 await self._start("standby", epoch)
             except MemberFailed as error:
                 if self.running:
                     raise
                 raise Diverged(f"it does not start after its rewind: {error}") from error
+        elif not await self._answers():
+            await self._give_up_in_time(leader)
+
+    async def _answers(self) -> bool:
+        try:
+            await self._is_standby()
+        except MemberFailed:
+            return False
+        return True
+
+    async def _give_up_in_time(self, leader: Address) -> None:
+        """Stop a member that still lacks something since its rewind, when its leader has answered for long enough."""
+        now = asyncio.get_running_loop().time()
+        try:
+            await self._other(leader).one("is_in_recovery")
+        except MemberFailed:
+            self._lacking_since = now
+            raise
+        if now - self._lacking_since > WHOLE_S_MAX:
+            await self.stop()
+            raise Diverged("its leader does not have what it lacks since its rewind")
 
     async def copy(self, leader: Address) -> None:
         """Copy the ledger of ``leader`` beside the data and put it in their place once it is whole; stopped then.

@@ -86,6 +86,9 @@ jit = off
 
 wal_level = 'logical'
 wal_compression = on
+# As much as a checkpoint may leave behind: pg_rewind drops WAL that its source lacks, and the member then asks for what
+# lies between the beginning and the record of the checkpoint from which it starts.
+wal_keep_size = '256MB'
 synchronous_commit = on
 full_page_writes = on
 fsync = on

@@ -13,7 +13,7 @@ import pytest
 
 from regions.identity import RegionName, physical_slot_name, slot_name
 from regions.leadership import ANCESTRY_MAX
-from regions.member import MemberFailed, quorum_names
+from regions.member import MemberFailed, moving, quorum_names
 from regions.member.moving import Diverged, MovingMember
 from tests.regions.deployment import (
     REGIONS,
@@ -274,6 +274,55 @@ async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> N
             await again.follow(epoch=2, leader=made.ledger(WEST))
         await until(lambda: has(made, EAST, len(written)))
         assert await kept(made, EAST) == set(written)
+
+
+async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "WHOLE_S_MAX", 1.0)
+    async with three() as (made, members):
+        connection = await made.connect(EAST)
+        # It will begin in a segment before the one in which the histories part.
+        await connection.execute("CHECKPOINT")
+        await connection.execute("SELECT pg_switch_wal()")
+        await connection.close()
+        await keep(made, EAST, range(5))
+        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        await keep_alone(made, EAST, 666)
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        east, west = members[EAST], made.ledger(WEST)
+        await east.freeze()
+        await east.rewind(west)
+        for member in (east, members[WEST]):
+            for segment in (member.settings.data / "pg_wal").glob("00000001????????????????"):
+                segment.unlink()
+        following = asyncio.create_task(east.follow(epoch=2, leader=west))
+        await until(lambda: asyncio.sleep(0, east.running))
+        await asyncio.sleep(0.5)
+        following.cancel()
+        await asyncio.wait([following])
+        with pytest.raises(MemberFailed):
+            await east.follow(epoch=2, leader=west)
+        await asyncio.sleep(1)
+        with pytest.raises(Diverged, match="lacks since its rewind"):
+            await east.follow(epoch=2, leader=west)
+        await east.copy(west)
+        await east.follow(epoch=2, leader=west)
+        await keep(made, WEST, range(5, 10))
+        await until(lambda: has(made, EAST, 10))
+
+
+async def test_wal_from_before_a_checkpoint_is_kept_for_whoever_is_rewound() -> None:
+    """A rewound member begins where its checkpoint began; pg_rewind leaves it only what its source has of that."""
+    async with three() as (made, members):
+        first = next((members[EAST].settings.data / "pg_wal").glob("00000001????????????????"))
+        connection = await made.connect(EAST)
+        for number in range(3):
+            await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
+            await connection.execute("SELECT pg_switch_wal()")
+            await until(lambda seen=number + 1: has(made, SOUTH, seen))
+            await connection.execute("CHECKPOINT")
+        await connection.close()
+        assert first.exists()
 
 
 async def test_a_member_that_was_rewound_from_another_leader_says_so() -> None:
