@@ -551,12 +551,13 @@ class LedgerLane:
 
 
 def _frozen(ticket: Ticket, frozen: Frozen) -> LedgerFrozen:
-    # Without a receive position nothing else would show that replay lags: it counts as one that still receives.
+    # Without a receive position nothing else would show that replay lags: it counts as one that still receives. Half a
+    # record at the end counts as replayed, because it never will be.
     return LedgerFrozen(
         ticket=ticket,
         receiving=frozen.receiving or not frozen.exhausted,
         received=frozen.received,
-        replayed=frozen.replayed,
+        replayed=max(frozen.replayed, frozen.received or 0) if frozen.torn else frozen.replayed,
         ancestry=frozen.fences,
     )
 

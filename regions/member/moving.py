@@ -59,6 +59,8 @@ class Frozen:
         received: Where what it received ends; None after a restart, when no receiver has run.
         replayed: Where what it replayed ends.
         exhausted: Whether replay waits for WAL that is not there: after a restart nothing else tells its end.
+        torn: Whether what it received ends within a record, of which nobody has the rest: a leader sends each segment
+            of WAL as soon as that is full. It was never acknowledged, and never will be replayed.
         fences: The epochs of the fence rows that it has replayed, ascending, the newest 32.
     """
 
@@ -66,12 +68,13 @@ class Frozen:
     received: int | None
     replayed: int
     exhausted: bool
+    torn: bool
     fences: tuple[Epoch, ...]
 
     @property
     def settled(self) -> bool:
         """Whether it receives nothing and has replayed all that it has (rule 4)."""
-        return not self.receiving and self.replayed >= (self.received or 0) and self.exhausted
+        return not self.receiving and self.exhausted and (self.torn or self.replayed >= (self.received or 0))
 
 
 class MovingMember(Member):
@@ -384,6 +387,7 @@ class MovingMember(Member):
                     received=None if row["received"] is None else int(row["received"]),
                     replayed=int(row["replayed"] or 0),
                     exhausted=row["exhausted"],
+                    torn=_is_torn(row),
                     fences=(),
                 )
                 if frozen.settled:
@@ -398,6 +402,7 @@ class MovingMember(Member):
             received=frozen.received,
             replayed=frozen.replayed,
             exhausted=frozen.exhausted,
+            torn=frozen.torn,
             fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX),
         )
 
@@ -498,8 +503,14 @@ async def _removed(folder: Path) -> None:
         raise
 
 
+def _is_torn(frozen: "Mapping[str, Any]") -> bool:
+    return not frozen["receiving"] and frozen["looked"] and int(frozen["replayed"] or 0) < int(frozen["received"] or 0)
+
+
 def _end(frozen: "Mapping[str, Any]") -> int:
     """Return where the WAL of a member ends by what it says of itself."""
+    if _is_torn(frozen):
+        return int(frozen["replayed"])
     return max(int(frozen["received"] or 0), int(frozen["replayed"] or 0))
 
 

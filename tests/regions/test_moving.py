@@ -276,6 +276,36 @@ async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> N
         assert await kept(made, EAST) == set(written)
 
 
+async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader() -> None:
+    """A leader that dies within a record longer than a segment has sent what was full of it."""
+    async with three() as (made, members):
+        await keep(made, EAST, range(5))
+        west, south = members[WEST], members[SOUTH]
+        connection = await made.connect(EAST)
+        long = asyncio.create_task(
+            connection.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 500 << 20))")
+        )
+
+        async def has_half(member: MovingMember) -> bool:
+            row = await member.ledger.one("read_frozen")
+            return int(row["received"] or 0) - int(row["replayed"] or 0) > 4 << 20
+
+        await until(lambda: has_half(west))
+        await until(lambda: has_half(south))
+        kill(members[EAST])
+        connection.terminate()
+        await asyncio.wait([long])
+        for frozen in await asyncio.gather(west.freeze(), south.freeze()):
+            assert frozen.torn, "half a record is all that it lacks"
+            assert frozen.settled
+        await west.set_quorum(quorum_names((EAST, SOUTH), 1))
+        following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        await following
+        await keep(made, WEST, range(5, 10))
+        await until(lambda: has(made, SOUTH, 10))
+
+
 async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(moving, "WHOLE_S_MAX", 1.0)
     async with three() as (made, members):

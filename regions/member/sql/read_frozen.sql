@@ -8,6 +8,11 @@ SELECT
     pg_last_wal_receive_lsn() AS received,
     pg_last_wal_replay_lsn() AS replayed,
     pg_size_bytes(current_setting('wal_segment_size')) AS segment_bytes,
+    -- It has looked for more since its receiver ended, and found none.
+    coalesce((
+        SELECT a.wait_event = 'RecoveryRetrieveRetryInterval'
+        FROM pg_stat_activity AS a WHERE a.backend_type = 'startup'
+    ), false) AS looked,
     coalesce((
         SELECT a.wait_event IN ('RecoveryRetrieveRetryInterval', 'RecoveryWalStream')
         FROM pg_stat_activity AS a WHERE a.backend_type = 'startup'
