@@ -295,6 +295,7 @@ async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader(
         kill(members[EAST])
         connection.terminate()
         await asyncio.wait([long])
+        assert isinstance(long.exception(), Exception)
         for frozen in await asyncio.gather(west.freeze(), south.freeze()):
             assert frozen.torn, "half a record is all that it lacks"
             assert frozen.settled
