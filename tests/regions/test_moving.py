@@ -487,6 +487,10 @@ async def test_a_member_whose_wal_the_leader_dropped_says_so_and_is_copied() -> 
     async with three() as (made, members):
         await members[SOUTH].stop()
         assert await members[EAST].ledger.drop_follower_slots([SOUTH]) == 0
+        # As if 256 MB had been written meanwhile.
+        configuration = members[EAST].settings.data / "palaver.conf"
+        configuration.write_text(configuration.read_text() + "wal_keep_size = 0\n")
+        await members[EAST].ledger.run("reload")
         connection = await made.connect(EAST)
         try:
             for number in range(3):
