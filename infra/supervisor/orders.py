@@ -16,12 +16,12 @@ import httpx
 
 from infra.supervisor.environment import Site, address
 from infra.supervisor.errors import OrderRefused
+from infra.supervisor.status import ask
 
 ORDER_TIMEOUT_S = 16.0  # above what an agent itself takes to answer
 SETTLED_S_MAX = 15.0  # a switch between regions 80 ms apart takes one to two seconds
 HANDED_ON_S_MAX = 20.0  # a switch is tried within it; the last one may take as long as an agent's answer
 POLL_S = 0.1
-ASK_TIMEOUT_S = 1.0
 
 FOR_THE_LEADER = ("switch", "add", "remove")
 
@@ -111,13 +111,7 @@ class _Desk:
             await asyncio.sleep(POLL_S)
 
     async def _says_that_it_leads(self, region: str) -> bool:
-        try:
-            answer = await self.client.get(
-                f"http://{address(self.site.plan.port(region, 'agent_internal'))}/status", timeout=ASK_TIMEOUT_S
-            )
-            said = answer.json()
-        except (httpx.HTTPError, ValueError):
-            return False
+        said = await ask(self.client, self.site.plan, region, "agent_internal", "status") or {}
         return (said.get("leader"), said.get("phase")) == (region, "serving")
 
     async def drain(self, region: str) -> dict[str, Any]:

@@ -33,9 +33,9 @@ async def ask_region(client: httpx.AsyncClient, plan: Plan, region: str) -> Docu
     """
     names = list(READY_SERVICES)
     answers = await asyncio.gather(
-        _ask(client, plan, region, "agent_internal", "status"),
-        _ask(client, plan, region, "replicator_internal", "status"),
-        *(_ask(client, plan, region, READY_SERVICES[name], "readyz") for name in names),
+        ask(client, plan, region, "agent_internal", "status"),
+        ask(client, plan, region, "replicator_internal", "status"),
+        *(ask(client, plan, region, READY_SERVICES[name], "readyz") for name in names),
     )
     missing = [
         f"{name}: {_missing_text(answer)}"
@@ -45,7 +45,8 @@ async def ask_region(client: httpx.AsyncClient, plan: Plan, region: str) -> Docu
     return {"agent": _ok(answers[0]), "replicator": _ok(answers[1]), "missing": missing}
 
 
-async def _ask(client: httpx.AsyncClient, plan: Plan, region: str, listener: str, path: str) -> Document | None:
+async def ask(client: httpx.AsyncClient, plan: Plan, region: str, listener: str, path: str) -> Document | None:
+    """Return what one service answers, with its status as `http_status`; None when it does not answer."""
     try:
         answer = await client.get(f"http://{address(plan.port(region, listener))}/{path}", timeout=ASK_TIMEOUT_S)
         document: Document = answer.json() if answer.content else {}

@@ -8,7 +8,7 @@ Decides how; ``regions.failover`` decides when. Source: failover.md, rules 3 to 
 import asyncio
 import shutil
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -397,14 +397,7 @@ class MovingMember(Member):
             await asyncio.sleep(POLL_S)
         if frozen is None:
             raise MemberFailed(f"it is not frozen after {FREEZE_S_MAX:.0f} s")
-        return Frozen(
-            receiving=frozen.receiving,
-            received=frozen.received,
-            replayed=frozen.replayed,
-            exhausted=frozen.exhausted,
-            torn=frozen.torn,
-            fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX),
-        )
+        return replace(frozen, fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX))
 
     def _other(self, address: Address) -> Ledger:
         return self._others.setdefault(address, Ledger(address, self.settings.superuser_password))
@@ -450,7 +443,8 @@ class MovingMember(Member):
                 timeline of this number, and each its own.
         """
         mine, here = await self._stand()
-        await self.line.say_ahead(leader, _end(here) - _end(here) % here["segment_bytes"])
+        end = _end(here)
+        await self.line.say_ahead(leader, end - end % here["segment_bytes"])
         found = await self._until_primary(leader)
         if here["receiving"] or not here["exhausted"]:
             # It has moved meanwhile.

@@ -326,10 +326,7 @@ class Member:
 
         Source: PostgreSQL 18, utils/pidfile.h.
         """
-        try:
-            lines = (self.settings.data / "postmaster.pid").read_text().splitlines()
-        except OSError:
-            return False
+        lines = self._lock_file()
         return lines[:1] == [str(process.pid)] and [one.strip() for one in lines[_STATUS_LINE:]] in _OPEN_STATES
 
     async def _begin(self, what: str) -> None:
@@ -439,9 +436,16 @@ class Member:
     def _locked_by(self) -> int | None:
         """The process that the lock file names; the file outlives a killed postmaster."""
         try:
-            return int((self.settings.data / "postmaster.pid").read_text().split()[0])
-        except (OSError, ValueError, IndexError):
+            return int(self._lock_file()[0])
+        except (ValueError, IndexError):
             return None
+
+    def _lock_file(self) -> list[str]:
+        """The lines of the lock file; none when there is none."""
+        try:
+            return (self.settings.data / "postmaster.pid").read_text().splitlines()
+        except OSError:
+            return []
 
     def _write_configuration(self) -> None:
         """Write the files that configure it, those that are other than they were.
