@@ -1,5 +1,6 @@
+import asyncio
 import uuid
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,16 @@ def problem(answer: httpx.Response) -> str:
     prefix, _, slug = document["type"].rpartition("/")
     assert prefix == "https://palaver.dev/problems"
     return slug
+
+
+OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
+
+
+async def until(holds: Callable[[], bool]) -> None:
+    """Wait for what another process does; seconds at most."""
+    async with asyncio.timeout(5):
+        while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
+            await asyncio.sleep(0.01)
 
 
 UNKNOWN = str(uuid.UUID(int=7))

@@ -17,9 +17,7 @@ from regions.leadership import Succession
 from services.write_api import leadership as opening
 from services.write_api.leadership import LeadershipGuard, follow_openings
 from tests import servers
-from tests.services.write_api.conftest import Api, leadership, problem
-
-OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
+from tests.services.write_api.conftest import OURS, Api, leadership, problem, until
 
 
 def view_of(leader: str, phase: str) -> LeadershipView:
@@ -148,12 +146,6 @@ async def test_a_promise_that_is_taken_back_ends_the_wait(api: Api) -> None:
         tell()
         answer = await asyncio.wait_for(waiting, 0.5)
     assert problem(answer) == "stale-epoch"
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
-            await asyncio.sleep(0.01)
 
 
 async def ended(api: Api, site: str, server: servers.PostgresServer) -> httpx.Response:

@@ -2,53 +2,49 @@
 
 import asyncio
 import contextlib
-from collections.abc import Callable
+from collections.abc import AsyncGenerator
 
 import pytest
 
 from services.write_api import pool as pools
 from services.write_api.pool import LedgerPool, LedgerUnavailable
 from tests import servers
+from tests.services.write_api.conftest import OURS, until
 
-OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
 
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(5):
-        while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
-            await asyncio.sleep(0.01)
+@contextlib.asynccontextmanager
+async def warm_pool(server: servers.PostgresServer, *, size: int) -> AsyncGenerator[LedgerPool]:
+    """A pool, and the task of the process that keeps connections."""
+    async with LedgerPool(server.url(user="palaver_writer"), size=size, write_timeout_s=5) as pool:
+        task = asyncio.create_task(pool.stay_warm())
+        try:
+            yield pool
+        finally:
+            task.cancel()
+            with contextlib.suppress(asyncio.CancelledError):
+                await task
 
 
 async def test_some_are_open_before_anybody_asks_and_come_back_when_the_ledger_ended_them(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "WARM_LOOK_S", 0.05)
-    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=16, write_timeout_s=5) as pool:
-        warming = asyncio.create_task(pool.stay_warm())
-        try:
-            await until(lambda: len(ledger_server.sql(f"SELECT pid {OURS}")) == pools.WARM)
-            before = {row[0] for row in ledger_server.sql(f"SELECT pid, pg_terminate_backend(pid) {OURS}")}
-            await until(lambda: len(pids(ledger_server) - before) == pools.WARM)
-            await pool.fetch("SELECT 1")
-            assert len(pids(ledger_server)) == pools.WARM
-        finally:
-            warming.cancel()
-            with contextlib.suppress(asyncio.CancelledError):
-                await warming
+    async with warm_pool(ledger_server, size=16) as pool:
+        await until(lambda: len(pids(ledger_server)) == pools.WARM)
+        before = {row[0] for row in ledger_server.sql(f"SELECT pid, pg_terminate_backend(pid) {OURS}")}
+        await until(lambda: len(pids(ledger_server) - before) == pools.WARM)
+        await pool.fetch("SELECT 1")
+        assert len(pids(ledger_server)) == pools.WARM
 
 
 async def test_no_more_are_kept_than_the_pool_may_have(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "WARM_LOOK_S", 0.01)
-    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=1, write_timeout_s=5) as pool:
-        warming = asyncio.create_task(pool.stay_warm())
+    async with warm_pool(ledger_server, size=1):
         await until(lambda: len(pids(ledger_server)) == 1)
         await asyncio.sleep(0.1)
         assert len(pids(ledger_server)) == 1
-        warming.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await warming
 
 
 async def test_a_burst_has_as_many_as_it_needs_one_after_the_other(ledger_server: servers.PostgresServer) -> None:
