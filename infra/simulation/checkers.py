@@ -199,7 +199,7 @@ class Checkers:
         if known is None or vote.epoch > known.epoch:
             if member.running and member.primary:
                 self._fail("promises", f"{node.region} votes for {vote.epoch} while its ledger is primary")
-            if vote.position.lsn < len(member.wal.entries):
+            if vote.position.lsn < member.wal.whole:
                 self._fail("promises", f"{node.region} votes with {vote.position} and has more WAL")
             self._votes[node.region] = vote
 

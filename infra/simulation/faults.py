@@ -17,6 +17,9 @@ from regions.identity import RegionName
 POLL_S = 0.01
 """How closely a phase is waited for."""
 
+PART_S_MAX = 0.1
+"""After how long at most a region dies that has written half a record."""
+
 ASK_AGAIN_S = 1.0
 """After how long an operator asks again for what did not happen."""
 
@@ -86,7 +89,13 @@ class Injector:
         kind, seconds, amount = fault.kind, fault.seconds, fault.amount
         match kind:
             case "crash-region":
-                self._crash_region(region, seconds, lose_promise=False)
+                self._crash_region(region, seconds)
+            case "crash-in-record":
+                member = self._member(region)
+                if member is not None and member.running and member.primary:
+                    member.write_part()
+                # As long as the way of that part, or a moment later: the rest is never written.
+                self._world.after(amount * PART_S_MAX, self._crash_region, region, seconds)
             case "lose-promise":
                 # A cell that has never served is begun anew by its operator when its first leader forgot its promise.
                 record = self._etcd.record
@@ -146,7 +155,7 @@ class Injector:
 
     # Processes and machines.
 
-    def _crash_region(self, region: RegionName, seconds: float, *, lose_promise: bool) -> None:
+    def _crash_region(self, region: RegionName, seconds: float, *, lose_promise: bool = False) -> None:
         if self._count(self._crashed, region, 1) > 1:
             self._world.after(seconds, self._start_region, region)
             return

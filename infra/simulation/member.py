@@ -7,7 +7,8 @@ know what an agent wants (``steps.py``). Its traps are those of failover.md, and
 * emptying the names releases the waiters with success (rule 6);
 * a cut-short wait and a crash leave rows visible that no standby has (rules 7 and 8);
 * two promotions may take the same timeline; a standby on it is accepted blindly, ``pg_rewind`` does nothing (11);
-* ``pg_rewind`` may go far below WAL that was acknowledged (rule 12).
+* ``pg_rewind`` may go far below WAL that was acknowledged (rule 12);
+* a record that does not fit into a segment is sent in parts, and who has the first of them only never replays it (4).
 """
 
 from __future__ import annotations
@@ -126,7 +127,7 @@ class Member:
         if not self.running:
             self.running, self.primary = True, False
             self.received = None
-            self.visible = self.wal.flushed
+            self.visible = self.wal.whole
             self.diverged = False
             if self.conninfo is not None:
                 self._connect_later()
@@ -154,18 +155,23 @@ class Member:
             self.wal.flush()
             if self._world.chance(0.5):
                 for link in self.downstream.values():
-                    self._last_words(link)
+                    self._last_words(link, self.wal.flushed)
         self._end()
 
-    def _last_words(self, link: Link) -> None:
+    def _last_words(self, link: Link, upto: int) -> None:
         standby = link.standby
         if self._network.is_open(self.region, standby.region):
-            self._world.after(
-                self._network.delay(self.region, standby.region), standby.take_rest, self, self.wal.flushed
-            )
+            self._world.after(self._network.delay(self.region, standby.region), standby.take_rest, self, upto)
 
     def crash(self) -> None:
-        """Kill -9 of the postmaster, or loss of its machine: what is not on disk is gone."""
+        """Kill -9 of the postmaster, or loss of its machine: what is not on disk is gone.
+
+        Of what is under way a standby gets any beginning, half a record too.
+        """
+        for link in self.downstream.values():
+            had = len(link.standby.wal.entries)
+            if not self.paused and link.sent > had and self._world.chance(0.5):
+                self._last_words(link, self._world.random.randrange(had, link.sent) + 1)
         self._end()
         self.wal.truncate(self.wal.flushed)
 
@@ -252,6 +258,10 @@ class Member:
             self.diverged = True
             self._retry(attempt)
             return
+        if self.wal.whole < len(self.wal.entries):
+            # Half a record is written over, whoever sends now; what was received counts from there again.
+            self.wal.truncate(self.wal.whole)
+            self.received = None if self.received is None else self.wal.flushed
         link = Link(source, self)
         link.sent = len(self.wal.entries)
         old = source.downstream.get(self.region)
@@ -280,7 +290,7 @@ class Member:
             self.confirm(link)
 
     def take_rest(self, source: Member, upto: int) -> None:
-        """The last WAL of a primary that ended in order arrives."""
+        """The last WAL of a primary that ended arrives."""
         if self.conninfo == source.region:
             self._absorb(source, upto)
 
@@ -291,7 +301,7 @@ class Member:
             if len(source.wal.entries) < upto or not source.wal.accepts(self.wal):
                 return False
             self.wal.receive(source.wal, upto)
-            self.received = self.visible = self.wal.flushed
+            self.received, self.visible = self.wal.flushed, self.wal.whole
             self._witness.streamed(self, source)
             self._grew()
         return True
@@ -338,8 +348,17 @@ class Member:
     @property
     def replayed(self) -> int:
         """``pg_last_wal_replay_lsn()``."""
-        end = len(self.wal.entries)
-        return end - self.replay_lag if self._world.now < self.replay_at else end
+        end = self.wal.whole
+        return end - self.replay_lag if self._lags else end
+
+    @property
+    def torn(self) -> bool:
+        """Whether all that it has not replayed is half a record, and nobody sends the rest."""
+        return self.wal.whole < len(self.wal.entries) and not self.has_receiver and not self._lags
+
+    @property
+    def _lags(self) -> bool:
+        return self._world.now < self.replay_at
 
     @property
     def waiting(self) -> int:
@@ -363,6 +382,13 @@ class Member:
             self._grew()
             self._release()
         return end
+
+    def write_part(self) -> None:
+        """Write the first part of a record that does not fit into its segment: it is sent before the rest is there."""
+        if not self.hung:
+            self.wal.append(Entry("part", self.epoch))
+            self.wal.flush()
+            self._grew()
 
     def wait(self, release: Release) -> None:
         """Wait until everything that was written so far is on the quorum."""

@@ -17,6 +17,7 @@ from regions.identity import RegionName
 
 FaultKind = Literal[
     "crash-region",
+    "crash-in-record",
     "crash-agent",
     "pause-region",
     "pause-agent",
@@ -134,6 +135,7 @@ class Plan:
 _WEIGHTS: Sequence[tuple[FaultKind, float, float, float]] = (
     # kind, weight, shortest and longest duration
     ("crash-region", 10, 0.5, 12.0),
+    ("crash-in-record", 3, 0.5, 12.0),
     ("crash-agent", 8, 0.05, 6.0),
     ("pause-region", 6, 0.2, 8.0),
     ("pause-agent", 6, 0.2, 8.0),

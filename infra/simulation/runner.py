@@ -20,7 +20,16 @@ from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.identity import RegionName
 
 MINUTES = 1.5
-LEADER_FAULTS = ("crash-region", "pause-region", "kill-ledger", "isolate", "isolate-in", "isolate-out", "hang-disk")
+LEADER_FAULTS = (
+    "crash-region",
+    "crash-in-record",
+    "pause-region",
+    "kill-ledger",
+    "isolate",
+    "isolate-in",
+    "isolate-out",
+    "hang-disk",
+)
 
 
 @dataclass(slots=True, kw_only=True)

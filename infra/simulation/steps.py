@@ -251,7 +251,7 @@ class LedgerDriver:
                 ticket=effect.ticket,
                 receiving=member.has_receiver,
                 received=member.received,
-                replayed=replayed,
+                replayed=counts_as_replayed(member, replayed),
                 ancestry=member.wal.ancestry(replayed),
             )
         )
@@ -404,3 +404,8 @@ class LedgerDriver:
             self.member.exists = True
             self.member.rewind(source)
         self._done(effect)
+
+
+def counts_as_replayed(member: Member, replayed: int) -> int:
+    """Where replay ends for rule 4, as the agent's lane says it: half a record will never be replayed, and counts."""
+    return max(replayed, member.received or 0) if member.torn else replayed

@@ -12,14 +12,15 @@ from uuid import UUID
 
 from regions.identity import Epoch
 
-EntryKind = Literal["row", "fence", "other"]
+EntryKind = Literal["row", "fence", "other", "part"]
 
 
 class Entry:
     """One record of WAL.
 
     Attributes:
-        kind: A client's row, the fence row of an epoch, or anything else that takes place in WAL.
+        kind: A client's row, the fence row of an epoch, anything else that takes place in WAL, or the first part of a
+            record whose rest follows.
         epoch: Under which its primary ran.
         key: The idempotency key of a row.
         fence_id: The identity of a fence row.
@@ -113,6 +114,7 @@ class Wal:
 
     def promote(self, epoch: Epoch) -> None:
         """Begin the timeline after the highest one that is known here (rule 11: elsewhere it may exist already)."""
+        self.truncate(self.whole)
         self.newest_timeline = max(self.newest_timeline, self.timeline) + 1
         self.timelines = (*self.timelines, (self.newest_timeline, len(self.entries)))
         self.append(Entry("other", epoch))
@@ -122,6 +124,12 @@ class Wal:
     def timeline(self) -> int:
         """The number of the current timeline."""
         return self.timelines[-1][0]
+
+    @property
+    def whole(self) -> int:
+        """Where its last whole record ends: what comes after it is half a record, and cannot be replayed."""
+        torn = bool(self.entries) and self.entries[-1].kind == "part"
+        return len(self.entries) - torn
 
     @property
     def lineage(self) -> Epoch:
@@ -134,7 +142,7 @@ class Wal:
 
     def accepts(self, standby: Wal) -> bool:
         """Whether PostgreSQL lets a standby with this WAL stream from here: by timeline number and LSN alone."""
-        end, number = len(standby.entries), standby.timeline
+        end, number = standby.whole, standby.timeline
         if number == self.timeline:
             return end <= self.flushed
         for (mine, _), (_, stop) in zip(self.timelines, self.timelines[1:], strict=False):

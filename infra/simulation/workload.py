@@ -31,6 +31,9 @@ TOLD = 0.7
 SETTLE_S = 0.01
 """How often a strong read looks whether the quorum has what it saw."""
 
+LONG = 0.1
+"""Share of rows whose record ends in another segment of WAL than it begins in."""
+
 SLOW_HANDLER = 0.02
 """Share of writes whose handler sleeps for up to a second between its check and its INSERT."""
 
@@ -185,6 +188,8 @@ class Workload:
             entry = member.wal.entries[end - 1]
             written = Entry("other", epoch)  # the answer waits for the quorum too, or it would vouch for a phantom
         else:
+            if self._world.chance(LONG):
+                member.write_part()
             entry = written = Entry("row", epoch, key=write.key)
             end = len(member.wal.entries) + 1
 

@@ -13,7 +13,9 @@ from typing import Any
 
 import pytest
 
+from infra.simulation import steps
 from infra.simulation.etcd import Etcd
+from infra.simulation.member import Member
 from infra.simulation.plans import Fault, Plan, draw_plan
 from infra.simulation.runner import run_plan
 from regions.failover import rules
@@ -135,6 +137,21 @@ def the_leader_dies_in_a_switch(seed: int) -> Plan:
     return Plan(seed=seed, seconds=70, faults=tuple(faults))
 
 
+def the_leader_dies_in_the_middle_of_a_record(seed: int) -> Plan:
+    """A leader dies again and again when it has sent half a record."""
+    faults: list[Fault] = []
+    for count in range(6):
+        at = 6.0 + 8 * count + seed % 9 / 10
+        faults.append(Fault(at=at, kind="crash-in-record", target="leader", seconds=4.0, amount=0.3 + seed % 8 / 10))
+    return Plan(seed=seed, seconds=75, faults=tuple(faults))
+
+
+def the_leader_forgets_its_promise(seed: int) -> Plan:
+    """A leader dies, loses its promise, and is back before anybody misses it: it is heard, and may not lead."""
+    faults = (Fault(at=7.0 + seed % 10 / 10, kind="lose-promise", target="leader", seconds=0.4),)
+    return Plan(seed=seed, seconds=50, faults=faults)
+
+
 def always(value: object) -> Callable[..., object]:
     """A rule that has one answer."""
 
@@ -150,6 +167,10 @@ def without_the_epoch(vote: Vote) -> Position:
 
 def receive_only(answer: LedgerFrozen) -> Position:
     return Position(max(answer.ancestry, default=0), answer.received or 0)
+
+
+def only_what_was_replayed(_member: Member, replayed: int) -> int:
+    return replayed
 
 
 def copies_nothing_but_the_absent(ledger: LedgerFound, _durable: Promise, _record: Leadership) -> bool:
@@ -191,6 +212,13 @@ BREAKS = (
         name="frozen_position",
         by=receive_only,
     ),
+    Break(
+        rule="4",
+        where=steps,
+        name="counts_as_replayed",
+        by=only_what_was_replayed,
+        plan=the_leader_dies_in_the_middle_of_a_record,
+    ),
     Break(rule="5", where=rules, name="may_promote", by=always(True)),
     Break(rule="6", where=rules, name="demotion", by=never_stops, plan=leader_is_away_and_its_ledger_is_not),
     Break(rule="7", where=rules, name="is_on_quorum", by=always(True), plan=waits_are_cancelled),
@@ -218,7 +246,7 @@ BREAKS = (
         plan=the_leader_dies_while_another_is_rewound,
     ),
     Break(rule="20", where=rules, name="next_epoch", by=the_next_number, plan=the_leader_dies_in_a_switch),
-    Break(rule="quorum commit", where=rules, name="shows_life", by=always(True)),
+    Break(rule="quorum commit", where=rules, name="shows_life", by=always(True), plan=the_leader_forgets_its_promise),
     Break(rule="CAS", where=Etcd, name="swap", by=any_revision),
 )
 
@@ -260,6 +288,8 @@ def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, ob
         commits_are_cancelled,
         the_leader_dies_while_another_is_rewound,
         the_leader_dies_in_a_switch,
+        the_leader_dies_in_the_middle_of_a_record,
+        the_leader_forgets_its_promise,
     ],
     ids=lambda plan: plan.__name__,
 )

@@ -115,6 +115,45 @@ def test_the_receive_position_is_unknown_after_a_restart() -> None:
     assert stand.us.replayed == len(stand.us.wal.entries)
 
 
+def test_half_a_record_is_received_and_never_replayed() -> None:
+    # Rule 4.
+    stand = Stand()
+    stand.eu.write_part()
+    stand.run(1)
+    stand.eu.crash()
+    assert not stand.us.torn  # its receiver may bring the rest yet
+    stand.freeze(stand.us)
+    assert stand.us.torn
+    assert stand.us.received == stand.us.replayed + 1
+
+
+def test_the_rest_of_a_record_arrives_as_any_wal() -> None:
+    stand = Stand()
+    stand.eu.write_part()
+    stand.run(1)
+    outcome = stand.write(stand.eu, 1)
+    stand.run(1)
+    assert outcome == [True]
+    assert stand.us.received == stand.us.replayed == len(stand.us.wal.entries)
+
+
+def test_half_a_record_is_written_over_by_the_next_leader() -> None:
+    stand = Stand()
+    stand.eu.write_part()
+    stand.run(1)
+    stand.eu.crash()
+    for standby in (stand.us, stand.ap):
+        stand.freeze(standby)
+    stand.us.set_names((AP,), 1)
+    stand.us.promote(2)
+    stand.ap.follow(US)
+    outcome = stand.write(stand.us, 1)
+    stand.run(1)
+    assert outcome == [True]
+    assert stand.ap.wal.entries == stand.us.wal.entries
+    assert all(entry.kind != "part" for entry in stand.us.wal.entries)
+
+
 def test_a_walreceiver_takes_wal_until_it_has_ended_not_until_it_was_told_to() -> None:
     # Rule 4.
     stand = Stand()
