@@ -119,9 +119,13 @@ def _encoded(page: Page, body: bytes, etag: bytes, more: tuple[tuple[bytes, byte
     return Encoded(body=body, etag=etag, headers=tuple(headers))
 
 
-@dataclass(slots=True, kw_only=True)
+@dataclass(slots=True, kw_only=True, eq=False)
 class Build:
-    """A page being read. What happens to its thread meanwhile is noted here."""
+    """A page being read. What happens to its thread meanwhile is noted here.
+
+    Two builds of a thread are two, however equal: one that ends must not take the other's place among those that are
+    told.
+    """
 
     thread: Thread
     version_min: int = 0

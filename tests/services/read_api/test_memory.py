@@ -1,0 +1,56 @@
+"""The memory of ready pages: what may be kept while a thread moves on."""
+
+import uuid
+
+import pytest
+
+from services.read_api.memory import PageMemory
+from services.read_api.page import Page
+
+THREAD = (uuid.UUID(int=1), "thread")
+REQUEST = ("/v1/sites/1/comments", b"thread=thread")
+
+
+def page(version: int) -> Page:
+    return Page(body=b"{}", etag=b'"1"', link=b"", version=version)
+
+
+@pytest.fixture
+def memory() -> PageMemory:
+    memory = PageMemory(bytes_max=10**6)
+    memory.hear()
+    return memory
+
+
+def test_a_page_that_was_read_before_its_thread_moved_on_is_not_kept(memory: PageMemory) -> None:
+    build = memory.begin(THREAD)
+    memory.invalidate(THREAD, 2)
+    memory.keep(REQUEST, build, page(1))
+    memory.end(build)
+    assert memory.get(REQUEST) is None
+
+
+def test_a_page_that_is_as_new_as_the_news_is_kept(memory: PageMemory) -> None:
+    build = memory.begin(THREAD)
+    memory.invalidate(THREAD, 2)
+    memory.keep(REQUEST, build, page(2))
+    memory.end(build)
+    assert memory.get(REQUEST) is not None
+
+
+def test_a_build_that_overtakes_another_leaves_it_to_hear_the_news(memory: PageMemory) -> None:
+    slow, fast = memory.begin(THREAD), memory.begin(THREAD)
+    memory.end(fast)
+    memory.invalidate(THREAD, 2)
+    memory.keep(REQUEST, slow, page(1))
+    memory.end(slow)
+    assert memory.get(REQUEST) is None
+
+
+def test_what_is_under_way_when_the_channel_is_lost_is_not_kept(memory: PageMemory) -> None:
+    build = memory.begin(THREAD)
+    memory.go_deaf()
+    memory.hear()
+    memory.keep(REQUEST, build, page(9))
+    memory.end(build)
+    assert memory.get(REQUEST) is None
