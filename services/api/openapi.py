@@ -3,7 +3,9 @@
 One document for both processes, because clients see one API at the edge.
 """
 
+from collections.abc import Iterable
 from functools import cache
+from http import HTTPStatus
 from typing import Any, Final
 
 import orjson
@@ -33,6 +35,9 @@ HEADERS: Final = {
     "Palaver-Consistency": "`<served>; asked=<level>; staleness-ms=<n>`",
     "Palaver-Position": "Position of this answer; send it with a read to see at least this.",
 }
+
+SAID_WITH_NOTHING: Final = ("Palaver-Position", "Palaver-Consistency")
+"""What a read says when it finds nothing, too: an old view may not have it yet."""
 
 
 @cache
@@ -122,9 +127,7 @@ def _responses(operation: Operation, names: dict[type[BaseModel], str]) -> dict[
     elif operation.status != 204:  # noqa: PLR2004 - the status without content
         success["content"] = {operation.media_type: {}}
     if operation.answer_headers:
-        success["headers"] = {
-            name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in operation.answer_headers
-        }
+        success["headers"] = _headers(operation.answer_headers)
     responses = {str(operation.status): success}
     if "ETag" in operation.answer_headers and operation.method == "GET":
         responses["304"] = {"description": "Not modified."}
@@ -141,7 +144,14 @@ def _responses(operation: Operation, names: dict[type[BaseModel], str]) -> dict[
                 }
             },
         }
+        said = [name for name in SAID_WITH_NOTHING if name in operation.answer_headers]
+        if status == HTTPStatus.NOT_FOUND and operation.method == "GET" and said:
+            responses[str(status)]["headers"] = _headers(said)
     return responses
+
+
+def _headers(names: Iterable[str]) -> dict[str, Any]:
+    return {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
 
 
 def _content(media_type: str, ref: str, example: object) -> dict[str, Any]:

@@ -1,13 +1,14 @@
 """Holds a read to the level it asks for, before the view is read."""
 
-from collections.abc import Sequence
+from collections.abc import Generator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 from regions.identity import CellId
 from regions.position import ZERO, Position
 from services.api.answers import Header
 from services.api.consistency import EVENTUAL, Level, Wanted, parse_wanted
-from services.api.problems import unavailable
+from services.api.problems import Problem, unavailable
 from services.read_api.freshness import Freshness
 from services.read_api.strong import Prover, count_strong_read
 from services.telemetry.middleware import Scope
@@ -87,3 +88,12 @@ def headers_of(granted: Granted, freshness: Freshness) -> Sequence[Header]:
         return freshness.headers()
     position = max(freshness.announced, granted.at_least)
     return freshness.headers_of(granted.level, granted.asked, position)
+
+
+@contextmanager
+def says_what_it_got(granted: Granted, freshness: Freshness) -> Generator[None]:
+    """Let the problems raised in it say what was served: that nothing is there may be the answer of an old view."""
+    try:
+        yield
+    except Problem as problem:
+        raise problem.told(headers_of(granted, freshness)) from problem

@@ -15,7 +15,7 @@ from services.api.answers import answer
 from services.api.cors import SITE_PREFIX, parse_uuid
 from services.api.markdown import HtmlCache
 from services.api.problems import Problem, unavailable
-from services.read_api.consistent import Granted, grant, headers_of, wanted_of
+from services.read_api.consistent import Granted, grant, headers_of, says_what_it_got, wanted_of
 from services.read_api.freshness import Freshness
 from services.read_api.memory import Encoded, Entry, PageMemory, Request, request_of
 from services.read_api.page import Page, PageQuery, build_page, parse_page_query
@@ -82,7 +82,8 @@ class Pages:
         if entry is not None and entry.position >= granted.at_least:
             HIT_MEMORY.inc()
         else:
-            entry = await self._find(scope, request, granted)
+            with says_what_it_got(granted, self._freshness):
+                entry = await self._find(scope, request, granted)
         none_match = encodings = None
         for name, value in scope["headers"]:
             if name == b"if-none-match":

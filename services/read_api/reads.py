@@ -1,8 +1,9 @@
 """The reads that are not hot: one comment, counts, and the API's own document."""
 
-from collections.abc import Sequence
+from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Final
+from uuid import UUID
 
 import orjson
 from fastapi import Request, Response
@@ -10,7 +11,7 @@ from fastapi import Request, Response
 import services.api
 from regions.identity import CellId
 from services.api.answers import Header
-from services.api.comment import comment_json, entity_tag
+from services.api.comment import Comment, comment_json, entity_tag
 from services.api.cors import parse_uuid
 from services.api.cursor import Cursor, encode_cursor
 from services.api.markdown import HtmlCache
@@ -18,7 +19,7 @@ from services.api.openapi import openapi_bytes
 from services.api.problems import Problem, invalid
 from services.api.requests import header, parse_query
 from services.api.thread_key import parse_thread_key
-from services.read_api.consistent import grant, headers_of, wanted_of
+from services.read_api.consistent import grant, headers_of, says_what_it_got, wanted_of
 from services.read_api.freshness import Freshness
 from services.read_api.page import SORTS, comment_of
 from services.read_api.pages import matches, parse_site, unknown_site, view_unavailable
@@ -53,15 +54,8 @@ class Reads:
         comment_id = parse_uuid(request.path_params["comment"])
         if comment_id is None:
             raise Problem("unknown-comment", "No comment has this id.")
-        try:
-            row = await self._view.comment(site, comment_id)
-        except ViewUnavailable as error:
-            raise view_unavailable(error) from error
-        if row is None:
-            raise unknown_site()
-        if row["id"] is None or row["thread_key"] is None:
-            raise Problem("unknown-comment", "The site has no comment with this id.")
-        comment = comment_of(row, row["thread_key"], self._html)
+        with says_what_it_got(granted, self._freshness):
+            comment = await self._comment(site, comment_id)
         more = None
         if comment.reply_count:
             more = encode_cursor(Cursor(parent=comment.id), site=site, thread=comment.thread, sort=SORTS[0])
@@ -70,6 +64,17 @@ class Reads:
         if none_match is not None and matches(none_match, entity_tag(comment)):
             return _response(304, b"", headers)
         return _response(200, orjson.dumps(comment_json(comment, (), more)), headers)
+
+    async def _comment(self, site: UUID, comment_id: UUID) -> Comment:
+        try:
+            row = await self._view.comment(site, comment_id)
+        except ViewUnavailable as error:
+            raise view_unavailable(error) from error
+        if row is None:
+            raise unknown_site()
+        if row["id"] is None or row["thread_key"] is None:
+            raise Problem("unknown-comment", "The site has no comment with this id.")
+        return comment_of(row, row["thread_key"], self._html)
 
     async def counts(self, request: Request) -> Response:
         """`GET /v1/sites/{site}/counts?thread=…&thread=…`; the answer names the threads as they were asked for."""
@@ -80,14 +85,18 @@ class Reads:
             raise invalid("thread", f"must occur 1 to {COUNTED_THREADS_MAX} times")
         keys = {text: parse_thread_key(text) for text in asked}
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
+        with says_what_it_got(granted, self._freshness):
+            counts = await self._counts(site, set(keys.values()))
+        document = {"counts": {text: counts.get(key, 0) for text, key in keys.items()}}
+        return _response(200, orjson.dumps(document), headers_of(granted, self._freshness))
+
+    async def _counts(self, site: UUID, keys: Collection[str]) -> Mapping[str, int]:
         try:
             if await self._view.origins(site) is None:
                 raise unknown_site()
-            counts = await self._view.counts(site, list(set(keys.values())))
+            return await self._view.counts(site, list(keys))
         except ViewUnavailable as error:
             raise view_unavailable(error) from error
-        document = {"counts": {text: counts.get(key, 0) for text, key in keys.items()}}
-        return _response(200, orjson.dumps(document), headers_of(granted, self._freshness))
 
 
 async def openapi(request: Request) -> Response:

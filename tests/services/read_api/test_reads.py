@@ -155,6 +155,18 @@ async def test_a_comment_is_read_alone_with_a_cursor_to_its_replies(api: Api, wr
     assert problem(elsewhere) == "unknown-site"
 
 
+async def test_that_nothing_is_there_says_how_old_the_view_is_that_says_so(api: Api, writer: Writer) -> None:
+    ahead = {"palaver-position": encode_token(CELL, Position(3, 1)), "palaver-consistency": "session"}
+    nowhere = f"/v1/sites/{uuid.uuid4()}"
+    for path in (f"/v1/sites/{writer.site}/comments/{uuid.uuid4()}", f"{nowhere}/comments", f"{nowhere}/counts"):
+        query = {} if path.count("/") > 4 else {"thread": "a"}
+        for headers, said in ((ahead, "eventual; asked=session; "), ({}, "eventual; asked=eventual; ")):
+            answer = await api.http.get(path, params=query, headers=headers)
+            assert answer.status_code == 404
+            assert answer.headers["palaver-consistency"].startswith(said)
+            assert "palaver-position" in answer.headers
+
+
 async def test_counts_name_threads_as_they_were_asked_for(api: Api, writer: Writer) -> None:
     thread = writer.thread("https://example.com/a")
     thread.add()
