@@ -80,6 +80,7 @@ def judge(records: Sequence[Record], holdings: Holdings, expect: Expect, *, end:
         one_writer_per_epoch(records, holdings),
         strong_reads_never_go_back(records),
         sessions_see_their_own_writes(records),
+        nobody_is_told_of_an_internal_error(records),
         unkeyed_writers_are_told_clearly(records, end=end),
         keyed_writers_see_no_error(records, expect, end=end),
         epochs_are_as_expected(records, expect),
@@ -171,6 +172,17 @@ def sessions_see_their_own_writes(records: Sequence[Record]) -> Check:
         if record["status"] != HTTPStatus.OK
     ]
     return Check(name="a session sees its own writes", failed=tuple(failed), counted=len(reads))
+
+
+def nobody_is_told_of_an_internal_error(records: Sequence[Record]) -> Check:
+    """Nothing that a drill does is answered with 500: what cannot be served is refused, with the reason."""
+    asked = [record for record in records if record.get("status") is not None and record["kind"] != "status"]
+    failed = [
+        f"at {record['t']:.3f} s {record['region']} answered 500 to what was asked at {record['sent']:.3f} s"
+        for record in asked
+        if record["status"] == HTTPStatus.INTERNAL_SERVER_ERROR
+    ]
+    return Check(name="nobody is told of an internal error", failed=tuple(failed), counted=len(asked))
 
 
 def unkeyed_writers_are_told_clearly(records: Sequence[Record], *, end: float) -> Check:

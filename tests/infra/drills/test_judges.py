@@ -14,6 +14,7 @@ from infra.drills.judges import (
     judge,
     keyed_writers_see_no_error,
     no_key_is_applied_twice,
+    nobody_is_told_of_an_internal_error,
     one_writer_per_epoch,
     refusals_say_why,
     sessions_see_their_own_writes,
@@ -117,6 +118,12 @@ def test_a_session_that_does_not_see_its_own_write_is_noticed() -> None:
     assert not sessions_see_their_own_writes([read(1, 2, 1, served="eventual", code=404)]).failed
 
 
+def test_an_internal_error_is_noticed_whoever_is_told() -> None:
+    assert holds(nobody_is_told_of_an_internal_error([read(1, 2, 1), told("refused", 1, "a", keyed=True, status=503)]))
+    assert nobody_is_told_of_an_internal_error([read(1, 2, 1, served="", code=500)]).failed
+    assert nobody_is_told_of_an_internal_error([told("refused", 1, "a", keyed=True, status=500)]).failed
+
+
 def test_a_writer_without_a_key_may_be_told_503_with_retry_after_and_nothing_else() -> None:
     def check(*records: Record) -> Check:
         return unkeyed_writers_are_told_clearly(records, end=9)
@@ -182,4 +189,4 @@ def test_an_edge_is_hurt_from_a_kill_until_its_region_is_healthy_again() -> None
 
 def test_everything_is_judged() -> None:
     checks = judge([status(0, 1, "us"), *write(1, "a")], held("a"), Expect(refusal="x"), end=2)
-    assert len({check.name for check in checks}) == len(checks) == 14
+    assert len({check.name for check in checks}) == len(checks) == 15
