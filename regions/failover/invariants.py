@@ -7,7 +7,7 @@ region to be seen (one epoch acknowledges, nothing acknowledged is lost) is thei
 from collections.abc import Iterator
 
 from regions.failover import steps
-from regions.failover.effects import InitialiseLedger, PromoteLedger, WriteFence
+from regions.failover.effects import CopyLedger, InitialiseLedger, PromoteLedger, WriteFence
 from regions.failover.facts import Facts
 
 
@@ -54,7 +54,9 @@ def _of_requests(facts: Facts) -> Iterator[str]:
     if facts.working is None:
         return
     effect = facts.working.effect
-    if promise is None or effect.epoch < promise.epoch:
+    # A copy goes on when its epoch is over, and what was promised for the copy after it may be overtaken as well.
+    goes_on = isinstance(effect, CopyLedger)
+    if promise is None or (effect.epoch < promise.epoch and not goes_on):
         yield f"{type(effect).__name__} is asked for epoch {effect.epoch}, below the promise"
         return
     if isinstance(effect, PromoteLedger | InitialiseLedger) and promise.lineage < effect.epoch:

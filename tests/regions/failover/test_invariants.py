@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from regions.failover import rules
-from regions.failover.effects import FollowLedger, PromoteLedger
+from regions.failover.effects import CopyLedger, FollowLedger, PromoteLedger
 from regions.failover.events import LedgerFound, Order, Promise, Vote
 from regions.failover.facts import Facts, Storing, Working
 from regions.failover.invariants import violations
@@ -35,6 +35,10 @@ def facts(**changes: Any) -> Facts:
         "record": RECORD,
     }
     return Facts(**{**fields, **changes})
+
+
+def copying(epoch: int) -> Working:
+    return Working(ticket=1, effect=CopyLedger(ticket=0, epoch=epoch, leader=B), until=1.0)
 
 
 def promoting(epoch: int) -> Working:
@@ -85,6 +89,13 @@ def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_gr
     serving = replace(RECORD, phase="serving", fence_id=UUID(int=2))
     growing = Storing(ticket=1, promise=Promise(epoch=3, lineage=2), until=1.0)
     assert not violations(facts(open_epoch=2, record=serving, storing=growing))
+
+
+def test_all_is_well_with_a_copy_that_a_promise_overtook() -> None:
+    # The next leader was chosen, another copy was promised, and then the next candidate began.
+    begun = replace(RECORD, epoch=4, phase="recruiting", leader=B)
+    absent = LedgerFound(kind="absent")
+    assert violations(facts(record=begun, ledger=absent, promise=Promise(epoch=3, copying=3), working=copying(1))) == ()
 
 
 def test_all_is_well_with_a_member_that_follows_and_one_that_votes() -> None:
