@@ -314,7 +314,7 @@ class MovingMember(Member):
         await self._backup(leader, copy)
         write_durably(copy / "standby.signal", "", self.settings.account)
         await self.stop()
-        await self._end_leftovers()
+        await self.end_leftovers()
         # From here to the end a crash leaves no data that could be started, and the copy is made again.
         record.begin_building(self.settings.state, "copy")
         await _removed(old)
@@ -351,7 +351,7 @@ class MovingMember(Member):
             MemberFailed: pg_rewind failed. When it had begun to write, the data counts as absent.
         """
         await self.stop()
-        await self._end_leftovers()
+        await self.end_leftovers()
         other = Ledger(leader, self.settings.superuser_password)
         try:
             # Rule 13: pg_rewind compares the leader's checkpoint, which after a promotion may be of the old timeline.

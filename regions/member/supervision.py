@@ -293,7 +293,7 @@ class Member:
 
     async def _start(self, role: Role, epoch: Epoch) -> None:
         assert not self.running, "it runs already"
-        await self._end_leftovers()
+        await self.end_leftovers()
         self._written.clear()
         self._write_configuration()
         # Durable before it happens: a start under this epoch is never mistaken for none (rule 8).
@@ -335,7 +335,7 @@ class Member:
         record.begin_building(settings.state, what)
         try:
             settings.data.mkdir(parents=True, exist_ok=True)
-            await self._end_leftovers()
+            await self.end_leftovers()
             await _emptied(settings.data)
             self._make_private(settings.data)
         except OSError as error:
@@ -346,7 +346,7 @@ class Member:
         self._write_configuration()
         record.end_building(self.settings.state)
 
-    async def _end_leftovers(self) -> None:
+    async def end_leftovers(self) -> None:
         """End what still works in the data folder of a member that does not run.
 
         These are children of a killed postmaster, which leave by themselves, or a program that a killed

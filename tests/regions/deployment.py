@@ -2,7 +2,6 @@
 
 import asyncio
 import contextlib
-import signal
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -14,7 +13,6 @@ from infra.servers.resolver import resolve
 from infra.servers.unprivileged import account, reachable_install
 from regions.identity import RegionName
 from regions.member import Account, Member, MemberSettings
-from regions.member.process import WatchedProcess, processes_in
 from regions.topology import Address, Topology, parse_topology
 from tests.child_processes import folder, free_port
 
@@ -114,20 +112,12 @@ async def deployment(etcd: list[str] | None = None, view_regions: tuple[str, ...
             yield made
         finally:
             for region in REGIONS:
+                leftover = Member(made.settings(region))
                 if (root / region / "ledger" / "postmaster.pid").exists():
-                    leftover = Member(made.settings(region))
                     await leftover.adopt()
                     await leftover.stop()
-                await _end_children((root / region / "ledger").resolve())
-
-
-async def _end_children(data: Path) -> None:
-    """End children of a killed postmaster: one that waits for a lock does not notice that it is alone."""
-    for identity in processes_in(data):
-        process = WatchedProcess.adopt(identity)
-        if process is not None and not await process.ended_within(1):
-            process.send(signal.SIGKILL)
-            await process.wait()
+                # Children of a killed postmaster: one that waits for a lock does not notice that it is alone.
+                await leftover.end_leftovers()
 
 
 async def until(condition: Any, seconds: float = 30.0) -> Any:

@@ -158,8 +158,12 @@ async def test_a_comment_is_read_alone_with_a_cursor_to_its_replies(api: Api, wr
 async def test_that_nothing_is_there_says_how_old_the_view_is_that_says_so(api: Api, writer: Writer) -> None:
     ahead = {"palaver-position": encode_token(CELL, Position(3, 1)), "palaver-consistency": "session"}
     nowhere = f"/v1/sites/{uuid.uuid4()}"
-    for path in (f"/v1/sites/{writer.site}/comments/{uuid.uuid4()}", f"{nowhere}/comments", f"{nowhere}/counts"):
-        query = {} if path.count("/") > 4 else {"thread": "a"}
+    asked: tuple[tuple[str, dict[str, str]], ...] = (
+        (f"/v1/sites/{writer.site}/comments/{uuid.uuid4()}", {}),
+        (f"{nowhere}/comments", {"thread": "a"}),
+        (f"{nowhere}/counts", {"thread": "a"}),
+    )
+    for path, query in asked:
         for headers, said in ((ahead, "eventual; asked=session; "), ({}, "eventual; asked=eventual; ")):
             answer = await api.http.get(path, params=query, headers=headers)
             assert answer.status_code == 404
