@@ -1,12 +1,13 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
+from dataclasses import replace
 
 import httpx
 import pytest
 
-from regions.coordination import Leadership
 from regions.identity import RegionName
+from regions.leadership import Leadership, Succession
 from regions.position import ZERO, Position, encode_token
 from sync.change import Item, Progress, Transaction, decode_line
 from sync.channel.buffer import BUFFER_BYTES_MAX, BufferedSubscription
@@ -206,6 +207,54 @@ async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pyte
     async with answering(port, silent), channel.subscribe(ZERO):
         await until(lambda: connections >= 3)
     assert channel.reconnects >= 2
+
+
+PROMISED = replace(leadership("here"), succession=Succession(region=RegionName("there"), reason="test"))
+
+
+async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_open() -> None:
+    connections = 0
+
+    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
+        await reader.read()
+
+    port, meter = free_port(), LagMeter(now=0)
+    leaders = StillLeaders(replace(PROMISED, succession=None))
+    channel = DirectChannel(topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=meter)
+    async with answering(port, silent), channel.subscribe(ZERO):
+        await until(lambda: meter.connected)
+        leaders.set(PROMISED)
+        await asyncio.sleep(0.3)
+        assert (connections, channel.reconnects) == (1, 0)
+        leaders.set(leadership("here", epoch=2))
+        await until(lambda: connections == 2)
+
+
+async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that() -> None:
+    connections = 0
+
+    async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        nonlocal connections
+        connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
+        await writer.drain()
+
+    port, leaders = free_port(), StillLeaders(PROMISED)
+    channel = DirectChannel(
+        topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=LagMeter(now=0)
+    )
+    async with answering(port, ends), channel.subscribe(ZERO):
+        await until(lambda: channel.reconnects == 1)
+        await asyncio.sleep(0.3)
+        assert connections == 1
+        leaders.set(leadership("here", epoch=2))
+        await asyncio.sleep(0.3)
+        assert connections >= 2
 
 
 async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:

@@ -18,7 +18,8 @@ from typing import Final
 import httpx
 import orjson
 
-from regions.coordination import Leadership
+from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership, Phase
 from regions.plain_http import TRUST_NOBODY
 from regions.position import Position, encode_token
 from regions.topology import Topology
@@ -35,6 +36,10 @@ CONNECT_TIMEOUT_S: Final = 3.0
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
 """A leader that comes back is found again within two seconds; with jitter, as AWS's "full jitter"."""
+
+SUCCESSION_S_MAX: Final = 1.0
+"""A stream that ends while the next epoch is promised to somebody ended for that one, most likely: to ask again at once
+would only have a leader that stops, and what follows it, make processes for it."""
 
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
 """No part of a transaction comes near: a line above it is a broken stream."""
@@ -109,6 +114,13 @@ class DirectChannel:
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await self._pause(leadership, pause_max_s)
 
+    async def _until_another(self, leadership: Leadership) -> Leadership:
+        """Wait for another epoch, leader or phase, and return it; what else a record says is nothing to a stream."""
+        current = leadership
+        while _place(current) == _place(leadership):
+            current = await self._leaders.next_after(current)
+        return current
+
     async def _serving(self) -> Leadership:
         """Wait for a leadership that serves."""
         leadership = self._leaders.current
@@ -119,16 +131,19 @@ class DirectChannel:
         return leadership
 
     async def _pause(self, leadership: Leadership, pause_max_s: float) -> None:
-        """Back off with jitter; another leadership ends the wait at once."""
+        """Back off with jitter; another leader ends the wait at once."""
+        current = self._leaders.current
+        if current is not None and current.succession is not None:
+            pause_max_s = max(pause_max_s, SUCCESSION_S_MAX)
         pause_s = pause_max_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._leaders.next_after(leadership)
+                await self._until_another(leadership)
 
     async def _stream_under(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
     ) -> None:
-        """Stream until it breaks or the leadership is another one.
+        """Stream until it breaks or another leader, epoch or phase is told.
 
         Raises:
             SyncError: It broke.
@@ -141,9 +156,6 @@ class DirectChannel:
             another.cancel()
         if not stream.cancelled() and (failure := stream.result()) is not None:
             raise failure
-
-    async def _until_another(self, leadership: Leadership) -> None:
-        await self._leaders.next_after(leadership)
 
     async def _attempt(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
@@ -221,6 +233,11 @@ class DirectChannel:
                 except httpx.HTTPError as error:
                     _log.debug("acknowledgement was not sent: %r", error)
             await asyncio.sleep(ACK_INTERVAL_S)
+
+
+def _place(leadership: Leadership) -> tuple[Epoch, RegionName, Phase]:
+    """Return what decides where changes come from."""
+    return leadership.epoch, leadership.leader, leadership.phase
 
 
 async def _refusal(response: httpx.Response) -> StreamFailed:
