@@ -93,7 +93,7 @@ class EdgeFeed:
         if leadership is not None and leadership.leader != self._leader:
             await self._make_way(leadership.leader, admin)
         files = render(self._topology, leadership, self._settings)
-        changed = [name for name, content in files.items() if self._write(name, content)]
+        changed = await self._write(files)
         if not changed:
             return
         await self._until_taken(files, admin)
@@ -109,8 +109,9 @@ class EdgeFeed:
         """Have the new leader's cluster lead to it before any request is sent there."""
         content = clusters_before(self._topology, self._settings, leader=leader, before=self._leader)
         self._leader = leader
-        if self._write(CLUSTERS_FILE, content):
-            await self._until_taken({CLUSTERS_FILE: content}, admin)
+        files = {CLUSTERS_FILE: content}
+        if await self._write(files):
+            await self._until_taken(files, admin)
 
     async def _until_taken(self, files: Mapping[str, bytes], admin: httpx.AsyncClient) -> None:
         """Wait for a bounded time; not at all for an Envoy that does not run."""
@@ -151,8 +152,16 @@ class EdgeFeed:
         )
         return self.status.confirmed
 
-    def _write(self, name: str, content: bytes) -> bool:
-        """Replace a file in one step; return whether it differed."""
+    async def _write(self, files: Mapping[str, bytes]) -> list[str]:
+        """Replace the files that differ; return their names.
+
+        In a thread: while others flush the same disk each of its steps may wait some 10 ms, and the loop that would
+        wait here has a failover to perform.
+        """
+        return await asyncio.to_thread(lambda: [name for name, content in files.items() if self._replace(name, content)])
+
+    def _replace(self, name: str, content: bytes) -> bool:
+        """Replace a file in one step; return whether it differed. Blocking."""
         path = self._settings.folder / name
         if path.exists() and path.read_bytes() == content:
             return False

@@ -257,13 +257,16 @@ class Machine:
         if facts.open_epoch and facts.open_epoch != record.epoch:
             self._close()
         relieved = record.handed_over_at is not None and facts.relieved_until is not None
-        frozen, working = facts.frozen if relieved and facts.working is None else None, facts.working
-        # What was frozen for the predecessor is frozen, and what is being frozen will be.
-        facts.frozen = None if frozen is None else replace(frozen, epoch=record.epoch)
-        if relieved and working is not None and isinstance(working.effect, FreezeLedger):
-            facts.working = replace(working, effect=replace(working.effect, epoch=record.epoch))
+        working = facts.working
+        # What was frozen for the predecessor is frozen, and what is being frozen will be; and so with its quorum.
+        if relieved and working is not None and isinstance(working.effect, FreezeLedger | SetQuorum):
+            working = facts.working = replace(working, effect=replace(working.effect, epoch=record.epoch))
+        if facts.frozen is not None and relieved and (working is None or isinstance(working.effect, SetQuorum)):
+            facts.frozen = replace(facts.frozen, epoch=record.epoch)
+        else:
+            facts.frozen = facts.quorum = None
         facts.relieved_until = None
-        facts.fence = facts.quorum = None
+        facts.fence = None
         facts.diverged, facts.rebuilt, facts.commit = False, 0, 0
         facts.standbys = frozenset()
         if facts.handover is not None:
@@ -621,8 +624,8 @@ class Machine:
         facts.working = Working(ticket=ticket, effect=step, until=now + self._patience_s(step))
         if isinstance(step, StopLedger) and facts.open_epoch:
             self._close()
-        if isinstance(step, SetQuorum):
-            # Until it is answered nobody knows which quorum is in force.
+        if isinstance(step, SetQuorum | FreezeLedger):
+            # Until it is answered nobody knows which quorum is in force; what is frozen anew has none.
             facts.quorum = None
         self._effects.append(replace(step, ticket=ticket))
 

@@ -111,7 +111,9 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
     if facts.relieved_until is not None and ledger.kind == "frozen":
-        return None
+        # So does what it takes to be ready to lead, which means nothing to a standby.
+        ready = facts.quorum == standbys_of(facts.region, record.voters)
+        return None if ready else quorum_of(facts.region, record.voters, record.epoch)
     if ledger.kind == "following" and ledger.epoch == record.epoch:
         # What a freeze takes passes while the leader stops.
         return None if facts.relieved_until is None else FreezeLedger(ticket=0, epoch=record.epoch)

@@ -47,6 +47,7 @@ from regions.failover.events import (
     StrongReads,
     SwapAnswered,
     Tick,
+    Ticket,
     Verdict,
 )
 from regions.failover.machine import STRONG_READS_MAX, Machine
@@ -345,6 +346,22 @@ def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(success
     assert FreezeLedger in successor.kinds()
 
 
+def gets_ready(successor: Driver) -> Ticket:
+    """Have it let go of a leader that has drained, and return the request for its quorum."""
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.tell(
+        LedgerFrozen(
+            ticket=successor.ticket(FreezeLedger),
+            receiving=False,
+            received=RELEASE.lsn,
+            replayed=RELEASE.lsn,
+            ancestry=(1,),
+        )
+    )
+    return successor.ticket(SetQuorum)
+
+
 def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_again(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
@@ -352,11 +369,12 @@ def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_ag
         ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
     )
     successor.tell(frozen)
-    assert successor.kinds() == [Told], "it waits, and votes for nobody"
+    assert successor.kinds() == [Told, SetQuorum], "it gets ready to lead, and votes for nobody"
     assert successor.machine.gossip.vote is None
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
-    assert [kind for kind in successor.kinds() if kind in (FreezeLedger, SetQuorum)] == [SetQuorum]
     successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
+    assert successor.kinds() == [], "it waits"
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert not {FreezeLedger, SetQuorum} & set(successor.kinds())
     (stored,) = (one.promise for one in successor.effects if isinstance(one, StorePromise))
     assert (stored.epoch, stored.lineage) == (2, 2)
     successor.tell(PromiseStored(ticket=successor.ticket(StorePromise)))
@@ -375,6 +393,28 @@ def test_what_is_being_frozen_when_the_leader_gives_up_is_not_begun_anew(success
     assert successor.machine.facts.frozen is not None
     assert successor.machine.facts.frozen.epoch == 2
     assert SetQuorum in successor.kinds()
+
+
+def test_a_quorum_that_is_being_put_in_force_when_the_leader_gives_up_is_not_begun_anew(successor: Driver) -> None:
+    under_way = gets_ready(successor)
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert not {FreezeLedger, SetQuorum, StorePromise} & set(successor.kinds())
+    successor.tell(LedgerDone(ticket=under_way))
+    assert StorePromise in successor.kinds()
+
+
+def test_a_quorum_does_not_outlive_what_it_was_put_in_force_for(successor: Driver) -> None:
+    successor.tell(LedgerDone(ticket=gets_ready(successor)))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
+    successor.tell(LedgerDone(ticket=successor.ticket(FollowLedger)))
+    assert successor.machine.facts.quorum is None
+
+
+def test_a_quorum_is_put_in_force_again_for_an_epoch_that_was_not_handed_over(successor: Driver) -> None:
+    successor.tell(LedgerDone(ticket=gets_ready(successor)))
+    successor.tell(RecordSeen(revision=3, record=replace(PROMISED, epoch=3, leader=C, phase="recruiting")))
+    assert successor.machine.facts.quorum is None
+    assert FreezeLedger in successor.kinds()
 
 
 @pytest.mark.parametrize("way", ["the leader goes on", "the leader is not heard any more"])
