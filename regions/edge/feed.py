@@ -158,7 +158,9 @@ class EdgeFeed:
         In a thread: while others flush the same disk each of its steps may wait some 10 ms, and the loop that would
         wait here has a failover to perform.
         """
-        return await asyncio.to_thread(lambda: [name for name, content in files.items() if self._replace(name, content)])
+        return await asyncio.to_thread(
+            lambda: [name for name, content in files.items() if self._replace(name, content)]
+        )
 
     def _replace(self, name: str, content: bytes) -> bool:
         """Replace a file in one step; return whether it differed. Blocking."""

@@ -354,6 +354,8 @@ class LedgerLane:
         is_primary = not (await ledger.one("is_in_recovery"))["pg_is_in_recovery"]
         if is_primary:
             await self._prepared(lambda: ledger.prepare_slots(followers=standbys, streams=()))
+        else:
+            await self.member.keep_wal_for(standbys)
         if required:
             await self.member.set_quorum(quorum_names(standbys, required))
             if is_primary:

@@ -7,6 +7,7 @@ Formats".
 import asyncio
 import socket
 import struct
+from math import inf
 from typing import Final
 
 from regions.position import format_lsn
@@ -96,6 +97,18 @@ def start_replication(slot: str, start: int, timeline: int) -> bytes:
     It asks for the whole segment that it will write to (RequestXLogStreaming in walreceiverfuncs.c).
     """
     return query(f'START_REPLICATION SLOT "{slot}" {format_lsn(start)} TIMELINE {timeline}'.encode())
+
+
+def timeline_of(asked: bytes) -> float:
+    """Return the timeline that a START_REPLICATION asks for; infinity where it asks for none, or for something else."""
+    words = asked.rstrip(b"\0").split()
+    return int(words[-1]) if words[-2:-1] == [b"TIMELINE"] and words[-1].isdigit() else inf
+
+
+def refusal(why: str) -> bytes:
+    """Return an ErrorResponse, and that the next command may come; the class is "object not in prerequisite state"."""
+    parts = (b"SERROR", b"VERROR", b"C55000", b"M" + why.encode())
+    return message(ERROR, b"\0".join(parts) + b"\0\0") + READY
 
 
 def fields(row: bytes) -> list[bytes]:

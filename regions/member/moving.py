@@ -17,7 +17,8 @@ from regions.leadership import ANCESTRY_MAX
 from regions.member import record
 from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
-from regions.member.record import write_durably
+from regions.member.process import ProcessIdentity
+from regions.member.record import write_durably, write_whole
 from regions.member.settings import DATABASE, SUPERUSER, MemberSettings
 from regions.member.supervision import Member
 from regions.member.wal_line import WalLine
@@ -86,6 +87,7 @@ class MovingMember(Member):
         self.line = WalLine(settings)
         self._others: dict[Address, Ledger] = {}
         self._lacking_since = 0.0
+        self._keeps_wal: tuple[ProcessIdentity | None, tuple[RegionName, ...]] = (None, ())
 
     async def stay_in_touch(self, others: Collection[Address]) -> None:
         """Keep connections to each other member, so that following one that is promoted waits for none.
@@ -145,6 +147,17 @@ class MovingMember(Member):
             self._standing = synchronous_standby_names
             await self._put_in_force(synchronous_standby_names)
 
+    async def keep_wal_for(self, followers: Collection[RegionName]) -> None:
+        """Have a frozen member keep WAL for who follows it when it is primary; once, for it takes flushes.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
+        wanted = (self._identity, tuple(followers))
+        if self._keeps_wal != wanted:
+            await self.ledger.prepare_follower_slots(followers)
+            self._keeps_wal = wanted
+
     async def freeze(self) -> Frozen:
         """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
 
@@ -186,7 +199,7 @@ class MovingMember(Member):
         if followers and not self._names:
             raise MemberFailed("it is not promoted before its quorum is set")
         if await self._is_standby():
-            await self.ledger.prepare_follower_slots(followers)
+            await self.keep_wal_for(followers)
             known = self.record
             # Durable before it happens: a member that may have been primary is never taken for a standby (rule 8).
             record.MemberRecord(role="primary", epoch=epoch, process=None if known is None else known.process).store(
@@ -238,10 +251,8 @@ class MovingMember(Member):
 
     async def _receive_from(self, leader: Address) -> None:
         timeline, history = await self._compare(leader)
-        looked = await self._take_history(timeline, history)
-        await self.ledger.run("drop_own_slots")
-        await asyncio.sleep(looked - asyncio.get_running_loop().time())
-        self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline)
+        await self._take_history(timeline, history)
+        self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline, left=bool(history))
         self._write_configuration()
         await self.ledger.run("reload")
         try:
@@ -250,6 +261,9 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
+        # A leader's writes wait for what is before this.
+        self._keeps_wal = (None, ())
+        await self.ledger.run("drop_own_slots")
 
     async def _make_whole(self, epoch: Epoch, leader: Address) -> None:
         """Start a member that was rewound as a follower at once.
@@ -469,22 +483,23 @@ class MovingMember(Member):
         """Return what this member says of its own timeline, and of the end of its WAL."""
         return await self.ledger.one("read_leading", 0), await self.ledger.one("read_frozen")
 
-    async def _take_history(self, timeline: int, history: str) -> float:
+    async def _take_history(self, timeline: int, history: str) -> None:
         """Put a timeline's history where PostgreSQL would, so that it asks for that timeline at once.
-
-        Returns:
-            When it will have looked at it, on the loop's clock.
 
         Alone it asks for its old timeline, is told that this one ended, and asks again: four round trips between
         regions, in which nobody can write. It looks for new timelines each time its wait for WAL is disturbed, which
-        is what the reload is for; if it does not look in time it goes the long way.
+        is what the reload is for; one that has not looked in time is told by the line to look (`WalLine`).
         """
-        now, name = asyncio.get_running_loop().time(), f"pg_wal/{timeline:08X}.history"
-        if not history or (self.settings.data / name).exists():
-            return now
-        self._write(name, history)
-        await self.ledger.run("reload")
-        return asyncio.get_running_loop().time() + LOOKED_S
+        if not history:
+            return
+        name, looked = f"pg_wal/{timeline:08X}.history", 0.0
+        if not (self.settings.data / name).exists():
+            self._write(name, history, write_whole)
+            await self.ledger.run("reload")
+            looked = asyncio.get_running_loop().time() + LOOKED_S
+        # While PostgreSQL looks; before the first WAL of that timeline can be confirmed.
+        await asyncio.to_thread(record.flush, self.settings.data / name)
+        await asyncio.sleep(looked - asyncio.get_running_loop().time())
 
 
 async def _removed(folder: Path) -> None:

@@ -120,6 +120,20 @@ def _beside(path: Path, text: str, account: Account | None, *, flush: Callable[[
     return temporary
 
 
+def flush(path: Path) -> None:
+    """Make a file that `write_whole` has written durable. Blocking.
+
+    Raises:
+        OSError: It could not be flushed.
+    """
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+    sync_folder(path.parent)
+
+
 def sync_folder(folder: Path) -> None:
     """Make renames, creations and removals in ``folder`` durable."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)

@@ -35,8 +35,10 @@ from regions.member.messages import (
     query,
     read_message,
     read_startup,
+    refusal,
     send,
     start_replication,
+    timeline_of,
 )
 from regions.member.ready import CONNECT_S_MAX, Ready
 from regions.member.settings import MemberSettings, line_conninfo, line_name, line_user
@@ -58,6 +60,7 @@ class _Open:
     leader: Address
     timeline: int
     listening: socket.socket
+    left: bool = False
     serving: "set[asyncio.Task[None]]" = field(default_factory=set[asyncio.Task[None]])
 
 
@@ -68,13 +71,14 @@ class WalLine:
         taken: How often a receiver was led over a connection that was ready (True), or had to log in itself (False).
         guessed: How often a receiver asked for what was said ahead (True), or for something else (False).
         passed: How often somebody else was passed through: PostgreSQL's worker that copies slots.
+        refused: How often a receiver that asked for a timeline which its leader has left was told to look for the next.
     """
 
     def __init__(self, settings: MemberSettings) -> None:
         """Prepare; nothing is opened before `open`."""
         self.taken = {True: 0, False: 0}
         self.guessed = {True: 0, False: 0}
-        self.passed = 0
+        self.passed = self.refused = 0
         self._settings = settings
         self._ready: dict[Address, Ready] = {}
         self._asking = defaultdict[Address, asyncio.Lock](asyncio.Lock)
@@ -116,15 +120,18 @@ class WalLine:
             self._ahead[1].end()
             self._ahead = None
 
-    def open(self, leader: Address, timeline: int) -> bool:
+    def open(self, leader: Address, timeline: int, *, left: bool = False) -> bool:
         """Let the receiver connect to ``leader`` over the line; return whether it can.
 
         Args:
             leader: Whom it follows.
             timeline: That which the leader is on, as far as is known: it is not asked again.
+            left: Whether this member is on an earlier one and has its history. A receiver that asks for the earlier one
+                all the same was begun before PostgreSQL had looked; the leader would send nothing, and end it half a
+                second later. It is refused here, once: whoever asks again has looked, and lacks the end of that one.
         """
         if self._open is not None and self._open.leader == leader:
-            self._open.timeline = timeline
+            self._open.timeline, self._open.left = timeline, left
             return True
         self._shut()
         listening = None if line_user() is None else self._listen(leader)
@@ -132,7 +139,7 @@ class WalLine:
             # PostgreSQL will ask for the slot by itself.
             self.take_back()
             return False
-        self._open = opened = _Open(leader=leader, timeline=timeline, listening=listening)
+        self._open = opened = _Open(leader=leader, timeline=timeline, listening=listening, left=left)
         asyncio.get_running_loop().add_reader(listening, self._let_in, opened)
         return True
 
@@ -243,12 +250,29 @@ class WalLine:
             await send(near, ready.greeting())
             while (asked := message(*await read_message(near))) == query(IDENTIFY):
                 await send(near, identity(ready.system, max(ready.timeline, opened.timeline)))
+            if opened.left and timeline_of(asked) < opened.timeline:
+                opened.left, self.refused = False, self.refused + 1
+                _log.info("wal line: a receiver asked for a timeline that was left: it is told to look again")
+                await send(near, refusal("timeline was left, and the history of the next is here"))
+                ready = self._given_back(opened.leader, ready)
+                return
             if ready.ahead:
                 self.guessed[ready.ahead == asked] += 1
             await send(near, await ready.answer(asked))
             await _join(near, ready.socket)
         finally:
-            ready.end()
+            if ready is not None:
+                ready.end()
+
+    def _given_back(self, leader: Address, ready: Ready) -> Ready | None:
+        """Keep a connection on which nothing was said for the receiver that comes next; return it if it is spare."""
+        if ready.ahead and self._ahead is None:
+            self._ahead = leader, ready
+        elif not ready.ahead and leader not in self._ready:
+            self._ready[leader] = ready
+        else:
+            return ready
+        return None
 
     def _told(self, leader: Address) -> Ready | None:
         """Take the connection on which this leader was told ahead, if one was."""

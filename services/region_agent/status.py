@@ -204,6 +204,10 @@ class AgentCollector(Collector):
         for right, count in self._agent.member.line.guessed.items():
             guessed.add_metric(["yes" if right else "no"], count)
         yield guessed
+        refused = self._agent.member.line.refused
+        yield CounterMetricFamily(
+            "palaver_wal_line_refusals", "Receivers of WAL that asked for a timeline which was left.", value=refused
+        )
         flush = GaugeMetricFamily(
             "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
         )

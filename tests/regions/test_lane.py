@@ -140,17 +140,35 @@ async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_how
         assert not members[EAST].running
 
 
-async def test_a_member_that_will_be_promoted_keeps_no_wal_before(monkeypatch: pytest.MonkeyPatch) -> None:
-    # The promotion makes the slots; somebody else who made the same ones at that moment would let it fail.
+async def slots_of(member: MovingMember) -> set[str]:
+    return {slot.name for slot in await member.ledger.read_slots()}
+
+
+async def test_a_member_that_will_be_promoted_keeps_wal_for_its_followers_with_its_quorum(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    # Nobody else makes the same slots meanwhile: the promotion would fail.
     monkeypatch.setattr(lane, "STANDBYS_S", 0.02)
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         await west.perform(FreezeLedger(ticket=1, epoch=2))
+        assert await slots_of(members[WEST]) == set()
         await west.perform(SetQuorum(ticket=2, epoch=2, standbys=(EAST, SOUTH), required=1))
         await asyncio.sleep(0.5)
-        assert await members[WEST].ledger.read_slots() == ()
+        assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
         assert await west.perform(PromoteLedger(ticket=3, epoch=2)) == LedgerDone(ticket=3)
-        names = {slot.name for slot in await members[WEST].ledger.read_slots()}
-        assert names == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
+        assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
+
+
+async def test_a_member_that_follows_on_after_all_keeps_wal_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(lane, "TOUCH_S", 60.0)
+    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        for ticket in (1, 11):
+            await west.perform(FreezeLedger(ticket=ticket, epoch=1))
+            await west.perform(SetQuorum(ticket=ticket + 1, epoch=1, standbys=(EAST, SOUTH), required=1))
+            # The second time anew.
+            assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
+            await west.perform(FollowLedger(ticket=ticket + 2, epoch=1, leader=EAST))
+            assert await slots_of(members[WEST]) == set()
 
 
 async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked() -> None:

@@ -138,6 +138,28 @@ async def test_what_was_said_ahead_is_what_the_receiver_asks_for() -> None:
         await until(lambda: has(made, SOUTH, 120))
 
 
+async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to_look(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def only_written(member: MovingMember, timeline: int, history: str) -> None:
+        if history:
+            (member.settings.data / f"pg_wal/{timeline:08X}.history").write_text(history)
+
+    monkeypatch.setattr(MovingMember, "_take_history", only_written)
+    async with told_ahead() as (made, members, following):
+        south = members[SOUTH]
+        ahead = await told(made, WEST, SOUTH)
+        await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
+        await following
+        assert south.line.refused == 1
+        assert south.line.guessed == {True: 1, False: 0}
+        assert await senders(made, WEST, SOUTH, "streaming") == ahead
+        # The way without it: the leader ends the stream, and PostgreSQL asks again half a second later.
+        assert "replication terminated by primary server" not in south.settings.log.read_text()
+        await keep(made, WEST, range(100, 120))
+        await until(lambda: has(made, SOUTH, 120))
+
+
 async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_connection() -> None:
     async with three() as (made, members):
         west, south = members[WEST], members[SOUTH]
