@@ -105,6 +105,8 @@ def _timers(world: World, state: State, region: int, node: Node) -> Iterator[Mov
         yield from _fire(world, state, region, "tries etcd again", _end_etcd_pause)
     if facts.relieved_until is not None:
         yield from _fire(world, state, region, "waits no longer for its predecessor", _end_relief)
+    if facts.resting_until is not None:
+        yield from _fire(world, state, region, "has rested", _end_rest)
     record = facts.record
     stalls = record is not None and record.phase not in ("serving", "bootstrapping")
     if record is not None and stalls and record.epoch < world.bounds.epochs_max:
@@ -127,6 +129,10 @@ def _end_etcd_pause(facts: Facts) -> None:
 
 def _end_relief(facts: Facts) -> None:
     facts.relieved_until = LONG_AGO
+
+
+def _end_rest(facts: Facts) -> None:
+    facts.resting_until = LONG_AGO
 
 
 def _begin_long_ago(facts: Facts) -> None:

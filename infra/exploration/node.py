@@ -291,6 +291,7 @@ def _take_time_out(facts: Facts) -> None:
     facts.record_at, facts.failovers, facts.commit = 0.0, (), 0
     facts.agreed_at = None if facts.agreed_at is None else 0.0
     facts.relieved_until = None if facts.relieved_until is None else NEVER
+    facts.resting_until = None if facts.resting_until is None else NEVER
     facts.ledger_retry = NO_RETRY if facts.ledger_retry.at is None else _ARMED
     facts.etcd_retry = NO_RETRY if facts.etcd_retry.at is None else _ARMED
     for name in ("reading", "strong_reading", "swapping", "storing", "working"):

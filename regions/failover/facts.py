@@ -101,6 +101,7 @@ class Facts:
         drained: Up to where the target of the handover has everything; None before.
         release: The last that it knows of, its own or another's.
         relieved_until: Until when it, as the successor, receives nothing from a leader that has drained; None: it does.
+        resting_until: Until when it, which has handed over, leaves its PostgreSQL stopped; None: it does not rest.
         resize: The voters that an order wants, and that order.
         failovers: When it saw failovers by suspicion come to an end, the latest few.
         reading: The read under way.
@@ -148,6 +149,7 @@ class Facts:
     drained: int | None = None
     release: Release | None = None
     relieved_until: float | None = None
+    resting_until: float | None = None
     resize: tuple[tuple[RegionName, ...], Order] | None = None
     failovers: tuple[float, ...] = ()
     reading: Reading | None = None

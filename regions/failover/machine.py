@@ -143,8 +143,7 @@ class Machine:
         facts = self._facts
         requests = (facts.reading, facts.swapping, facts.storing, facts.working, facts.strong_reading)
         times = [one.until for one in requests if one is not None]
-        if facts.relieved_until is not None:
-            times.append(facts.relieved_until)
+        times += [until for until in (facts.relieved_until, facts.resting_until) if until is not None]
         times += [retry.at for retry in (facts.ledger_retry, facts.etcd_retry) if retry.at is not None]
         if facts.swapping is None and not facts.reread and facts.etcd_retry.at is None and facts.unable is None:
             due = claims.next_deadline(facts)
@@ -245,6 +244,8 @@ class Machine:
             facts.agreed_at = None
         if known is None or known.epoch != record.epoch:
             self._begin_epoch(record)
+        if record.phase != "promoting" or record.handed_over_at is None:
+            facts.resting_until = None
         if record.phase == "promoting" and acts_differently:
             self._tell("info", f"epoch {record.epoch}: {record.leader} was chosen")
         if record.phase == "serving" and acts_differently:
@@ -464,6 +465,7 @@ class Machine:
         release = rules.release_of(facts.handover, record, announced=facts.announced, drained=facts.drained)
         if release is not None:
             self._tell("info", f"epoch {epoch}: given up at {release.lsn:X}; the next is {release.successor}'s")
+            facts.resting_until = now + facts.settings.rest_s
             self._hear_release(release, now)
 
     def _take_gossip(self, sender: RegionName, gossip: Gossip, now: float) -> None:
@@ -529,6 +531,8 @@ class Machine:
             facts.storing = None
         if facts.relieved_until is not None and now >= facts.relieved_until:
             facts.relieved_until = None
+        if facts.resting_until is not None and now >= facts.resting_until:
+            facts.resting_until = None
         if facts.working is not None and now >= facts.working.until:
             effect, facts.working = facts.working.effect, None
             facts.promoting = 0

@@ -32,6 +32,9 @@ class Settings:
             safe and makes two candidates at once likely.
         stall_s: How long an epoch may stay in one phase before another candidate begins the next, seconds.
         stall_s_max: The same after several failed attempts; it doubles with each.
+        rest_s: How long a leader that has handed over leaves its PostgreSQL stopped while others are enough for its
+            successor's quorum, seconds. Its recovery flushes every file, and the first commits wait for disks and
+            processors that it may share. Longer leaves one member fewer for longer.
         hold_down_s: After ``failovers_max`` failovers within this time, the next by suspicion waits, seconds.
         failovers_max: Failovers by suspicion that are free within ``hold_down_s``.
         request_s_max: How long etcd and the promise file may take to answer before they are asked again, seconds.
@@ -52,6 +55,7 @@ class Settings:
     lag_s_max: float = 0.25
     claim_stagger_s: float = 0.25
     stall_s: float = 2.0
+    rest_s: float = 0.5
     stall_s_max: float = 16.0
     hold_down_s: float = 45.0
     failovers_max: int = 3

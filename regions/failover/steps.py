@@ -110,6 +110,8 @@ def _reign(facts: Facts, record: Leadership) -> Step:
 
 
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+    if facts.resting_until is not None and ledger.kind == "stopped" and _is_spare(facts, record):
+        return None
     if facts.relieved_until is not None and ledger.kind == "frozen":
         # So does what it takes to be ready to lead, which means nothing to a standby.
         ready = facts.quorum == standbys_of(facts.region, record.voters)
@@ -131,6 +133,11 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
     if promise.lineage < record.epoch or promise.epoch < record.epoch:
         return replace(promise, epoch=record.epoch, lineage=record.epoch)
     return FollowLedger(ticket=0, epoch=record.epoch, leader=record.leader)
+
+
+def _is_spare(facts: Facts, record: Leadership) -> bool:
+    """Whether the others that are heard are enough for a quorum without this member."""
+    return sum(1 for voter in heard(facts, record) if voter != facts.region) >= rules.majority(record.voters)
 
 
 def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:

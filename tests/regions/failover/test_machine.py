@@ -346,6 +346,55 @@ def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(success
     assert FreezeLedger in successor.kinds()
 
 
+def has_handed_over(leader: Driver) -> None:
+    hands_over(leader)
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+
+
+def test_a_leader_that_has_handed_over_leaves_its_postgres_stopped_until_the_next_serves(leader: Driver) -> None:
+    has_handed_over(leader)
+    assert StorePromise not in leader.kinds()
+    due = leader.machine.next_deadline()
+    assert due is not None
+    assert due <= leader.now + DEFAULTS.rest_s
+    leader.tell(RecordSeen(revision=4, record=replace(HANDED_OVER, phase="serving", fence_id=SERVING.fence_id)))
+    assert StorePromise in leader.kinds()
+
+
+@pytest.mark.parametrize(
+    "way", ["it takes long", "another voter is silent", "the successor is silent", "a later epoch"]
+)
+def test_a_leader_that_has_handed_over_comes_back_when_it_may_be_needed(leader: Driver, way: str) -> None:
+    has_handed_over(leader)
+    match way:
+        case "it takes long":
+            leader.now += DEFAULTS.rest_s
+            leader.tell(Tick())
+        case "another voter is silent":
+            leader.tell(Verdict(region=C, suspected=True))
+        case "the successor is silent":
+            leader.tell(Verdict(region=B, suspected=True))
+        case _:
+            leader.tell(RecordSeen(revision=4, record=replace(PROMISED, epoch=3, leader=C, phase="recruiting")))
+            assert FreezeLedger in leader.kinds()
+            return
+    assert StorePromise in leader.kinds()
+    leader.tell(PromiseStored(ticket=leader.ticket(StorePromise)))
+    assert FollowLedger in leader.kinds()
+
+
+def test_of_two_voters_none_may_rest(leader: Driver) -> None:
+    leader.tell(RecordSeen(revision=2, record=replace(SERVING, voters=(A, B))))
+    leader.machine.facts.quorum = (B,)
+    leader.tell(StandbysStreaming(regions=frozenset({B})))
+    leader.tell(replace(order("switch", B), by="me"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    assert StorePromise in leader.kinds()
+
+
 def gets_ready(successor: Driver) -> Ticket:
     """Have it let go of a leader that has drained, and return the request for its quorum."""
     successor.tell(RecordSeen(revision=2, record=PROMISED))
