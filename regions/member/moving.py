@@ -250,9 +250,9 @@ class MovingMember(Member):
             await self._let_go()
 
     async def _receive_from(self, leader: Address) -> None:
-        timeline, history = await self._compare(leader)
+        timeline, history, whole = await self._compare(leader)
         await self._take_history(timeline, history)
-        self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline, left=bool(history))
+        self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline, left=whole)
         self._write_configuration()
         await self.ledger.run("reload")
         try:
@@ -444,11 +444,12 @@ class MovingMember(Member):
         finally:
             await other.close()
 
-    async def _compare(self, leader: Address) -> tuple[int, str]:
+    async def _compare(self, leader: Address) -> tuple[int, str, bool]:
         """Compare the own end of WAL with the leader's history, as PostgreSQL does, but with an answer.
 
         Returns:
-            The leader's timeline, and its history where this member is still on an earlier one; else ``''``.
+            The leader's timeline; its history where this member is still on an earlier one, else ``''``; and whether
+            this member then has all of that earlier one.
 
         Raises:
             Diverged: The leader left the own timeline before that end, or never was on it; or it has dropped what
@@ -473,11 +474,11 @@ class MovingMember(Member):
             # that a copy comes next.
             if ours and history and _switches(ours) != _switches(history):
                 raise Diverged(f"timeline {own} began elsewhere than the leader's")
-            return theirs, ""
+            return theirs, "", False
         left_at = _switches(history).get(own)
         if left_at is None or end > left_at:
             raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
-        return theirs, history
+        return theirs, history, end == left_at
 
     async def _stand(self) -> "tuple[Mapping[str, Any], Mapping[str, Any]]":
         """Return what this member says of its own timeline, and of the end of its WAL."""

@@ -126,9 +126,9 @@ class WalLine:
         Args:
             leader: Whom it follows.
             timeline: That which the leader is on, as far as is known: it is not asked again.
-            left: Whether this member is on an earlier one and has its history. A receiver that asks for the earlier one
-                all the same was begun before PostgreSQL had looked; the leader would send nothing, and end it half a
-                second later. It is refused here, once: whoever asks again has looked, and lacks the end of that one.
+            left: Whether this member has all of an earlier one, and the history of this one. A receiver that asks for
+                the earlier one all the same was begun before PostgreSQL had looked; the leader would send nothing, and
+                end it half a second later. It is refused here, once.
         """
         if self._open is not None and self._open.leader == leader:
             self._open.timeline, self._open.left = timeline, left

@@ -160,6 +160,24 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
         await until(lambda: has(made, SOUTH, 120))
 
 
+async def test_a_member_that_lacks_the_end_of_a_timeline_which_was_left_gets_that_first() -> None:
+    async with three() as (made, members):
+        west, south = members[WEST], members[SOUTH]
+        await south.freeze()
+        await keep(made, EAST, range(100))
+        await until(lambda: has(made, WEST, 100))
+        await everybody_but(made, south)
+        kill(members[EAST])
+        await frozen_with_a_quorum(west, south)
+        following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
+        await west.promote(epoch=2, followers=[EAST, SOUTH])
+        await following
+        assert "on timeline 1" in south.settings.log.read_text()
+        await keep(made, WEST, range(100, 120))
+        await until(lambda: has(made, SOUTH, 120))
+        assert south.line.refused == 0
+
+
 async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_connection() -> None:
     async with three() as (made, members):
         west, south = members[WEST], members[SOUTH]
