@@ -6,6 +6,8 @@ import os
 import socket
 import struct
 from collections.abc import AsyncGenerator, Generator
+from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -13,6 +15,7 @@ from regions.identity import RegionName, physical_slot_name
 from regions.member import quorum_names
 from regions.member.moving import Diverged, MovingMember
 from regions.member.settings import SEGMENT_MB, line_name
+from regions.member.wal_line import WalLine
 from tests.regions.deployment import REGIONS, Deployment, until
 from tests.regions.test_moving import has, keep, kept, kill, promote_by_hand, take_over, three
 
@@ -141,11 +144,22 @@ async def test_what_was_said_ahead_is_what_the_receiver_asks_for() -> None:
 async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to_look(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async def only_written(member: MovingMember, timeline: int, history: str) -> None:
-        if history:
-            (member.settings.data / f"pg_wal/{timeline:08X}.history").write_text(history)
+    written: dict[Path, str] = {}
 
-    monkeypatch.setattr(MovingMember, "_take_history", only_written)
+    async def later(member: MovingMember, timeline: int, history: str) -> None:
+        if history:
+            written[member.settings.data / f"pg_wal/{timeline:08X}.history"] = history
+
+    async def lead(line: WalLine, near: socket.socket, opened: Any) -> None:
+        # PostgreSQL has begun a receiver by now, and could not have seen the history before.
+        while written:
+            path, history = written.popitem()
+            path.write_text(history)
+        await leads(line, near, opened)
+
+    leads = WalLine._lead  # a moment that no order of calls brings about
+    monkeypatch.setattr(MovingMember, "_take_history", later)
+    monkeypatch.setattr(WalLine, "_lead", lead)
     async with told_ahead() as (made, members, following):
         south = members[SOUTH]
         ahead = await told(made, WEST, SOUTH)
