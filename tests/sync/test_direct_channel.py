@@ -1,7 +1,7 @@
 import asyncio
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import httpx
 import pytest
@@ -186,17 +186,30 @@ async def answering(
         await asyncio.wait_for(asyncio.gather(*handlers), WAIT_S)
 
 
+@dataclass
+class Answers:
+    """Says the same to everybody who connects, and counts them."""
+
+    said: bytes
+    stays: bool = False
+    connections: int = 0
+
+    async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self.connections += 1
+        await reader.readuntil(b"\r\n\r\n")
+        writer.write(self.said)
+        await writer.drain()
+        if self.stays:
+            await reader.read()
+
+
+SILENT = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
+ENDS = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
+
+
 async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_client, "SILENCE_MAX_S", 0.2)
-    connections = 0
-
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        await reader.read()
-
+    silent = Answers(SILENT, stays=True)
     port = free_port()
     channel = DirectChannel(
         topology=topology("here", {"here": port}),
@@ -205,7 +218,7 @@ async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pyte
         meter=LagMeter(now=0),
     )
     async with answering(port, silent), channel.subscribe(ZERO):
-        await until(lambda: connections >= 3)
+        await until(lambda: silent.connections >= 3)
     assert channel.reconnects >= 2
 
 
@@ -213,15 +226,7 @@ PROMISED = replace(leadership("here"), succession=Succession(region=RegionName("
 
 
 async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_open() -> None:
-    connections = 0
-
-    async def silent(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n")
-        await reader.read()
-
+    silent = Answers(SILENT, stays=True)
     port, meter = free_port(), LagMeter(now=0)
     leaders = StillLeaders(replace(PROMISED, succession=None))
     channel = DirectChannel(topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=meter)
@@ -229,21 +234,13 @@ async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_ope
         await until(lambda: meter.connected)
         leaders.set(PROMISED)
         await asyncio.sleep(0.3)
-        assert (connections, channel.reconnects) == (1, 0)
+        assert (silent.connections, channel.reconnects) == (1, 0)
         leaders.set(leadership("here", epoch=2))
-        await until(lambda: connections == 2)
+        await until(lambda: silent.connections == 2)
 
 
 async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that() -> None:
-    connections = 0
-
-    async def ends(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        nonlocal connections
-        connections += 1
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n")
-        await writer.drain()
-
+    ends = Answers(ENDS)
     port, leaders = free_port(), StillLeaders(PROMISED)
     channel = DirectChannel(
         topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=LagMeter(now=0)
@@ -251,18 +248,14 @@ async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that() -> None:
     async with answering(port, ends), channel.subscribe(ZERO):
         await until(lambda: channel.reconnects == 1)
         await asyncio.sleep(0.3)
-        assert connections == 1
+        assert ends.connections == 1
         leaders.set(leadership("here", epoch=2))
         await asyncio.sleep(0.3)
-        assert connections >= 2
+        assert ends.connections >= 2
 
 
 async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
-    async def garbage(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        await reader.readuntil(b"\r\n\r\n")
-        writer.write(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
-        await writer.drain()
-
+    garbage = Answers(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
     port = free_port()
     meter = LagMeter(now=0)
     channel = DirectChannel(

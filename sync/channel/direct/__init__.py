@@ -24,3 +24,10 @@ class Leaders(Protocol):
     async def next_after(self, known: Leadership | None) -> Leadership:
         """Wait until the latest leadership is another than ``known`` and return it."""
         ...
+
+
+async def until_another(leaders: Leaders, leadership: Leadership) -> None:
+    """Return when another epoch, leader or phase is in force; what else a record says is nothing to a stream."""
+    current = leadership
+    while (current.epoch, current.leader, current.phase) == (leadership.epoch, leadership.leader, leadership.phase):
+        current = await leaders.next_after(current)

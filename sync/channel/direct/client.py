@@ -18,14 +18,13 @@ from typing import Final
 import httpx
 import orjson
 
-from regions.identity import Epoch, RegionName
-from regions.leadership import Leadership, Phase
+from regions.coordination import Leadership
 from regions.plain_http import TRUST_NOBODY
 from regions.position import Position, encode_token
 from regions.topology import Topology
 from sync.change import SyncError, decode_line
 from sync.channel.buffer import BufferedSubscription
-from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders, until_another
 from sync.lag import LagMeter
 
 SILENCE_MAX_S: Final = 5.0
@@ -114,13 +113,6 @@ class DirectChannel:
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await self._pause(leadership, pause_max_s)
 
-    async def _until_another(self, leadership: Leadership) -> Leadership:
-        """Wait for another epoch, leader or phase, and return it; what else a record says is nothing to a stream."""
-        current = leadership
-        while _place(current) == _place(leadership):
-            current = await self._leaders.next_after(current)
-        return current
-
     async def _serving(self) -> Leadership:
         """Wait for a leadership that serves."""
         leadership = self._leaders.current
@@ -138,7 +130,7 @@ class DirectChannel:
         pause_s = pause_max_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await self._until_another(leadership)
+                await until_another(self._leaders, leadership)
 
     async def _stream_under(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
@@ -150,7 +142,7 @@ class DirectChannel:
         """
         async with asyncio.TaskGroup() as group:
             stream = group.create_task(self._attempt(leadership, client, subscription))
-            another = group.create_task(self._until_another(leadership))
+            another = group.create_task(until_another(self._leaders, leadership))
             await asyncio.wait([stream, another], return_when=asyncio.FIRST_COMPLETED)
             stream.cancel()
             another.cancel()
@@ -233,11 +225,6 @@ class DirectChannel:
                 except httpx.HTTPError as error:
                     _log.debug("acknowledgement was not sent: %r", error)
             await asyncio.sleep(ACK_INTERVAL_S)
-
-
-def _place(leadership: Leadership) -> tuple[Epoch, RegionName, Phase]:
-    """Return what decides where changes come from."""
-    return leadership.epoch, leadership.leader, leadership.phase
 
 
 async def _refusal(response: httpx.Response) -> StreamFailed:

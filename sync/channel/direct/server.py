@@ -38,7 +38,7 @@ from sync.capture import (
     open_capture,
 )
 from sync.change import Item, Progress, SyncError, Transaction, encode_line
-from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders, until_another
 from sync.high_water import HighWaterMark
 from sync.snapshot import open_snapshot
 
@@ -209,10 +209,8 @@ class ChangeServer:
         return self._mark[1]
 
     async def until_deposed(self, leadership: Leadership) -> None:
-        """Return when ``leadership`` is no longer the one in force."""
-        current = leadership
-        while (current.epoch, current.phase) == (leadership.epoch, "serving"):
-            current = await self._leaders.next_after(current)
+        """Return when ``leadership``, which serves, is no longer the one in force."""
+        await until_another(self._leaders, leadership)
 
     def _authorized(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").encode("latin-1")
