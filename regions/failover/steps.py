@@ -113,7 +113,7 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
     if facts.resting_until is not None and ledger.kind == "stopped" and _is_spare(facts, record):
         return None
     if facts.relieved_until is not None and ledger.kind == "frozen":
-        # So does what it takes to be ready to lead, which means nothing to a standby.
+        # What it takes to be ready to lead passes while the leader stops, too; it means nothing to a standby.
         ready = facts.quorum == standbys_of(facts.region, record.voters)
         return None if ready else quorum_of(facts.region, record.voters, record.epoch)
     if ledger.kind == "following" and ledger.epoch == record.epoch:

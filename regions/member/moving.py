@@ -251,7 +251,8 @@ class MovingMember(Member):
 
     async def _receive_from(self, leader: Address) -> None:
         timeline, history, whole = await self._compare(leader)
-        await self._take_history(timeline, history)
+        # The first flushes while the second asks.
+        await asyncio.gather(self._take_history(timeline, history), self._keep_wal_for_nobody())
         self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline, left=whole)
         self._write_configuration()
         await self.ledger.run("reload")
@@ -261,7 +262,8 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
-        # A leader's writes wait for what is before this.
+
+    async def _keep_wal_for_nobody(self) -> None:
         self._keeps_wal = (None, ())
         await self.ledger.run("drop_own_slots")
 
