@@ -36,6 +36,12 @@ MOVE_ETCD_S = 10.0
 MOVE_ETCD_POLL_S = 0.05
 """A move takes milliseconds; one that was just moved away is refused for as long as the other member catches up."""
 
+AGENT_STOPPED_S_MAX = 0.5
+"""A leader is suspected after about a second of silence."""
+
+ETCD_LOOK_S = 0.3
+"""After a kill was ordered: all are dead, and those that live on still name who led (an election timeout is 1 s)."""
+
 LEDGER_ROWS = """
 SELECT comments.id::text, comments.body, comments.epoch FROM palaver.comments
 JOIN palaver.threads ON threads.id = comments.thread_id WHERE threads.key = %s
@@ -158,29 +164,38 @@ class Target:
         from regions.topology import parse_address
 
         addresses = {one: parse_address(address(self._plan.port(one, "etcd"))) for one in self._plan.regions}
-        others = [one for one in addresses if one != region]
+        others = [addresses[one] for one in addresses if one != region]
         deadline = asyncio.get_running_loop().time() + MOVE_ETCD_S
         # Asked first are those that live on.
-        asked = [addresses[one] for one in (*others, region)]
-        async with Coordination(asked, "root", self._secrets.etcd) as etcd:
-            while True:
+        async with Coordination([*others, addresses[region]], "root", self._secrets.etcd) as etcd:
+
+            async def moved() -> str | None:
                 try:
-                    for one in others:
-                        await etcd.hand_etcd_leadership(addresses[one], [region])
-                    leads = await etcd.etcd_leader()
-                except CoordinationError as error:
-                    leads = str(error)
-                if leads == region:
+                    async with asyncio.timeout(AGENT_STOPPED_S_MAX):
+                        for other in others:
+                            await etcd.hand_etcd_leadership(other, [region])
+                        return await etcd.etcd_leader()
+                except (CoordinationError, TimeoutError) as error:
+                    return f"not moved: {error}"
+
+            async def led() -> str | None:
+                await asyncio.sleep(ETCD_LOOK_S)
+                try:
+                    return await etcd.etcd_leader()
+                except CoordinationError:
+                    return None
+
+            while True:
+                # The agent there would hand it back between our last look and the kill. It is stopped for that
+                # instant, which is too short for anybody to miss it.
+                await self.pause(region, "region_agent")
+                if (leads := await moved()) == region:
                     break
+                await self.resume(region, "region_agent")
                 if asyncio.get_running_loop().time() > deadline:
                     raise OrderRefused(f"etcd's leadership does not come to {region}: {leads}")
                 await asyncio.sleep(MOVE_ETCD_POLL_S)
-            await self.kill(region, None)
-            try:
-                # An election takes a second, so that at first everybody knows who led.
-                leads = await etcd.etcd_leader()
-            except CoordinationError:
-                leads = None
+            _, leads = await asyncio.gather(self.kill(region, None), led())
         if leads not in (region, None):
             raise OrderRefused(f"etcd was led by {leads} when {region} died: the fault was another one")
 
