@@ -12,7 +12,7 @@ API (the router looks its cluster up again for each attempt).
 
 import hashlib
 import ipaddress
-from collections.abc import Collection
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -38,8 +38,9 @@ commit between regions takes a fifth of a second."""
 
 WRITE_WITH_RETRIES_S = 12.0
 WRITE_RETRIES_MAX = 60
-WRITE_BACK_OFF_S = (0.1, 0.3)
-"""Sixty pauses of 0.15 s at the mean: about 9 s, longer than a failover may take, and found soon when it is over."""
+WRITE_BACK_OFF_S = (0.025, 0.3)
+"""The first pause is 12 ms at the mean, so that who was refused by a leader that hands over waits where the next one
+begins. From the fourth on they are 0.15 s: sixty are about 9 s, longer than a failover may take."""
 
 READ_S = 0.25
 SESSION_READ_S = 2.5
@@ -72,6 +73,14 @@ HEALTH_TIMEOUT_S = 0.5
 
 _EXTENSIONS = "type.googleapis.com/envoy.extensions."
 _CONFIG = "type.googleapis.com/envoy.config."
+_RETRY_PRIORITY = {
+    "name": "envoy.retry_priorities.previous_priorities",
+    "typed_config": {
+        "@type": f"{_EXTENSIONS}retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+        "update_frequency": 1,
+    },
+}
+"""Each attempt goes to another than those before, until all have been tried; then they are tried again."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -104,7 +113,7 @@ def render(topology: Topology, leadership: Leadership | None, settings: EdgeSett
     return {
         "eds/read_api.json": _discovery([read_endpoints(topology, settings)]),
         "rds/routes.json": _discovery([routes(leadership)]),
-        CLUSTERS_FILE: _discovery(clusters(topology, settings, leading=(leader, next_one), others=leader)),
+        CLUSTERS_FILE: _discovery(clusters(topology, settings, leader=leader, next_one=next_one)),
         "lds/listeners.json": _discovery([listener(settings)]),
     }
 
@@ -114,9 +123,9 @@ def clusters_before(
 ) -> bytes:
     """Return the clusters that must be in force before the routes name a new leader.
 
-    Its cluster leads to it, and that of the leader before stays what it was, because the routes still name it.
+    They are those of a succession, foretold or not: the routes still name the leader before.
     """
-    return _discovery(clusters(topology, settings, leading=(leader, before), others=before))
+    return _discovery(clusters(topology, settings, leader=before, next_one=leader))
 
 
 def version_of(content: bytes) -> str:
@@ -136,38 +145,38 @@ def read_endpoints(topology: Topology, settings: EdgeSettings) -> dict[str, Any]
     return {
         "@type": f"{_CONFIG}endpoint.v3.ClusterLoadAssignment",
         "cluster_name": READ_CLUSTER,
-        "endpoints": [
-            {"priority": priority, "lb_endpoints": [_endpoint(address)]} for priority, address in enumerate(reached)
-        ],
+        "endpoints": _in_order(reached),
     }
 
 
 def clusters(
-    topology: Topology,
-    settings: EdgeSettings,
-    *,
-    leading: Collection[RegionName | None],
-    others: RegionName | None,
+    topology: Topology, settings: EdgeSettings, *, leader: RegionName | None, next_one: RegionName | None
 ) -> list[dict[str, Any]]:
     """Return the cluster of the read APIs and one for each voter.
+
+    The leader's cluster leads to the next leader when it is tried again, and that holds what comes early until it
+    serves. A request keeps the cluster that was chosen for it first, so those of voters that do not lead lead to the
+    leader.
 
     Args:
         topology: The deployment.
         settings: Where the edge is.
-        leading: Whose clusters lead to their own write APIs: the leader, and who may be it at any moment.
-        others: Where the clusters of the other voters lead; None: each to its own.
+        leader: Who leads; None: each cluster leads to its own region.
+        next_one: Who may lead at any moment.
     """
-    write_apis: dict[RegionName, Address | Path] = {}
-    for voter in topology.voters:
-        own = settings.write_socket if voter.name == topology.region else None
-        reached = own or voter.write_api
-        if reached is not None:
-            write_apis[voter.name] = reached
-    target = write_apis.get(others) if others is not None else None
-    writes = [
-        _write_cluster(name, own if name in leading or target is None else target) for name, own in write_apis.items()
-    ]
-    return [_read_cluster(settings), *writes]
+    write_apis = {voter.name: voter.write_api for voter in topology.voters if voter.write_api is not None}
+
+    def leads_to(name: RegionName) -> list[Address | Path]:
+        order = [name] if leader is None or leader not in write_apis or name == next_one else [leader]
+        if name == leader and next_one is not None and next_one in write_apis:
+            order.append(next_one)
+        addresses = [write_apis[one] for one in order]
+        # A cluster whose addresses are asked of the name service takes no socket.
+        one_kind = len(order) == 1 or all(_is_ip(one.host) for one in addresses)
+        own = settings.write_socket if one_kind else None
+        return [own or write_apis[one] if one == topology.region else write_apis[one] for one in order]
+
+    return [_read_cluster(settings), *(_write_cluster(name, leads_to(name)) for name in write_apis)]
 
 
 def routes(leadership: Leadership | None) -> dict[str, Any]:
@@ -252,6 +261,7 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
             "retriable_status_codes": [503],
             "num_retries": WRITE_RETRIES_MAX,
             "per_try_timeout": _duration(WRITE_AGAIN_S),
+            "retry_priority": _RETRY_PRIORITY,
             "retry_back_off": {"base_interval": _duration(first_s), "max_interval": _duration(last_s)},
         },
         # The first attempt goes on while the leader of the moment is asked again: the key makes one comment of both.
@@ -282,7 +292,6 @@ def _read_routes() -> list[dict[str, Any]]:
 
 
 def _read_route(attempt_s: float) -> dict[str, Any]:
-    previous = f"{_EXTENSIONS}retry"
     return {
         "cluster": READ_CLUSTER,
         "timeout": _duration(READ_WITH_RETRIES_S),
@@ -294,17 +303,11 @@ def _read_route(attempt_s: float) -> dict[str, Any]:
             "retry_host_predicate": [
                 {
                     "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {"@type": f"{previous}.host.previous_hosts.v3.PreviousHostsPredicate"},
+                    "typed_config": {"@type": f"{_EXTENSIONS}retry.host.previous_hosts.v3.PreviousHostsPredicate"},
                 }
             ],
             "host_selection_retry_max_attempts": 3,
-            "retry_priority": {
-                "name": "envoy.retry_priorities.previous_priorities",
-                "typed_config": {
-                    "@type": f"{previous}.priority.previous_priorities.v3.PreviousPrioritiesConfig",
-                    "update_frequency": 1,
-                },
-            },
+            "retry_priority": _RETRY_PRIORITY,
             "retry_back_off": {"base_interval": _duration(0.005), "max_interval": _duration(0.05)},
         },
         # The first attempt goes on while another region is asked: the first answer wins.
@@ -349,15 +352,13 @@ def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
     }
 
 
-def _write_cluster(region: RegionName, write_api: Address | Path) -> dict[str, Any]:
-    """One host and no ejection: an ejected leader would be an error that Envoy does not retry."""
+def _write_cluster(region: RegionName, write_apis: Sequence[Address | Path]) -> dict[str, Any]:
+    """No ejection: an ejected leader would be an error that Envoy does not retry."""
     name = write_cluster(region)
+    static = all(isinstance(write_api, Path) or _is_ip(write_api.host) for write_api in write_apis)
     return _cluster(name) | {
-        "type": "STATIC" if isinstance(write_api, Path) or _is_ip(write_api.host) else "STRICT_DNS",
-        "load_assignment": {
-            "cluster_name": name,
-            "endpoints": [{"lb_endpoints": [_endpoint(write_api)]}],
-        },
+        "type": "STATIC" if static else "STRICT_DNS",
+        "load_assignment": {"cluster_name": name, "endpoints": _in_order(write_apis)},
         "circuit_breakers": _circuit_breakers({"max_retries": REQUESTS_MAX}),
     }
 
@@ -385,6 +386,10 @@ def _circuit_breakers(retries: dict[str, Any]) -> dict[str, Any]:
         "max_requests": REQUESTS_MAX,
     }
     return {"thresholds": [limits | retries]}
+
+
+def _in_order(reached: Iterable[Address | Path]) -> list[dict[str, Any]]:
+    return [{"priority": priority, "lb_endpoints": [_endpoint(one)]} for priority, one in enumerate(reached)]
 
 
 def _endpoint(address: Address | Path) -> dict[str, Any]:

@@ -3,14 +3,14 @@
 import asyncio
 import json
 from collections.abc import AsyncGenerator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import httpx
 import pytest
 
 from regions.edge import render
 from regions.identity import RegionName
-from regions.leadership import Leadership
+from regions.leadership import Leadership, Succession
 from tests.regions.edge_stand import EdgeStand, Request, edge_stand, leadership, problem_slug
 
 pytestmark = pytest.mark.integration
@@ -112,6 +112,34 @@ async def test_keyed_write_that_met_a_dead_leader_goes_on_to_the_next(stand: Edg
     told = {request.headers["palaver-epoch"] for request in stand.backends["write_api eu-west"].requests}
     assert told == {"1"}
     assert all(int(one.headers["x-envoy-attempt-count"]) > 1 for one in stand.backends["write_api eu-west"].requests)
+
+
+async def test_keyed_write_that_the_leader_refuses_waits_where_the_next_epoch_is_promised(stand: EdgeStand) -> None:
+    begun = asyncio.Event()
+    handed_over = False
+
+    async def leader(_: Request) -> tuple[int, bytes]:
+        return (503, b"stale-epoch") if handed_over else (200, b"of the leader")
+
+    async def successor(_: Request) -> tuple[int, bytes]:
+        await begun.wait()
+        return 200, b"of the successor"
+
+    stand.backends["write_api us-east"].answer = leader
+    stand.backends["write_api eu-west"].answer = successor
+    promised = replace(leadership("us-east", 1), succession=Succession(region=RegionName("eu-west"), reason="a test"))
+    await stand.feed.tell(promised, stand.admin)
+    assert (await stand.client.post("/v1/x", headers=KEY)).text == "of the leader"
+    handed_over = True
+    writing = [asyncio.create_task(stand.client.post("/v1/x", headers=KEY)) for _ in range(20)]
+    async with asyncio.timeout(5):
+        while len(stand.backends["write_api eu-west"].requests) < len(writing):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+    begun.set()
+    assert {answer.text for answer in await asyncio.gather(*writing)} == {"of the successor"}
+    # Each was refused once and waited then: none came back to ask the leader again.
+    assert len(stand.backends["write_api us-east"].requests) == 1 + len(writing)
+    assert len(stand.backends["write_api eu-west"].requests) == len(writing)
 
 
 async def test_keyed_write_is_retried_over_503_and_broken_connections(stand: EdgeStand) -> None:
