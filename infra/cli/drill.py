@@ -18,7 +18,7 @@ from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.disks import ledger_disks
 from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
-from infra.drills.runner import STEADY_WITHIN_S, FaultUnavailable, Outcome, Patience, run_drill
+from infra.drills.runner import STEADY_WITHIN_S, FaultUnavailable, Patience, run_drill
 from infra.drills.target import Target
 from infra.supervisor.clocks import clocks_can_be_had
 from infra.supervisor.errors import DeploymentError, InvalidPlan
@@ -141,7 +141,7 @@ async def _run_all(  # noqa: PLR0913 - what the options say
                 page, _ = write_report(outcome, report, name)
                 facts.append(facts_of(outcome) | {"skipped": None, "report": str(page)})
                 if not quiet:
-                    _tell(outcome, page)
+                    _tell(facts[-1])
     finally:
         await target.close()
     return facts
@@ -151,12 +151,13 @@ def _nothing(line: str) -> None:
     del line
 
 
-def _tell(outcome: Outcome, page: Path) -> None:
-    for check in outcome.checks:
-        for line in check.failed[:5]:
-            typer.echo(f"  FAILED {check.name}: {line}")
-    verdict = "passed" if outcome.passed else "FAILED"
-    typer.echo(f"  {verdict}; longest stall {outcome.longest_stall_s:.2f} s; {page}")
+def _tell(facts: dict[str, Any]) -> None:
+    for check in facts["checks"]:
+        for line in check["failed"][:5]:
+            typer.echo(f"  FAILED {check['name']}: {line}")
+    verdict = "passed" if facts["passed"] else "FAILED"
+    slowest = "no write" if facts["slowest_write_s"] is None else f"slowest write {facts['slowest_write_s']:.2f} s"
+    typer.echo(f"  {verdict}; longest stall {facts['longest_stall_s']:.2f} s, {slowest}; {facts['report']}")
 
 
 def _show(facts: list[dict[str, Any]]) -> None:
@@ -167,9 +168,12 @@ def _show(facts: list[dict[str, Any]]) -> None:
         stalls = sorted(one["longest_stall_s"] for one in some)
         passed = sum(one["passed"] for one in some)
         writes = sum(one["acknowledged"] for one in some)
-        rows.append((name, f"{passed} of {len(some)}", writes, f"{median(stalls):.2f}", f"{stalls[-1]:.2f}"))
+        slowest = max((one["slowest_write_s"] or 0.0 for one in some), default=0.0)
+        figures = (f"{median(stalls):.2f}", f"{stalls[-1]:.2f}", f"{slowest:.2f}")
+        rows.append((name, f"{passed} of {len(some)}", writes, *figures))
     if rows:
-        output.print_table("drills", ("drill", "passed", "acknowledged", "median stall s", "worst s"), rows)
+        heads = ("drill", "passed", "acknowledged", "median stall s", "worst s", "slowest write s")
+        output.print_table("drills", heads, rows)
     for one in facts:
         if one["skipped"] is not None:
             typer.echo(f"{one['drill']} skipped: {one['skipped']}")

@@ -257,6 +257,18 @@ def stalls_of(records: Sequence[Record]) -> list[Stall]:
     return stalls
 
 
+def slowest_write_s(records: Sequence[Record]) -> float | None:
+    """Return the longest time from a write's first attempt to its acknowledgement, seconds; None without one."""
+    first_sent: dict[str, float] = {}
+    slowest: float | None = None
+    for record in records:
+        if record["kind"] == "sent":
+            first_sent.setdefault(record["key"], float(record["t"]))
+        elif record["kind"] == "acknowledged":
+            slowest = max(slowest or 0.0, float(record["t"]) - first_sent[record["key"]])
+    return slowest
+
+
 def stalls_are_short(records: Sequence[Record], expect: Expect) -> Check:
     """No write waits longer than the drill allows for the next acknowledgement of anybody."""
     stalls = stalls_of(records)

@@ -20,7 +20,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from infra.drills.judges import Check
+from infra.drills.judges import Check, slowest_write_s
 from infra.drills.runner import Outcome
 
 BUCKET_S = 0.1
@@ -54,7 +54,7 @@ code {{ font-size: .9em }}
 
 def facts_of(outcome: Outcome) -> dict[str, Any]:
     """Return the document for machines; times in seconds."""
-    latencies = _latencies(outcome.records)
+    latencies, slowest = _latencies(outcome.records), slowest_write_s(outcome.records)
     return {
         "drill": outcome.drill.name,
         "title": outcome.drill.title,
@@ -64,6 +64,7 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "seconds": round(outcome.seconds, 3),
         "acknowledged": len(latencies),
         "median_latency_ms": round(median(latencies) * 1000, 1) if latencies else None,
+        "slowest_write_s": None if slowest is None else round(slowest, 3),
         "longest_stall_s": round(outcome.longest_stall_s, 3),
         "stalls": [{"first_s": round(stall.first, 3), "seconds": round(stall.seconds, 3)} for stall in outcome.stalls],
         "checks": [

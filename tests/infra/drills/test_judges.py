@@ -2,6 +2,8 @@
 
 from typing import Any
 
+import pytest
+
 from infra.drills.drill import Expect
 from infra.drills.judges import (
     Check,
@@ -18,6 +20,7 @@ from infra.drills.judges import (
     one_writer_per_epoch,
     refusals_say_why,
     sessions_see_their_own_writes,
+    slowest_write_s,
     stalls_are_short,
     stalls_of,
     strong_reads_never_go_back,
@@ -173,6 +176,13 @@ def test_a_stall_is_measured_from_the_first_write_that_suffered_it() -> None:
     assert stalls_of([*steady, *stalled]) == [Stall(first=1.95, end=4.0)]
     assert not stalls_are_short([*steady, *stalled], Expect(stall_s_max=2.1)).failed
     assert stalls_are_short([*steady, *stalled], Expect(stall_s_max=2.0)).failed
+
+
+def test_the_slowest_write_is_measured_from_its_first_attempt() -> None:
+    sent_twice = [sent(1.0, "a"), sent(1.2, "b"), sent(1.8, "a"), told("acknowledged", 2.0, "b")]
+    assert slowest_write_s(sent_twice) == pytest.approx(0.8)
+    assert slowest_write_s([*sent_twice, told("acknowledged", 2.5, "a")]) == pytest.approx(1.5)
+    assert slowest_write_s([sent(1.0, "a")]) is None
 
 
 def test_a_refusal_that_is_never_explained_is_noticed() -> None:
