@@ -29,6 +29,10 @@ CONNECT_TIMEOUT_S = 1.0
 GIVE_UP_S = 60.0
 """A keyed write that nobody took for so long is left alone; a drill that expects refusals ends before."""
 
+PAGE_LIMIT = 20
+"""Comments on the page that readers ask for while things happen, and that is judged afterwards: a page is kept by its
+query."""
+
 RETRY_S = 0.1
 READ_PAUSE_S = 0.05
 RECENT = 64
@@ -162,15 +166,17 @@ class _Client:
         return False
 
     async def read(self) -> None:
-        """Read own writes back with `session`, and the newest page with `strong`, in turn."""
+        """Read own writes back with `session`, and a page with `strong` and as any reader does, in turn."""
         for number in itertools.count():
             if self._stop.is_set():
                 return
             region = self._preference[0]
             recent = self._recent.get(region)
-            if number % 2 and recent:
+            if number % 3 == 1 and recent:
                 comment, position = self._random.choice(recent)
                 await self._get(region, f"/comments/{comment}", "session", {"palaver-position": position})
+            elif number % 3 == 2:  # noqa: PLR2004 - the third of three
+                await self._get(region, "/comments", "eventual", {})
             else:
                 await self._get(region, "/comments", "strong", {"palaver-consistency": "strong"})
             await self._pause(READ_PAUSE_S)
@@ -178,7 +184,9 @@ class _Client:
     async def _get(self, region: str, path: str, asked: str, headers: dict[str, str]) -> None:
         began = self._journal.now
         url = f"{self._crowd.edges[region]}/v1/sites/{self._crowd.site}{path}"
-        query = {"thread": self._crowd.thread, "limit": "1"} if asked == "strong" else {}
+        query: dict[str, str | int] = {}
+        if asked != "session":
+            query = {"thread": self._crowd.thread, "limit": 1 if asked == "strong" else PAGE_LIMIT}
         fields = {"region": region, "asked": asked, "sent": round(began, 6)}
         try:
             answer = await self._http.get(url, params=query, headers=headers)

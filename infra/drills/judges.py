@@ -45,11 +45,13 @@ class Holdings:
     Attributes:
         ledger: (id, body, epoch) of every row in the ledger.
         views: Ids by region.
+        pages: Ids that readers are shown, by region: from page to page, with the consistency that nobody asks for.
         fences: (epoch, leader) of every fence row.
     """
 
     ledger: Sequence[tuple[str, str, int]]
     views: Mapping[str, Sequence[str]]
+    pages: Mapping[str, Sequence[str]]
     fences: Sequence[tuple[int, str]]
 
 
@@ -75,7 +77,7 @@ def judge(records: Sequence[Record], holdings: Holdings, expect: Expect, *, end:
     """Return every check of a drill, in the order of importance."""
     return [
         acknowledged_writes_are_in_the_ledger(records, holdings),
-        *acknowledged_writes_are_in_every_view(records, holdings),
+        *acknowledged_writes_are_in_every_region(records, holdings),
         no_key_is_applied_twice(records, holdings),
         one_writer_per_epoch(records, holdings),
         strong_reads_never_go_back(records),
@@ -95,17 +97,19 @@ def acknowledged_writes_are_in_the_ledger(records: Sequence[Record], holdings: H
     return _all_there("every acknowledged write is in the ledger", records, held)
 
 
-def acknowledged_writes_are_in_every_view(records: Sequence[Record], holdings: Holdings) -> list[Check]:
+def acknowledged_writes_are_in_every_region(records: Sequence[Record], holdings: Holdings) -> list[Check]:
     """Every region shows everything that was acknowledged, and nothing that the ledger does not hold."""
     checks: list[Check] = []
     ledger = {comment for comment, _, _ in holdings.ledger}
-    for region, ids in holdings.views.items():
-        checks.append(_all_there(f"every acknowledged write is in the view of {region}", records, set(ids)))
+    shown = [(f"the view of {region}", ids) for region, ids in holdings.views.items()]
+    shown += [(f"the pages of {region}", ids) for region, ids in holdings.pages.items()]
+    for where, ids in shown:
+        checks.append(_all_there(f"every acknowledged write is in {where}", records, set(ids)))
         phantoms = sorted(set(ids) - ledger)
-        failed = [f"{comment} is in the view of {region} and not in the ledger" for comment in phantoms]
+        failed = [f"{comment} is in {where} and not in the ledger" for comment in phantoms]
         doubled = [comment for comment, count in Counter(ids).items() if count > 1]
-        failed += [f"{comment} is twice in the view of {region}" for comment in doubled]
-        checks.append(Check(name=f"the view of {region} holds nothing else", failed=tuple(failed), counted=len(ids)))
+        failed += [f"{comment} is twice in {where}" for comment in doubled]
+        checks.append(Check(name=f"nothing else is in {where}", failed=tuple(failed), counted=len(ids)))
     return checks
 
 

@@ -139,7 +139,7 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
     async with Journal(journal_path) as journal:
         run = _Run(target, journal, say, thread)
         trouble = await run.carry_out(drill, crowd, seed)
-        holdings = await run.converged(thread)
+        holdings = await run.converged(crowd)
         await run.sample()
     end = journal.now
     return Outcome(
@@ -241,17 +241,18 @@ class _Run:
         await self._forget_hurt()
         self._paused.clear()
 
-    async def converged(self, thread: str) -> Holdings:
-        """Wait until every view has what the ledger has, bounded; return what they hold."""
+    async def converged(self, crowd: Crowd) -> Holdings:
+        """Wait until every region has, and shows, what the ledger has, bounded; return what they hold."""
         deadline = time.monotonic() + CONVERGED_WITHIN_S
         while True:
             status = await self._target.status()
             leader = status["cells"][0]["leader"]
             if leader is not None:
                 with contextlib.suppress(psycopg.Error):
-                    holdings = await self._target.holdings(leader, thread)
+                    holdings = await self._target.holdings(leader, crowd.site, crowd.thread)
                     ledger = {comment for comment, _, _ in holdings.ledger}
-                    done = all(set(ids) == ledger for ids in holdings.views.values())
+                    held = [*holdings.views.values(), *holdings.pages.values()]
+                    done = all(set(ids) == ledger for ids in held)
                     if done or time.monotonic() > deadline:
                         return holdings
             if time.monotonic() > deadline + CONVERGED_WITHIN_S:

@@ -7,6 +7,7 @@ interfaces as `palaver fault`.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Sequence
 from typing import Any
 
@@ -14,6 +15,7 @@ import httpx
 import psycopg
 
 from infra.cli.site import create_site
+from infra.drills.clients import PAGE_LIMIT
 from infra.drills.disks import Disk
 from infra.drills.drill import Drill, InvalidDrill, Step
 from infra.drills.judges import Holdings
@@ -31,6 +33,10 @@ from infra.supervisor.secrets import Secrets
 
 AGENT_TIMEOUT_S = 0.25
 """An agent on loopback answers in milliseconds; one that is stopped must not hold a sample up."""
+
+PAGE_TIMEOUT_S = 5.0
+REST_LIMIT = 200
+"""After the page that readers had asked for (`PAGE_LIMIT`), the rest of a thread comes in few pages."""
 
 MOVE_ETCD_S = 10.0
 MOVE_ETCD_POLL_S = 0.05
@@ -296,8 +302,8 @@ class Target:
     def _relay(self) -> RelayClient:
         return RelayClient(address(self._plan.deployment_port("relay_control")), self._secrets.relay_token)
 
-    async def holdings(self, leader: str, thread: str) -> Holdings:
-        """Read what the leader's ledger and every view hold of a thread."""
+    async def holdings(self, leader: str, site: str, thread: str) -> Holdings:
+        """Read what the leader's ledger and every view hold of a thread, and what every edge shows of it."""
         ledger_port = self._plan.port(leader, "ledger")
         ledger = await self._query("palaver", self._secrets.ledger_superuser, ledger_port, LEDGER_ROWS, thread)
         fences = await self._query("palaver", self._secrets.ledger_superuser, ledger_port, FENCES)
@@ -310,8 +316,23 @@ class Target:
         return Holdings(
             ledger=[(str(row[0]), str(row[1]), int(row[2])) for row in ledger],
             views=views,
+            pages={region: await self._shown(f"{edge}/v1/sites/{site}", thread) for region, edge in self.edges.items()},
             fences=[(int(row[0]), str(row[1])) for row in fences],
         )
+
+    async def _shown(self, site: str, thread: str) -> list[str]:
+        """Return the ids on the pages of a thread; those up to the first page that there is not."""
+        ids: list[str] = []
+        query: dict[str, str | int] = {"thread": thread, "limit": PAGE_LIMIT}
+        with contextlib.suppress(httpx.HTTPError):
+            while True:
+                answer = await self._http.get(f"{site}/comments", params=query, timeout=PAGE_TIMEOUT_S)
+                page = answer.raise_for_status().json()
+                ids += [comment["id"] for comment in page["comments"]]
+                if page["next"] is None:
+                    break
+                query |= {"cursor": page["next"], "limit": REST_LIMIT}
+        return ids
 
     async def _query(self, user: str, password: str, port: int, query: str, *arguments: str) -> list[tuple[Any, ...]]:
         connection = await psycopg.AsyncConnection.connect(

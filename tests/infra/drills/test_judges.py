@@ -1,5 +1,6 @@
 """Each judge of a drill, on journals that were written by hand: what holds, and each way in which it does not."""
 
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -9,7 +10,7 @@ from infra.drills.judges import (
     Check,
     Holdings,
     Stall,
-    acknowledged_writes_are_in_every_view,
+    acknowledged_writes_are_in_every_region,
     acknowledged_writes_are_in_the_ledger,
     epochs_are_as_expected,
     hurt_spans,
@@ -67,7 +68,8 @@ def read(begun: float, ended: float, lsn: int, *, epoch: int = 1, served: str = 
 def held(*keys: str, epoch: int = 1) -> Holdings:
     rows = [(f"id-{key}", key, epoch) for key in keys]
     ids = [row[0] for row in rows]
-    return Holdings(ledger=rows, views={"us": ids, "eu": ids}, fences=[(1, "us")])
+    both = {"us": ids, "eu": ids}
+    return Holdings(ledger=rows, views=both, pages=both, fences=[(1, "us")])
 
 
 def holds(check: Check) -> bool:
@@ -79,22 +81,24 @@ def test_a_lost_write_is_noticed_in_the_ledger_and_in_a_view() -> None:
     assert holds(acknowledged_writes_are_in_the_ledger(records, held("a", "b")))
     assert "id-b" in acknowledged_writes_are_in_the_ledger(records, held("a")).failed[0]
     all_there = held("a", "b")
-    without = Holdings(ledger=all_there.ledger, views={"us": ["id-a", "id-b"], "eu": ["id-a"]}, fences=[(1, "us")])
-    failed = [check for check in acknowledged_writes_are_in_every_view(records, without) if check.failed]
-    assert [check.name for check in failed] == ["every acknowledged write is in the view of eu"]
+    without = {"us": ["id-a", "id-b"], "eu": ["id-a"]}
+    for what, where in (("views", "the view"), ("pages", "the pages")):
+        judged = acknowledged_writes_are_in_every_region(records, replace(all_there, **{what: without}))
+        failed = [check.name for check in judged if check.failed]
+        assert failed == [f"every acknowledged write is in {where} of eu"]
 
 
 def test_a_view_that_holds_a_phantom_or_a_double_is_noticed() -> None:
-    phantom = Holdings(ledger=[("id-a", "a", 1)], views={"eu": ["id-a", "id-x"]}, fences=[(1, "us")])
-    double = Holdings(ledger=[("id-a", "a", 1)], views={"eu": ["id-a", "id-a"]}, fences=[(1, "us")])
-    assert "not in the ledger" in acknowledged_writes_are_in_every_view(write(1, "a"), phantom)[1].failed[0]
-    assert "twice" in acknowledged_writes_are_in_every_view(write(1, "a"), double)[1].failed[0]
+    phantom = replace(held("a"), views={"eu": ["id-a", "id-x"]})
+    double = replace(held("a"), views={"eu": ["id-a", "id-a"]})
+    assert "not in the ledger" in acknowledged_writes_are_in_every_region(write(1, "a"), phantom)[1].failed[0]
+    assert "twice" in acknowledged_writes_are_in_every_region(write(1, "a"), double)[1].failed[0]
 
 
 def test_a_key_that_was_applied_twice_or_answered_with_another_id_is_noticed() -> None:
     records = write(1, "a")
     assert holds(no_key_is_applied_twice(records, held("a")))
-    twice = Holdings(ledger=[("id-a", "a", 1), ("id-b", "a", 1)], views={}, fences=[(1, "us")])
+    twice = Holdings(ledger=[("id-a", "a", 1), ("id-b", "a", 1)], views={}, pages={}, fences=[(1, "us")])
     assert "key a is 2 rows" in no_key_is_applied_twice(records, twice).failed
     other = no_key_is_applied_twice([*records, told("acknowledged", 2, "a", id="id-z")], held("a"))
     assert "was answered with id-z" in other.failed[0]
@@ -199,4 +203,4 @@ def test_an_edge_is_hurt_from_a_kill_until_its_region_is_healthy_again() -> None
 
 def test_everything_is_judged() -> None:
     checks = judge([status(0, 1, "us"), *write(1, "a")], held("a"), Expect(refusal="x"), end=2)
-    assert len({check.name for check in checks}) == len(checks) == 15
+    assert len({check.name for check in checks}) == len(checks) == 19

@@ -52,9 +52,9 @@ class PlayedTarget:
     async def create_site(self) -> str:
         return "s"
 
-    async def holdings(self, leader: str, thread: str) -> Holdings:
-        del leader, thread
-        return Holdings(ledger=[], views={}, fences=[])
+    async def holdings(self, leader: str, site: str, thread: str) -> Holdings:
+        del leader, site, thread
+        return Holdings(ledger=[], views={}, pages={}, fences=[])
 
     async def _note(self, *what: object) -> None:
         self.told.append(what)
