@@ -12,7 +12,10 @@ from typing import Any
 
 import httpx
 
+from regions.plain_http import PlainTransport
+
 REQUEST_TIMEOUT_S = 15.0  # longer than an edge keeps retrying a keyed write
+CONNECTIONS_MAX = 64
 VISIBLE_TIMEOUT_S = 20.0
 VISIBLE_POLL_S = 0.002
 PAGES_MAX = 10_000  # a thread page brings at least one comment, and a tour posts fewer than this
@@ -54,11 +57,14 @@ class Visitor:
     """
 
     def __init__(self, edges: Mapping[str, str], site: str) -> None:
-        limits = httpx.Limits(max_connections=64)
+        limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
         self._clients = {
             # Loopback is reached by no proxy.
             region: httpx.AsyncClient(
-                base_url=f"{edge}/v1/sites/{site}", timeout=REQUEST_TIMEOUT_S, limits=limits, trust_env=False
+                base_url=f"{edge}/v1/sites/{site}",
+                timeout=REQUEST_TIMEOUT_S,
+                transport=PlainTransport(limits=limits),
+                trust_env=False,
             )
             for region, edge in edges.items()
         }

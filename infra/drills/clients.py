@@ -21,6 +21,7 @@ import httpx
 
 from infra.drills.drill import Load
 from infra.drills.journal import Journal
+from regions.plain_http import PlainTransport
 
 REQUEST_TIMEOUT_S = 15.0
 """Longer than an edge keeps a keyed write waiting (12 s)."""
@@ -69,7 +70,7 @@ async def running_load(crowd: Crowd, load: Load, journal: Journal, *, seed: int)
     timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     # Loopback is reached by no proxy.
-    async with httpx.AsyncClient(timeout=timeout, limits=limits, trust_env=False) as http:
+    async with httpx.AsyncClient(timeout=timeout, transport=PlainTransport(limits=limits), trust_env=False) as http:
         numbers = range(load.writers + load.unkeyed + load.readers)
         clients = [_Client(crowd, http, journal, stop, recent, number, seed) for number in numbers]
         async with asyncio.TaskGroup() as group:

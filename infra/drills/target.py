@@ -30,6 +30,7 @@ from infra.supervisor.errors import OrderRefused
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.secrets import Secrets
+from regions.plain_http import PlainTransport
 
 AGENT_TIMEOUT_S = 0.25
 """An agent on loopback answers in milliseconds; one that is stopped must not hold a sample up."""
@@ -69,7 +70,7 @@ class Target:
         self._layout = layout
         self._plan = plan
         self._secrets = secrets
-        self._http = httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, trust_env=False)
+        self._http = httpx.AsyncClient(timeout=AGENT_TIMEOUT_S, transport=PlainTransport(), trust_env=False)
         self.names: dict[str, tuple[str, ...]] = {}
         self._disks = {region: Disk(layout.region(region)) for region in plan.regions}
 

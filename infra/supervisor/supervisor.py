@@ -30,7 +30,7 @@ from infra.supervisor.process import ManagedProcess, ProcessSpec
 from infra.supervisor.records import family, postmaster, send, working_in, write_records
 from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
 from infra.supervisor.status import ask_region, cell_document, region_document
-from regions.plain_http import TRUST_NOBODY
+from regions.plain_http import PlainTransport
 
 log = logging.getLogger("infra.supervisor")
 
@@ -60,7 +60,7 @@ class Supervisor:
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
         # What is asked is on loopback, whatever proxy there is.
-        self._client = httpx.AsyncClient(verify=TRUST_NOBODY, trust_env=False)
+        self._client = httpx.AsyncClient(transport=PlainTransport(), trust_env=False)
         self._stopping = False
         self._paused: set[str] = set()  # regions in which a fault has stopped something
         self._region_locks = {region: asyncio.Lock() for region in site.plan.all_regions}

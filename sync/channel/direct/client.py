@@ -19,7 +19,7 @@ import httpx
 import orjson
 
 from regions.coordination import Leadership
-from regions.plain_http import TRUST_NOBODY
+from regions.plain_http import PlainTransport
 from regions.position import Position, encode_token
 from regions.topology import Topology
 from sync.change import SyncError, decode_line
@@ -80,7 +80,9 @@ class DirectChannel:
         self._meter.note_restarted()
         timeout = httpx.Timeout(ACK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=SILENCE_MAX_S)
         async with (
-            httpx.AsyncClient(headers=self._headers, timeout=timeout, verify=TRUST_NOBODY, trust_env=False) as client,
+            httpx.AsyncClient(
+                headers=self._headers, timeout=timeout, transport=PlainTransport(), trust_env=False
+            ) as client,
             asyncio.TaskGroup() as group,
         ):
             tasks = [
