@@ -92,3 +92,19 @@ def made(tmp_path: Path) -> Layout:
     for _ in range(2):
         create_clocks(layout, PLAN, postgres_bin=programs, runs_as=None)
     return layout
+
+
+@needs_libfaketime
+def test_a_process_that_runs_goes_by_a_new_time_soon(tmp_path: Path) -> None:
+    layout = made(tmp_path)
+    program = "import time\nwhile time.time() - time.monotonic() < began + 1800: time.sleep(0.01)"
+    begun = f"import time; began = time.time() - time.monotonic(); print(flush=True)\n{program}"
+    environment = os.environ | clock_environment(layout, "east")
+    with subprocess.Popen([sys.executable, "-c", begun], env=environment, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            process.stdout.readline()
+            set_clock(layout, "east", 3600)
+            assert process.wait(timeout=20) == 0
+        finally:
+            process.kill()
