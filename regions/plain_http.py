@@ -5,12 +5,12 @@ start asks some hundred times whether a process is ready.
 """
 
 import ssl
+from pathlib import Path
 
 import httpx
 
 TRUST_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
 """No authority is in it: an address with https would be refused."""
-
 
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
 """httpx's own, which it gives to transports of its own only."""
@@ -23,14 +23,14 @@ class PlainTransport(httpx.AsyncHTTPTransport):
     uvloop: the socket is gone when its address is asked for). Nothing was sent on it.
     """
 
-    def __init__(self, *, limits: httpx.Limits = LIMITS, uds: str | None = None) -> None:
+    def __init__(self, *, limits: httpx.Limits = LIMITS, uds: Path | None = None) -> None:
         """Prepare.
 
         Args:
             limits: Of the connections.
             uds: Unix socket to connect to instead of the host of a URL.
         """
-        super().__init__(verify=TRUST_NOBODY, limits=limits, uds=uds)
+        super().__init__(verify=TRUST_NOBODY, limits=limits, uds=None if uds is None else str(uds))
 
     async def handle_async_request(self, request: httpx.Request) -> httpx.Response:
         """See `httpx.AsyncBaseTransport`."""

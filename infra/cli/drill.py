@@ -168,7 +168,7 @@ def _show(facts: list[dict[str, Any]]) -> None:
         stalls = sorted(one["longest_stall_s"] for one in some)
         passed = sum(one["passed"] for one in some)
         writes = sum(one["acknowledged"] for one in some)
-        slowest = max((one["slowest_write_s"] or 0.0 for one in some), default=0.0)
+        slowest = max(one["slowest_write_s"] or 0.0 for one in some)
         figures = (f"{median(stalls):.2f}", f"{stalls[-1]:.2f}", f"{slowest:.2f}")
         rows.append((name, f"{passed} of {len(some)}", writes, *figures))
     if rows:

@@ -168,26 +168,27 @@ class _Client:
 
     async def read(self) -> None:
         """Read own writes back with `session`, and a page with `strong` and as any reader does, in turn."""
-        for number in itertools.count():
+        page = {"thread": self._crowd.thread, "limit": PAGE_LIMIT}
+        newest = page | {"limit": 1}
+        for asked in itertools.cycle(("strong", "session", "eventual")):
             if self._stop.is_set():
                 return
             region = self._preference[0]
             recent = self._recent.get(region)
-            if number % 3 == 1 and recent:
+            if asked == "session" and recent:
                 comment, position = self._random.choice(recent)
-                await self._get(region, f"/comments/{comment}", "session", {"palaver-position": position})
-            elif number % 3 == 2:  # noqa: PLR2004 - the third of three
-                await self._get(region, "/comments", "eventual", {})
+                await self._get(region, f"/comments/{comment}", "session", {"palaver-position": position}, {})
+            elif asked == "eventual":
+                await self._get(region, "/comments", "eventual", {}, page)
             else:
-                await self._get(region, "/comments", "strong", {"palaver-consistency": "strong"})
+                await self._get(region, "/comments", "strong", {"palaver-consistency": "strong"}, newest)
             await self._pause(READ_PAUSE_S)
 
-    async def _get(self, region: str, path: str, asked: str, headers: dict[str, str]) -> None:
+    async def _get(
+        self, region: str, path: str, asked: str, headers: Mapping[str, str], query: Mapping[str, str | int]
+    ) -> None:
         began = self._journal.now
         url = f"{self._crowd.edges[region]}/v1/sites/{self._crowd.site}{path}"
-        query: dict[str, str | int] = {}
-        if asked != "session":
-            query = {"thread": self._crowd.thread, "limit": 1 if asked == "strong" else PAGE_LIMIT}
         fields = {"region": region, "asked": asked, "sent": round(began, 6)}
         try:
             answer = await self._http.get(url, params=query, headers=headers)

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import itertools
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
 from typing import Any
@@ -246,10 +246,7 @@ def stalls_of(records: Sequence[Record]) -> list[Stall]:
         for record in records
         if record["kind"] == "acknowledged" and record["keyed"]
     )
-    first_sent: dict[str, float] = {}
-    for record in records:
-        if record["kind"] == "sent" and record["keyed"]:
-            first_sent.setdefault(record["key"], float(record["t"]))
+    first_sent = _first_sent(record for record in records if record.get("keyed"))
     done = {key: at for at, key in acknowledged}
     stalls: list[Stall] = []
     for (before, _), (after, _) in itertools.pairwise(acknowledged):
@@ -263,14 +260,17 @@ def stalls_of(records: Sequence[Record]) -> list[Stall]:
 
 def slowest_write_s(records: Sequence[Record]) -> float | None:
     """Return the longest time from a write's first attempt to its acknowledgement, seconds; None without one."""
+    first_sent = _first_sent(records)
+    took = (float(record["t"]) - first_sent[record["key"]] for record in records if record["kind"] == "acknowledged")
+    return max(took, default=None)
+
+
+def _first_sent(records: Iterable[Record]) -> dict[str, float]:
     first_sent: dict[str, float] = {}
-    slowest: float | None = None
     for record in records:
         if record["kind"] == "sent":
             first_sent.setdefault(record["key"], float(record["t"]))
-        elif record["kind"] == "acknowledged":
-            slowest = max(slowest or 0.0, float(record["t"]) - first_sent[record["key"]])
-    return slowest
+    return first_sent
 
 
 def stalls_are_short(records: Sequence[Record], expect: Expect) -> Check:

@@ -25,7 +25,7 @@ def http_probe(url: str, *, unix_socket: Path | None = None) -> Probe:
     """
 
     async def ask() -> str | None:
-        transport = PlainTransport(uds=None if unix_socket is None else str(unix_socket))
+        transport = PlainTransport(uds=unix_socket)
         try:
             async with httpx.AsyncClient(transport=transport, timeout=PROBE_TIMEOUT_S) as client:
                 answer = await client.get(url)

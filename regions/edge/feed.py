@@ -17,7 +17,7 @@ import httpx
 from regions.edge.resources import CLUSTERS_FILE, EdgeSettings, clusters_before, render, version_of
 from regions.identity import RegionName
 from regions.leadership import Leadership, LeadershipSource
-from regions.plain_http import TRUST_NOBODY
+from regions.plain_http import PlainTransport
 from regions.topology import Topology
 
 CONFIRM_POLL_S = 0.02
@@ -76,7 +76,7 @@ class EdgeFeed:
 
     async def run(self, view: LeadershipSource) -> None:
         """Keep Envoy's files as the leadership says, for ever."""
-        transport = httpx.AsyncHTTPTransport(verify=TRUST_NOBODY, uds=str(self._settings.admin))
+        transport = PlainTransport(uds=self._settings.admin)
         async with httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=ADMIN_S) as admin:
             # An agent that starts again knows no leadership yet; what an earlier one wrote stays in force.
             if not (self._settings.folder / "lds" / "listeners.json").exists():
