@@ -1,7 +1,6 @@
 # Everything a developer types. Needs Python 3.11 or later, make and the network; nothing else.
 SHELL := /bin/bash
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test check format coverage bench bench-switcher drills load-setup soak clean
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -12,10 +11,12 @@ SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
 # Most tests wait for servers; what has bounds in seconds (marked `stack` or `alone`) has the machine to itself.
 WORKERS ?= 3
+TESTS := test-servers test-deployments test-simulation
 ROUNDS ?= 5
+.PHONY: help setup demo test $(TESTS) check format coverage bench bench-switcher drills load-setup soak clean
 
 help: ## Show this help
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-14s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
 
 setup: $(STAMP) ## Make .venv with everything in it (seconds when nothing changed)
 
@@ -31,9 +32,23 @@ $(STAMP): requirements/uv.txt requirements/test.txt pyproject.toml $(wildcard in
 demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
-test: setup check ## Run all checks and all tests but soaks and benchmarks
+test: setup ## Run all checks and all tests but soaks and benchmarks; a part that fails stops no other
+	@failed=; told=; \
+	for part in check $(TESTS); do \
+	  printf '\nmake test: %s begins\n' $$part; began=$$SECONDS; \
+	  if $(MAKE) --no-print-directory $$part; then how=passed; else how=FAILED; failed="$$failed $$part"; fi; \
+	  line="make test: $$part $$how after $$((SECONDS - began)) s"; told="$$told$$line"$$'\n'; echo "$$line"; \
+	done; \
+	printf '\n%s' "$$told"; \
+	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
+
+test-servers: setup ## The part of `test` with servers of its own
 	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+
+test-deployments: setup ## The part of `test` with whole deployments and live agents
 	$(BIN)/pytest tests/integration tests/regions -m "(stack or alone) and not soak and not bench" $(PYTEST_FLAGS)
+
+test-simulation: setup ## The part of `test` with the failover core under virtual time
 	$(BIN)/pytest tests/simulation tests/infra/cli -m "simulation and not soak" -n 2 $(PYTEST_FLAGS)
 
 check: setup ## Check format, lint, types and import contracts

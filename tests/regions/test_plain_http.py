@@ -1,11 +1,9 @@
 """What a client of plain HTTP sees when its peer does the worst."""
 
 import asyncio
-import contextlib
 import socket
 import struct
-import threading
-from collections.abc import Generator
+from typing import Any
 
 import httpx
 import pytest
@@ -14,38 +12,55 @@ import uvloop
 from regions.plain_http import PlainTransport
 
 
-@pytest.fixture
-def resetting() -> Generator[str]:
-    """Return the address of a server that resets each connection as soon as it is there."""
-    with socket.create_server(("127.0.0.1", 0), backlog=512) as server:
+class ResetWhileMade(uvloop.Loop):
+    """An event loop that hands a connection out when the peer has reset it, and not before.
 
-        def reset() -> None:
-            with contextlib.suppress(OSError):
-                while True:
-                    connection, _ = server.accept()
-                    connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-                    connection.close()
+    The services run on uvloop, and only there the socket is gone before anybody asks for its address.
+    """
 
-        thread = threading.Thread(target=reset)
-        thread.start()
-        try:
-            yield f"http://127.0.0.1:{server.getsockname()[1]}/"
-        finally:
-            server.shutdown(socket.SHUT_RDWR)
-            thread.join()
+    async def create_connection(self, protocol_factory: Any, *arguments: Any, **options: Any) -> Any:
+        lost = asyncio.Event()
+
+        def make_protocol() -> Any:
+            protocol = protocol_factory()
+            tell = protocol.connection_lost
+
+            def connection_lost(error: Exception | None) -> None:
+                tell(error)
+                lost.set()
+
+            protocol.connection_lost = connection_lost
+            return protocol
+
+        made = await super().create_connection(make_protocol, *arguments, **options)
+        async with asyncio.timeout(20):
+            await lost.wait()
+        return made
 
 
-def test_a_connection_that_is_reset_while_it_is_made_is_an_error_of_http(resetting: str) -> None:
-    async def ask() -> list[BaseException | httpx.Response]:
-        limits = httpx.Limits(max_connections=None)
-        async with httpx.AsyncClient(transport=PlainTransport(limits=limits), trust_env=False) as client:
-            answers: list[BaseException | httpx.Response] = []
-            for _ in range(10):
-                asking = (client.post(resetting, json={}) for _ in range(50))
-                answers += await asyncio.gather(*asking, return_exceptions=True)
-            return answers
+async def post() -> None:
+    """Post to a server that resets each connection as soon as it is there."""
 
-    # The services run on uvloop, and only there is the socket gone before anybody asks for its address.
-    answers = uvloop.run(ask())
-    assert {type(answer) for answer in answers if not isinstance(answer, httpx.HTTPError)} == set()
-    assert any("reset while it was made" in str(answer) for answer in answers)
+    async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        own = writer.get_extra_info("socket")
+        own.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        writer.transport.abort()
+
+    async with await asyncio.start_server(reset, "127.0.0.1", 0) as server:
+        url = f"http://127.0.0.1:{server.sockets[0].getsockname()[1]}/"
+        async with httpx.AsyncClient(transport=PlainTransport(), trust_env=False) as client:
+            await client.post(url, json={})
+
+
+def test_a_connection_that_is_reset_while_it_is_made_is_an_error_of_http() -> None:
+    with (
+        pytest.raises(httpx.ConnectError, match="reset while it was made"),
+        asyncio.Runner(loop_factory=ResetWhileMade) as runner,
+    ):
+        runner.run(post())
+
+
+@pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
+def test_a_connection_that_is_reset_when_it_is_there_is_an_error_of_http_too(loop: Any) -> None:
+    with pytest.raises(httpx.HTTPError), asyncio.Runner(loop_factory=loop) as runner:
+        runner.run(post())
