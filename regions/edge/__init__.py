@@ -1,9 +1,11 @@
 """What the region's Envoy is told: rendered from topology and leadership, written, and confirmed.
 
-``resources`` and ``replies`` are pure; ``feed`` writes their files and asks Envoy whether it took them.
+``listener``, ``resources`` and ``replies`` are pure; ``feed`` writes their files and asks Envoy whether it took them.
 """
 
 from regions.edge.feed import EdgeFeed, EdgeStatus
-from regions.edge.resources import EPOCH_HEADER, EdgeSettings, render
+from regions.edge.listener import EPOCH_HEADER
+from regions.edge.resources import render
+from regions.edge.settings import EdgeSettings
 
 __all__ = ["EPOCH_HEADER", "EdgeFeed", "EdgeSettings", "EdgeStatus", "render"]

@@ -14,7 +14,8 @@ from typing import cast
 
 import httpx
 
-from regions.edge.resources import CLUSTERS_FILE, EdgeSettings, clusters_before, render, version_of
+from regions.edge.resources import CLUSTERS_FILE, clusters_before, render, version_of
+from regions.edge.settings import EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership, LeadershipSource
 from regions.plain_http import PlainTransport

@@ -1,7 +1,7 @@
 """Everything Envoy is told, as a function of the topology and the leadership.
 
-Decides routes, retries, time-outs and limits of the edge. Refuses to know files, Envoy's state and time: the
-same arguments give the same bytes, so the version of a resource is a hash of it.
+Decides routes, retries, time-outs and limits towards the APIs; ``listener`` has those towards clients. Refuses to know
+files, Envoy's state and time: the same arguments give the same bytes, so the version of a resource is a hash of it.
 
 Each voter has a write cluster that is always there, and one route names the leader's cluster and its epoch
 together: a change of leadership is one atomic replacement of the routes, never a new epoch sent to an old
@@ -13,18 +13,19 @@ API (the router looks its cluster up again for each attempt).
 import hashlib
 import ipaddress
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import orjson
 
-from regions.edge.replies import WRITE_METHODS, local_reply_config
+from regions.edge.listener import EPOCH_HEADER, listener
+from regions.edge.messages import CONFIG, EXTENSIONS, duration, file_source, socket_address
+from regions.edge.replies import WRITE_METHODS
+from regions.edge.settings import EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.topology import Address, Topology
 
-EPOCH_HEADER = "palaver-epoch"
 READ_CLUSTER = "read_api"
 CLUSTERS_FILE = "cds/clusters.json"
 
@@ -60,47 +61,18 @@ CONNECTIONS_MAX = 1024
 REQUESTS_MAX = 4096
 """Envoy's own defaults are 1024 of each and 3 retries; in a failover every write in flight is a retry."""
 
-REQUEST_ARRIVES_S = 30
-HEADERS_ARRIVE_S = 10
-STREAM_IDLE_S = 300
-"""A request that trickles in is dropped; an event stream lives as long as it says something in five minutes."""
-
-HEADERS_KB_MAX = 60
-
 HEALTH_INTERVAL_S = 0.5
 HEALTH_TIMEOUT_S = 0.5
 """The time-out is wider than a neighbour's 80 ms and the pauses of a machine that starts three regions."""
 
-_EXTENSIONS = "type.googleapis.com/envoy.extensions."
-_CONFIG = "type.googleapis.com/envoy.config."
 _RETRY_PRIORITY = {
     "name": "envoy.retry_priorities.previous_priorities",
     "typed_config": {
-        "@type": f"{_EXTENSIONS}retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
+        "@type": f"{EXTENSIONS}retry.priority.previous_priorities.v3.PreviousPrioritiesConfig",
         "update_frequency": 1,
     },
 }
 """Each attempt goes to another than those before, until all have been tried; then they are tried again."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class EdgeSettings:
-    """Where a region's edge is.
-
-    Attributes:
-        folder: The folder of the xDS files.
-        listen: Where Envoy takes requests.
-        admin: Envoy's admin socket.
-        read_socket: Unix socket of the region's own read API; its address is taken when there is none. A page costs
-            Envoy and the API a fifth less through it than over loopback (measured, 40 kB).
-        write_socket: The same of the region's own write API.
-    """
-
-    folder: Path
-    listen: Address
-    admin: Path
-    read_socket: Path | None = None
-    write_socket: Path | None = None
 
 
 def render(topology: Topology, leadership: Leadership | None, settings: EdgeSettings) -> dict[str, bytes]:
@@ -143,7 +115,7 @@ def read_endpoints(topology: Topology, settings: EdgeSettings) -> dict[str, Any]
     reached: list[Address | Path] = [settings.read_socket or topology.own.read_api]
     reached += [region.read_api for region in topology.others]
     return {
-        "@type": f"{_CONFIG}endpoint.v3.ClusterLoadAssignment",
+        "@type": f"{CONFIG}endpoint.v3.ClusterLoadAssignment",
         "cluster_name": READ_CLUSTER,
         "endpoints": _in_order(reached),
     }
@@ -182,7 +154,7 @@ def clusters(
 def routes(leadership: Leadership | None) -> dict[str, Any]:
     """Return the routes: writes to the leader with its epoch, reads to the region."""
     return {
-        "@type": f"{_CONFIG}route.v3.RouteConfiguration",
+        "@type": f"{CONFIG}route.v3.RouteConfiguration",
         "name": "edge",
         "virtual_hosts": [
             {
@@ -200,49 +172,6 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
     }
 
 
-def listener(settings: EdgeSettings) -> dict[str, Any]:
-    """Return the public listener."""
-    manager = {
-        "@type": f"{_EXTENSIONS}filters.network.http_connection_manager.v3.HttpConnectionManager",
-        "stat_prefix": "edge",
-        "rds": {"route_config_name": "edge", "config_source": _file(settings, "rds", "routes.json")},
-        "http_filters": [
-            {
-                "name": "router",
-                "typed_config": {
-                    "@type": f"{_EXTENSIONS}filters.http.router.v3.Router",
-                    "suppress_envoy_headers": True,
-                },
-            }
-        ],
-        "local_reply_config": local_reply_config(),
-        "use_remote_address": True,
-        # Nobody outside is trusted with Envoy's own x-envoy- headers, not even on loopback.
-        "internal_address_config": {},
-        "preserve_external_request_id": True,
-        "always_set_request_id_in_response": True,
-        "request_id_extension": {
-            "typed_config": {
-                "@type": f"{_EXTENSIONS}request_id.uuid.v3.UuidRequestIdConfig",
-                "pack_trace_reason": False,
-                "use_request_id_for_trace_sampling": False,
-            }
-        },
-        "server_header_transformation": "PASS_THROUGH",
-        "max_request_headers_kb": HEADERS_KB_MAX,
-        "request_timeout": _duration(REQUEST_ARRIVES_S),
-        "request_headers_timeout": _duration(HEADERS_ARRIVE_S),
-        "stream_idle_timeout": _duration(STREAM_IDLE_S),
-    }
-    chain = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
-    return {
-        "@type": f"{_CONFIG}listener.v3.Listener",
-        "name": "edge",
-        "address": _address(settings.listen),
-        "filter_chains": [{"filters": [chain]}],
-    }
-
-
 def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     method = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
     if leadership is None:
@@ -255,20 +184,20 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     to_leader: dict[str, Any] = {"cluster": write_cluster(leadership.leader)}
     first_s, last_s = WRITE_BACK_OFF_S
     retried = to_leader | {
-        "timeout": _duration(WRITE_WITH_RETRIES_S),
+        "timeout": duration(WRITE_WITH_RETRIES_S),
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
             "retriable_status_codes": [503],
             "num_retries": WRITE_RETRIES_MAX,
-            "per_try_timeout": _duration(WRITE_AGAIN_S),
+            "per_try_timeout": duration(WRITE_AGAIN_S),
             "retry_priority": _RETRY_PRIORITY,
-            "retry_back_off": {"base_interval": _duration(first_s), "max_interval": _duration(last_s)},
+            "retry_back_off": {"base_interval": duration(first_s), "max_interval": duration(last_s)},
         },
         # The first attempt goes on while the leader of the moment is asked again: the key makes one comment of both.
         "hedge_policy": {"hedge_on_per_try_timeout": True},
     }
     # Without a key a second attempt could be a second comment.
-    once = to_leader | {"timeout": _duration(WRITE_S)}
+    once = to_leader | {"timeout": duration(WRITE_S)}
     return [
         {
             "match": {"prefix": "/", "headers": [method, key]},
@@ -282,33 +211,31 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
 def _read_routes() -> list[dict[str, Any]]:
     position = {"name": "palaver-position", "present_match": True}
     strong = {"name": "palaver-consistency", "string_match": {"exact": "strong"}}
-    # Only the edge says which epoch it believes in, and of a read it says nothing.
-    no_epoch = {"request_headers_to_remove": [EPOCH_HEADER]}
     return [
-        {"match": {"prefix": "/", "headers": [position]}, "route": _read_route(SESSION_READ_S)} | no_epoch,
-        {"match": {"prefix": "/", "headers": [strong]}, "route": _read_route(SESSION_READ_S)} | no_epoch,
-        {"match": {"prefix": "/"}, "route": _read_route(READ_S)} | no_epoch,
+        {"match": {"prefix": "/", "headers": [position]}, "route": _read_route(SESSION_READ_S)},
+        {"match": {"prefix": "/", "headers": [strong]}, "route": _read_route(SESSION_READ_S)},
+        {"match": {"prefix": "/"}, "route": _read_route(READ_S)},
     ]
 
 
 def _read_route(attempt_s: float) -> dict[str, Any]:
     return {
         "cluster": READ_CLUSTER,
-        "timeout": _duration(READ_WITH_RETRIES_S),
+        "timeout": duration(READ_WITH_RETRIES_S),
         "retry_policy": {
             "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
             "retriable_status_codes": [503],
             "num_retries": READ_RETRIES_MAX,
-            "per_try_timeout": _duration(attempt_s),
+            "per_try_timeout": duration(attempt_s),
             "retry_host_predicate": [
                 {
                     "name": "envoy.retry_host_predicates.previous_hosts",
-                    "typed_config": {"@type": f"{_EXTENSIONS}retry.host.previous_hosts.v3.PreviousHostsPredicate"},
+                    "typed_config": {"@type": f"{EXTENSIONS}retry.host.previous_hosts.v3.PreviousHostsPredicate"},
                 }
             ],
             "host_selection_retry_max_attempts": 3,
             "retry_priority": _RETRY_PRIORITY,
-            "retry_back_off": {"base_interval": _duration(0.005), "max_interval": _duration(0.05)},
+            "retry_back_off": {"base_interval": duration(0.005), "max_interval": duration(0.05)},
         },
         # The first attempt goes on while another region is asked: the first answer wins.
         "hedge_policy": {"hedge_on_per_try_timeout": True},
@@ -318,18 +245,18 @@ def _read_route(attempt_s: float) -> dict[str, Any]:
 def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
     return _cluster(READ_CLUSTER) | {
         "type": "EDS",
-        "eds_cluster_config": {"eds_config": _file(settings, "eds", "read_api.json")},
+        "eds_cluster_config": {"eds_config": file_source(settings, "eds", "read_api.json")},
         "circuit_breakers": _circuit_breakers(
             {"retry_budget": {"budget_percent": {"value": 25}, "min_retry_concurrency": 64}}
         ),
         "health_checks": [
             {
-                "interval": _duration(HEALTH_INTERVAL_S),
+                "interval": duration(HEALTH_INTERVAL_S),
                 # Envoy's default is 60 s while a cluster has had no traffic: a read API that came up after
                 # the first check would be held for dead that long.
-                "no_traffic_interval": _duration(HEALTH_INTERVAL_S),
-                "no_traffic_healthy_interval": _duration(HEALTH_INTERVAL_S),
-                "timeout": _duration(HEALTH_TIMEOUT_S),
+                "no_traffic_interval": duration(HEALTH_INTERVAL_S),
+                "no_traffic_healthy_interval": duration(HEALTH_INTERVAL_S),
+                "timeout": duration(HEALTH_TIMEOUT_S),
                 "unhealthy_threshold": 2,
                 "healthy_threshold": 1,
                 "http_health_check": {"path": "/readyz", "host": "edge"},
@@ -344,8 +271,8 @@ def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
             "consecutive_local_origin_failure": 2,
             "enforcing_success_rate": 0,
             "enforcing_local_origin_success_rate": 0,
-            "interval": _duration(0.5),
-            "base_ejection_time": _duration(5),
+            "interval": duration(0.5),
+            "base_ejection_time": duration(5),
             "max_ejection_percent": 50,
         },
         "common_lb_config": {"healthy_panic_threshold": {"value": 0}},
@@ -364,15 +291,15 @@ def _write_cluster(region: RegionName, write_apis: Sequence[Address | Path]) -> 
 
 
 def _cluster(name: str) -> dict[str, Any]:
-    http = f"{_EXTENSIONS}upstreams.http.v3.HttpProtocolOptions"
+    http = f"{EXTENSIONS}upstreams.http.v3.HttpProtocolOptions"
     return {
-        "@type": f"{_CONFIG}cluster.v3.Cluster",
+        "@type": f"{CONFIG}cluster.v3.Cluster",
         "name": name,
-        "connect_timeout": _duration(CONNECT_S),
+        "connect_timeout": duration(CONNECT_S),
         "typed_extension_protocol_options": {
             "envoy.extensions.upstreams.http.v3.HttpProtocolOptions": {
                 "@type": http,
-                "common_http_protocol_options": {"idle_timeout": _duration(UPSTREAM_IDLE_S)},
+                "common_http_protocol_options": {"idle_timeout": duration(UPSTREAM_IDLE_S)},
                 "explicit_http_config": {"http_protocol_options": {}},
             }
         },
@@ -394,21 +321,7 @@ def _in_order(reached: Iterable[Address | Path]) -> list[dict[str, Any]]:
 
 def _endpoint(address: Address | Path) -> dict[str, Any]:
     pipe = {"pipe": {"path": str(address)}}
-    return {"endpoint": {"address": pipe if isinstance(address, Path) else _address(address)}}
-
-
-def _address(address: Address) -> dict[str, Any]:
-    return {"socket_address": {"address": address.host, "port_value": address.port}}
-
-
-def _file(settings: EdgeSettings, kind: str, name: str) -> dict[str, Any]:
-    folder = settings.folder / kind
-    source = {"path": str(folder / name), "watched_directory": {"path": str(folder)}}
-    return {"path_config_source": source, "resource_api_version": "V3"}
-
-
-def _duration(seconds: float) -> str:
-    return f"{seconds:g}s"
+    return {"endpoint": {"address": pipe if isinstance(address, Path) else socket_address(address)}}
 
 
 def _is_ip(host: str) -> bool:

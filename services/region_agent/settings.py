@@ -38,6 +38,7 @@ class AgentSettings(ProcessSettings):
     edge_admin: Path
     edge_read_socket: Path | None = None
     edge_write_socket: Path | None = None
+    edge_trusted_hops: int = Field(default=0, ge=0, le=10)
     agent_listen: str
     agent_secret: SecretStr = Field(min_length=16)
     ledger_data: Path | None = None
@@ -73,6 +74,7 @@ class AgentSettings(ProcessSettings):
             admin=self.edge_admin,
             read_socket=self.edge_read_socket,
             write_socket=self.edge_write_socket,
+            trusted_hops=self.edge_trusted_hops,
         )
 
     def place(self) -> Place:

@@ -14,6 +14,7 @@ from uuid import UUID
 import httpx
 
 from infra.servers.resolver import resolve
+from infra.supervisor.envoy import bootstrap
 from regions.edge import EdgeFeed, EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -32,23 +33,6 @@ class Request:
     path: str
     headers: dict[str, str]
     body: bytes
-
-
-def bootstrap(xds: Path, admin: Path) -> dict[str, Any]:
-    """The bootstrap that the files of an agent need around them."""
-
-    def watched(path: Path) -> dict[str, Any]:
-        source = {"path": str(path), "watched_directory": {"path": str(path.parent)}}
-        return {"resource_api_version": "V3", "path_config_source": source}
-
-    return {
-        "node": {"id": "test", "cluster": "test"},
-        "admin": {"address": {"pipe": {"path": str(admin)}}},
-        "dynamic_resources": {
-            "lds_config": watched(xds / "lds" / "listeners.json"),
-            "cds_config": watched(xds / "cds" / "clusters.json"),
-        },
-    }
 
 
 @dataclass
@@ -137,8 +121,14 @@ def leadership(region: str, epoch: int) -> Leadership:
 
 
 @contextlib.asynccontextmanager
-async def edge_stand(region: str = "us-east", leader: str | None = "us-east") -> AsyncGenerator[EdgeStand]:
-    """Run the edge of a region, with epoch 1 led by ``leader`` (None: nobody leads yet)."""
+async def edge_stand(region: str = "us-east", leader: str | None = "us-east", **more: Any) -> AsyncGenerator[EdgeStand]:
+    """Run the edge of a region, with epoch 1 led by ``leader`` (None: nobody leads yet).
+
+    Args:
+        region: Whose edge.
+        leader: Who leads.
+        **more: Fields of its settings.
+    """
     async with contextlib.AsyncExitStack() as stack:
         root = stack.enter_context(folder())
         deployment = Deployment(root=root)
@@ -146,6 +136,7 @@ async def edge_stand(region: str = "us-east", leader: str | None = "us-east") ->
             folder=root / "xds",
             listen=Address("127.0.0.1", deployment.ports[region]["edge"]),
             admin=root / "admin.sock",
+            **more,
         )
         backends: dict[str, Backend] = {}
         for name, ports in deployment.ports.items():
@@ -173,7 +164,7 @@ async def edge_stand(region: str = "us-east", leader: str | None = "us-east") ->
 
 def _envoy(root: Path, settings: EdgeSettings) -> Child:
     config = root / "bootstrap.json"
-    config.write_text(json.dumps(bootstrap(settings.folder, settings.admin)))
+    config.write_text(json.dumps(bootstrap(region="test", xds=settings.folder, admin_socket=settings.admin)))
     arguments = ["--disable-hot-restart", "--concurrency", "1", "--log-level", "warning"]
 
     def live() -> bool:

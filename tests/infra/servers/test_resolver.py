@@ -59,7 +59,7 @@ def test_a_postgresql_18_without_its_programs_does_not_suit(tmp_path: Path) -> N
         ("etcd", "etcd", "etcd Version: 3.7.3"),
         ("etcdctl", "etcdctl", "etcdctl version: 3.6.0"),
         ("redis", "redis-server", "Redis server v=7.2.4 sha=0"),
-        ("envoy", "envoy", "envoy  version: 9e55/1.31.0/Clean/RELEASE/BoringSSL"),
+        ("envoy", "envoy", "envoy  version: 9e55/1.40.1/Clean/RELEASE/BoringSSL"),
     ],
 )
 def test_a_new_enough_server_on_path_wins(tmp_path: Path, name: str, executable: str, answer: str) -> None:
