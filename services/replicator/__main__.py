@@ -31,6 +31,7 @@ from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import Tracing, configure_tracing
 from services.view.cache import Invalidation
+from services.view.indexes import IndexBuildFailed, build_indexes
 from sync.apply import Applied, Applier
 from sync.channel.direct.client import DirectChannel
 from sync.channel.direct.server import ChangeServer
@@ -42,6 +43,9 @@ EXIT_USAGE: Final = 2
 
 MIGRATION_PAUSE_S: Final = 1.0
 """Between two attempts while the view is not there yet."""
+
+INDEX_PAUSE_S: Final = 5.0
+"""Between two attempts to build indexes: nothing waits for them, and one that failed may have read a whole table."""
 
 STREAM_STOP_S: Final = 1
 """Streams end at once when they are told to; this is for one whose subscriber does not read."""
@@ -146,7 +150,20 @@ async def _apply(parts: Parts, view_url: str) -> None:
         except view.MigrationFailed as error:
             _log.warning("the view cannot be migrated yet: %s", error)
             await asyncio.sleep(MIGRATION_PAUSE_S)
-    await parts.applier.run(parts.channel)
+    async with asyncio.TaskGroup() as group:
+        group.create_task(_build_indexes(parts, view_url))
+        group.create_task(parts.applier.run(parts.channel))
+
+
+async def _build_indexes(parts: Parts, view_url: str) -> None:
+    """Bring the view's indexes to this version's while changes are applied."""
+    while not parts.indexed:
+        try:
+            await build_indexes(view_url)
+            parts.indexed = True
+        except IndexBuildFailed as error:
+            _log.warning("the view's indexes cannot be built yet: %s", error)
+            await asyncio.sleep(INDEX_PAUSE_S)
 
 
 async def _migrate(view_url: str) -> None:

@@ -61,6 +61,7 @@ class ReplicatorMetrics(Collector):
         yield _counter("palaver_apply_restarts", "Times apply began again.", apply.restarts)
         yield _counter("palaver_apply_dead_letters", "Changes the view refused.", apply.dead_letters)
         yield _gauge("palaver_dead_letters", "Changes in the dead letter table.", parts.applier.dead_letters)
+        yield _gauge("palaver_view_indexed", "Whether the view has this version's indexes.", parts.indexed)
         yield self._batches.family()
         yield _counter("palaver_stream_bytes", "Bytes of change streams received.", channel.bytes_received)
         yield _counter("palaver_stream_reconnects", "Change streams that ended.", channel.reconnects)

@@ -26,6 +26,7 @@ class Parts:
     Attributes:
         slot_watch: None in a region without a ledger member.
         migrated: Whether the view has this version's schema.
+        indexed: Whether the view has this version's indexes; until then pages with many hidden comments are slower.
     """
 
     topology: Topology
@@ -37,6 +38,7 @@ class Parts:
     invalidator: CacheInvalidator
     slot_watch: SlotWatch | None
     migrated: bool = False
+    indexed: bool = False
 
     def lag_ms(self) -> int:
         """How far the view is behind."""
@@ -67,6 +69,7 @@ class Parts:
             "source": meter.source,
             "dead_letters": self.applier.dead_letters,
             "trouble": self.missing(),
+            "indexed": self.indexed,
             "cache": self.invalidator.trouble,
             "subscribers": self.server.subscribed,
         }

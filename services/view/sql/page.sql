@@ -7,6 +7,10 @@
 -- No row: unknown site. One row without thread: unknown thread. Else the rows of the tree, level by level, each
 -- level in the order of its parents: the recursion's working table and the lateral join keep that order, so the
 -- total bound cuts every comment's replies to a prefix, and a cursor can go on behind it.
+-- Each list of siblings is ordered by parent_id first. It is the same for all of them, but PostgreSQL takes IS NULL for
+-- a condition that fixes no order: without it, it reads and sorts all roots of the thread instead of the first of the
+-- index. The condition on state is that of the index comments_shown, word for word, so that comments which are not
+-- shown cost nothing.
 -- One comment more than $7 is read on the first level, without its replies: it only says that there is more.
 SELECT
     t.id AS thread_id, t.title AS thread_title, t.state AS thread_state, t.count AS thread_count,
@@ -22,7 +26,7 @@ LEFT JOIN LATERAL (
                 WHERE $3 = 'newest' AND c.thread_id = t.id AND c.parent_id IS NULL
                     AND c.state IN ('approved', 'deleted')
                     AND (c.created_at, c.id) < ($5::timestamptz, $6::uuid)
-                ORDER BY c.created_at DESC, c.id DESC LIMIT $7::integer + 1
+                ORDER BY c.parent_id DESC, c.created_at DESC, c.id DESC LIMIT $7::integer + 1
             )
             UNION ALL
             (
@@ -30,7 +34,7 @@ LEFT JOIN LATERAL (
                 WHERE $3 = 'oldest' AND c.thread_id = t.id AND c.parent_id IS NULL
                     AND c.state IN ('approved', 'deleted')
                     AND (c.created_at, c.id) > ($5::timestamptz, $6::uuid)
-                ORDER BY c.created_at, c.id LIMIT $7::integer + 1
+                ORDER BY c.parent_id, c.created_at, c.id LIMIT $7::integer + 1
             )
             UNION ALL
             (
@@ -38,7 +42,7 @@ LEFT JOIN LATERAL (
                 WHERE $3 = 'replies' AND c.thread_id = t.id AND c.parent_id = $4::uuid
                     AND c.state IN ('approved', 'deleted')
                     AND (c.created_at, c.id) > ($5::timestamptz, $6::uuid)
-                ORDER BY c.created_at, c.id LIMIT $7::integer + 1
+                ORDER BY c.parent_id, c.created_at, c.id LIMIT $7::integer + 1
             )
         ) AS seed
         UNION ALL
@@ -48,7 +52,7 @@ LEFT JOIN LATERAL (
             SELECT c.* FROM comments AS c
             WHERE c.thread_id = shown.thread_id AND c.parent_id = shown.id
                 AND c.state IN ('approved', 'deleted')
-            ORDER BY c.created_at, c.id LIMIT $8::integer
+            ORDER BY c.parent_id, c.created_at, c.id LIMIT $8::integer
         ) AS reply
         WHERE shown.level < $9::integer AND shown.reply_count > 0 AND shown.ordinal <= $7::integer
     )

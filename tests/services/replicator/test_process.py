@@ -169,7 +169,7 @@ async def test_the_process_follows_the_leader_and_stops_in_time(rig: Rig, redis:
                 thread = await writer.create_thread()
                 for _ in range(10):
                     await writer.post(thread)
-                status = await until_status(url, connected=True, source=rig.region, lag_ms=0)
+                status = await until_status(url, connected=True, source=rig.region, lag_ms=0, indexed=True)
                 ((end,),) = rig.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
                 async with asyncio.timeout(WAIT_S):
                     while int(status["applied_position"].rpartition(".")[2], 16) < int(str(end)):

@@ -1,0 +1,2 @@
+-- comments_shown has replaced it.
+DROP INDEX CONCURRENTLY IF EXISTS comments_by_parent
