@@ -17,7 +17,8 @@ from infra.bench.deployment import on_nothing, running_deployment
 from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.disks import ledger_disks
-from infra.drills.drill import Drill, InvalidDrill, catalogue, find_drill
+from infra.drills.drill import PHASES, Drill, InvalidDrill, catalogue, find_drill
+from infra.drills.judges import PHASE_WORDS
 from infra.drills.runner import STEADY_WITHIN_S, FaultUnavailable, Patience, run_drill
 from infra.drills.target import Target
 from infra.supervisor.clocks import clocks_can_be_had
@@ -156,8 +157,17 @@ def _tell(facts: dict[str, Any]) -> None:
         for line in check["failed"][:5]:
             typer.echo(f"  FAILED {check['name']}: {line}")
     verdict = "passed" if facts["passed"] else "FAILED"
-    slowest = "no write" if facts["slowest_write_s"] is None else f"slowest write {facts['slowest_write_s']:.2f} s"
-    typer.echo(f"  {verdict}; longest stall {facts['longest_stall_s']:.2f} s, {slowest}; {facts['report']}")
+    for phase in PHASES:
+        rows = [row for row in facts["writes"] if row["phase"] == phase]
+        told = ", ".join(f"{row['region']} {row['acknowledged']} (at least {row['least']})" for row in rows)
+        typer.echo(f"  keyed writes {PHASE_WORDS[phase]}, {rows[0]['seconds']:.1f} s: {told}")
+    stall, slowest = _seconds(facts["longest_stall_s"]), _seconds(facts["slowest_write_s"])
+    typer.echo(f"  {verdict}; longest stall {stall} s, slowest write {slowest} s; {facts['report']}")
+
+
+def _seconds(value: float | None) -> str:
+    """Seconds, or that there are none to tell: nothing was written."""
+    return "-" if value is None else f"{value:.2f}"
 
 
 def _show(facts: list[dict[str, Any]]) -> None:
@@ -165,12 +175,12 @@ def _show(facts: list[dict[str, Any]]) -> None:
     carried_out = [one for one in facts if one["skipped"] is None]
     for name in dict.fromkeys(one["drill"] for one in carried_out):
         some = [one for one in carried_out if one["drill"] == name]
-        stalls = sorted(one["longest_stall_s"] for one in some)
+        stalls = sorted(one["longest_stall_s"] for one in some if one["longest_stall_s"] is not None)
+        slowest = [one["slowest_write_s"] for one in some if one["slowest_write_s"] is not None]
         passed = sum(one["passed"] for one in some)
         writes = sum(one["acknowledged"] for one in some)
-        slowest = max(one["slowest_write_s"] or 0.0 for one in some)
-        figures = (f"{median(stalls):.2f}", f"{stalls[-1]:.2f}", f"{slowest:.2f}")
-        rows.append((name, f"{passed} of {len(some)}", writes, *figures))
+        seconds = (median(stalls) if stalls else None, max(stalls, default=None), max(slowest, default=None))
+        rows.append((name, f"{passed} of {len(some)}", writes, *map(_seconds, seconds)))
     if rows:
         heads = ("drill", "passed", "acknowledged", "median stall s", "worst s", "slowest write s")
         output.print_table("drills", heads, rows)

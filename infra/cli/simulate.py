@@ -59,6 +59,7 @@ def _one(seed: int, minutes: float, keep: Path | None, *, trace: bool, as_json: 
     summary = Summary(minutes=minutes)
     summary.add(report)
     _show(summary, as_json=as_json)
+    # One seed may be drawn without a fault, or without one that moves the leader.
     _end(summary, [report] if report.violation is not None else [], keep, as_json=as_json)
 
 
@@ -67,6 +68,8 @@ def _many(seeds: range, minutes: float, keep: Path | None, *, as_json: bool) -> 
     _show(summary, as_json=as_json)
     failing = [run_seed(one.seed, minutes=minutes) for one in summary.findings[:FINDINGS_SHRUNK_MAX]]
     _end(summary, failing, keep, as_json=as_json)
+    if summary.judged_nothing:
+        raise typer.Exit(EXIT_FAILED)
 
 
 def _show(summary: Summary, *, as_json: bool) -> None:
@@ -83,10 +86,13 @@ def _show(summary: Summary, *, as_json: bool) -> None:
             f"recovery: {recovery['count']} times, median {recovery['median']:.2f} s, p99 {recovery['p99']:.2f} s,"
             f" max {recovery['max']:.2f} s"
         )
+    output.print_table("facts compared", ("checker", "facts"), list(facts["facts"].items()))
     rows = [(name, count) for name, count in facts["transitions"].items()]
     output.print_table("transitions taken", ("transition", "times"), rows)
     for name in summary.not_taken:
         typer.echo(f"not taken: {name}")
+    for line in summary.judged_nothing:
+        typer.echo(line)
     for finding in summary.findings:
         typer.echo(f"seed {finding.seed}: {finding.violation}")
 

@@ -6,6 +6,7 @@ Decides which actions, targets and expectations there are. Carries nothing out.
 from __future__ import annotations
 
 import tomllib
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Literal
 
@@ -31,6 +32,16 @@ RATE_MAX = 0.5
 Role = Literal["leader", "follower", "other-follower", "followers", "all"]
 """Who is meant, at the moment of the step; or the name that an earlier step gave with `as`."""
 
+RoleAtStart = Literal["leader", "follower", "other-follower"]
+"""Who a region was when the drill began, whoever leads later."""
+
+Phase = Literal["before", "during", "after"]
+
+PHASES: tuple[Phase, ...] = ("before", "during", "after")
+"""Of a drill: load alone; from the first step that does something to the end of the last step; load alone again."""
+
+Count = Annotated[int, Field(ge=1)]
+
 Direction = Literal["both", "out", "in"]
 
 
@@ -48,6 +59,7 @@ class Step(BaseModel):
         other: The other side of a cut or delay; everybody else when absent.
         direction: Of a cut, seen from the target.
         named: What later steps call the target (`as` in the file).
+        label: What the drill's expectations call the step.
         phase: For `until-phase`.
         says: For `until-said`: part of what the agent of each target gives as its trouble.
         seconds: For `sleep` and `drift`.
@@ -69,6 +81,7 @@ class Step(BaseModel):
     other: str | None = None
     direction: Direction = "both"
     named: str | None = Field(default=None, alias="as")
+    label: str | None = Field(default=None, min_length=1)
     phase: str | None = None
     says: str | None = Field(default=None, min_length=1)
     seconds: float = Field(default=0.0, ge=0, le=600)
@@ -80,6 +93,11 @@ class Step(BaseModel):
     offset_s: float | None = Field(default=None, ge=-OFFSET_S_MAX, le=OFFSET_S_MAX)
     rate: float = Field(default=0.0, ge=-RATE_MAX, le=RATE_MAX)
     stall_ms: float = Field(default=0.0, ge=0, le=10_000)
+
+    @property
+    def waits(self) -> bool:
+        """Whether it does nothing but wait."""
+        return self.do == "sleep" or self.do.startswith("until-")
 
     @property
     def needs_clocks(self) -> bool:
@@ -136,23 +154,64 @@ class Load(BaseModel):
     after_s: float = Field(default=3.0, ge=0, le=600)
 
 
+class Fewest(BaseModel):
+    """The least number of keyed writes that are acknowledged in each phase, by the region whose edge takes them.
+
+    A region that is not named owes none: it is dead, or no client prefers its edge. During the fault nobody may owe
+    any.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    before: Annotated[Mapping[RoleAtStart, Count], Field(min_length=1)]
+    during: Mapping[RoleAtStart, Count]
+    after: Annotated[Mapping[RoleAtStart, Count], Field(min_length=1)]
+
+    def of(self, phase: Phase) -> Mapping[RoleAtStart, int]:
+        """Return what is declared for a phase."""
+        declared: Mapping[RoleAtStart, int] = getattr(self, phase)
+        return declared
+
+
+class RefusedWindow(BaseModel):
+    """A time in which keyed writers may be refused; what was sent in it may be refused later.
+
+    Attributes:
+        since: The label of the step with whose beginning it begins.
+        until: The label of the step with whose end it ends: the fact that ends it, such as `until-writes`.
+        edges: Whose edge may refuse.
+    """
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    since: str
+    until: str
+    edges: RoleAtStart | Literal["all"] = "all"
+
+
 class Expect(BaseModel):
     """What must hold, besides what must hold in every drill.
 
     Attributes:
+        fewest: The least number of acknowledged writes, by phase and region.
+        reads_min: The least number of strong reads, and of session reads, before the fault; and as many after it.
+        unkeyed_min: The same of answers to writers without a key.
         failovers: Fewest and most epochs that may begin.
         leader_moves: Whether another region must lead at the end; None: either will do.
         stall_s_max: Longest time without an acknowledgement, from the first write that suffered it.
-        refused_max: Keyed writes that a living edge may refuse.
+        refused: When a living edge may refuse keyed writes; at no other time.
         refusal: Words that the cell's status must have shown while writes were refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
+    fewest: Fewest
+    reads_min: int = Field(default=5, ge=1)
+    unkeyed_min: int = Field(default=3, ge=1)
     failovers: tuple[int, int] = (0, 0)
     leader_moves: bool | None = None
     stall_s_max: float = Field(default=5.0, gt=0)
-    refused_max: int = Field(default=0, ge=0)
+    refused: tuple[RefusedWindow, ...] = ()
     refusal: str | None = None
 
 
@@ -166,7 +225,7 @@ class Drill(BaseModel):
     hypothesis: str
     load: Load = Load()
     method: Annotated[tuple[Step, ...], Field(min_length=1)]
-    expect: Expect = Expect()
+    expect: Expect
     rollback: tuple[Step, ...] = ()
     short: bool = False
 
@@ -179,6 +238,26 @@ class Drill(BaseModel):
     def needs_disks(self) -> bool:
         """Whether it can be carried out only where the ledgers have disks of their own."""
         return any(step.needs_disks for step in (*self.method, *self.rollback))
+
+    @model_validator(mode="after")
+    def _does_something(self) -> Drill:
+        if all(step.waits for step in self.method):
+            raise ValueError("no step does anything")
+        return self
+
+    @model_validator(mode="after")
+    def _windows_are_steps_of_the_method(self) -> Drill:
+        labels = [step.label for step in self.method]
+        given = [label for label in labels if label is not None]
+        if len(set(given)) < len(given):
+            raise ValueError("two steps have one label")
+        for window in self.expect.refused:
+            for label in (window.since, window.until):
+                if label not in given:
+                    raise ValueError(f"no step is labelled {label!r}")
+            if labels.index(window.since) > labels.index(window.until):
+                raise ValueError(f"{window.until!r} comes before {window.since!r}")
+        return self
 
     @model_validator(mode="after")
     def _who_is_promoted_was_killed(self) -> Drill:

@@ -13,7 +13,7 @@ from typing import IO, Any, Literal, Self
 
 import orjson
 
-Kind = Literal["sent", "acknowledged", "refused", "unknown", "read", "step", "status", "phi"]
+Kind = Literal["sent", "acknowledged", "refused", "unknown", "read", "step", "status", "phi", "phase", "began", "done"]
 
 
 class Journal:

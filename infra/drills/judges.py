@@ -1,26 +1,31 @@
-"""Judges a drill by its journal and by what the ledger and the views hold afterwards. Pure functions.
+"""Judges a drill by its evidence. Pure functions, each from the evidence to checks.
 
 What must hold in every drill: acknowledged writes are in the ledger and in every view, no key was applied twice, an
 epoch has one writer, a strong read never goes back, a session sees its own writes, and whoever writes without a key is
 told 503 with Retry-After or nothing worse. What a drill expects besides is in its file.
+
+A check rests on facts, and has a least number of them: one that rests on fewer has failed. So a drill in which nobody
+wrote, or nobody read, has not passed.
 """
 
 from __future__ import annotations
 
-import itertools
+from bisect import bisect_right
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from http import HTTPStatus
-from typing import Any
+from itertools import accumulate
 
-from infra.drills.drill import Expect
+from infra.drills.drill import PHASES, Phase
+from infra.drills.evidence import Evidence, Record, is_excused, stalls_of
 from regions.position import Position, decode_token
 
-Record = Mapping[str, Any]
-
-GAP_S_MIN = 0.25
-"""A pause between acknowledgements that is a stall; at 16 writers and 80 ms they come every few milliseconds."""
+PHASE_WORDS: Mapping[Phase, str] = {
+    "before": "before the fault",
+    "during": "during the fault",
+    "after": "after the fault",
+}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -31,288 +36,322 @@ class Check:
         name: What must hold, as a sentence.
         failed: What does not, one line each; empty when it holds.
         counted: On how many facts the judgement rests.
+        least: On how many it must rest.
+        excused: How many of them would fail it, were they not expected.
     """
 
     name: str
     failed: tuple[str, ...]
     counted: int
+    least: int
+    excused: int = 0
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Holdings:
-    """What the databases hold of the drill's thread, read after everything had converged.
-
-    Attributes:
-        ledger: (id, body, epoch) of every row in the ledger.
-        views: Ids by region.
-        pages: Ids that readers are shown, by region: from page to page, with the consistency that nobody asks for.
-        fences: (epoch, leader) of every fence row.
-    """
-
-    ledger: Sequence[tuple[str, str, int]]
-    views: Mapping[str, Sequence[str]]
-    pages: Mapping[str, Sequence[str]]
-    fences: Sequence[tuple[int, str]]
+Judge = Callable[[Evidence], list[Check]]
 
 
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Stall:
-    """A time without an acknowledgement.
-
-    Attributes:
-        first: When the first write was sent that suffered it, in seconds of the journal.
-        end: When the next write was acknowledged.
-    """
-
-    first: float
-    end: float
-
-    @property
-    def seconds(self) -> float:
-        """How long it was for the client that waited longest."""
-        return self.end - self.first
-
-
-def judge(records: Sequence[Record], holdings: Holdings, expect: Expect, *, end: float) -> list[Check]:
+def judge(evidence: Evidence) -> list[Check]:
     """Return every check of a drill, in the order of importance."""
-    return [
-        acknowledged_writes_are_in_the_ledger(records, holdings),
-        *acknowledged_writes_are_in_every_region(records, holdings),
-        no_key_is_applied_twice(records, holdings),
-        one_writer_per_epoch(records, holdings),
-        strong_reads_never_go_back(records),
-        sessions_see_their_own_writes(records),
-        nobody_is_told_of_an_internal_error(records),
-        unkeyed_writers_are_told_clearly(records, end=end),
-        keyed_writers_see_no_error(records, expect, end=end),
-        epochs_are_as_expected(records, expect),
-        stalls_are_short(records, expect),
-        *refusals_say_why(records, expect),
-    ]
+    return [check for one in JUDGES for check in one(evidence)]
 
 
-def acknowledged_writes_are_in_the_ledger(records: Sequence[Record], holdings: Holdings) -> Check:
+def has_enough(evidence: Evidence, phase: Phase) -> bool:
+    """Whether the load has run for long enough in a phase without a fault: a slow machine takes longer."""
+    expect, load = evidence.drill.expect, evidence.drill.load
+    roles = evidence.regions.roles
+    if any(
+        evidence.acknowledged(phase, roles.get(role, "")) < least for role, least in expect.fewest.of(phase).items()
+    ):
+        return False
+    reads = [_reads(evidence, served) for served in ("strong", "session")] if load.readers else []
+    unkeyed = [evidence.writes(keyed=False)] if load.unkeyed else []
+    wanted = [*((facts, expect.reads_min) for facts in reads), *((facts, expect.unkeyed_min) for facts in unkeyed)]
+    return all(sum(evidence.during(phase, one) for one in facts) >= least for facts, least in wanted)
+
+
+def _judged(name: str, failed: Iterable[str], *, counted: int, least: int, excused: int = 0) -> Check:
+    assert least > 0, "a check that may rest on nothing is none"
+    lines = [f"judged on nothing: {counted} facts, at least {least} are needed"] if counted < least else []
+    return Check(name=name, failed=(*lines, *failed), counted=counted, least=least, excused=excused)
+
+
+def acknowledged_writes_are_in_the_ledger(evidence: Evidence) -> list[Check]:
     """Nothing that was acknowledged is lost."""
-    held = {comment for comment, _, _ in holdings.ledger}
-    return _all_there("every acknowledged write is in the ledger", records, held)
+    held = {comment for comment, _, _ in evidence.holdings.ledger}
+    return [_all_there("every acknowledged write is in the ledger", evidence, held)]
 
 
-def acknowledged_writes_are_in_every_region(records: Sequence[Record], holdings: Holdings) -> list[Check]:
+def acknowledged_writes_are_in_every_region(evidence: Evidence) -> list[Check]:
     """Every region shows everything that was acknowledged, and nothing that the ledger does not hold."""
     checks: list[Check] = []
+    holdings = evidence.holdings
     ledger = {comment for comment, _, _ in holdings.ledger}
-    shown = [(f"the view of {region}", ids) for region, ids in holdings.views.items()]
-    shown += [(f"the pages of {region}", ids) for region, ids in holdings.pages.items()]
+    shown = [(f"the view of {region}", holdings.views.get(region, ())) for region in evidence.regions.every]
+    shown += [(f"the pages of {region}", holdings.pages.get(region, ())) for region in evidence.regions.every]
     for where, ids in shown:
-        checks.append(_all_there(f"every acknowledged write is in {where}", records, set(ids)))
-        phantoms = sorted(set(ids) - ledger)
-        failed = [f"{comment} is in {where} and not in the ledger" for comment in phantoms]
-        doubled = [comment for comment, count in Counter(ids).items() if count > 1]
-        failed += [f"{comment} is twice in {where}" for comment in doubled]
-        checks.append(Check(name=f"nothing else is in {where}", failed=tuple(failed), counted=len(ids)))
+        checks.append(_all_there(f"every acknowledged write is in {where}", evidence, set(ids)))
+        failed = [f"{comment} is in {where} and not in the ledger" for comment in sorted(set(ids) - ledger)]
+        failed += [f"{comment} is {count} times in {where}" for comment, count in Counter(ids).items() if count > 1]
+        name = f"nothing else is in {where}"
+        checks.append(_judged(name, failed, counted=len(ids), least=evidence.writes_least))
     return checks
 
 
-def _all_there(name: str, records: Sequence[Record], held: set[str]) -> Check:
-    acknowledged = [record for record in records if record["kind"] == "acknowledged"]
+def _all_there(name: str, evidence: Evidence, held: set[str]) -> Check:
+    acknowledged = evidence.of_kind("acknowledged")
     missing = [
         f"{record['id']}, acknowledged at {record['t']:.3f} s through {record['region']}, is missing"
         for record in acknowledged
         if record["id"] not in held
     ]
-    return Check(name=name, failed=tuple(missing), counted=len(acknowledged))
+    return _judged(name, missing, counted=len(acknowledged), least=evidence.writes_least)
 
 
-def no_key_is_applied_twice(records: Sequence[Record], holdings: Holdings) -> Check:
+def no_key_is_applied_twice(evidence: Evidence) -> list[Check]:
     """A key is one row, and whoever asked with it was told the id of that row."""
-    rows = Counter(body for _, body, _ in holdings.ledger)
+    ledger = evidence.holdings.ledger
+    rows = Counter(body for _, body, _ in ledger)
     failed = [f"key {key} is {count} rows" for key, count in rows.items() if count > 1]
-    ids = {body: comment for comment, body, _ in holdings.ledger}
-    sent = {record["key"] for record in records if record["kind"] == "sent"}
+    ids = {body: comment for comment, body, _ in ledger}
+    sent = {record["key"] for record in evidence.of_kind("sent")}
     failed += [f"row {ids[body]} is of nobody's key" for body in ids if body not in sent]
     failed += [
         f"key {record['key']} was answered with {record['id']} and is {ids[record['key']]}"
-        for record in records
-        if record["kind"] == "acknowledged" and ids.get(record["key"], record["id"]) != record["id"]
+        for record in evidence.of_kind("acknowledged")
+        if ids.get(record["key"], record["id"]) != record["id"]
     ]
-    return Check(name="no key was applied twice", failed=tuple(failed), counted=len(rows))
+    return [_judged("no key was applied twice", failed, counted=len(rows), least=evidence.writes_least)]
 
 
-def one_writer_per_epoch(records: Sequence[Record], holdings: Holdings) -> Check:
-    """An epoch has one leader, whoever is asked, and every row is of an epoch that was begun."""
+def one_writer_per_epoch(evidence: Evidence) -> list[Check]:
+    """An epoch has one leader, whoever is asked, and what is written under it comes after its fence row."""
+    holdings = evidence.holdings
+    serving = [record for record in evidence.of_kind("status") if record["phase"] == "serving"]
     leaders: dict[int, set[str]] = {}
-    for record in records:
-        if record["kind"] == "status" and record["phase"] == "serving":
-            leaders.setdefault(record["epoch"], set()).add(record["leader"])
-    for epoch, leader in holdings.fences:
+    for epoch, leader in [*((record["epoch"], record["leader"]) for record in serving), *holdings.fences]:
         leaders.setdefault(epoch, set()).add(leader)
     failed = [f"epoch {epoch} has {' and '.join(sorted(who))}" for epoch, who in leaders.items() if len(who) > 1]
     begun = {epoch for epoch, _ in holdings.fences}
     failed += [f"row {comment} is of epoch {epoch}" for comment, _, epoch in holdings.ledger if epoch not in begun]
-    return Check(name="an epoch has one writer", failed=tuple(failed), counted=len(leaders))
+    served = {record["epoch"] for record in serving}
+    failed += [f"epoch {epoch} served without a fence row" for epoch in sorted(served - begun)]
+    return [_judged("an epoch has one writer", failed, counted=len(served), least=_epochs_least(evidence))]
 
 
-def strong_reads_never_go_back(records: Sequence[Record]) -> Check:
-    """A strong read that began after another had ended shows at least as much."""
-    reads = [record for record in records if record["kind"] == "read" and record.get("served") == "strong"]
+def _epochs_least(evidence: Evidence) -> int:
+    """The epoch before the fault, and one of those that follow: another may end before anybody sees that it serves."""
+    return 2 if evidence.drill.expect.failovers[0] > 0 else 1
+
+
+def strong_reads_never_go_back(evidence: Evidence) -> list[Check]:
+    """A strong read shows what had been acknowledged, and what a strong read had shown, before it began."""
+    if not evidence.drill.load.readers:
+        return []
+    reads = _reads(evidence, "strong")
+    known = sorted(
+        (float(record["t"]), _position(record))
+        for record in [*reads, *evidence.of_kind("acknowledged")]
+        if record.get("position") is not None
+    )
+    ends = [end for end, _ in known]
+    furthest = list(accumulate((position for _, position in known), max))
     failed: list[str] = []
-    ended: list[tuple[float, Position]] = []  # by the end, with the furthest position until then
-    for record in sorted(reads, key=lambda one: float(one["sent"])):
-        _, position = decode_token(record["position"])
-        before = [known for end, known in ended if end <= record["sent"]]
-        if before and max(before) > position:
-            failed.append(f"at {record['t']:.3f} s {record['region']} showed {position} after {max(before)}")
-        ended.append((float(record["t"]), position))
-        del ended[: -2 * 64]  # no more reads than this are ever under way at once
-    return Check(name="no strong read goes back", failed=tuple(failed), counted=len(reads))
+    for record in reads:
+        where = f"at {record['t']:.3f} s {record['region']}"
+        if record.get("position") is None:
+            failed.append(f"{where} showed no position")
+            continue
+        before = bisect_right(ends, float(record["sent"]))
+        if before and furthest[before - 1] > _position(record):
+            failed.append(f"{where} showed {_position(record)} after {furthest[before - 1]}")
+    least = evidence.drill.expect.reads_min
+    failed += _one_sided(evidence, reads, least)
+    return [_judged("no strong read goes back", failed, counted=len(reads), least=2 * least)]
 
 
-def sessions_see_their_own_writes(records: Sequence[Record]) -> Check:
+def _position(record: Record) -> Position:
+    return decode_token(record["position"])[1]
+
+
+def sessions_see_their_own_writes(evidence: Evidence) -> list[Check]:
     """A read that was granted `session` finds the comment that was written before it."""
-    reads = [record for record in records if record["kind"] == "read" and record.get("served") == "session"]
+    if not evidence.drill.load.readers:
+        return []
+    reads = _reads(evidence, "session")
     failed = [
         f"at {record['t']:.3f} s {record['region']} answered {record['status']} to its own writer"
         for record in reads
         if record["status"] != HTTPStatus.OK
     ]
-    return Check(name="a session sees its own writes", failed=tuple(failed), counted=len(reads))
+    least = evidence.drill.expect.reads_min
+    failed += _one_sided(evidence, reads, least)
+    return [_judged("a session sees its own writes", failed, counted=len(reads), least=2 * least)]
 
 
-def nobody_is_told_of_an_internal_error(records: Sequence[Record]) -> Check:
+def _reads(evidence: Evidence, served: str) -> list[Record]:
+    return [record for record in evidence.of_kind("read") if record.get("served") == served]
+
+
+def _one_sided(evidence: Evidence, facts: Sequence[Record], least: int) -> list[str]:
+    """Facts are needed before the fault and after it: those of one side alone say nothing about the fault."""
+    sides: tuple[Phase, ...] = ("before", "after")
+    counts = {side: sum(evidence.during(side, record) for record in facts) for side in sides}
+    return [
+        f"judged on one side: {counts[side]} facts {PHASE_WORDS[side]}, at least {least} are needed"
+        for side in sides
+        if counts[side] < least
+    ]
+
+
+def nobody_is_told_of_an_internal_error(evidence: Evidence) -> list[Check]:
     """Nothing that a drill does is answered with 500: what cannot be served is refused, with the reason."""
-    asked = [record for record in records if record.get("status") is not None and record["kind"] != "status"]
+    asked = [record for record in evidence.records if record.get("status") is not None and record["kind"] != "status"]
     failed = [
         f"at {record['t']:.3f} s {record['region']} answered 500 to what was asked at {record['sent']:.3f} s"
         for record in asked
         if record["status"] == HTTPStatus.INTERNAL_SERVER_ERROR
     ]
-    return Check(name="nobody is told of an internal error", failed=tuple(failed), counted=len(asked))
+    counted = len(asked) + len(evidence.of_kind("acknowledged"))
+    return [_judged("nobody is told of an internal error", failed, counted=counted, least=evidence.writes_least)]
 
 
-def unkeyed_writers_are_told_clearly(records: Sequence[Record], *, end: float) -> Check:
+def unkeyed_writers_are_told_clearly(evidence: Evidence) -> list[Check]:
     """Without a key: 201, or one 503 with Retry-After; a broken connection only where something was hurt."""
-    hurt = hurt_spans(records, end=end)
-    asked = [
-        record for record in records if record["kind"] in ("acknowledged", "refused", "unknown") and not record["keyed"]
-    ]
-    failed = [
-        f"at {record['t']:.3f} s {record['region']} answered {record.get('status')} {record['reason'][:100]}"
+    if not evidence.drill.load.unkeyed:
+        return []
+    asked = evidence.writes(keyed=False)
+    unclear = [
+        record
         for record in asked
         if record["kind"] != "acknowledged"
         and not (record.get("status") == HTTPStatus.SERVICE_UNAVAILABLE and record.get("retry_after"))
-        and not _is_hurt(hurt, record)
     ]
-    return Check(
-        name="a writer without a key is told 503 and when to come again", failed=tuple(failed), counted=len(asked)
-    )
+    bad = [record for record in unclear if not is_excused(evidence.hurt, record, unanswered=True)]
+    name, least = "a writer without a key is told 503 and when to come again", evidence.drill.expect.unkeyed_min
+    failed = [*_one_sided(evidence, asked, least), *(_told(record) for record in bad)]
+    return [_judged(name, failed, counted=len(asked), least=2 * least, excused=len(unclear) - len(bad))]
 
 
-def keyed_writers_see_no_error(records: Sequence[Record], expect: Expect, *, end: float) -> Check:
-    """A keyed write at an edge that lives sees latency and never an error."""
-    hurt = hurt_spans(records, end=end)
-    asked = [
-        record for record in records if record["kind"] in ("acknowledged", "refused", "unknown") and record["keyed"]
+def keyed_writers_see_no_error(evidence: Evidence) -> list[Check]:
+    """A keyed write at an edge that lives sees latency and never an error, but for a time that the drill names."""
+    asked = evidence.writes(keyed=True)
+    errors = [record for record in asked if record["kind"] != "acknowledged"]
+    bad = [
+        record
+        for record in errors
+        if not is_excused(evidence.hurt, record, unanswered=True)
+        and not is_excused(evidence.refused, record, unanswered=False)
     ]
-    errors = [record for record in asked if record["kind"] != "acknowledged" and not _is_hurt(hurt, record)]
+    name, excused = "keyed writers at living edges see no error", len(errors) - len(bad)
+    failed = [_told(record) for record in bad]
+    return [_judged(name, failed, counted=len(asked), least=evidence.writes_least, excused=excused)]
+
+
+def _told(record: Record) -> str:
+    what = f"{record.get('status') or 'nothing'} {record['reason'][:160]}"
+    return f"at {record['t']:.3f} s {record['region']} answered {what} to what was asked at {record['sent']:.3f} s"
+
+
+def keyed_writes_are_taken_in_the_end(evidence: Evidence) -> list[Check]:
+    """Whoever repeats a keyed write is told in the end that it is taken: no outage is open when the drill is over."""
+    sent = {record["key"]: record for record in evidence.of_kind("sent") if record["keyed"]}
+    taken = {record["key"] for record in evidence.of_kind("acknowledged")}
     failed = [
-        f"at {record['t']:.3f} s {record['region']} answered {record.get('status')} {record['reason'][:160]}"
-        for record in errors[expect.refused_max :]
+        f"key {key}, sent at {record['t']:.3f} s through {record['region']}, was never acknowledged"
+        for key, record in sent.items()
+        if key not in taken
     ]
-    return Check(name="keyed writers at living edges see no error", failed=tuple(failed), counted=len(asked))
+    name = "every keyed write is taken in the end"
+    return [_judged(name, failed, counted=len(sent), least=evidence.writes_least)]
 
 
-def epochs_are_as_expected(records: Sequence[Record], expect: Expect) -> Check:
+def writes_are_taken_in_each_phase(evidence: Evidence) -> list[Check]:
+    """As many writes are acknowledged before, during and after the fault as the drill declares, by region."""
+    checks: list[Check] = []
+    for phase in PHASES:
+        declared = evidence.drill.expect.fewest.of(phase)
+        taken = {role: evidence.acknowledged(phase, evidence.regions.roles.get(role, "")) for role in declared}
+        failed = [
+            f"{evidence.regions.roles.get(role, 'nobody')}, the {role}, acknowledged {taken[role]} writes, at least "
+            f"{least} were expected"
+            for role, least in declared.items()
+            if taken[role] < least
+        ]
+        least = sum(declared.values())
+        if least:
+            name = f"edges take writes {PHASE_WORDS[phase]}"
+            checks.append(_judged(name, failed, counted=sum(taken.values()), least=least))
+    return checks
+
+
+def the_method_is_carried_out(evidence: Evidence) -> list[Check]:
+    """Each step was done: what a step did not do, nobody survived."""
+    done = {record["step"] for record in evidence.of_kind("done")}
+    failed = [
+        f"step {number} ({step.do}) was not done"
+        for number, step in enumerate(evidence.drill.method, 1)
+        if number not in done
+    ]
+    return [_judged("every step is carried out", failed, counted=len(done), least=len(evidence.drill.method))]
+
+
+def epochs_are_as_expected(evidence: Evidence) -> list[Check]:
     """As many epochs begin as the drill wants, and the right region leads at the end."""
-    seen = [record for record in records if record["kind"] == "status" and record["epoch"] is not None]
-    if not seen:
-        return Check(name="epochs are as expected", failed=("no status was seen",), counted=0)
-    begun = seen[-1]["epoch"] - seen[0]["epoch"]
-    fewest, most = expect.failovers
+    expect = evidence.drill.expect
+    seen = [record for record in evidence.of_kind("status") if record["epoch"] is not None]
     failed: list[str] = []
-    if not fewest <= begun <= most:
-        failed.append(f"{begun} epochs began, {fewest} to {most} were expected")
-    moved = seen[-1]["leader"] != seen[0]["leader"]
-    if expect.leader_moves is not None and moved != expect.leader_moves:
-        failed.append(f"{seen[0]['leader']} led before and {seen[-1]['leader']} leads now")
-    if seen[-1]["phase"] != "serving":
-        failed.append(f"at the end the cell is {seen[-1]['phase']}")
-    return Check(name="epochs are as expected", failed=tuple(failed), counted=len(seen))
+    if seen:
+        first, last = seen[0], seen[-1]
+        begun, (fewest, most) = last["epoch"] - first["epoch"], expect.failovers
+        if not fewest <= begun <= most:
+            failed.append(f"{begun} epochs began, {fewest} to {most} were expected")
+        if expect.leader_moves is not None and (first["leader"] != last["leader"]) != expect.leader_moves:
+            failed.append(f"{first['leader']} led before and {last['leader']} leads now")
+        if last["phase"] != "serving":
+            failed.append(f"at the end the cell is {last['phase']}")
+        if first["t"] > evidence.phases.get("during", (-1.0, -1.0))[0]:
+            failed.append("nobody said who led before the fault")
+    return [_judged("epochs are as expected", failed, counted=len(seen), least=_epochs_least(evidence))]
 
 
-def stalls_of(records: Sequence[Record]) -> list[Stall]:
-    """Return the stalls of keyed writers, from the first write that suffered each to the next acknowledgement."""
-    acknowledged = sorted(
-        (float(record["t"]), str(record["key"]))
-        for record in records
-        if record["kind"] == "acknowledged" and record["keyed"]
-    )
-    first_sent = _first_sent(record for record in records if record.get("keyed"))
-    done = {key: at for at, key in acknowledged}
-    stalls: list[Stall] = []
-    for (before, _), (after, _) in itertools.pairwise(acknowledged):
-        if after - before < GAP_S_MIN:
-            continue
-        # Every write that was under way when the last acknowledgement came, and those that were sent in the gap.
-        suffered = [sent for key, sent in first_sent.items() if sent < after and done.get(key, after) >= after]
-        stalls.append(Stall(first=min(suffered, default=before), end=after))
-    return stalls
-
-
-def slowest_write_s(records: Sequence[Record]) -> float | None:
-    """Return the longest time from a write's first attempt to its acknowledgement, seconds; None without one."""
-    first_sent = _first_sent(records)
-    took = (float(record["t"]) - first_sent[record["key"]] for record in records if record["kind"] == "acknowledged")
-    return max(took, default=None)
-
-
-def _first_sent(records: Iterable[Record]) -> dict[str, float]:
-    first_sent: dict[str, float] = {}
-    for record in records:
-        if record["kind"] == "sent":
-            first_sent.setdefault(record["key"], float(record["t"]))
-    return first_sent
-
-
-def stalls_are_short(records: Sequence[Record], expect: Expect) -> Check:
+def stalls_are_short(evidence: Evidence) -> list[Check]:
     """No write waits longer than the drill allows for the next acknowledgement of anybody."""
-    stalls = stalls_of(records)
+    most = evidence.drill.expect.stall_s_max
     failed = [
         f"{stall.seconds:.2f} s without an acknowledgement from {stall.first:.3f} s on"
-        for stall in stalls
-        if stall.seconds > expect.stall_s_max
+        for stall in stalls_of(evidence.records, end=evidence.end)
+        if stall.seconds > most
     ]
-    name = f"writes stall for {expect.stall_s_max:g} s at most"
-    return Check(name=name, failed=tuple(failed), counted=len(stalls))
+    taken = sum(record["kind"] == "acknowledged" for record in evidence.writes(keyed=True))
+    return [_judged(f"writes stall for {most:g} s at most", failed, counted=taken, least=evidence.writes_least)]
 
 
-def refusals_say_why(records: Sequence[Record], expect: Expect) -> list[Check]:
+def refusals_say_why(evidence: Evidence) -> list[Check]:
     """While writes are refused, the status says why and what would end it."""
-    if expect.refusal is None:
+    wanted = evidence.drill.expect.refusal
+    if wanted is None:
         return []
-    said = [str(record["refusal"]) for record in records if record["kind"] == "status" and record.get("refusal")]
-    held = any(expect.refusal in text for text in said)
-    failed = () if held else (f"{expect.refusal!r} was never said; said: {sorted(set(said))}",)
-    return [Check(name="the status says why writes are refused", failed=failed, counted=len(said))]
+    since, until = evidence.phases.get("during", (1.0, 0.0))
+    told = [record for record in evidence.of_kind("status") if record.get("refusal") and since <= record["t"] <= until]
+    said = sorted({str(record["refusal"]) for record in told})
+    failed = [] if any(wanted in text for text in said) else [f"{wanted!r} was never said; said: {said}"]
+    return [_judged("the status says why writes are refused", failed, counted=len(told), least=1)]
 
 
-def hurt_spans(records: Sequence[Record], *, end: float) -> list[tuple[str, float, float]]:
-    """Return when the edge of which region could not be expected to answer: (region, from, to)."""
-    hurt_since: dict[str, float] = {}
-    spans: list[tuple[str, float, float]] = []
-    for record in records:
-        if record["kind"] != "step":
-            continue
-        for region in record.get("regions", ()):
-            if record["do"] in ("kill", "pause") and record.get("process") in (None, "envoy"):
-                hurt_since.setdefault(region, float(record["t"]))
-            elif record["do"] in ("restarted", "resume") and region in hurt_since:
-                spans.append((region, hurt_since.pop(region), float(record["t"])))
-    return spans + [(region, since, end) for region, since in hurt_since.items()]
-
-
-def _is_hurt(spans: Sequence[tuple[str, float, float]], record: Record) -> bool:
-    """Whether a request was under way at an edge while that was hurt."""
-    return any(
-        region == record["region"] and since <= record["t"] and record["sent"] <= until
-        for region, since, until in spans
-    )
+JUDGES: tuple[Judge, ...] = (
+    the_method_is_carried_out,
+    acknowledged_writes_are_in_the_ledger,
+    acknowledged_writes_are_in_every_region,
+    no_key_is_applied_twice,
+    one_writer_per_epoch,
+    strong_reads_never_go_back,
+    sessions_see_their_own_writes,
+    nobody_is_told_of_an_internal_error,
+    unkeyed_writers_are_told_clearly,
+    keyed_writers_see_no_error,
+    keyed_writes_are_taken_in_the_end,
+    writes_are_taken_in_each_phase,
+    epochs_are_as_expected,
+    stalls_are_short,
+    refusals_say_why,
+)

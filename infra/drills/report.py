@@ -20,7 +20,9 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
 
-from infra.drills.judges import Check, slowest_write_s
+from infra.drills.drill import PHASES, RoleAtStart
+from infra.drills.evidence import slowest_write_s
+from infra.drills.judges import PHASE_WORDS, Check
 from infra.drills.runner import Outcome
 
 BUCKET_S = 0.1
@@ -45,7 +47,9 @@ code {{ font-size: .9em }}
 <p>{hypothesis}</p>
 {plot}
 <h2>Judged</h2>
-<table><tr><th>what must hold</th><th>facts</th><th></th></tr>{checks}</table>
+<table><tr><th>what must hold</th><th>facts</th><th>at least</th><th>excused</th><th></th></tr>{checks}</table>
+<h2>Keyed writes acknowledged</h2>
+<table><tr><th>when</th><th>seconds</th><th>edge of</th><th>writes</th><th>at least</th></tr>{writes}</table>
 <h2>What happened</h2>
 <table><tr><th>s</th><th>what</th></tr>{story}</table>
 </html>
@@ -54,7 +58,8 @@ code {{ font-size: .9em }}
 
 def facts_of(outcome: Outcome) -> dict[str, Any]:
     """Return the document for machines; times in seconds."""
-    latencies, slowest = _latencies(outcome.records), slowest_write_s(outcome.records)
+    latencies = _latencies(outcome.records)
+    slowest, stall = slowest_write_s(outcome.records, end=outcome.evidence.end), outcome.longest_stall_s
     return {
         "drill": outcome.drill.name,
         "title": outcome.drill.title,
@@ -65,12 +70,20 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "acknowledged": len(latencies),
         "median_latency_ms": round(median(latencies) * 1000, 1) if latencies else None,
         "slowest_write_s": None if slowest is None else round(slowest, 3),
-        "longest_stall_s": round(outcome.longest_stall_s, 3),
+        "longest_stall_s": None if stall is None else round(stall, 3),
         "stalls": [{"first_s": round(stall.first, 3), "seconds": round(stall.seconds, 3)} for stall in outcome.stalls],
         "checks": [
-            {"name": check.name, "passed": not check.failed, "facts": check.counted, "failed": list(check.failed)}
+            {
+                "name": check.name,
+                "passed": not check.failed,
+                "facts": check.counted,
+                "facts_least": check.least,
+                "excused": check.excused,
+                "failed": list(check.failed),
+            }
             for check in outcome.checks
         ],
+        "writes": _writes(outcome),
         "story": [record for record in outcome.records if record["kind"] in ("step", "status")],
     }
 
@@ -93,6 +106,12 @@ def page_of(outcome: Outcome) -> str:
         hypothesis=html.escape(outcome.drill.hypothesis),
         plot=timeline(outcome),
         checks="".join(_check_row(check) for check in outcome.checks),
+        writes="".join(
+            f"<tr><td>{PHASE_WORDS[row['phase']]}</td><td>{row['seconds']:.1f}</td>"
+            f"<td>{html.escape(row['region'])}{', the ' + row['role'] if row['role'] else ''}</td>"
+            f"<td>{row['acknowledged']}</td><td>{row['least']}</td></tr>"
+            for row in _writes(outcome)
+        ),
         story="".join(
             f"<tr><td>{record['t']:.3f}</td><td>{html.escape(told(record))}</td></tr>"
             for record in outcome.records
@@ -106,7 +125,23 @@ def _check_row(check: Check) -> str:
     more = len(check.failed) - len(shown)
     lines = "<br>".join([*shown, *([f"and {more} more"] if more > 0 else [])])
     mark = '<span class="failed">failed</span>' if check.failed else '<span class="ok">holds</span>'
-    return f"<tr><td>{html.escape(check.name)}<br>{lines}</td><td>{check.counted}</td><td>{mark}</td></tr>"
+    figures = f"<td>{check.counted}</td><td>{check.least}</td><td>{check.excused or ''}</td>"
+    return f"<tr><td>{html.escape(check.name)}<br>{lines}</td>{figures}<td>{mark}</td></tr>"
+
+
+def _writes(outcome: Outcome) -> list[dict[str, Any]]:
+    """Keyed writes that were acknowledged and those that were declared, by phase and edge."""
+    evidence, rows = outcome.evidence, list[dict[str, Any]]()
+    roles: dict[str, RoleAtStart] = {region: role for role, region in evidence.regions.roles.items()}
+    for phase in PHASES:
+        since, until = evidence.phases.get(phase, (0.0, 0.0))
+        declared = evidence.drill.expect.fewest.of(phase)
+        for region in evidence.regions.every:
+            role = roles.get(region)
+            least = 0 if role is None else declared.get(role, 0)
+            row = {"phase": phase, "seconds": round(until - since, 3), "region": region, "role": role}
+            rows.append(row | {"acknowledged": evidence.acknowledged(phase, region), "least": least})
+    return rows
 
 
 def told(record: Mapping[str, Any]) -> str:

@@ -19,9 +19,10 @@ from typing import Any
 import psycopg
 
 from infra.drills.clients import Crowd, running_load
-from infra.drills.drill import Drill, Step
+from infra.drills.drill import Drill, Phase, Step
+from infra.drills.evidence import NOTHING_HELD, Evidence, Holdings, Regions, Stall, stalls_of
 from infra.drills.journal import Journal
-from infra.drills.judges import Check, Holdings, Stall, judge, stalls_of
+from infra.drills.judges import Check, has_enough, judge
 from infra.drills.target import Target
 from infra.supervisor.errors import DeploymentError
 from infra.supervisor.status import failover_of
@@ -35,6 +36,10 @@ PHI_S = 0.1
 DRIFT_S = 0.1
 HEALTHY_WITHIN_S = 120.0
 CONVERGED_WITHIN_S = 60.0
+ENOUGH_WITHIN_S = 60.0
+"""How long the load may take for the least numbers that a drill declares, before its fault and after it."""
+
+ENOUGH_POLL_S = 0.25
 STEADY_WITHIN_S = 15.0
 HELD_DOWN_S_MAX = 60.0
 
@@ -71,31 +76,44 @@ class Outcome:
     """What came of a drill.
 
     Attributes:
-        drill: Which.
+        evidence: What was done, told and held.
         seed: Of the clients' pauses.
         checks: What was judged.
-        stalls: Times without an acknowledgement.
-        records: The journal.
         seconds: How long it took, rollback and convergence included.
         trouble: Why the method was not carried out to its end, or None.
     """
 
-    drill: Drill
+    evidence: Evidence
     seed: int
     checks: Sequence[Check]
-    stalls: Sequence[Stall]
-    records: Sequence[dict[str, Any]]
     seconds: float
     trouble: str | None
 
     @property
-    def passed(self) -> bool:
-        """Whether everything that was judged holds, and everything was carried out."""
-        return self.trouble is None and all(not check.failed for check in self.checks)
+    def drill(self) -> Drill:
+        """Which drill it was."""
+        return self.evidence.drill
 
     @property
-    def longest_stall_s(self) -> float:
-        """The longest time without an acknowledgement; 0 without one."""
+    def records(self) -> Sequence[Mapping[str, Any]]:
+        """The journal."""
+        return self.evidence.records
+
+    @property
+    def stalls(self) -> list[Stall]:
+        """Times without an acknowledgement."""
+        return stalls_of(self.records, end=self.evidence.end)
+
+    @property
+    def passed(self) -> bool:
+        """Whether something was judged and all of it holds, and everything was carried out."""
+        return self.trouble is None and bool(self.checks) and all(not check.failed for check in self.checks)
+
+    @property
+    def longest_stall_s(self) -> float | None:
+        """The longest time without an acknowledgement; 0 without a stall, None when no write was acknowledged."""
+        if not self.evidence.of_kind("acknowledged") and not self.stalls:
+            return None
         return max((stall.seconds for stall in self.stalls), default=0.0)
 
 
@@ -136,18 +154,19 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
     thread = f"drill-{drill.name}-{secrets.token_hex(4)}"
     crowd = Crowd(edges=edges, site=await target.create_site(), thread=thread, homes=homes)
     target.names.clear()
+    regions = target.regions(leader)
     async with Journal(journal_path) as journal:
-        run = _Run(target, journal, say, thread)
+        run = _Run(target, journal, say, thread, regions)
         trouble = await run.carry_out(drill, crowd, seed)
         holdings = await run.converged(crowd)
         await run.sample()
-    end = journal.now
+    evidence = Evidence(
+        drill=drill, records=journal.records, holdings=holdings, regions=regions, end=round(journal.now, 6)
+    )
     return Outcome(
-        drill=drill,
+        evidence=evidence,
         seed=seed,
-        checks=judge(journal.records, holdings, drill.expect, end=end),
-        stalls=stalls_of(journal.records),
-        records=journal.records,
+        checks=judge(evidence),
         seconds=time.monotonic() - began,
         trouble=trouble,
     )
@@ -186,11 +205,13 @@ async def _until_no_hold_down(target: Target, say: Say) -> None:
 class _Run:
     """One drill under way."""
 
-    def __init__(self, target: Target, journal: Journal, say: Say, thread: str) -> None:
+    def __init__(self, target: Target, journal: Journal, say: Say, thread: str, regions: Regions) -> None:
         self._target = target
+        self._regions = regions
         self._journal = journal
         self._say = say
         self._killed: set[str] = set()
+        self._killed_processes: set[tuple[str, str]] = set()
         self._paused: set[tuple[str, str | None]] = set()
         self._offsets: dict[str, float] = {}
         self._thread = thread
@@ -205,16 +226,43 @@ class _Run:
         trouble: str | None = None
         async with self._sampling(), running_load(crowd, drill.load, self._journal, seed=seed):
             try:
+                await self._journal.note("phase", phase="before")
                 await asyncio.sleep(drill.load.before_s)
-                for step in drill.method:
-                    await self._do(step)
+                await self._until_enough(drill, "before")
+                await self._carry_out(drill.method)
+                await self._journal.note("phase", phase="after")
                 await asyncio.sleep(drill.load.after_s)
+                await self._until_enough(drill, "after")
+                await self._journal.note("phase", phase="over")
             except (StepFailed, DeploymentError) as error:
                 trouble = str(error)
                 self._say(f"  {trouble}")
             finally:
                 await asyncio.shield(self._roll_back(drill))
         return trouble
+
+    async def _until_enough(self, drill: Drill, phase: Phase) -> None:
+        """Let the load run on until there is something to judge; when nothing comes the judges say so."""
+        deadline = time.monotonic() + ENOUGH_WITHIN_S
+        while time.monotonic() < deadline:
+            known = Evidence(
+                drill=drill, records=self._journal.records, holdings=NOTHING_HELD, regions=self._regions,
+                end=self._journal.now,
+            )  # fmt: skip
+            if has_enough(known, phase):
+                return
+            await asyncio.sleep(ENOUGH_POLL_S)
+
+    async def _carry_out(self, method: Sequence[Step]) -> None:
+        """Do one step after the other, and note when each begins and is done."""
+        first = next(number for number, step in enumerate(method) if not step.waits)
+        for number, step in enumerate(method):
+            if number == first:
+                await self._journal.note("phase", phase="during")
+            which = {"step": number + 1, "do": step.do, "label": step.label}
+            await self._journal.note("began", **which)
+            await self._do(step)
+            await self._journal.note("done", **which)
 
     async def _roll_back(self, drill: Drill) -> None:
         """Undo everything, whatever happened; one failure keeps nothing else from being undone."""
@@ -347,7 +395,11 @@ class _Run:
     async def _forget_hurt(self) -> None:
         for region in sorted(self._killed):
             await self._journal.note("step", do="restarted", regions=[region])
+        for region, process in sorted(self._killed_processes):
+            # Its supervisor has started it again.
+            await self._journal.note("step", do="restarted", regions=[region], process=process)
         self._killed.clear()
+        self._killed_processes.clear()
 
     async def _act(self, step: Step) -> None:
         leader = self._current.get("leader")
@@ -379,6 +431,8 @@ class _Run:
             case "kill":
                 if process is None:
                     self._killed.add(region)
+                else:
+                    self._killed_processes.add((region, process))
                 await (self._target.kill_with_etcd(region) if step.leads_etcd else self._target.kill(region, process))
             case "pause":
                 self._paused.add((region, process))

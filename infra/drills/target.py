@@ -17,8 +17,8 @@ import psycopg
 from infra.cli.site import create_site
 from infra.drills.clients import PAGE_LIMIT
 from infra.drills.disks import Disk
-from infra.drills.drill import Drill, InvalidDrill, Step
-from infra.drills.judges import Holdings
+from infra.drills.drill import Drill, InvalidDrill, RoleAtStart, Step
+from infra.drills.evidence import Holdings, Regions
 from infra.drills.operator import Hand
 from infra.relay.client import RelayClient
 from infra.servers.unprivileged import account, reachable_folder, reachable_install
@@ -150,6 +150,13 @@ class Target:
                 return tuple(self._plan.all_regions)
             case _:
                 raise InvalidDrill(f"nobody is called {target!r}")
+
+    def regions(self, leader: str | None) -> Regions:
+        """Return who is who now; without a leader nobody has a role."""
+        followers = [region for region in self._plan.regions if region != leader]
+        named = [leader, *followers] if leader is not None else []
+        names: tuple[RoleAtStart, ...] = ("leader", "follower", "other-follower")
+        return Regions(every=self._plan.all_regions, roles=dict(zip(names, named, strict=False)))
 
     def _known(self, region: str) -> tuple[str, ...]:
         if region not in self._plan.all_regions:

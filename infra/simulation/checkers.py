@@ -3,6 +3,9 @@
 Each checker is one rule of the product: acknowledged writes survive, epochs exclude each other and only grow, a
 promise is kept, strong reads never go back. Late acknowledgements of writes that made the quorum before a freeze are
 right (rule 9): what counts is whether the write is in every ledger that opened after its epoch.
+
+Each checker counts the facts that it compared. One that compared none in a run, or in a campaign of runs, has judged
+nothing, and that is a finding as well.
 """
 
 from __future__ import annotations
@@ -22,6 +25,26 @@ from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership, Phase
 
 PHASES: Mapping[Phase, int] = {"bootstrapping": 0, "recruiting": 1, "establishing": 2, "promoting": 2, "serving": 3}
+
+
+CHECKERS: Mapping[str, str] = {
+    "epochs grow": "records that followed another",
+    "one epoch acknowledges": "acknowledged writes",
+    "applied once": "acknowledged writes",
+    "quorum": "acknowledged writes",
+    "acknowledged writes survive": "acknowledged writes that a later epoch had to have when it opened",
+    "epochs exclude": "regions that opened an epoch",
+    "fenced": "regions that opened an epoch",
+    "promises": "promises that replaced another, votes, and WAL received after a vote",
+    "strong reads": "strong reads after an acknowledged write or another strong read",
+    "invariants": "cores after an event that made them act",
+    "liveness": "runs in which a commit was owed after the last fault",
+    "no failover without a fault": "runs without a fault",
+}
+"""Each checker, and what its facts are."""
+
+IN_EACH_RUN = ("one epoch acknowledges", "epochs exclude", "fenced", "promises", "strong reads", "invariants")
+"""Checkers that have something to compare in every run: faults begin when the cell has been made."""
 
 
 class Violated(Exception):
@@ -56,6 +79,7 @@ class Checkers:
         opened_at: (time, region, epoch) of each beginning.
         transitions: How often each transition of the core's table was taken.
         records: (time, record) of each record written.
+        facts: How many facts each checker compared.
     """
 
     def __init__(self, world: World) -> None:
@@ -65,6 +89,7 @@ class Checkers:
         self.closings: list[tuple[float, RegionName]] = []
         self.transitions: Counter[tuple[State, State]] = Counter()
         self.records: list[tuple[float, Leadership]] = []
+        self.facts: Counter[str] = Counter()
         self._voters = 0
         self._majority = 1
         self._bits: dict[RegionName, int] = {}
@@ -91,6 +116,7 @@ class Checkers:
         """A record was written to etcd."""
         self._world.tell(f"etcd {revision}: epoch {record.epoch} {record.phase} {record.leader}: {record.reason}")
         if self.records:
+            self.facts["epochs grow"] += 1
             before = self.records[-1][1]
             if record.epoch < before.epoch:
                 self._fail("epochs grow", f"epoch {record.epoch} was written over {before.epoch}")
@@ -122,6 +148,8 @@ class Checkers:
         """A write was acknowledged."""
         if self._world.trace is not None:
             self._world.tell(f"ack {entry.key} epoch {epoch} at {member.region} lsn {end}")
+        for checker in ("one epoch acknowledges", "applied once", "quorum"):
+            self.facts[checker] += 1
         for opening in self.openings:
             if opening.epoch > epoch and not _has(opening.entries, entry, end):
                 self._fail(
@@ -144,6 +172,8 @@ class Checkers:
         member = node.member
         assert member is not None, "writes without a ledger"
         self._world.tell(f"OPEN epoch {epoch} at {node.region}")
+        self.facts["epochs exclude"] += 1
+        self.facts["fenced"] += 1
         for opening in self.openings:
             if opening.epoch > epoch:
                 # Allowed to try: what it acknowledges is judged when it does.
@@ -152,7 +182,10 @@ class Checkers:
                 self._fail("epochs exclude", f"{node.region} and {opening.region} both opened epoch {epoch}")
         entries = list(member.wal.entries)
         for acknowledged_epoch, entry, end in self._acknowledged:
-            if acknowledged_epoch < epoch and not _has(entries, entry, end):
+            if acknowledged_epoch >= epoch:
+                continue
+            self.facts["acknowledged writes survive"] += 1
+            if not _has(entries, entry, end):
                 self._fail(
                     "acknowledged writes survive",
                     f"{node.region} opened epoch {epoch} without {entry.key}, acknowledged under {acknowledged_epoch}",
@@ -176,6 +209,7 @@ class Checkers:
     def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
         """A promise is on disk."""
         self._world.tell(f"{node.region}: disk {after}")
+        self.facts["promises"] += before is not None
         if before is not None and (
             after.epoch < before.epoch or after.lineage < before.lineage or after.floor < before.floor
         ):
@@ -187,6 +221,7 @@ class Checkers:
         known = self._votes.get(node.region)
         if vote is None or vote == known:
             return
+        self.facts["promises"] += 1
         if known is not None and vote.epoch < known.epoch:
             self._fail("promises", f"{node.region} voted for {vote.epoch} after {known.epoch}")
         if node.disk is None or node.disk.epoch < vote.epoch:
@@ -206,6 +241,7 @@ class Checkers:
     def streamed(self, standby: Member, source: Member) -> None:
         """Some WAL was received and flushed."""
         vote = self._votes.get(standby.region)
+        self.facts["promises"] += vote is not None
         if vote is not None and source.primary and source.epoch < vote.epoch:
             self._fail(
                 "promises",
@@ -227,15 +263,28 @@ class Checkers:
 
     def read(self, member: Member, asked: Asked, visible: int) -> None:
         """A strong read was answered as current."""
+        self.facts["strong reads"] += any(seen is not None for seen in asked)
         for what, seen in zip(("an acknowledged write", "an earlier strong read"), asked, strict=True):
             if seen is not None and not (seen[1] <= visible and member.wal.has(seen[0], seen[1])):
                 self._fail("strong reads", f"{member.region} answered as current without {what} at {seen[1]}")
         if visible and (self._read is None or visible > self._read[1]):
             self._read = (member.wal.entries[visible - 1], visible)
 
-    def broke(self, node: Node, what: str) -> None:
-        """An invariant of one core does not hold."""
-        self._fail("invariants", f"{node.region}: {what}")
+    def acted(self, node: Node, broken: Sequence[str]) -> None:
+        """A core acted; what of its invariants does not hold."""
+        self.facts["invariants"] += 1
+        for what in broken:
+            self._fail("invariants", f"{node.region}: {what}")
+
+    def check_facts(self) -> None:
+        """Each checker that has something to compare in every run must have compared it.
+
+        Raises:
+            Violated: One did not.
+        """
+        for checker in IN_EACH_RUN:
+            if not self.facts[checker]:
+                self._fail(checker, f"judged on nothing: no {CHECKERS[checker]}")
 
     def moved(self, before: State, after: State) -> None:
         """A core took a transition."""
@@ -253,12 +302,15 @@ class Liveness:
     """After the last fault is healed: an attempt that is under way, the longest pause between two, and one more."""
 
     @staticmethod
-    def check(commits_at: Sequence[float], *, healed_at: float, end: float, hold_down_s: float) -> None:
+    def check(
+        checkers: Checkers, commits_at: Sequence[float], *, healed_at: float, end: float, hold_down_s: float
+    ) -> None:
         """A write must be acknowledged soon after the end of all faults, and again until the run ends.
 
         Raises:
             Violated: None is.
         """
+        checkers.facts["liveness"] += 1
         first = next((at for at in commits_at if at >= healed_at), None)
         bound_s = Liveness.BOUND_S + hold_down_s
         if first is None or first > healed_at + bound_s:
@@ -268,13 +320,16 @@ class Liveness:
             raise Violated("liveness", f"no commit after {commits_at[-1]:.1f} s, all faults ended at {healed_at:.1f} s")
 
     @staticmethod
-    def check_quiet(checkers: Checkers) -> None:
-        """Without a fault no epoch follows the first.
+    def check_quiet(checkers: Checkers, commits_at: Sequence[float], *, end: float) -> None:
+        """Without a fault no epoch follows the first, and writes are acknowledged until the run ends.
 
         Raises:
-            Violated: One does.
+            Violated: One does, or they are not.
         """
-        epochs = [record.epoch for _, record in checkers.records]
-        if epochs and max(epochs) > 1:
-            time = next(time for time, record in checkers.records if record.epoch > 1)
+        checkers.facts["no failover without a fault"] += 1
+        time = next((time for time, record in checkers.records if record.epoch > 1), None)
+        if time is not None:
             raise Violated("no failover without a fault", f"epoch 2 began at {time:.1f} s")
+        last = commits_at[-1] if commits_at else 0.0
+        if last < end - Liveness.BOUND_S / 2:
+            raise Violated("liveness", f"no commit after {last:.1f} s, and there was no fault")

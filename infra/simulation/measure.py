@@ -31,12 +31,17 @@ RUN_S = 25.0
 _AGREED = re.compile(r"^ *([\d.]+) (?!eu).*is silent, and others agree")
 
 
+class MeasuredNothing(Exception):
+    """A measurement without what is measured: no figure is given."""
+
+
 class Observer:
     """One region that listens to the leader, over its own link."""
 
     def __init__(self, settings: Settings, random: Random) -> None:
         self._random = random
         self._newest = 0.0
+        self.heard = 0
         self.detector = PhiDetector(settings, now=0.0)
         self.silences: list[tuple[float, float]] = []
 
@@ -49,6 +54,7 @@ class Observer:
         if arrives >= self.detector.trips_at:
             self.silences.append((self.detector.trips_at, arrives))
         self.detector.heard(arrives)
+        self.heard += 1
 
 
 def beats(settings: Settings, random: Random, seconds: float, *, stalls: bool) -> Iterator[float]:
@@ -71,6 +77,8 @@ def measure_false_suspicions(
     for sent_at in beats(settings, random, hours * 3600, stalls=stalls):
         for observer in observers:
             observer.hear(sent_at)
+    if not all(observer.heard for observer in observers):
+        raise MeasuredNothing(f"nobody heard a heartbeat in {hours:g} hours")
     one, other = (observer.silences for observer in observers)
     agreed = sum(1 for begin, end in one if any(begin < stop and start < end for start, stop in other))
     return {"hours": hours, "stalls": stalls, "by_one": len(one) + len(other), "agreed": agreed}
@@ -89,6 +97,8 @@ def measure_detection(deaths: int, *, settings: Settings = DEFAULTS, seed: int =
         one, other = (observer.detector.trips_at for observer in observers)
         told = random.uniform(*ONE_WAY_S), random.uniform(*ONE_WAY_S)
         times.append(min(max(one, other + told[0]), max(other, one + told[1])) - dies_at)
+    if not times:
+        raise MeasuredNothing("no leader died")
     return {"deaths": deaths, "p50_s": quantile(times, 0.5), "p99_s": quantile(times, 0.99), "max_s": max(times)}
 
 
@@ -101,11 +111,16 @@ def measure_takeover(runs: int, *, first_seed: int = 1) -> dict[str, Any]:
         kill = Fault(at=kill_at, kind="crash-region", target="leader", seconds=2 * RUN_S)
         run = Run(Plan(seed=seed, seconds=RUN_S, loss=LOSS, faults=(kill,)), traced=True)
         report = run.run()
+        # The region stays dead to the end of the run, so that no liveness is owed.
+        if report.checker not in (None, "liveness"):
+            raise MeasuredNothing(f"seed {seed}: {report.violation}")
         assert report.trace is not None, "a run without its story"
         lines = (_AGREED.match(line) for line in report.trace)
         told = [float(found[1]) - kill_at for found in lines if found is not None]
         agreed.extend([after for after in told if after > 0][:1])
         opened.extend([time - kill_at for time, _, epoch in run.checkers.opened_at if epoch > 1][:1])
+    if not opened or not len(agreed) == len(opened) == runs:
+        raise MeasuredNothing(f"in {runs} runs the leader was suspected {len(agreed)} and replaced {len(opened)} times")
     return {
         "runs": runs,
         "agreed_p50_s": quantile(agreed, 0.5),

@@ -7,7 +7,7 @@ buffer) and starts again from what its disk holds.
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
 from typing import Protocol
@@ -91,8 +91,8 @@ class NodeWitness(Protocol):
         """A core took a transition of its table."""
         ...
 
-    def broke(self, node: Node, what: str) -> None:
-        """An invariant of one core does not hold."""
+    def acted(self, node: Node, broken: Sequence[str]) -> None:
+        """A core acted; what of its invariants does not hold."""
         ...
 
 
@@ -240,8 +240,7 @@ class Node:
                     acted = True
                     self._perform(effect)
         if acted and self.core is core:
-            for what in violations(core.machines[CELL].facts):
-                self._witness.broke(self, what)
+            self._witness.acted(self, violations(core.machines[CELL].facts))
         state = core.machines[CELL].state
         if state != self._state:
             self._witness.moved(self._state, state)

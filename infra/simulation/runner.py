@@ -42,6 +42,7 @@ class Report:
         checker: Which checker said so.
         recoveries_s: From each fault that took the leader away to the next region that took writes.
         transitions: How often each transition of the core's table was taken, as ``before -> after``.
+        facts: How many facts each checker compared.
         commits: Writes that clients know as committed.
         begun: Writes that clients began.
         reads: Strong reads answered as current.
@@ -57,6 +58,7 @@ class Report:
     checker: str | None = None
     recoveries_s: list[float] = field(default_factory=list[float])
     transitions: Counter[str] = field(default_factory=Counter[str])
+    facts: Counter[str] = field(default_factory=Counter[str])
     commits: int = 0
     begun: int = 0
     reads: int = 0
@@ -132,15 +134,16 @@ class Run:
         return report
 
     def _judge_end(self) -> None:
+        self.checkers.check_facts()
         if self._are_two_lost():
             return
+        commits_at, end = self.workload.commits_at, self.world.now
         if self.plan.faults:
-            healed_at, end = self.plan.healed_at, self.world.now
-            Liveness.check(
-                self.workload.commits_at, healed_at=healed_at, end=end, hold_down_s=self._hold_down_s(healed_at)
-            )
+            healed_at = self.plan.healed_at
+            hold_down_s = self._hold_down_s(healed_at)
+            Liveness.check(self.checkers, commits_at, healed_at=healed_at, end=end, hold_down_s=hold_down_s)
         else:
-            Liveness.check_quiet(self.checkers)
+            Liveness.check_quiet(self.checkers, commits_at, end=end)
 
     def _hold_down_s(self, healed_at: float) -> float:
         """How long rule 17 may put the next failover off, after so many in a short time."""
@@ -171,6 +174,7 @@ class Run:
 
     def _fill(self, report: Report) -> None:
         report.transitions = Counter({f"{a} -> {b}": count for (a, b), count in self.checkers.transitions.items()})
+        report.facts = self.checkers.facts
         report.commits, report.begun = self.workload.committed, self.workload.begun
         report.reads = self.workload.reads
         report.epochs = max((record.epoch for _, record in self.checkers.records), default=0)

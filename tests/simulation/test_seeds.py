@@ -45,6 +45,7 @@ def test_no_seed_breaks_a_rule() -> None:
         more = run_seeds(range(SEEDS_MIN, SEEDS_MAX), minutes=MINUTES, budget_s=left_s)
         assert_no_finding(more)
     assert_no_finding(summary)
+    assert summary.judged_nothing == []
     assert summary.commits > 0.97 * summary.begun
     assert len(summary.recoveries_s) > SEEDS_MIN / 4
 
@@ -60,6 +61,7 @@ def test_what_once_failed_holds(path: Path) -> None:
 def test_no_seed_of_many_breaks_a_rule() -> None:
     summary = run_seeds(range(SOAK_FIRST, SOAK_FIRST + SOAK_SEEDS), minutes=MINUTES)
     assert_no_finding(summary)
+    assert summary.judged_nothing == []
 
 
 def test_a_shrunk_plan_still_resumes_what_it_paused() -> None:

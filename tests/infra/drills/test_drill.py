@@ -6,10 +6,17 @@ import pytest
 
 from infra.drills.drill import InvalidDrill, catalogue, find_drill, load_drill
 
-SOUND = """
+EXPECT = """
+[expect.fewest]
+before = { follower = 1 }
+during = {}
+after = { follower = 1 }
+"""
+
+SOUND = f"""
 title = "A title"
 hypothesis = "A hypothesis."
-
+{EXPECT}
 [[method]]
 do = "kill"
 as = "dead"
@@ -17,6 +24,12 @@ as = "dead"
 [[method]]
 do = "restart"
 target = "dead"
+"""
+
+REFUSED = """
+[[expect.refused]]
+since = "a"
+until = "b"
 """
 
 
@@ -40,6 +53,17 @@ def test_a_drill_mends_each_disk_that_it_hurts_itself() -> None:
         hurt = {step.named or step.target for step in drill.method if step.do in ("fill-disk", "stall-disk")}
         assert hurt == {step.target for step in drill.method if step.do == "mend-disk"}, name
         assert drill.needs_disks == bool(hurt), name
+
+
+def test_each_drill_says_how_many_writes_it_must_see_through_every_edge_that_clients_prefer() -> None:
+    for name, drill in catalogue().items():
+        preferred = {"follower", "other-follower"}
+        if drill.load.edges == "all":
+            preferred.add("leader")
+        fewest = drill.expect.fewest
+        assert set(fewest.before) == set(fewest.after) == preferred, name
+        # Where nobody is named for the fault, refusals are expected while it lasts.
+        assert fewest.during or drill.expect.refused, name
 
 
 def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
@@ -73,7 +97,20 @@ def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
         (SOUND + '[[method]]\ndo = "fill-disk"\nprocess = "ledger"\n', "fill-disk takes a region, and no process"),
         (SOUND + '[[method]]\ndo = "mend-disk"\nstall_ms = 300\n', "stall_ms is for stall-disk"),
         (SOUND + '[[method]]\ndo = "stall-disk"\nstall_ms = 20000\n', "method.2.stall_ms"),
-        ('title = "T"\nhypothesis = "H."\nmethod = []\n', "method"),
+        (f'title = "T"\nhypothesis = "H."\nmethod = []\n{EXPECT}', "method"),
+        (f'title = "T"\nhypothesis = "H."\n{EXPECT}[[method]]\ndo = "until-writes"\n', "no step does anything"),
+        (SOUND.replace(EXPECT, ""), "expect: Field required"),
+        (SOUND.replace("during = {}", ""), "expect.fewest.during: Field required"),
+        (SOUND.replace("before = { follower = 1 }", "before = {}"), "expect.fewest.before: "),
+        (SOUND.replace("after = { follower = 1 }", "after = {}"), "expect.fewest.after: "),
+        (SOUND.replace("after = { follower = 1 }", "after = { follower = 0 }"), "expect.fewest.after.follower"),
+        (SOUND.replace("after = { follower = 1 }", "after = { somebody = 1 }"), "expect.fewest.after.somebody"),
+        (SOUND + 'label = "a"\n' + REFUSED, "no step is labelled 'b'"),
+        (SOUND + 'label = "a"\n[[method]]\ndo = "heal"\nlabel = "a"\n', "two steps have one label"),
+        (
+            SOUND + 'label = "b"\n[[method]]\ndo = "heal"\nlabel = "a"\n' + REFUSED,
+            "'b' comes before 'a'",
+        ),
     ],
 )
 def test_an_unsound_drill_is_refused_in_one_line(tmp_path: Path, text: str, says: str) -> None:

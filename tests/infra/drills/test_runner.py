@@ -9,13 +9,16 @@ from typing import Any, cast
 
 import pytest
 
-from infra.drills.drill import Drill, Load
-from infra.drills.judges import Holdings
-from infra.drills.runner import FaultUnavailable, Patience, run_drill
+from infra.drills.drill import Drill, Load, Phase
+from infra.drills.evidence import Evidence, Holdings, Regions
+from infra.drills.report import facts_of, page_of
+from infra.drills.runner import FaultUnavailable, Outcome, Patience, run_drill
 from infra.drills.target import Target
 from infra.supervisor.errors import OrderRefused
 
 ROLES = {"leader": ("east",), "followers": ("west", "south")}
+
+EXPECT = {"fewest": {"before": {"follower": 1}, "during": {}, "after": {"follower": 1}}}
 
 QUIET = Load(writers=1, unkeyed=0, readers=0, before_s=0, after_s=0)
 
@@ -39,6 +42,10 @@ class PlayedTarget:
     def resolve(self, target: str, leader: str | None) -> tuple[str, ...]:
         del leader
         return self.names.get(target) or ROLES[target]
+
+    def regions(self, leader: str | None) -> Regions:
+        del leader
+        return Regions(every=list(self.edges), roles={"leader": "east", "follower": "west", "other-follower": "south"})
 
     async def status(self) -> dict[str, Any]:
         regions: list[dict[str, Any]] = [{"region": region, "healthy": True, "missing": []} for region in self.edges]
@@ -90,17 +97,27 @@ class PlayedTarget:
         await self._note("clock", region, offset_s)
 
 
-async def carry_out(target: PlayedTarget, tmp_path: Path, *method: Mapping[str, object]) -> str | None:
-    drill = Drill.model_validate({"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": method})
-    outcome = await run_drill(
-        cast("Target", target), drill, tmp_path / "journal", seed=1, patience=Patience(), say=lambda _: None
+def drill_of(*method: Mapping[str, object]) -> Drill:
+    return Drill.model_validate(
+        {"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": method, "expect": EXPECT}
     )
-    return outcome.trouble
+
+
+async def outcome_of(target: PlayedTarget, tmp_path: Path, *method: Mapping[str, object]) -> Outcome:
+    return await run_drill(
+        cast("Target", target), drill_of(*method), tmp_path / "journal", seed=1, patience=Patience(),
+        say=lambda _: None,
+    )  # fmt: skip
+
+
+async def carry_out(target: PlayedTarget, tmp_path: Path, *method: Mapping[str, object]) -> str | None:
+    return (await outcome_of(target, tmp_path, *method)).trouble
 
 
 @pytest.fixture(autouse=True)
 def no_load(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("infra.drills.clients.GIVE_UP_S", 0)
+    monkeypatch.setattr("infra.drills.runner.ENOUGH_WITHIN_S", 0)
 
 
 async def test_a_clock_that_was_set_wrong_is_right_again(tmp_path: Path) -> None:
@@ -188,9 +205,10 @@ async def test_a_region_that_does_not_say_what_it_should_fails_the_drill(tmp_pat
     target = PlayedTarget()
     target.says = {"east": "the disk of its ledger is full; it takes part again", "west": None}
     said = {"do": "until-said", "says": "is full", "within_s": 0.1}
-    assert await carry_out(target, tmp_path, said | {"target": "leader"}) is None
+    hurt = {"do": "heal"}
+    assert await carry_out(target, tmp_path, hurt, said | {"target": "leader"}) is None
     (tmp_path / "journal").unlink()
-    trouble = await carry_out(target, tmp_path, said | {"target": "followers"})
+    trouble = await carry_out(target, tmp_path, hurt, said | {"target": "followers"})
     assert trouble == "west, south did not say 'is full' within 0.1 s"
 
 
@@ -198,9 +216,63 @@ async def test_a_drill_waits_until_its_failover_would_not_be_held_down(tmp_path:
     target = PlayedTarget()
     target.held_down_s = [9.0, 8.8]
     said: list[str] = []
-    drill = Drill.model_validate(
-        {"name": "d", "title": "T", "hypothesis": "H.", "load": QUIET, "method": [{"do": "heal"}]}
-    )
+    drill = drill_of({"do": "heal"})
     await run_drill(cast("Target", target), drill, tmp_path / "journal", seed=1, patience=Patience(), say=said.append)
     assert target.held_down_s == []
     assert said[0] == "  waits 9 s: after several failovers the next one would be held down"
+
+
+async def test_a_drill_on_a_deployment_that_serves_nobody_does_not_pass(tmp_path: Path) -> None:
+    outcome = await outcome_of(PlayedTarget(), tmp_path, {"do": "clock", "offset_s": 60})
+    assert outcome.trouble is None
+    assert not outcome.passed
+    held = [check.name for check in outcome.checks if not check.failed]
+    assert held == ["every step is carried out"]
+    report = facts_of(outcome)
+    assert {(row["phase"], row["role"], row["least"]) for row in report["writes"]} >= {
+        ("before", "follower", 1),
+        ("during", "follower", 0),
+        ("after", "follower", 1),
+    }
+    assert "judged on nothing: 0 facts, at least 2 are needed" in page_of(outcome)
+
+
+async def test_phases_and_steps_are_in_the_journal(tmp_path: Path) -> None:
+    steps = [{"do": "sleep", "seconds": 0.01}, {"do": "clock", "offset_s": 60, "label": "wrong"}]
+    outcome = await outcome_of(PlayedTarget(), tmp_path, *steps)
+    kinds = [record for record in outcome.records if record["kind"] in ("phase", "began", "done")]
+    assert [record.get("phase") or (record["kind"], record["step"], record["label"]) for record in kinds] == [
+        "before",
+        ("began", 1, None),
+        ("done", 1, None),
+        "during",
+        ("began", 2, "wrong"),
+        ("done", 2, "wrong"),
+        "after",
+        "over",
+    ]
+
+
+async def test_an_envoy_that_was_killed_is_expected_to_answer_when_all_is_healthy(tmp_path: Path) -> None:
+    steps = [{"do": "kill", "process": "envoy"}, {"do": "until-healthy"}]
+    outcome = await outcome_of(PlayedTarget(), tmp_path, *steps)
+    (span,) = outcome.evidence.hurt
+    assert (span.region, span.until < outcome.evidence.phases["after"][0]) == ("east", True)
+
+
+async def test_the_load_runs_until_there_is_something_to_judge_and_not_for_ever(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked: list[str] = []
+
+    def enough(evidence: Evidence, phase: Phase) -> bool:
+        assert evidence.phases[phase][1] == evidence.end
+        asked.append(phase)
+        return asked.count(phase) == 2 and phase == "before"
+
+    monkeypatch.setattr("infra.drills.runner.has_enough", enough)
+    monkeypatch.setattr("infra.drills.runner.ENOUGH_POLL_S", 0.001)
+    monkeypatch.setattr("infra.drills.runner.ENOUGH_WITHIN_S", 0.1)
+    outcome = await outcome_of(PlayedTarget(), tmp_path, {"do": "heal"})
+    assert asked[:3] == ["before", "before", "after"]
+    assert outcome.evidence.phases["after"][1] < outcome.evidence.end

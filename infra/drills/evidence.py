@@ -1,0 +1,248 @@
+"""What a drill leaves to be judged: the journal, what the databases hold, and who was who. Pure functions over both.
+
+Decides which phase of the drill a record belongs to, when an edge could not answer, when refusals were expected, and
+how long nobody was served. What must hold is in `judges.py`.
+"""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from http import HTTPStatus
+from typing import Any
+
+from infra.drills.drill import PHASES, Drill, Phase, RoleAtStart
+
+Record = Mapping[str, Any]
+
+GAP_S_MIN = 0.25
+"""A pause between acknowledgements that is a stall; at 16 writers and 80 ms they come every few milliseconds."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Holdings:
+    """What the databases hold of the drill's thread, read after everything had converged.
+
+    Attributes:
+        ledger: (id, body, epoch) of every row in the ledger.
+        views: Ids by region.
+        pages: Ids that readers are shown, by region: from page to page, with the consistency that nobody asks for.
+        fences: (epoch, leader) of every fence row.
+    """
+
+    ledger: Sequence[tuple[str, str, int]]
+    views: Mapping[str, Sequence[str]]
+    pages: Mapping[str, Sequence[str]]
+    fences: Sequence[tuple[int, str]]
+
+
+NOTHING_HELD = Holdings(ledger=(), views={}, pages={}, fences=())
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Regions:
+    """The regions of the deployment.
+
+    Attributes:
+        every: All of them, view-only ones included.
+        roles: Which of them had which role when the drill began.
+    """
+
+    every: Sequence[str]
+    roles: Mapping[RoleAtStart, str]
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Span:
+    """A time in which a region is excused: until it ends, and for what was sent before its end.
+
+    Attributes:
+        region: Whose edge.
+        since: Seconds of the journal.
+        until: The same.
+    """
+
+    region: str
+    since: float
+    until: float
+
+    def covers(self, record: Record) -> bool:
+        """Whether a request was under way at this edge in this time."""
+        return bool(self.region == record["region"] and self.since <= record["t"] and record["sent"] <= self.until)
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Stall:
+    """A time without an acknowledgement.
+
+    Attributes:
+        first: When the first write was sent that suffered it, in seconds of the journal.
+        end: When the next write was acknowledged; the end of the drill when none was.
+    """
+
+    first: float
+    end: float
+
+    @property
+    def seconds(self) -> float:
+        """How long it was for the client that waited longest."""
+        return self.end - self.first
+
+
+@dataclass(frozen=True, kw_only=True)
+class Evidence:
+    """Everything that a drill is judged by.
+
+    Attributes:
+        drill: What was to be done, and what must hold.
+        records: The journal.
+        holdings: What the databases hold.
+        regions: Who was who.
+        end: When the drill was over, in seconds of the journal.
+    """
+
+    drill: Drill
+    records: Sequence[Record]
+    holdings: Holdings
+    regions: Regions
+    end: float
+
+    def of_kind(self, *kinds: str) -> list[Record]:
+        """Return the records of some kinds."""
+        return [record for record in self.records if record["kind"] in kinds]
+
+    def writes(self, *, keyed: bool) -> list[Record]:
+        """Return what became of each attempt to write."""
+        return [record for record in self.of_kind("acknowledged", "refused", "unknown") if record["keyed"] == keyed]
+
+    @cached_property
+    def phases(self) -> dict[Phase, tuple[float, float]]:
+        """From when to when each phase lasted; one that did not come is not in it."""
+        began = {record["phase"]: float(record["t"]) for record in self.of_kind("phase")}
+        ends = [*PHASES[1:], "over"]
+        return {
+            phase: (began[phase], began.get(end, self.end))
+            for phase, end in zip(PHASES, ends, strict=True)
+            if phase in began
+        }
+
+    def during(self, phase: Phase, record: Record) -> bool:
+        """Whether something was asked and answered within a phase."""
+        since, until = self.phases.get(phase, (1.0, 0.0))
+        return since <= record["sent"] and record["t"] <= until
+
+    @cached_property
+    def hurt(self) -> list[Span]:
+        """When the edge of which region could not be expected to answer."""
+        return hurt_spans(self.records, end=self.end)
+
+    @cached_property
+    def refused(self) -> list[Span]:
+        """When keyed writers may be refused, and at which edge."""
+        spans: list[Span] = []
+        for window in self.drill.expect.refused:
+            since = next((record["t"] for record in self.of_kind("began") if record["label"] == window.since), None)
+            until = next((record["t"] for record in self.of_kind("done") if record["label"] == window.until), self.end)
+            if since is None:
+                continue
+            edges = self.regions.every if window.edges == "all" else [self.regions.roles.get(window.edges, "")]
+            spans += [Span(region=region, since=since, until=until) for region in edges]
+        return spans
+
+    def acknowledged(self, phase: Phase, region: str) -> int:
+        """How many keyed writes an edge took in a phase."""
+        return sum(
+            record["kind"] == "acknowledged" and record["region"] == region and self.during(phase, record)
+            for record in self.writes(keyed=True)
+        )
+
+    @property
+    def writes_least(self) -> int:
+        """How many acknowledged writes the drill declares in all."""
+        fewest = self.drill.expect.fewest
+        return sum(sum(fewest.of(phase).values()) for phase in PHASES)
+
+
+def hurt_spans(records: Sequence[Record], *, end: float) -> list[Span]:
+    """Return when the edge of which region could not be expected to answer.
+
+    The edge of a killed region is expected to answer again when the region is healthy, and before that when it has
+    acknowledged a write that was sent after the region's restart: an edge that takes writes lives.
+    """
+    hurt_since: dict[str, float] = {}
+    restarted: dict[str, float] = {}
+    spans: list[Span] = []
+
+    def over(region: str, until: float) -> None:
+        restarted.pop(region, None)
+        if region in hurt_since:
+            spans.append(Span(region=region, since=hurt_since.pop(region), until=until))
+
+    for record in records:
+        if record["kind"] == "acknowledged" and restarted.get(record["region"], end) <= record["sent"]:
+            over(record["region"], record["sent"])
+        if record["kind"] != "step" or record.get("process") not in (None, "envoy"):
+            continue
+        for region in record.get("regions", ()):
+            if record["do"] in ("kill", "pause"):
+                restarted.pop(region, None)
+                hurt_since.setdefault(region, float(record["t"]))
+            elif record["do"] == "restart":
+                restarted[region] = float(record["t"])
+            elif record["do"] in ("restarted", "resume"):
+                over(region, float(record["t"]))
+    return spans + [Span(region=region, since=since, until=end) for region, since in hurt_since.items()]
+
+
+def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bool:
+    """Whether a span excuses an answer: 502 and above, or with ``unanswered`` none at all."""
+    status = record.get("status")
+    excusable = unanswered if status is None else status > HTTPStatus.NOT_IMPLEMENTED
+    return excusable and any(span.covers(record) for span in spans)
+
+
+def stalls_of(records: Sequence[Record], *, end: float) -> list[Stall]:
+    """Return the stalls of keyed writers, from the first write that suffered each to the next acknowledgement.
+
+    While a keyed write waits at the end of the drill the last stall is open, and lasts until then.
+    """
+    acknowledged = sorted(
+        (float(record["t"]), str(record["key"]))
+        for record in records
+        if record["kind"] == "acknowledged" and record["keyed"]
+    )
+    first_sent = _first_sent(record for record in records if record.get("keyed"))
+    if not first_sent:
+        return []
+    done = {key: at for at, key in acknowledged}
+    times = [min(first_sent.values()), *(at for at, _ in acknowledged)]
+    if first_sent.keys() - done.keys():
+        times.append(end)
+    stalls: list[Stall] = []
+    for before, after in itertools.pairwise(times):
+        if after - before < GAP_S_MIN:
+            continue
+        # Every write that was under way when the last acknowledgement came, and those that were sent in the gap.
+        suffered = [sent for key, sent in first_sent.items() if sent < after and done.get(key, after) >= after]
+        stalls.append(Stall(first=min(suffered, default=before), end=after))
+    return stalls
+
+
+def slowest_write_s(records: Sequence[Record], *, end: float) -> float | None:
+    """Return the longest time from a keyed write's first attempt to its acknowledgement, seconds; None without one.
+
+    A write that still waits at the end of the drill has taken until then.
+    """
+    first_sent = _first_sent(record for record in records if record.get("keyed"))
+    done = {record["key"]: float(record["t"]) for record in records if record["kind"] == "acknowledged"}
+    return max((done.get(key, end) - sent for key, sent in first_sent.items()), default=None)
+
+
+def _first_sent(records: Iterable[Record]) -> dict[str, float]:
+    first_sent: dict[str, float] = {}
+    for record in records:
+        if record["kind"] == "sent":
+            first_sent.setdefault(record["key"], float(record["t"]))
+    return first_sent
