@@ -104,7 +104,7 @@ def running_deployment(
             subprocess.run(
                 [
                     *command, "up", "--detach", "--rtt-ms", f"{rtt_ms:g}", "--data", str(layout.data), "--json",
-                    *(["--clocks"] if clocks else []),
+                    "--no-limit-clients", *(["--clocks"] if clocks else []),
                 ],
                 check=True, stdout=subprocess.DEVNULL,
             )  # fmt: skip

@@ -44,6 +44,10 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
     clocks: Annotated[
         bool, typer.Option("--clocks", help="Let the wall clocks of regions be set, for drills (libfaketime).")
     ] = False,
+    limit_clients: Annotated[
+        bool | None,
+        typer.Option(help="Limit what one address asks of an edge (default); --no-limit-clients for load tests."),
+    ] = None,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
@@ -55,6 +59,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
         rtt_ms=rtt_ms,
         port_base=port_base,
         clocks=clocks,
+        limit_clients=limit_clients,
     )
     if detach:
         _up_detached(layout, wish)

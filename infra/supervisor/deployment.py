@@ -12,7 +12,7 @@ import signal
 import uuid
 from collections.abc import Callable, Generator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import orjson
 
@@ -59,6 +59,7 @@ class Wish:
     port_base: int | None = None
     rtt_ms_default: float = 0.0
     clocks: bool = False
+    limit_clients: bool | None = None
 
 
 def settle_plan(layout: Layout, wish: Wish) -> Plan:
@@ -91,6 +92,8 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
         assert found is not None, "it was there before the lock, and nobody removes it"
         _refuse_another_shape(layout, found, wish)
         plan = found if wish.rtt_ms is None else with_rtt(found, wish.rtt_ms)
+        if wish.limit_clients is not None:
+            plan = replace(plan, limit_clients=wish.limit_clients)
         create_folders(layout, plan.all_regions)
         if wish.clocks:
             find_library()

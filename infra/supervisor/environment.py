@@ -133,6 +133,8 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
         "PALAVER_AGENT_LISTEN": address(plan.port(region, "agent")),
         "PALAVER_AGENT_SECRET": secrets.agent,
     }
+    if not plan.limit_clients:
+        edge |= {"PALAVER_EDGE_CLIENT_REQUESTS_PER_S": "0", "PALAVER_EDGE_CLIENT_WRITES_PER_S": "0"}
     if not plan.is_voter(region):
         return edge
     edge["PALAVER_EDGE_WRITE_SOCKET"] = str(site.layout.unix_socket(region, "write_api"))

@@ -13,6 +13,12 @@ import orjson
 
 from infra.supervisor.secrets import write_private
 
+HEAP_BYTES_MAX = 1 << 30
+"""Envoy's memory. Ten thousand bodies of a tenth of the limit, or a thousand whole answers that nobody reads, fit."""
+
+CONNECTIONS_MAX = 12_000
+"""Of clients, in all listeners. The listener's own limit is lower and said by the agent."""
+
 
 def bootstrap(*, region: str, xds: Path, admin_socket: Path) -> dict[str, Any]:
     """Envoy's bootstrap document.
@@ -29,14 +35,53 @@ def bootstrap(*, region: str, xds: Path, admin_socket: Path) -> dict[str, Any]:
             "lds_config": _watched(xds / "lds" / "listeners.json"),
             "cds_config": _watched(xds / "cds" / "clusters.json"),
         },
+        "overload_manager": _overload_manager(),
         "layered_runtime": {
             "layers": [
                 {
                     "name": "static",
-                    "static_layer": {"overload": {"global_downstream_max_connections": 20_000}},
+                    # One request of a connection a turn of the loop: many in one packet do not keep others waiting.
+                    "static_layer": {"http": {"max_requests_per_io_cycle": 1}},
                 }
             ]
         },
+    }
+
+
+def _overload_manager() -> dict[str, Any]:
+    """What Envoy does before it runs out of memory, in the order in which it does it."""
+    heap, count = "envoy.resource_monitors.fixed_heap", "envoy.resource_monitors.global_downstream_max_connections"
+    package = "type.googleapis.com/envoy.extensions.resource_monitors"
+
+    def action(name: str, share: float) -> dict[str, Any]:
+        trigger = {"name": heap, "threshold": {"value": share}}
+        return {"name": f"envoy.overload_actions.{name}", "triggers": [trigger]}
+
+    return {
+        "refresh_interval": "0.25s",
+        "resource_monitors": [
+            {
+                "name": heap,
+                "typed_config": {
+                    "@type": f"{package}.fixed_heap.v3.FixedHeapConfig",
+                    "max_heap_size_bytes": HEAP_BYTES_MAX,
+                },
+            },
+            {
+                "name": count,
+                "typed_config": {
+                    "@type": f"{package}.downstream_connections.v3.DownstreamConnectionsConfig",
+                    "max_active_downstream_connections": CONNECTIONS_MAX,
+                },
+            },
+        ],
+        "actions": [
+            action("shrink_heap", 0.8),
+            action("disable_http_keepalive", 0.85),
+            action("close_idle_http_connections", 0.88),
+            action("stop_accepting_requests", 0.92),
+            action("stop_accepting_connections", 0.95),
+        ],
     }
 
 

@@ -51,6 +51,7 @@ class Plan:
         cell: The one cell of this deployment.
         port_base: First port of the block.
         rtt_ms: Round trip between any two regions at start, in milliseconds.
+        limit_clients: Whether edges limit what one address asks. All clients of a load test have one.
     """
 
     deployment: str
@@ -59,6 +60,7 @@ class Plan:
     cell: str = "main"
     port_base: int = 0
     rtt_ms: float = 0.0
+    limit_clients: bool = True
     format_version: int = field(default=FORMAT_VERSION)
 
     @property

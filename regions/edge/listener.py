@@ -1,14 +1,14 @@
 """The public listener: what is taken from clients, and what of it is believed.
 
-Decides limits of headers and of time, and which headers of a client reach the routes and the APIs. Refuses to know
-routes and clusters. Source: Envoy's documentation of header sanitizing; its defaults trust a peer on loopback or in a
-private network, which is where a client may be.
+Decides limits of headers, bodies, time, connections and rates, and which headers of a client reach the routes and the
+APIs. Refuses to know routes and clusters. Source: Envoy's documentation of header sanitizing, whose defaults trust a
+peer on loopback or in a private network, which is where a client may be; its guide for edge proxies.
 """
 
 from typing import Any
 
 from regions.edge.messages import EXTENSIONS, duration, file_source, socket_address
-from regions.edge.replies import local_reply_config
+from regions.edge.replies import WRITE_METHODS, local_reply_config
 from regions.edge.settings import EdgeSettings
 
 EPOCH_HEADER = "palaver-epoch"
@@ -41,12 +41,39 @@ ADDRESS_HEADERS = (
 NOBODY = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 """A peer that does not exist. An empty list of internal addresses means Envoy's own: loopback and private networks."""
 
-REQUEST_ARRIVES_S = 30
 HEADERS_ARRIVE_S = 10
+"""Headers arrive in one packet or a few; the whole request has `EdgeSettings.request_s`."""
+
 STREAM_IDLE_S = 300
-"""A request that trickles in is dropped; an event stream lives as long as it says something in five minutes."""
+"""An event stream lives as long as it says something in five minutes."""
+
+CONNECTION_IDLE_S = 120
+"""A connection without a request, one that never had any included. Browsers keep theirs for about as long; Envoy's own
+default is an hour, in which idle connections would fill the limit."""
+
+CLOSE_S = 3
+"""How long a refused client has to read the answer while it still sends its body. Envoy reads no more of it, so a body
+of megabytes ends in a reset for a client that reads only after it has sent everything."""
 
 HEADERS_KB_MAX = 60
+
+ANSWER_BUFFER_BYTES = 1_048_576
+"""What a client that reads slowly may leave at the edge. An answer up to this size does not hold a connection to an API
+while its client reads."""
+
+STREAMS_MAX = 100
+STREAM_WINDOW_BYTES = 65_536
+CONNECTION_WINDOW_BYTES = 1_048_576
+"""HTTP/2, as Envoy's guide for edge proxies has it: a client does not have more at once than with some connections."""
+
+CLIENTS_COUNTED_MAX = 20_000
+"""Addresses whose rates are known; beyond it the one that was idle longest is forgotten, and begins anew."""
+
+NETWORK_BITS_IPV6 = 64
+"""A client has a whole network of IPv6 addresses: they count as one."""
+
+BURST_S = 2
+"""A bucket holds what comes in for so long: a page that opens asks for several things at once."""
 
 
 def listener(settings: EdgeSettings) -> dict[str, Any]:
@@ -55,7 +82,7 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         "@type": f"{EXTENSIONS}filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "edge",
         "rds": {"route_config_name": "edge", "config_source": file_source(settings, "rds", "routes.json")},
-        "http_filters": [_addresses(), _router()],
+        "http_filters": [_addresses(), *_rates(settings), _whole_bodies(settings), _router()],
         "local_reply_config": local_reply_config(),
         "use_remote_address": True,
         "xff_num_trusted_hops": settings.trusted_hops,
@@ -72,16 +99,24 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         },
         "server_header_transformation": "PASS_THROUGH",
         "max_request_headers_kb": HEADERS_KB_MAX,
-        "request_timeout": duration(REQUEST_ARRIVES_S),
+        "request_timeout": duration(settings.request_s),
         "request_headers_timeout": duration(HEADERS_ARRIVE_S),
         "stream_idle_timeout": duration(STREAM_IDLE_S),
+        "delayed_close_timeout": duration(CLOSE_S),
+        "common_http_protocol_options": {"idle_timeout": duration(CONNECTION_IDLE_S)},
+        "http2_protocol_options": {
+            "max_concurrent_streams": STREAMS_MAX,
+            "initial_stream_window_size": STREAM_WINDOW_BYTES,
+            "initial_connection_window_size": CONNECTION_WINDOW_BYTES,
+        },
     }
     chain = {"name": "envoy.filters.network.http_connection_manager", "typed_config": manager}
     return {
         "@type": "type.googleapis.com/envoy.config.listener.v3.Listener",
         "name": "edge",
         "address": socket_address(settings.listen),
-        "filter_chains": [{"filters": [chain]}],
+        "per_connection_buffer_limit_bytes": ANSWER_BUFFER_BYTES,
+        "filter_chains": [{"filters": [_connections(settings), chain]}],
     }
 
 
@@ -110,6 +145,62 @@ def _addresses() -> dict[str, Any]:
         "typed_config": {
             "@type": f"{EXTENSIONS}filters.http.header_mutation.v3.HeaderMutation",
             "mutations": {"request_mutations": mutations},
+        },
+    }
+
+
+def _connections(settings: EdgeSettings) -> dict[str, Any]:
+    """Close a connection beyond the limit at once: a client sees the end of it, and Envoy counts it."""
+    return {
+        "name": "envoy.filters.network.connection_limit",
+        "typed_config": {
+            "@type": f"{EXTENSIONS}filters.network.connection_limit.v3.ConnectionLimit",
+            "stat_prefix": "edge",
+            "max_connections": settings.connections_max,
+        },
+    }
+
+
+def _rates(settings: EdgeSettings) -> list[dict[str, Any]]:
+    """Refuse what one address asks beyond its rates with 429."""
+    address = {"masked_remote_address": {"v6_prefix_mask_len": NETWORK_BITS_IPV6}}
+    is_write = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
+    write = {"header_value_match": {"descriptor_value": "write", "headers": [is_write]}}
+    by_address = {"key": "masked_remote_address"}
+    all_limits: list[tuple[int, list[dict[str, Any]], list[dict[str, Any]]]] = [
+        (settings.client_requests_per_s, [address], [by_address]),
+        (settings.client_writes_per_s, [write, address], [{"key": "header_match", "value": "write"}, by_address]),
+    ]
+    limits = [limit for limit in all_limits if limit[0]]
+    if not limits:
+        return []
+    always = {"numerator": 100, "denominator": "HUNDRED"}
+    config: dict[str, Any] = {
+        "@type": f"{EXTENSIONS}filters.http.local_ratelimit.v3.LocalRateLimit",
+        "stat_prefix": "edge",
+        # Every request has an address and so a bucket of its own; that of all requests is not asked.
+        "token_bucket": _bucket(max(limit[0] for limit in limits)),
+        "always_consume_default_token_bucket": False,
+        "filter_enabled": {"default_value": always},
+        "filter_enforced": {"default_value": always},
+        "rate_limits": [{"actions": actions} for _, actions, _ in limits],
+        "descriptors": [{"entries": entries, "token_bucket": _bucket(rate)} for rate, _, entries in limits],
+        "max_dynamic_descriptors": CLIENTS_COUNTED_MAX,
+    }
+    return [{"name": "envoy.filters.http.local_ratelimit", "typed_config": config}]
+
+
+def _bucket(per_s: int) -> dict[str, Any]:
+    return {"max_tokens": BURST_S * per_s, "tokens_per_fill": per_s, "fill_interval": duration(1)}
+
+
+def _whole_bodies(settings: EdgeSettings) -> dict[str, Any]:
+    """Hold a body until it is whole, so that one that trickles in takes no connection to an API."""
+    return {
+        "name": "envoy.filters.http.buffer",
+        "typed_config": {
+            "@type": f"{EXTENSIONS}filters.http.buffer.v3.Buffer",
+            "max_request_bytes": settings.request_bytes_max,
         },
     }
 

@@ -15,7 +15,10 @@ WRITE_METHODS = "^(POST|PUT|PATCH|DELETE)$"
 
 # Envoy's flags (access log, RESPONSE_FLAGS) for a request that may have reached the upstream before it
 # failed: connection ended, reset by the other side, timed out.
-_REACHED_UPSTREAM = ["UC", "UR", "UT"]
+REACHED_UPSTREAM = ("UC", "UR", "UT")
+
+# Refused for what is under way: by the limits of a cluster, by the overload manager.
+OVERLOADED = ("UO", "OM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +32,7 @@ class LocalReply:
         title: The problem in words, the same for each occurrence.
         detail: What the client can do.
         writes: Whether it is for writes only.
-        reached: Whether it is for requests that may have reached the upstream only.
+        flags: Envoy's response flags of which one must be there; none: whatever they are.
     """
 
     when: tuple[int, ...]
@@ -38,11 +41,19 @@ class LocalReply:
     title: str
     detail: str
     writes: bool = False
-    reached: bool = False
+    flags: tuple[str, ...] = ()
 
 
 # The first that fits is taken.
 LOCAL_REPLIES = (
+    LocalReply(
+        when=(503,),
+        status=503,
+        slug="overloaded",
+        title="Too many requests are waiting",
+        detail="This region is busy; nothing was done. Send the request again.",
+        flags=OVERLOADED,
+    ),
     LocalReply(
         when=(502, 503, 504),
         status=503,
@@ -50,7 +61,7 @@ LOCAL_REPLIES = (
         title="It is not known whether the write took place",
         detail="Send the same request with the same Idempotency-Key again.",
         writes=True,
-        reached=True,
+        flags=REACHED_UPSTREAM,
     ),
     LocalReply(
         when=(502, 503, 504),
@@ -90,6 +101,13 @@ LOCAL_REPLIES = (
         detail="Send a smaller body.",
     ),
     LocalReply(
+        when=(429,),
+        status=429,
+        slug="too-many-requests",
+        title="Too many requests came from this address",
+        detail="Send the request again, and fewer of them in a second.",
+    ),
+    LocalReply(
         when=(431,),
         status=431,
         slug="headers-too-large",
@@ -127,14 +145,14 @@ def _mapper(reply: LocalReply) -> dict[str, Any]:
     if reply.writes:
         methods = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
         filters.append({"header_filter": {"header": methods}})
-    if reply.reached:
-        filters.append({"response_flag_filter": {"flags": _REACHED_UPSTREAM}})
+    if reply.flags:
+        filters.append({"response_flag_filter": {"flags": list(reply.flags)}})
     mapper: dict[str, Any] = {
         "filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}},
         "status_code": reply.status,
         "body_format_override": _body(reply),
     }
-    if reply.status == 503:  # noqa: PLR2004 - Service Unavailable
+    if reply.status in {429, 503}:
         header = {"key": "retry-after", "value": str(RETRY_AFTER_S)}
         mapper["headers_to_add"] = [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
     return mapper

@@ -19,6 +19,11 @@ class EdgeSettings:
         write_socket: The same of the region's own write API.
         trusted_hops: Proxies in front of Envoy that append to X-Forwarded-For. With none, the client is the peer of
             the connection, whatever its headers say.
+        request_bytes_max: Largest body; it is held at the edge until it is whole.
+        request_s: How long a request may take to arrive, its body included, in seconds.
+        connections_max: Connections of clients at a time; the next one is closed at once.
+        client_requests_per_s: Requests of one address a second, 0 for no limit. Twice as many may come at once.
+        client_writes_per_s: The same of writes, which count as requests too.
     """
 
     folder: Path
@@ -27,3 +32,8 @@ class EdgeSettings:
     read_socket: Path | None = None
     write_socket: Path | None = None
     trusted_hops: int = 0
+    request_bytes_max: int = 131_072
+    request_s: int = 30
+    connections_max: int = 10_000
+    client_requests_per_s: int = 1_000
+    client_writes_per_s: int = 200

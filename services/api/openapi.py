@@ -24,7 +24,9 @@ EVERYWHERE: Final = (
     "not-found",
     "method-not-allowed",
     "request-timeout",
+    "too-many-requests",
     "headers-too-large",
+    "overloaded",
     "internal-error",
 )
 

@@ -38,6 +38,7 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "invalid-position": (422, "The position is not one of this deployment"),
     "idempotency-key-reused": (422, "The Idempotency-Key was used with another body"),
     "precondition-required": (428, "The request must say which version it changes"),
+    "too-many-requests": (429, "Too many requests came from this address"),
     "headers-too-large": (431, "The request headers are too large"),
     "internal-error": (500, "Something went wrong here"),
     "stale-epoch": (503, "This region does not lead"),

@@ -39,6 +39,11 @@ class AgentSettings(ProcessSettings):
     edge_read_socket: Path | None = None
     edge_write_socket: Path | None = None
     edge_trusted_hops: int = Field(default=0, ge=0, le=10)
+    edge_request_bytes_max: int = Field(default=131_072, ge=1024, le=1_048_576)
+    edge_request_s: int = Field(default=30, ge=1, le=300)
+    edge_connections_max: int = Field(default=10_000, ge=1)
+    edge_client_requests_per_s: int = Field(default=1_000, ge=0)
+    edge_client_writes_per_s: int = Field(default=200, ge=0)
     agent_listen: str
     agent_secret: SecretStr = Field(min_length=16)
     ledger_data: Path | None = None
@@ -75,6 +80,11 @@ class AgentSettings(ProcessSettings):
             read_socket=self.edge_read_socket,
             write_socket=self.edge_write_socket,
             trusted_hops=self.edge_trusted_hops,
+            request_bytes_max=self.edge_request_bytes_max,
+            request_s=self.edge_request_s,
+            connections_max=self.edge_connections_max,
+            client_requests_per_s=self.edge_client_requests_per_s,
+            client_writes_per_s=self.edge_client_writes_per_s,
         )
 
     def place(self) -> Place:

@@ -116,7 +116,7 @@ class Stack:
 
 def start_stack(data: Path, *arguments: str) -> Stack:
     """Start a deployment and make a site on it."""
-    status = orjson.loads(palaver("up", "--detach", "--json", *arguments, data=data).stdout)
+    status = orjson.loads(palaver("up", "--detach", "--no-limit-clients", "--json", *arguments, data=data).stdout)
     made = orjson.loads(
         palaver("site", "create", "Tests", "--origin", "https://tests.example", "--json", data=data).stdout
     )

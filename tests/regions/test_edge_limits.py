@@ -1,0 +1,181 @@
+"""What clients may take of the edge: bodies, time, connections, rates."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator
+from typing import Any
+
+import httpx
+import pytest
+
+from tests.regions.edge_stand import EdgeStand, Request, edge_stand, problem_slug
+
+pytestmark = pytest.mark.integration
+
+KEY = {"idempotency-key": "k"}
+SLOW_BODIES = 1_100
+UNLIMITED: dict[str, Any] = {"client_requests_per_s": 0, "client_writes_per_s": 0}
+
+Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
+
+
+@contextlib.asynccontextmanager
+async def connections(stand: EdgeStand, count: int, said: bytes) -> AsyncGenerator[list[Connection]]:
+    """Open connections that each said the same and then nothing."""
+    opened: list[Connection] = []
+    try:
+        for _ in range(count):
+            reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+            opened.append((reader, writer))
+            writer.write(said)
+        for _, writer in opened:
+            await writer.drain()
+        yield opened
+    finally:
+        for _, writer in opened:
+            writer.transport.abort()
+
+
+async def active_requests(stand: EdgeStand) -> int:
+    answer = await stand.admin.get("/stats", params={"filter": r"^http\.edge\.downstream_rq_active$", "format": "json"})
+    return int(answer.json()["stats"][0]["value"])
+
+
+async def until_active(stand: EdgeStand, count: int) -> None:
+    async with asyncio.timeout(30):
+        while await active_requests(stand) < count:  # noqa: ASYNC110 - Envoy sets no event
+            await asyncio.sleep(0.05)
+
+
+async def test_bodies_that_trickle_in_keep_no_write_from_the_leader() -> None:
+    said = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+    async with edge_stand(**UNLIMITED) as stand, connections(stand, SLOW_BODIES, said):
+        await until_active(stand, SLOW_BODIES)
+        leader = stand.backends["write_api us-east"]
+        assert leader.requests == []
+        assert len(leader._writers) == 0
+        for headers in ({}, KEY) * 10:
+            answer = await stand.client.post("/v1/x", headers=headers, content=b"body")
+            assert (answer.status_code, answer.text) == (200, "write_api us-east")
+        assert [request.body for request in leader.requests] == [b"body"] * 20
+
+
+async def test_reads_go_on_beside_headers_that_trickle_in() -> None:
+    async with edge_stand(**UNLIMITED) as stand, connections(stand, 200, b"GET /v1/x HTTP/1.1\r\nhos"):
+        for _ in range(20):
+            assert (await stand.client.get("/v1/x")).status_code == 200
+
+
+@pytest.mark.parametrize("said", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"])
+async def test_body_that_does_not_arrive_is_given_up(said: bytes) -> None:
+    async with edge_stand(request_s=1) as stand, connections(stand, 1, b"POST / HTTP/1.1\r\nhost: x\r\n" + said) as one:
+        async with asyncio.timeout(20):
+            answer = await one[0][0].read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
+        assert b"problems/request-timeout" in answer
+        assert stand.backends["write_api us-east"].requests == []
+
+
+@pytest.fixture
+async def stand() -> AsyncGenerator[EdgeStand]:
+    async with edge_stand(request_bytes_max=1000, **UNLIMITED) as one:
+        yield one
+
+
+async def test_body_over_the_limit_is_refused_at_the_edge(stand: EdgeStand) -> None:
+    async def in_chunks(size: int) -> AsyncGenerator[bytes]:
+        for _ in range(size // 100):
+            yield b"x" * 100
+
+    for size in (1_100, 300_000):
+        for method, content in (("POST", b"x" * size), ("POST", in_chunks(size)), ("GET", b"x" * size)):
+            answer = await stand.client.request(method, "/v1/x", headers=KEY, content=content)
+            assert (answer.status_code, problem_slug(answer)) == (413, "request-too-large")
+    # One that sends for longer than it takes to refuse it may see the connection end before it reads the answer.
+    with contextlib.suppress(httpx.TransportError):
+        assert (await stand.client.post("/v1/x", content=b"x" * 20_000_000)).status_code == 413
+    assert stand.backends["write_api us-east"].requests == []
+    answer = await stand.client.post("/v1/x", content=b"x" * 1000)
+    assert answer.status_code == 200
+    assert stand.backends["write_api us-east"].requests[0].body == b"x" * 1000
+
+
+async def test_requests_in_one_packet_are_answered_in_their_order(stand: EdgeStand) -> None:
+    said = b"".join(b"GET /v1/%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(50))
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+    writer.write(said + b"GET /v1/last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    async with asyncio.timeout(20):
+        answers = await reader.read()
+    writer.close()
+    assert answers.count(b"HTTP/1.1 200 OK") == 51
+    asked = [request.path for request in stand.backends["read_api us-east"].requests if request.path != "/warm"]
+    assert asked == [*(f"/v1/{number}" for number in range(50)), "/v1/last"]
+
+
+async def test_answer_that_is_read_slowly_does_not_hold_the_api(stand: EdgeStand) -> None:
+    page = b"x" * 900_000
+    sent = 0
+
+    async def large(_: Request) -> tuple[int, bytes]:
+        nonlocal sent
+        sent += 1
+        return 200, page
+
+    api = stand.backends["read_api us-east"]
+    api.answer = large
+    async with connections(stand, 50, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n"):
+        filter_ = r"^cluster\.read_api\.upstream_rq_active$"
+        async with asyncio.timeout(30):
+            while True:
+                answer = await stand.admin.get("/stats", params={"filter": filter_, "format": "json"})
+                if sent >= 50 and answer.json()["stats"][0]["value"] == 0:
+                    break
+                await asyncio.sleep(0.05)
+
+
+async def test_connection_over_the_limit_is_closed_and_the_others_go_on() -> None:
+    async with edge_stand(connections_max=10) as stand:
+        assert (await stand.client.get("/v1/x")).status_code == 200
+        async with connections(stand, 9, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n") as opened:
+            for reader, _ in opened:
+                assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
+            async with connections(stand, 1, b"") as one, asyncio.timeout(20):
+                with contextlib.suppress(ConnectionError):
+                    assert await one[0][0].read() == b""
+            assert (await stand.client.get("/v1/x")).status_code == 200
+
+
+async def asked(stand: EdgeStand, count: int, method: str = "GET", client: str | None = None) -> list[httpx.Response]:
+    headers = {} if client is None else {"x-forwarded-for": client}
+    return [await stand.client.request(method, "/v1/x", headers=headers) for _ in range(count)]
+
+
+async def test_address_that_asks_too_often_is_told_so_and_another_is_served() -> None:
+    # So few a second that no bucket fills while the test runs: a token comes each second.
+    async with edge_stand(client_requests_per_s=1, client_writes_per_s=0, trusted_hops=1) as stand:
+        answers = await asked(stand, 30, client="203.0.113.9")
+        refused = [answer for answer in answers if answer.status_code != 200]
+        assert {answer.status_code for answer in answers[:2]} == {200}
+        assert len(refused) >= 10
+        for answer in refused:
+            assert (answer.status_code, problem_slug(answer)) == (429, "too-many-requests")
+            assert answer.headers["retry-after"] == "1"
+        # Who is asked for comes from the trusted proxy: a forged address before it is not looked at.
+        forged = [await asked(stand, 1, client=f"203.0.113.{number}, 203.0.113.9") for number in range(20, 30)]
+        assert sum(answer.status_code == 429 for (answer,) in forged) >= 5
+        assert [answer.status_code for answer in await asked(stand, 2, client="203.0.113.10")] == [200, 200]
+        # One network of IPv6 is one client.
+        many = [(await asked(stand, 1, client=f"2001:db8::{number:x}"))[0] for number in range(1, 31)]
+        assert sum(answer.status_code == 429 for answer in many) >= 10
+
+
+async def test_writes_of_an_address_have_a_rate_of_their_own() -> None:
+    async with edge_stand(client_requests_per_s=1_000, client_writes_per_s=1) as stand:
+        answers = await asked(stand, 30, "POST")
+        assert sum(answer.status_code == 429 for answer in answers) >= 10
+        assert {answer.status_code for answer in await asked(stand, 20)} == {200}
+
+
+async def test_client_without_limits_is_never_refused(stand: EdgeStand) -> None:
+    assert {answer.status_code for answer in await asked(stand, 50)} == {200}
+    assert {answer.status_code for answer in await asked(stand, 50, "POST")} == {200}
