@@ -440,13 +440,15 @@ class LedgerLane:
         """Tell the end of a postmaster that nobody asked to end."""
         seen = None
         while True:
-            process = self.member.process if self.member.running else None
+            process = self.member.process
             if process is None or process is seen:
                 await asyncio.sleep(0.02)
                 continue
+            # Also one that has ended already: it may live for less time than passes between two looks.
             await process.wait()
             seen = process
-            if not self._is_moving():
+            # One that was stopped is not the member's any more.
+            if process is self.member.process and not self._is_moving():
                 _log.warning("ledger: postgres (pid %d) ended", process.pid)
                 self._reign_no_more()
                 self._around.tell(LedgerEnded())

@@ -257,15 +257,9 @@ class Member:
         process = self.process
         if process is None or not process.alive:
             return
-        ways = ((signal.SIGINT, FAST_STOP_S), (signal.SIGQUIT, IMMEDIATE_STOP_S))
-        for number, seconds in ways[1:] if at_once else ways:
-            process.send(number)
-            # A frozen process takes a signal only when it goes on.
-            process.send(signal.SIGCONT)
-            if await process.ended_within(seconds):
-                return
-        process.send(signal.SIGKILL)
-        await process.wait()
+        await _ended(process, at_once=at_once)
+        if self.process is process:
+            self.process = None
 
     def crash(self) -> None:
         """Let it end at once, without a checkpoint and without a word to who waits; its end is noticed as any other."""
@@ -479,6 +473,18 @@ class Member:
             write(self.settings.data / name, text, self.settings.account)
         except OSError as error:
             raise MemberFailed(f"{self.settings.data / name} cannot be written: {error.strerror}") from error
+
+
+async def _ended(process: WatchedProcess, *, at_once: bool) -> None:
+    ways = ((signal.SIGINT, FAST_STOP_S), (signal.SIGQUIT, IMMEDIATE_STOP_S))
+    for number, seconds in ways[1:] if at_once else ways:
+        process.send(number)
+        # A frozen process takes a signal only when it goes on.
+        process.send(signal.SIGCONT)
+        if await process.ended_within(seconds):
+            return
+    process.send(signal.SIGKILL)
+    await process.wait()
 
 
 async def _emptied(folder: Path) -> None:

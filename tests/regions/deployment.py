@@ -102,6 +102,14 @@ class Deployment:
             ssl=False,
         )
 
+    async def commits_that_wait(self, region: str) -> int:
+        """How many commits on a member wait for its quorum; they are on its own disk by then."""
+        connection = await self.connect(region, "postgres")
+        try:
+            return await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
+        finally:
+            await connection.close()
+
 
 @contextlib.asynccontextmanager
 async def deployment(etcd: list[str] | None = None, view_regions: tuple[str, ...] = ()) -> AsyncGenerator[Deployment]:

@@ -5,6 +5,8 @@ import contextlib
 import socket
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from typing import Any
+from uuid import UUID
 
 import asyncpg
 import pytest
@@ -54,10 +56,17 @@ GATE = "SELECT pg_try_advisory_xact_lock_shared(hashtextextended('palaver.write_
 
 @dataclass
 class Driven:
-    """A lane, what it has told, and the promise that it believes to be on disk."""
+    """A lane, what it has told, and the promise that it believes to be on disk.
+
+    Attributes:
+        begun: How many effects it has begun: it looks at the promise first.
+        asked: How often it has asked who follows.
+    """
 
     lane: LedgerLane
     promise: Promise = field(default_factory=Promise)
+    begun: int = 0
+    asked: int = 0
     told: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
     followers: tuple[RegionName, ...] = ()
 
@@ -68,6 +77,33 @@ class Driven:
                 event = await self.told.get()
                 if isinstance(event, kind):
                     return event
+
+    def durable(self) -> Promise:
+        self.begun += 1
+        return self.promise
+
+    def who_follows(self) -> tuple[RegionName, ...]:
+        self.asked += 1
+        return self.followers
+
+    async def begin(self, effect: LedgerEffect) -> None:
+        """Perform an effect; return when it has begun."""
+        before = self.begun
+        self.lane.perform(effect)
+        await until(lambda: asyncio.sleep(0, self.begun > before))
+
+    async def read_commit(self) -> None:
+        """Have it look for a commit on the quorum; return when it has."""
+        self.lane.read_commit()
+        assert self.lane._committing is not None
+        await self.lane._committing
+
+    def has_told(self, kind: type[Event]) -> list[Event]:
+        """What it has told by now; news of other kinds are passed over."""
+        told: list[Event] = []
+        while not self.told.empty():
+            told.append(self.told.get_nowait())
+        return [event for event in told if isinstance(event, kind)]
 
     async def perform(self, effect: LedgerEffect) -> Event:
         """Perform an effect and wait for its answer."""
@@ -83,9 +119,9 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
         region=region,
         ledger_of=made.ledger,
         others=tuple(other for other in REGIONS if other != region),
-        followers=lambda: driven.followers,
+        followers=lambda: driven.who_follows(),  # noqa: PLW0108 - it is made below
         prepare=prepare,
-        durable=lambda: driven.promise,
+        durable=lambda: driven.durable(),  # noqa: PLW0108 - the same
         tell=told.put_nowait,
     )
     driven = Driven(LedgerLane(member, around), told=told, followers=around.others)
@@ -126,16 +162,24 @@ async def test_a_primary_whose_agent_died_before_it_had_its_schema_gets_it_befor
             await member.stop()
 
 
-async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_however_often_it_is_asked_for() -> None:
+async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_however_often_it_is_asked_for(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    written: list[object] = []
+    write = Ledger.write_fence_row
+
+    async def counted(ledger: Ledger, **row: Any) -> UUID:
+        written.append(row)
+        return await write(ledger, **row)
+
+    monkeypatch.setattr(Ledger, "write_fence_row", counted)
     async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+        written.clear()
         await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
         for ticket in range(1, 6):
-            east.lane.perform(WriteFence(ticket=ticket, epoch=2))
-            await asyncio.sleep(0.3)
-        connection = await made.connect(EAST)
-        waiting = await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-        await connection.close()
-        assert waiting == 1
+            await east.begin(WriteFence(ticket=ticket, epoch=2))
+        await until(lambda: made.commits_that_wait(EAST))
+        assert len(written) == 1
         assert await east.perform(StopLedger(ticket=9, epoch=3)) == LedgerDone(ticket=9)
         assert not members[EAST].running
 
@@ -147,15 +191,16 @@ async def slots_of(member: MovingMember) -> set[str]:
 async def test_a_member_that_will_be_promoted_keeps_wal_for_its_followers_with_its_quorum(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # Nobody else makes the same slots meanwhile: the promotion would fail.
-    monkeypatch.setattr(lane, "STANDBYS_S", 0.02)
+    # It looks after its slots in each turn of the event loop.
+    monkeypatch.setattr(lane, "STANDBYS_S", 0.0)
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         await west.perform(FreezeLedger(ticket=1, epoch=2))
         assert await slots_of(members[WEST]) == set()
         await west.perform(SetQuorum(ticket=2, epoch=2, standbys=(EAST, SOUTH), required=1))
-        await asyncio.sleep(0.5)
         assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
+        assert west.asked == 0, "nobody else makes the same slots meanwhile: the promotion would fail"
         assert await west.perform(PromoteLedger(ticket=3, epoch=2)) == LedgerDone(ticket=3)
+        await until(lambda: asyncio.sleep(0, west.asked))
         assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
 
 
@@ -218,15 +263,18 @@ def surroundings_of_a_voter(made: Deployment, region: RegionName) -> Surrounding
     )
 
 
-async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything() -> None:
+async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(lane, "QUIET_S", 3600.0)
     async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         connection = await made.connect(EAST)
         async with connection.transaction():
             assert await connection.fetchval(GATE)
             east.lane.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
-            with pytest.raises(TimeoutError):
-                await east.answer(LedgerDrained, seconds=0.5)
+            await until(lambda: waits_for_the_gate(connection))
+            assert east.has_told(LedgerDrained) == []
             await connection.execute("INSERT INTO palaver.kept VALUES (1)")
         answer = await east.answer(LedgerDrained)
         assert not await connection.fetchval(GATE)
@@ -234,8 +282,7 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything()
         assert answer == LedgerDrained(ticket=2, lsn=parse_lsn(drained))
         assert await kept(made, SOUTH) == {1}
         east.lane.read_commit()
-        with pytest.raises(TimeoutError):
-            await east.answer(QuorumCommit, seconds=0.2)
+        assert east.lane._committing is None, "a proof of life would be a write"
         assert await members[SOUTH].commit_of(made.ledger(EAST), (WEST, SOUTH), 1) is not None
         # What it wrote now, or had written for others, could reach another member and not the target.
         assert await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text") == drained
@@ -244,6 +291,10 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything()
         east.lane.read_commit()
         await east.answer(QuorumCommit)
         await connection.close()
+
+
+async def waits_for_the_gate(connection: asyncpg.Connection) -> bool:
+    return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
 
 
 async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_silent_when_nobody_confirms() -> None:
@@ -259,13 +310,16 @@ async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_si
         assert commits == sorted(commits)
         assert await east.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset({WEST, SOUTH}))
         await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
-        while not east.told.empty():
-            east.told.get_nowait()
+        await until(lambda: is_alone(members[EAST]))
+        await east.read_commit()  # it may have been under way
+        east.has_told(QuorumCommit)
         for _ in range(5):
-            east.lane.read_commit()
-            await asyncio.sleep(0.05)
-        with pytest.raises(TimeoutError):
-            await east.answer(QuorumCommit, seconds=0.2)
+            await east.read_commit()
+        assert east.has_told(QuorumCommit) == []
+
+
+async def is_alone(member: MovingMember) -> bool:
+    return await member.ledger.read_standbys(REGIONS) == ()
 
 
 async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_when_there_is_room_again(
@@ -335,14 +389,22 @@ async def has_slots(member: MovingMember, names: set[str]) -> bool:
 
 async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_not() -> None:
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
-        await asyncio.sleep(0.1)
         kill(members[WEST])
         assert await west.answer(LedgerEnded) == LedgerEnded()
         assert await west.lane.found() == LedgerFound(kind="stopped")
         assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
         assert await west.perform(StopLedger(ticket=2, epoch=1)) == LedgerDone(ticket=2)
-        with pytest.raises(TimeoutError):
-            await west.answer(LedgerEnded, seconds=0.3)
+        assert west.has_told(LedgerEnded) == []
+
+
+async def test_the_end_of_a_postmaster_that_nobody_watched_yet_is_told() -> None:
+    async with three() as (made, members):
+        process = members[WEST].process
+        assert process is not None
+        kill(members[WEST])
+        await process.wait()
+        async with driving(made, WEST, members[WEST]) as west:
+            assert await west.answer(LedgerEnded) == LedgerEnded()
 
 
 async def test_what_fails_is_an_answer_and_leaves_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -406,13 +468,17 @@ async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no
 
 async def test_a_copy_that_is_given_up_leaves_a_member_that_runs() -> None:
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        copy = members[WEST].settings.data.with_name("ledger.copy")
         west.lane.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
-        await asyncio.sleep(0.05)
+        # A whole one takes a few hundredths of a second: who looks less often may come after its end.
+        async with asyncio.timeout(20):
+            while not (copy / "global").exists():  # noqa: ASYNC110 - pg_basebackup sets no event
+                await asyncio.sleep(0)
         answer = await west.perform(FreezeLedger(ticket=2, epoch=2))
         assert isinstance(answer, LedgerFrozen)
         assert not answer.receiving
         assert answer.ancestry == (1,)
-        assert not (members[WEST].settings.data.parent / "ledger.copy").exists()
+        assert not copy.exists()
 
 
 async def test_a_member_is_found_as_an_agent_left_it() -> None:

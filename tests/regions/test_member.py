@@ -12,7 +12,8 @@ import asyncpg
 import pytest
 
 from regions.identity import RegionName
-from regions.member import Member, MemberFailed, MemberUnusable, quorum_names
+from regions.member import Member, MemberFailed, MemberUnusable, ledger, quorum_names
+from regions.member.ledger import Ledger
 from regions.member.process import ProcessIdentity, processes_in
 from regions.member.record import begin_building
 from tests.regions.deployment import (
@@ -87,7 +88,7 @@ async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standb
         await connection.execute("INSERT INTO palaver.kept VALUES (2)")
         await south.stop()
         waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (3)"))
-        await asyncio.wait([waiting], timeout=0.5)
+        await until(lambda: made.commits_that_wait(EAST))
         assert not waiting.done()
         await west.start_standby(epoch=1, leader=made.ledger(EAST))
         await waiting
@@ -103,7 +104,7 @@ async def test_a_fence_row_is_seen_before_its_quorum_has_it_and_answered_after(m
         writing = asyncio.create_task(leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=1), leader=EAST))
         connection = await made.connect(EAST)
         await until(lambda: has_fence(connection, 1))
-        await asyncio.wait([writing], timeout=0.3)
+        await until(lambda: made.commits_that_wait(EAST))
         assert not writing.done()
         await west.start_standby(epoch=1, leader=made.ledger(EAST))
         assert await writing == UUID(int=1)
@@ -123,18 +124,69 @@ async def test_a_quorum_is_set_only_when_every_commit_waits_for_it(made: Deploym
     setting = asyncio.create_task(leader.set_quorum(QUORUM))
     try:
         await until(lambda: shows(connection, QUORUM))
-        await asyncio.wait([setting], timeout=0.3)
+        await until(lambda: waits_for_a_checkpoint(connection))
         assert not setting.done()
     finally:
         os.kill(checkpointer, signal.SIGCONT)
     await setting
     waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (1)"))
-    await asyncio.wait([waiting], timeout=0.3)
+    await until(lambda: made.commits_that_wait(EAST))
     assert not waiting.done()
     connection.terminate()
     await asyncio.wait([waiting])
     assert waiting.exception() is not None
     await leader.stop()
+
+
+async def test_a_quorum_that_something_else_overrides_is_an_error(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(ledger, "SETTING_POLLS_MAX", 10)
+    leader = await lead(made)
+    (leader.settings.data / "postgresql.auto.conf").write_text("synchronous_standby_names = ''\n")
+    with pytest.raises(MemberFailed, match="synchronous_standby_names stays ''"):
+        await leader.set_quorum(QUORUM)
+    await leader.stop()
+
+
+async def test_a_quorum_is_not_set_when_only_one_backend_has_heard_of_it(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    leader = await lead(made)
+    assert leader.process is not None
+    connect, postmaster = Ledger._connect, leader.process
+
+    async def the_last(ledger_: Ledger, database: str) -> asyncpg.Connection:
+        """Connect, and have the postmaster tell this backend alone of a reload: as if it were about to tell others."""
+        connection = await connect(ledger_, database)
+        monkeypatch.setattr(Ledger, "_connect", connect)
+        monkeypatch.setattr(ledger, "CONNECT_S", 0.5)
+        postmaster.send(signal.SIGSTOP)
+        os.kill(connection.get_server_pid(), signal.SIGHUP)
+        return connection
+
+    monkeypatch.setattr(Ledger, "_connect", the_last)
+    try:
+        # SHOW says the new value by then; commits wait for nobody.
+        with pytest.raises(MemberFailed, match="Timeout"):
+            await leader.set_quorum(QUORUM)
+    finally:
+        postmaster.send(signal.SIGCONT)
+    await leader.stop()
+
+
+async def test_the_checkpointer_begins_twice_before_a_quorum_is_set(made: Deployment) -> None:
+    # When it begins the first time it may have been past the moment at which it looks whether it was told something.
+    leader = await lead(made)
+    (leader.settings.data / "postgresql.auto.conf").write_text("log_checkpoints = on\n")
+    await leader.set_quorum(QUORUM)
+    assert leader.settings.log.read_text().count("checkpoint starting") >= 2
+    await leader.stop()
+
+
+async def waits_for_a_checkpoint(connection: asyncpg.Connection) -> bool:
+    waiting = "SELECT count(*) FROM pg_stat_activity WHERE state = 'active' AND wait_event LIKE 'Checkpoint%'"
+    return bool(await connection.fetchval(waiting))
 
 
 async def shows(connection: asyncpg.Connection, names: str) -> bool:

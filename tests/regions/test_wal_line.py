@@ -276,7 +276,7 @@ async def test_what_was_said_ahead_confirms_nothing() -> None:
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await until(lambda: senders(made, WEST, SOUTH, "streaming"))
         writing = asyncio.create_task(keep(made, WEST, range(100)))
-        await asyncio.wait([writing], timeout=0.5)
+        await until(lambda: made.commits_that_wait(WEST))
         assert not writing.done()
         assert await west.ledger.read_standbys([SOUTH]) == ()
         await south.follow(epoch=2, leader=made.ledger(WEST))

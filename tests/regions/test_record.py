@@ -1,0 +1,112 @@
+"""What an agent finds after a loss of power: what it had stored, or what was there before while it stored that."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from regions.failover.events import Promise
+from regions.member.errors import MemberUnusable
+from regions.member.process import ProcessIdentity
+from regions.member.promise import load_promise, load_starts, store_promise, store_starts
+from regions.member.record import (
+    MemberRecord,
+    begin_building,
+    building,
+    end_building,
+    flush,
+    note_rewound,
+    rewound_from,
+    write_durably,
+    write_whole,
+)
+from tests.regions.power import Files, losing_power
+
+BEFORE, AFTER = Promise(epoch=4, lineage=3), Promise(epoch=5, lineage=4, floor=2, copying=1)
+FIRST = MemberRecord(role="standby", epoch=1, process=ProcessIdentity(pid=7, started_ticks=8, boot_id="9"))
+SECOND = MemberRecord(role="primary", epoch=2, process=None)
+
+
+def found(left: Files, folder: Path, load: Callable[[Path], object]) -> object:
+    """What an agent reads that starts after the loss."""
+    folder.mkdir()
+    for name, content in left.items():
+        (folder / name).write_bytes(content)
+    return load(folder)
+
+
+def store_record(folder: Path, record: MemberRecord) -> None:
+    record.store(folder)
+
+
+def store_text(folder: Path, text: str) -> None:
+    write_durably(folder / "file", text)
+
+
+def load_text(folder: Path) -> str:
+    return (folder / "file").read_text()
+
+
+@pytest.mark.parametrize(
+    ("store", "load", "values"),
+    [
+        (store_promise, load_promise, (BEFORE, AFTER)),
+        (store_starts, load_starts, (6, 7)),
+        (store_record, MemberRecord.load, (FIRST, SECOND)),
+        (note_rewound, rewound_from, ("127.0.0.1:1", "127.0.0.1:2")),
+        (store_text, load_text, ("one", "a longer one")),
+    ],
+)
+def test_what_was_stored_survives_a_loss_of_power_and_what_is_being_stored_is_the_old_or_the_new(
+    tmp_path: Path,
+    store: Callable[[Path, Any], None],
+    load: Callable[[Path], object],
+    values: tuple[object, object],
+) -> None:
+    before, after = values
+    (disk := tmp_path / "disk").mkdir()
+    store(disk, before)
+    with losing_power(disk) as power:
+        store(disk, after)
+        seen = [found(left, tmp_path / f"{number}", load) for number, left in enumerate(power.moments)]
+        kept = [found(left, tmp_path / f"kept-{number}", load) for number, left in enumerate(power.left())]
+    assert seen
+    assert all(one in (before, after) for one in seen)
+    assert kept == [after, after]
+
+
+def test_the_first_promise_survives_a_loss_of_power_too(tmp_path: Path) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    with losing_power(disk) as power:
+        store_promise(disk, AFTER)
+        kept = [found(left, tmp_path / f"{number}", load_promise) for number, left in enumerate(power.left())]
+    assert kept == [AFTER, AFTER]
+
+
+def test_a_file_that_was_written_whole_is_the_old_or_the_new_for_who_reads_it_and_durable_once_it_is_flushed(
+    tmp_path: Path,
+) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    write_durably(disk / "file", "old")
+    with losing_power(disk) as power:
+        write_whole(disk / "file", "new")
+        assert (disk / "file").read_bytes() == b"new"
+        flush(disk / "file")
+        assert power.left() == [{"file": b"new"}] * 2
+
+
+def test_what_is_being_built_is_known_as_unfinished_until_it_is_finished_for_good(tmp_path: Path) -> None:
+    (disk := tmp_path / "disk").mkdir()
+    with losing_power(disk) as power:
+        begin_building(disk, "base backup")
+        assert [set(left) for left in power.left()] == [{"building"}] * 2
+        end_building(disk)
+        assert power.left() == [{}, {}]
+    assert not building(disk)
+
+
+def test_a_record_that_cannot_be_understood_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "member.json").write_text('{"role": "primary"}')
+    with pytest.raises(MemberUnusable, match=r"member\.json cannot be read"):
+        MemberRecord.load(tmp_path)
