@@ -23,13 +23,15 @@ STATES_MAX = 16_000_000
 
 DEPTH_MAX = 1000
 FAULTS_MAX = 8
+ORDERS_MAX = 4
 EPOCHS = (2, 8)
 
 
-def explore(
+def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
     depth: Annotated[int | None, typer.Option("--depth", help="Steps from the start at most.")] = None,
     states: Annotated[int, typer.Option("--states", help="Distinct states at most.")] = STATES,
     faults: Annotated[int, typer.Option("--faults", help="Faults in a run at most.")] = 2,
+    orders: Annotated[int, typer.Option("--orders", help="Orders of each kind in a run: switch, drain, resize.")] = 0,
     epochs: Annotated[int, typer.Option("--epochs", help="Epochs in a run at most.")] = 3,
     as_json: Json = False,
 ) -> None:
@@ -37,8 +39,9 @@ def explore(
     _check("--states", states, 1, STATES_MAX)
     _check("--depth", DEPTH_MAX if depth is None else depth, 1, DEPTH_MAX)
     _check("--faults", faults, 0, FAULTS_MAX)
+    _check("--orders", orders, 0, ORDERS_MAX)
     _check("--epochs", epochs, *EPOCHS)
-    budget = Budget(faults=faults)
+    budget = Budget(faults=faults, switches=orders, drains=orders, resizes=orders)
     world = World(Bounds(budget=budget, epochs_max=epochs, depth_max=depth, states_max=states))
     begun, elapsed = time.process_time(), time.monotonic()
     explored = Search(world, serving(world)).run()

@@ -27,6 +27,8 @@ class Budget(NamedTuple):
         retries: Retries of writes whose outcome the client does not know.
         reads: Reads that want the newest state.
         switches: Orders that another region shall lead.
+        drains: Orders that a voter shall not lead when another can.
+        resizes: Orders that a voter shall be removed, or added again.
     """
 
     faults: int = 2
@@ -42,6 +44,8 @@ class Budget(NamedTuple):
     retries: int = 0
     reads: int = 0
     switches: int = 0
+    drains: int = 0
+    resizes: int = 0
 
 
 class Bounds(NamedTuple):

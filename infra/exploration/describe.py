@@ -20,8 +20,9 @@ MIRRORED = {"a": "a", "b": "c", "c": "b"}
 _SILENT = frozenset({"ticket", "next_ticket", "until", "reason", "since", "fence_id", "region", "cell", "settings"})
 """Tickets are drawn anew, times are normalised before, and the rest is for people or never changes."""
 
-_UNORDERED = frozenset({"voters", "standbys", "quorum"})
-"""PostgreSQL's quorum names have no order; that of the voters decides only ties, which ``node.py`` leaves open."""
+_UNORDERED = frozenset({"voters", "standbys", "quorum", "drained"})
+"""PostgreSQL's quorum names have no order, nor have drained voters; that of the voters decides only ties, which
+``node.py`` leaves open."""
 
 
 def describe(value: object, names: Mapping[str, str]) -> str:

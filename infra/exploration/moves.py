@@ -16,6 +16,7 @@ from regions.failover.events import (
     LedgerEnded,
     Order,
     RecordSeen,
+    StandbysStreaming,
     StrongReads,
     Tick,
     Verdict,
@@ -158,10 +159,72 @@ def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[
 
 
 def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
-    """An operator wants another region to lead."""
+    """An operator wants another region to lead, or not to lead, or not to vote, or to vote again."""
     assert node.machine is not None
+    yield from _drains(world, state, region, node.machine.facts)
+    if node.machine.facts.open_epoch:
+        yield from _switches(world, state, region)
+        yield from _resizes(world, state, region, node.machine.facts)
+
+
+def _drains(world: World, state: State, region: int, facts: Facts) -> Iterator[Move]:
+    """Any agent takes such an order, at any time."""
+    budget = spend(state.budget.value, "drains")
+    if budget is None or facts.record is None or facts.swapping is not None or facts.reread:
+        return
+    before = state._replace(budget=world.budgets.one(budget))
+    for target in _ALL:
+        if REGIONS[target] not in facts.record.drained:
+            order = Order(ticket=0, kind="drain", region=REGIONS[target], by="")
+            yield from tell(world, before, region, order, ("is ordered to drain", region, target))
+
+
+def _resizes(world: World, state: State, region: int, facts: Facts) -> Iterator[Move]:
+    """A follower is removed, or one that was removed is added; and the leader's member tells who streams."""
+    record, budget = facts.record, spend(state.budget.value, "resizes")
+    assert record is not None, "writes are open without a record"
+    if record.joining:
+        close = frozenset(REGIONS[one] for one in _ALL if _streams(state, one, region))
+        if close != facts.standbys:
+            event, label = StandbysStreaming(regions=close), ("sees who follows", region, tuple(sorted(close)))
+            yield from tell(world, state, region, event, label)
+    busy = facts.swapping is not None or facts.reread or facts.handover is not None or facts.resize is not None
+    if budget is None or busy:
+        return
+    before = state._replace(budget=world.budgets.one(budget))
+    for target in _ALL:
+        name = REGIONS[target]
+        if name not in record.voters and name not in record.joining:
+            order = Order(ticket=0, kind="add", region=name, by="")
+            yield from tell(world, before, region, order, ("is ordered to add", region, target))
+        elif name in record.voters and name != record.leader and len(record.voters) > VOTERS_MIN:
+            label = ("is ordered to remove", region, target)
+            yield from world.react(before, region, label, _removes(name))
+
+
+def _streams(state: State, region: int, leader: int) -> bool:
+    member, primary = state.members[region].value, state.members[leader].value
+    return member.kind == "standby" and member.source == leader and postgres.accepts(member, primary)
+
+
+VOTERS_MIN = 2
+"""``orders.py`` keeps three voters. There is no fourth region here, so two may remain: majorities of two and of three
+voters meet as those of three and of four do."""
+
+
+def _removes(region: RegionName) -> Callable[[Node], Outcome]:
+    order = Order(ticket=0, kind="remove", region=region, by="")
+
+    def begin(facts: Facts) -> None:
+        assert facts.record is not None, "nobody votes yet"
+        facts.resize = tuple(one for one in facts.record.voters if one != region), order
+
+    return lambda node: step(node, Tick(), begin)
+
+
+def _switches(world: World, state: State, region: int) -> Iterator[Move]:
     budget = spend(state.budget.value, "switches")
-    if budget is None or not node.machine.facts.open_epoch:
+    if budget is None:
         return
     before = state._replace(budget=world.budgets.one(budget))
     for target in _ALL:

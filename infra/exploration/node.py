@@ -269,8 +269,12 @@ def _tied(node: Node) -> Node | None:
     other = next((one for one in REGIONS[1:] if one != chosen), None)
     if other is None or chosen not in REGIONS[1:] or other not in given or chosen not in given:
         return None
-    alike = given[chosen].position == given[other].position and (chosen in facts.suspected) == (
-        other in facts.suspected
+    alike = all(
+        (
+            given[chosen].position == given[other].position,
+            (chosen in facts.suspected) == (other in facts.suspected),
+            (chosen in facts.record.drained) == (other in facts.record.drained),
+        )
     )
     if not alike:
         return None
@@ -289,6 +293,8 @@ def _with_record(request: Request, record: Leadership) -> Request:
 
 def _take_time_out(facts: Facts) -> None:
     facts.record_at, facts.failovers, facts.commit = 0.0, (), 0
+    # What an agent that does not lead had asked for is overtaken by the record that makes it leader.
+    facts.unsettled = facts.unsettled if facts.leads and facts.unsettled == facts.revision else 0
     facts.agreed_at = None if facts.agreed_at is None else 0.0
     facts.relieved_until = None if facts.relieved_until is None else NEVER
     facts.resting_until = None if facts.resting_until is None else NEVER

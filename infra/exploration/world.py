@@ -151,11 +151,12 @@ class World:
         promised = None if record.succession is None else record.succession.region
         key = (
             record.epoch, record.leader, record.phase, record.ancestry, record.target, record.automatic,
-            promised, record.handed_over_at,
+            promised, record.handed_over_at, frozenset(record.voters), frozenset(record.drained), record.joining,
         )  # fmt: skip
         if key not in self._record_numbers:
             self._record_numbers[key] = len(self.records)
-            self.records.append(replace(record, reason="", since=""))
+            voters, drained = tuple(sorted(record.voters)), tuple(sorted(record.drained))
+            self.records.append(replace(record, reason="", since="", voters=voters, drained=drained))
         return self._record_numbers[key]
 
     def with_node(self, state: State, region: int, **changes: Any) -> State:  # noqa: ANN401 - fields of a Node
@@ -290,8 +291,22 @@ class World:
                 f"{REGIONS[region]} acknowledges under epoch {epoch}, "
                 f"and {REGIONS[ghost.region]} has acknowledged under epoch {ghost.epoch}"
             )
+        self._meets(state, region)
         acked = tuple(sorted({*ghost.acked, *writes}))
         return state._replace(ghost=self.ghosts.one(ghost._replace(acked=acked, epoch=epoch, region=region)))
+
+    def _meets(self, state: State, region: int) -> None:
+        """Look whether those for whom commits wait are at most one voter away from the record: majorities meet."""
+        member, history = state.members[region].value, state.etcd.value.history
+        record = self.records[history[-1]]
+        if not member.names or record.epoch != member.epoch:
+            return
+        waited = {REGIONS[one] for one in (region, *member.names)}
+        if len(waited ^ set(record.voters)) > 1:
+            raise Violated(
+                f"{REGIONS[region]} acknowledges to a majority of {' '.join(sorted(waited))}, "
+                f"and the voters are {' '.join(record.voters)}"
+            )
 
     # Mirror images.
 
@@ -309,6 +324,8 @@ class World:
         if record.succession is not None:
             region = RegionName(MIRRORED[record.succession.region])
             changes["succession"] = replace(record.succession, region=region)
+        for name in ("voters", "joining", "drained"):
+            changes[name] = tuple(RegionName(MIRRORED[one]) for one in getattr(record, name))
         return self.record_number(replace(record, **changes))
 
 
@@ -319,15 +336,25 @@ def _follows(old: Leadership, new: Leadership) -> bool:
     """Whether one record may come after another: epochs grow, and an epoch goes from phase to phase.
 
     The epoch that was promised is the successor's, who need not recruit; another region's is the one after it.
+    Voters change one at a time, by the leader that serves; who is drained may change at any time.
     """
+    if set(new.voters) != set(old.voters) and not _resizes(old, new):
+        return False
     if new.epoch != old.epoch:
         if old.succession is not None and new.epoch == old.epoch + 1:
             return new.leader == old.succession.region and new.handed_over_at is not None
         return new.phase == "recruiting" and new.epoch == old.epoch + (1 if old.succession is None else 2)
     if new.phase == old.phase == "serving":
         return new.leader == old.leader
+    if new.phase == old.phase:
+        return new == replace(old, drained=new.drained)
     forward = _PHASES.index(new.phase) > _PHASES.index(old.phase)
     return forward and (new.leader == old.leader or new.phase == "promoting")
+
+
+def _resizes(old: Leadership, new: Leadership) -> bool:
+    serves = (old.epoch, old.phase) == (new.epoch, new.phase) == (old.epoch, "serving")
+    return serves and len(set(old.voters) ^ set(new.voters)) == 1
 
 
 def found(member: Member) -> LedgerFound:

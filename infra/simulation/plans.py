@@ -159,9 +159,13 @@ _WEIGHTS: Sequence[tuple[FaultKind, float, float, float]] = (
 )
 
 _ORDERS: Sequence[OrderKind] = ("switch", "switch", "switch", "pause", "drain", "undrain", "add", "remove")
-FIVE_VOTERS, OBSERVED, SPARE, ELSEWHERE, QUIET, DOUBLED = 0.12, 0.2, 0.15, 0.3, 0.05, 0.35
+FIVE_VOTERS, OBSERVED, SPARE, ELSEWHERE, QUIET, DOUBLED, UNEQUAL = 0.12, 0.2, 0.15, 0.3, 0.05, 0.35, 0.15
 """Shares of plans with five voters, with a region without a ledger, with one that can be added, with etcd's leader
-anywhere, without any fault; and of faults that come with a second one."""
+anywhere, without any fault; of faults that come with a second one; and of plans whose faults begin with positions that
+are not equal while a voter is drained."""
+
+UNEQUAL_S = 12.0
+"""How long such a beginning lasts at most: a drain, a standby that is behind, and the end of the leader."""
 
 _ROLES = ("leader", "leader", "leader", "candidate", "other")
 _WHENS: Sequence[When] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
@@ -182,8 +186,11 @@ def draw_plan(seed: int, *, seconds: float) -> Plan:
     )
     if random.random() < QUIET:
         return plan
-    faults: list[Fault] = []
     at, end = FIRST_S, seconds - QUIET_S - WAIT_S_MAX
+    faults: list[Fault] = []
+    if random.random() < UNEQUAL:
+        faults.extend(_draw_unequal_positions(random, plan, at))
+        at += UNEQUAL_S
     pace = random.choice((2.0, 5.0, 8.0))
     while True:
         at += random.expovariate(1 / pace)
@@ -200,6 +207,28 @@ def _with_one_lost_promise(faults: list[Fault]) -> list[Fault]:
     """Two members without their promises are a loss of two, which nothing comes back from by itself."""
     lost = [one for one in faults if one.kind == "lose-promise"]
     return [one for one in faults if one.kind != "lose-promise" or one is lost[0]]
+
+
+def _draw_unequal_positions(random: Random, plan: Plan, at: float) -> list[Fault]:
+    """A voter is drained, a standby falls behind, and then the leader is lost: who leads next has to have all.
+
+    Each of the three is rare among other faults, and they have to come in this order.
+    """
+    drained = random.choice(plan.regions[: plan.voters])
+    behind: FaultKind = random.choice(("cut", "cut", "hang-disk"))
+    lost: FaultKind = random.choice(("crash-region", "crash-in-record", "pause-region", "isolate"))
+    lost_at = at + random.uniform(1.5, 3.0)
+    return [
+        Fault(at=round(at, 3), kind="order", order="drain", target=drained, amount=round(random.random(), 3)),
+        Fault(
+            at=round(at + random.uniform(0.5, 1.0), 3),
+            kind=behind,
+            target="leader" if behind == "cut" else random.choice(plan.regions[: plan.voters]),
+            seconds=round(random.uniform(2.0, 5.0), 3),
+            amount=round(random.random(), 3),
+        ),
+        Fault(at=round(lost_at, 3), kind=lost, target="leader", seconds=round(random.uniform(4.0, 8.0), 3)),
+    ]
 
 
 def _draw_faults(random: Random, plan: Plan, at: float, end: float) -> list[Fault]:

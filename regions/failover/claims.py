@@ -148,7 +148,15 @@ def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | Non
     if record.succession is not None:
         # The switch was given up while this region led on.
         return replace(record, succession=None, since="")
-    voters = steps.wanted_voters(facts, record)
+    return _resized(facts, record)
+
+
+def _resized(facts: Facts, record: Leadership) -> Leadership | None:
+    """The record with one voter more or fewer, once the quorum of these is in force."""
+    voters = steps.asked_voters(facts, record)
+    if voters != record.voters and not rules.may_resize(facts.revision, facts.unsettled):
+        # The same again, which overtakes what may be on its way.
+        return replace(record, since="")
     if voters != record.voters and facts.quorum == steps.standbys_of(facts.region, voters):
         # The new quorum is in force and a commit has passed under it: only now it may be what is frozen.
         joining = tuple(region for region in record.joining if region not in voters)

@@ -80,6 +80,8 @@ class Facts:
         ledger: Its member; None when it holds none.
         stored: The newest record of etcd that it has seen; None before the first.
         revision: What wrote that record.
+        unsettled: The revision over which a swap of its own whose outcome it does not know may take place yet, one of
+            an earlier incarnation as well; 0 for none.
         record: What that record means with the release that is known: the one or the next epoch.
         record_at: When the record came to this epoch, phase and leader, as seen here, or the member was copied or
             rewound for it: how long an epoch may stay in one phase counts from here.
@@ -129,6 +131,7 @@ class Facts:
     ledger: LedgerFound | None = None
     stored: Leadership | None = None
     revision: int = 0
+    unsettled: int = 0
     record: Leadership | None = None
     record_at: float = 0.0
     record_read: bool = False

@@ -212,6 +212,9 @@ class Machine:
     def _learn(self, revision: int, record: Leadership, now: float) -> None:
         facts = self._facts
         if revision > facts.revision:
+            if facts.stored is None:
+                # What its last incarnation asked of etcd may be on its way still.
+                facts.unsettled = revision
             facts.stored, facts.revision = record, revision
             self._adopt(rules.meaning(record, revision, facts.release), now)
 
@@ -231,6 +234,10 @@ class Machine:
         facts, known = self._facts, self._facts.record
         assert known is None or record.epoch >= known.epoch, "an epoch in etcd never goes back"
         facts.record = record
+        if known is not None and known.voters != record.voters and facts.resize is not None:
+            # An earlier swap of its own has taken place after all.
+            done = facts.resize[0] == record.voters
+            self._end_resize(None if done else "other voters were recorded meanwhile: ask again")
         acts_differently = known is None or (known.epoch, known.phase, known.leader) != (
             record.epoch,
             record.phase,
@@ -321,10 +328,13 @@ class Machine:
         facts.swapping = None
         if event.outcome == "applied":
             self._learn(event.revision, swapping.record, now)
+            facts.unsettled = 0
             self._note_announcement(swapping.record, event.revision)
             if swapping.order is not None:
                 self._answer(swapping.order, None)
             return
+        if event.outcome == "unknown":
+            facts.unsettled = facts.revision
         # Rule 9: neither the loser of a swap nor one whose answer was lost knows what the record is now.
         self._read_again()
         if swapping.order is not None:
@@ -718,7 +728,7 @@ class Machine:
         self._answer(facts.handover, refused)
         facts.handover, facts.announced, facts.drained = None, 0, None
 
-    def _end_resize(self, refused: str) -> None:
+    def _end_resize(self, refused: str | None) -> None:
         facts = self._facts
         if facts.resize is not None:
             self._answer(facts.resize[1], refused)

@@ -12,6 +12,8 @@ from regions.failover.facts import Facts
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
+BUSY = "the record is being written: ask again"
+
 VOTERS_MIN = 3
 """With two voters the loss of either stops all writes; so nobody is removed from three."""
 
@@ -84,6 +86,10 @@ def _of_leader(facts: Facts, record: Leadership, order: Order, region: RegionNam
         if region in record.voters or region in record.joining:
             return Answer(refused=None)
         return _unless_busy(facts, record, replace(record, joining=(*record.joining, region)))
+    return _remove(facts, record, region)
+
+
+def _remove(facts: Facts, record: Leadership, region: RegionName) -> Plan:
     if region in record.joining:
         left = tuple(one for one in record.joining if one != region)
         return _unless_busy(facts, record, replace(record, joining=left))
@@ -93,6 +99,8 @@ def _of_leader(facts: Facts, record: Leadership, order: Order, region: RegionNam
         return Answer(refused=f"{region} leads: switch to another region first")
     if len(record.voters) <= VOTERS_MIN:
         return Answer(refused=f"{VOTERS_MIN} voters would become fewer: add another region first")
+    if _is_busy(facts):
+        return Answer(refused=BUSY)
     return Resize(voters=tuple(one for one in record.voters if one != region))
 
 
@@ -111,6 +119,11 @@ def _switch(facts: Facts, record: Leadership, region: RegionName) -> Plan:
 def _unless_busy(facts: Facts, record: Leadership, wanted: Leadership) -> Plan:
     if wanted == record:
         return Answer(refused=None)
-    if facts.swapping is not None or facts.reread:
-        return Answer(refused="the record is being written: ask again")
+    if _is_busy(facts):
+        return Answer(refused=BUSY)
     return Swap(record=replace(wanted, since=""))
+
+
+def _is_busy(facts: Facts) -> bool:
+    """Whether the record may be another soon: what is made of the one that is known would be made of an old one."""
+    return facts.swapping is not None or facts.reread

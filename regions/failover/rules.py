@@ -24,6 +24,15 @@ def required_standbys(voters: Sequence[RegionName]) -> int:
     return len(voters) // 2
 
 
+def may_resize(revision: int, unsettled: int) -> bool:
+    """Whether commits may wait for other voters than those of the record (rule 1).
+
+    Only one voter more or fewer, or majorities need not meet. So not while an earlier swap of the leader, of which it
+    knows no outcome, may yet put other voters into the record; one that takes place overtakes all before it.
+    """
+    return revision != unsettled
+
+
 def counted(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[RegionName, Vote]:
     """The votes that count for an epoch: of its voters, for it and no other, and given, never presumed.
 

@@ -141,7 +141,17 @@ def _is_spare(facts: Facts, record: Leadership) -> bool:
 
 
 def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
-    """Return who should vote: one more or one fewer than in the record, or the same."""
+    """Return for whom commits are to wait: one more or one fewer than in the record, or the same.
+
+    While the record is being swapped it may be either of two, so that the quorum stays where it is.
+    """
+    if facts.swapping is not None:
+        return facts.swapping.record.voters
+    return asked_voters(facts, record) if rules.may_resize(facts.revision, facts.unsettled) else record.voters
+
+
+def asked_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
+    """Return who should vote in the end: without the one to be removed, or with one that has joined."""
     if facts.resize is not None:
         return facts.resize[0]
     ready = next((region for region in record.joining if region in facts.standbys), None)

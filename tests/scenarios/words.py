@@ -105,7 +105,7 @@ def _changes(record: Leadership, known: Leadership | None) -> str:
     before = empty if known is None else {name: getattr(known, name) for name in names}
     changed = [f"{name} {_value(getattr(record, name))}" for name in names if getattr(record, name) != before[name]]
     begins = known is None or record.epoch != known.epoch
-    return ", ".join(changed) + (f" ({record.reason})" if begins else "")
+    return (", ".join(changed) or "the same again") + (f" ({record.reason})" if begins else "")
 
 
 def _value(value: str | int | bool | Succession | Position | tuple[object, ...] | None) -> str:

@@ -17,13 +17,14 @@ import typer
 
 from infra.exploration import answers, moves, node
 from infra.exploration.bounds import Budget
+from infra.exploration.describe import REGIONS
 from infra.exploration.journey import Leg, serves, travel, wal
 from infra.exploration.search import Explored
 from infra.exploration.world import State, World
 from infra.simulation.plans import Fault, Plan
 from infra.simulation.runner import run_plan
 from infra.simulation.world import Clock
-from regions.failover import rules
+from regions.failover import rules, steps
 from regions.failover.effects import LedgerEffect, SetQuorum
 from regions.failover.events import (
     LedgerAnswer,
@@ -104,6 +105,16 @@ def served(region: int, epoch: int, *wanted: str | None) -> Callable[[State], bo
     return lambda state: serves(state, region, epoch) and fits(state)
 
 
+def drained(region: int) -> Callable[[State], bool]:
+    """Whether every agent knows that a region is drained, and no other."""
+
+    def fits(state: State) -> bool:
+        records = [None if node.machine is None else node.machine.facts.record for node in state.nodes]
+        return all(record is not None and record.drained == (REGIONS[region],) for record in records)
+
+    return fits
+
+
 def given_up(state: State) -> bool:
     """Whether the first leader has given up for a successor."""
     machine = state.nodes[A].machine
@@ -124,6 +135,22 @@ def publish_before_durable(vote: Vote, durable: Promise) -> bool:
 
 def rank_by_lsn(vote: Vote) -> Position:
     return Position(0, vote.position.lsn)
+
+
+def not_the_drained(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
+    """What ``steps.choose`` does, with two of its terms in the other order."""
+
+    def worth(region: RegionName) -> tuple[object, ...]:
+        at = record.voters.index(region)
+        return (
+            region not in record.drained,
+            rules.rank(given[region]),
+            region == record.target,
+            region not in avoid,
+            -at,
+        )
+
+    return max(given, key=worth)
 
 
 def position_received(answer: LedgerFrozen) -> Position:
@@ -227,6 +254,11 @@ MUTATIONS = (
         legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
+        name="voters change while an earlier swap may take place yet", rule="1",
+        broken=[(rules, "may_resize", yes)],
+        legs=[leg(resizes=2, failures=1, writes=1)], caught="acknowledges to a majority of a b, and the voters are a c",
+    ),
+    Mutation(
         name="a vote is published before the promise is on disk", rule="2",
         broken=[(rules, "may_publish", publish_before_durable)],
         legs=[_FAILOVER], caught="is promised",
@@ -246,6 +278,11 @@ MUTATIONS = (
             leg(suspicions=2),
         ],
         caught=LOST, epochs_max=3, states_max=300_000,
+    ),
+    Mutation(
+        name="a voter that is not drained is chosen before one that has more", rule="3",
+        broken=[(steps, "choose", not_the_drained)],
+        legs=[leg(drained(B), drains=1), _B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
         name="a position is what was received, after a restart too", rule="4",

@@ -8,21 +8,24 @@ plan says which faults bring it to light, the seeds of the plan how long it may 
 
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 
-from infra.simulation import steps
+from infra.simulation import regressions, steps
 from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.plans import Fault, Plan, draw_plan
 from infra.simulation.runner import run_plan
 from regions.failover import rules
+from regions.failover import steps as choosing
 from regions.failover.effects import SetQuorum
 from regions.failover.events import LedgerFound, LedgerFrozen, Promise, Vote
 from regions.leadership import Leadership
 from regions.position import Position
+from tests.simulation.mutations import not_the_drained
 
 pytestmark = pytest.mark.simulation
 
@@ -205,6 +208,7 @@ BREAKS = (
         by=without_the_epoch,
         plan=the_old_leader_has_more_wal,
     ),
+    Break(rule="3", where=choosing, name="choose", by=not_the_drained),
     Break(rule="4", where=rules, name="is_frozen", by=always(True), plan=leader_is_away_and_its_ledger_is_not),
     Break(
         rule="4",
@@ -275,6 +279,13 @@ def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, ob
     assert found is not None, f"{SEEDS_MAX} seeds did not notice"
     record_property("seed", found[0])
     record_property("violation", found[1])
+
+
+def test_the_plan_of_a_drained_region_that_is_ahead_notices_a_choice_that_puts_orders_first() -> None:
+    plan = regressions.load(Path(__file__).parent / "regressions" / "drained-and-ahead.json")
+    with broken(Break(rule="3", where=choosing, name="choose", by=not_the_drained)):
+        noticed = [run_plan(replace(plan, seed=seed)).violation or "" for seed in range(12)]
+    assert all("acknowledged writes survive" in one for one in noticed)
 
 
 @pytest.mark.parametrize(

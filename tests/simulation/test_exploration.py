@@ -1,5 +1,6 @@
 import json
 import sys
+from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
@@ -42,9 +43,17 @@ EVERYTHING = Bounds(
         retries=1,
         reads=1,
         switches=1,
+        drains=1,
+        resizes=2,
     ),
     epochs_max=4,
 )
+
+ORDERS = Bounds(
+    budget=CALM._replace(faults=1, crashes=1, ends=1, failures=1, suspicions=2, writes=1, drains=1, resizes=2),
+    epochs_max=2,
+)
+"""An operator drains and resizes while one thing goes wrong."""
 
 
 def explore(bounds: Bounds) -> tuple[World, Explored]:
@@ -70,9 +79,15 @@ def test_all_kinds_of_faults_together_are_sound_to_a_smaller_depth() -> None:
     assert explored.states >= 60_000
 
 
+def test_drains_and_resizes_among_faults_are_sound_to_a_smaller_depth() -> None:
+    world, explored = explore(ORDERS._replace(states_max=30_000))
+    assert_sound(world, explored)
+    assert explored.states >= 30_000
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
-@pytest.mark.parametrize("bounds", [Bounds(), EVERYTHING], ids=["two faults", "everything"])
+@pytest.mark.parametrize("bounds", [Bounds(), EVERYTHING, ORDERS], ids=["two faults", "everything", "orders"])
 def test_more_than_a_million_states_are_sound(bounds: Bounds) -> None:
     world, explored = explore(bounds._replace(states_max=1_100_000))
     assert_sound(world, explored)
@@ -86,6 +101,29 @@ def _promised_and_open(state: State) -> bool:
     if facts is None or facts.record is None or facts.record.succession is None:
         return False
     return facts.handover is None and facts.open_epoch == 1
+
+
+def _voters(*regions: str) -> Callable[[State], bool]:
+    """Whether every agent knows these voters and no others."""
+
+    def fits(state: State) -> bool:
+        records = [None if node.machine is None else node.machine.facts.record for node in state.nodes]
+        return all(record is not None and set(record.voters) == set(regions) for record in records)
+
+    return fits
+
+
+REMOVED_AND_ADDED = [
+    leg(_voters("a", "c"), resizes=1),
+    leg(lambda state: state.ghost.value.acked == (1,), writes=1),
+    leg(_voters("a", "b", "c"), resizes=1),
+]
+
+
+def test_a_region_that_was_removed_and_added_again_comes_to_lead_with_all_that_was_acknowledged() -> None:
+    _, explored = travel([*REMOVED_AND_ADDED, leg(served(B, 2), suspicions=2)], epochs_max=2, states_max=20_000)
+    assert explored.counterexample is None
+    assert explored.reached is not None
 
 
 SECOND_FAULTS: dict[str, list[Leg]] = {
@@ -102,6 +140,7 @@ SECOND_FAULTS: dict[str, list[Leg]] = {
         leg(wals("F1W1W2", "F1W1P2F2", "F1"), suspicions=2),
     ],
     "two promotions on one timeline": [leg(wals("F1", "F1P2F2", "F1"), suspicions=2), leg(served(C, 3))],
+    "a voter was removed and added again": REMOVED_AND_ADDED,
     "the old leader was rewound": [
         leg(wals("F1W1", "F1", "F1"), writes=1),
         leg(served(B, 2), suspicions=2),
@@ -225,6 +264,12 @@ def test_the_command_says_how_far_it_went() -> None:
     assert facts["violation"] is None
 
 
+def test_the_command_gives_orders() -> None:
+    result = CliRunner().invoke(make_app(), ["explore", "--states", "2000", "--orders", "2", "--json"])
+    bounds = json.loads(result.output)["bounds"]
+    assert (bounds["switches"], bounds["drains"], bounds["resizes"]) == (2, 2, 2)
+
+
 def test_the_command_shows_what_goes_wrong() -> None:
     with patch.object(rules, "may_publish", return_value=True):
         result = CliRunner().invoke(make_app(), ["explore", "--states", "5000"])
@@ -233,7 +278,15 @@ def test_the_command_shows_what_goes_wrong() -> None:
 
 
 @pytest.mark.parametrize(
-    "options", [["--states", "0"], ["--depth", "-1"], ["--faults", "99"], ["--epochs", "1"], ["--states", "many"]]
+    "options",
+    [
+        ["--states", "0"],
+        ["--depth", "-1"],
+        ["--faults", "99"],
+        ["--orders", "9"],
+        ["--epochs", "1"],
+        ["--states", "many"],
+    ],
 )
 def test_the_command_refuses_wrong_input_with_one_line(
     options: list[str], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch

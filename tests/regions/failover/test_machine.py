@@ -550,6 +550,81 @@ def test_a_resize_is_refused_when_another_epoch_begins() -> None:
     assert AnswerOrder(ticket=7, refused="another epoch began") in driver.effects
 
 
+# Voters change one at a time, whatever became of earlier swaps.
+
+
+@pytest.fixture
+def leader_of_four() -> Driver:
+    """A leader that has begun to remove D, and whose swap to the three others was not answered."""
+    driver = Driver(A)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=FOUR))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(order("pause", ticket=6))
+    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
+    driver.tell(order("remove", D))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    return driver
+
+
+FOUR = replace(SERVING, voters=(A, B, C, D))
+WITHOUT_D = replace(FOUR, automatic=False, voters=(A, B, C))
+
+
+def is_unsure(driver: Driver) -> None:
+    """Let the answer be lost; etcd has not taken the swap when it is asked."""
+    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=replace(FOUR, automatic=False)))
+    driver.tell(LedgerDone(ticket=driver.machine.facts.next_ticket))
+
+
+def test_after_a_swap_of_its_own_nothing_is_in_doubt(leader_of_four: Driver) -> None:
+    assert leader_of_four.swapped() == WITHOUT_D
+
+
+def test_commits_wait_for_the_same_voters_while_the_record_is_being_swapped(leader_of_four: Driver) -> None:
+    leader_of_four.tell(Tick())
+    assert leader_of_four.effects == []
+
+
+def test_another_voter_is_removed_after_a_swap_that_overtakes_the_one_in_doubt(leader_of_four: Driver) -> None:
+    is_unsure(leader_of_four)
+    assert leader_of_four.machine.facts.quorum == (B, C, D)
+    leader_of_four.tell(order("remove", C, ticket=8))
+    assert SetQuorum not in leader_of_four.kinds()
+    assert leader_of_four.swapped() == replace(FOUR, automatic=False)
+    leader_of_four.tell(SwapAnswered(ticket=leader_of_four.ticket(SwapRecord), outcome="applied", revision=3))
+    leader_of_four.tell(LedgerDone(ticket=leader_of_four.ticket(SetQuorum)))
+    assert leader_of_four.swapped() == replace(FOUR, automatic=False, voters=(A, B, D))
+
+
+@pytest.mark.parametrize(("region", "answer"), [(D, None), (C, "other voters were recorded meanwhile: ask again")])
+def test_a_swap_in_doubt_that_takes_place_ends_the_next_order(
+    leader_of_four: Driver, region: RegionName, answer: str | None
+) -> None:
+    is_unsure(leader_of_four)
+    leader_of_four.tell(order("remove", region, ticket=8))
+    leader_of_four.tell(RecordSeen(revision=3, record=WITHOUT_D))
+    assert AnswerOrder(ticket=8, refused=answer) in leader_of_four.effects
+    assert leader_of_four.machine.facts.resize is None
+
+
+def test_the_swap_of_another_agent_overtakes_what_is_in_doubt(leader_of_four: Driver) -> None:
+    is_unsure(leader_of_four)
+    leader_of_four.tell(RecordSeen(revision=3, record=FOUR))
+    leader_of_four.tell(order("remove", C, ticket=8))
+    assert leader_of_four.kinds() == [SetQuorum]
+
+
+def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd() -> None:
+    driver = Driver(A)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=FOUR))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(order("remove", D))
+    assert driver.swapped() == FOUR
+
+
 def test_a_leader_without_a_fence_row_of_this_incarnation_writes_none_when_it_serves_already(leader: Driver) -> None:
     leader.tell(Tick())
     assert WriteFence not in leader.kinds()

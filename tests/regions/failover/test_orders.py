@@ -136,3 +136,5 @@ def test_an_order_does_not_swap_over_a_record_that_may_have_changed(busy: dict[s
     refused = orders.Answer(refused="the record is being written: ask again")
     assert orders.plan(facts, order("pause")) == refused
     assert orders.plan(facts, order("add", D)) == refused
+    four = changed(facts, record=replace(RECORD, voters=(A, B, C, D)))
+    assert orders.plan(four, order("remove", D)) == refused

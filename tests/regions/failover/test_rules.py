@@ -58,6 +58,12 @@ def test_rule_1_quorums_of_cells_that_differ_by_one_voter_meet(voters: int) -> N
                 assert set(has_it) & set(is_frozen)
 
 
+def test_rule_1_voters_do_not_change_while_a_swap_may_take_place_of_which_nothing_was_heard() -> None:
+    assert rules.may_resize(7, 0)
+    assert rules.may_resize(8, 7), "the record is another by now, so that the swap has lost"
+    assert not rules.may_resize(7, 7)
+
+
 def test_rule_1_two_of_three_are_enough_and_one_is_not() -> None:
     assert rules.enough({A: vote(), C: vote()}, record())
     assert not rules.enough({C: vote()}, record())
