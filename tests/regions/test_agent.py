@@ -208,7 +208,7 @@ async def test_first_start_serves_under_a_quorum_and_tells_it_in_a_few_lines(
 
     await agents.stop(WEST, SOUTH)
     waiting = asyncio.create_task(insert(agents.deployment, EAST, 1))
-    await asyncio.wait([waiting], timeout=0.5)
+    await until(lambda: agents.deployment.commits_that_wait(EAST))
     assert not waiting.done()
     await agents.start(SOUTH)
     await waiting

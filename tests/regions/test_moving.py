@@ -7,6 +7,8 @@ import signal
 import socket
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
+from dataclasses import replace
+from pathlib import Path
 from uuid import UUID
 
 import asyncpg
@@ -273,15 +275,15 @@ async def test_who_may_have_been_primary_is_remembered_as_one_before_it_is_promo
         assert remembered(west) == ("standby", 3)
 
 
-async def test_a_member_that_lost_its_leader_at_the_start_is_remembered_as_what_it_would_have_been() -> None:
+async def test_a_member_is_remembered_as_primary_before_it_is_started_as_one(tmp_path: Path) -> None:
     async with deployment() as made:
-        member = MovingMember(made.settings(EAST))
-        await member.initialise()
-        with socket.socket() as holder:
-            holder.bind(("127.0.0.1", made.ledger(EAST).port))
-            with pytest.raises(MemberFailed, match="ended at its start"):
-                await member.start_primary(epoch=7, synchronous_standby_names="")
-        # Nobody saw what it did before it ended, so that the next start takes another epoch (rule 8).
+        settings = made.settings(EAST)
+        await MovingMember(settings).initialise()
+        # As if the agent had died in between: there is no program to start.
+        member = MovingMember(replace(settings, programs=tmp_path))
+        with pytest.raises(MemberFailed, match="cannot be started"):
+            await member.start_primary(epoch=7, synchronous_standby_names="")
+        # Had it been started, nobody would know what it did; so the next start takes another epoch (rule 8).
         assert remembered(member) == ("primary", 7)
 
 
@@ -488,7 +490,9 @@ async def test_wal_from_before_a_checkpoint_is_kept_for_whoever_is_rewound() -> 
         assert first.exists()
 
 
-async def test_a_member_that_was_rewound_from_another_leader_says_so() -> None:
+async def test_a_member_that_was_rewound_from_another_leader_says_so_until_it_has_followed(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     async with three() as (made, members):
         await members[WEST].freeze()
         await members[SOUTH].freeze()
@@ -497,6 +501,10 @@ async def test_a_member_that_was_rewound_from_another_leader_says_so() -> None:
         await take_over(made, members, epoch=2)
         await members[EAST].freeze()
         await members[EAST].rewind(made.ledger(WEST))
+        monkeypatch.setattr(moving, "FOLLOW_S_MAX", -1.0)
+        with pytest.raises(MemberFailed, match="no WAL streams"):
+            await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
+        monkeypatch.undo()
         with pytest.raises(Diverged, match="has not caught up"):
             await members[EAST].follow(epoch=3, leader=made.ledger(SOUTH))
         await members[EAST].copy(made.ledger(WEST))

@@ -4,7 +4,6 @@ import asyncio
 import contextlib
 import os
 import signal
-import time
 
 import psutil
 import pytest
@@ -45,11 +44,8 @@ async def test_a_lost_leader_is_replaced_and_returns_as_a_follower() -> None:
         assert record.leader == EAST
         await running.until_following(WEST, SOUTH)
         await keep(running, EAST, range(50))
-        began = time.monotonic()
         await running.kill_region(EAST)
         record = await running.until_serving(2)
-        took_s = time.monotonic() - began
-        assert took_s < 10, took_s
         assert record.leader in (WEST, SOUTH)
         await keep(running, record.leader, range(50, 60))
         assert await kept(running, record.leader) == set(range(60))

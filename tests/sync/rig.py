@@ -68,6 +68,7 @@ class StillLeaders:
     def __init__(self, current: Leadership | None) -> None:
         self.current = current
         self._changed = asyncio.Event()
+        self._waiting: list[Leadership | None] = []
 
     def set(self, leadership: Leadership) -> None:
         self.current = leadership
@@ -76,8 +77,16 @@ class StillLeaders:
 
     async def next_after(self, known: Leadership | None) -> Leadership:
         while self.current is None or self.current == known:
-            await self._changed.wait()
+            self._waiting.append(known)
+            try:
+                await self._changed.wait()
+            finally:
+                self._waiting.remove(known)
         return self.current
+
+    def is_known(self) -> bool:
+        """Whether somebody who knows the current leadership waits for the next one."""
+        return self.current in self._waiting
 
 
 def leadership(leader: str, epoch: int = 1, phase: str = "serving") -> Leadership:

@@ -151,8 +151,7 @@ async def test_the_client_follows_the_leadership(rig: Rig) -> None:
     rig.fence()
     rig.leaders = StillLeaders(None)
     async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
-        await asyncio.sleep(0.05)
-        assert rig.meter.trouble == "no leader is known"
+        await until(lambda: rig.meter.trouble == "no leader is known")
         rig.leaders.set(leadership(rig.region))
         (fence,) = await take(subscription, 1)
         rig.leaders.set(leadership(rig.region, epoch=2, phase="establishing"))
@@ -233,25 +232,32 @@ async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_ope
     async with answering(port, silent), channel.subscribe(ZERO):
         await until(lambda: meter.connected)
         leaders.set(PROMISED)
-        await asyncio.sleep(0.3)
+        await until(leaders.is_known)
         assert (silent.connections, channel.reconnects) == (1, 0)
         leaders.set(leadership("here", epoch=2))
         await until(lambda: silent.connections == 2)
 
 
-async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that() -> None:
+async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a promise it would come again at once.
+    monkeypatch.setattr(direct_client, "BACKOFF_MIN_S", 0.0)
+    monkeypatch.setattr(direct_client, "BACKOFF_MAX_S", 0.0)
+    monkeypatch.setattr(direct_client, "SUCCESSION_S_MAX", 3600.0)
     ends = Answers(ENDS)
     port, leaders = free_port(), StillLeaders(PROMISED)
     channel = DirectChannel(
         topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=LagMeter(now=0)
     )
     async with answering(port, ends), channel.subscribe(ZERO):
-        await until(lambda: channel.reconnects == 1)
-        await asyncio.sleep(0.3)
-        assert ends.connections == 1
+        await until(lambda: channel.reconnects > 0)
+        for _ in range(50):
+            await asyncio.sleep(0)
+        # Whoever connects after it is answered after it.
+        async with httpx.AsyncClient(timeout=WAIT_S) as other:
+            assert (await other.get(f"http://127.0.0.1:{port}/")).status_code == 200
+        assert (ends.connections, channel.reconnects) == (2, 1)
         leaders.set(leadership("here", epoch=2))
-        await asyncio.sleep(0.3)
-        assert ends.connections >= 2
+        await until(lambda: ends.connections > 2)
 
 
 async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
@@ -316,8 +322,9 @@ async def test_a_subscription_ends_cleanly_in_every_state(rig: Rig) -> None:
     async with rig.channel().subscribe(ZERO):
         pass
     rig.leaders = StillLeaders(leadership(RegionName(rig.region)))
-    async with rig.channel().subscribe(ZERO):
-        await asyncio.sleep(0.05)
+    channel = rig.channel()
+    async with channel.subscribe(ZERO):
+        await until(lambda: channel.reconnects > 0)
     async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
         await take(subscription, 1)
     assert not rig.meter.connected

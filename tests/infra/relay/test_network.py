@@ -8,7 +8,7 @@ from typing import cast
 import pytest
 
 from infra.relay import connection, lane
-from infra.relay.faults import WINDOW_BYTES_MIN, FaultInvalid
+from infra.relay.faults import DELAY_MS_MAX, WINDOW_BYTES_MIN, FaultInvalid
 from infra.relay.socks import GRANTED, METHOD_ACCEPTED, NOT_ALLOWED, REFUSED
 from tests.infra.relay.wire import (
     PATIENCE_S,
@@ -24,8 +24,6 @@ from tests.infra.relay.wire import (
 )
 
 pytestmark = pytest.mark.integration
-
-SLOW_MACHINE_S = 5.0
 
 
 async def test_bytes_pass_unchanged_in_both_directions_when_nothing_is_wrong() -> None:
@@ -45,11 +43,20 @@ async def test_each_direction_adds_its_own_delay() -> None:
         streams = await wire.connect()
         await round_trip(streams)
         wire.set("a", "b", delay_ms=120)
-        assert 0.12 <= await round_trip(streams) + 0.002 < SLOW_MACHINE_S
+        assert await round_trip(streams) + 0.002 >= 0.12
         wire.set("b", "a", delay_ms=200)
-        assert 0.32 <= await round_trip(streams) + 0.002 < SLOW_MACHINE_S
+        assert await round_trip(streams) + 0.002 >= 0.32
+
+
+async def test_a_delay_that_healed_is_gone() -> None:
+    async with wired() as wire:
+        streams = await wire.connect()
+        await round_trip(streams)
+        wire.set("a", "b", delay_ms=DELAY_MS_MAX)
+        wire.set("b", "a", delay_ms=DELAY_MS_MAX)
         wire.network.heal()
-        assert await round_trip(streams) < 0.3
+        async with asyncio.timeout(DELAY_MS_MAX / 1000):
+            await round_trip(streams)
 
 
 async def test_a_connection_takes_a_round_trip_before_its_first_byte_leaves() -> None:
@@ -58,7 +65,7 @@ async def test_a_connection_takes_a_round_trip_before_its_first_byte_leaves() ->
         {"source": "b", "target": "a", "delay_ms": 100},
     ]
     async with wired(faults=delays) as wire:
-        assert 0.4 <= await round_trip(await wire.connect()) + 0.004 < SLOW_MACHINE_S
+        assert await round_trip(await wire.connect()) + 0.004 >= 0.4
 
 
 async def test_a_host_that_speaks_first_is_heard_after_a_round_trip() -> None:
@@ -84,7 +91,8 @@ async def test_jitter_and_loss_keep_the_order_of_bytes() -> None:
         assert await asyncio.wait_for(reader.readexactly(len(sent)), PATIENCE_S) == sent
 
 
-async def test_a_lost_segment_arrives_after_a_retransmission_timeout() -> None:
+async def test_a_lost_segment_arrives_after_a_retransmission_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.relay.lane.random.random", lambda: 0.5)
     async with wired() as wire:
         streams = await wire.connect()
         await round_trip(streams)
@@ -315,7 +323,7 @@ async def test_a_known_name_is_reached_over_socks_under_the_same_faults() -> Non
     async with wired(faults=[{"source": "a", "target": "b", "delay_ms": 60}]) as wire:
         streams = await wire.connect(wire.socks_port)
         assert await _socks(streams, SOCKS_NAME.upper()) == GRANTED
-        assert 0.06 <= await round_trip(streams) + 0.002 < SLOW_MACHINE_S
+        assert await round_trip(streams) + 0.002 >= 0.06
 
 
 async def test_an_unknown_name_is_not_reached_over_socks() -> None:

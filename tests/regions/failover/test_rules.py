@@ -1,4 +1,7 @@
-"""Each rule of docs/failover.md that code can break, as its function in ``rules.py`` has it."""
+"""Each rule of docs/failover.md that code can break, as its function in ``rules.py`` has it.
+
+Of those whose function only names what it is given (5, 6, a part of 7, the revision of a swap) nothing is said here:
+what breaks without them is in ``test_machine.py`` and the scenarios."""
 
 from dataclasses import replace
 from itertools import combinations
@@ -9,8 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regions.failover import rules
-from regions.failover.effects import StopLedger
-from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Promise, Vote
+from regions.failover.events import LedgerFound, LedgerFrozen, Promise, Vote
 from regions.identity import RegionName
 from regions.leadership import ANCESTRY_MAX, Leadership
 from regions.position import Position
@@ -113,21 +115,6 @@ def test_a_member_without_any_fence_row_is_at_epoch_zero() -> None:
     assert rules.frozen_position(answer) == Position(0, 7)
 
 
-def test_rule_5_no_promotion_before_the_quorum_is_in_force() -> None:
-    assert rules.may_promote(quorum_set=True)
-    assert not rules.may_promote(quorum_set=False)
-
-
-def test_rule_6_a_primary_is_demoted_by_stopping_it() -> None:
-    assert rules.demotion(7, 5) == StopLedger(ticket=7, epoch=5)
-
-
-@pytest.mark.parametrize("confirmed", [True, False])
-def test_rule_7_a_wait_that_was_cut_short_is_no_quorum(*, confirmed: bool) -> None:
-    answer = FenceWritten(ticket=1, fence_id=UUID(int=1), lsn=1, confirmed=confirmed)
-    assert rules.is_on_quorum(answer) == confirmed
-
-
 def test_rule_7_an_epoch_is_spent_when_a_wait_under_it_was_cut_short() -> None:
     assert rules.is_spent(5, 5)
     assert not rules.is_spent(0, 5)
@@ -211,10 +198,6 @@ def test_rule_12_a_member_votes_only_with_the_fence_row_of_the_epoch_that_it_joi
     durable = Promise(epoch=6, lineage=5, floor=5)
     assert not rules.may_publish(vote(6, fence=4), durable)
     assert rules.may_publish(vote(6, fence=5), durable)
-
-
-def test_the_epoch_moves_by_a_swap_over_what_was_read() -> None:
-    assert rules.expected_revision(17) == 17
 
 
 def test_a_leader_is_alive_by_newer_commits_and_others_by_heartbeats() -> None:

@@ -48,6 +48,23 @@ def settings(url: str) -> WriteSettings:
     )
 
 
+class WatchedGuard(LeadershipGuard):
+    """A guard that counts whom it keeps waiting.
+
+    Attributes:
+        waiting: How many requests it has neither admitted nor refused yet.
+    """
+
+    waiting = 0
+
+    async def admit(self, claimed: bytes | None, attempt: bytes | None) -> int:
+        self.waiting += 1
+        try:
+            return await super().admit(claimed, attempt)
+        finally:
+            self.waiting -= 1
+
+
 @dataclass
 class Api:
     """The write API in this process, on a real ledger, with a leadership the test sets."""
@@ -57,10 +74,10 @@ class Api:
     leadership: Leadership | None = field(default_factory=leadership)
     proves: bool = True
     cut_short: list[int] = field(default_factory=list[int])
-    guard: LeadershipGuard = field(init=False)
+    guard: WatchedGuard = field(init=False)
 
     def __post_init__(self) -> None:
-        self.guard = LeadershipGuard(lambda: self.leadership, RegionName("us-east"))
+        self.guard = WatchedGuard(lambda: self.leadership, RegionName("us-east"))
 
     async def is_current(self) -> bool:
         """What the agent would say."""

@@ -19,6 +19,14 @@ from services.write_api.leadership import LeadershipGuard, follow_openings
 from tests import servers
 from tests.services.write_api.conftest import OURS, Api, leadership, problem, until
 
+ANSWER_S_MAX = 30.0
+
+
+@pytest.fixture
+def long_opening(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let a request wait for longer than any answer takes, so that it is not time that ends its wait."""
+    monkeypatch.setattr(opening, "OPENING_S_MAX", 3600.0)
+
 
 def view_of(leader: str, phase: str) -> LeadershipView:
     view = LeadershipView(cast("Coordination", None), CellId("main"))
@@ -44,12 +52,13 @@ def fence(server: servers.PostgresServer) -> None:
 
 
 @pytest.mark.parametrize("phase", ["promoting", "establishing"])
+@pytest.mark.usefixtures("long_opening")
 async def test_a_request_waits_for_the_fence_row(api: Api, ledger_server: servers.PostgresServer, phase: str) -> None:
     site = (await api.site())["id"]
     try:
         async with following(api, view_of("us-east", phase)):
             waiting = asyncio.create_task(api.post(site))
-            await asyncio.sleep(0.1)
+            await until(lambda: api.guard.waiting == 1)
             assert not waiting.done(), "nothing is taken before the row is there"
             fence(ledger_server)
             answer = await waiting
@@ -81,14 +90,15 @@ async def test_a_fence_row_opens_nothing_while_the_member_is_not_chosen(
         ledger_server.sql("DELETE FROM palaver.fence WHERE epoch = 2")
 
 
+@pytest.mark.usefixtures("long_opening")
 async def test_who_waits_is_told_when_another_region_is_chosen(api: Api) -> None:
     site = (await api.site())["id"]
     async with following(api, view_of("us-east", "recruiting")) as tell:
         waiting = asyncio.create_task(api.post(site))
-        await asyncio.sleep(0.05)
+        await until(lambda: api.guard.waiting == 1)
         api.leadership = leadership(epoch=2, leader="eu-west", phase="promoting")
         tell()
-        answer = await asyncio.wait_for(waiting, 0.5)
+        answer = await asyncio.wait_for(waiting, ANSWER_S_MAX)
     assert problem(answer) == "stale-epoch"
 
 
@@ -112,13 +122,14 @@ def promised_to(region: str) -> LeadershipView:
     return view
 
 
+@pytest.mark.usefixtures("long_opening")
 async def test_a_promised_epoch_begins_with_its_fence_row(api: Api, ledger_server: servers.PostgresServer) -> None:
     site = (await api.site())["id"]
     try:
         async with following(api, promised_to("us-east")):
             waiting = asyncio.create_task(api.post(site, {"palaver-epoch": "2"}))
             repeated = asyncio.create_task(api.post(site, {"palaver-epoch": "1", "x-envoy-attempt-count": "2"}))
-            await asyncio.sleep(0.1)
+            await until(lambda: api.guard.waiting == 2)
             assert not waiting.done(), "nothing is taken before the row is there"
             assert not repeated.done(), "nothing is taken before the row is there"
             fence(ledger_server)
@@ -129,22 +140,24 @@ async def test_a_promised_epoch_begins_with_its_fence_row(api: Api, ledger_serve
         ledger_server.sql("DELETE FROM palaver.fence WHERE epoch = 2")
 
 
+@pytest.mark.usefixtures("long_opening")
 @pytest.mark.parametrize(("region", "epoch"), [("us-east", "1"), ("us-east", "3"), ("ap-south", "2")])
 async def test_who_does_not_come_for_the_promised_epoch_is_refused_at_once(api: Api, region: str, epoch: str) -> None:
     site = (await api.site())["id"]
     async with following(api, promised_to(region)):
-        answer = await asyncio.wait_for(api.post(site, {"palaver-epoch": epoch}), opening.OPENING_S_MAX / 2)
+        answer = await asyncio.wait_for(api.post(site, {"palaver-epoch": epoch}), ANSWER_S_MAX)
     assert problem(answer) == "stale-epoch"
 
 
+@pytest.mark.usefixtures("long_opening")
 async def test_a_promise_that_is_taken_back_ends_the_wait(api: Api) -> None:
     site = (await api.site())["id"]
     async with following(api, promised_to("us-east")) as tell:
         waiting = asyncio.create_task(api.post(site, {"palaver-epoch": "2"}))
-        await asyncio.sleep(0.05)
+        await until(lambda: api.guard.waiting == 1)
         api.leadership = view_of("eu-west", "serving").current
         tell()
-        answer = await asyncio.wait_for(waiting, 0.5)
+        answer = await asyncio.wait_for(waiting, ANSWER_S_MAX)
     assert problem(answer) == "stale-epoch"
 
 
