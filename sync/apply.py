@@ -5,6 +5,10 @@ Refuses to know what rows mean: that is the `Projection`'s. A batch is one state
 and one transaction; only a batch with poison in it takes more. **A change and the checkpoint that covers it
 are one transaction: after any crash a change is in the view if and only if the checkpoint says so; a
 change that the view refuses ends in `dead_letters` with its reason and stops nothing else.**
+
+What a committed batch moved is told by `on_applied`, and may get lost: the view's reply does not arrive, or a task ends
+between the commit and the call. The batch is then dropped as known. So each time the checkpoint was read,
+`on_begin` says that nobody may have been told what is up to it.
 """
 
 import asyncio
@@ -22,7 +26,14 @@ from regions.identity import CellId
 from regions.position import ZERO, Position
 from sync.change import Change, Item, Progress, SyncError, Transaction, change_fields
 from sync.channel import Channel
-from sync.checkpoint import CheckpointMove, advance_checkpoint, lock_apply, read_checkpoint, refusals_of
+from sync.checkpoint import (
+    CheckpointMove,
+    advance_checkpoint,
+    lock_apply,
+    read_checkpoint,
+    read_freshness,
+    refusals_of,
+)
 from sync.lag import LagMeter
 from sync.statements import load_sql
 
@@ -126,20 +137,33 @@ class Applier(Generic[E]):
         trouble: Why it does not apply, one sentence; None while it does.
     """
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - the composition root hands over what it built, by name
         self,
         *,
         cell: CellId,
         view_url: str,
         projection: Projection[E],
         meter: LagMeter,
+        on_begin: Callable[[Position, int], None],
         on_applied: Callable[[Applied[E]], Awaitable[None]],
     ) -> None:
-        """Prepare; ``on_applied`` is called after each commit, in order, and should return soon."""
+        """Prepare.
+
+        Args:
+            cell: Whose changes are applied.
+            view_url: The view, as its owner.
+            projection: What rows become in the view.
+            meter: Is told where the view stands.
+            on_begin: Called with the checkpoint and its freshness (as in `Applied`) each time it was read, under the
+                lock of the one apply and before anything more is applied. What was committed up to it may not have
+                been told to ``on_applied``.
+            on_applied: Called after each commit, in order; should return soon.
+        """
         self._cell: CellId = cell
         self._view_url = view_url
         self._projection = projection
         self._meter = meter
+        self._on_begin = on_begin
         self._on_applied = on_applied
         self._position = ZERO
         self._fresh_at_us = 0
@@ -198,6 +222,8 @@ class Applier(Generic[E]):
         try:
             await lock_apply(connection, self._cell)
             self._position = await read_checkpoint(connection, self._cell)
+            self._fresh_at_us = await read_freshness(connection, self._cell)
+            self._on_begin(self._position, self._fresh_at_us)
             self._meter.note_applied(self._position)
             self.dead_letters = await connection.fetchval(load_sql("count_dead_letters"), self._cell)
             self.trouble = None

@@ -80,6 +80,11 @@ async def read_checkpoint(connection: "ViewConnection", cell: CellId) -> Positio
     return ZERO if row is None else Position(row["epoch"], row["lsn"])
 
 
+async def read_freshness(connection: "ViewConnection", cell: CellId) -> int:
+    """Return the ledger's time up to which the view has everything, microseconds since 1970; 0: not known."""
+    return await connection.fetchval(load_sql("read_freshness"), cell)
+
+
 async def advance_checkpoint(connection: "ViewConnection", move: CheckpointMove) -> None:
     """Move the checkpoint, inside of the transaction that applies what it covers, if there is such a thing.
 

@@ -1,6 +1,7 @@
 """Composition root of the read API: settings in, sockets bound, everything started and stopped in order."""
 
 import asyncio
+import math
 
 from prometheus_client import Gauge
 
@@ -30,11 +31,16 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
     public, internal = bind_public(settings.listen, settings.unix_listen), bind(settings.internal_listen)
     tracing = configure_tracing(process=PROCESS, region=topology.region, ratio=settings.trace_ratio)
     freshness = Freshness(topology.cell)
-    memory = PageMemory(bytes_max=settings.memory_bytes_max)
-    shared = SharedCache(settings.redis_url)
+    memory = PageMemory(bytes_max=settings.memory_bytes_max, life_s=settings.page_life_s)
+    shared = SharedCache(settings.redis_url, page_life_s=settings.page_life_s)
     set_epoch_provider(lambda: freshness.applied.epoch or None)
     Gauge("palaver_epoch", "Epoch of the newest applied change").set_function(lambda: freshness.applied.epoch)
-    Gauge("palaver_view_staleness_ms", "Age of the view").set_function(lambda: freshness.staleness_ms or 0)
+    Gauge("palaver_view_staleness_ms", "Age of the view; NaN while it is not known").set_function(
+        lambda: math.nan if freshness.staleness_ms is None else freshness.staleness_ms
+    )
+    Gauge("palaver_invalidations_heard", "Whether the channel is heard and pages are kept").set_function(
+        lambda: memory.heard
+    )
     Gauge("palaver_page_memory_bytes", "Bytes of kept pages").set_function(lambda: memory.bytes)
 
     def missing() -> list[str]:
@@ -47,6 +53,8 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
             "applied_epoch": freshness.applied.epoch,
             "applied_lsn": freshness.applied.lsn,
             "staleness_ms": freshness.staleness_ms,
+            "heard_epoch": None if freshness.heard is None else freshness.heard.position.epoch,
+            "heard_lsn": None if freshness.heard is None else freshness.heard.position.lsn,
             "view_reachable": freshness.reachable,
             "invalidations_heard": memory.heard,
             "memory_bytes": memory.bytes,
@@ -71,7 +79,7 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
                 missing=missing,
             )
             async with asyncio.TaskGroup() as group:
-                group.create_task(freshness.run(view), name="freshness")
+                group.create_task(freshness.run(view, memory.go_deaf), name="freshness")
                 group.create_task(proof.run(), name="proof")
                 group.create_task(follow_invalidations(shared, memory, freshness), name="invalidations")
                 group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")

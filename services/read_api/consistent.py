@@ -1,5 +1,6 @@
 """Holds a read to the level it asks for, before the view is read."""
 
+import time
 from collections.abc import Generator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -9,6 +10,7 @@ from regions.position import ZERO, Position
 from services.api.answers import Header
 from services.api.consistency import EVENTUAL, Level, Wanted, parse_wanted
 from services.api.problems import Problem, unavailable
+from services.read_api.claim import Claim
 from services.read_api.freshness import Freshness
 from services.read_api.strong import Prover, count_strong_read
 from services.telemetry.middleware import Scope
@@ -21,12 +23,21 @@ class Granted:
     Attributes:
         level: The level that is really served.
         asked: The level that was asked for.
-        at_least: The answer must come from a view that has this; ZERO when any will do.
+        at_least: The answer must have this; ZERO when any will do.
+        fresh_since_s: The answer must have all that the ledger had at this time, in monotonic seconds; None when any
+            will do.
     """
 
     level: Level
     asked: Level
     at_least: Position = ZERO
+    fresh_since_s: float | None = None
+
+    def allows(self, claim: Claim) -> bool:
+        """Whether an answer with this claim is what was granted."""
+        if claim.position < self.at_least:
+            return False
+        return self.fresh_since_s is None or (claim.fresh_s is not None and claim.fresh_s >= self.fresh_since_s)
 
 
 def wanted_of(scope: Scope, cell: CellId) -> Wanted:
@@ -56,7 +67,9 @@ async def grant(wanted: Wanted, freshness: Freshness, prover: Prover) -> Granted
             raise unavailable(
                 "too-stale", f"The view's age is {known}, at most {wanted.staleness_ms_max:.0f} ms was asked."
             )
-        return Granted(level="bounded", asked="bounded")
+        return Granted(
+            level="bounded", asked="bounded", fresh_since_s=time.monotonic() - wanted.staleness_ms_max / 1000
+        )
     if wanted.level == "session":
         assert wanted.position is not None
         reached = await freshness.wait_for(wanted.position)
@@ -82,18 +95,15 @@ async def _grant_strong(freshness: Freshness, prover: Prover) -> Granted:
     return Granted(level=level, asked="strong", at_least=position if reached and position is not None else ZERO)
 
 
-def headers_of(granted: Granted, freshness: Freshness) -> Sequence[Header]:
-    """Return the position and consistency headers of an answer."""
-    if granted.asked == "eventual":
-        return freshness.headers()
-    position = max(freshness.announced, granted.at_least)
-    return freshness.headers_of(granted.level, granted.asked, position)
+def headers_of(granted: Granted, freshness: Freshness, claim: Claim) -> Sequence[Header]:
+    """Return the position and consistency headers of an answer with this claim."""
+    return freshness.headers_of(granted.level, granted.asked, claim)
 
 
 @contextmanager
-def says_what_it_got(granted: Granted, freshness: Freshness) -> Generator[None]:
+def says_what_it_got(granted: Granted, freshness: Freshness, claim: Claim) -> Generator[None]:
     """Let the problems raised in it say what was served: that nothing is there may be the answer of an old view."""
     try:
         yield
     except Problem as problem:
-        raise problem.told(headers_of(granted, freshness)) from problem
+        raise problem.told(headers_of(granted, freshness, claim)) from problem

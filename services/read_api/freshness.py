@@ -1,18 +1,21 @@
-"""How far this region's view is: the position and staleness that every answer carries, and waiting for more.
+"""How far this region's view is, and how far what is kept of it is: what every answer may claim, and waiting for more.
 
-Decides which position an answer may claim. `applied` is what the view has; `announced` is what kept pages reflect
-as well: it moves when the replicator says on the channel that every invalidation up to it was published, or one
-poll later than `applied`, by when they have arrived. The view is asked by one background task, never by a request.
+Decides two claims (`claim.py`). `viewed` is what the view is known to have: from its checkpoint, which one background
+task reads, and from the channel. `heard` is what kept pages reflect: only what the replicator said on the channel,
+after the invalidations up to it. While nothing is heard there is no such claim, nothing is kept, and reads go to the
+view. The age of a claim grows from the moment of the news behind it; the same news repeated does not make it younger.
 """
 
 import asyncio
 import logging
 import time
+from collections.abc import Callable
 from typing import Final
 
 from regions.identity import CellId
 from regions.position import ZERO, InvalidPosition, Position, decode_token, encode_token
 from services.api.consistency import CONSISTENCY_HEADER, POSITION_HEADER, served_header
+from services.read_api.claim import NOTHING, Claim
 from services.read_api.view_reader import ViewReader, ViewUnavailable
 from services.view.cache import Applied
 
@@ -21,48 +24,61 @@ POLL_INTERVAL_S: Final = 0.25
 WAITED_POLL_INTERVAL_S: Final = 0.01
 # How long a session read waits for its position before it is answered with how far behind the view is.
 SESSION_WAIT_S: Final = 1.0
-# The prepared headers are this old at most.
-HEADER_AGE_S: Final = 0.1
+# Prepared headers are used for this long, and say the age that they have at the end of it.
+HEADER_AGE_S: Final = 0.02
 
 _log = logging.getLogger("palaver.read_api.freshness")
 
 
 class Freshness:
-    """What is known of the view's progress. Run `run` in a task."""
+    """What is known of the view's progress. Run `run` in a task.
+
+    Attributes:
+        viewed: What a read of the view that begins now has at least.
+        heard: What kept pages reflect at least; None while the channel is not heard.
+    """
 
     def __init__(self, cell: CellId) -> None:
         self._cell = cell
-        self.applied = ZERO
-        self.announced = ZERO
+        self.viewed = NOTHING
+        self.heard: Claim | None = None
         self.schema_ready = False
         self.reachable = False
-        self._staleness_ms: float | None = None
-        self._measured_s = 0.0
+        self._polled: tuple[object, ...] | None = None
+        self._word: Applied | None = None
+        self._word_fresh_s: float | None = None
+        self._word_refuted = False
         self._waiters: list[tuple[Position, asyncio.Future[None]]] = []
         self._wanted = asyncio.Event()
         self._headers: tuple[tuple[bytes, bytes], ...] = ()
         self._headers_s = -1.0
 
     @property
+    def applied(self) -> Position:
+        """What the view has."""
+        return self.viewed.position
+
+    @property
     def staleness_ms(self) -> float | None:
         """How long ago the view had everything; None before anything is known."""
-        if self._staleness_ms is None:
-            return None
-        return self._staleness_ms + (time.monotonic() - self._measured_s) * 1000
+        return _age_ms(self.viewed, time.monotonic())
 
     def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The two headers of an eventual read, prepared a moment ago."""
+        """The two headers of an eventual read of a kept page, prepared a moment ago."""
         now_s = time.monotonic()
         if now_s - self._headers_s > HEADER_AGE_S:
             self._headers_s = now_s
-            self._headers = self.headers_of("eventual", "eventual", self.announced)
+            self._headers = self.headers_of("eventual", "eventual", self.heard or NOTHING, now_s + HEADER_AGE_S)
         return self._headers
 
-    def headers_of(self, served: str, asked: str, position: Position) -> tuple[tuple[bytes, bytes], ...]:
-        """The two headers of an answer that reflects this position."""
+    def headers_of(
+        self, served: str, asked: str, claim: Claim, now_s: float | None = None
+    ) -> tuple[tuple[bytes, bytes], ...]:
+        """The two headers of an answer for which this claim holds."""
+        now_s = time.monotonic() if now_s is None else now_s
         return (
-            (POSITION_HEADER, encode_token(self._cell, position).encode()),
-            (CONSISTENCY_HEADER, served_header(served, asked, self.staleness_ms)),
+            (POSITION_HEADER, encode_token(self._cell, claim.position).encode()),
+            (CONSISTENCY_HEADER, served_header(served, asked, _age_ms(claim, now_s))),
         )
 
     async def wait_for(self, position: Position, timeout_s: float = SESSION_WAIT_S) -> bool:
@@ -88,16 +104,33 @@ class Freshness:
         except InvalidPosition:
             _log.warning("a malformed position was announced", extra={"position": message.position})
             return
-        if cell == self._cell:
-            self.announced = max(self.announced, position)
-            self._move(position, max(0.0, time.time() * 1000 - message.fresh_at_us / 1000))
+        if cell != self._cell:
+            return
+        if message != self._word:
+            self._word, self._word_refuted = message, False
+            age_s = max(0.0, time.time() - message.fresh_at_us / 1_000_000)
+            self._word_fresh_s = time.monotonic() - age_s if message.fresh_at_us else None
+        if self._word_refuted:
+            return
+        claim = Claim(position=position, fresh_s=self._word_fresh_s)
+        self.heard = claim.or_later(self.heard)
+        self._see(claim)
 
-    async def run(self, view: ViewReader) -> None:
-        """Ask the view for its checkpoint until cancelled, more often while somebody waits."""
+    def go_deaf(self) -> None:
+        """Invalidations may be missed from now on: kept pages have no claim until the next word."""
+        self.heard = None
+        self._headers_s = -1.0
+
+    async def run(self, view: ViewReader, went_back: Callable[[], None]) -> None:
+        """Ask the view for its checkpoint until cancelled, more often while somebody waits.
+
+        Args:
+            view: Is asked.
+            went_back: Called when the view has less than it had: it was replaced, and nothing kept of it counts.
+        """
         while True:
-            before = self.applied
             try:
-                await self._poll(view)
+                await self._poll(view, went_back)
                 self.reachable = True
             except ViewUnavailable as error:
                 if self.reachable:
@@ -107,26 +140,40 @@ class Freshness:
             if self._waiters and self.reachable:
                 await asyncio.sleep(WAITED_POLL_INTERVAL_S)
                 continue
-            self.announced = max(self.announced, before)
             try:
                 async with asyncio.timeout(POLL_INTERVAL_S):
                     await self._wanted.wait()
             except TimeoutError:
                 continue
 
-    async def _poll(self, view: ViewReader) -> None:
+    async def _poll(self, view: ViewReader, went_back: Callable[[], None]) -> None:
         if not self.schema_ready:
             self.schema_ready = await view.schema_ready()
             if not self.schema_ready:
                 return
+        before, before_s = self.viewed.position, time.monotonic()
         row = await view.checkpoint(self._cell)
-        if row is not None:
-            self._move(Position(row["epoch"], row["lsn"]), row["staleness_ms"])
+        position = ZERO if row is None else Position(row["epoch"], row["lsn"])
+        if position < before:
+            # The view had `before` when it was asked.
+            _log.warning("the view has less than it had", extra={"position": str(position), "before": str(before)})
+            self.viewed, self._word_refuted = NOTHING, True
+            self.go_deaf()
+            went_back()
+        polled = None if row is None else (position, row["fresh_at"])
+        if row is None or polled == self._polled:
+            return
+        self._polled = polled
+        staleness_ms = row["staleness_ms"]
+        fresh_s = None if staleness_ms is None else before_s - max(0.0, staleness_ms) / 1000
+        self._see(Claim(position=position, fresh_s=fresh_s))
 
-    def _move(self, position: Position, staleness_ms: float | None) -> None:
-        self.applied = max(self.applied, position)
-        if staleness_ms is not None:
-            self._staleness_ms, self._measured_s = staleness_ms, time.monotonic()
+    def _see(self, claim: Claim) -> None:
+        self.viewed = self.viewed.or_later(claim)
         for wanted, future in self._waiters:
             if self.applied >= wanted and not future.done():
                 future.set_result(None)
+
+
+def _age_ms(claim: Claim, now_s: float) -> float | None:
+    return None if claim.fresh_s is None else (now_s - claim.fresh_s) * 1000

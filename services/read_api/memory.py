@@ -2,19 +2,22 @@
 
 Decides what may be kept: an invalidation drops the pages it makes old and forbids builds that began before it to
 be kept, unless they turned out new enough. While the channel of invalidations is not heard, nothing is kept and
-nothing kept is served. No I/O, no clock.
+nothing kept is served. A page lives for a bounded time, whatever is heard: an invalidation that nobody sent is the
+fault of somebody else, and its effect ends. No I/O; the clock is passed in.
 
 A page is kept in two encodings: as JSON, and gzipped from the first time somebody asks for it so. Text shrinks
 five- to tenfold, which is what readers on a slow network wait for and what every proxy on the way copies.
 """
 
+import time
 import zlib
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Final
 from uuid import UUID
 
-from regions.position import ZERO, Position
+from services.read_api.claim import Claim
 from services.read_api.page import Page
 from services.telemetry.middleware import Scope
 from services.telemetry.ready_protocol import header_lines
@@ -44,14 +47,16 @@ class Entry:
     """A kept page with the headers that never change.
 
     Attributes:
-        position: The view had everything up to here when the page was read; ZERO when that is not known.
+        claim: What the page has at least, as of when it was read.
+        ends_s: When its life ends if it is kept, in seconds of the memory's clock.
         plain: The page as JSON.
         gzipped: The page gzipped; None until `gzip` has been called, and for small pages for ever.
     """
 
     page: Page
     thread: Thread
-    position: Position
+    claim: Claim
+    ends_s: float = 0.0
     plain: "Encoded" = field(init=False)
     gzipped: "Encoded | None" = field(init=False, default=None)
 
@@ -135,7 +140,24 @@ class Build:
 class PageMemory:
     """A bounded memory of pages, least recently used first out. Silent until `hear` is called."""
 
-    def __init__(self, *, bytes_max: int, entries_max: int = ENTRIES_MAX) -> None:
+    def __init__(
+        self,
+        *,
+        bytes_max: int,
+        entries_max: int = ENTRIES_MAX,
+        life_s: float,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        """Begin empty.
+
+        Args:
+            bytes_max: Bytes of pages.
+            entries_max: Number of pages.
+            life_s: How long a page is kept at most.
+            now: Seconds of a clock that does not jump.
+        """
+        self._life_s = life_s
+        self._now = now
         self._bytes_max = bytes_max
         self._entries_max = entries_max
         self._entries: OrderedDict[Request, Entry] = OrderedDict()
@@ -157,8 +179,12 @@ class PageMemory:
     def get(self, request: Request) -> Entry | None:
         """Return the kept page of a request."""
         entry = self._entries.get(request)
-        if entry is not None:
-            self._entries.move_to_end(request)
+        if entry is None:
+            return None
+        if entry.ends_s <= self._now():
+            self._drop(request)
+            return None
+        self._entries.move_to_end(request)
         return entry
 
     def begin(self, thread: Thread) -> Build:
@@ -178,9 +204,9 @@ class PageMemory:
         """Whether a page that this build read is still the newest as far as anybody has said."""
         return not build.void and page.version is not None and page.version >= build.version_min
 
-    def keep(self, request: Request, build: Build, page: Page, position: Position = ZERO) -> Entry:
+    def keep(self, request: Request, build: Build, page: Page, claim: Claim) -> Entry:
         """Return the entry of a page, kept when it may be. Must be called before `end`."""
-        entry = Entry(page=page, thread=build.thread, position=position)
+        entry = Entry(page=page, thread=build.thread, claim=claim, ends_s=self._now() + self._life_s)
         if self.may_keep(build, page):
             self._drop(request)
             self._entries[request] = entry

@@ -1,20 +1,22 @@
 """Thread pages, the hot path: ready bytes from memory, else from Redis, else one query that many may wait for.
 
 Decides the order of the sources. A request for a kept page does three dictionary lookups and sends two messages;
-everything else may be slower. A read that needs a position goes past every page whose position is not known.
+everything else may be slower. An answer claims what its source has (`claim.py`), and the claim is taken before the
+source is asked: what arrives meanwhile is not claimed. A read that asks for more than a kept page has goes past it.
 """
 
 import asyncio
+from dataclasses import dataclass, field
 from functools import lru_cache
 from typing import Final
 from uuid import UUID
 
 from regions.identity import CellId
-from regions.position import ZERO
 from services.api.answers import answer
 from services.api.cors import SITE_PREFIX, parse_uuid
 from services.api.markdown import HtmlCache
 from services.api.problems import Problem, unavailable
+from services.read_api.claim import NOTHING, Claim
 from services.read_api.consistent import Granted, grant, headers_of, says_what_it_got, wanted_of
 from services.read_api.freshness import Freshness
 from services.read_api.memory import Encoded, Entry, PageMemory, Request, request_of
@@ -28,6 +30,19 @@ from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Sen
 TEMPLATE: Final = "/v1/sites/{site}/comments"
 _SUFFIX: Final = "/comments"
 _SLASHES: Final = TEMPLATE.count("/")
+
+
+@dataclass(slots=True, kw_only=True, eq=False)
+class Flight:
+    """A page being read, for one request or many.
+
+    Attributes:
+        claim: What it will have at least; grows when the view is asked instead of Redis.
+        landed: The page, or the problem.
+    """
+
+    claim: Claim
+    landed: asyncio.Future[Entry] = field(default_factory=lambda: asyncio.get_running_loop().create_future())
 
 
 class Pages:
@@ -53,7 +68,8 @@ class Pages:
         self._cell = cell
         self._prover = prover
         self._settings = settings
-        self._flights: dict[PageQuery, asyncio.Future[Entry]] = {}
+        # By the question, and by whether what is kept is enough for who asks.
+        self._flights: dict[tuple[PageQuery, bool], Flight] = {}
 
     def in_front_of(self, app: AsgiApp) -> AsgiApp:
         """Return an application that answers thread pages itself and leaves the rest to `app`."""
@@ -79,18 +95,20 @@ class Pages:
         granted = await grant(wanted, self._freshness, self._prover)
         request = request_of(scope)
         entry = self._memory.get(request)
-        if entry is not None and entry.position >= granted.at_least:
+        # While a page is kept, whatever was heard holds for it.
+        claim = NOTHING if entry is None else entry.claim.or_later(self._freshness.heard)
+        if entry is not None and granted.allows(claim):
             HIT_MEMORY.inc()
         else:
-            with says_what_it_got(granted, self._freshness):
-                entry = await self._find(scope, request, granted)
+            entry = await self._find(scope, request, granted)
+            claim = entry.claim
+        fresh = headers_of(granted, self._freshness, claim)
         none_match = encodings = None
         for name, value in scope["headers"]:
             if name == b"if-none-match":
                 none_match = value
             elif name == b"accept-encoding":
                 encodings = value
-        fresh = headers_of(granted, self._freshness)
         encoded = entry.plain
         if encodings is not None and entry.shrinks and accepts_gzip(encodings):
             encoded = entry.gzipped or await self._gzip(request, entry)
@@ -106,50 +124,52 @@ class Pages:
         return encoded
 
     async def _find(self, scope: Scope, request: Request, granted: Granted) -> Entry:
-        site = parse_uuid(scope["path"][len(SITE_PREFIX) : -len(_SUFFIX)])
-        if site is None:
-            raise unknown_site()
-        query = parse_page_query(scope, site, limit_default=self._settings.page_limit_default)
-        if granted.at_least > ZERO:
-            return await self._build(query, request, past_caches=True)
-        flight = self._flights.get(query)
-        if flight is None:
-            return await self._lead(query, request)
-        # Somebody reads the same page already. A failure of theirs is an answer for this request as well.
-        return await asyncio.shield(flight)
-
-    async def _lead(self, query: PageQuery, request: Request) -> Entry:
-        """Build a page for everybody who asks for it meanwhile."""
-        flight = self._flights[query] = asyncio.get_running_loop().create_future()
+        with says_what_it_got(granted, self._freshness, self._freshness.viewed):
+            site = parse_site(scope["path"][len(SITE_PREFIX) : -len(_SUFFIX)])
+            query = parse_page_query(scope, site, limit_default=self._settings.page_limit_default)
+        heard = self._freshness.heard
+        past_caches = heard is None or not granted.allows(heard)
+        flight = self._flights.get((query, past_caches))
         try:
-            entry = await self._build(query, request, past_caches=False)
+            if flight is None or not granted.allows(flight.claim):
+                flight = Flight(claim=self._freshness.viewed if past_caches or heard is None else heard)
+                return await self._lead(flight, query, request, past_caches=past_caches)
+            # Somebody reads the same page already. A failure of theirs is an answer for this request as well.
+            return await asyncio.shield(flight.landed)
+        except Problem as problem:
+            assert flight is not None
+            raise problem.told(headers_of(granted, self._freshness, flight.claim)) from problem
+
+    async def _lead(self, flight: "Flight", query: PageQuery, request: Request, *, past_caches: bool) -> Entry:
+        """Build a page for everybody who asks for it meanwhile."""
+        key = (query, past_caches)
+        self._flights[key] = flight
+        try:
+            entry = await self._build(flight, query, request, past_caches=past_caches)
         except BaseException as error:
             if isinstance(error, Exception):
-                flight.set_exception(error)
-                flight.exception()  # nobody else may have waited, and that is no fault
+                flight.landed.set_exception(error)
             else:
-                flight.set_exception(unavailable("view-unavailable", "The reader of this page went away."))
-                flight.exception()
+                flight.landed.set_exception(unavailable("view-unavailable", "The reader of this page went away."))
+            flight.landed.exception()  # nobody else may have waited, and that is no fault
             raise
         finally:
-            del self._flights[query]
-        flight.set_result(entry)
+            if self._flights.get(key) is flight:
+                del self._flights[key]
+        flight.landed.set_result(entry)
         return entry
 
-    async def _build(self, query: PageQuery, request: Request, *, past_caches: bool) -> Entry:
+    async def _build(self, flight: "Flight", query: PageQuery, request: Request, *, past_caches: bool) -> Entry:
         thread = (query.site, query.thread)
         build = self._memory.begin(thread)
-        position = self._freshness.applied
         try:
-            page = None
-            if not past_caches and self._memory.heard:
-                page = await self._shared.get(thread, query.field)
-                position = ZERO if page is not None else position
+            page = None if past_caches else await self._shared.get(thread, query.field)
             if page is None:
+                flight.claim = self._freshness.viewed
                 page = await self._read(query)
                 if self._memory.may_keep(build, page):
                     await self._shared.put(thread, query.field, page)
-            return self._memory.keep(request, build, page, position)
+            return self._memory.keep(request, build, page, flight.claim)
         finally:
             self._memory.end(build)
 

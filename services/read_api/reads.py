@@ -34,7 +34,7 @@ _DOCS_POLICY: Final = "default-src 'none'; connect-src 'self'; style-src 'unsafe
 
 
 class Reads:
-    """Endpoints on the view."""
+    """Endpoints on the view; each claims what the view was known to have before it was asked."""
 
     def __init__(
         self, *, view: ViewReader, freshness: Freshness, html: HtmlCache, cell: CellId, prover: Prover
@@ -54,12 +54,13 @@ class Reads:
         comment_id = parse_uuid(request.path_params["comment"])
         if comment_id is None:
             raise Problem("unknown-comment", "No comment has this id.")
-        with says_what_it_got(granted, self._freshness):
+        claim = self._freshness.viewed
+        with says_what_it_got(granted, self._freshness, claim):
             comment = await self._comment(site, comment_id)
         more = None
         if comment.reply_count:
             more = encode_cursor(Cursor(parent=comment.id), site=site, thread=comment.thread, sort=SORTS[0])
-        headers = [(b"etag", entity_tag(comment)), *headers_of(granted, self._freshness)]
+        headers = [(b"etag", entity_tag(comment)), *headers_of(granted, self._freshness, claim)]
         none_match = header(scope, b"if-none-match")
         if none_match is not None and matches(none_match, entity_tag(comment)):
             return _response(304, b"", headers)
@@ -85,10 +86,11 @@ class Reads:
             raise invalid("thread", f"must occur 1 to {COUNTED_THREADS_MAX} times")
         keys = {text: parse_thread_key(text) for text in asked}
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
-        with says_what_it_got(granted, self._freshness):
+        claim = self._freshness.viewed
+        with says_what_it_got(granted, self._freshness, claim):
             counts = await self._counts(site, set(keys.values()))
         document = {"counts": {text: counts.get(key, 0) for text, key in keys.items()}}
-        return _response(200, orjson.dumps(document), headers_of(granted, self._freshness))
+        return _response(200, orjson.dumps(document), headers_of(granted, self._freshness, claim))
 
     async def _counts(self, site: UUID, keys: Collection[str]) -> Mapping[str, int]:
         try:

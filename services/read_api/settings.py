@@ -19,4 +19,5 @@ class ReadSettings(ProcessSettings):
     page_replies_max: int = Field(default=20, ge=1, le=200)
     page_comments_max: int = Field(default=500, ge=250, le=5000)
     memory_bytes_max: int = Field(default=64 * 2**20, ge=0)
+    page_life_s: int = Field(default=60, ge=10, le=3600)
     request_bytes_max: int = Field(default=131_072, ge=1024)

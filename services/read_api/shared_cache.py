@@ -16,10 +16,10 @@ from redis.asyncio.retry import Retry
 from redis.backoff import NoBackoff
 from redis.exceptions import RedisError
 
-from services.read_api.cancellation import heed_cancellation
 from services.read_api.memory import Thread
 from services.read_api.page import Page
 from services.view import cache
+from services.view.cancellation import heed_cancellation
 
 # A local Redis answers in well below a millisecond; beyond this the view is the faster way.
 COMMAND_TIMEOUT_S: Final = 0.1
@@ -43,7 +43,14 @@ _log = logging.getLogger("palaver.read_api.cache")
 class SharedCache:
     """The region's Redis as the read API uses it."""
 
-    def __init__(self, url: str) -> None:
+    def __init__(self, url: str, *, page_life_s: int) -> None:
+        """Prepare; nothing is connected yet.
+
+        Args:
+            url: The region's Redis.
+            page_life_s: How long a page is kept at most.
+        """
+        self._page_life_s = page_life_s
         client = cast("Any", Redis).from_url(
             url,
             socket_timeout=COMMAND_TIMEOUT_S,
@@ -81,13 +88,13 @@ class SharedCache:
         try:
             await self._store(
                 keys=[cache.thread_key(self.generation, *thread)],
-                args=[page.version, field, _encode(page), cache.THREAD_TTL_S, cache.FIELDS_MAX],
+                args=[page.version, field, _encode(page), self._page_life_s, cache.FIELDS_MAX],
             )
         except _FAILED as error:
             self._shun(error)
 
     async def messages(self) -> AsyncGenerator[bytes | None]:
-        """Subscribe; yield None once the channel is heard, then each message. Ends when it is not heard any more."""
+        """Subscribe; yield each message, and None when none came for a moment. Ends when Redis does not answer."""
         client = cast("Any", Redis).from_url(
             self._url,
             socket_timeout=PING_INTERVAL_S,
@@ -97,10 +104,6 @@ class SharedCache:
         channel = client.pubsub()
         try:
             await channel.subscribe(cache.CHANNEL)
-            # A key that is not there names no generation: the replicator may go on under one that was lost, and
-            # pages kept under another would never be dropped. Its next flush says which it is.
-            generation = await client.get(cache.GENERATION_KEY)
-            self.generation = None if generation is None else int(generation)
             unanswered_pings = 0
             while unanswered_pings < 2:  # noqa: PLR2004 - one ping may cross a busy moment
                 heed_cancellation()
@@ -108,10 +111,14 @@ class SharedCache:
                 if message is None:
                     unanswered_pings += 1
                     await channel.ping()
+                    yield None
                     continue
                 unanswered_pings = 0
                 if message["type"] == "subscribe":
-                    yield None
+                    # Asked after Redis confirmed the subscription: a generation that begins later is heard. A key
+                    # that is not there names none; pages kept under an old one would never be dropped.
+                    generation = await client.get(cache.GENERATION_KEY)
+                    self.generation = None if generation is None else int(generation)
                 elif message["type"] == "message":
                     yield message["data"]
         except _FAILED as error:

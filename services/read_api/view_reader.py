@@ -11,7 +11,7 @@ from asyncpg import exceptions as pg
 from prometheus_client import Counter, Gauge
 
 from services import view
-from services.read_api.cancellation import heed_cancellation
+from services.view.cancellation import heed_cancellation
 
 # A page takes a millisecond; a view that needs seconds is better borrowed from a neighbour.
 STATEMENT_TIMEOUT_S: Final = 2.0

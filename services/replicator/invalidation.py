@@ -4,13 +4,17 @@ Decides when single invalidations no longer suffice and everything kept must go.
 it takes notes and works by itself. **Who hears a position on the channel has heard of every thread that
 moved up to it, or has been told to drop everything; a Redis that is away costs a new generation, never a
 stale page once it is back.**
+
+Apply may lose what a committed batch moved: the reply of the view does not arrive, or the process ends before it
+takes a note. Each time apply reads its checkpoint it therefore calls `void`, and nothing is announced until
+everything kept is void. Apply reads the checkpoint under its lock, so nobody commits between the two.
 """
 
 import asyncio
+import contextlib
 import logging
 import random
 import secrets
-from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
 
@@ -18,9 +22,10 @@ from redis.asyncio import Redis
 from redis.exceptions import RedisError
 
 from regions.identity import CellId
-from regions.position import encode_token
+from regions.position import Position, encode_token
 from services.view import cache
 from services.view.cache import Invalidation
+from services.view.cancellation import heed_cancellation
 from sync.apply import Applied
 
 PENDING_THREADS_MAX: Final = 10_000
@@ -39,23 +44,12 @@ GENERATION_BITS: Final = 48
 _log = logging.getLogger(__name__)
 
 
-class _Pipeline(Protocol):
-    """What is used of redis-py's pipeline."""
-
-    def evalsha(self, script: str, keys: int, *arguments: str | int) -> object: ...
-    def publish(self, channel: str, message: bytes) -> object: ...
-    async def execute(self) -> object: ...
-
-
 class _Client(Protocol):
     """What is used of redis-py's client: its own annotations leave most arguments unknown."""
 
     async def script_load(self, script: str) -> str: ...
-    async def incr(self, name: str) -> int: ...
-    async def set(self, name: str, value: int, *, nx: bool) -> object: ...
-    async def publish(self, channel: str, message: bytes) -> int: ...
+    async def evalsha(self, script: str, keys: int, *arguments: str | bytes | int) -> object: ...
     async def aclose(self) -> None: ...
-    def pipeline(self, *, transaction: bool) -> _Pipeline: ...
 
 
 class CacheInvalidator:
@@ -72,16 +66,22 @@ class CacheInvalidator:
         self._cell: CellId = cell
         self._redis_url = redis_url
         self._pending: dict[tuple[UUID, str], int] = {}
-        self._applied: Applied[Invalidation] | None = None
+        self._word: bytes | None = None
         self._must_flush = True
         self._noted = asyncio.Event()
         self.invalidations = 0
         self.flushes = 0
         self.trouble: str | None = "the cache was not reached yet"
 
+    def void(self, position: Position, fresh_at_us: int) -> None:
+        """Apply begins at this checkpoint: everything kept is void before anything more is announced."""
+        self._word = self._word_of(position, fresh_at_us)
+        self._flush_next()
+        self._noted.set()
+
     def note(self, applied: Applied[Invalidation]) -> None:
         """Take note of a committed batch; returns at once."""
-        self._applied = applied
+        self._word = self._word_of(applied.position, applied.fresh_at_us)
         if not self._must_flush:
             for one in applied.effects:
                 self._pending[one.site, one.key] = one.version
@@ -103,51 +103,56 @@ class CacheInvalidator:
                 _log.warning("the page cache cannot be told: %s", self.trouble)
             finally:
                 await client.aclose()
+            heed_cancellation()
             self._flush_next()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
 
     async def _pass_on(self, client: _Client) -> None:
-        script = await client.script_load(cache.INVALIDATE_SCRIPT)
-        self._noted.set()
-        generation = 0
+        begin = await client.script_load(cache.BEGIN_SCRIPT)
+        invalidate = await client.script_load(cache.INVALIDATE_SCRIPT)
         while True:
-            await self._noted.wait()
+            heed_cancellation()
             self._noted.clear()
-            if self._must_flush:
+            # Again, when apply began again meanwhile: what it lost may have been committed after this generation.
+            while self._must_flush:
                 self._must_flush = False
                 # A key that was lost must not lead back to a generation whose pages are still there.
-                await client.set(cache.GENERATION_KEY, secrets.randbits(GENERATION_BITS), nx=True)
-                generation = await client.incr(cache.GENERATION_KEY)
-                await client.publish(cache.CHANNEL, cache.encode_flush(generation))
+                first = secrets.randbits(GENERATION_BITS)
+                await client.evalsha(begin, 1, cache.GENERATION_KEY, first, cache.CHANNEL)
                 self.flushes += 1
                 self.trouble = None
-            await self._tell(client, script, generation)
+            await self._tell(client, invalidate)
+            with contextlib.suppress(TimeoutError):
+                async with asyncio.timeout(cache.HEARTBEAT_S):
+                    await self._noted.wait()
 
-    async def _tell(self, client: _Client, script: str, generation: int) -> None:
-        """Send one batch in one round trip: the scripts, then the messages, then the position."""
+    async def _tell(self, client: _Client, script: str) -> None:
+        """Tell what was noted, then the position; without news the position alone is the heartbeat.
+
+        One script after the other: a position is published only when Redis took every invalidation before it.
+        """
         moved = [Invalidation(site=site, key=key, version=version) for (site, key), version in self._pending.items()]
-        applied = self._applied
+        word = self._word
         self._pending.clear()
-        pipeline = client.pipeline(transaction=False)
-        for start in range(0, len(moved), cache.INVALIDATIONS_MAX):
-            _add(pipeline, script, generation, moved[start : start + cache.INVALIDATIONS_MAX])
-        if applied is not None:
-            token = encode_token(self._cell, applied.position)
-            pipeline.publish(cache.CHANNEL, cache.encode_applied(token, applied.fresh_at_us))
-            await pipeline.execute()
-            self.invalidations += len(moved)
+        if word is None:
+            return
+        starts = range(0, max(1, len(moved)), cache.INVALIDATIONS_MAX)
+        for start in starts:
+            some = moved[start : start + cache.INVALIDATIONS_MAX]
+            messages = [cache.encode_invalidations(some)] if some else []
+            if start == starts[-1]:
+                messages.append(word)
+            arguments = cache.invalidate_arguments(some, messages)
+            await client.evalsha(script, 1, cache.GENERATION_KEY, *arguments)
+        self.invalidations += len(moved)
+
+    def _word_of(self, position: Position, fresh_at_us: int) -> bytes:
+        return cache.encode_applied(encode_token(self._cell, position), fresh_at_us)
 
     def _flush_next(self) -> None:
         self._must_flush = True
         self._pending.clear()
-
-
-def _add(pipeline: _Pipeline, script: str, generation: int, moved: Sequence[Invalidation]) -> None:
-    keys = [cache.thread_key(generation, one.site, one.key) for one in moved]
-    versions = [one.version for one in moved]
-    pipeline.evalsha(script, len(keys), *keys, cache.THREAD_TTL_S, *versions)
-    pipeline.publish(cache.CHANNEL, cache.encode_invalidations(moved))
 
 
 def _connect(url: str) -> _Client:

@@ -4,17 +4,21 @@ Decides how a page that was read before a change can never be found after it: a 
 version of its newest change, the store script refuses older pages, and every change leaves its version behind
 (`INVALIDATE_SCRIPT`) before it is announced. Refuses to know connections and page contents.
 
-The writer (replicator), at start: `SET GENERATION_KEY <random> NX`, `INCR` it, publish `encode_flush`; this
-covers a crash between the view's commit and the invalidation. A reader that finds no generation keeps nothing in
-Redis until it hears a flush, and Redis must not evict the key: `volatile-lru`, for it alone has no time to live.
+The writer (replicator) runs `BEGIN_SCRIPT` when it starts, when Redis was away, and each time apply begins at a
+checkpoint: what was committed before may have been announced by nobody. Redis must not evict the generation:
+`volatile-lru`, for it alone has no time to live.
 
-After each batch: run `INVALIDATE_SCRIPT` on `thread_key(…)` of each thread that moved, publish
-`encode_invalidations`, then publish `encode_applied` with the new position. The order on the channel is the
-promise: who has heard a position has heard every invalidation up to it.
+After each batch it runs `INVALIDATE_SCRIPT` for the threads that moved. The script publishes
+`encode_invalidations`, and the last one of a batch `encode_applied` with the new position. Without a batch the writer
+repeats the last position each `HEARTBEAT_S`. So the channel promises: whoever has heard a position has heard every
+invalidation up to it, and whoever hears nothing for `SILENCE_S_MAX` may have missed one.
+
+A reader keeps pages from the first position that it hears on a subscription. A page lives for a bounded time
+(`STORE_SCRIPT`), whatever is heard: the second line of defence.
 """
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
@@ -27,17 +31,24 @@ CHANNEL: Final = "palaver:invalidate"
 VERSION_FIELD: Final = "version"
 
 # Longer than any reader holds a page between its read and its store: a version outlives late writers.
-THREAD_TTL_S: Final = 3600
+TOMBSTONE_TTL_S: Final = 3600
 # Different queries of one thread that are kept; more than a page's widgets ask for, less than a crawler does.
 FIELDS_MAX: Final = 64
 # Threads of one script call and one message: Redis serves nobody else meanwhile, and 512 take below 1 ms.
 INVALIDATIONS_MAX: Final = 512
+# The writer repeats its position at least this often: an idle ledger is told from a Redis that does not answer.
+HEARTBEAT_S: Final = 0.5
+# Six heartbeats: a writer that a busy machine delays is not taken for one that is gone. Claims do not depend on it,
+# because they age by what was heard; it bounds how long a kept page is served after the last word.
+SILENCE_S_MAX: Final = 3.0
 
 _FOLDER: Final = Path(__file__).parent / "lua"
 STORE_SCRIPT: Final = (_FOLDER / "store.lua").read_text("utf-8")
-"""KEYS: thread_key. ARGV: version, field, bytes, THREAD_TTL_S, FIELDS_MAX. Returns 1 when stored."""
+"""KEYS: thread_key. ARGV: version, field, bytes, seconds that a page lives, FIELDS_MAX. Returns 1 when stored."""
 INVALIDATE_SCRIPT: Final = (_FOLDER / "invalidate.lua").read_text("utf-8")
-"""KEYS: thread_keys (at most INVALIDATIONS_MAX). ARGV: THREAD_TTL_S, then the version of each key."""
+"""KEYS: GENERATION_KEY. ARGV: see `invalidate_arguments`. Fails when there is no generation."""
+BEGIN_SCRIPT: Final = (_FOLDER / "begin_generation.lua").read_text("utf-8")
+"""KEYS: GENERATION_KEY. ARGV: where a Redis without a generation begins, CHANNEL. Returns the new generation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -76,12 +87,19 @@ class Applied:
 
 
 class MessageMalformed(ValueError):
-    """A message on the channel is none of ours; a reader treats it as a flush."""
+    """A message on the channel is none of ours; a reader cannot know what it missed, and subscribes anew."""
 
 
 def thread_key(generation: int, site: UUID, key: str) -> str:
     """Return the Redis key of a thread's pages."""
-    return f"palaver:{generation}:thread:{site}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"
+    return f"palaver:{generation}:thread:{_thread_name(site, key)}"
+
+
+def invalidate_arguments(invalidations: Sequence[Invalidation], messages: Sequence[bytes]) -> list[str | bytes | int]:
+    """Return the ARGV of `INVALIDATE_SCRIPT`: threads, at most INVALIDATIONS_MAX, and what to publish after them."""
+    assert len(invalidations) <= INVALIDATIONS_MAX, len(invalidations)
+    threads = [part for one in invalidations for part in (_thread_name(one.site, one.key), one.version)]
+    return [CHANNEL, TOMBSTONE_TTL_S, len(messages), *messages, *threads]
 
 
 def encode_invalidations(invalidations: Iterable[Invalidation]) -> bytes:
@@ -122,3 +140,8 @@ def decode_message(data: bytes) -> list[Invalidation] | Flush | Applied:
     except (ValueError, KeyError, TypeError) as error:
         raise MessageMalformed(str(error)) from error
     raise MessageMalformed("neither a list nor an object")
+
+
+def _thread_name(site: UUID, key: str) -> str:
+    """Return the part of a thread's key that `invalidate.lua` puts behind the generation."""
+    return f"{site}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"

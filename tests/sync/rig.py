@@ -18,6 +18,7 @@ import asyncpg
 
 from regions.coordination import Leadership
 from regions.identity import CellId, RegionName, slot_name
+from regions.position import Position
 from regions.topology import Topology, parse_topology
 from services import ledger, view
 from services.replicator.projection import ViewProjection
@@ -126,12 +127,14 @@ class Rig:
 
     Attributes:
         region: The leader, which subscribes to itself.
-        batches: What was applied, in order.
+        begun: Where apply began, and how fresh the view was then.
+        applied: What was applied, in order.
     """
 
     servers: Servers
     number: int = field(default_factory=lambda: next(_numbers))
     applied: list[Applied[Invalidation]] = field(default_factory=list[Applied[Invalidation]])
+    begun: list[tuple[Position, int]] = field(default_factory=list[tuple[Position, int]])
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
@@ -184,6 +187,7 @@ class Rig:
             view_url=self.view_url,
             projection=ViewProjection(),
             meter=self.meter,
+            on_begin=lambda position, fresh_at_us: self.begun.append((position, fresh_at_us)),
             on_applied=note,
         )
 

@@ -1,5 +1,5 @@
 -- Keeps one ready page, unless the thread has moved on since it was read.
--- KEYS[1] the thread's hash. ARGV: version of the page, field, bytes, seconds to live, fields at most.
+-- KEYS[1] the thread's hash. ARGV: version of the page, field, bytes, seconds that a page lives, fields at most.
 local kept = tonumber(redis.call('HGET', KEYS[1], 'version') or '-1')
 local version = tonumber(ARGV[1])
 if kept > version then
@@ -13,5 +13,9 @@ if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[5]) then
   return 0
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])
-redis.call('EXPIRE', KEYS[1], ARGV[4])
+-- The first page limits the life of the hash and a later one does not prolong it: no page outlives its life.
+local left = redis.call('TTL', KEYS[1])
+if left < 0 or left > tonumber(ARGV[4]) then
+  redis.call('EXPIRE', KEYS[1], ARGV[4])
+end
 return 1

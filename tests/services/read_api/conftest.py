@@ -1,5 +1,7 @@
 import asyncio
 import contextlib
+import threading
+import time
 import uuid
 from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
@@ -11,9 +13,10 @@ import httpx
 import psycopg
 import pytest
 import redis
+from redis.exceptions import RedisError, ResponseError
 
 from regions.identity import CellId
-from regions.position import Position, encode_token, format_lsn
+from regions.position import ZERO, Position, encode_token, format_lsn
 from services import view
 from services.api.site_origins import SiteOrigins
 from services.read_api.application import read_application
@@ -77,11 +80,12 @@ class Thread:
 
     def announce(self) -> None:
         """Invalidate the thread's pages in Redis and publish it."""
-        client = self.writer.redis
-        key = cache.thread_key(self.writer.generation, self.writer.site, self.key)
-        client.eval(cache.INVALIDATE_SCRIPT, 1, key, cache.THREAD_TTL_S, self.page_version)
-        invalidation = cache.Invalidation(site=self.writer.site, key=self.key, version=self.page_version)
-        client.publish(cache.CHANNEL, cache.encode_invalidations([invalidation]))
+        moved = [cache.Invalidation(site=self.writer.site, key=self.key, version=self.page_version)]
+        arguments = cache.invalidate_arguments(moved, [cache.encode_invalidations(moved)])
+        try:
+            self.writer.redis.eval(cache.INVALIDATE_SCRIPT, 1, cache.GENERATION_KEY, *arguments)
+        except ResponseError:  # it was lost, and what is kept must go
+            self.writer.begin_generation()
 
 
 @dataclass
@@ -92,10 +96,42 @@ class Writer:
     page_cache: servers.RedisServer
     site: uuid.UUID = field(default_factory=uuid.uuid4)
     generation: int = 7
+    word: bytes = field(default_factory=lambda: cache.encode_applied(encode_token(CELL, ZERO), 0))
+    silent: bool = False
 
     @property
     def redis(self) -> Any:
-        return cast("Any", redis.Redis).from_url(self.page_cache.url)
+        return cast("Any", redis.Redis).from_url(self.page_cache.url, socket_timeout=1)
+
+    def begin_generation(self) -> int:
+        """Void everything kept."""
+        self.generation = int(
+            self.redis.eval(cache.BEGIN_SCRIPT, 1, cache.GENERATION_KEY, self.generation, cache.CHANNEL)
+        )
+        return self.generation
+
+    def say(self, token: str, *, age_s: float = 0) -> None:
+        """Announce a position from now on."""
+        self.word = cache.encode_applied(token, int((time.time() - age_s) * 1_000_000))
+
+    @contextlib.contextmanager
+    def speaking(self) -> Generator[None]:
+        """Repeat the announced position as the replicator does, whatever happens to Redis."""
+        stop = threading.Event()
+
+        def speak() -> None:
+            while not stop.wait(0.05):
+                with contextlib.suppress(RedisError):
+                    if not self.silent:
+                        self.redis.publish(cache.CHANNEL, self.word)
+
+        thread = threading.Thread(target=speak)
+        thread.start()
+        try:
+            yield
+        finally:
+            stop.set()
+            thread.join()
 
     def thread(self, key: str = "https://example.com/a") -> Thread:
         thread = Thread(self, key)
@@ -144,7 +180,7 @@ class KnownProof:
 
 
 class CountingReader(ViewReader):
-    """The real reader, counting page queries, and able to hold one between its read and its return."""
+    """The real reader, counting page queries, and able to hold an answer between its read and its return."""
 
     queries = 0
     hold: asyncio.Event | None = None
@@ -152,11 +188,19 @@ class CountingReader(ViewReader):
 
     async def page(self, *arguments: object) -> Any:
         self.queries += 1
-        rows = await super().page(*arguments)
+        return await self._held(await super().page(*arguments))
+
+    async def comment(self, site: uuid.UUID, comment: uuid.UUID) -> Any:
+        return await self._held(await super().comment(site, comment))
+
+    async def counts(self, site: uuid.UUID, keys: Any) -> Any:
+        return await self._held(await super().counts(site, keys))
+
+    async def _held(self, answer: Any) -> Any:
         if self.hold is not None:
             self.held += 1
             await self.hold.wait()
-        return rows
+        return answer
 
 
 @dataclass
@@ -185,7 +229,19 @@ async def api(writer: Writer) -> AsyncGenerator[Api]:
 
 
 @contextlib.asynccontextmanager
-async def running_api(writer: Writer) -> AsyncGenerator[Api]:
+async def running_api(writer: Writer, silence_s: float = 300) -> AsyncGenerator[Api]:
+    """Run the read API in this loop, and beside it somebody who speaks as the replicator does.
+
+    A machine that is busy may silence the one or the other for a while; only who tests just that wants a short silence.
+    """
+    with writer.speaking():
+        async with api_alone(writer, silence_s) as api:
+            await until(lambda: api.memory.heard)
+            yield api
+
+
+@contextlib.asynccontextmanager
+async def api_alone(writer: Writer, silence_s: float) -> AsyncGenerator[Api]:
     """Run the read API in this loop."""
     settings = ReadSettings(
         topology=Path("unused"),
@@ -196,9 +252,9 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
         page_replies_max=3,
         page_comments_max=250,
     )
-    memory = PageMemory(bytes_max=10**7)
+    memory = PageMemory(bytes_max=10**7, life_s=settings.page_life_s)
     freshness = Freshness(CELL)
-    shared = SharedCache(settings.redis_url)
+    shared = SharedCache(settings.redis_url, page_life_s=settings.page_life_s)
     prover = KnownProof()
     tracing = configure_tracing(process="test", region=None, ratio=0)
     async with CountingReader(settings.view_url, size=4) as reader:
@@ -217,11 +273,10 @@ async def running_api(writer: Writer) -> AsyncGenerator[Api]:
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
         tasks = [
-            asyncio.ensure_future(freshness.run(reader)),
-            asyncio.ensure_future(follow_invalidations(shared, memory, freshness)),
+            asyncio.ensure_future(freshness.run(reader, memory.go_deaf)),
+            asyncio.ensure_future(follow_invalidations(shared, memory, freshness, silence_s=silence_s)),
         ]
         async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
-            await until(lambda: memory.heard)
             yield Api(client, reader, memory, freshness, writer, app, origins, tracing, prover)
         for task in tasks:
             task.cancel()

@@ -4,6 +4,7 @@ import uuid
 
 import pytest
 
+from services.read_api.claim import NOTHING
 from services.read_api.memory import PageMemory
 from services.read_api.page import Page
 
@@ -17,7 +18,7 @@ def page(version: int) -> Page:
 
 @pytest.fixture
 def memory() -> PageMemory:
-    memory = PageMemory(bytes_max=10**6)
+    memory = PageMemory(bytes_max=10**6, life_s=60)
     memory.hear()
     return memory
 
@@ -25,7 +26,7 @@ def memory() -> PageMemory:
 def test_a_page_that_was_read_before_its_thread_moved_on_is_not_kept(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
     memory.invalidate(THREAD, 2)
-    memory.keep(REQUEST, build, page(1))
+    memory.keep(REQUEST, build, page(1), NOTHING)
     memory.end(build)
     assert memory.get(REQUEST) is None
 
@@ -33,7 +34,7 @@ def test_a_page_that_was_read_before_its_thread_moved_on_is_not_kept(memory: Pag
 def test_a_page_that_is_as_new_as_the_news_is_kept(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
     memory.invalidate(THREAD, 2)
-    memory.keep(REQUEST, build, page(2))
+    memory.keep(REQUEST, build, page(2), NOTHING)
     memory.end(build)
     assert memory.get(REQUEST) is not None
 
@@ -42,7 +43,7 @@ def test_a_build_that_overtakes_another_leaves_it_to_hear_the_news(memory: PageM
     slow, fast = memory.begin(THREAD), memory.begin(THREAD)
     memory.end(fast)
     memory.invalidate(THREAD, 2)
-    memory.keep(REQUEST, slow, page(1))
+    memory.keep(REQUEST, slow, page(1), NOTHING)
     memory.end(slow)
     assert memory.get(REQUEST) is None
 
@@ -51,6 +52,20 @@ def test_what_is_under_way_when_the_channel_is_lost_is_not_kept(memory: PageMemo
     build = memory.begin(THREAD)
     memory.go_deaf()
     memory.hear()
-    memory.keep(REQUEST, build, page(9))
+    memory.keep(REQUEST, build, page(9), NOTHING)
     memory.end(build)
     assert memory.get(REQUEST) is None
+
+
+def test_a_page_lives_for_a_bounded_time_whatever_is_heard() -> None:
+    now_s = 0.0
+    memory = PageMemory(bytes_max=10**6, life_s=60, now=lambda: now_s)
+    memory.hear()
+    build = memory.begin(THREAD)
+    memory.keep(REQUEST, build, page(1), NOTHING)
+    memory.end(build)
+    for now_s in (30.0, 59.0):  # noqa: B007 - the memory reads it
+        assert memory.get(REQUEST) is not None
+    now_s = 60.0
+    assert memory.get(REQUEST) is None
+    assert memory.bytes == 0

@@ -234,7 +234,7 @@ async def test_a_late_store_in_redis_loses_against_a_newer_version(api: Api, wri
     thread = writer.thread()
     thread.add()
     thread.add()
-    shared = SharedCache(writer.page_cache.url)
+    shared = SharedCache(writer.page_cache.url, page_life_s=60)
     shared.generation = writer.generation
     where = (writer.site, thread.key)
     await shared.put(where, "f", Page(version=1, etag=b'"x"', link=b"", body=b"old"))
@@ -252,8 +252,7 @@ async def test_a_flush_voids_every_kept_page(api: Api, writer: Writer) -> None:
     await api.page()
     thread.add(announce=False)
     assert len((await api.page()).json()["comments"]) == 1
-    generation = writer.redis.incr(cache.GENERATION_KEY)
-    writer.redis.publish(cache.CHANNEL, cache.encode_flush(generation))
+    writer.begin_generation()
     await until(lambda: api.memory.bytes == 0)
     assert len((await api.page()).json()["comments"]) == 2
 

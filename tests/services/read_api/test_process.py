@@ -21,7 +21,8 @@ def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer
             "PALAVER_VIEW_URL": fresh.url(user="palaver_reader"),
             "PALAVER_REDIS_URL": page_cache.url,
         }
-        with Service("read_api", environment) as service:
+        writer = Writer(fresh, page_cache)
+        with writer.speaking(), Service("read_api", environment) as service:
             assert service.probe("/healthz").status_code == 200
             not_ready = service.probe("/readyz")
             assert not_ready.status_code == 503
@@ -30,10 +31,10 @@ def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer
             assert (empty.status_code, empty.headers["retry-after"]) == (503, "1")
             view.migrate(fresh.url())
             service.until_ready()
-            writer = Writer(fresh, page_cache)
             fresh.sql("INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{}', 1)", writer.site)
             writer.thread("a").add()
             path = f"/v1/sites/{writer.site}/comments?thread=a"
+            until_heard(service)
             assert service.call("GET", path).json()["thread"]["count"] == 1
             head = service.call("HEAD", path)
             assert (head.status_code, head.content) == (200, b"")
@@ -52,6 +53,15 @@ def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer
             status, took_s = service.stop()
             assert status == 0
             assert took_s < STOP_S_MAX
+
+
+def until_heard(service: Service) -> None:
+    """Wait until the process keeps pages."""
+    for _ in range(400):
+        if service.probe("/status").json()["invalidations_heard"]:
+            return
+        time.sleep(0.05)
+    raise AssertionError(service.probe("/status").text)
 
 
 def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:

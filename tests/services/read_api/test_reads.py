@@ -22,8 +22,7 @@ pytestmark = pytest.mark.integration
 async def test_an_eventual_read_says_how_old_it_is(api: Api, writer: Writer) -> None:
     writer.thread().add()
     token = writer.checkpoint(2, 0x500, age_s=3)
-    await until(lambda: api.freshness.announced == Position(2, 0x500))
-    await asyncio.sleep(0.15)
+    await until(lambda: api.freshness.applied == Position(2, 0x500))
     answer = await api.page()
     assert answer.headers["palaver-position"] == token
     served, asked, staleness = answer.headers["palaver-consistency"].split("; ")
@@ -254,7 +253,7 @@ async def test_a_connection_that_breaks_does_not_hide_that_the_poll_was_told_to_
     reader = ViewReader("postgresql://nobody@127.0.0.1:1/none", size=1)
     pool = StubbornPool()
     reader._pool = pool  # pyright: ignore[reportAttributeAccessIssue] - the one port of the reader
-    polling = asyncio.ensure_future(Freshness(CellId("main")).run(reader))
+    polling = asyncio.ensure_future(Freshness(CellId("main")).run(reader, lambda: None))
     await pool.asked.wait()
     polling.cancel()
     await asyncio.wait([polling], timeout=20)
@@ -277,7 +276,7 @@ class SwallowingCache:
 async def test_a_swallowed_cancellation_still_ends_who_follows_the_invalidations() -> None:
     shared = SwallowingCache()
     following = asyncio.ensure_future(
-        follow_invalidations(shared, PageMemory(bytes_max=1), Freshness(CellId("main")))  # pyright: ignore[reportArgumentType] - the one port it uses
+        follow_invalidations(shared, PageMemory(bytes_max=1, life_s=1), Freshness(CellId("main")))  # pyright: ignore[reportArgumentType] - the one port it uses
     )
     await shared.heard.wait()
     following.cancel()

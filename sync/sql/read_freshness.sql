@@ -1,0 +1,2 @@
+-- The ledger's time, microseconds since 1970, up to which the view has everything; 0 when it is not known.
+SELECT coalesce(max((extract(epoch FROM fresh_at) * 1000000)::bigint), 0) FROM checkpoint WHERE cell = $1

@@ -1,0 +1,173 @@
+"""What a committed batch moved reaches the readers, whatever hides the commit from those who would tell them."""
+
+import asyncio
+import contextlib
+from collections.abc import AsyncGenerator, Generator
+from typing import Any
+
+import pytest
+
+from services.replicator.invalidation import CacheInvalidator
+from services.replicator.projection import ViewProjection
+from services.view import cache
+from services.view.cache import Invalidation
+from sync.apply import Applied, Applier
+from tests import servers
+from tests.servers import PostgresServer, RedisServer
+from tests.services.read_api.conftest import Api, api_alone
+from tests.services.read_api.conftest import Writer as ViewWriter
+from tests.sync.conftest import database_servers, rig
+from tests.sync.rig import CELL, Rig, running, until, writing
+
+__all__ = ["database_servers", "rig"]
+
+pytestmark = pytest.mark.integration
+
+
+@pytest.fixture
+def page_cache() -> Generator[RedisServer]:
+    with servers.redis_server() as server:
+        yield server
+
+
+class ViewOfRig(PostgresServer):
+    """The view's server as the read API's tests know it, with the database of one rig."""
+
+    def __init__(self, rig: Rig) -> None:  # pyright: ignore[reportMissingSuperCall] - it starts nothing
+        self._rig = rig
+
+    def url(self, database: str = "", user: str = "", password: str = "") -> str:
+        del database, user, password
+        return self._rig.view_url
+
+
+class Proxy:
+    """Connections to a server that answers nothing any more once a client has sent a certain text."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self.last_question: bytes | None = None
+        self._swallows = False
+
+    @contextlib.asynccontextmanager
+    async def listening(self) -> AsyncGenerator[int]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        try:
+            yield server.sockets[0].getsockname()[1]
+        finally:
+            server.close()
+            self.cut()
+
+    def cut(self) -> None:
+        """Cut the connections; others are good again."""
+        self.last_question, self._swallows = None, False
+        for writer in self._writers:
+            writer.close()
+        self._writers.clear()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        there, to_server = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers += [writer, to_server]
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._pass_on(reader, to_server, answers=False), self._pass_on(there, writer))
+
+    async def _pass_on(
+        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = True
+    ) -> None:
+        while data := await reader.read(65536):
+            if not answers and self.last_question is not None and self.last_question in data:
+                self._swallows = True
+            if not (answers and self._swallows):
+                writer.write(data)
+        writer.close()
+
+
+class Region:
+    """Apply, invalidator and read API of one region, as their processes put them together."""
+
+    def __init__(self, rig: Rig, page_cache: RedisServer, view_url: str) -> None:
+        self.invalidator = CacheInvalidator(cell=CELL, redis_url=page_cache.url)
+        self.applier = Applier(
+            cell=CELL,
+            view_url=view_url,
+            projection=ViewProjection(),
+            meter=rig.meter,
+            on_begin=self.invalidator.void,
+            on_applied=self._on_applied,
+        )
+        self.rig = rig
+        self.fails = False
+
+    async def _on_applied(self, applied: Applied[Invalidation]) -> None:
+        if self.fails and applied.transactions:
+            self.fails = False
+            raise ConnectionResetError("telling failed")
+        self.invalidator.note(applied)
+
+
+@contextlib.asynccontextmanager
+async def running_region(rig: Rig, page_cache: RedisServer, view_url: str) -> AsyncGenerator[Region]:
+    region = Region(rig, page_cache, view_url)
+    async with running(region.invalidator.run()), running(region.applier.run(rig.channel())):
+        yield region
+
+
+async def comments_of(api: Api, site: Any) -> int:
+    answer = await api.http.get(f"/v1/sites/{site}/comments", params={"thread": "/"})
+    return len(answer.json()["comments"]) if answer.status_code == 200 else -1
+
+
+async def until_read(api: Api, site: Any, comments: int) -> None:
+    async with asyncio.timeout(20):
+        while await comments_of(api, site) != comments:  # noqa: ASYNC110 - a page sets no event
+            await asyncio.sleep(0.02)
+
+
+@pytest.mark.parametrize("fault", ["reply lost", "telling fails", "ended", "redis paused"])
+async def test_a_page_shows_what_was_committed(rig: Rig, page_cache: RedisServer, fault: str) -> None:
+    rig.create_slot()
+    rig.fence()
+    proxy = Proxy(rig.servers.view.port)
+    async with contextlib.AsyncExitStack() as stack:
+        port = await stack.enter_async_context(proxy.listening())
+        view_url = rig.view_url.replace(f":{rig.servers.view.port}/", f":{port}/")
+        await stack.enter_async_context(rig.serving())
+        first = await stack.enter_async_context(contextlib.AsyncExitStack())
+        region = await first.enter_async_context(running_region(rig, page_cache, view_url))
+        writer = await stack.enter_async_context(writing(rig))
+        api = await stack.enter_async_context(
+            api_alone(ViewWriter(ViewOfRig(rig), page_cache, site=writer.site), cache.SILENCE_S_MAX)
+        )
+        thread = await writer.create_thread()
+        await writer.post(thread)
+        await until_read(api, writer.site, 1)
+        async with asyncio.timeout(20):
+            while not api.memory.bytes:
+                assert await comments_of(api, writer.site) == 1
+                await asyncio.sleep(0.02)
+        match fault:
+            case "reply lost" | "ended":
+                proxy.last_question = b"the second"
+            case "telling fails":
+                region.fails = True
+            case _:
+                page_cache.pause()
+        await writer.post(thread, "the second")
+        await until(lambda: rig.view_sql("SELECT count FROM threads") == [(2,)])
+        match fault:
+            case "reply lost":
+                assert await comments_of(api, writer.site) == 1
+                proxy.cut()
+            case "ended":
+                await first.aclose()
+                proxy.cut()
+                await stack.enter_async_context(running_region(rig, page_cache, view_url))
+            case "redis paused":
+                await until(lambda: region.invalidator.trouble is not None)
+                page_cache.resume()
+            case _:
+                pass
+        await until_read(api, writer.site, 2)
+        await until(lambda: api.memory.heard)
+        await until_read(api, writer.site, 2)
