@@ -4,23 +4,27 @@ from __future__ import annotations
 
 import resource
 import time
-from typing import Annotated
+from collections import Counter
+from collections.abc import Callable, Iterator
+from typing import Annotated, Any
 
 import typer
 
 from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json
 from infra.exploration.bounds import Bounds, Budget
-from infra.exploration.search import Search
+from infra.exploration.journey import FAILOVER, Leg, travel
+from infra.exploration.search import Explored, Search
 from infra.exploration.start import serving
 from infra.exploration.transcript import transcript
-from infra.exploration.world import World
+from infra.exploration.world import INVARIANTS, World, judged_nothing
 from infra.supervisor.errors import InvalidPlan
 
 STATES = 100_000
 STATES_MAX = 16_000_000
 """What fits into 16 GB of memory."""
 
+STATES_MIN = 2
 DEPTH_MAX = 1000
 FAULTS_MAX = 8
 ORDERS_MAX = 4
@@ -29,7 +33,7 @@ EPOCHS = (2, 8)
 
 def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
     depth: Annotated[int | None, typer.Option("--depth", help="Steps from the start at most.")] = None,
-    states: Annotated[int, typer.Option("--states", help="Distinct states at most.")] = STATES,
+    states: Annotated[int, typer.Option("--states", help="Distinct states of each search at most.")] = STATES,
     faults: Annotated[int, typer.Option("--faults", help="Faults in a run at most.")] = 2,
     orders: Annotated[int, typer.Option("--orders", help="Orders of each kind in a run: switch, drain, resize.")] = 0,
     epochs: Annotated[int, typer.Option("--epochs", help="Epochs in a run at most.")] = 3,
@@ -42,38 +46,84 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
     _check("--orders", orders, 0, ORDERS_MAX)
     _check("--epochs", epochs, *EPOCHS)
     budget = Budget(faults=faults, switches=orders, drains=orders, resizes=orders)
-    world = World(Bounds(budget=budget, epochs_max=epochs, depth_max=depth, states_max=states))
     begun, elapsed = time.process_time(), time.monotonic()
-    explored = Search(world, serving(world)).run()
+    facts: Counter[str] = Counter()
+    parts: dict[str, dict[str, Any]] = {}
+    cores, found, world = 0, None, None
+    for name, explored_part in _parts(budget, epochs, depth, states):
+        world, explored = explored_part()
+        facts.update(world.facts)
+        cores += len(world.nodes)
+        found = explored.counterexample
+        parts[name] = {
+            "states": explored.states,
+            "moves": explored.moves,
+            "depth": explored.depth,
+            "complete": explored.complete,
+        }
+        if found is not None:
+            break
+    idle = [] if found is not None else judged_nothing(facts, budget)
+    if any(part["states"] < STATES_MIN for part in parts.values()):
+        idle.append("a search saw nothing but its start")
     cpu_s, elapsed_s = time.process_time() - begun, time.monotonic() - elapsed
-    found = explored.counterexample
-    facts = {
-        "states": explored.states,
-        "moves": explored.moves,
-        "depth": explored.depth,
-        "complete": explored.complete,
-        "cores": len(world.nodes),
+    seen = sum(part["states"] for part in parts.values())
+    told = {
+        "states": seen,
+        "moves": sum(part["moves"] for part in parts.values()),
+        "depth": max(part["depth"] for part in parts.values()),
+        "complete": all(part["complete"] for part in parts.values()),
+        "parts": parts,
+        "cores": cores,
         "cpu_s": round(cpu_s, 1),
         "elapsed_s": round(elapsed_s, 1),
-        "states_per_cpu_second": round(explored.states / max(cpu_s, 1e-9)),
+        "states_per_cpu_second": round(seen / max(cpu_s, 1e-9)),
         "memory_mb": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024,
         "bounds": {"epochs": epochs, **budget._asdict()},
+        "facts": {name: facts[name] for name in INVARIANTS},
+        "judged_nothing": idle,
         "violation": None if found is None else found.what,
     }
-    if as_json:
-        output.print_json(facts)
-    else:
-        typer.echo(
-            f"{explored.states} states, {explored.moves} moves, depth {explored.depth}, "
-            f"{'all within the bounds' if explored.complete else 'more lie beyond'}; {cpu_s:.1f} s of a processor, "
-            f"{facts['states_per_cpu_second']} states a second, {facts['memory_mb']} MB"
-        )
-        typer.echo(
-            "bounds: " + ", ".join(f"{name} {count}" for name, count in {"epochs": epochs, **budget._asdict()}.items())
-        )
-    if found is not None:
+    _show(told, as_json=as_json)
+    if found is not None and world is not None:
         typer.echo("\n".join(transcript(world, found)), err=as_json)
+    if found is not None or idle:
         raise typer.Exit(EXIT_FAILED)
+
+
+def _parts(
+    budget: Budget, epochs: int, depth: int | None, states: int
+) -> Iterator[tuple[str, Callable[[], tuple[World, Explored]]]]:
+    """The searches: from a cell that serves its first epoch, and from one that has just failed over."""
+
+    def from_the_start() -> tuple[World, Explored]:
+        world = World(Bounds(budget=budget, epochs_max=epochs, depth_max=depth, states_max=states))
+        return world, Search(world, serving(world)).run()
+
+    def after_a_failover() -> tuple[World, Explored]:
+        legs = [*FAILOVER, Leg(budget=budget)]
+        return travel(legs, epochs_max=epochs, states_max=states, depth_max=depth)
+
+    yield "from the start", from_the_start
+    yield "after a failover", after_a_failover
+
+
+def _show(told: dict[str, Any], *, as_json: bool) -> None:
+    if as_json:
+        output.print_json(told)
+        return
+    for name, part in told["parts"].items():
+        typer.echo(
+            f"{name}: {part['states']} states, {part['moves']} moves, depth {part['depth']}, "
+            f"{'all within the bounds' if part['complete'] else 'more lie beyond'}"
+        )
+    typer.echo(
+        f"{told['cpu_s']:.1f} s of a processor, {told['states_per_cpu_second']} states a second, {told['memory_mb']} MB"
+    )
+    typer.echo("bounds: " + ", ".join(f"{name} {count}" for name, count in told["bounds"].items()))
+    output.print_table("facts compared", ("invariant", "facts"), list(told["facts"].items()))
+    for line in told["judged_nothing"]:
+        typer.echo(line)
 
 
 def _check(name: str, number: int, least: int, most: int) -> None:

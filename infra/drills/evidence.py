@@ -13,7 +13,7 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
-from infra.drills.drill import PHASES, Drill, Phase, RoleAtStart
+from infra.drills.drill import PHASES, Drill, Phase, RefusedWindow, RoleAtStart
 
 Record = Mapping[str, Any]
 
@@ -138,17 +138,21 @@ class Evidence:
         """When the edge of which region could not be expected to answer."""
         return hurt_spans(self.records, end=self.end)
 
-    @cached_property
+    @property
     def refused(self) -> list[Span]:
         """When keyed writers may be refused, and at which edge."""
-        spans: list[Span] = []
+        return [span for span, _ in self._windows]
+
+    @cached_property
+    def _windows(self) -> list[tuple[Span, RefusedWindow]]:
+        spans: list[tuple[Span, RefusedWindow]] = []
         for window in self.drill.expect.refused:
             since = next((record["t"] for record in self.of_kind("began") if record["label"] == window.since), None)
             until = next((record["t"] for record in self.of_kind("done") if record["label"] == window.until), self.end)
             if since is None:
                 continue
             edges = self.regions.every if window.edges == "all" else [self.regions.roles.get(window.edges, "")]
-            spans += [Span(region=region, since=since, until=until) for region in edges]
+            spans += [(Span(region=region, since=since, until=until), window) for region in edges]
         return spans
 
     def acknowledged(self, phase: Phase, region: str) -> int:
@@ -157,6 +161,12 @@ class Evidence:
             record["kind"] == "acknowledged" and record["region"] == region and self.during(phase, record)
             for record in self.writes(keyed=True)
         )
+
+    @cached_property
+    def stalls(self) -> list[Stall]:
+        """Times in which no keyed write was acknowledged; who waits at the one edge that may refuse is left out."""
+        apart = [span for span, window in self._windows if window.edges != "all"]
+        return stalls_of(self.records, end=self.end, apart=apart)
 
     @property
     def writes_least(self) -> int:
@@ -203,10 +213,11 @@ def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bo
     return excusable and any(span.covers(record) for span in spans)
 
 
-def stalls_of(records: Sequence[Record], *, end: float) -> list[Stall]:
+def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[Stall]:
     """Return the stalls of keyed writers, from the first write that suffered each to the next acknowledgement.
 
-    While a keyed write waits at the end of the drill the last stall is open, and lasts until then.
+    While a keyed write waits at the end of the drill the last stall is open, and lasts until then. A write that waits
+    at an edge that is ``apart`` meanwhile suffers from that, and from no stall of the others.
     """
     acknowledged = sorted(
         (float(record["t"]), str(record["key"]))
@@ -217,6 +228,13 @@ def stalls_of(records: Sequence[Record], *, end: float) -> list[Stall]:
     if not first_sent:
         return []
     done = {key: at for at, key in acknowledged}
+    through = {record["key"]: record["region"] for record in records if record["kind"] == "sent"}
+    elsewhere = {
+        key
+        for key, sent in first_sent.items()
+        for span in apart
+        if through[key] == span.region and sent <= span.until and done.get(key, end) >= span.since
+    }
     times = [min(first_sent.values()), *(at for at, _ in acknowledged)]
     if first_sent.keys() - done.keys():
         times.append(end)
@@ -225,7 +243,11 @@ def stalls_of(records: Sequence[Record], *, end: float) -> list[Stall]:
         if after - before < GAP_S_MIN:
             continue
         # Every write that was under way when the last acknowledgement came, and those that were sent in the gap.
-        suffered = [sent for key, sent in first_sent.items() if sent < after and done.get(key, after) >= after]
+        suffered = [
+            sent
+            for key, sent in first_sent.items()
+            if key not in elsewhere and sent < after and done.get(key, after) >= after
+        ]
         stalls.append(Stall(first=min(suffered, default=before), end=after))
     return stalls
 

@@ -18,7 +18,7 @@ from http import HTTPStatus
 from itertools import accumulate
 
 from infra.drills.drill import PHASES, Phase
-from infra.drills.evidence import Evidence, Record, is_excused, stalls_of
+from infra.drills.evidence import Evidence, Record, is_excused
 from regions.position import Position, decode_token
 
 PHASE_WORDS: Mapping[Phase, str] = {
@@ -319,7 +319,7 @@ def stalls_are_short(evidence: Evidence) -> list[Check]:
     most = evidence.drill.expect.stall_s_max
     failed = [
         f"{stall.seconds:.2f} s without an acknowledgement from {stall.first:.3f} s on"
-        for stall in stalls_of(evidence.records, end=evidence.end)
+        for stall in evidence.stalls
         if stall.seconds > most
     ]
     taken = sum(record["kind"] == "acknowledged" for record in evidence.writes(keyed=True))

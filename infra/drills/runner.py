@@ -20,7 +20,7 @@ import psycopg
 
 from infra.drills.clients import Crowd, running_load
 from infra.drills.drill import Drill, Phase, Step
-from infra.drills.evidence import NOTHING_HELD, Evidence, Holdings, Regions, Stall, stalls_of
+from infra.drills.evidence import NOTHING_HELD, Evidence, Holdings, Regions, Stall
 from infra.drills.journal import Journal
 from infra.drills.judges import Check, has_enough, judge
 from infra.drills.target import Target
@@ -102,7 +102,7 @@ class Outcome:
     @property
     def stalls(self) -> list[Stall]:
         """Times without an acknowledgement."""
-        return stalls_of(self.records, end=self.evidence.end)
+        return self.evidence.stalls
 
     @property
     def passed(self) -> bool:

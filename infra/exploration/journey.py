@@ -22,23 +22,28 @@ class Leg:
     Attributes:
         budget: What may happen on it.
         goal: Where it ends; None: it is explored to its bounds.
+        states_max: Its distinct states; None: those of the journey.
     """
 
     budget: Budget
     goal: Callable[[State], bool] | None = None
+    states_max: int | None = None
 
 
 class Astray(Exception):
     """No state within the bounds fits the goal of a leg."""
 
 
-def travel(legs: Sequence[Leg], *, epochs_max: int, states_max: int) -> tuple[World, Explored]:
+def travel(
+    legs: Sequence[Leg], *, epochs_max: int, states_max: int, depth_max: int | None = None
+) -> tuple[World, Explored]:
     """Explore leg by leg; the first violation ends the journey, with the whole way to it.
 
     Args:
         legs: The way.
         epochs_max: No epoch above this one is begun.
         states_max: Distinct states of each leg.
+        depth_max: Steps of the last leg; None for as many as there are.
 
     Raises:
         Astray: A goal was not found.
@@ -49,7 +54,11 @@ def travel(legs: Sequence[Leg], *, epochs_max: int, states_max: int) -> tuple[Wo
     state = serving(world)
     for number, leg in enumerate(legs, 1):
         world.first_write = max(_writes(state), default=0)
-        world.bounds = world.bounds._replace(budget=leg.budget)
+        world.bounds = world.bounds._replace(
+            budget=leg.budget,
+            states_max=leg.states_max or states_max,
+            depth_max=depth_max if leg.goal is None else None,
+        )
         state = state._replace(budget=world.budgets.one(leg.budget))
         explored = Search(world, state, leg.goal).run()
         found = explored.counterexample
@@ -82,3 +91,26 @@ def wal(state: State, region: int) -> str:
 def serves(state: State, region: int, epoch: int) -> bool:
     """Whether a region takes writes under an epoch, and etcd says so."""
     return state.nodes[region].gate == epoch and state.ghost.value.epoch == epoch
+
+
+_CALM = Budget(*[0] * len(Budget._fields))
+
+
+def _acknowledged(state: State) -> bool:
+    """Whether the first leader has acknowledged a write."""
+    return state.ghost.value.acked == (1,)
+
+
+def _taken_over(state: State) -> bool:
+    """Whether another region serves the next epoch."""
+    return serves(state, 1, 2)
+
+
+_FAILOVER_STATES_MAX = 100_000
+"""Its legs take 5,000 together."""
+
+FAILOVER = (
+    Leg(budget=_CALM._replace(writes=1), goal=_acknowledged, states_max=_FAILOVER_STATES_MAX),
+    Leg(budget=_CALM._replace(suspicions=2), goal=_taken_over, states_max=_FAILOVER_STATES_MAX),
+)
+"""The way through a first failover. Breadth alone comes to none within 100,000 states of the usual bounds."""

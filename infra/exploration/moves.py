@@ -293,6 +293,7 @@ def _stream(world: World, state: State, region: int, source: int) -> Iterator[Mo
         return
     label = ("receives", region, source, lsn)
     with during(label):
+        world.facts["votes are kept"] += state.nodes[region].voted > 0
         if primary.epoch < state.nodes[region].voted:
             raise Violated(
                 f"{REGIONS[region]} has voted for epoch {state.nodes[region].voted}, "

@@ -9,7 +9,8 @@ Followers ``b`` and ``c`` are alike, so a state and its mirror image are one sta
 number is known, and the smaller of the two forms counts. ``node.py`` says why ties do not spoil that.
 """
 
-from collections.abc import Callable, Iterable, Iterator
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import replace
 from typing import Any, Generic, NamedTuple, TypeVar
 
@@ -24,6 +25,21 @@ from regions.identity import RegionName
 from regions.leadership import Leadership
 
 Value = TypeVar("Value")
+
+INVARIANTS: Mapping[str, str] = {
+    "cores": "cores after an event",
+    "records": "records that cores took from etcd",
+    "epochs grow": "records that followed another",
+    "epochs exclude": "regions that opened writes",
+    "acknowledged writes survive": "acknowledged writes that a later epoch had to have when it opened",
+    "applied once": "writes that returned",
+    "majorities meet": "acknowledgements by those whom the record names",
+    "one epoch acknowledges": "epochs that acknowledged after another",
+    "votes are durable": "votes that were published",
+    "votes are kept": "regions that received WAL after a vote",
+    "strong reads": "strong reads that were answered",
+}
+"""What is looked at where the world changes, and what its facts are."""
 
 _OTHER = (0, 2, 1)
 """The mirror image of each region's number."""
@@ -48,6 +64,11 @@ class Parts(Generic[Value]):
     def __init__(self, mirrored: Callable[[Value], Value]) -> None:
         self._known: dict[Value, Part[Value]] = {}
         self._mirrored = mirrored
+
+    @property
+    def values(self) -> Iterable[Value]:
+        """All values that there ever were."""
+        return self._known.keys()
 
     def one(self, value: Value) -> Part[Value]:
         """Return the part with this value."""
@@ -108,6 +129,7 @@ class World:
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
         self.first_write = 0
+        self.facts: Counter[str] = Counter()
         self.nodes = Nodes()
         self.members = Parts(_mirrored_member)
         self.etcds = Parts(self._mirrored_etcd)
@@ -186,6 +208,7 @@ class World:
             return None
         new = self.record(swap[1])
         old = self.record(history[-1]) if history else None
+        self.facts["epochs grow"] += old is not None
         if old is not None and not _follows(old, new):
             raise Violated(
                 f"epoch {old.epoch} ({old.leader} {old.phase}) is followed by epoch {new.epoch} "
@@ -208,6 +231,8 @@ class World:
             outcome = self.outcomes.get(key)
             if outcome is None:
                 outcome = self.outcomes[key] = self._known(how(node), region)
+                self.facts["cores"] += 1
+                self.facts["votes are durable"] += outcome.node.voted > 0
             self._believes(state, outcome.node, region)
             after = self._applied(state, region, outcome)
         for made in (outcome.node, outcome.tied):
@@ -229,6 +254,7 @@ class World:
         if outcome.opened:
             state = self._opened(state, region, outcome.opened)
         if outcome.proven and state.nodes[region].pledged is not None:
+            self.facts["strong reads"] += 1
             missing = [one for one in state.nodes[region].pledged or () if not postgres.has(wal, "write", one)]
             if missing:
                 raise Violated(f"a strong read at {REGIONS[region]} does not show write {missing[0]}")
@@ -245,6 +271,7 @@ class World:
         """What a core takes for the record of a revision is what etcd holds at that revision (rule 9)."""
         if node.machine is None or node.machine.facts.stored is None:
             return
+        self.facts["records"] += 1
         known, revision = node.machine.facts.stored, node.machine.facts.revision
         history = state.etcd.value.history
         held = self.records[history[revision - 1]] if revision <= len(history) else None
@@ -256,12 +283,15 @@ class World:
 
     def _opened(self, state: State, region: int, epoch: int) -> State:
         ghost, member = state.ghost.value, state.members[region].value
+        self.facts["epochs exclude"] += 1
         before = dict(ghost.opened).get(epoch, region)
         if before != region:
             raise Violated(f"{REGIONS[region]} opens writes under epoch {epoch}, and {REGIONS[before]} did")
         if ghost.epoch > epoch:
             # Too late to matter: what a later epoch acknowledged was never meant to be here.
             return state
+        if epoch > 1:
+            self.facts["acknowledged writes survive"] += len(ghost.acked)
         lost = [one for one in ghost.acked if not postgres.has(member, "write", one)]
         if lost:
             raise Violated(f"write {lost[0]} was acknowledged, and {REGIONS[region]} opens epoch {epoch} without it")
@@ -278,6 +308,7 @@ class World:
         member = self.members.one(member._replace(confirmed=until))
         state = state._replace(members=put(state.members, region, member))
         writes = [entry.number for entry in returned if entry.kind == "write"]
+        self.facts["applied once"] += len(writes)
         twice = [one for one in writes if sum(entry[1:3] == ("write", one) for entry in member.value.wal) > 1]
         if twice:
             raise Violated(f"write {twice[0]} was applied twice at {REGIONS[region]}")
@@ -286,6 +317,7 @@ class World:
     def acknowledged(self, state: State, region: int, writes: Iterable[int]) -> State:
         """A primary acknowledges to clients, or to its agent."""
         ghost, epoch = state.ghost.value, state.members[region].value.epoch
+        self.facts["one epoch acknowledges"] += 0 < ghost.epoch != epoch
         if (epoch, region) != (ghost.epoch, ghost.region) and epoch <= ghost.epoch:
             raise Violated(
                 f"{REGIONS[region]} acknowledges under epoch {epoch}, "
@@ -301,6 +333,7 @@ class World:
         record = self.records[history[-1]]
         if not member.names or record.epoch != member.epoch:
             return
+        self.facts["majorities meet"] += 1
         waited = {REGIONS[one] for one in (region, *member.names)}
         if len(waited ^ set(record.voters)) > 1:
             raise Violated(
@@ -355,6 +388,15 @@ def _follows(old: Leadership, new: Leadership) -> bool:
 def _resizes(old: Leadership, new: Leadership) -> bool:
     serves = (old.epoch, old.phase) == (new.epoch, new.phase) == (old.epoch, "serving")
     return serves and len(set(old.voters) ^ set(new.voters)) == 1
+
+
+def judged_nothing(facts: Counter[str], budget: Budget) -> list[str]:
+    """What nothing within a budget was looked at for, one line each: a search that leaves one idle shows nothing.
+
+    So one that never came to another epoch. Reads that are not asked for are owed no answer.
+    """
+    wanted = [name for name in INVARIANTS if budget.reads or name != "strong reads"]
+    return [f"{name}: judged on nothing: no {INVARIANTS[name]}" for name in wanted if not facts[name]]
 
 
 def found(member: Member) -> LedgerFound:

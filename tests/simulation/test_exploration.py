@@ -10,14 +10,14 @@ from typer.testing import CliRunner
 from infra.cli.main import make_app, run
 from infra.exploration import postgres
 from infra.exploration.bounds import Bounds, Budget, spend
-from infra.exploration.journey import Leg, travel
+from infra.exploration.journey import FAILOVER, Leg, travel
 from infra.exploration.moves import successors
 from infra.exploration.node import Violated, during
 from infra.exploration.postgres import Entry, Member
 from infra.exploration.search import Explored, Search
 from infra.exploration.start import serving
 from infra.exploration.transcript import transcript
-from infra.exploration.world import State, World
+from infra.exploration.world import State, World, judged_nothing
 from regions.failover import rules
 from regions.failover.events import LedgerDone, PromiseStored, ReadFailed, SwapAnswered
 from tests.simulation.mutations import B, C, leg, served, wals
@@ -66,10 +66,16 @@ def assert_sound(world: World, explored: Explored) -> None:
     assert found is None, "\n" + "\n".join(transcript(world, found))
 
 
+def opened_in(world: World) -> set[tuple[int, int]]:
+    """Who opened which epoch in any state."""
+    return {one for ghost in world.ghosts.values for one in ghost.opened}
+
+
 def test_every_interleaving_of_one_failover_with_one_failure_is_sound() -> None:
     world, explored = explore(ONE_FAILOVER)
     assert_sound(world, explored)
     assert explored.complete
+    assert {epoch for epoch, _ in opened_in(world)} == {1, 2}
     typer.echo(f"{explored.states} states, depth {explored.depth}, all within the bounds")
 
 
@@ -83,6 +89,14 @@ def test_drains_and_resizes_among_faults_are_sound_to_a_smaller_depth() -> None:
     world, explored = explore(ORDERS._replace(states_max=30_000))
     assert_sound(world, explored)
     assert explored.states >= 30_000
+
+
+def test_all_kinds_of_faults_after_a_failover_are_sound_and_each_invariant_was_looked_at() -> None:
+    legs = [*FAILOVER, Leg(budget=EVERYTHING.budget)]
+    world, explored = travel(legs, epochs_max=EVERYTHING.epochs_max, states_max=20_000)
+    assert_sound(world, explored)
+    assert explored.states >= 20_000
+    assert judged_nothing(world.facts, EVERYTHING.budget) == []
 
 
 @pytest.mark.soak

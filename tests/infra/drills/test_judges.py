@@ -432,6 +432,19 @@ def test_a_stall_that_does_not_end_lasts_to_the_end_of_the_drill() -> None:
     assert stalls_of([], end=9) == []
 
 
+def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_others() -> None:
+    others = [record for number in range(20) for record in write(number * 0.3, f"k{number}", region="us")]
+    waits = [sent(0.9, "cut-off"), told("acknowledged", 5.0, "cut-off")]
+    cut = Span(region="eu", since=1, until=5)
+    assert max(one.seconds for one in stalls_of([*others, *waits], end=9)) > 3.5
+    assert max(one.seconds for one in stalls_of([*others, *waits], end=9, apart=[cut])) < 1
+    assert max(one.seconds for one in stalls_of([*others, *waits], end=9, apart=[replace(cut, region="us")])) > 3.5
+    at_edge = expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "follower"}),))
+    assert [stall.first for stall in SOUND.stalls] == [1.2]
+    assert [stall.first for stall in at_edge(SOUND).stalls] == [0.31]
+    assert judges.stalls_are_short(at_edge(SOUND))[0].failed == ()
+
+
 def test_the_slowest_write_is_measured_from_its_first_attempt_and_may_be_one_that_still_waits() -> None:
     sent_twice = [sent(1.0, "a"), sent(1.2, "b"), sent(1.8, "a"), told("acknowledged", 2.0, "b")]
     assert slowest_write_s([*sent_twice, told("acknowledged", 2.5, "a")], end=9) == pytest.approx(1.5)
