@@ -13,7 +13,9 @@ from regions.edge.settings import EdgeSettings
 
 EPOCH_HEADER = "palaver-epoch"
 
-INTERNAL_HEADERS = (EPOCH_HEADER, "palaver-repeat")
+REPEAT_HEADER = "palaver-repeat"
+
+INTERNAL_HEADERS = (EPOCH_HEADER, REPEAT_HEADER)
 """Headers between the edge and the APIs. A client's are removed before anything looks at a request."""
 
 ENVOY_PREFIX = "x-envoy-"

@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from regions.edge.listener import EPOCH_HEADER, listener
+from regions.edge.listener import EPOCH_HEADER, REPEAT_HEADER, listener
 from regions.edge.messages import CONFIG, EXTENSIONS, duration, file_source, socket_address
 from regions.edge.replies import WRITE_METHODS
 from regions.edge.settings import EdgeSettings
@@ -32,10 +32,13 @@ CLUSTERS_FILE = "cds/clusters.json"
 WRITE_S = 5.5
 """One attempt of a write: the write API answers within 5 s, if only to say that it does not know."""
 
-WRITE_AGAIN_S = 1.0
-"""A keyed write that has no answer by then is sent again beside the first attempt. A leader that is cut off or hung
-keeps requests for as long as they wait (measured: 5.7 s without a write, though the next leader served after 1.7 s); a
-commit between regions takes a fifth of a second."""
+WRITE_AGAIN_S = 2.0
+"""A keyed write that has no answer by then is given up and sent again, to the leader of the moment; the key makes one
+comment of all attempts. A leader that is cut off or hung keeps requests for as long as they wait, and the next one
+serves after 1.7 s. A busy leader answers sooner: it lets a write wait for a second before it refuses it."""
+
+WRITE_LATER_S_MAX = 5.0
+"""The longest pause before a repetition that the write API may ask for."""
 
 WRITE_WITH_RETRIES_S = 12.0
 WRITE_RETRIES_MAX = 60
@@ -162,6 +165,7 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
                 "domains": ["*"],
                 # A retry carries the epoch of the first attempt; the count tells the write API that it is one.
                 "include_request_attempt_count": True,
+                "response_headers_to_remove": [REPEAT_HEADER],
                 "routes": [
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
                     *_write_routes(leadership),
@@ -186,15 +190,18 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     retried = to_leader | {
         "timeout": duration(WRITE_WITH_RETRIES_S),
         "retry_policy": {
-            "retry_on": "connect-failure,refused-stream,reset,retriable-status-codes",
-            "retriable_status_codes": [503],
+            "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
+            # A 503 is repeated when the write API says that a repetition may mend it, and not before it says.
+            "retriable_headers": [{"name": REPEAT_HEADER, "present_match": True}],
+            "rate_limited_retry_back_off": {
+                "reset_headers": [{"name": REPEAT_HEADER, "format": "SECONDS"}],
+                "max_interval": duration(WRITE_LATER_S_MAX),
+            },
             "num_retries": WRITE_RETRIES_MAX,
             "per_try_timeout": duration(WRITE_AGAIN_S),
             "retry_priority": _RETRY_PRIORITY,
             "retry_back_off": {"base_interval": duration(first_s), "max_interval": duration(last_s)},
         },
-        # The first attempt goes on while the leader of the moment is asked again: the key makes one comment of both.
-        "hedge_policy": {"hedge_on_per_try_timeout": True},
     }
     # Without a key a second attempt could be a second comment.
     once = to_leader | {"timeout": duration(WRITE_S)}

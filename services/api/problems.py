@@ -110,9 +110,15 @@ def invalid(field: str, message: str) -> Problem:
     return Problem("invalid-request", f"{field}: {message}", errors=[FieldError(field, message)])
 
 
-def unavailable(slug: str, detail: str, *, retry_after_s: int = 1) -> Problem:
-    """Return a 503 that says when to come back."""
-    return Problem(slug, detail, headers=[(b"retry-after", b"%d" % retry_after_s)])
+REPEAT_HEADER: Final = b"palaver-repeat"
+"""Tells the edge that a repetition of a keyed write may mend a refusal: `now`, or the seconds to wait. The edge removes
+it from what clients get, and repeats nothing that does not have it (`regions/edge/resources.py`)."""
+
+
+def unavailable(slug: str, detail: str, *, retry_after_s: int = 1, repeat: bytes | None = None) -> Problem:
+    """Return a 503 that says when to come back, and to the edge whether to repeat it."""
+    headers = [(b"retry-after", b"%d" % retry_after_s)]
+    return Problem(slug, detail, headers=headers if repeat is None else [*headers, (REPEAT_HEADER, repeat)])
 
 
 class ProblemMiddleware:

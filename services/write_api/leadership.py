@@ -151,7 +151,7 @@ def _repeats(attempt: bytes | None) -> bool:
 
 def stale_epoch(detail: str) -> Problem:
     """Return the problem that makes the edge and keyed clients try again."""
-    return unavailable("stale-epoch", detail)
+    return unavailable("stale-epoch", detail, repeat=b"now")
 
 
 async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:

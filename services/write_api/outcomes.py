@@ -14,7 +14,10 @@ from services.api.consistency import POSITION_HEADER
 from services.api.problems import FieldError, Problem, unavailable
 from services.api.requests import unauthorized
 from services.write_api.leadership import stale_epoch
-from services.write_api.pool import LedgerError, LedgerOverloaded, LedgerUnavailable, OutcomeUnknown
+from services.write_api.pool import LedgerError, LedgerOverloaded, LedgerStuck, LedgerUnavailable, OutcomeUnknown
+
+# As long as Retry-After says: what holds a write up does not pass in milliseconds.
+LATER: Final = b"1"
 
 _OUTCOMES = Counter("palaver_ledger_outcomes_total", "Outcomes of ledger calls", ["outcome"])
 _log = logging.getLogger("palaver.write_api")
@@ -67,10 +70,16 @@ def ledger_problem(error: LedgerError) -> Problem:
                 "outcome-unknown",
                 "The write was sent to the ledger and its outcome is not known. Repeat it with the same"
                 " Idempotency-Key to find out.",
+                repeat=b"now",
             )
         case LedgerOverloaded():
-            return unavailable("overloaded", "The ledger is busy; this attempt wrote nothing.")
+            repeat = LATER if error.repeatable else None
+            return unavailable("overloaded", "The ledger is busy; this attempt wrote nothing.", repeat=repeat)
+        case LedgerStuck():
+            detail = "What the ledger was asked before does not end; this attempt wrote nothing."
+            return unavailable("overloaded", detail, repeat=LATER)
         case LedgerUnavailable():
-            return unavailable("ledger-unavailable", "The ledger takes no writes now; this attempt wrote nothing.")
+            detail = "The ledger takes no writes now; this attempt wrote nothing."
+            return unavailable("ledger-unavailable", detail, repeat=b"now")
         case _:
             raise AssertionError(error)

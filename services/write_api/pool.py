@@ -22,6 +22,9 @@ from prometheus_client import Counter, Gauge
 
 from regions.identity import Epoch
 
+# Of refusals for overload: repetitions that edges may make for a write that was done, and at once.
+REPEATS_PER_WRITE: Final = 0.1
+REPEATS_MAX: Final = 100.0
 # How long a request waits for a free connection before it is told to come back.
 ACQUIRE_TIMEOUT_S: Final = 1.0
 # Requests that may wait for one connection each; beyond that a wait would outlast its timeout anyway.
@@ -76,11 +79,46 @@ class LedgerUnavailable(LedgerError):
 
 
 class LedgerOverloaded(LedgerError):
-    """Nothing was written: no connection became free in time, or a lock did not."""
+    """Nothing was written: no connection became free in time, although others did their work.
+
+    Attributes:
+        repeatable: Whether a repetition is within the budget.
+    """
+
+    def __init__(self, message: str, *, repeatable: bool = False) -> None:
+        super().__init__(message)
+        self.repeatable = repeatable
+
+
+class LedgerStuck(LedgerError):
+    """Nothing was written: what runs does not end, or holds the row or key that this one needs."""
 
 
 class OutcomeUnknown(LedgerError):
     """The call was sent and its result is not known. The same Idempotency-Key finds out."""
+
+
+class RepeatBudget:
+    """How many refusals of an overloaded ledger may be repeated by the edges.
+
+    A tenth of the writes that were done, and a reserve for the moment after a failover, when everybody comes at once.
+    The precedents are Finagle's RetryBudget and gRPC's retry throttling; those count at the client, where the causes of
+    failures are not known.
+    """
+
+    def __init__(self) -> None:
+        self._left = REPEATS_MAX
+
+    def earn(self) -> None:
+        """Count a write that was done."""
+        self._left = min(REPEATS_MAX, self._left + REPEATS_PER_WRITE)
+
+    def spend(self) -> bool:
+        """Take one repetition; return whether there was one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
 
 
 class _Session:
@@ -133,6 +171,8 @@ class LedgerPool:
         self._connecting = 0
         self._waiters: deque[asyncio.Future[_Session | None]] = deque()
         self._running: set[asyncio.Task[Sequence[asyncpg.Record] | LedgerError]] = set()
+        self._budget = RepeatBudget()
+        self._ended_at = 0.0
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -198,7 +238,11 @@ class LedgerPool:
         """Run the statement and tell when its wait was cut short, whether anybody still waits for it or not."""
         session.warned = False
         try:
-            return await self._perform(session, statement, arguments)
+            result = await self._perform(session, statement, arguments)
+            if not isinstance(result, LedgerError):
+                self._ended_at = asyncio.get_running_loop().time()
+                self._budget.earn()
+            return result
         finally:
             if session.warned and epoch is not None:
                 self._cut_short(epoch)
@@ -266,7 +310,7 @@ class LedgerPool:
     async def _wait_for_free(self) -> _Session | None:
         """Wait in line; return a connection, or None for the right to make one. Nobody overtakes."""
         if len(self._waiters) >= self._size * WAITERS_PER_CONNECTION:
-            raise LedgerOverloaded("too many requests wait for the ledger")
+            raise self._refused("too many requests wait for the ledger")
         turn: asyncio.Future[_Session | None] = asyncio.get_running_loop().create_future()
         self._waiters.append(turn)
         try:
@@ -276,11 +320,17 @@ class LedgerPool:
             if turn.done() and not turn.cancelled():
                 self._pass_on(turn.result())  # it came at the very moment this request gave up
             if isinstance(error, TimeoutError):
-                raise LedgerOverloaded(f"no connection became free within {ACQUIRE_TIMEOUT_S} s") from None
+                raise self._refused(f"no connection became free within {ACQUIRE_TIMEOUT_S} s") from None
             raise
         finally:
             if turn in self._waiters:
                 self._waiters.remove(turn)
+
+    def _refused(self, reason: str) -> LedgerError:
+        """Return the error of a request that got no connection: while nothing ends, the ledger hangs."""
+        if asyncio.get_running_loop().time() - self._ended_at >= ACQUIRE_TIMEOUT_S:
+            return LedgerStuck(f"{reason}, and no call ended")
+        return LedgerOverloaded(reason, repeatable=self._budget.spend())
 
     async def _connect(self) -> _Session:
         """Make a connection on a place that is already counted as open.
@@ -340,5 +390,5 @@ class LedgerPool:
 
 def _refusal(error: Exception) -> LedgerError:
     if isinstance(error, pg.LockNotAvailableError | pg.DeadlockDetectedError | pg.SerializationError):
-        return LedgerOverloaded(f"{type(error).__name__}: {error}")
+        return LedgerStuck(f"{type(error).__name__}: {error}")
     return LedgerUnavailable(f"{type(error).__name__}: {error}")

@@ -42,6 +42,7 @@ class Backend:
     name: str
     port: int
     answer: Answer | None = None
+    refusal_headers: dict[str, str] = field(default_factory=dict[str, str])
     requests: list[Request] = field(default_factory=list[Request])
     frozen: asyncio.Event | None = None
     _server: asyncio.Server | None = None
@@ -71,9 +72,11 @@ class Backend:
                 method, path, _ = first.split(" ")
                 request = Request(method=method, path=path, headers=headers, body=body)
                 status, text = await self._answer(request)
+                more = self.refusal_headers if status == 503 else {}
+                said = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode()
                 writer.write(
-                    b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nx-backend: %s\r\n\r\n%s"
-                    % (status, len(text), self.name.encode(), text)
+                    b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nx-backend: %s\r\n%s\r\n%s"
+                    % (status, len(text), self.name.encode(), said, text)
                 )
         except (asyncio.IncompleteReadError, ConnectionError):
             pass

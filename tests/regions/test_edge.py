@@ -16,6 +16,7 @@ from tests.regions.edge_stand import EdgeStand, Request, edge_stand, leadership,
 pytestmark = pytest.mark.integration
 
 KEY = {"idempotency-key": "k"}
+AGAIN = {"palaver-repeat": "now"}
 
 
 @pytest.fixture
@@ -125,6 +126,7 @@ async def test_keyed_write_that_the_leader_refuses_waits_where_the_next_epoch_is
         return 200, b"of the successor"
 
     stand.backends["write_api us-east"].answer = leader
+    stand.backends["write_api us-east"].refusal_headers = AGAIN
     stand.backends["write_api eu-west"].answer = successor
     promised = replace(leadership("us-east", 1), succession=Succession(region=RegionName("eu-west"), reason="a test"))
     await stand.feed.tell(promised, stand.admin)
@@ -153,7 +155,7 @@ async def test_keyed_write_is_retried_over_503_and_broken_connections(stand: Edg
                 writer.transport.abort()
         return (503, b"stale-epoch") if left > 0 else (201, b"made")
 
-    leader.answer = unwell
+    leader.answer, leader.refusal_headers = unwell, AGAIN
     answer = await stand.client.post("/v1/x", headers=KEY, content=b"the same body")
     assert (answer.status_code, answer.text) == (201, "made")
     assert [request.body for request in leader.requests] == [b"the same body"] * 4
@@ -165,9 +167,10 @@ async def test_unkeyed_write_is_sent_once(stand: EdgeStand) -> None:
     async def busy(_: Request) -> tuple[int, bytes]:
         return 503, b"busy"
 
-    leader.answer = busy
+    leader.answer, leader.refusal_headers = busy, AGAIN
     answer = await stand.client.post("/v1/x")
     assert (answer.status_code, answer.text) == (503, "busy")
+    assert "palaver-repeat" not in answer.headers
     assert len(leader.requests) == 1
 
     async def breaks(_: Request) -> tuple[int, bytes]:

@@ -95,6 +95,7 @@ async def test_the_epoch_of_the_edge_must_be_the_one_that_serves_here(api: Api) 
     assert {problem(answer) for answer in refused} == {"stale-epoch"}
     assert {answer.status_code for answer in refused} == {503}
     assert all(answer.headers["retry-after"] == "1" for answer in refused)
+    assert all(answer.headers["palaver-repeat"] == "now" for answer in refused)
 
 
 async def test_an_edit_needs_the_key_and_the_version(api: Api) -> None:
@@ -381,6 +382,8 @@ async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer
             blocker.rollback()
         assert problem(await stuck) == "outcome-unknown"
         assert {problem(answer) for answer in answers} == {"overloaded"}
+        # Nothing ended meanwhile: the edge may ask again, in a second.
+        assert {answer.headers["palaver-repeat"] for answer in answers} == {"1"}
         assert (await api.post(site)).status_code == 201
 
 

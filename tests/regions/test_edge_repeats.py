@@ -1,0 +1,70 @@
+"""Which writes the edge repeats, when, and how many of them a leader has at a time."""
+
+import asyncio
+import time
+from collections.abc import AsyncGenerator
+
+import pytest
+
+from tests.regions.edge_stand import EdgeStand, Request, edge_stand
+
+pytestmark = pytest.mark.integration
+
+KEY = {"idempotency-key": "k"}
+
+
+@pytest.fixture
+async def stand() -> AsyncGenerator[EdgeStand]:
+    async with edge_stand() as one:
+        yield one
+
+
+async def test_refusal_that_no_repetition_mends_is_not_repeated(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+
+    async def overloaded(_: Request) -> tuple[int, bytes]:
+        return 503, b"overloaded"
+
+    leader.answer, leader.refusal_headers = overloaded, {"retry-after": "1"}
+    answers = await asyncio.gather(*(stand.client.post("/v1/x", headers=KEY) for _ in range(50)))
+    assert {(answer.status_code, answer.text) for answer in answers} == {(503, "overloaded")}
+    assert {answer.headers["retry-after"] for answer in answers} == {"1"}
+    assert len(leader.requests) == 50
+
+
+async def test_refusal_is_repeated_when_the_write_api_says(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+    came: list[float] = []
+
+    async def later(_: Request) -> tuple[int, bytes]:
+        came.append(time.monotonic())
+        return (503, b"stuck") if len(came) == 1 else (201, b"made")
+
+    leader.answer, leader.refusal_headers = later, {"palaver-repeat": "1", "retry-after": "1"}
+    answer = await stand.client.post("/v1/x", headers=KEY)
+    assert (answer.status_code, answer.text) == (201, "made")
+    assert "palaver-repeat" not in answer.headers
+    assert len(came) == 2
+    assert came[1] - came[0] >= 1.0
+
+
+async def test_leader_that_hangs_has_each_write_once_at_a_time(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+    leader.frozen = asyncio.Event()
+    cluster = r"^cluster\.write_api_us-east\.upstream_rq_(active|total)$"
+
+    async def counted() -> tuple[int, int]:
+        answer = await stand.admin.get("/stats", params={"filter": cluster, "format": "json"})
+        values = {one["name"].rpartition("_")[2]: int(one["value"]) for one in answer.json()["stats"]}
+        return values["active"], values["total"]
+
+    writing = asyncio.create_task(stand.client.post("/v1/x", headers=KEY))
+    most = total = 0
+    async with asyncio.timeout(20):
+        while total < 3:
+            active, total = await counted()
+            most = max(most, active)
+            await asyncio.sleep(0.02)
+    leader.frozen.set()
+    assert (await writing).status_code == 200
+    assert most == 1
