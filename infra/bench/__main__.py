@@ -34,6 +34,7 @@ from infra.bench.bare_edge import bare_edge
 from infra.bench.deployment import RunningDeployment, running_deployment, write_results
 from infra.bench.load import BadAnswer, LoadResult, Session, get_request, percentile, post_request, run_load
 from infra.bench.raw_app import free_port
+from infra.bench.sessions import measure_sessions
 from infra.bench.thread_pages import measure_thread_pages
 from infra.cli.output import print_table
 from infra.servers.resolver import resolve
@@ -309,6 +310,9 @@ async def measure() -> list[dict[str, Any]]:
             | {"plain_sum_mb": resident},
             await measure_freshness(bench, site),
             *await measure_reads(bench, site),
+            *await measure_sessions(
+                bench, f"/v1/sites/{site}/comments?thread={quote('bench-read')}", post_source(site)
+            ),
             await measure_posts(bench, site),
             # The last: it puts into one view what no ledger has.
             *await measure_thread_pages(bench, site),

@@ -56,12 +56,20 @@ class LoadResult:
 class _Connection(asyncio.Protocol):
     """One keep-alive connection: sends the next request as soon as an answer is complete."""
 
-    def __init__(self, source: Callable[[], bytes], expected: int, result: LoadResult, deadline: float) -> None:
+    def __init__(
+        self,
+        source: Callable[[], bytes],
+        expected: int,
+        result: LoadResult,
+        deadline: float,
+        hear: Callable[[bytes], None] | None,
+    ) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._source = source
         self._expected = f"HTTP/1.1 {expected} ".encode()
         self._result = result
         self._deadline = deadline
+        self._hear = hear
         self._head = b""
         self._body_left = -1
         self._sent_at = 0.0
@@ -92,6 +100,8 @@ class _Connection(asyncio.Protocol):
             if not head.startswith(self._expected):
                 self._fail(BadAnswer(head[:200].decode(errors="replace")))
                 return
+            if self._hear is not None:
+                self._hear(head)
             self._body_left = _content_length(head) - rest
         else:
             self._body_left -= len(data)
@@ -136,17 +146,28 @@ class Session:
 
     async def ask(self, request: bytes) -> tuple[int, bytes]:
         """Send a request; return status and body."""
+        status, _, body = await self.ask_whole(request)
+        return status, body
+
+    async def ask_whole(self, request: bytes) -> tuple[int, bytes, bytes]:
+        """Send a request; return status, head and body."""
         self._writer.write(request)
         head = await self._reader.readuntil(HEAD_END)
-        return int(head[9:12]), await self._reader.readexactly(_content_length(head[: -len(HEAD_END)]))
+        return int(head[9:12]), head, await self._reader.readexactly(_content_length(head[: -len(HEAD_END)]))
 
     def close(self) -> None:
         """Close the connection."""
         self._writer.close()
 
 
-async def run_load(
-    port: int, source: Callable[[], bytes], *, connections: int, seconds: float, expected: int
+async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
+    port: int,
+    source: Callable[[], bytes],
+    *,
+    connections: int,
+    seconds: float,
+    expected: int,
+    hear: Callable[[bytes], None] | None = None,
 ) -> LoadResult:
     """Load a server on loopback for some seconds.
 
@@ -156,6 +177,7 @@ async def run_load(
         connections: How many requests are under way at once.
         seconds: How long.
         expected: The status that every answer must have.
+        hear: Is given the head of every answer.
 
     Raises:
         BadAnswer: Another status, or a connection closed early.
@@ -164,10 +186,11 @@ async def run_load(
     result = LoadResult()
     started = time.perf_counter()
     deadline = started + seconds
-    made = [
-        (await loop.create_connection(lambda: _Connection(source, expected, result, deadline), "127.0.0.1", port))[1]
-        for _ in range(connections)
-    ]
+
+    def connect() -> _Connection:
+        return _Connection(source, expected, result, deadline, hear)
+
+    made = [(await loop.create_connection(connect, "127.0.0.1", port))[1] for _ in range(connections)]
     await asyncio.gather(*(connection.done for connection in made))
     result.seconds = time.perf_counter() - started
     return result

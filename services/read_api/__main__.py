@@ -63,7 +63,7 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
     try:
         async with leader_client() as client, ViewReader(settings.view_url, size=settings.view_pool_size) as view:
             origins = SiteOrigins(view.origins)
-            ready = ReadyPages(memory=memory, freshness=freshness, origins=origins, tracing=tracing)
+            ready = ReadyPages(memory=memory, freshness=freshness, origins=origins, cell=topology.cell, tracing=tracing)
             voters = [voter.write_api for voter in topology.voters if voter.write_api is not None]
             proof = LeaderProof(client, voters, topology.cell)
             app = read_application(

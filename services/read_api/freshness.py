@@ -9,19 +9,22 @@ view. The age of a claim grows from the moment of the news behind it; the same n
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Final
 
 from regions.identity import CellId
 from regions.position import ZERO, InvalidPosition, Position, decode_token, encode_token
-from services.api.consistency import CONSISTENCY_HEADER, POSITION_HEADER, served_header
+from services.api.consistency import CONSISTENCY_HEADER, POSITION_HEADER, Level, served_header
 from services.read_api.claim import NOTHING, Claim
 from services.read_api.view_reader import ViewReader, ViewUnavailable
 from services.view.cache import Applied
 
 POLL_INTERVAL_S: Final = 0.25
-# While somebody waits for a position, the view is asked this often.
+# While somebody waits for a position and the channel is not heard, the view is asked this often.
 WAITED_POLL_INTERVAL_S: Final = 0.01
+# The view had a position before the channel said it: the word is a round trip to Redis away, and with it a kept page
+# will do. A page of the view takes a few milliseconds; after several times that the word is late, and it is read.
+WORD_WAIT_S: Final = 0.05
 # How long a session read waits for its position before it is answered with how far behind the view is.
 SESSION_WAIT_S: Final = 1.0
 # Prepared headers are used for this long, and say the age that they have at the end of it.
@@ -49,8 +52,9 @@ class Freshness:
         self._word_fresh_s: float | None = None
         self._word_refuted = False
         self._waiters: list[tuple[Position, asyncio.Future[None]]] = []
+        self._listeners: list[tuple[Position, asyncio.Future[None]]] = []
         self._wanted = asyncio.Event()
-        self._headers: tuple[tuple[bytes, bytes], ...] = ()
+        self._headers: dict[str, tuple[tuple[bytes, bytes], ...]] = {}
         self._headers_s = -1.0
 
     @property
@@ -63,13 +67,20 @@ class Freshness:
         """How long ago the view had everything; None before anything is known."""
         return _age_ms(self.viewed, time.monotonic())
 
-    def headers(self) -> tuple[tuple[bytes, bytes], ...]:
-        """The two headers of an eventual read of a kept page, prepared a moment ago."""
+    def headers(self, level: Level = "eventual") -> tuple[tuple[bytes, bytes], ...]:
+        """The two headers of a read of a kept page that is answered as it asked, prepared a moment ago.
+
+        Those of a session claim what was heard last: never less than a position that was asked for and heard.
+        """
         now_s = time.monotonic()
         if now_s - self._headers_s > HEADER_AGE_S:
             self._headers_s = now_s
-            self._headers = self.headers_of("eventual", "eventual", self.heard or NOTHING, now_s + HEADER_AGE_S)
-        return self._headers
+            self._headers.clear()
+        prepared = self._headers.get(level)
+        if prepared is None:
+            prepared = self.headers_of(level, level, self.heard or NOTHING, self._headers_s + HEADER_AGE_S)
+            self._headers[level] = prepared
+        return prepared
 
     def headers_of(
         self, served: str, asked: str, claim: Claim, now_s: float | None = None
@@ -82,12 +93,17 @@ class Freshness:
         )
 
     async def wait_for(self, position: Position, timeout_s: float = SESSION_WAIT_S) -> bool:
-        """Wait, bounded, until the view has a position; return whether it has."""
+        """Wait, bounded, until the view has a position; return whether it has.
+
+        While the channel is heard, its word is waited for, beside the regular look at the view: it comes with the
+        commit, and a view that is asked all the time has less time to apply.
+        """
         if self.applied >= position:
             return True
         waiter = (position, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
-        self._wanted.set()
+        if self.heard is None:
+            self._wanted.set()
         try:
             async with asyncio.timeout(timeout_s):
                 await waiter[1]
@@ -96,6 +112,20 @@ class Freshness:
         finally:
             self._waiters.remove(waiter)
         return True
+
+    async def wait_for_word(self, position: Position) -> None:
+        """Wait, briefly, until the channel has said a position that the view has; not at all while it is not heard."""
+        if self.heard is None or self.heard.position >= position:
+            return
+        listener = (position, asyncio.get_running_loop().create_future())
+        self._listeners.append(listener)
+        try:
+            async with asyncio.timeout(WORD_WAIT_S):
+                await listener[1]
+        except TimeoutError:
+            return
+        finally:
+            self._listeners.remove(listener)
 
     def hear(self, message: Applied) -> None:
         """Take what the replicator says on the channel, after the invalidations up to it."""
@@ -114,12 +144,17 @@ class Freshness:
             return
         claim = Claim(position=position, fresh_s=self._word_fresh_s)
         self.heard = claim.or_later(self.heard)
+        self._headers.pop("session", None)
+        _wake(self._listeners, self.heard.position)
         self._see(claim)
 
     def go_deaf(self) -> None:
         """Invalidations may be missed from now on: kept pages have no claim until the next word."""
         self.heard = None
         self._headers_s = -1.0
+        _wake(self._listeners, None)
+        if self._waiters:
+            self._wanted.set()
 
     async def run(self, view: ViewReader, went_back: Callable[[], None]) -> None:
         """Ask the view for its checkpoint until cancelled, more often while somebody waits.
@@ -137,7 +172,7 @@ class Freshness:
                     _log.warning("the view does not answer", extra={"reason": str(error)})
                 self.reachable = False
             self._wanted.clear()
-            if self._waiters and self.reachable:
+            if self._waiters and self.reachable and self.heard is None:
                 await asyncio.sleep(WAITED_POLL_INTERVAL_S)
                 continue
             try:
@@ -170,9 +205,14 @@ class Freshness:
 
     def _see(self, claim: Claim) -> None:
         self.viewed = self.viewed.or_later(claim)
-        for wanted, future in self._waiters:
-            if self.applied >= wanted and not future.done():
-                future.set_result(None)
+        _wake(self._waiters, self.applied)
+
+
+def _wake(waiters: Iterable[tuple[Position, asyncio.Future[None]]], reached: Position | None) -> None:
+    """Wake those who wait for a position that is reached; with None all of them."""
+    for wanted, future in waiters:
+        if (reached is None or reached >= wanted) and not future.done():
+            future.set_result(None)
 
 
 def _age_ms(claim: Claim, now_s: float) -> float | None:

@@ -12,6 +12,7 @@ from typing import Final
 from uuid import UUID
 
 from regions.identity import CellId
+from regions.position import ZERO
 from services.api.answers import answer
 from services.api.cors import SITE_PREFIX, parse_uuid
 from services.api.markdown import HtmlCache
@@ -93,6 +94,8 @@ class Pages:
         scope[EXCHANGE].route = TEMPLATE
         wanted = wanted_of(scope, self._cell)
         granted = await grant(wanted, self._freshness, self._prover)
+        if granted.at_least > ZERO:
+            await self._freshness.wait_for_word(granted.at_least)
         request = request_of(scope)
         entry = self._memory.get(request)
         # While a page is kept, whatever was heard holds for it.

@@ -1,7 +1,8 @@
 """Answers thread pages that are in memory at once: the same answer that the application gives, without a task.
 
-Decides which requests are that plain: an eventual read of a kept page, in an encoding that is there. Everything else,
-and every doubt, is left to the application. `tests/services/read_api/test_ready_pages.py` holds the two to each other.
+Decides which requests are that plain: an eventual read of a kept page, or a session read whose position the channel of
+invalidations has said, in an encoding that is there. Everything else, and every doubt, is left to the application.
+`tests/services/read_api/test_ready_pages.py` holds the two to each other.
 """
 
 from functools import lru_cache
@@ -10,6 +11,9 @@ from typing import Final
 from urllib.parse import unquote
 from uuid import UUID
 
+from regions.identity import CellId
+from regions.position import InvalidPosition, Position, decode_token
+from services.api.consistency import Level
 from services.api.cors import SITE_PREFIX, allowed_origin, marks_of
 from services.api.requests import HEADER_BYTES_MAX
 from services.api.site_origins import SiteOrigins
@@ -26,25 +30,31 @@ from services.telemetry.tracing import Tracing
 TARGET_BYTES_MAX: Final = 2048
 _TARGETS_MAX: Final = 4096
 
-_SAYS: Final = (b"if-none-match", b"accept-encoding", b"origin", b"x-request-id", b"traceparent")
-_ASKS_FOR_MORE: Final = (
-    b"palaver-consistency", b"palaver-position", b"content-length", b"transfer-encoding", b"expect",
-)  # fmt: skip
-_HEEDED: Final = frozenset(_SAYS + _ASKS_FOR_MORE)
-_Wishes = tuple[bytes | None, bytes | None, bytes | None, bytes | None, bytes | None]
+_ASKS_FOR_MORE: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))
+_HEEDED: Final = _ASKS_FOR_MORE | {
+    b"if-none-match", b"accept-encoding", b"origin", b"x-request-id", b"traceparent", b"palaver-consistency",
+    b"palaver-position",
+}  # fmt: skip
+
+# Ours are of 30 characters and a cell's name. Each session has its own, which many of its reads repeat.
+TOKEN_BYTES_MAX: Final = 128
+_TOKENS_MAX: Final = 4096
 _PREFIX: Final = SITE_PREFIX.encode()
 
 
 class ReadyPages:
     """The `ReadyAnswers` of the read API."""
 
-    def __init__(self, *, memory: PageMemory, freshness: Freshness, origins: SiteOrigins, tracing: Tracing) -> None:
+    def __init__(
+        self, *, memory: PageMemory, freshness: Freshness, origins: SiteOrigins, cell: CellId, tracing: Tracing
+    ) -> None:
         self._memory = memory
         self._freshness = freshness
         self._origins = origins
         self._tracing = tracing
-        self._fresh: object = None
-        self._fresh_lines = b""
+        self._cell = cell
+        self._fresh: dict[Level, object] = {}
+        self._fresh_lines: dict[Level, bytes] = {}
 
     def __call__(self, target: bytes, headers: Headers) -> tuple[bytes, bytes] | None:
         """See `ReadyAnswers`."""
@@ -57,7 +67,11 @@ class ReadyPages:
         wishes = _wishes_of(target, headers)
         if wishes is None:
             return None
-        none_match, encodings, origin, request_id, traceparent = wishes
+        none_match, encodings, origin = (wishes.get(name) for name in (b"if-none-match", b"accept-encoding", b"origin"))
+        token = wishes.get(b"palaver-position")
+        level: Level = "eventual" if token is None else "session"
+        if token is not None and not self._has_heard(token):
+            return None
         encoded: Encoded | None = entry.plain
         if encodings is not None and entry.shrinks and accepts_gzip(encodings):
             encoded = entry.gzipped
@@ -67,9 +81,11 @@ class ReadyPages:
         status, head, body = 200, encoded.head, encoded.body
         if none_match is not None and (matches(none_match, encoded.etag) or matches(none_match, entry.page.etag)):
             status, head, body = 304, encoded.not_modified, b""
-        request_id, trace, span = begin_exchange(self._tracing, "GET", request_id=request_id, traceparent=traceparent)
+        request_id, trace, span = begin_exchange(
+            self._tracing, "GET", request_id=wishes.get(b"x-request-id"), traceparent=wishes.get(b"traceparent")
+        )
         head = b"%b%b%bx-request-id: %b\r\ntraceparent: %b\r\n" % (
-            head, self._freshness_lines(), marks, request_id, trace.traceparent.encode()
+            head, self._freshness_lines(level), marks, request_id, trace.traceparent.encode()
         )  # fmt: skip
         HIT_MEMORY.inc()
         REQUESTS.route("GET", TEMPLATE).observe(status, perf_counter() - started_s)
@@ -82,34 +98,44 @@ class ReadyPages:
         origins = self._origins.remembered(site)
         return None if origins is None else header_lines(marks_of(allowed_origin(origins, origin)))
 
-    def _freshness_lines(self) -> bytes:
-        fresh = self._freshness.headers()
-        if fresh is not self._fresh:
-            self._fresh, self._fresh_lines = fresh, header_lines(fresh)
-        return self._fresh_lines
+    def _has_heard(self, token: bytes) -> bool:
+        """Whether everything kept has the position of a token; a malformed or foreign one is refused elsewhere."""
+        heard = self._freshness.heard
+        wanted = _position_of(token)
+        return heard is not None and wanted is not None and wanted[0] == self._cell and heard.position >= wanted[1]
+
+    def _freshness_lines(self, level: Level) -> bytes:
+        fresh = self._freshness.headers(level)
+        if fresh is not self._fresh.get(level):
+            self._fresh[level], self._fresh_lines[level] = fresh, header_lines(fresh)
+        return self._fresh_lines[level]
 
 
-def _wishes_of(target: bytes, headers: Headers) -> _Wishes | None:
-    """Return what a plain request says, or None when it is not one."""
-    none_match = encodings = origin = request_id = traceparent = None
+def _wishes_of(target: bytes, headers: Headers) -> dict[bytes, bytes] | None:
+    """Return what a plain request says, by the name of the header, or None when it is not one."""
+    said: dict[bytes, bytes] = {}
     header_bytes = len(target)
     for name, value in headers:
         header_bytes += len(name) + len(value)
-        if name not in _HEEDED:
-            continue
-        if name == b"x-request-id":
-            request_id = value
-        elif name == b"accept-encoding":
-            encodings = value
-        elif name == b"if-none-match":
-            none_match = value
-        elif name == b"origin":
-            origin = value
-        elif name == b"traceparent":
-            traceparent = value
-        else:
-            return None
-    return None if header_bytes > HEADER_BYTES_MAX else (none_match, encodings, origin, request_id, traceparent)
+        if name in _HEEDED:
+            said[name] = value
+    if header_bytes > HEADER_BYTES_MAX or not _ASKS_FOR_MORE.isdisjoint(said):
+        return None
+    consistency = said.get(b"palaver-consistency")
+    if consistency is not None and (consistency != b"session" or b"palaver-position" not in said):
+        return None
+    return said
+
+
+@lru_cache(maxsize=_TOKENS_MAX)
+def _position_of(token: bytes) -> tuple[CellId, Position] | None:
+    """Return the cell and the position of a token as an answer gave it; None for anything else."""
+    if len(token) > TOKEN_BYTES_MAX:
+        return None
+    try:
+        return decode_token(token.decode("ascii"))
+    except (InvalidPosition, UnicodeDecodeError):
+        return None
 
 
 @lru_cache(maxsize=_TARGETS_MAX)

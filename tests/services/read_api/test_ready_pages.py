@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 from prometheus_client import REGISTRY
 
+from regions.identity import CellId
+from regions.position import Position, encode_token
 from services.read_api.ready_pages import ReadyPages
 from services.telemetry.http_server import bind, bind_unix, serve_http
 from services.telemetry.ready_protocol import Headers
-from tests.services.read_api.conftest import Api, Thread, Writer, running_api
+from tests.services.read_api.conftest import CELL, Api, Thread, Writer, running_api, until
 
 pytestmark = pytest.mark.integration
 
@@ -92,7 +94,7 @@ def comparable(answer: bytes) -> tuple[bytes, list[bytes], bytes]:
 async def stand(writer: Writer) -> AsyncGenerator[Stand]:
     async with running_api(writer) as api, contextlib.AsyncExitStack() as stack:
         counting = Counting(
-            ReadyPages(memory=api.memory, freshness=api.freshness, origins=api.origins, tracing=api.tracing)
+            ReadyPages(memory=api.memory, freshness=api.freshness, origins=api.origins, cell=CELL, tracing=api.tracing)
         )
         ports: list[int] = []
         for ready in (counting, None):
@@ -129,6 +131,35 @@ PLAIN: list[tuple[str, ...]] = [
     ("traceparent: 00-0af7651916cd43dd8448eb211c80319c-b7ad6b7169203331-00",),
     ("traceparent: nonsense",),
 ]
+
+
+async def test_a_session_read_is_answered_at_once_when_its_position_was_heard(stand: Stand) -> None:
+    heard, later = Position(1, 0x100), Position(1, 0x200)
+    stand.api.writer.say(stand.api.writer.checkpoint(heard.epoch, heard.lsn))
+    await until(lambda: stand.api.freshness.heard is not None and stand.api.freshness.heard.position == heard)
+    token, foreign = encode_token(CELL, heard), encode_token(CellId("other"), heard)
+    for answered, lines in enumerate(
+        [
+            (f"Palaver-Position: {token}",),
+            (f"Palaver-Position: {token}", "Palaver-Consistency: session"),
+            (f"Palaver-Position: {token}", "If-None-Match: *", "Accept-Encoding: gzip"),
+        ],
+        start=1,
+    ):
+        answer = await stand.both(stand.get(*lines))
+        assert stand.counting.answered == answered, lines
+        assert b"palaver-consistency: session; asked=session" in answer
+        assert f"palaver-position: {token}".encode() in answer
+    for lines in (
+        (f"Palaver-Position: {encode_token(CELL, later)}",),
+        (f"Palaver-Position: {foreign}",),
+        ("Palaver-Position: nonsense",),
+        ("Palaver-Position: " + "x" * 1000,),
+        ("Palaver-Consistency: session",),
+        (f"Palaver-Position: {token}", "Palaver-Consistency: strong"),
+    ):
+        await stand.both(stand.get(*lines))
+        assert stand.counting.answered == 3, lines
 
 
 async def test_a_plain_read_of_a_kept_page_is_answered_as_the_application_answers_it(stand: Stand) -> None:

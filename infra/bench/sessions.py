@@ -1,0 +1,124 @@
+"""Reads of sessions beside eventual ones, while other threads are written to.
+
+Two kinds of session: one repeats the position of the last answer to anybody, as clients do that want to see no time
+go backwards; one asks for the write that was acknowledged last, whoever made it, which is the most that anybody can
+ask for: each of its reads waits until that write has come to the region.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import statistics
+import time
+from collections.abc import AsyncGenerator, Callable
+from contextlib import asynccontextmanager
+from http import HTTPStatus
+from typing import TYPE_CHECKING, Any, Final
+
+from infra.bench.load import BadAnswer, LoadResult, Session, get_request, run_load
+
+if TYPE_CHECKING:
+    from infra.bench.deployment import RunningDeployment
+
+CLIENTS: Final = 32
+ROUNDS: Final = 3
+SECONDS: Final = 4.0
+WARM_SECONDS: Final = 2.0
+WRITES_PER_S: Final = 40
+SHARE_MIN: Final = 0.5
+POSITION: Final = b"palaver-position:"
+
+
+class Newest:
+    """The position of the write that was acknowledged last."""
+
+    def __init__(self) -> None:
+        self.token = b""
+        self.writes = 0
+
+
+async def write_steadily(port: int, make: Callable[[], bytes], newest: Newest) -> None:
+    """Post at a steady rate until cancelled."""
+    writer = await Session.open(port)
+    try:
+        due = time.perf_counter()
+        while True:
+            status, head, body = await writer.ask_whole(make())
+            if status != HTTPStatus.CREATED:
+                raise BadAnswer(f"{status} {body!r}")
+            newest.token, newest.writes = position_of(head), newest.writes + 1
+            due += 1 / WRITES_PER_S
+            await asyncio.sleep(max(0.0, due - time.perf_counter()))
+    finally:
+        writer.close()
+
+
+def position_of(head: bytes) -> bytes:
+    """The position that an answer claims."""
+    lowered = head.lower()
+    start = lowered.index(POSITION) + len(POSITION)
+    return head[start : head.index(b"\r\n", start)].strip()
+
+
+@asynccontextmanager
+async def written_to(port: int, make: Callable[[], bytes]) -> AsyncGenerator[Newest]:
+    """Write to other threads for as long as the block lasts; yields once the first write is acknowledged."""
+    newest = Newest()
+    writing = asyncio.ensure_future(write_steadily(port, make, newest))
+    try:
+        while not newest.token and not writing.done():  # noqa: ASYNC110 - the first answer has no event
+            await asyncio.sleep(0.01)
+        yield newest
+    finally:
+        writing.cancel()
+        (ended,) = await asyncio.gather(writing, return_exceptions=True)
+        if isinstance(ended, Exception):
+            raise ended
+
+
+async def measure_sessions(bench: RunningDeployment, target: str, make: Callable[[], bytes]) -> list[dict[str, Any]]:
+    """GET of one warm page: eventual, and the two kinds of session, in turns under the same writes."""
+    leader, reader = bench.plan.regions[:2]
+    port = bench.plan.port(reader, "edge")
+
+    async def load(kind: str, newest: Newest, seconds: float) -> LoadResult:
+        last = Newest()
+        plain = get_request(target)
+
+        def ask() -> bytes:
+            token = {"last answer": last.token, "newest write": newest.token}.get(kind)
+            return get_request(target, f"Palaver-Position: {token.decode()}\r\n") if token else plain
+
+        def hear(head: bytes) -> None:
+            last.token = position_of(head)
+
+        return await run_load(port, ask, connections=CLIENTS, seconds=seconds, expected=200, hear=hear)
+
+    runs: dict[str, list[LoadResult]] = {"eventual": [], "last answer": [], "newest write": []}
+    async with written_to(bench.plan.port(leader, "edge"), make) as newest:
+        began, before = time.perf_counter(), newest.writes
+        for seconds in (WARM_SECONDS, *[SECONDS] * ROUNDS):
+            for kind, some in runs.items():
+                some.append(await load(kind, newest, seconds))
+        writes_per_s = (newest.writes - before) / (time.perf_counter() - began)
+    rates = {kind: [run.per_second for run in some[1:]] for kind, some in runs.items()}
+    eventual = statistics.median(rates["eventual"])
+    return [
+        row(kind, rates[kind], eventual, statistics.median(run.percentile_ms(0.99) for run in runs[kind][1:]))
+        | {"writes_per_s": round(writes_per_s, 1), "eventual_per_s": [round(rate) for rate in rates["eventual"]]}
+        for kind in ("last answer", "newest write")
+    ]
+
+
+def row(kind: str, rates: list[float], eventual: float, p99_ms: float) -> dict[str, Any]:
+    """One row of the table."""
+    rate = statistics.median(rates)
+    return {
+        "work": f"GET page in a session, position of the {kind}, {WRITES_PER_S} writes/s to other threads",
+        "ours": f"{rate:,.0f}/s (p99 {p99_ms:.1f} ms)",
+        "beside": f"the same without a position: {eventual:,.0f}/s",
+        "ratio": round(rate / eventual, 3),
+        "aim": f"≥ {SHARE_MIN}",
+        "met": rate / eventual >= SHARE_MIN,
+        "ours_per_s": [round(some, 1) for some in rates],
+    }
