@@ -13,7 +13,7 @@ PYTEST_FLAGS ?=
 WORKERS ?= 3
 TESTS := test-servers test-deployments test-simulation
 ROUNDS ?= 5
-.PHONY: help setup demo test $(TESTS) check format coverage bench bench-switcher drills load-setup soak clean
+.PHONY: help setup demo test $(TESTS) check format coverage mutations bench bench-switcher drills load-setup soak clean
 
 help: ## Show this help
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-17s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -63,6 +63,9 @@ format: setup ## Format the code and apply safe fixes
 
 coverage: setup ## Run the tests with branch coverage
 	$(BIN)/pytest -m "not soak and not bench" --cov --cov-report=term-missing $(PYTEST_FLAGS)
+
+mutations: setup ## Change the failover core in one place at a time, and see that a test notices
+	$(BIN)/python -m tests.mutants
 
 bench: setup ## Measure, print a table, write bench-results/*.json
 	$(BIN)/python -m infra.bench

@@ -57,12 +57,13 @@ def rank(vote: Vote) -> Position:
 
 def is_frozen(answer: LedgerFrozen) -> bool:
     """Whether a member receives nothing any more and has replayed what it received (rule 4)."""
-    return not answer.receiving and answer.replayed >= (answer.received or 0)
+    return not answer.receiving and (answer.received is None or answer.replayed >= answer.received)
 
 
 def frozen_position(answer: LedgerFrozen) -> Position:
     """Where a frozen member's WAL ends: the greater of received and replayed (rule 4)."""
-    return Position(max(answer.ancestry, default=0), max(answer.received or 0, answer.replayed))
+    lsn = answer.replayed if answer.received is None else max(answer.received, answer.replayed)
+    return Position(max(answer.ancestry, default=0), lsn)
 
 
 def may_publish(vote: Vote, durable: Promise) -> bool:

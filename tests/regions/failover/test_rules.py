@@ -12,9 +12,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regions.failover import rules
-from regions.failover.events import LedgerFound, LedgerFrozen, Promise, Vote
+from regions.failover.events import LedgerFound, LedgerFrozen, Order, Promise, Release, Vote
 from regions.identity import RegionName
-from regions.leadership import ANCESTRY_MAX, Leadership
+from regions.leadership import ANCESTRY_MAX, Leadership, Succession
 from regions.position import Position
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
@@ -135,6 +135,7 @@ def test_rule_7_a_strong_read_shows_only_what_a_quorum_has() -> None:
         (LedgerFound(kind="stopped"), 5, 4, True),
         (LedgerFound(kind="primary", epoch=5), 5, 0, False),
         (LedgerFound(kind="primary", epoch=4), 5, 0, True),
+        (LedgerFound(kind="following", epoch=5), 5, 0, True),
     ],
 )
 def test_rule_8_a_member_that_may_have_been_primary_is_not_started_again_under_the_same_epoch(
@@ -192,12 +193,69 @@ def test_rule_12_nothing_is_rewound_for_a_leader_that_has_no_quorum_without_it()
 def test_rule_2_a_promise_keeps_what_one_before_it_may_have_written() -> None:
     one, other = Promise(epoch=5, lineage=3, floor=1), Promise(epoch=4, lineage=4, copying=4)
     assert rules.joined(one, other) == Promise(epoch=5, lineage=4, floor=1, copying=4)
+    assert rules.joined(other, one) == rules.joined(one, other)
 
 
 def test_rule_12_a_member_votes_only_with_the_fence_row_of_the_epoch_that_it_joined() -> None:
     durable = Promise(epoch=6, lineage=5, floor=5)
     assert not rules.may_publish(vote(6, fence=4), durable)
     assert rules.may_publish(vote(6, fence=5), durable)
+
+
+PROMISED = replace(
+    record(), phase="serving", fence_id=UUID(int=5), since="noon", succession=Succession(region=B, reason="switch to b")
+)
+RELEASE = Release(epoch=5, revision=7, successor=B, lsn=0x500)
+
+
+def test_rule_20_a_leader_hands_over_to_whom_its_own_swap_has_named() -> None:
+    assert rules.may_hand_over(PROMISED, B, announced=1)
+    assert not rules.may_hand_over(PROMISED, B, announced=0), "the record may be what is left of an earlier order"
+    assert not rules.may_hand_over(PROMISED, C, announced=1), "the next epoch is another's"
+    assert not rules.may_hand_over(record(), B, announced=1), "the next epoch is nobody's"
+
+
+def test_rule_20_a_leader_gives_up_when_its_successor_has_everything_and_the_promise_is_its_own() -> None:
+    switch = Order(ticket=1, kind="switch", region=B)
+    assert rules.release_of(switch, PROMISED, announced=7, drained=0x500) == RELEASE
+    assert rules.release_of(switch, PROMISED, announced=7, drained=None) is None
+    assert rules.release_of(switch, PROMISED, announced=0, drained=0x500) is None
+    assert rules.release_of(replace(switch, region=C), PROMISED, announced=7, drained=0x500) is None
+
+
+def test_rule_20_a_record_and_the_release_of_its_epoch_are_the_next_epoch() -> None:
+    next_one = rules.meaning(PROMISED, 7, RELEASE)
+    assert (next_one.epoch, next_one.leader, next_one.phase, next_one.target) == (6, B, "promoting", B)
+    assert (next_one.fence_id, next_one.succession, next_one.since) == (None, None, "")
+    assert next_one.reason == "switch to b"
+    assert next_one.handed_over_at == Position(5, 0x500)
+    assert rules.meaning(PROMISED, 8, RELEASE) == next_one, "a later record of the epoch takes nothing back"
+
+
+@pytest.mark.parametrize(
+    ("known", "revision", "release"),
+    [
+        (PROMISED, 7, None),
+        (record(), 7, RELEASE),
+        (PROMISED, 6, RELEASE),
+        (PROMISED, 7, replace(RELEASE, epoch=4)),
+        (PROMISED, 7, replace(RELEASE, epoch=6)),
+        (PROMISED, 7, replace(RELEASE, successor=C)),
+    ],
+    ids=["no release", "no promise", "a record older than the promise", "an older epoch", "a later one", "another's"],
+)
+def test_rule_20_a_record_means_itself_without_the_release_that_belongs_to_it(
+    known: Leadership, revision: int, release: Release | None
+) -> None:
+    assert rules.meaning(known, revision, release) == known
+
+
+def test_rule_20_a_successor_that_lacks_something_is_not_promoted() -> None:
+    handed = replace(record(), handed_over_at=Position(5, 0x500))
+    assert rules.has_all(Position(5, 0x500), handed)
+    assert not rules.has_all(Position(5, 0x4FF), handed)
+    assert not rules.has_all(Position(4, 0x900), handed)
+    assert rules.has_all(Position(4, 0x100), record()), "whom votes have chosen has the greatest position"
 
 
 def test_a_leader_is_alive_by_newer_commits_and_others_by_heartbeats() -> None:

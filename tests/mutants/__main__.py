@@ -1,0 +1,91 @@
+"""`python -m tests.mutants`: how many mutants there are, which the tests do not notice, and whether that is known.
+
+Ends with 1 when a mutant survives that `equivalent.toml` does not name, or one is named there that is noticed or gone.
+"""
+
+import os
+import sys
+import tomllib
+from collections import Counter
+from pathlib import Path
+from typing import Annotated
+
+import pytest
+import typer
+
+from tests.mutants.campaign import SOURCES, TESTS, Finder, Plugin
+from tests.mutants.operators import Mutant, mutants_of
+
+LIST = Path(__file__).parent / "equivalent.toml"
+
+
+def main(
+    only: Annotated[list[str] | None, typer.Option("--only", help="Sources, such as rules.py.")] = None,
+    matching: Annotated[str, typer.Option("--matching", help="Mutants whose name has this in it.")] = "",
+    all_lines: Annotated[bool, typer.Option("--all-lines", help="Print a line for each mutant.")] = False,
+) -> None:
+    """Run the pure tests of the failover core against all mutants of it."""
+    sources = only or tomllib.loads(LIST.read_text())["judged"]
+    mutants = [
+        mutant
+        for path in sorted(SOURCES.glob("*.py"))
+        if path.name in sources
+        for mutant in mutants_of(path.name, path.read_text())
+        if matching in mutant.key
+    ]
+    noticed: dict[str, str | None] = {}
+
+    def tell(mutant: Mutant, by: str | None) -> None:
+        noticed[mutant.key] = by
+        if by is None or all_lines:
+            typer.echo(f"{'SURVIVES' if by is None else 'noticed '}  {mutant.key}  (line {mutant.line})")
+
+    for mutant in (one for one in mutants if not one.function):
+        tell(mutant, _in_process_of_its_own(mutant))
+    inside = [one for one in mutants if one.function]
+    if inside:
+        code = pytest.main(["-q", "-s", "-p", "no:cacheprovider", *TESTS], plugins=[Plugin(inside, tell)])
+        assert code == pytest.ExitCode.OK, f"pytest ended with {code}"
+    raise typer.Exit(_judged(mutants, noticed, whole=not only and not matching))
+
+
+def _in_process_of_its_own(mutant: Mutant) -> str | None:
+    child = os.fork()
+    if child == 0:
+        silence = os.open(os.devnull, os.O_WRONLY)
+        os.dup2(silence, 1)
+        os.dup2(silence, 2)
+        assert not any(name.startswith("regions.failover") for name in sys.modules), "imported before its mutant"
+        sys.meta_path.insert(0, Finder(mutant))
+        code = 1
+        try:
+            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *TESTS]))
+        finally:
+            os._exit(code)
+    _, status = os.waitpid(child, 0)
+    return None if os.waitstatus_to_exitcode(status) == 0 else "some test"
+
+
+def _judged(mutants: list[Mutant], noticed: dict[str, str | None], *, whole: bool) -> int:
+    survivors = {key for key, by in noticed.items() if by is None}
+    known = {
+        key: group["because"] for group in tomllib.loads(LIST.read_text())["equivalent"] for key in group["mutants"]
+    }
+    files = Counter(mutant.file for mutant in mutants)
+    for file, count in files.items():
+        left = [one.key for one in mutants if one.file == file and one.key in survivors]
+        typer.echo(
+            f"{file:16} {count:5} mutants {len(left):4} survive, {sum(one in known for one in left):4} of them known"
+        )
+    new = sorted(survivors - known.keys())
+    stale = sorted(key for key in known if key not in survivors and (whole or key in noticed))
+    typer.echo(f"{len(mutants)} mutants, {len(survivors)} survive, {len(survivors) - len(new)} of them known")
+    for key in new:
+        typer.echo(f"survives and is not in {LIST.name}: {key}")
+    for key in stale:
+        typer.echo(f"is in {LIST.name} and does not survive: {key}")
+    return 1 if new or stale else 0
+
+
+if __name__ == "__main__":
+    typer.run(main)
