@@ -79,7 +79,7 @@ IDEMPOTENCY_KEY: Final = Parameter(
     name="Idempotency-Key",
     where="header",
     description="1 to 255 visible ASCII characters. The same key with the same body gives the same answer for"
-    " 24 hours; with another body it is refused.",
+    " at least 24 hours in which writes were taken; with another body it is refused.",
     schema={"type": "string", "minLength": 1, "maxLength": 255},
 )
 POSITION: Final = Parameter(

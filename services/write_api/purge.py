@@ -1,43 +1,110 @@
-"""Forgets Idempotency-Keys after their day, in small batches, from the leader only."""
+"""Forgets Idempotency-Keys after a day of service, in small batches, from the leader only.
+
+Decides what a key's age is: service time, which the leader adds up from its monotonic clock and the ledger keeps
+(`palaver.service_time`), so that no wall clock, right or wrong, forgets a key (ADR 0039). Each second is counted at
+most once: what is not known to have been added counts as lost, and keys live longer. A key carries the service time
+that was stored when it was made, which is up to one step behind; it is kept for a step more than the day.
+"""
 
 import asyncio
 import logging
+import time
+from collections.abc import Callable
 from typing import Final
+
+from prometheus_client import Counter, Gauge
 
 from regions.identity import Epoch
 from services import ledger
 from services.write_api.leadership import LeadershipGuard
 from services.write_api.pool import LedgerError, LedgerPool
 
-KEPT_HOURS: Final = 24
 INTERVAL_S: Final = 60.0
+# A leader that was stopped for longer did not serve meanwhile, and nobody could repeat a write.
+STEP_S_MAX: Final = 120
+# At least a day for every key, whenever within a step it was made.
+KEPT_S: Final = 24 * 3600 + STEP_S_MAX
 # One batch is one short transaction; sixty of them a minute outrun a thousand keyed writes a second.
 BATCH_ROWS: Final = 1000
 BATCHES_MAX: Final = 60
 
+_ADD = ledger.statement("add_service_time")
 _PURGE = ledger.statement("purge_idempotency_keys")
+_SERVED = Gauge("palaver_service_time_seconds", "Service time of the cell's leaders, as the ledger keeps it")
+_PURGED = Counter("palaver_idempotency_keys_purged_total", "Idempotency keys that were forgotten after their day")
 _log = logging.getLogger("palaver.write_api.purge")
 
 
-async def purge_forever(pool: LedgerPool, guard: LeadershipGuard, *, interval_s: float = INTERVAL_S) -> None:
-    """Purge every interval while this region leads, until cancelled."""
-    while True:
-        await asyncio.sleep(interval_s)
-        if guard.serves:
-            await purge_once(pool, guard.epoch)
+def boot_time_s() -> float:
+    """Return seconds of a clock that nobody can set, and that goes on while the machine sleeps."""
+    return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
-async def purge_once(pool: LedgerPool, epoch: Epoch | None) -> int:
-    """Delete what is older than a day, up to the bound of one round, and return how many keys went."""
-    purged = 0
-    try:
+class ServiceClock:
+    """How long this process has served an epoch since it was asked last, in whole seconds."""
+
+    def __init__(self, now: Callable[[], float] = boot_time_s) -> None:
+        self._now = now
+        self._epoch: Epoch | None = None
+        self._counted_s = 0.0
+
+    def step(self, epoch: Epoch | None) -> int:
+        """Return what is to be added; 0 for an epoch that begins, and while none is served (None)."""
+        now_s = self._now()
+        if epoch is None or epoch != self._epoch:
+            self._epoch, self._counted_s = epoch, now_s
+            return 0
+        elapsed_s = now_s - self._counted_s
+        seconds = min(int(elapsed_s), STEP_S_MAX)
+        # The fraction is left for the next step; what exceeds a step is not service.
+        self._counted_s = now_s - elapsed_s % 1
+        return seconds
+
+
+class Purge:
+    """Rounds of adding service time and forgetting what is due."""
+
+    def __init__(self, pool: LedgerPool, clock: ServiceClock) -> None:
+        self._pool = pool
+        self._clock = clock
+        self._purged_s = -1
+
+    async def round(self, epoch: Epoch | None) -> int:
+        """Add the time since the last round, forget what is due up to the bound of a round; return how many keys went.
+
+        Args:
+            epoch: That is served; None: none is, and the time is not counted.
+        """
+        seconds = self._clock.step(epoch)
+        if epoch is None:
+            return 0
+        purged = 0
+        try:
+            rows = await self._pool.fetch(_ADD, epoch, seconds, self._purged_s, under=epoch)
+            if rows:
+                purged = await self._purge(epoch, after_s=rows[0]["purged_s"], due_s=rows[0]["seconds"] - KEPT_S)
+                _SERVED.set(rows[0]["seconds"])
+        except LedgerError as error:
+            _log.info("the purge waits for the ledger", extra={"reason": str(error)})
+        if purged:
+            _PURGED.inc(purged)
+            _log.info("idempotency keys purged", extra={"keys": purged})
+        return purged
+
+    async def _purge(self, epoch: Epoch, *, after_s: int, due_s: int) -> int:
+        purged = 0
         for _ in range(BATCHES_MAX):
-            rows = await pool.fetch(_PURGE, KEPT_HOURS, BATCH_ROWS, under=epoch)
+            rows = await self._pool.fetch(_PURGE, after_s, due_s, BATCH_ROWS, under=epoch)
             purged += len(rows)
             if len(rows) < BATCH_ROWS:
+                self._purged_s = max(self._purged_s, due_s)
                 break
-    except LedgerError as error:
-        _log.info("the purge waits for the ledger", extra={"reason": str(error)})
-    if purged:
-        _log.info("idempotency keys purged", extra={"keys": purged})
-    return purged
+        return purged
+
+
+async def purge_forever(pool: LedgerPool, guard: LeadershipGuard, *, interval_s: float = INTERVAL_S) -> None:
+    """Go round every interval until cancelled; time counts while this region leads."""
+    purge = Purge(pool, ServiceClock())
+    while True:
+        await asyncio.sleep(interval_s)
+        await purge.round(guard.epoch if guard.serves else None)

@@ -303,16 +303,16 @@ async def test_old_keys_are_purged_in_batches(
 ) -> None:
     for i in range(3):
         await Post(site, key=f"old{i}").send(writer)
+    await Post(site, key="purged").send(writer)
     await Post(site, key="new").send(writer)
-    ledger_server.sql(
-        "UPDATE palaver.idempotency_keys SET created_at = now() - interval '25 hours'"
-        " WHERE site_id = %s AND key LIKE 'old%%'", site
-    )  # fmt: skip
+    set_age = "UPDATE palaver.idempotency_keys SET made_at_s = %s WHERE site_id = %s AND key LIKE %s"
+    ledger_server.sql(set_age, -10, site, "old%")
+    ledger_server.sql(set_age, -20, site, "purged")
     purge = ledger.statement("purge_idempotency_keys")
-    assert await writer.execute(purge, 24, 2) == "DELETE 2"
-    assert await writer.execute(purge, 24, 2) == "DELETE 1"
-    left = ledger_server.sql("SELECT key FROM palaver.idempotency_keys WHERE site_id = %s", site)
-    assert left == [("new",)]
+    assert await writer.execute(purge, -20, -10, 2) == "DELETE 2"
+    assert await writer.execute(purge, -20, -10, 2) == "DELETE 1"
+    left = ledger_server.sql("SELECT key FROM palaver.idempotency_keys WHERE site_id = %s ORDER BY key", site)
+    assert left == [("new",), ("purged",)]
 
 
 def test_the_pgbench_script_posts_comments(ledger_server: servers.PostgresServer) -> None:

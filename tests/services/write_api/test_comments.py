@@ -10,7 +10,6 @@ import pytest
 
 from regions.position import decode_token
 from services.api.leader_port import STRONG_POSITION_PATH
-from services.write_api.purge import purge_once
 from tests import servers
 from tests.services.write_api.conftest import UNKNOWN, Api, leadership, problem, write_api
 
@@ -385,14 +384,6 @@ async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer
         # Nothing ended meanwhile: the edge may ask again, in a second.
         assert {answer.headers["palaver-repeat"] for answer in answers} == {"1"}
         assert (await api.post(site)).status_code == 201
-
-
-async def test_old_idempotency_keys_are_purged(api: Api, ledger_server: servers.PostgresServer) -> None:
-    site = (await api.site())["id"]
-    await api.post(site, {"idempotency-key": "old"})
-    ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() - interval '25h' WHERE key = 'old'")
-    assert await purge_once(api.pool, 1) >= 1
-    assert ledger_server.sql("SELECT 1 FROM palaver.idempotency_keys WHERE site_id = %s", site) == []
 
 
 async def test_a_repetition_by_the_edge_may_outlive_the_epoch_it_began_under(api: Api) -> None:

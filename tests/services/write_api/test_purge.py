@@ -1,0 +1,174 @@
+"""How long an Idempotency-Key is remembered: by service time, whatever clocks say."""
+
+import re
+import uuid
+from collections.abc import Generator
+from typing import Any
+
+import psycopg
+import pytest
+
+from services import ledger
+from services.write_api.purge import BATCH_ROWS, INTERVAL_S, KEPT_S, STEP_S_MAX, Purge, ServiceClock
+from tests import servers
+from tests.services.write_api.conftest import Api
+
+DAY_S = 24 * 3600
+
+
+class Clock:
+    """A clock that the test moves."""
+
+    now_s = 500_000.0
+
+    def __call__(self) -> float:
+        return self.now_s
+
+
+def test_service_time_is_counted_once_in_whole_seconds() -> None:
+    clock = Clock()
+    service = ServiceClock(clock)
+    assert service.step(1) == 0
+    counted = 0
+    for _ in range(10):
+        clock.now_s += 60.25
+        counted += service.step(1)
+    assert counted == 602
+    assert service.step(1) == 0
+
+
+def test_time_in_which_nobody_served_is_not_counted() -> None:
+    clock = Clock()
+    service = ServiceClock(clock)
+    service.step(1)
+    clock.now_s += 60
+    assert service.step(None) == 0
+    clock.now_s += 60
+    assert service.step(1) == 0
+    clock.now_s += 60
+    assert service.step(2) == 0  # another epoch: who served before has counted
+    clock.now_s += 7 * DAY_S  # the machine slept
+    assert service.step(2) == STEP_S_MAX
+    assert service.step(2) == 0
+
+
+def test_a_key_that_was_made_anywhere_within_a_step_lives_for_a_day() -> None:
+    assert KEPT_S - STEP_S_MAX >= DAY_S
+    assert INTERVAL_S < STEP_S_MAX
+
+
+@pytest.mark.integration
+def test_the_age_of_a_key_knows_no_wall_clock(ledger_server: servers.PostgresServer) -> None:
+    ((default,),) = ledger_server.sql(
+        "SELECT column_default FROM information_schema.columns"
+        " WHERE table_name = 'idempotency_keys' AND column_name = 'made_at_s'"
+    )
+    assert default.removeprefix("palaver.") == "service_seconds()"
+    ((function,),) = ledger_server.sql("SELECT pg_get_functiondef('palaver.service_seconds'::regproc)")
+    for text in (function, ledger.statement("add_service_time"), ledger.statement("purge_idempotency_keys")):
+        assert not re.search(r"now\(|clock_|timestamp|current_(time|date)|created_at|interval", text), text
+
+
+async def keys(ledger_server: servers.PostgresServer, site: str) -> list[Any]:
+    return [
+        row[0]
+        for row in ledger_server.sql(
+            "SELECT key FROM palaver.idempotency_keys WHERE site_id = %s ORDER BY key", uuid.UUID(site)
+        )
+    ]
+
+
+@pytest.mark.integration
+async def test_keys_are_forgotten_after_a_day_of_service_and_no_sooner(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    site = (await api.site())["id"]
+    clock = Clock()
+    purge = Purge(api.pool, ServiceClock(clock))
+    await purge.round(1)
+    clock.now_s += 100
+    await purge.round(1)
+    assert (await api.post(site, {"idempotency-key": "old"})).status_code == 201
+    # What a wall clock would say of it: a year ago, or only in a year.
+    ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() - interval '1 year' WHERE key = 'old'")
+    await serve(purge, clock, DAY_S)
+    assert await keys(ledger_server, site) == ["old"]
+    ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() + interval '1 year' WHERE key = 'old'")
+    assert (await api.post(site, {"idempotency-key": "new"})).status_code == 201
+    # Another leader goes on from what the ledger keeps.
+    purge = Purge(api.pool, ServiceClock(clock))
+    await purge.round(1)
+    await serve(purge, clock, STEP_S_MAX)
+    assert await keys(ledger_server, site) == ["new"]
+
+
+async def serve(purge: Purge, clock: Clock, seconds: int) -> None:
+    for _ in range(0, seconds, 60):
+        clock.now_s += 60
+        await purge.round(1)
+
+
+@pytest.mark.integration
+async def test_an_epoch_that_is_over_adds_nothing(api: Api, ledger_server: servers.PostgresServer) -> None:
+    clock = Clock()
+    purge = Purge(api.pool, ServiceClock(clock))
+    before = ledger_server.sql("SELECT seconds FROM palaver.service_time")
+    await purge.round(77)
+    clock.now_s += 60
+    await purge.round(77)
+    assert ledger_server.sql("SELECT seconds FROM palaver.service_time") == before
+
+
+@pytest.fixture
+def churned() -> Generator[servers.PostgresServer]:
+    """A ledger after 40 hours of keyed writes, purged each minute and vacuumed each quarter of an hour."""
+    with servers.postgres({"autovacuum": "off"}) as server:
+        ledger.migrate(server.url())
+        purge = purge_for_psycopg()
+        with psycopg.connect(server.url(), autocommit=True) as connection:
+            for second in range(STEP_S, 40 * 3600 + 1, STEP_S):
+                connection.execute("UPDATE palaver.service_time SET seconds = %s", (second,))
+                connection.execute(
+                    "INSERT INTO palaver.idempotency_keys (site_id, key, fingerprint, resource_id)"
+                    " SELECT gen_random_uuid(), gen_random_uuid()::text, sha256('x'), gen_random_uuid()"
+                    " FROM generate_series(1, %s)",
+                    (KEYS_A_STEP,),
+                )
+                due = second - KEPT_S
+                connection.execute(purge, (due - STEP_S, due, BATCH_ROWS))
+                if second % 900 == 0:
+                    connection.execute("VACUUM palaver.idempotency_keys")
+            connection.execute("ANALYZE palaver.idempotency_keys")
+        yield server
+
+
+STEP_S = 300
+KEYS_A_STEP = 200
+
+
+def purge_for_psycopg() -> bytes:
+    _, _, text = ledger.statement("purge_idempotency_keys").partition("DELETE")
+    return re.sub(r"\$\d", "%s", "DELETE" + text).encode()
+
+
+@pytest.mark.integration
+def test_the_purge_reads_what_it_purges_after_forty_hours(churned: servers.PostgresServer) -> None:
+    ((seconds,),) = churned.sql("SELECT seconds FROM palaver.service_time")
+    due = seconds - KEPT_S
+
+    def blocks_of(steps: int) -> tuple[int, int]:
+        with psycopg.connect(churned.url(), autocommit=True) as connection:
+            explain = b"EXPLAIN (ANALYZE, BUFFERS, FORMAT JSON) " + purge_for_psycopg()
+            row = connection.execute(explain, (due, due + steps * STEP_S, 10 * BATCH_ROWS)).fetchone()
+        assert row is not None
+        top = row[0][0]["Plan"]
+        return top["Shared Hit Blocks"] + top["Shared Read Blocks"], top["Actual Rows"]
+
+    nothing, _ = blocks_of(0)
+    one, purged = blocks_of(1)
+    ten, purged_in_ten = blocks_of(11)
+    assert (purged, purged_in_ten) == (KEYS_A_STEP, 10 * KEYS_A_STEP)
+    # For each key a visit of its row to find it and one to mark it; what the index takes does not grow with the table.
+    assert nothing <= 5
+    assert one <= 4 * purged + 20
+    assert ten <= 4 * purged_in_ten + 20
