@@ -101,6 +101,15 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         },
         "server_header_transformation": "PASS_THROUGH",
         "max_request_headers_kb": HEADERS_KB_MAX,
+        "http_protocol_options": {
+            # Methods that no address takes reach the routes, which say so.
+            "allow_custom_methods": True,
+            # nginx speaks it to its upstreams unless told otherwise.
+            "accept_http_10": True,
+            "default_host_for_http_10": "palaver",
+            # An upgrade is an offer, which who does not take it answers as any other request (RFC 9110, section 7.8).
+            "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
+        },
         "request_timeout": duration(settings.request_s),
         "request_headers_timeout": duration(HEADERS_ARRIVE_S),
         "stream_idle_timeout": duration(STREAM_IDLE_S),

@@ -1,17 +1,31 @@
 """What the edge answers itself: problem documents (RFC 9457), like everything behind it.
 
-Decides slug and words for each local reply; the slugs are those of the public API. Refuses to know which
-upstream failed: a client can only wait, retry or change its request.
+Decides slug and words for each local reply; slugs, titles and statuses are those of the public API, and nothing else
+leaves. Every page in a browser may read them: they hold nothing of a site, whose origins the edge does not know, and a
+page must learn when to try again (ADR 0037). Refuses to know which upstream failed: a client can only wait, retry or
+change its request.
 """
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypedDict
 
 PROBLEM_TYPES = "https://palaver.dev/problems/"
 RETRY_AFTER_S = 1
 """A failover takes two seconds; a client that waits one meets it half-way without a stampede."""
 
 WRITE_METHODS = "^(POST|PUT|PATCH|DELETE)$"
+READ_METHODS = "^(GET|HEAD)$"
+METHODS = "^(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS)$"
+"""Those that some address takes or may take; any other is answered 501 (RFC 9110, section 9.1)."""
+
+SITE_PATH = "/v1/sites/[^/?]+"
+"""Where the leader answers reads, too: of a site, whose keys the ledger alone knows."""
+
+CORS_HEADERS = {
+    "access-control-allow-origin": "*",
+    "access-control-expose-headers": "allow, etag, link, location, palaver-consistency, palaver-position, retry-after,"
+    " traceparent, x-request-id",
+}
 
 # Envoy's flags (access log, RESPONSE_FLAGS) for a request that may have reached the upstream before it
 # failed: connection ended, reset by the other side, timed out.
@@ -31,7 +45,9 @@ class LocalReply:
         slug: Last part of the problem type.
         title: The problem in words, the same for each occurrence.
         detail: What the client can do.
-        writes: Whether it is for writes only.
+        methods: Regular expression of the methods that it is for only.
+        path: Regular expression of the paths that it is for only.
+        no_such_method: Whether it is for methods that no address takes only.
         flags: Envoy's response flags of which one must be there; none: whatever they are.
     """
 
@@ -40,9 +56,27 @@ class LocalReply:
     slug: str
     title: str
     detail: str
-    writes: bool = False
+    methods: str | None = None
+    path: str | None = None
+    no_such_method: bool = False
     flags: tuple[str, ...] = ()
 
+
+class Words(TypedDict):
+    """What a client is told."""
+
+    status: int
+    slug: str
+    title: str
+    detail: str
+
+
+NOT_IMPLEMENTED = Words(
+    status=501,
+    slug="not-implemented",
+    title="No address takes this method or encoding",
+    detail="The methods are GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS; the one transfer coding is chunked.",
+)
 
 # The first that fits is taken.
 LOCAL_REPLIES = (
@@ -60,7 +94,7 @@ LOCAL_REPLIES = (
         slug="outcome-unknown",
         title="It is not known whether the write took place",
         detail="Send the same request with the same Idempotency-Key again.",
-        writes=True,
+        methods=WRITE_METHODS,
         flags=REACHED_UPSTREAM,
     ),
     LocalReply(
@@ -70,7 +104,16 @@ LOCAL_REPLIES = (
         title="The ledger cannot be reached",
         # Earlier attempts of a request with a key may have been taken: the last one's failure does not tell.
         detail="No region takes writes at this moment. Send the request again, with the same Idempotency-Key if any.",
-        writes=True,
+        methods=WRITE_METHODS,
+    ),
+    LocalReply(
+        when=(502, 503, 504),
+        status=503,
+        slug="ledger-unavailable",
+        title="The ledger cannot be reached",
+        detail="No region leads at this moment. Send the request again.",
+        methods=READ_METHODS,
+        path=SITE_PATH,
     ),
     LocalReply(
         when=(502, 503, 504),
@@ -90,7 +133,7 @@ LOCAL_REPLIES = (
         when=(408,),
         status=408,
         slug="request-timeout",
-        title="The request took too long to arrive",
+        title="The request did not arrive in time",
         detail="Send the request again.",
     ),
     LocalReply(
@@ -115,47 +158,74 @@ LOCAL_REPLIES = (
         detail="All headers together may have 60 kB, and be 100 at most.",
     ),
     LocalReply(
+        # Envoy refuses a QUERY that says no content type with 400; no other one reaches the API either.
+        when=(400,),
+        no_such_method=True,
+        **NOT_IMPLEMENTED,
+    ),
+    LocalReply(
         when=(400,),
         status=400,
         slug="malformed-request",
         title="The request is malformed",
         detail="The request is not valid HTTP.",
     ),
+    LocalReply(when=(501,), **NOT_IMPLEMENTED),
+)
+
+ANY_OTHER = LocalReply(
+    when=(),
+    status=500,
+    slug="internal-error",
+    title="Something went wrong here",
+    detail="The edge refused the request.",
 )
 
 
 def local_reply_config() -> dict[str, Any]:
     """Return Envoy's ``LocalReplyConfig``."""
     return {
-        "mappers": [_mapper(reply) for reply in LOCAL_REPLIES],
-        "body_format": _body(
-            LocalReply(
-                when=(),
-                status=500,
-                slug="internal-error",
-                title="Something went wrong here",
-                detail="The edge refused the request.",
-            )
-        ),
+        "mappers": [*(_mapper(reply, _filter(reply)) for reply in LOCAL_REPLIES), _mapper(ANY_OTHER, _is_error())],
+        "body_format": _body(ANY_OTHER),
     }
 
 
-def _mapper(reply: LocalReply) -> dict[str, Any]:
-    filters: list[dict[str, Any]] = [_any([_status_is(status) for status in reply.when])]
-    if reply.writes:
-        methods = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
-        filters.append({"header_filter": {"header": methods}})
-    if reply.flags:
-        filters.append({"response_flag_filter": {"flags": list(reply.flags)}})
-    mapper: dict[str, Any] = {
-        "filter": filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}},
+def _mapper(reply: LocalReply, condition: dict[str, Any]) -> dict[str, Any]:
+    headers = dict(CORS_HEADERS)
+    if reply.status in {429, 503}:
+        headers["retry-after"] = str(RETRY_AFTER_S)
+    return {
+        "filter": condition,
         "status_code": reply.status,
         "body_format_override": _body(reply),
+        "headers_to_add": [
+            {"header": {"key": key, "value": value}, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}
+            for key, value in headers.items()
+        ],
     }
-    if reply.status in {429, 503}:
-        header = {"key": "retry-after", "value": str(RETRY_AFTER_S)}
-        mapper["headers_to_add"] = [{"header": header, "append_action": "OVERWRITE_IF_EXISTS_OR_ADD"}]
-    return mapper
+
+
+def _filter(reply: LocalReply) -> dict[str, Any]:
+    filters: list[dict[str, Any]] = [_any([_status_is(status) for status in reply.when])]
+    if reply.methods is not None:
+        filters.append(_header_matches(":method", reply.methods))
+    if reply.path is not None:
+        filters.append(_header_matches(":path", rf"{reply.path}(\?.*)?"))
+    if reply.no_such_method:
+        filters.append(_header_matches(":method", METHODS, invert=True))
+    if reply.flags:
+        filters.append({"response_flag_filter": {"flags": list(reply.flags)}})
+    return filters[0] if len(filters) == 1 else {"and_filter": {"filters": filters}}
+
+
+def _header_matches(name: str, regex: str, *, invert: bool = False) -> dict[str, Any]:
+    header = {"name": name, "string_match": {"safe_regex": {"regex": regex}}, "invert_match": invert}
+    return {"header_filter": {"header": header}}
+
+
+def _is_error() -> dict[str, Any]:
+    value = {"default_value": 400, "runtime_key": "palaver.edge.status_of_errors"}
+    return {"status_code_filter": {"comparison": {"op": "GE", "value": value}}}
 
 
 def _status_is(status: int) -> dict[str, Any]:
@@ -170,6 +240,8 @@ def _any(filters: list[dict[str, Any]]) -> dict[str, Any]:
 def _body(reply: LocalReply) -> dict[str, Any]:
     return {
         "content_type": "application/problem+json",
+        # Path and request id are not there when the request could not be read.
+        "omit_empty_values": True,
         "json_format": {
             "type": PROBLEM_TYPES + reply.slug,
             "title": reply.title,

@@ -20,7 +20,7 @@ import orjson
 
 from regions.edge.listener import EPOCH_HEADER, REPEAT_HEADER, listener
 from regions.edge.messages import CONFIG, EXTENSIONS, duration, file_source, socket_address
-from regions.edge.replies import WRITE_METHODS
+from regions.edge.replies import METHODS, READ_METHODS, SITE_PATH, WRITE_METHODS
 from regions.edge.settings import EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -167,6 +167,7 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
                 "include_request_attempt_count": True,
                 "response_headers_to_remove": [REPEAT_HEADER],
                 "routes": [
+                    _no_such_method(),
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
                     *_write_routes(leadership),
                     *_read_routes(),
@@ -178,8 +179,13 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
 
 def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     method = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
+    # A read, but of what the leader alone knows.
+    site = {
+        "safe_regex": {"regex": SITE_PATH},
+        "headers": [{"name": ":method", "string_match": {"safe_regex": {"regex": READ_METHODS}}}],
+    }
     if leadership is None:
-        return [{"match": {"prefix": "/", "headers": [method]}, "direct_response": {"status": 503}}]
+        return [{"match": match, "direct_response": {"status": 503}} for match in (site, _any_path(method))]
     key = {"name": "idempotency-key", "present_match": True}
     epoch = {
         "header": {"key": EPOCH_HEADER, "value": str(leadership.epoch)},
@@ -205,14 +211,17 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     }
     # Without a key a second attempt could be a second comment.
     once = to_leader | {"timeout": duration(WRITE_S)}
-    return [
-        {
-            "match": {"prefix": "/", "headers": [method, key]},
-            "route": retried,
-            "request_headers_to_add": [epoch],
-        },
-        {"match": {"prefix": "/", "headers": [method]}, "route": once, "request_headers_to_add": [epoch]},
-    ]
+    matches = [(site, retried), (_any_path(method, key), retried), (_any_path(method), once)]
+    return [{"match": match, "route": route, "request_headers_to_add": [epoch]} for match, route in matches]
+
+
+def _any_path(*headers: dict[str, Any]) -> dict[str, Any]:
+    return {"prefix": "/", "headers": list(headers)}
+
+
+def _no_such_method() -> dict[str, Any]:
+    known = {"name": ":method", "string_match": {"safe_regex": {"regex": METHODS}}, "invert_match": True}
+    return {"match": _any_path(known), "direct_response": {"status": 501}}
 
 
 def _read_routes() -> list[dict[str, Any]]:

@@ -11,12 +11,12 @@ from typing import Any, cast
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
 
+from services.api.answers import answer
 from services.api.cors import CorsMiddleware, OriginsOf
-from services.api.operations import allowed_methods
-from services.api.problems import Problem, ProblemMiddleware
+from services.api.operations import allowed_methods, template_of
+from services.api.problems import Problem, ProblemMiddleware, unavailable
 from services.api.requests import RequestLimitMiddleware
-from services.telemetry.internal import readiness_document
-from services.telemetry.middleware import AsgiApp, TelemetryMiddleware
+from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send, TelemetryMiddleware
 from services.telemetry.tracing import Tracing
 
 Endpoint = Callable[[Request], Awaitable[Response]]
@@ -39,8 +39,10 @@ def fastapi_application(title: str, missing: Callable[[], Sequence[str]]) -> Fas
 
     async def readyz(request: Request) -> Response:
         del request
-        status, content_type, body = readiness_document(missing())
-        return Response(body, status, media_type=content_type.decode())
+        reasons = missing()
+        if reasons:
+            raise unavailable("not-ready", "; ".join(reasons))
+        return Response(b'{"ready":true}', media_type="application/json")
 
     add_endpoint(app, "GET", "/healthz", healthz)
     add_endpoint(app, "GET", "/readyz", readyz)
@@ -55,20 +57,44 @@ def add_endpoint(app: FastAPI, method: str, template: str, endpoint: Endpoint) -
 
 def public_application(routes: AsgiApp, *, tracing: Tracing, origins_of: OriginsOf, body_bytes_max: int) -> AsgiApp:
     """Return the whole ASGI application around the routes."""
-    limited = RequestLimitMiddleware(routes, body_bytes_max=body_bytes_max)
+    limited = RequestLimitMiddleware(_with_options(routes), body_bytes_max=body_bytes_max)
     marked = CorsMiddleware(ProblemMiddleware(limited), origins_of)
     return TelemetryMiddleware(ProblemMiddleware(marked), tracing)
 
 
+def _with_options(app: AsgiApp) -> AsgiApp:
+    """Return an application that answers OPTIONS for every address of the API, and leaves the rest to `app`.
+
+    A preflight is an OPTIONS as well; what makes it one is said around this (`CorsMiddleware`).
+    """
+
+    async def front(scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http" or scope["method"] != "OPTIONS":
+            await app(scope, receive, send)
+            return
+        template = template_of(scope["path"])
+        if template is None:
+            raise _not_found()
+        scope[EXCHANGE].route = template
+        await answer(send, 204, b"", [(b"allow", _allow(scope["path"]))])
+
+    return front
+
+
 def _router_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
-    methods = allowed_methods(request.scope["path"])
-    if error.status_code == 405 or (error.status_code == 404 and methods):  # noqa: PLR2004 - the two of a router
+    allow = _allow(request.scope["path"])
+    if error.status_code == 405 or (error.status_code == 404 and allow):  # noqa: PLR2004 - the two of a router
         # The other process of the API may serve the method: the header names what the address takes anywhere.
-        allow = ", ".join(methods)
-        raise Problem(
-            "method-not-allowed", f"Allowed here: {allow}.", headers=[(b"allow", allow.encode("ascii"))]
-        ) from None
+        raise Problem("method-not-allowed", f"Allowed here: {allow.decode()}.", headers=[(b"allow", allow)]) from None
     if error.status_code == 404:  # noqa: PLR2004
-        raise Problem("not-found", "No route has this path.") from None
+        raise _not_found() from None
     raise Problem("malformed-request", str(error.detail)) from None
+
+
+def _allow(path: str) -> bytes:
+    return ", ".join(allowed_methods(path)).encode("ascii")
+
+
+def _not_found() -> Problem:
+    return Problem("not-found", "No route has this path.")

@@ -34,10 +34,8 @@ def timestamp(moment: datetime) -> str:
     return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
-def comment_json(
-    comment: Comment, replies: Sequence[dict[str, object]] = (), replies_next: str | None = None
-) -> dict[str, object]:
-    """Return the comment's JSON object with these replies below it."""
+def ledger_json(comment: Comment) -> dict[str, object]:
+    """Return the part of a comment's JSON object that the ledger knows: all but replies and score."""
     author: dict[str, object] = {"id": comment.author_id, "name": comment.author_name}
     if comment.author_url is not None:
         author["url"] = comment.author_url
@@ -52,6 +50,14 @@ def comment_json(
         "edited_at": None if comment.edited_at is None else timestamp(comment.edited_at),
         "version": comment.version,
         "state": comment.state,
+    }
+
+
+def comment_json(
+    comment: Comment, replies: Sequence[dict[str, object]] = (), replies_next: str | None = None
+) -> dict[str, object]:
+    """Return the comment's JSON object with these replies below it."""
+    return ledger_json(comment) | {
         "score": comment.score,
         "replies": {"count": comment.reply_count, "items": list(replies), "next": replies_next},
     }
@@ -60,3 +66,8 @@ def comment_json(
 def entity_tag(comment: Comment) -> bytes:
     """Return the ETag: the version, which If-Match reads, then what else of the answer can move."""
     return b'"%d-%d-%d"' % (comment.version, comment.reply_count, comment.score)
+
+
+def version_tag(version: int) -> bytes:
+    """Return the ETag of an edit: it names the version, for If-Match, and is never that of a read (ADR 0036)."""
+    return b'"%d"' % version

@@ -1,7 +1,9 @@
 """Cross-origin access: the origins a site names may read and write it from a browser, errors included.
 
 Decides per site, because sites are tenants; there is no wildcard unless the site's list says `*`. Credentials
-are never allowed: tokens travel in the Authorization header. Source: the Fetch standard, section 3.3.
+are never allowed: tokens travel in the Authorization header. Every page may read a problem that comes while the origins
+are not known (there is no such site, or the database cannot be asked), as it may read those of the edge: it says
+nothing of a site, and the page must learn when to try again (ADR 0037). Source: the Fetch standard, section 3.3.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -20,12 +22,12 @@ ALLOWED_HEADERS: Final = (
     b" palaver-position, traceparent, x-request-id"
 )
 EXPOSED_HEADERS: Final = (
-    b"etag, link, location, palaver-consistency, palaver-position, retry-after, traceparent, x-request-id"
+    b"allow, etag, link, location, palaver-consistency, palaver-position, retry-after, traceparent, x-request-id"
 )
-ALLOWED_METHODS: Final = b"GET, HEAD, POST, PUT, PATCH, DELETE"
+FIRST_PROBLEM_STATUS: Final = 400
 
-OriginsOf = Callable[[UUID], Awaitable[frozenset[str]]]
-"""Returns the origins of a site; empty when it is unknown or cannot be read now. Must not raise."""
+OriginsOf = Callable[[UUID], Awaitable[frozenset[str] | None]]
+"""Returns the origins of a site; None when there is no such site or they cannot be read now. Must not raise."""
 
 
 def site_of(path: str) -> UUID | None:
@@ -46,7 +48,7 @@ def parse_uuid(text: str) -> UUID | None:
 
 
 class CorsMiddleware:
-    """Answers preflights and marks answers for the origins of a site; see the module."""
+    """Marks answers for the origins of a site, those to preflights among them; see the module."""
 
     def __init__(self, app: AsgiApp, origins_of: OriginsOf) -> None:
         self._app = app
@@ -54,32 +56,25 @@ class CorsMiddleware:
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Serve one connection event."""
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
         origin: bytes | None = None
-        wanted_method: bytes | None = None
-        for name, value in scope["headers"]:
+        asks_first = False
+        for name, value in scope["headers"] if scope["type"] == "http" else ():
             if name == b"origin":
                 origin = value
             elif name == b"access-control-request-method":
-                wanted_method = value
+                asks_first = scope["method"] == "OPTIONS"
         if origin is None:
             await self._app(scope, receive, send)
             return
-        allowed = await self._allowed_origin(scope["path"], origin)
-        if scope["method"] == "OPTIONS" and wanted_method is not None:
-            await _answer_preflight(allowed, send)
-            return
-        await self._app(scope, receive, _marking_send(allowed, send))
-
-    async def _allowed_origin(self, path: str, origin: bytes) -> bytes | None:
-        site = site_of(path)
-        return None if site is None else allowed_origin(await self._origins_of(site), origin)
+        site = site_of(scope["path"])
+        origins = None if site is None else await self._origins_of(site)
+        await self._app(scope, receive, _marking_send(origins, origin, send, preflight=asks_first))
 
 
-def allowed_origin(origins: frozenset[str], origin: bytes) -> bytes | None:
+def allowed_origin(origins: frozenset[str] | None, origin: bytes) -> bytes | None:
     """Return what an answer says to a page of this origin; None says nothing, and the browser refuses."""
+    if origins is None:
+        return None
     if "*" in origins:
         return b"*"
     return origin if origin.decode("latin-1") in origins else None
@@ -95,29 +90,31 @@ def marks_of(allowed: bytes | None) -> Sequence[tuple[bytes, bytes]]:
     )
 
 
-def _marking_send(allowed: bytes | None, send: Send) -> Send:
-    varies = (b"vary", b"origin")
-    extra = marks_of(allowed)
+def _marking_send(origins: frozenset[str] | None, origin: bytes, send: Send, *, preflight: bool) -> Send:
+    allowed = allowed_origin(origins, origin)
 
     async def send_marked(message: Message) -> None:
         if message["type"] == "http.response.start":
-            headers = [*message.get("headers", ()), *extra]
+            headers = list(message.get("headers", ()))
+            if origins is None and message["status"] >= FIRST_PROBLEM_STATUS:
+                headers += marks_of(b"*")
+            elif preflight and allowed is not None:
+                headers += _preflight_marks(allowed, headers)
+            else:
+                headers += marks_of(allowed)
             if not any(name == b"vary" and b"origin" in value for name, value in headers):
-                headers.append(varies)
+                headers.append((b"vary", b"origin"))
             message = {**message, "headers": headers}
         await send(message)
 
     return send_marked
 
 
-async def _answer_preflight(allowed: bytes | None, send: Send) -> None:
-    headers = [(b"vary", b"origin"), (b"content-length", b"0")]
-    if allowed is not None:
-        headers += [
-            (b"access-control-allow-origin", allowed),
-            (b"access-control-allow-methods", ALLOWED_METHODS),
-            (b"access-control-allow-headers", ALLOWED_HEADERS),
-            (b"access-control-max-age", b"%d" % PREFLIGHT_MAX_AGE_S),
-        ]
-    await send({"type": "http.response.start", "status": 204, "headers": headers})
-    await send({"type": "http.response.body", "body": b""})
+def _preflight_marks(allowed: bytes, headers: Sequence[tuple[bytes, bytes]]) -> Sequence[tuple[bytes, bytes]]:
+    methods = next((value for name, value in headers if name == b"allow"), b"")
+    return (
+        (b"access-control-allow-origin", allowed),
+        (b"access-control-allow-methods", methods),
+        (b"access-control-allow-headers", ALLOWED_HEADERS),
+        (b"access-control-max-age", b"%d" % PREFLIGHT_MAX_AGE_S),
+    )

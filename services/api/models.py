@@ -8,7 +8,7 @@ import re
 from typing import Annotated, Final, Literal
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema
 
 SITE_NAME_CHARS_MAX: Final = 200
 ORIGINS_MAX: Final = 50
@@ -20,6 +20,7 @@ URL_CHARS_MAX: Final = 2000
 
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
+_TIMESTAMP: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"
 _WEB_URL: Final = re.compile(r"https?://[^\s/?#]+[^\s]*", re.IGNORECASE)
 
 
@@ -68,6 +69,7 @@ def _bounded(maximum: int) -> StringConstraints:
 Origin = Annotated[str, _bounded(URL_CHARS_MAX), AfterValidator(_origin)]
 Body = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_nul), AfterValidator(_not_blank)]
 ThreadKey = Annotated[str, StringConstraints(min_length=1), AfterValidator(_no_nul)]
+Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "pattern": _TIMESTAMP})]
 
 
 class RequestModel(BaseModel):
@@ -112,7 +114,21 @@ NEW_COMMENT: Final = TypeAdapter(NewComment)
 COMMENT_BODY: Final = TypeAdapter(CommentBody)
 
 
-class Site(BaseModel):
+class AnswerModel(BaseModel):
+    """What every answer has in common: it has the fields of its schema and no other."""
+
+    model_config = ConfigDict(extra="forbid")
+
+
+class Site(AnswerModel):
+    """A site as whoever holds its API key sees it."""
+
+    id: UUID
+    name: str
+    origins: list[str]
+
+
+class CreatedSite(AnswerModel):
     """A site as its creation answers; the secrets are shown this once."""
 
     id: UUID
@@ -121,7 +137,7 @@ class Site(BaseModel):
     token_secret: str
 
 
-class Author(BaseModel):
+class Author(AnswerModel):
     """Who a comment is from; all null for a deleted one."""
 
     id: str | None
@@ -129,10 +145,8 @@ class Author(BaseModel):
     url: str = Field(default_factory=str)
 
 
-class CommentShape(BaseModel):
-    """A comment."""
-
-    model_config = ConfigDict(title="Comment")
+class EditedComment(AnswerModel):
+    """A comment as its edit answers: what the ledger knows. A read has its replies and score as well."""
 
     id: UUID
     thread: str
@@ -140,15 +154,22 @@ class CommentShape(BaseModel):
     author: Author
     body: str | None = Field(description="Markdown; null for a deleted comment.")
     html: str | None = Field(description="The body as safe HTML; null for a deleted comment.")
-    created_at: str
-    edited_at: str | None
+    created_at: Timestamp
+    edited_at: Timestamp | None
     version: int
     state: Literal["approved", "pending", "rejected", "spam", "deleted"]
+
+
+class CommentShape(EditedComment):
+    """A comment."""
+
+    model_config = ConfigDict(title="Comment")
+
     score: int
     replies: "Replies"
 
 
-class Replies(BaseModel):
+class Replies(AnswerModel):
     """Direct replies: how many there are, those shown here, and where to go on."""
 
     count: int
@@ -156,7 +177,7 @@ class Replies(BaseModel):
     next: str | None
 
 
-class Thread(BaseModel):
+class Thread(AnswerModel):
     """The thread of a page. `id` is null while nobody has commented."""
 
     key: str
@@ -166,7 +187,7 @@ class Thread(BaseModel):
     count: int
 
 
-class ThreadPage(BaseModel):
+class ThreadPage(AnswerModel):
     """A page of a thread."""
 
     thread: Thread
@@ -174,27 +195,39 @@ class ThreadPage(BaseModel):
     next: str | None
 
 
-class Counts(BaseModel):
+class Counts(AnswerModel):
     """Comments per thread key, as asked for."""
 
     counts: dict[str, int]
 
 
-class Preview(BaseModel):
+class Preview(AnswerModel):
     """Rendered Markdown."""
 
     html: str
 
 
-class FieldErrorShape(BaseModel):
+class Alive(AnswerModel):
+    """The process answers."""
+
+    alive: Literal[True]
+
+
+class Ready(AnswerModel):
+    """The process can serve."""
+
+    ready: Literal[True]
+
+
+class FieldErrorShape(AnswerModel):
     """One wrong field."""
 
     field: str
     message: str
 
 
-class ProblemShape(BaseModel):
-    """An error, RFC 9457."""
+class ProblemShape(AnswerModel):
+    """An error, RFC 9457. The last three are there when they are known."""
 
     model_config = ConfigDict(title="Problem")
 
@@ -202,6 +235,6 @@ class ProblemShape(BaseModel):
     title: str
     status: int
     detail: str
-    instance: str
-    request_id: str
-    errors: list[FieldErrorShape] = Field(default_factory=list[FieldErrorShape])
+    instance: str = Field(default_factory=str, description="The path that was asked for.")
+    request_id: str = Field(default_factory=str, description="The answer's X-Request-Id.")
+    errors: list[FieldErrorShape] = Field(default_factory=list[FieldErrorShape], description="The wrong fields.")

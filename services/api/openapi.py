@@ -19,27 +19,50 @@ from services.api.problems import CATALOGUE, TYPE_PREFIX
 API_VERSION: Final = "1.0.0"
 _REF: Final = "#/components/schemas/{model}"
 
-# Any operation can be answered with these: by the router, the limits, or a fault.
 EVERYWHERE: Final = (
-    "not-found",
-    "method-not-allowed",
+    "malformed-request",
     "request-timeout",
     "too-many-requests",
+    "request-too-large",
     "headers-too-large",
     "overloaded",
     "internal-error",
+    "not-implemented",
 )
+"""What every operation can be answered with: by the edge, by the limits of a process, or when it has a fault."""
+
+ELSEWHERE: Final = ("not-found", "method-not-allowed")
+"""What an address or a method that no operation has is answered with."""
+
+EDGE_READ_PROBLEMS: Final = ("view-unavailable",)
+EDGE_LEADER_PROBLEMS: Final = ("ledger-unavailable",)
+EDGE_WRITE_PROBLEMS: Final = ("ledger-unavailable", "outcome-unknown")
+"""What the edge answers when no process does."""
 
 HEADERS: Final = {
+    "Allow": "Methods that the address takes.",
     "ETag": "Version of the answer, for If-None-Match and If-Match.",
     "Link": 'The next page, rel="next" (RFC 8288).',
     "Location": "Address of what was created.",
     "Palaver-Consistency": "`<served>; asked=<level>; staleness-ms=<n>`",
     "Palaver-Position": "Position of this answer; send it with a read to see at least this.",
+    "Retry-After": "Seconds until it is worth to try again.",
+    "WWW-Authenticate": "The scheme of the credentials.",
+    "X-Request-Id": "The request's own, or one that was made for it.",
+    "traceparent": "The trace of the request (W3C Trace Context); answers of the edge have none.",
 }
 
 SAID_WITH_NOTHING: Final = ("Palaver-Position", "Palaver-Consistency")
-"""What a read says when it finds nothing, too: an old view may not have it yet."""
+"""What a read says when it finds nothing, too: an old view may not have it yet. Its other problems may say it."""
+
+OF_STATUS: Final = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
+"""What each problem of a status says in its headers."""
+
+UNREAD: Final = frozenset({400, 408, 431, 501})
+"""The edge may answer these before it has read the request: they need not have a request id."""
+
+WHERE_KNOWN: Final = frozenset({"Link", "traceparent"})
+"""Headers that an answer need not have."""
 
 
 @cache
@@ -57,24 +80,42 @@ def openapi_document() -> dict[str, Any]:
     paths: dict[str, dict[str, Any]] = {}
     for operation in OPERATIONS:
         paths.setdefault(operation.template, {})[operation.method.lower()] = _operation(operation, names)
+    for template, methods in paths.items():
+        methods["options"] = _operation(_options(template), names)
     return {
         "openapi": "3.1.0",
         "info": {
             "title": "Palaver",
             "version": API_VERSION,
-            "description": "Comments for websites. Every error is a problem document (RFC 9457).",
+            "description": "Comments for websites. Every error is a problem document (RFC 9457). HEAD is answered"
+            " wherever GET is. An address or a method that is not here is answered as components.responses says.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},
         },
         "servers": [{"url": "/"}],
         "paths": paths,
         "components": {
             "schemas": definitions.get("$defs", {}),
+            "responses": _problem_responses(
+                (*ELSEWHERE, *EVERYWHERE, *EDGE_READ_PROBLEMS, *EDGE_WRITE_PROBLEMS), names
+            ),
             "securitySchemes": {
                 "admin": {"type": "http", "scheme": "bearer", "description": "The deployment's admin key."},
                 "site": {"type": "http", "scheme": "bearer", "description": "The site's API key."},
             },
         },
     }
+
+
+def _options(template: str) -> Operation:
+    asked = next(one for one in OPERATIONS if one.template == template)
+    return Operation(
+        method="OPTIONS",
+        template=template,
+        name=f"optionsOf{asked.name[0].upper()}{asked.name[1:]}",
+        summary="Which methods the address takes; also the preflight of a browser",
+        status=204,
+        answer_headers=("Allow",),
+    )
 
 
 def _operation(operation: Operation, names: dict[type[BaseModel], str]) -> dict[str, Any]:
@@ -123,37 +164,71 @@ def _parameter(parameter: Parameter) -> dict[str, Any]:
 
 
 def _responses(operation: Operation, names: dict[type[BaseModel], str]) -> dict[str, Any]:
-    success: dict[str, Any] = {"description": "Done."}
+    success: dict[str, Any] = {
+        "description": "Done.",
+        "headers": _identity(operation.status) | _headers(operation.answer_headers),
+    }
     if operation.answer is not None:
         success["content"] = _content(operation.media_type, names[operation.answer], operation.answer_example)
-    elif operation.status != 204:  # noqa: PLR2004 - the status without content
-        success["content"] = {operation.media_type: {}}
-    if operation.answer_headers:
-        success["headers"] = _headers(operation.answer_headers)
+    elif operation.status != HTTPStatus.NO_CONTENT:
+        kind = "object" if operation.media_type == "application/json" else "string"
+        success["content"] = {operation.media_type: {"schema": {"type": kind}}}
     responses = {str(operation.status): success}
     if "ETag" in operation.answer_headers and operation.method == "GET":
-        responses["304"] = {"description": "Not modified."}
+        responses["304"] = {"description": "Not modified.", "headers": success["headers"]}
+    return responses | _problem_responses(
+        (*operation.problems, *_edge_problems(operation), *EVERYWHERE), names, _said_with_nothing(operation)
+    )
+
+
+def _edge_problems(operation: Operation) -> tuple[str, ...]:
+    if operation.at_leader:
+        return EDGE_LEADER_PROBLEMS
+    return EDGE_READ_PROBLEMS if operation.method in {"GET", "OPTIONS"} else EDGE_WRITE_PROBLEMS
+
+
+def _said_with_nothing(operation: Operation) -> tuple[str, ...]:
+    if operation.method != "GET":
+        return ()
+    return tuple(name for name in SAID_WITH_NOTHING if name in operation.answer_headers)
+
+
+def _problem_responses(
+    slugs: Iterable[str], names: dict[type[BaseModel], str], said_with_nothing: tuple[str, ...] = ()
+) -> dict[str, Any]:
     by_status: dict[int, list[str]] = {}
-    for slug in dict.fromkeys((*operation.problems, *EVERYWHERE)):
+    for slug in dict.fromkeys(slugs):
         by_status.setdefault(CATALOGUE[slug][0], []).append(slug)
-    for status, slugs in sorted(by_status.items()):
-        responses[str(status)] = {
-            "description": "; ".join(CATALOGUE[slug][1] for slug in slugs) + ".",
+    return {
+        str(status): {
+            "description": "; ".join(CATALOGUE[slug][1] for slug in of_status) + ".",
+            "headers": _identity(status)
+            | _headers(OF_STATUS.get(status, ()))
+            | _headers(said_with_nothing, required=status == HTTPStatus.NOT_FOUND),
             "content": {
                 "application/problem+json": {
                     "schema": {"$ref": names[ProblemShape]},
-                    "examples": {slug: {"value": _problem_example(slug)} for slug in slugs},
+                    "examples": {slug: {"value": _problem_example(slug)} for slug in of_status},
                 }
             },
         }
-        said = [name for name in SAID_WITH_NOTHING if name in operation.answer_headers]
-        if status == HTTPStatus.NOT_FOUND and operation.method == "GET" and said:
-            responses[str(status)]["headers"] = _headers(said)
-    return responses
+        for status, of_status in sorted(by_status.items())
+    }
 
 
-def _headers(names: Iterable[str]) -> dict[str, Any]:
-    return {name: {"description": HEADERS[name], "schema": {"type": "string"}} for name in names}
+def _identity(status: int) -> dict[str, Any]:
+    return _headers(("X-Request-Id",), required=status not in UNREAD) | _headers(("traceparent",))
+
+
+def _headers(names: Iterable[str], *, required: bool = True) -> dict[str, Any]:
+    return {
+        name: {
+            "description": HEADERS[name],
+            "required": required and name not in WHERE_KNOWN,
+            "schema": {"type": "string"},
+        }
+        for name in names
+    }
 
 
 def _content(media_type: str, ref: str, example: object) -> dict[str, Any]:

@@ -28,6 +28,13 @@ EXAMPLE_COMMENT: Final[dict[str, object]] = {
     "score": 0,
     "replies": {"count": 0, "items": [], "next": None},
 }
+_EDITED_COMMENT: Final[dict[str, object]] = {
+    **{name: value for name, value in EXAMPLE_COMMENT.items() if name not in {"score", "replies"}},
+    "body": "I *love* this.",
+    "html": "<p>I <em>love</em> this.</p>",
+    "version": 2,
+    "edited_at": "2026-01-02T03:10:00.000001Z",
+}
 _THREAD: Final[dict[str, object]] = {
     "key": "https://example.com/posts/hello",
     "id": "01990d5e-3fff-7a00-b1c5-0d9b5d3f2a10",
@@ -55,6 +62,7 @@ class Operation:
     Attributes:
         problems: Slugs beside those that every operation can answer with.
         security: `admin`, `site` or None: whose key it takes.
+        at_leader: Whether the leader's write API answers it, as it does all that write.
     """
 
     method: str
@@ -71,6 +79,7 @@ class Operation:
     answer_headers: tuple[str, ...] = ()
     problems: tuple[str, ...] = ()
     security: str | None = None
+    at_leader: bool = False
     media_type: str = field(default="application/json")
 
 
@@ -126,14 +135,9 @@ _KEY_RULES: Final = (
 )
 _READ_HEADERS: Final = ("ETag", "Palaver-Position", "Palaver-Consistency")
 _READ_PROBLEMS: Final = ("unknown-site", "invalid-request", "invalid-position", "too-stale", "view-unavailable")
-_WRITE_PROBLEMS: Final = (
-    "malformed-request",
-    "stale-epoch",
-    "ledger-unavailable",
-    "outcome-unknown",
-    "overloaded",
-)
-_BODY_PROBLEMS: Final = ("malformed-json", "request-too-large", "unsupported-media-type", "invalid-request")
+_LEADER_PROBLEMS: Final = ("stale-epoch", "ledger-unavailable", "overloaded")
+_WRITE_PROBLEMS: Final = (*_LEADER_PROBLEMS, "outcome-unknown")
+_BODY_PROBLEMS: Final = ("malformed-json", "unsupported-media-type", "invalid-request")
 _COMMENTS: Final = "/v1/sites/{site}/comments"
 _COMMENT: Final = "/v1/sites/{site}/comments/{comment}"
 
@@ -148,7 +152,7 @@ OPERATIONS: Final = (
         request=models.NewSite,
         request_example={"name": "My blog", "origins": ["https://example.com"]},
         status=201,
-        answer=models.Site,
+        answer=models.CreatedSite,
         answer_example={
             "id": EXAMPLE_SITE,
             "name": "My blog",
@@ -158,6 +162,18 @@ OPERATIONS: Final = (
         answer_headers=("Location", "Palaver-Position"),
         problems=("unauthorized", "idempotency-key-reused", *_BODY_PROBLEMS, *_WRITE_PROBLEMS),
         security="admin",
+    ),
+    Operation(
+        method="GET",
+        template="/v1/sites/{site}",
+        name="readSite",
+        summary="Read a site",
+        description="The leader answers, whose ledger knows the keys: right after the creation, and in each region.",
+        answer=models.Site,
+        answer_example={"id": EXAMPLE_SITE, "name": "My blog", "origins": ["https://example.com"]},
+        problems=("unauthorized", "unknown-site", *_LEADER_PROBLEMS),
+        security="site",
+        at_leader=True,
     ),
     Operation(
         method="POST",
@@ -250,8 +266,10 @@ OPERATIONS: Final = (
         parameters=(_if_match(required=True),),
         request=models.CommentBody,
         request_example={"body": "I *love* this."},
-        answer=models.CommentShape,
-        answer_example={**EXAMPLE_COMMENT, "version": 2, "edited_at": "2026-01-02T03:10:00.000001Z"},
+        description="The answer is the comment without its replies and score, which the leader does not know. Its ETag"
+        " names the version, for the next If-Match; a read's ETag names replies and score as well.",
+        answer=models.EditedComment,
+        answer_example=_EDITED_COMMENT,
         answer_headers=("ETag", "Palaver-Position"),
         problems=(
             "unauthorized",
@@ -274,7 +292,14 @@ OPERATIONS: Final = (
         parameters=(_if_match(required=False),),
         status=204,
         answer_headers=("Palaver-Position",),
-        problems=("unauthorized", "unknown-site", "unknown-comment", "version-mismatch", *_WRITE_PROBLEMS),
+        problems=(
+            "unauthorized",
+            "unknown-site",
+            "unknown-comment",
+            "version-mismatch",
+            "invalid-request",
+            *_WRITE_PROBLEMS,
+        ),
         security="site",
     ),
     Operation(
@@ -282,7 +307,12 @@ OPERATIONS: Final = (
         template="/v1/sites/{site}/counts",
         name="countComments",
         summary="Count the comments of up to 100 threads",
-        parameters=(_thread_parameter("A thread key; give it once for each thread."), POSITION, CONSISTENCY),
+        parameters=(
+            _thread_parameter("A thread key; give it once for each thread."),
+            IF_NONE_MATCH,
+            POSITION,
+            CONSISTENCY,
+        ),
         answer=models.Counts,
         answer_example={"counts": {"https://example.com/posts/hello": 3}},
         answer_headers=_READ_HEADERS,
@@ -298,30 +328,56 @@ OPERATIONS: Final = (
         request_example={"body": "I *like* this."},
         answer=models.Preview,
         answer_example={"html": "<p>I <em>like</em> this.</p>"},
-        problems=("body-too-long", *_BODY_PROBLEMS),
+        problems=("unknown-site", "body-too-long", *_BODY_PROBLEMS),
     ),
-    Operation(method="GET", template="/healthz", name="isAlive", summary="Whether the process is alive"),
+    Operation(
+        method="GET",
+        template="/healthz",
+        name="isAlive",
+        summary="Whether the process is alive",
+        answer=models.Alive,
+        answer_example={"alive": True},
+    ),
     Operation(
         method="GET",
         template="/readyz",
         name="isReady",
         summary="Whether the process can serve, and what is missing",
+        answer=models.Ready,
+        answer_example={"ready": True},
         problems=("not-ready",),
     ),
-    Operation(method="GET", template="/v1/openapi.json", name="readDocument", summary="This document"),
+    Operation(
+        method="GET",
+        template="/v1/openapi.json",
+        name="readDocument",
+        summary="This document",
+        problems=("invalid-request",),
+    ),
     Operation(
         method="GET",
         template="/docs",
         name="readDocs",
         summary="This document as a page",
+        problems=("invalid-request",),
         media_type="text/html",
     ),
 )
 
 
+def template_of(path: str) -> str | None:
+    """Return the template of an address, or None for one that the API does not have."""
+    return next((one.template for one in OPERATIONS if _pattern(one.template).fullmatch(path)), None)
+
+
 def allowed_methods(path: str) -> list[str]:
     """Return the methods that the address takes in any process, or nothing for an unknown address."""
-    methods = [operation.method for operation in OPERATIONS if _pattern(operation.template).fullmatch(path)]
+    return methods_of(template_of(path))
+
+
+def methods_of(template: str | None) -> list[str]:
+    """Return the methods that the addresses of a template take in any process."""
+    methods = [operation.method for operation in OPERATIONS if operation.template == template]
     return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"] if methods else []
 
 

@@ -41,6 +41,7 @@ CATALOGUE: Final[Mapping[str, tuple[int, str]]] = {
     "too-many-requests": (429, "Too many requests came from this address"),
     "headers-too-large": (431, "The request headers are too large"),
     "internal-error": (500, "Something went wrong here"),
+    "not-implemented": (501, "No address takes this method or encoding"),
     "stale-epoch": (503, "This region does not lead"),
     "ledger-unavailable": (503, "The ledger cannot be reached"),
     "outcome-unknown": (503, "It is not known whether the write took place"),

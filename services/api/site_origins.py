@@ -11,27 +11,26 @@ FRESH_S: Final = 10.0
 # Sites a process remembers; a few hundred bytes each.
 SITES_MAX: Final = 10_000
 
-_NONE: Final[frozenset[str]] = frozenset()
-
 
 class SiteOrigins:
     """The `OriginsOf` of a process. When the database cannot be asked, the last answer counts."""
 
     def __init__(self, load: Callable[[UUID], Awaitable[Sequence[str] | None]]) -> None:
         self._load = load
-        self._kept: OrderedDict[UUID, tuple[float, frozenset[str]]] = OrderedDict()
+        self._kept: OrderedDict[UUID, tuple[float, frozenset[str] | None]] = OrderedDict()
 
-    async def __call__(self, site: UUID) -> frozenset[str]:
-        """Return the origins of a site; empty when it is unknown. Never raises."""
+    async def __call__(self, site: UUID) -> frozenset[str] | None:
+        """Return the origins of a site; None when there is no such site or nobody can be asked. Never raises."""
         fresh = self.remembered(site)
         if fresh is not None:
             return fresh
         kept = self._kept.get(site)
         now_s = time.monotonic()
         try:
-            origins = frozenset(await self._load(site) or ())
+            loaded = await self._load(site)
         except Exception:  # noqa: BLE001 - the request itself meets the same fault and reports it
-            return kept[1] if kept is not None else _NONE
+            return kept[1] if kept is not None else None
+        origins = None if loaded is None else frozenset(loaded)
         self._kept[site] = (now_s, origins)
         self._kept.move_to_end(site)
         if len(self._kept) > SITES_MAX:

@@ -144,10 +144,15 @@ async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> 
     )
     return Page(
         version=head["page_version"],
-        etag=b'"%b"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode(),
+        etag=hash_tag(body),
         link=b"" if following is None else _link(query, following),
         body=body,
     )
+
+
+def hash_tag(body: bytes) -> bytes:
+    """Return the ETag of an answer that has no version of its own: a hash of its bytes."""
+    return b'"%b"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
 
 
 def comment_of(row: Row, thread: str, html: HtmlCache) -> Comment:

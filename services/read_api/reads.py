@@ -21,7 +21,7 @@ from services.api.requests import header, parse_query
 from services.api.thread_key import parse_thread_key
 from services.read_api.consistent import grant, headers_of, says_what_it_got, wanted_of
 from services.read_api.freshness import Freshness
-from services.read_api.page import SORTS, comment_of
+from services.read_api.page import SORTS, comment_of, hash_tag
 from services.read_api.pages import matches, parse_site, unknown_site, view_unavailable
 from services.read_api.strong import Prover
 from services.read_api.view_reader import ViewReader, ViewUnavailable
@@ -50,12 +50,12 @@ class Reads:
         scope = request.scope
         parse_query(scope, ())
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
-        site = parse_site(request.path_params["site"])
-        comment_id = parse_uuid(request.path_params["comment"])
-        if comment_id is None:
-            raise Problem("unknown-comment", "No comment has this id.")
         claim = self._freshness.viewed
         with says_what_it_got(granted, self._freshness, claim):
+            site = parse_site(request.path_params["site"])
+            comment_id = parse_uuid(request.path_params["comment"])
+            if comment_id is None:
+                raise Problem("unknown-comment", "No comment has this id.")
             comment = await self._comment(site, comment_id)
         more = None
         if comment.reply_count:
@@ -80,7 +80,6 @@ class Reads:
     async def counts(self, request: Request) -> Response:
         """`GET /v1/sites/{site}/counts?thread=…&thread=…`; the answer names the threads as they were asked for."""
         scope = request.scope
-        site = parse_site(request.path_params["site"])
         asked = parse_query(scope, ("thread",), repeated="thread").get("thread", [])
         if not 1 <= len(asked) <= COUNTED_THREADS_MAX:
             raise invalid("thread", f"must occur 1 to {COUNTED_THREADS_MAX} times")
@@ -88,9 +87,15 @@ class Reads:
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
         claim = self._freshness.viewed
         with says_what_it_got(granted, self._freshness, claim):
+            site = parse_site(request.path_params["site"])
             counts = await self._counts(site, set(keys.values()))
-        document = {"counts": {text: counts.get(key, 0) for text, key in keys.items()}}
-        return _response(200, orjson.dumps(document), headers_of(granted, self._freshness, claim))
+        body = orjson.dumps({"counts": {text: counts.get(key, 0) for text, key in keys.items()}})
+        etag = hash_tag(body)
+        headers = [(b"etag", etag), *headers_of(granted, self._freshness, claim)]
+        none_match = header(scope, b"if-none-match")
+        if none_match is not None and matches(none_match, etag):
+            return _response(304, b"", headers)
+        return _response(200, body, headers)
 
     async def _counts(self, site: UUID, keys: Collection[str]) -> Mapping[str, int]:
         try:

@@ -77,7 +77,7 @@ async def serve_internal(
 
 
 def readiness_document(missing: Sequence[str]) -> tuple[int, bytes, bytes]:
-    """Return status, content type and body of a readiness answer; also used on public ports."""
+    """Return status, content type and body of a readiness answer."""
     if missing:
         return 503, _PROBLEM, _problem("not-ready", 503, "; ".join(missing), missing=list(missing))
     return 200, _JSON, b'{"ready":true}'

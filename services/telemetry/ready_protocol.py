@@ -11,8 +11,9 @@ from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
 from uvicorn.config import Config
-from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 from uvicorn.server import ServerState
+
+from services.telemetry.http_protocol import ProblemProtocol
 
 Headers = Sequence[tuple[bytes, bytes]]
 ReadyAnswers = Callable[[bytes, Headers], tuple[bytes, bytes] | None]
@@ -26,7 +27,7 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-class ReadyProtocol(HttpToolsProtocol):
+class ReadyProtocol(ProblemProtocol):
     """One connection of a server that asks `ready` before its application."""
 
     def __init__(

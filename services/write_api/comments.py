@@ -1,7 +1,8 @@
 """Posts, edits and deletes comments: one CALL each, and the answer made of the request and its few results.
 
 Decides that the answer to a new comment needs nothing but the request and the ids and times the ledger gave, so a
-replay of an Idempotency-Key answers with the same bytes, whatever happened to the comment since.
+replay of an Idempotency-Key answers with the same bytes, whatever happened to the comment since. An edit answers what
+the ledger knows of the comment, which is not how many replies it has (ADR 0036).
 """
 
 import hashlib
@@ -16,7 +17,7 @@ from regions.identity import CellId
 from services import ledger
 from services.api import models
 from services.api.answers import Header, answer_json
-from services.api.comment import Comment, comment_json, entity_tag
+from services.api.comment import Comment, comment_json, entity_tag, ledger_json, version_tag
 from services.api.cors import SITE_PREFIX, parse_uuid
 from services.api.markdown import render
 from services.api.problems import FieldError, Problem
@@ -162,8 +163,8 @@ class Comments:
         if outcome != "edited":
             raise refuse(outcome)
         comment = _from_ledger(orjson.loads(row["comment"]))
-        headers = [(b"etag", entity_tag(comment)), position_header(self._cell, epoch, row["lsn"])]
-        return _response(200, orjson.dumps(comment_json(comment)), headers)
+        headers = [(b"etag", version_tag(comment.version)), position_header(self._cell, epoch, row["lsn"])]
+        return _response(200, orjson.dumps(ledger_json(comment)), headers)
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/sites/{site}/comments/{comment}`."""

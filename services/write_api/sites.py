@@ -1,4 +1,7 @@
-"""Creates sites for whoever holds the deployment's admin key."""
+"""Creates sites for whoever holds the deployment's admin key, and shows one to whoever holds a key of its own.
+
+Only ledgers know the keys of sites, and the leader's knows a new site at once: so this read is answered here.
+"""
 
 import hashlib
 import hmac
@@ -21,12 +24,14 @@ from services.api.requests import (
     unauthorized,
 )
 from services.telemetry.tracing import sampled_traceparent
+from services.write_api.comments import require_site
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
 from services.write_api.outcomes import count, ledger_problem, position_header, refuse
-from services.write_api.pool import LedgerError, LedgerPool
+from services.write_api.pool import LedgerError, LedgerPool, LedgerUnavailable, OutcomeUnknown
 from services.write_api.site_keys import derive_api_key, derive_token_secret, hash_api_key, new_site_id
 
 _CREATE = ledger.statement("create_site")
+_READ = ledger.statement("read_site")
 
 
 class Sites:
@@ -76,6 +81,26 @@ class Sites:
         if outcome not in ("created", "replayed"):
             raise refuse(outcome)
         return self._answer(row["site_id"], new.name, position_header(self._cell, epoch, row["lsn"]))
+
+    async def read(self, request: Request) -> Response:
+        """`GET /v1/sites/{site}`."""
+        scope = request.scope
+        site = require_site(request.path_params["site"])
+        key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
+        await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
+        try:
+            rows = await self._pool.fetch(_READ, site, key_hash)
+        except OutcomeUnknown as error:
+            raise ledger_problem(LedgerUnavailable(str(error))) from error
+        except LedgerError as error:
+            raise ledger_problem(error) from error
+        if not rows:
+            raise refuse("no_site")
+        row = rows[0]
+        if not row["is_its_key"]:
+            raise refuse("unauthorized")
+        document = orjson.dumps({"id": str(site), "name": row["name"], "origins": row["origins"]})
+        return Response(document, 200, media_type="application/json", headers={"cache-control": "no-store"})
 
     def _answer(self, site: UUID, name: str, position: tuple[bytes, bytes]) -> Response:
         document = {

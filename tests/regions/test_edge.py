@@ -300,6 +300,66 @@ async def test_local_replies_are_problem_documents(stand: EdgeStand) -> None:
     assert answer.headers["retry-after"] == "1"
 
 
+async def test_a_page_in_a_browser_may_read_what_the_edge_answers_itself(stand: EdgeStand) -> None:
+    await stand.feed.tell(None, stand.admin)
+    for name in ("us-east", "eu-west", "ap-south"):
+        await stand.backends[f"read_api {name}"].stop()
+    origin = {"origin": "https://anybody.example"}
+    answers = [
+        await stand.client.get("/metrics", headers=origin),
+        await stand.client.get("/v1/x", headers=origin | {"big": "x" * 70_000}),
+        await stand.client.get("/v1/x", headers=origin),
+        await stand.client.post("/v1/x", headers=origin),
+        await stand.client.request("BREW", "/v1/x", headers=origin),
+    ]
+    assert [answer.status_code for answer in answers] == [404, 431, 503, 503, 501]
+    for answer in answers:
+        assert answer.headers["access-control-allow-origin"] == "*"
+        assert "retry-after" in answer.headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in answer.headers
+
+
+@pytest.mark.parametrize("method", ["BREW", "QUERY", "TRACE", "PROPFIND"])
+@pytest.mark.parametrize("headers", [{}, {"content-type": "application/json"}])
+async def test_a_method_that_no_address_takes_is_not_implemented(
+    stand: EdgeStand, method: str, headers: dict[str, str]
+) -> None:
+    asked = [len(backend.requests) for backend in stand.backends.values()]
+    answer = await stand.client.request(method, "/v1/x", headers=headers, content=b"x")
+    assert (answer.status_code, answer.json()["type"].rpartition("/")[2]) == (501, "not-implemented")
+    assert [len(backend.requests) for backend in stand.backends.values()] == asked
+
+
+async def test_a_site_is_read_at_the_leader(stand: EdgeStand) -> None:
+    await stand.lead("eu-west", 7)
+    for method in ("GET", "HEAD"):
+        answer = await stand.client.request(method, "/v1/sites/x?y=1")
+        assert answer.headers["x-backend"] == "write_api eu-west"
+        assert stand.backends["write_api eu-west"].requests[-1].headers["palaver-epoch"] == "7"
+    for method, path in (("OPTIONS", "/v1/sites/x"), ("GET", "/v1/sites/x/counts"), ("GET", "/v1/sites")):
+        answer = await stand.client.request(method, path)
+        assert answer.headers["x-backend"] == "read_api us-east"
+    await stand.feed.tell(None, stand.admin)
+    nobody = await stand.client.get("/v1/sites/x?y=1")
+    assert (nobody.status_code, problem_slug(nobody)) == (503, "ledger-unavailable")
+
+
+@pytest.mark.parametrize(
+    "head",
+    [
+        b"GET /v1/x HTTP/1.0\r\n",
+        b"GET /v1/x HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n",
+    ],
+)
+async def test_an_old_version_and_an_offer_to_upgrade_are_ordinary_requests(stand: EdgeStand, head: bytes) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+    writer.write(head + b"\r\n")
+    answer = await reader.readuntil(b"\r\n\r\n")
+    assert answer.split(b" ")[1] == b"200"
+    assert b"x-backend: read_api us-east" in answer
+    writer.close()
+
+
 async def test_megabyte_of_headers_is_refused_with_a_problem(stand: EdgeStand) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
     writer.write(b"GET / HTTP/1.1\r\nhost: x\r\nbig: " + b"x" * 1_000_000 + b"\r\n\r\n")

@@ -4,7 +4,7 @@ from collections.abc import AsyncGenerator, Generator
 import asyncpg
 import pytest
 
-from services import ledger
+from services import ledger, view
 from tests import servers
 
 
@@ -22,3 +22,17 @@ async def writer(ledger_server: servers.PostgresServer) -> AsyncGenerator[asyncp
     connection = await asyncpg.connect(ledger_server.url(user="palaver_writer"))
     yield connection
     await asyncio.shield(connection.close())
+
+
+@pytest.fixture(scope="session")
+def view_server() -> Generator[servers.PostgresServer]:
+    with servers.postgres() as server:
+        server.sql("CREATE ROLE palaver_reader LOGIN PASSWORD 'throwaway'")
+        view.migrate(server.url())
+        yield server
+
+
+@pytest.fixture(scope="session")
+def page_cache() -> Generator[servers.RedisServer]:
+    with servers.redis_server() as server:
+        yield server

@@ -5,6 +5,8 @@ import pytest
 from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
+from regions.edge import replies
+from services.api.cors import EXPOSED_HEADERS
 from services.api.openapi import openapi_document
 from services.api.operations import OPERATIONS, allowed_methods
 from services.api.problems import CATALOGUE
@@ -50,3 +52,22 @@ def test_every_problem_of_the_catalogue_is_documented_somewhere() -> None:
 def test_the_allow_header_knows_every_operation(operation: Any) -> None:
     path = re.sub(r"\{[a-z]+\}", "x", operation.template)
     assert operation.method in allowed_methods(path)
+
+
+def test_no_object_of_an_answer_may_have_fields_that_are_not_documented() -> None:
+    document = openapi_document()
+    requests = {
+        operation["requestBody"]["content"]["application/json"]["schema"]["$ref"].rpartition("/")[2]
+        for methods in document["paths"].values()
+        for operation in methods.values()
+        if "requestBody" in operation
+    }
+    schemas = {name: schema for name, schema in document["components"]["schemas"].items() if name not in requests}
+    assert len(schemas) > 10
+    assert [name for name, schema in schemas.items() if schema.get("additionalProperties") is not False] == []
+
+
+def test_the_edge_speaks_of_its_own_problems_as_the_catalogue_does() -> None:
+    told = {(reply.slug, reply.status, reply.title) for reply in (*replies.LOCAL_REPLIES, replies.ANY_OTHER)}
+    assert told == {(slug, *CATALOGUE[slug]) for slug, _, _ in told}
+    assert replies.CORS_HEADERS["access-control-expose-headers"].encode() == EXPOSED_HEADERS

@@ -17,7 +17,6 @@ from redis.exceptions import RedisError, ResponseError
 
 from regions.identity import CellId
 from regions.position import ZERO, Position, encode_token, format_lsn
-from services import view
 from services.api.site_origins import SiteOrigins
 from services.read_api.application import read_application
 from services.read_api.freshness import Freshness
@@ -30,23 +29,10 @@ from services.telemetry.middleware import AsgiApp
 from services.telemetry.tracing import Tracing, configure_tracing
 from services.view import cache
 from tests import servers
+from tests.answers import Answers
 
 CELL = CellId("main")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
-
-
-@pytest.fixture(scope="session")
-def view_server() -> Generator[servers.PostgresServer]:
-    with servers.postgres() as server:
-        server.sql("CREATE ROLE palaver_reader LOGIN PASSWORD 'throwaway'")
-        view.migrate(server.url())
-        yield server
-
-
-@pytest.fixture(scope="session")
-def page_cache() -> Generator[servers.RedisServer]:
-    with servers.redis_server() as server:
-        yield server
 
 
 @dataclass
@@ -276,7 +262,11 @@ async def api_alone(writer: Writer, silence_s: float) -> AsyncGenerator[Api]:
             asyncio.ensure_future(freshness.run(reader, memory.go_deaf)),
             asyncio.ensure_future(follow_invalidations(shared, memory, freshness, silence_s=silence_s)),
         ]
-        async with httpx.AsyncClient(base_url="http://test", transport=transport) as client:
+        async with httpx.AsyncClient(base_url="http://test", transport=transport) as unchecked:
+            answers = Answers((await unchecked.get("/v1/openapi.json")).json())
+        async with httpx.AsyncClient(
+            base_url="http://test", transport=transport, event_hooks=answers.hooks()
+        ) as client:
             yield Api(client, reader, memory, freshness, writer, app, origins, tracing, prover)
         for task in tasks:
             task.cancel()

@@ -9,6 +9,7 @@ import pytest
 
 from regions.identity import CellId
 from regions.position import Position, encode_token
+from services.api.operations import OPERATIONS
 from services.read_api.freshness import Freshness
 from services.read_api.invalidations import follow_invalidations
 from services.read_api.memory import PageMemory
@@ -185,6 +186,53 @@ async def test_counts_name_threads_as_they_were_asked_for(api: Api, writer: Writ
     assert (unknown.status_code, problem(unknown)) == (404, "unknown-site")
 
 
+async def test_counts_have_an_etag_until_one_of_them_moves(api: Api, writer: Writer) -> None:
+    thread = writer.thread("a")
+    thread.add()
+    path = f"/v1/sites/{writer.site}/counts"
+    first = await api.http.get(path, params={"thread": ["a", "b"]})
+    known = {"if-none-match": first.headers["etag"]}
+    same = await api.http.get(path, params={"thread": ["a", "b"]}, headers=known)
+    assert (same.status_code, same.content, same.headers["etag"]) == (304, b"", first.headers["etag"])
+    assert (await api.http.get(path, params={"thread": ["a", "c"]}, headers=known)).status_code == 200
+    thread.add()
+    moved = await api.http.get(path, params={"thread": ["a", "b"]}, headers=known)
+    assert (moved.status_code, moved.json()["counts"]) == (200, {"a": 2, "b": 0})
+
+
+@pytest.mark.parametrize("template", sorted({operation.template for operation in OPERATIONS}))
+async def test_options_names_the_methods_that_the_address_takes(api: Api, template: str) -> None:
+    path = template.replace("{site}", str(api.writer.site)).replace("{comment}", str(uuid.uuid4()))
+    answer = await api.http.options(path)
+    assert (answer.status_code, answer.content) == (204, b"")
+    allowed = answer.headers["allow"].split(", ")
+    assert {"OPTIONS", *(one.method for one in OPERATIONS if one.template == template)} <= set(allowed)
+    refused = await api.http.request("PUT", path)
+    assert (refused.status_code, refused.headers["allow"]) == (405, answer.headers["allow"])
+
+
+async def test_a_page_of_any_origin_may_read_the_problem_when_the_origins_are_not_known(
+    api: Api, writer: Writer
+) -> None:
+    anybody = {"origin": "https://anybody.example"}
+    unknown = await api.http.get(f"/v1/sites/{uuid.uuid4()}/comments", params={"thread": "a"}, headers=anybody)
+    nowhere = await api.http.get("/v1/nowhere", headers=anybody)
+    await asyncio.to_thread(writer.view.stop)
+    try:
+        away = await api.http.get(f"/v1/sites/{writer.site}/comments", params={"thread": "a"}, headers=anybody)
+    finally:
+        await asyncio.to_thread(writer.view.start)
+    assert [one.status_code for one in (unknown, nowhere, away)] == [404, 404, 503]
+    for problematic in (unknown, nowhere, away):
+        assert problematic.headers["access-control-allow-origin"] == "*"
+        assert "retry-after" in problematic.headers["access-control-expose-headers"]
+        assert "access-control-allow-credentials" not in problematic.headers
+    await until(lambda: api.freshness.reachable)
+    known = await api.page(limit="none", headers=anybody)
+    assert known.status_code == 422
+    assert "access-control-allow-origin" not in known.headers, "a site that is known says itself who may"
+
+
 async def test_a_preflight_is_answered_from_the_origins_of_the_site(api: Api, writer: Writer) -> None:
     path = f"/v1/sites/{writer.site}/comments"
     asking = {"origin": "https://example.com", "access-control-request-method": "POST"}
@@ -192,6 +240,7 @@ async def test_a_preflight_is_answered_from_the_origins_of_the_site(api: Api, wr
     assert allowed.status_code == 204
     assert allowed.headers["access-control-allow-origin"] == "https://example.com"
     assert "idempotency-key" in allowed.headers["access-control-allow-headers"]
+    assert allowed.headers["access-control-allow-methods"] == allowed.headers["allow"] == "POST, GET, HEAD, OPTIONS"
     refused = await api.http.options(path, headers={**asking, "origin": "https://evil.example"})
     assert "access-control-allow-origin" not in refused.headers
     writer.thread().add()
@@ -217,7 +266,8 @@ async def test_the_document_and_its_page_load_nothing_from_elsewhere(api: Api) -
         ("GET", "/metrics", 404, "not-found"),
         ("POST", "/docs", 405, "method-not-allowed"),
         ("GET", "/v1/sites", 405, "method-not-allowed"),
-        ("OPTIONS", "/v1/sites", 405, "method-not-allowed"),
+        ("OPTIONS", "/v1/nowhere", 404, "not-found"),
+        ("BREW", "/v1/sites", 405, "method-not-allowed"),
     ],
 )
 async def test_a_wrong_address_or_method_is_a_problem(api: Api, method: str, path: str, status: int, slug: str) -> None:

@@ -1,6 +1,7 @@
 """Middleware, metrics, traces, the internal port and the server around them."""
 
 import asyncio
+import json
 import re
 import socket
 from collections.abc import Sequence
@@ -12,9 +13,11 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry, generate_latest
 
+from services.api.problems import CATALOGUE
 from services.telemetry.http_server import ListenFailed, bind, parse_listen, serve_http
 from services.telemetry.internal import internal_app
 from services.telemetry.middleware import EXCHANGE, Receive, Scope, Send, TelemetryMiddleware
+from services.telemetry.ready_protocol import Headers
 from services.telemetry.red import RequestStatistics
 from services.telemetry.tracing import (
     ROOTS_PER_S_MAX,
@@ -188,6 +191,42 @@ async def test_a_cancelled_server_lets_a_request_end_and_closes_its_port() -> No
         await serving
     with socket.socket() as probe:
         assert probe.connect_ex(("127.0.0.1", port)) != 0
+
+
+def nothing_ready(target: bytes, headers: Headers) -> None:
+    del target, headers
+
+
+@pytest.mark.parametrize("ready", [None, nothing_ready])
+@pytest.mark.parametrize(
+    ("request_line", "slug"),
+    [
+        (b"GET / HTTP/9.9", "malformed-request"),
+        (b"GET / HTTP/1.1\r\ncontent-length: x", "malformed-request"),
+        (b"BREW / HTTP/1.1", "not-implemented"),
+    ],
+)
+async def test_what_cannot_be_parsed_is_answered_with_a_problem(ready: Any, request_line: bytes, slug: str) -> None:
+    async def app(scope: Scope, receive: Receive, send: Send) -> None:
+        del scope, receive, send
+
+    listener = bind("127.0.0.1:0")
+    serving = asyncio.ensure_future(serve_http(app, listener, ready=ready))
+    async with asyncio.timeout(20):
+        while not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # noqa: ASYNC110 - nothing tells
+            await asyncio.sleep(0.01)
+    reader, writer = await asyncio.open_connection(*listener.getsockname())
+    writer.write(request_line + b"\r\nhost: x\r\n\r\n")
+    head, _, body = (await reader.read(-1)).partition(b"\r\n\r\n")
+    writer.close()
+    serving.cancel()
+    await asyncio.gather(serving, return_exceptions=True)
+    status, title = CATALOGUE[slug]
+    assert head.startswith(b"HTTP/1.1 %d " % status)
+    assert b"\r\ncontent-type: application/problem+json\r\n" in head
+    document = json.loads(body)
+    assert document.pop("detail")
+    assert document == {"type": f"https://palaver.dev/problems/{slug}", "title": title, "status": status}
 
 
 async def test_a_second_cancellation_frees_the_port_at_once() -> None:

@@ -11,12 +11,16 @@ from pydantic import SecretStr
 
 from regions.coordination import Leadership
 from regions.identity import CellId, RegionName
+from services.api.leader_port import STRONG_POSITION_PATH
+from services.api.openapi import openapi_document
+from services.telemetry.middleware import AsgiApp
 from services.telemetry.tracing import configure_tracing
 from services.write_api.application import write_application
 from services.write_api.leadership import LeadershipGuard
 from services.write_api.pool import LedgerPool
 from services.write_api.settings import WriteSettings
 from tests import servers
+from tests.answers import Answers
 
 ADMIN = {"authorization": "Bearer admin-key-of-tests"}
 
@@ -74,6 +78,7 @@ class Api:
     leadership: Leadership | None = field(default_factory=leadership)
     proves: bool = True
     cut_short: list[int] = field(default_factory=list[int])
+    app: AsgiApp | None = None
     guard: WatchedGuard = field(init=False)
 
     def __post_init__(self) -> None:
@@ -133,9 +138,11 @@ class write_api:  # noqa: N801 - reads as the context it is
             tracing=self.tracing,
             missing=list,
         )
+        running.app = app
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
         await client.aclose()
-        running.http = httpx.AsyncClient(base_url="http://test", transport=transport)
+        answers = Answers(openapi_document(), undocumented=[STRONG_POSITION_PATH])
+        running.http = httpx.AsyncClient(base_url="http://test", transport=transport, event_hooks=answers.hooks())
         return running
 
     async def __aexit__(self, *_: object) -> None:

@@ -11,7 +11,7 @@ import pytest
 from regions.position import decode_token
 from services.api.leader_port import STRONG_POSITION_PATH
 from tests import servers
-from tests.services.write_api.conftest import UNKNOWN, Api, leadership, problem, write_api
+from tests.services.write_api.conftest import ADMIN, UNKNOWN, Api, leadership, problem, write_api
 
 pytestmark = pytest.mark.integration
 
@@ -124,6 +124,51 @@ async def test_an_edit_needs_the_key_and_the_version(api: Api) -> None:
     again = await api.http.patch(path, json={"body": "second"}, headers={**key, "if-match": etag})
     assert (again.status_code, again.content) == (200, answer.content)
     assert again.headers["etag"] == answer.headers["etag"]
+
+
+async def test_an_edit_answers_what_the_ledger_knows_and_its_etag_is_good_for_the_next_edit(api: Api) -> None:
+    site = await api.site()
+    key = {"authorization": f"Bearer {site['api_key']}"}
+    posted = await api.post(site["id"])
+    await api.post(site["id"], parent=posted.json()["id"])
+    path, etag = posted.headers["location"], posted.headers["etag"]
+    for version in (2, 3):
+        edited = await api.http.patch(path, json={"body": f"*{version}*"}, headers={**key, "if-match": etag})
+        etag = edited.headers["etag"]
+        said = edited.json()
+        # How many replies there are and what the votes say, only views know: nothing is said of them, not even zero.
+        assert {name: said[name] for name in posted.json() if name in said} == said
+        assert posted.json().keys() - said.keys() == {"replies", "score"}
+        assert (said["version"], said["html"], etag) == (version, f"<p><em>{version}</em></p>", f'"{version}"')
+
+
+async def test_a_site_is_read_where_its_location_says_by_whoever_holds_its_key(api: Api) -> None:
+    body = {"name": "Mine", "origins": ["https://b.example", "https://a.example"]}
+    made = await api.http.post("/v1/sites", json=body, headers=ADMIN)
+    other = await api.site()
+    location = made.headers["location"]
+    read = await api.http.get(location, headers={"authorization": f"Bearer {made.json()['api_key']}"})
+    assert (read.status_code, read.json()) == (200, {"id": made.json()["id"], **body})
+    assert read.headers["cache-control"] == "no-store"
+    for key in ({}, {"authorization": f"Bearer {other['api_key']}"}, ADMIN):
+        assert problem(await api.http.get(location, headers=key)) == "unauthorized"
+    for nobody in (UNKNOWN, "x"):
+        refused = await api.http.get(f"/v1/sites/{nobody}", headers=ADMIN)
+        assert (refused.status_code, problem(refused)) == (404, "unknown-site")
+    api.leadership = leadership(leader="eu-west")
+    away = await api.http.get(location, headers=ADMIN)
+    assert (away.status_code, problem(away)) == (503, "stale-epoch")
+
+
+async def test_a_site_whose_ledger_is_away_is_not_an_unknown_outcome(ledger_server: servers.PostgresServer) -> None:
+    async with write_api(ledger_server.url(user="palaver_writer"), write_timeout_s=0.2) as api:
+        site = await api.site()
+        key = {"authorization": f"Bearer {site['api_key']}"}
+        with servers.psycopg.connect(ledger_server.url()) as blocker:
+            blocker.execute("LOCK TABLE palaver.sites IN ACCESS EXCLUSIVE MODE")
+            late = await api.http.get(f"/v1/sites/{site['id']}", headers=key)
+            blocker.rollback()
+        assert (late.status_code, problem(late)) == (503, "ledger-unavailable")
 
 
 async def test_a_deleted_comment_is_gone_for_edits_and_replies_and_deleting_again_succeeds(api: Api) -> None:
