@@ -134,6 +134,17 @@ class Answers:
         return self._validators[key].iter_errors(body)
 
 
+def read_answer(request: bytes, answer: bytes) -> httpx.Response:
+    """Return the answer to a request, both as they went over a connection."""
+    method, target, _ = request.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
+    head, _, body = answer.partition(b"\r\n\r\n")
+    first, *lines = head.decode("latin-1").split("\r\n")
+    headers = [(name, value.strip()) for name, _, value in (line.partition(":") for line in lines)]
+    return httpx.Response(
+        int(first.split(" ")[1]), headers=headers, content=body, request=httpx.Request(method, f"http://test{target}")
+    )
+
+
 def _check_problem(response: httpx.Response, problem: Any, examples: Mapping[str, Any], said: str) -> None:
     titles = {one["value"]["type"]: one["value"]["title"] for one in examples.values()}
     assert problem["type"] in titles, f"{said}; documented are {', '.join(titles)}"

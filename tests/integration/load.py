@@ -30,7 +30,7 @@ class Account:
 
 def _write(stack: Stack, region: str, account: Account, stop: threading.Event, lock: threading.Lock) -> None:
     number = 0
-    with httpx.Client(timeout=15) as client:
+    with stack.answers.client(timeout=15) as client:
         while not stop.is_set():
             number += 1
             body, key = f"{region} {number}", uuid.uuid4().hex
@@ -60,7 +60,7 @@ def _write(stack: Stack, region: str, account: Account, stop: threading.Event, l
 
 
 def _read(stack: Stack, region: str, account: Account, stop: threading.Event) -> None:
-    with httpx.Client(timeout=10) as client:
+    with stack.answers.client(timeout=10) as client:
         while not stop.is_set():
             try:
                 answer = client.get(stack.url(region, "/comments"), params={"thread": account.thread, "limit": 20})

@@ -15,6 +15,7 @@ import orjson
 from infra.supervisor.control import ControlClient
 from infra.supervisor.layout import open_layout
 from regions.plain_http import TRUST_NOBODY
+from tests.answers import Answers
 
 REGIONS = ("us-east", "eu-west", "ap-south")
 COMMAND_TIMEOUT_S = 200.0
@@ -51,6 +52,7 @@ class Stack:
     site: str
     api_key: str
     admin_key: str
+    answers: Answers
 
     def palaver(self, *arguments: str, check: bool = True) -> subprocess.CompletedProcess[str]:
         return palaver(*arguments, data=self.data, check=check)
@@ -68,16 +70,20 @@ class Stack:
     def post(
         self, region: str, body: str, *, thread: str = "t", key: str | None = None, **fields: Any
     ) -> httpx.Response:
-        return httpx.post(
+        return self.ask(
+            "POST",
             self.url(region, "/comments"),
             json={"thread": thread, "body": body, **fields},
             headers={"idempotency-key": key or uuid.uuid4().hex},
-            timeout=20,
-            verify=TRUST_NOBODY,
         )
 
     def get(self, region: str, path: str, **options: Any) -> httpx.Response:
-        return httpx.get(self.url(region, path), timeout=20, verify=TRUST_NOBODY, **options)
+        return self.ask("GET", self.url(region, path), **options)
+
+    def ask(self, method: str, url: str, **options: Any) -> httpx.Response:
+        """Send a request on a connection of its own; the answer is held to the document."""
+        with self.answers.client(timeout=20) as client:
+            return client.request(method, url, **options)
 
     def thread_ids(self, region: str, thread: str) -> list[str]:
         """Ids of all comments of a thread, in the order read, following every cursor; doubles stay doubles."""
@@ -121,10 +127,13 @@ def start_stack(data: Path, *arguments: str) -> Stack:
         palaver("site", "create", "Tests", "--origin", "https://tests.example", "--json", data=data).stdout
     )
     secrets = orjson.loads((data / "secrets.json").read_bytes())
+    edges = {region["region"]: region["edge"] for region in status["regions"]}
+    document = httpx.get(f"{edges[REGIONS[0]]}/v1/openapi.json", timeout=20, verify=TRUST_NOBODY).json()
     return Stack(
         data=data,
-        edges={region["region"]: region["edge"] for region in status["regions"]},
+        edges=edges,
         site=made["id"],
         api_key=made["api_key"],
         admin_key=secrets["admin_key"],
+        answers=Answers(document),
     )

@@ -45,7 +45,7 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     ],
 )
 def test_a_wrong_body_is_refused_by_name(stack: Stack, body: object, status: int) -> None:
-    problem_of(httpx.post(stack.url("eu-west", "/comments"), json=body, timeout=20), status)
+    problem_of(stack.ask("POST", stack.url("eu-west", "/comments"), json=body), status)
 
 
 @pytest.mark.parametrize(
@@ -53,30 +53,28 @@ def test_a_wrong_body_is_refused_by_name(stack: Stack, body: object, status: int
     [b'{"thread":"t","body":"\\ud800 lone surrogate"}', b'{"thread":"t","body":"\xff"}', b"{", b"", b'{"thread":NaN}'],
 )
 def test_text_that_is_not_json_or_not_unicode_is_refused(stack: Stack, content: bytes) -> None:
-    answer = httpx.post(
-        stack.url("eu-west", "/comments"), content=content, headers={"content-type": "application/json"}, timeout=20
+    answer = stack.ask(
+        "POST", stack.url("eu-west", "/comments"), content=content, headers={"content-type": "application/json"}
     )
     assert answer.status_code in {400, 422}
     problem_of(answer, answer.status_code)
 
 
 def test_another_content_type_is_415(stack: Stack) -> None:
-    answer = httpx.post(
-        stack.url("us-east", "/comments"), content=b"<x/>", headers={"content-type": "text/xml"}, timeout=20
-    )
+    answer = stack.ask("POST", stack.url("us-east", "/comments"), content=b"<x/>", headers={"content-type": "text/xml"})
     problem_of(answer, 415)
 
 
 def test_a_body_over_the_limit_is_413(stack: Stack) -> None:
     content = json.dumps({"thread": "t", "body": "x" * 300_000}).encode()
-    answer = httpx.post(
-        stack.url("us-east", "/comments"), content=content, headers={"content-type": "application/json"}, timeout=20
+    answer = stack.ask(
+        "POST", stack.url("us-east", "/comments"), content=content, headers={"content-type": "application/json"}
     )
     problem_of(answer, 413)
 
 
 def test_a_header_of_a_megabyte_is_431(stack: Stack) -> None:
-    answer = httpx.get(stack.url("us-east", "/comments?thread=t"), headers={"x-large": "y" * 1_000_000}, timeout=20)
+    answer = stack.ask("GET", stack.url("us-east", "/comments?thread=t"), headers={"x-large": "y" * 1_000_000})
     problem_of(answer, 431)
 
 
@@ -94,24 +92,29 @@ def test_too_deep_a_reply_is_refused(stack: Stack) -> None:
 def test_an_unknown_site_is_404(stack: Stack, method: str) -> None:
     url = f"{stack.edges['eu-west']}/v1/sites/{uuid.uuid4()}/comments"
     answer = (
-        httpx.post(url, json={"thread": "t", "body": "x"}, timeout=20)
+        stack.ask("POST", url, json={"thread": "t", "body": "x"})
         if method == "POST"
-        else httpx.get(url, params={"thread": "t"}, timeout=20)
+        else stack.ask("GET", url, params={"thread": "t"})
     )
     problem_of(answer, 404)
 
 
 @pytest.mark.parametrize("path", ["/nowhere", "/v1/nowhere", "/metrics", "/v1/sites/not-an-id/comments?thread=t"])
 def test_an_unknown_route_is_a_problem(stack: Stack, path: str) -> None:
-    answer = httpx.get(stack.edges["us-east"] + path, timeout=20)
+    answer = stack.ask("GET", stack.edges["us-east"] + path)
     assert answer.status_code in {404, 422}
     problem_of(answer, answer.status_code)
 
 
 def test_a_wrong_method_is_405_and_names_the_right_ones(stack: Stack) -> None:
-    answer = httpx.put(stack.url("us-east", "/comments"), json={}, timeout=20)
+    answer = stack.ask("PUT", stack.url("us-east", "/comments"), json={})
     problem_of(answer, 405)
     assert "POST" in answer.headers["allow"]
+
+
+def test_a_method_that_no_address_takes_is_501_and_options_is_answered(stack: Stack) -> None:
+    problem_of(stack.ask("QUERY", stack.url("us-east", "/comments")), 501)
+    assert stack.ask("OPTIONS", stack.url("us-east", "/comments")).headers["allow"] == "POST, GET, HEAD, OPTIONS"
 
 
 @pytest.mark.parametrize("cursor", ["x", "AAAA", "." * 500, "é"])
@@ -130,8 +133,8 @@ def test_a_foreign_cursor_is_refused(stack: Stack) -> None:
 
 def test_site_creation_needs_the_admin_key(stack: Stack) -> None:
     for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": f"Basic {stack.admin_key}"}):
-        answer = httpx.post(
-            f"{stack.edges['us-east']}/v1/sites", json={"name": "x", "origins": []}, headers=headers, timeout=20
+        answer = stack.ask(
+            "POST", f"{stack.edges['us-east']}/v1/sites", json={"name": "x", "origins": []}, headers=headers
         )
         problem_of(answer, 401)
 
@@ -140,9 +143,7 @@ def test_an_edit_without_or_with_a_wrong_key_is_refused(stack: Stack) -> None:
     made = stack.post("us-east", "Mine.", thread="keys")
     url = stack.url("us-east", f"/comments/{made.json()['id']}")
     for headers in ({}, {"authorization": "Bearer psk_wrong"}):
-        answer = httpx.patch(
-            url, json={"body": "Yours."}, headers=headers | {"if-match": made.headers["etag"]}, timeout=20
-        )
+        answer = stack.ask("PATCH", url, json={"body": "Yours."}, headers=headers | {"if-match": made.headers["etag"]})
         problem_of(answer, 401)
 
 
@@ -150,10 +151,10 @@ def test_edits_are_optimistic(stack: Stack) -> None:
     made = stack.post("us-east", "One.", thread="versions")
     url = stack.url("us-east", f"/comments/{made.json()['id']}")
     key = {"authorization": f"Bearer {stack.api_key}"}
-    problem_of(httpx.patch(url, json={"body": "Two."}, headers=key, timeout=20), 428)
-    first = httpx.patch(url, json={"body": "Two."}, headers=key | {"if-match": made.headers["etag"]}, timeout=20)
+    problem_of(stack.ask("PATCH", url, json={"body": "Two."}, headers=key), 428)
+    first = stack.ask("PATCH", url, json={"body": "Two."}, headers=key | {"if-match": made.headers["etag"]})
     assert first.status_code == 200
-    second = httpx.patch(url, json={"body": "Three."}, headers=key | {"if-match": made.headers["etag"]}, timeout=20)
+    second = stack.ask("PATCH", url, json={"body": "Three."}, headers=key | {"if-match": made.headers["etag"]})
     problem_of(second, 412)
 
 
@@ -161,20 +162,20 @@ def test_a_stale_epoch_at_the_write_api_is_503(stack: Stack) -> None:
     leader = stack.status()["cells"][0]["leader"]
     topology = json.loads((stack.data / "regions" / leader / "topology.json").read_bytes())
     address = next(region["write_api"] for region in topology["regions"] if region["name"] == leader)
-    answer = httpx.post(
+    answer = stack.ask("POST",
         f"http://{address}/v1/sites/{stack.site}/comments",
-        json={"thread": "t", "body": "x"}, headers={"palaver-epoch": "999"}, timeout=20,
+        json={"thread": "t", "body": "x"}, headers={"palaver-epoch": "999"},
     )  # fmt: skip
     assert problem_of(answer, 503)["type"].endswith("/stale-epoch")
     assert int(answer.headers["retry-after"]) >= 1
 
 
 def test_a_client_cannot_choose_the_epoch(stack: Stack) -> None:
-    answer = httpx.post(
+    answer = stack.ask(
+        "POST",
         stack.url("eu-west", "/comments"),
         json={"thread": "t", "body": "x"},
         headers={"palaver-epoch": "999"},
-        timeout=20,
     )
     assert answer.status_code == 201
 

@@ -4,7 +4,6 @@ import os
 import time
 from typing import Any
 
-import httpx
 import orjson
 import pytest
 
@@ -106,9 +105,9 @@ def check_that_the_old_leader_refuses(stack: Stack, old: str, epoch: int) -> Non
     """Whoever still sends to the former leader under its own epoch is refused by that epoch."""
     topology = orjson.loads((stack.data / "regions" / old / "topology.json").read_bytes())
     address = next(region["write_api"] for region in topology["regions"] if region["name"] == old)
-    answer = httpx.post(
+    answer = stack.ask("POST",
         f"http://{address}/v1/sites/{stack.site}/comments",
-        json={"thread": "late", "body": "To the one that led."}, headers={"palaver-epoch": str(epoch)}, timeout=20,
+        json={"thread": "late", "body": "To the one that led."}, headers={"palaver-epoch": str(epoch)},
     )  # fmt: skip
     assert answer.status_code == 503
     assert answer.json()["type"].endswith("/stale-epoch")

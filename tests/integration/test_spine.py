@@ -4,7 +4,6 @@ import itertools
 import re
 import uuid
 
-import httpx
 import orjson
 import pytest
 
@@ -102,8 +101,8 @@ def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
     made = stack.post("eu-west", "First wording.", thread="edited")
     url = stack.url("ap-south", f"/comments/{made.json()['id']}")
     key = {"authorization": f"Bearer {stack.api_key}"}
-    changed = httpx.patch(
-        url, json={"body": "Second wording."}, headers=key | {"if-match": made.headers["etag"]}, timeout=20
+    changed = stack.ask(
+        "PATCH", url, json={"body": "Second wording."}, headers=key | {"if-match": made.headers["etag"]}
     )
     assert changed.status_code == 200, changed.text
     for region in REGIONS:
@@ -113,7 +112,7 @@ def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
             within_s=10,
             what=f"the edit in {region}",
         )
-    assert httpx.delete(url, headers=key, timeout=20).status_code == 204
+    assert stack.ask("DELETE", url, headers=key).status_code == 204
     for region in REGIONS:
         gone = eventually(
             lambda region=region: stack.get(region, f"/comments/{made.json()['id']}").json(),
@@ -123,6 +122,17 @@ def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
         )
         assert gone["body"] is None
         assert "wording" not in str(gone)
+
+
+def test_a_new_site_is_where_its_location_says_at_every_edge(stack: Stack) -> None:
+    body = {"name": "New", "origins": ["https://new.example"]}
+    admin = {"authorization": f"Bearer {stack.admin_key}"}
+    for edge in stack.edges.values():
+        made = stack.ask("POST", f"{edge}/v1/sites", json=body, headers=admin)
+        key = {"authorization": f"Bearer {made.json()['api_key']}"}
+        for other in stack.edges.values():
+            read = stack.ask("GET", other + made.headers["location"], headers=key)
+            assert (read.status_code, read.json()) == (200, {"id": made.json()["id"], **body})
 
 
 def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:

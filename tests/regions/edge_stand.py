@@ -19,10 +19,14 @@ from regions.edge import EdgeFeed, EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.topology import Address
+from services.api.openapi import openapi_document
+from tests.answers import Answers
 from tests.child_processes import Child, folder
 from tests.regions.deployment import Deployment
 
-PROBLEM_FIELDS = ("type", "title", "status", "detail", "instance", "request_id")
+ANSWERS = Answers(openapi_document())
+"""Holds what the edge answers itself to the document of the API."""
+
 Answer = Callable[["Request"], Awaitable[tuple[int, bytes]]]
 
 
@@ -192,13 +196,8 @@ async def _listening(client: httpx.AsyncClient) -> None:
 
 
 def problem_slug(answer: httpx.Response) -> str:
-    """The last part of a problem's type; fails when the answer is no problem document."""
-    assert answer.headers["content-type"] == "application/problem+json", answer.text
-    document = answer.json()
-    assert document["status"] == answer.status_code
-    # A request that could not be read has no path and no id.
-    assert {"type", "title", "status", "detail"} <= set(document) <= {*PROBLEM_FIELDS}
-    assert all(document.values())
-    found = re.fullmatch(r"https://palaver\.dev/problems/([a-z-]+)", document["type"])
+    """The last part of a problem's type; fails when the answer is no documented problem."""
+    ANSWERS.check(answer)
+    found = re.fullmatch(r"https://palaver\.dev/problems/([a-z-]+)", answer.json()["type"])
     assert found is not None
     return found[1]

@@ -15,6 +15,8 @@ from typing import Any, Self
 import httpx
 
 from regions.plain_http import TRUST_NOBODY
+from services.api.openapi import openapi_document
+from tests.answers import Answers
 from tests.child_processes import free_port
 
 ROOT = Path(__file__).parents[2]
@@ -36,6 +38,7 @@ class Service:
     def __init__(self, name: str, environment: Mapping[str, str]) -> None:
         self.public = f"127.0.0.1:{free_port()}"
         self.internal = f"127.0.0.1:{free_port()}"
+        self.answers = Answers(openapi_document())
         clean = {key: value for key, value in os.environ.items() if not key.startswith("PALAVER_")}
         self.process = subprocess.Popen(
             [sys.executable, "-m", f"services.{name}"],
@@ -85,8 +88,10 @@ class Service:
         return self.ask("GET", f"http://{self.internal}{path}")
 
     def call(self, method: str, path: str, **arguments: Any) -> httpx.Response:
-        """Ask the public port, waiting until it is open."""
-        return self.ask(method, f"http://{self.public}{path}", **arguments)
+        """Ask the public port, waiting until it is open; the answer is held to the document."""
+        answer = self.ask(method, f"http://{self.public}{path}", **arguments)
+        self.answers.check(answer)
+        return answer
 
     def ask(self, method: str, url: str, **arguments: Any) -> httpx.Response:
         """Send one request, again and again while nobody listens."""

@@ -6,6 +6,7 @@ is not as documented (`tests/answers.py`). A second edge has nobody behind it an
 
 import asyncio
 import contextlib
+import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -22,7 +23,7 @@ from services.api.requests import RequestLimitMiddleware
 from services.telemetry.http_server import bind, serve_http
 from services.telemetry.middleware import AsgiApp, Receive, Scope, Send
 from tests import servers
-from tests.answers import ELSEWHERE, Answers, Pair
+from tests.answers import ELSEWHERE, Answers, Pair, read_answer
 from tests.regions.edge_stand import EdgeStand, edge_stand
 from tests.services.read_api.conftest import Writer, running_api
 from tests.services.write_api.conftest import ADMIN, write_api
@@ -107,14 +108,14 @@ class Stand:
         """Send the head of a request as it is, and read one answer, which is checked."""
         port = (to or self.edge).settings.listen.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
-        writer.write(f"{ask.method} {ask.path} HTTP/1.1\r\nhost: test\r\n".encode() + lines)
+        request = f"{ask.method} {ask.path} HTTP/1.1\r\nhost: test\r\n".encode() + lines
+        writer.write(request)
         async with asyncio.timeout(20):
-            first, *rest = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")[:-2]
-            headers = {name.lower(): value.strip() for name, _, value in (line.partition(":") for line in rest)}
-            body = await reader.readexactly(int(headers["content-length"]))
+            head = await reader.readuntil(b"\r\n\r\n")
+            length = re.search(rb"content-length: ([0-9]+)", head.lower())
+            assert length is not None
+            answer = read_answer(request, head + await reader.readexactly(int(length[1])))
         writer.close()
-        request = httpx.Request(ask.method, f"http://test{ask.path}")
-        answer = httpx.Response(int(first.split(" ")[1]), headers=headers, content=body, request=request)
         self.answers.check(answer)
         return answer
 

@@ -11,15 +11,18 @@ from prometheus_client import REGISTRY
 
 from regions.identity import CellId
 from regions.position import Position, encode_token
+from services.api.openapi import openapi_document
 from services.read_api.ready_pages import ReadyPages
 from services.telemetry.http_server import bind, bind_unix, serve_http
 from services.telemetry.ready_protocol import Headers
+from tests.answers import Answers, read_answer
 from tests.services.read_api.conftest import CELL, Api, Thread, Writer, running_api, until
 
 pytestmark = pytest.mark.integration
 
 THREAD = "https://example.com/ready"
 ORIGIN = "https://example.com"
+ANSWERS = Answers(openapi_document())
 
 
 class Counting:
@@ -49,6 +52,7 @@ class Stand:
         """Send a request to both servers; assert that they say the same, and return it."""
         short, long = [await talk(port, request) for port in (self.short, self.long)]
         assert comparable(short) == comparable(long)
+        ANSWERS.check(read_answer(request, short))
         return short
 
     def get(self, *lines: str, method: str = "GET", version: str = "1.1") -> bytes:

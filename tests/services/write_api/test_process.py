@@ -12,6 +12,7 @@ from regions.coordination import Coordination, Leadership
 from regions.identity import CellId, RegionName
 from regions.topology import Address
 from tests import servers
+from tests.answers import read_answer
 from tests.services.processes import STOP_S_MAX, Service, raw_exchange, topology
 
 pytestmark = pytest.mark.integration
@@ -78,6 +79,7 @@ def test_it_serves_while_it_leads_and_outlives_its_ledger(
 
             oversized = b"GET / HTTP/1.1\r\nhost: x\r\nconnection: close\r\nx-large: " + b"x" * 1_000_000 + b"\r\n\r\n"
             assert raw_exchange(service.public, oversized).startswith(b"HTTP/1.1 431 ")
+            service.answers.check(read_answer(oversized, raw_exchange(service.public, oversized)))
             chunk = b"%x\r\n" % 65_536 + b"x" * 65_536 + b"\r\n"
             chunked = (
                 b"POST %b HTTP/1.1\r\nhost: x\r\nconnection: close\r\ntransfer-encoding: chunked\r\n" % path.encode()
@@ -85,6 +87,7 @@ def test_it_serves_while_it_leads_and_outlives_its_ledger(
             unfinished = chunked + b"content-type: application/json\r\n\r\n" + chunk * 3
             answer = raw_exchange(service.public, unfinished)
             assert answer.startswith(b"HTTP/1.1 413 ")
+            service.answers.check(read_answer(unfinished, answer))
 
             ledger_server.kill()
             down = service.call("POST", path, json=comment)
