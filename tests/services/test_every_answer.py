@@ -1,7 +1,8 @@
 """Every documented pair of route and status happens at a real edge in front of both APIs, on real databases.
 
 The cases come from the document: a pair that is documented and has no case here fails, and so does a case whose answer
-is not as documented (`tests/answers.py`). A second edge has nobody behind it and little patience.
+is not as documented (`tests/answers.py`). A second edge has nobody behind it and little patience, and a third one takes
+a request a second.
 """
 
 import asyncio
@@ -10,13 +11,13 @@ import re
 import uuid
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field, replace
+from http import HTTPStatus
 from typing import Any, Final
 
 import httpx
 import pytest
 import pytest_asyncio
 
-from regions.edge import listener
 from services.api import application
 from services.api.openapi import openapi_document
 from services.api.requests import RequestLimitMiddleware
@@ -36,6 +37,7 @@ NOWHERE: Final = "/v1/nowhere"
 FAULT: Final = "x-fault"
 LARGE: Final = b"x" * 200_000
 KEY: Final = "https://example.com/a"
+UNLIMITED: Final[Mapping[str, Any]] = {"client_requests_per_s": 0, "client_writes_per_s": 0}
 WRITES: Final = ("POST", "PATCH", "DELETE")
 
 
@@ -66,10 +68,11 @@ class Ask:
 
 @dataclass(kw_only=True)
 class Stand:
-    """Both APIs behind an edge, an edge without anybody, and what is in the databases."""
+    """Both APIs behind an edge, an edge without anybody, one that takes little, and what is in the databases."""
 
     edge: EdgeStand
     dead: EdgeStand
+    strict: EdgeStand
     answers: Answers
     ledger: servers.PostgresServer
     known: dict[str, str]
@@ -123,7 +126,7 @@ class Stand:
         """Let requests to all routes stall at once; return the answer of one."""
         if not self.late:
             routes = dict.fromkeys((method, template) for method, template, _ in PAIRS)
-            stalling = [self.talk(self.ask_of(*route), b"x-late: ", to=self.dead) for route in routes]
+            stalling = [self.talk(self.ask_of(*route), b"content-length: 2\r\n\r\n{", to=self.dead) for route in routes]
             self.late = dict(zip(routes, await asyncio.gather(*stalling), strict=True))
         return self.late[method, template]
 
@@ -135,11 +138,12 @@ async def stand(
     async with contextlib.AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(application, "RequestLimitMiddleware", Faulty)
-        edge = await stack.enter_async_context(edge_stand())
-        patch.setattr(listener, "HEADERS_ARRIVE_S", 1)
-        dead = await stack.enter_async_context(edge_stand())
-        await dead.feed.tell(None, dead.admin)
-        for backend in (*edge.backends.values(), *dead.backends.values()):
+        edge = await stack.enter_async_context(edge_stand(**UNLIMITED))
+        dead = await stack.enter_async_context(edge_stand(**UNLIMITED, request_s=1))
+        strict = await stack.enter_async_context(edge_stand(client_requests_per_s=1))
+        for nobody_leads in (dead, strict):
+            await nobody_leads.feed.tell(None, nobody_leads.admin)
+        for backend in (*edge.backends.values(), *dead.backends.values(), *strict.backends.values()):
             await backend.stop()
         writer = Writer(view_server, page_cache)
         view_server.sql("INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{}', 1)", writer.site)
@@ -156,7 +160,8 @@ async def stand(
         async with asyncio.timeout(20):
             while not (document := await edge.client.get("/v1/openapi.json")).is_success:  # noqa: ASYNC110 - Envoy looks
                 await asyncio.sleep(0.05)
-        yield Stand(edge=edge, dead=dead, answers=Answers(document.json()), ledger=ledger_server, known=known)
+        answers = Answers(document.json())
+        yield Stand(edge=edge, dead=dead, strict=strict, answers=answers, ledger=ledger_server, known=known)
 
 
 @contextlib.asynccontextmanager
@@ -208,6 +213,15 @@ async def _no_such_encoding(stand: Stand, method: str, template: str) -> httpx.R
 
 async def _nobody_there(stand: Stand, method: str, template: str) -> httpx.Response:
     return await stand.send(stand.ask_of(method, template), to=stand.dead)
+
+
+async def _too_many(stand: Stand, method: str, template: str) -> httpx.Response:
+    ask = stand.ask_of(method, template)
+    answer = await stand.send(ask, to=stand.strict)
+    for _ in range(50):
+        if answer.status_code != HTTPStatus.TOO_MANY_REQUESTS:
+            answer = await stand.send(ask, to=stand.strict)
+    return answer
 
 
 async def _without_key(stand: Stand, method: str, template: str) -> httpx.Response:
@@ -283,6 +297,7 @@ GENERAL: Final[Mapping[int, Case]] = {
     415: _no_json,
     422: _invalid_body,
     428: _without_if_match,
+    429: _too_many,
     431: _headers_too_large,
     500: _fault,
     501: _no_such_encoding,
