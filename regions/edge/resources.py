@@ -54,6 +54,10 @@ READ_RETRIES_MAX = 2
 that carries a position may wait a second for the view, and a strong one for the leader's proof before that, so these
 are given more time first."""
 
+PREVIEW_PATH = "/v1/sites/[^/]+/preview"
+PREVIEW_S = 2.5
+"""One that waits for its turn takes a fifth of a second."""
+
 CONNECT_S = 1.0
 """Twelve round trips between regions: what did not connect by then was cut off."""
 
@@ -169,11 +173,32 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
                 "routes": [
                     _no_such_method(),
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
+                    _preview_route(),
                     *_write_routes(leadership),
                     *_read_routes(),
                 ],
             }
         ],
+    }
+
+
+def _preview_route() -> dict[str, Any]:
+    """A preview is sent as a write is, and changes nothing: the region answers it, whoever leads.
+
+    It is asked again only where nobody took it, never beside an attempt that takes long: it costs time to compute.
+    """
+    method = {"name": ":method", "string_match": {"exact": "POST"}}
+    return {
+        "match": {"safe_regex": {"regex": PREVIEW_PATH}, "headers": [method]},
+        "route": {
+            "cluster": READ_CLUSTER,
+            "timeout": duration(PREVIEW_S),
+            "retry_policy": {
+                "retry_on": "connect-failure,refused-stream",
+                "num_retries": READ_RETRIES_MAX,
+                "retry_priority": _RETRY_PRIORITY,
+            },
+        },
     }
 
 

@@ -10,6 +10,7 @@ from typing import Any, cast
 
 from fastapi import FastAPI, Request, Response
 from starlette.exceptions import HTTPException
+from starlette.routing import Match, Route
 
 from services.api.answers import answer
 from services.api.cors import CorsMiddleware, OriginsOf
@@ -51,8 +52,16 @@ def fastapi_application(title: str, missing: Callable[[], Sequence[str]]) -> Fas
 
 def add_endpoint(app: FastAPI, method: str, template: str, endpoint: Endpoint) -> None:
     """Route a method and path template to an endpoint that reads the request itself."""
-    methods = ["GET", "HEAD"] if method == "GET" else [method]
-    app.add_api_route(template, endpoint, methods=methods, include_in_schema=False, response_model=None)
+    app.router.routes.append(_Route(template, endpoint, methods=[method], include_in_schema=False))
+
+
+class _Route(Route):
+    """A route without the parameters of FastAPI, which decodes every query in a loop of Python: 15 ms for 60 kB."""
+
+    def matches(self, scope: Scope) -> tuple[Match, Scope]:
+        """Note the route that matches, as FastAPI's own do; telemetry counts by its template."""
+        match, found = super().matches(scope)
+        return match, {**found, "route": self}
 
 
 def public_application(routes: AsgiApp, *, tracing: Tracing, origins_of: OriginsOf, body_bytes_max: int) -> AsgiApp:

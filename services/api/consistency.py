@@ -17,6 +17,9 @@ Level = Literal["eventual", "session", "bounded", "strong"]
 
 CONSISTENCY_HEADER: Final = b"palaver-consistency"
 POSITION_HEADER: Final = b"palaver-position"
+# The longest level and the longest token (a cell of 31 characters, an epoch of 19, an LSN of 16), and room.
+CONSISTENCY_BYTES_MAX: Final = 32
+POSITION_BYTES_MAX: Final = 96
 _BOUNDED: Final = re.compile(rb"bounded=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
 
 
@@ -57,7 +60,7 @@ def parse_wanted(consistency: bytes | None, token: bytes | None, cell: CellId) -
                 raise invalid("Palaver-Position", "must come with Palaver-Consistency: session")
             return Wanted(level="session", position=position)
         case _:
-            match_ = _BOUNDED.fullmatch(consistency)
+            match_ = _BOUNDED.fullmatch(consistency) if len(consistency) <= CONSISTENCY_BYTES_MAX else None
             if match_ is None:
                 raise invalid("Palaver-Consistency", "must be eventual, session, strong or bounded=<seconds>")
             return Wanted(level="bounded", staleness_ms_max=float(match_[1]) * 1000)
@@ -71,6 +74,8 @@ def served_header(served: str, asked: str, staleness_ms: float | None) -> bytes:
 
 def _parse_position(token: bytes, cell: CellId) -> Position:
     try:
+        if len(token) > POSITION_BYTES_MAX:
+            raise InvalidPosition("too long")  # noqa: TRY301 - one answer for everything that is no token
         token_cell, position = decode_token(token.decode("ascii"))
     except (InvalidPosition, UnicodeDecodeError):
         raise Problem("invalid-position", "Send a Palaver-Position as an answer gave it.") from None

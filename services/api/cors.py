@@ -16,6 +16,8 @@ from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
 PREFLIGHT_MAX_AGE_S: Final = 7200
 SITE_PREFIX: Final = "/v1/sites/"
 _UUID_CHARS: Final = 36
+# The longest origin that a site may name (`services/api/models.py`).
+ORIGIN_BYTES_MAX: Final = 2000
 
 ALLOWED_HEADERS: Final = (
     b"authorization, content-type, idempotency-key, if-match, if-none-match, palaver-consistency,"
@@ -77,7 +79,7 @@ def allowed_origin(origins: frozenset[str] | None, origin: bytes) -> bytes | Non
         return None
     if "*" in origins:
         return b"*"
-    return origin if origin.decode("latin-1") in origins else None
+    return origin if len(origin) <= ORIGIN_BYTES_MAX and origin.decode("latin-1") in origins else None
 
 
 def marks_of(allowed: bytes | None) -> Sequence[tuple[bytes, bytes]]:

@@ -328,7 +328,7 @@ OPERATIONS: Final = (
         request_example={"body": "I *like* this."},
         answer=models.Preview,
         answer_example={"html": "<p>I <em>like</em> this.</p>"},
-        problems=("unknown-site", "body-too-long", *_BODY_PROBLEMS),
+        problems=("unknown-site", "body-too-long", "malformed-request", "overloaded", *_BODY_PROBLEMS),
     ),
     Operation(
         method="GET",

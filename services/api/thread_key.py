@@ -7,6 +7,7 @@ A key that begins with `http://` or `https://` (in any case) and names a host is
 - tracking parameters (`TRACKING_PARAMETERS`, and all that begin with `utm_`) go; the other parameters keep their
   order and spelling, and a question mark without parameters goes.
 Everything else is an own id and is kept as it is, every character of it. Doing it twice changes nothing.
+A key has at most KEY_CHARS_MAX characters as it is sent; it is measured first, and every step over it is linear.
 
 Source: RFC 3986, section 6.2, where it is safe for pages; query order and percent-encodings are not touched,
 because servers may tell them apart.
@@ -26,21 +27,27 @@ TRACKING_PARAMETERS: Final = frozenset(
     }
 )  # fmt: skip
 
-_ADDRESS: Final = re.compile(r"(?i:https?)://([^/?#]+)([^?#]*)(?:\?([^#]*))?(?:#.*)?", re.DOTALL)
-_DEFAULT_PORTS: Final = re.compile(r"(?::0*(?:80|443)?)+\Z")
+_SCHEMES: Final = frozenset({"http", "https"})
+_DEFAULT_PORTS: Final = frozenset({"", "80", "443"})
+_AMPERSANDS: Final = re.compile("&{2,}")
+_TRACKED: Final = re.compile(
+    rf"&(?=[a-z_]{{3}})(?:utm_[^=&]*|(?:{'|'.join(map(re.escape, sorted(TRACKING_PARAMETERS)))})(?=[=&]|\Z))[^&]*",
+    re.IGNORECASE | re.ASCII,
+)
 
 
 def canonical_key(text: str) -> str:
     """Return the one form of a thread key; see the module for the rules."""
-    match = _ADDRESS.fullmatch(text)
-    if match is None:
+    scheme, separator, rest = text.partition("://")
+    if not separator or scheme.lower() not in _SCHEMES:
         return text
-    authority, path, query = match.groups()
-    host = _DEFAULT_PORTS.sub("", authority.rpartition("@")[2]).lower()
+    place, _, query = rest.partition("#")[0].partition("?")
+    authority, slash, path = place.partition("/")
+    host = _without_default_ports(authority.rpartition("@")[2]).lower()
     if not host:
         return text
-    kept = [pair for pair in (query or "").split("&") if pair and not _is_tracking(pair)]
-    return f"https://{host}{path.rstrip('/') or '/'}{'?' + '&'.join(kept) if kept else ''}"
+    kept = _TRACKED.sub("", _AMPERSANDS.sub("&", f"&{query}")).strip("&")
+    return f"https://{host}{(slash + path).rstrip('/') or '/'}{'?' + kept if kept else ''}"
 
 
 def parse_thread_key(text: str, field: str = "thread") -> str:
@@ -49,14 +56,24 @@ def parse_thread_key(text: str, field: str = "thread") -> str:
     Raises:
         Problem: It is empty, longer than KEY_CHARS_MAX, or holds a NUL character.
     """
-    key = canonical_key(text)
-    if not 1 <= len(key) <= KEY_CHARS_MAX:
-        raise invalid(field, f"must have 1 to {KEY_CHARS_MAX} characters")
-    if "\x00" in key:
+    _check_length(text, field)
+    if "\x00" in text:
         raise invalid(field, "must not contain a NUL character")
+    key = canonical_key(text)
+    _check_length(key, field)  # a host may become longer in lower case
     return key
 
 
-def _is_tracking(pair: str) -> bool:
-    name = pair.partition("=")[0].lower()
-    return name.startswith("utm_") or name in TRACKING_PARAMETERS
+def _check_length(text: str, field: str) -> None:
+    if not 1 <= len(text) <= KEY_CHARS_MAX:
+        raise invalid(field, f"must have 1 to {KEY_CHARS_MAX} characters")
+
+
+def _without_default_ports(host: str) -> str:
+    host = host.rstrip(":")
+    if host[host.rfind(":") + 1 :].lstrip("0") not in _DEFAULT_PORTS:
+        return host
+    parts = host.split(":")
+    while len(parts) > 1 and parts[-1].lstrip("0") in _DEFAULT_PORTS:
+        parts.pop()
+    return ":".join(parts)

@@ -26,7 +26,8 @@ from services.telemetry.middleware import Scope
 LIMIT_MAX: Final = 200
 DEPTH_MAX: Final = 21
 SORTS: Final = ("newest", "oldest")
-# Comments rendered before the loop may serve somebody else; about two milliseconds of Markdown.
+# Comments rendered before the loop may serve somebody else; about two milliseconds of Markdown. A long one is rendered
+# in a thread.
 RENDERED_AT_ONCE: Final = 16
 
 _FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
@@ -62,7 +63,7 @@ class PageQuery:
         """Return a cursor of this list as text."""
         return encode_cursor(cursor, site=self.site, thread=self.thread, sort=self.sort)
 
-    def arguments(self, *, replies_max: int, comments_max: int) -> tuple[object, ...]:
+    def arguments(self, *, replies_max: int, comments_max: int, bytes_max: int) -> tuple[object, ...]:
         """Return the arguments of `page.sql`."""
         cursor = self.cursor or Cursor(parent=None)
         descending = cursor.parent is None and self.sort == "newest"
@@ -77,6 +78,7 @@ class PageQuery:
             replies_max,
             self.depth,
             comments_max,
+            bytes_max,
         )
 
 
@@ -122,14 +124,90 @@ def parse_page_query(scope: Scope, site: UUID, *, limit_default: int) -> PageQue
     )
 
 
-async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> Page:
-    """Return the page of the rows of `page.sql`; there is at least one, for the site exists."""
+async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache, *, bytes_max: int) -> Page:
+    """Return the page of the rows of `page.sql`; there is at least one, for the site exists.
+
+    A page has bytes_max bytes at most, or one comment.
+    """
     head = rows[0]
-    comments: list[dict[str, object]] = []
-    following: str | None = None
-    if head["thread_id"] is not None and head["id"] is not None:
-        comments, following = await _tree(query, rows, html)
-    body = orjson.dumps(
+    found = rows if head["thread_id"] is not None and head["id"] is not None else ()
+    # The row beyond the limit only says that there is more.
+    level_one = [place for place, row in enumerate(found) if row["level"] == 1]
+    beyond = level_one[query.limit :]
+    shown = [row for place, row in enumerate(found) if place not in beyond]
+    comments = await _comments(query, shown, html)
+    body, following = _document(query, head, shown, comments, more=bool(beyond))
+    if len(body) > bytes_max:
+        fitting = _fitting(query, head, comments, bytes_max)
+        more = bool(beyond) or any(row["level"] == 1 for row in shown[fitting:])
+        body, following = _document(query, head, shown[:fitting], comments, more=more)
+    return Page(
+        version=head["page_version"],
+        etag=hash_tag(body),
+        link=b"" if following is None else _link(query, following),
+        body=body,
+    )
+
+
+async def comment_of(row: Row, thread: str, html: HtmlCache) -> Comment:
+    """Return the comment of a row of the view; a tombstone has neither words nor author."""
+    gone = row["state"] == DELETED
+    body: str | None = None if gone else row["body"]
+    return Comment(
+        id=row["id"],
+        thread=thread,
+        parent=row["parent_id"],
+        author_id=None if gone else row["author_id"],
+        author_name=None if gone else row["author_name"],
+        author_url=None if gone else row["author_url"],
+        body=body,
+        html=None if body is None else await html.render(row["id"], row["version"], body),
+        created_at=row["created_at"],
+        edited_at=row["edited_at"],
+        version=row["version"],
+        state=row["state"],
+        score=row["score"],
+        reply_count=row["reply_count"],
+    )
+
+
+async def _comments(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> list[Comment]:
+    comments: list[Comment] = []
+    for number, row in enumerate(rows):
+        if number % RENDERED_AT_ONCE == RENDERED_AT_ONCE - 1:
+            await asyncio.sleep(0)
+        comments.append(await comment_of(row, query.thread, html))
+    return comments
+
+
+def _document(
+    query: PageQuery, head: Row, rows: Sequence[Row], comments: Sequence[Comment], *, more: bool
+) -> tuple[bytes, str | None]:
+    """Return the JSON of a page and the cursor behind its first level.
+
+    Rows come level by level, in the order of their parents: a part from their beginning has all of some levels and the
+    first replies of some comments of the next, so that a cursor stands wherever it was cut.
+    """
+    first = [row for row in rows if row["level"] == 1]
+    parent = None if query.cursor is None else query.cursor.parent
+    following = _after(query, parent, first[-1]) if more else None
+    children: dict[UUID, list[Row]] = {}
+    for row in rows:
+        if row["level"] > 1:
+            children.setdefault(row["parent_id"], []).append(row)
+    built: dict[UUID, dict[str, object]] = {}
+    # Going backwards every comment is built after its replies.
+    for row, comment in zip(reversed(rows), reversed(comments[: len(rows)]), strict=True):
+        replies = children.get(row["id"], [])
+        after: str | None = None
+        if row["reply_count"] > len(replies):
+            after = _after(query, row["id"], replies[-1]) if replies else query.cursor_text(Cursor(parent=row["id"]))
+        built[row["id"]] = comment_json(comment, [built[reply["id"]] for reply in replies], after)
+    return _json(query, head, [built[row["id"]] for row in first], following), following
+
+
+def _json(query: PageQuery, head: Row, comments: Sequence[dict[str, object]], following: str | None) -> bytes:
+    return orjson.dumps(
         {
             "thread": {
                 "key": query.thread,
@@ -142,12 +220,6 @@ async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> 
             "next": following,
         }
     )
-    return Page(
-        version=head["page_version"],
-        etag=hash_tag(body),
-        link=b"" if following is None else _link(query, following),
-        body=body,
-    )
 
 
 def hash_tag(body: bytes) -> bytes:
@@ -155,52 +227,16 @@ def hash_tag(body: bytes) -> bytes:
     return b'"%b"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
 
 
-def comment_of(row: Row, thread: str, html: HtmlCache) -> Comment:
-    """Return the comment of a row of the view; a tombstone has neither words nor author."""
-    gone = row["state"] == DELETED
-    body: str | None = None if gone else row["body"]
-    return Comment(
-        id=row["id"],
-        thread=thread,
-        parent=row["parent_id"],
-        author_id=None if gone else row["author_id"],
-        author_name=None if gone else row["author_name"],
-        author_url=None if gone else row["author_url"],
-        body=body,
-        html=None if body is None else html.render(row["id"], row["version"], body),
-        created_at=row["created_at"],
-        edited_at=row["edited_at"],
-        version=row["version"],
-        state=row["state"],
-        score=row["score"],
-        reply_count=row["reply_count"],
-    )
 
-
-async def _tree(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> tuple[list[dict[str, object]], str | None]:
-    """Return the comments of the first level with their replies, and the cursor behind them."""
-    first = [row for row in rows if row["level"] == 1]
-    following: str | None = None
-    if len(first) > query.limit:
-        first = first[: query.limit]
-        parent = None if query.cursor is None else query.cursor.parent
-        following = _after(query, parent, first[-1])
-    children: dict[UUID, list[Row]] = {}
-    for row in rows:
-        if row["level"] > 1:
-            children.setdefault(row["parent_id"], []).append(row)
-    built: dict[UUID, dict[str, object]] = {}
-    # Rows come level by level, so going backwards every comment is built after its replies.
-    for number, row in enumerate(reversed(rows)):
-        if number % RENDERED_AT_ONCE == RENDERED_AT_ONCE - 1:
-            await asyncio.sleep(0)
-        replies = children.get(row["id"], [])
-        more: str | None = None
-        if row["reply_count"] > len(replies):
-            more = _after(query, row["id"], replies[-1]) if replies else query.cursor_text(Cursor(parent=row["id"]))
-        comment = comment_of(row, query.thread, html)
-        built[row["id"]] = comment_json(comment, [built[reply["id"]] for reply in replies], more)
-    return [built[row["id"]] for row in first], following
+def _fitting(query: PageQuery, head: Row, comments: Sequence[Comment], bytes_max: int) -> int:
+    """Return how many of the comments a page has room for, each with a cursor: one at least."""
+    cursor = query.cursor_text(Cursor(parent=None))
+    taken = len(_json(query, head, (), cursor))
+    for number, comment in enumerate(comments):
+        taken += len(orjson.dumps(comment_json(comment, (), cursor))) + len(",")
+        if taken > bytes_max:
+            return max(number, 1)
+    return len(comments)
 
 
 def _after(query: PageQuery, parent: UUID | None, row: Row) -> str:

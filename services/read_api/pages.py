@@ -17,6 +17,7 @@ from services.api.answers import answer
 from services.api.cors import SITE_PREFIX, parse_uuid
 from services.api.markdown import HtmlCache
 from services.api.problems import Problem, unavailable
+from services.api.requests import IF_NONE_MATCH_BYTES_MAX
 from services.read_api.claim import NOTHING, Claim
 from services.read_api.consistent import Granted, grant, headers_of, says_what_it_got, wanted_of
 from services.read_api.freshness import Freshness
@@ -31,6 +32,8 @@ from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Sen
 TEMPLATE: Final = "/v1/sites/{site}/comments"
 _SUFFIX: Final = "/comments"
 _SLASHES: Final = TEMPLATE.count("/")
+# Browsers send below a hundred; longer values are answered without compression.
+ACCEPT_ENCODING_BYTES_MAX: Final = 256
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
@@ -178,24 +181,37 @@ class Pages:
 
     async def _read(self, query: PageQuery) -> Page:
         settings = self._settings
-        arguments = query.arguments(replies_max=settings.page_replies_max, comments_max=settings.page_comments_max)
+        arguments = query.arguments(
+            replies_max=settings.page_replies_max,
+            comments_max=settings.page_comments_max,
+            bytes_max=settings.page_bytes_max,
+        )
         try:
             rows = await self._view.page(*arguments)
         except ViewUnavailable as error:
             raise view_unavailable(error) from error
         if not rows:
             raise unknown_site()
-        return await build_page(query, rows, self._html)
+        return await build_page(query, rows, self._html, bytes_max=settings.page_bytes_max)
 
 
 def matches(none_match: bytes, etag: bytes) -> bool:
-    """Whether an If-None-Match header names an entity tag (weak comparison: the tags are quoted hashes)."""
+    """Whether an If-None-Match header names an entity tag (weak comparison: the tags are quoted hashes).
+
+    A header that is too long to be looked through names none: the whole answer is never wrong.
+    """
+    if len(none_match) > IF_NONE_MATCH_BYTES_MAX:
+        return False
     return etag in none_match or none_match.strip() == b"*"
 
 
-@lru_cache(maxsize=256)  # browsers send a handful of values, and never a long one
 def accepts_gzip(accept_encoding: bytes) -> bool:
     """Whether an Accept-Encoding header allows gzip: named without q=0, or by ``*`` (RFC 9110, 12.5.3)."""
+    return len(accept_encoding) <= ACCEPT_ENCODING_BYTES_MAX and _accepts_gzip(accept_encoding)
+
+
+@lru_cache(maxsize=256)  # browsers send a handful of values
+def _accepts_gzip(accept_encoding: bytes) -> bool:
     named: dict[bytes, bool] = {}
     for part in accept_encoding.lower().split(b","):
         coding, _, weight = part.partition(b";")

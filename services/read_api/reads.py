@@ -75,7 +75,7 @@ class Reads:
             raise unknown_site()
         if row["id"] is None or row["thread_key"] is None:
             raise Problem("unknown-comment", "The site has no comment with this id.")
-        return comment_of(row, row["thread_key"], self._html)
+        return await comment_of(row, row["thread_key"], self._html)
 
     async def counts(self, request: Request) -> Response:
         """`GET /v1/sites/{site}/counts?thread=…&thread=…`; the answer names the threads as they were asked for."""

@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import uvicorn
 
-from services.telemetry.http_protocol import ProblemProtocol
+from services.telemetry.http_protocol import PublicProtocol
 from services.telemetry.middleware import AsgiApp
 from services.telemetry.ready_protocol import ReadyAnswers, ReadyProtocol
 
@@ -115,7 +115,7 @@ async def serve_http(
         graceful_stop_s: How long requests may go on after the cancellation.
     """
     # uvicorn calls it with the arguments of its own protocol class.
-    protocol: Any = ProblemProtocol if ready is None else functools.partial(ReadyProtocol, ready=ready)
+    protocol: Any = PublicProtocol if ready is None else functools.partial(ReadyProtocol, ready=ready)
     config = uvicorn.Config(
         app,
         http=protocol,

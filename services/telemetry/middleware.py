@@ -26,6 +26,8 @@ EXCHANGE: Final = "palaver.exchange"
 
 # Long enough for two UUIDs and a prefix; longer ids are somebody's mistake and are replaced.
 REQUEST_ID_CHARS_MAX: Final = 128
+# Version 00 has 55 characters; the standard lets later versions append to them.
+TRACEPARENT_BYTES_MAX: Final = 256
 _REQUEST_ID: Final = re.compile(rb"\A[A-Za-z0-9._:/+=@-]{1,%d}\Z" % REQUEST_ID_CHARS_MAX)
 
 
@@ -107,13 +109,15 @@ def begin_exchange(
 
     The caller ends the span.
     """
-    parent = None if traceparent is None else parse_traceparent(traceparent.decode("latin-1"))
+    parent: TraceContext | None = None
+    if traceparent is not None and len(traceparent) <= TRACEPARENT_BYTES_MAX:
+        parent = parse_traceparent(traceparent.decode("latin-1"))
     trace = tracing.begin_request(parent)
     span: Span | None = None
     if trace.sampled:
         span = tracing.start_span(method, parent, kind=SpanKind.SERVER)
         trace = trace_of(span)
-    if request_id is None or not _REQUEST_ID.match(request_id):
+    if request_id is None or len(request_id) > REQUEST_ID_CHARS_MAX or not _REQUEST_ID.match(request_id):
         request_id = b"%032x" % random.getrandbits(128)
     return request_id, trace, span
 

@@ -13,7 +13,7 @@ from typing import Any
 from uvicorn.config import Config
 from uvicorn.server import ServerState
 
-from services.telemetry.http_protocol import ProblemProtocol
+from services.telemetry.http_protocol import PublicProtocol
 
 Headers = Sequence[tuple[bytes, bytes]]
 ReadyAnswers = Callable[[bytes, Headers], tuple[bytes, bytes] | None]
@@ -27,7 +27,7 @@ def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
-class ReadyProtocol(ProblemProtocol):
+class ReadyProtocol(PublicProtocol):
     """One connection of a server that asks `ready` before its application."""
 
     def __init__(

@@ -47,7 +47,6 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     add_endpoint(app, "GET", "/v1/sites/{site}", sites.read)
     add_endpoint(app, "PATCH", "/v1/sites/{site}/comments/{comment}", comments.edit)
     add_endpoint(app, "DELETE", "/v1/sites/{site}/comments/{comment}", comments.delete)
-    add_endpoint(app, "POST", "/v1/sites/{site}/preview", comments.preview)
 
     async def load_origins(site: UUID) -> Sequence[str] | None:
         rows = await pool.fetch(_ORIGINS, site)

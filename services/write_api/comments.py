@@ -18,9 +18,10 @@ from services import ledger
 from services.api import models
 from services.api.answers import Header, answer_json
 from services.api.comment import Comment, comment_json, entity_tag, ledger_json, version_tag
+from services.api.comment_body import check_body
 from services.api.cors import SITE_PREFIX, parse_uuid
-from services.api.markdown import render
-from services.api.problems import FieldError, Problem
+from services.api.markdown import render_aside
+from services.api.problems import Problem
 from services.api.requests import (
     header,
     parse_bearer,
@@ -94,7 +95,7 @@ class Comments:
         key = parse_idempotency_key(key_header)
         body = await read_body(receive)
         new = parse_json(models.NEW_COMMENT, body)
-        check_length(new.body, self._body_chars_max)
+        check_body(new.body, self._body_chars_max)
         thread = parse_thread_key(new.thread)
         author = new.author
         try:
@@ -127,7 +128,7 @@ class Comments:
             author_name=author.name if author else None,
             author_url=author.url if author else None,
             body=new.body,
-            html=render(new.body),
+            html=await render_aside(new.body),
             created_at=row["comment_created_at"],
             edited_at=None,
             version=1,
@@ -152,7 +153,7 @@ class Comments:
         version = parse_if_match(if_match)
         require_json(header(scope, b"content-type"))
         new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
-        check_length(new.body, self._body_chars_max)
+        check_body(new.body, self._body_chars_max)
         try:
             row = await self._pool.call(
                 _EDIT, epoch, site, key_hash, comment_id, version, new.body, sampled_traceparent()
@@ -162,7 +163,7 @@ class Comments:
         outcome = count(row)
         if outcome != "edited":
             raise refuse(outcome)
-        comment = _from_ledger(orjson.loads(row["comment"]))
+        comment = await _from_ledger(orjson.loads(row["comment"]))
         headers = [(b"etag", version_tag(comment.version)), position_header(self._cell, epoch, row["lsn"])]
         return _response(200, orjson.dumps(ledger_json(comment)), headers)
 
@@ -183,16 +184,6 @@ class Comments:
             raise refuse(outcome)
         return _response(204, b"", [position_header(self._cell, epoch, row["lsn"])])
 
-    async def preview(self, request: Request) -> Response:
-        """`POST /v1/sites/{site}/preview`: changes nothing, so any region and any site may answer."""
-        scope = request.scope
-        require_site(request.path_params["site"])
-        parse_idempotency_key(header(scope, b"idempotency-key"))
-        require_json(header(scope, b"content-type"))
-        new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
-        check_length(new.body, self._body_chars_max)
-        return _response(200, orjson.dumps({"html": render(new.body)}), [])
-
 
 def require_site(text: str) -> UUID:
     """Return the id of a site in a path; a text that is none names no site."""
@@ -200,13 +191,6 @@ def require_site(text: str) -> UUID:
     if site is None:
         raise Problem("unknown-site", "No site has this id.")
     return site
-
-
-def check_length(body: str, chars_max: int) -> None:
-    """Refuse a body longer than the setting."""
-    if len(body) > chars_max:
-        error = FieldError("body", f"may have {chars_max} characters, has {len(body)}")
-        raise Problem("body-too-long", f"A comment may have {chars_max} characters.", errors=[error])
 
 
 def _ids(request: Request) -> tuple[UUID, UUID]:
@@ -223,7 +207,7 @@ def _response(status: int, body: bytes, headers: Sequence[Header]) -> Response:
     return response
 
 
-def _from_ledger(row: dict[str, object]) -> Comment:
+async def _from_ledger(row: dict[str, object]) -> Comment:
     """Read the row image that the edit procedure returns as JSON."""
     assert isinstance(row["version"], int)
 
@@ -241,7 +225,7 @@ def _from_ledger(row: dict[str, object]) -> Comment:
         author_name=text("author_name"),
         author_url=text("author_url"),
         body=text("body"),
-        html=render(text("body") or ""),
+        html=await render_aside(text("body") or ""),
         created_at=datetime.fromisoformat(text("created_at") or ""),
         edited_at=None if edited_at is None else datetime.fromisoformat(edited_at),
         version=row["version"],

@@ -18,6 +18,7 @@ from regions.coordination import Leadership, LeadershipView
 from regions.identity import Epoch, RegionName
 from services import ledger
 from services.api.problems import Problem, unavailable
+from services.api.requests import INTEGER_DIGITS_MAX
 from services.write_api.pool import LedgerError, LedgerPool
 
 EPOCH_HEADER: Final = b"palaver-epoch"
@@ -140,9 +141,13 @@ class LeadershipGuard:
             )
         if claimed is None or claimed == b"%d" % leadership.epoch:
             return leadership.epoch
-        if not (_repeats(attempt) and claimed.isdigit() and int(claimed) < leadership.epoch):
+        if not (_repeats(attempt) and _is_epoch(claimed) and int(claimed) < leadership.epoch):
             raise stale_epoch(f"The request was routed for another epoch than {leadership.epoch}.")
         return leadership.epoch
+
+
+def _is_epoch(claimed: bytes) -> bool:
+    return len(claimed) <= INTEGER_DIGITS_MAX and claimed.isdigit()
 
 
 def _repeats(attempt: bytes | None) -> bool:

@@ -277,6 +277,17 @@ async def test_a_leader_that_is_chosen_while_its_candidate_is_being_told_is_told
         await asyncio.wait([running])
 
 
+async def test_preview_is_answered_in_its_region_whoever_leads(stand: EdgeStand) -> None:
+    path = "/v1/sites/01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11/preview"
+    for leads in (None, leadership("eu-west", 7)):
+        await stand.feed.tell(leads, stand.admin)
+        for headers in ({}, KEY):
+            answer = await stand.client.post(path, headers=headers, content=b"body")
+            assert answer.headers["x-backend"] == "read_api us-east"
+            request = stand.backends["read_api us-east"].requests[-1]
+            assert (request.path, request.body) == (path, b"body")
+
+
 async def test_nobody_leads_yet(stand: EdgeStand) -> None:
     await stand.feed.tell(None, stand.admin)
     for headers in ({}, KEY):

@@ -1,11 +1,15 @@
+import asyncio
+import re
 import uuid
+from collections.abc import Callable
+from html import unescape
 from html.parser import HTMLParser
 
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from services.api.markdown import ATTRIBUTES, TAGS, HtmlCache, render, render_markdown
+from services.api.markdown import ATTRIBUTES, TAGS, HtmlCache, render, render_aside, render_markdown
 
 
 class Audit(HTMLParser):
@@ -55,15 +59,15 @@ def test_ordinary_markdown_is_rendered() -> None:
     assert render("> q\n\n1. x") == "<blockquote>\n<p>q</p>\n</blockquote>\n<ol>\n<li>x</li>\n</ol>"
 
 
-def test_the_cache_is_bounded_and_knows_versions() -> None:
+async def test_the_cache_is_bounded_and_knows_versions() -> None:
     cache = HtmlCache(entries_max=2, chars_max=30)
     one = uuid.uuid4()
-    assert cache.render(one, 1, "a") == "<p>a</p>"
-    assert cache.render(one, 1, "ignored, the version is known") == "<p>a</p>"
-    assert cache.render(one, 2, "b") == "<p>b</p>"
-    cache.render(uuid.uuid4(), 1, "c")
-    assert cache.render(one, 1, "gone") == "<p>gone</p>"
-    assert cache.render(uuid.uuid4(), 1, "x" * 100) == f"<p>{'x' * 100}</p>"
+    assert await cache.render(one, 1, "a") == "<p>a</p>"
+    assert await cache.render(one, 1, "ignored, the version is known") == "<p>a</p>"
+    assert await cache.render(one, 2, "b") == "<p>b</p>"
+    await cache.render(uuid.uuid4(), 1, "c")
+    assert await cache.render(one, 1, "gone") == "<p>gone</p>"
+    assert await cache.render(uuid.uuid4(), 1, "x" * 100) == f"<p>{'x' * 100}</p>"
 
 
 plain = st.lists(
@@ -78,6 +82,86 @@ plain = st.lists(
 @example("a\n\n\nb")
 def test_plain_text_is_rendered_as_the_parser_would(body: str) -> None:
     assert render(body) == render_markdown(body)
+
+
+ABSOLUTE = re.compile(r"(https?://[^/\\?#\s]|mailto:)[^\x00-\x20\\]*", re.IGNORECASE)
+
+RELATIVE = [
+    "//host", "/path", "path", "?query", "#fragment", "", "../up", r"\\host", r"/\host", r"\/host", "https:host",
+    "https:/host", "https:///host", r"https:\\host", r"https://\host", "http:?x", "&#9;//host", "/&#9;/host",
+    "&#1;//host", "ht&#10;tps:host", "/%09/host", "&#x20;//host", "http://", "https://?x",
+    "javascript:alert(1)", "data:text/html,x", "ftp://host",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("address", RELATIVE)
+def test_only_an_absolute_address_is_a_link(address: str) -> None:
+    for body in (f"[x]({address})", f"[x](<{address}>)", f"[x][y]\n\n[y]: {address}", f"![x]({address})"):
+        assert "href=" not in render(body), (body, render(body))
+
+
+@pytest.mark.parametrize("address", ["https://e.com/a?b=~c!#d", "HTTP://e.com", "mailto:a@e.com"])
+def test_an_absolute_address_is_a_link(address: str) -> None:
+    html = f'<p><a href="{address}" rel="nofollow ugc noopener">x</a></p>'
+    assert render(f"[x]({address})") == html
+    assert render(f"![x]({address})") == html.replace("<a", "!<a")
+
+
+@given(st.text(st.sampled_from("htps:/\\ \t.&#9;x\x01<>[]()"), max_size=20))
+def test_no_address_is_completed_by_the_browser(address: str) -> None:
+    for found in re.findall(r'href="([^"]*)"', render(f"[x]({address}) [y](<{address}>)")):
+        assert ABSOLUTE.fullmatch(unescape(found)), found
+
+
+def test_what_comments_do_not_have_is_shown_as_it_was_written() -> None:
+    assert render("<b>x</b> *y*") == "<p>&lt;b&gt;x&lt;/b&gt; <em>y</em></p>"
+    assert render("<div>\n*y*\n</div>") == "<p>&lt;div&gt;\n<em>y</em>\n&lt;/div&gt;</p>"
+    assert render("~x~ ~~y~~ ~~~z~~~") == "<p>~x~ <s>y</s> ~~~z~~~</p>"
+    assert render("`<b> ![x] ~y~` \\<b> \\![x] \\~y~") == "<p><code>&lt;b&gt; ![x] ~y~</code> &lt;b&gt; ![x] ~y~</p>"
+    assert render("~~~html\n<b>\n~~~") == '<pre><code class="language-html">&lt;b&gt;\n</code></pre>'
+    assert render("<https://e.com/> <a@e.com>").count("<a href=") == 2
+    assert render("\ufdd0 \ufdd8 *x*") == "<p>\ufffd \ufffd <em>x</em></p>"
+
+
+@given(st.text(st.sampled_from("<>&\"'`*_~[]()!#:/\\ \nax1.-\x7f\ufdd0"), max_size=80))
+def test_no_word_is_lost(body: str) -> None:
+    """Links keep their text, not their address, so bodies without brackets are looked at."""
+    body = re.sub(r"[\[\]<&]", "", body)
+    assert len(re.findall("[ax]", render(body))) >= body.count("a") + body.count("x")
+
+
+NESTED = [">" * 10_000, "> " * 5_000 + "x", "- " * 5_000 + "x", "*x " * 3_333, ">" * 20 + "[\n" * 5_000, "&" * 10_000]
+
+
+@pytest.mark.parametrize("body", NESTED, ids=lambda body: body[:4])
+def test_what_is_nested_or_marked_up_without_measure_is_shown_as_it_was_written(body: str) -> None:
+    html = render(body)
+    Audit().feed(html)
+    assert len(html) < 7 * len(body)
+    if html.startswith("<pre>"):
+        assert unescape(html) == f"<pre><code>{body}\n</code></pre>"
+    tags = re.findall(r"</?[a-z]", html)
+    assert len(tags) <= 1000
+
+
+def test_quotations_and_lists_of_people_are_rendered() -> None:
+    assert render("> " * 40 + "x").count("<blockquote>") == 40
+    assert render("".join(" " * 2 * depth + "- x\n" for depth in range(20))).count("<ul>") == 20
+
+
+async def test_a_long_body_is_rendered_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+    aside: list[str] = []
+    to_thread = asyncio.to_thread
+
+    async def noted(function: Callable[[str], str], body: str) -> str:
+        aside.append(body)
+        return await to_thread(function, body)
+
+    monkeypatch.setattr(asyncio, "to_thread", noted)
+    long = "[x " * 3_000
+    assert await render_aside(long) == render(long)
+    assert await render_aside("*x*") == "<p><em>x</em></p>"
+    assert aside == [long]
 
 
 def test_the_pattern_of_plain_text_is_linear() -> None:

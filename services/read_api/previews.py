@@ -1,0 +1,51 @@
+"""Previews of comments: Markdown in, HTML out, answered in the region that was asked.
+
+Decides how many are rendered at a time: a preview changes nothing and anybody may ask for one, so that it must not take
+the processors from the reads beside it.
+"""
+
+import asyncio
+from typing import Final
+
+import orjson
+from fastapi import Request, Response
+
+from services.api import models
+from services.api.comment_body import check_body
+from services.api.markdown import render_aside
+from services.api.problems import unavailable
+from services.api.requests import header, parse_idempotency_key, parse_json, read_body, require_json
+from services.read_api.pages import parse_site
+
+RENDERED_AT_A_TIME_MAX: Final = 2
+"""Native code renders without the interpreter's lock: two leave the loop its share of a small machine."""
+
+WAITING_MAX: Final = 64
+"""At three milliseconds each, the last one waits a tenth of a second."""
+
+
+class Previews:
+    """The endpoint of previews."""
+
+    def __init__(self, *, body_chars_max: int) -> None:
+        self._body_chars_max = body_chars_max
+        self._turns = asyncio.Semaphore(RENDERED_AT_A_TIME_MAX)
+        self._waiting = 0
+
+    async def preview(self, request: Request) -> Response:
+        """`POST /v1/sites/{site}/preview`: changes nothing, so that any site may be named."""
+        scope = request.scope
+        parse_site(request.path_params["site"])
+        parse_idempotency_key(header(scope, b"idempotency-key"))
+        require_json(header(scope, b"content-type"))
+        new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
+        check_body(new.body, self._body_chars_max)
+        if self._waiting >= WAITING_MAX:
+            raise unavailable("overloaded", "Too many previews are being rendered.")
+        self._waiting += 1
+        try:
+            async with self._turns:
+                html = await render_aside(new.body)
+        finally:
+            self._waiting -= 1
+        return Response(orjson.dumps({"html": html}), media_type="application/json")
