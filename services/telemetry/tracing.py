@@ -2,7 +2,8 @@
 
 Decides sampling before the SDK is touched, because creating even a span that is not recorded costs more than
 the rest of a cached read: a request with a `traceparent` follows its parent's flag, a root draws against the
-ratio. Sampled spans go through the SDK's batch processor into the log, from where a collector picks them up.
+ratio, and of each kind only so many a second are sampled, whatever clients say. Sampled spans go through the SDK's
+batch processor into the log, from where a collector picks them up.
 
 Source: W3C Trace Context level 1, https://www.w3.org/TR/trace-context/.
 """
@@ -14,7 +15,7 @@ import re
 import time
 from collections.abc import Generator, Mapping, Sequence
 from contextvars import ContextVar
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Final, NamedTuple
 
 from opentelemetry.sdk.resources import Resource
@@ -36,8 +37,11 @@ SPAN_QUEUE_MAX: Final = 2048
 SPAN_EXPORT_INTERVAL_MS: Final = 2000
 SHUTDOWN_TIMEOUT_MS: Final = 500
 # Traces begun in one second, whatever the ratio: under load a fixed share would drown the log. Jaeger's
-# rate-limiting sampler is the precedent; requests that bring a sampled parent are always recorded.
+# rate-limiting sampler is the precedent.
 ROOTS_PER_S_MAX: Final = 10
+# Requests of one second that are recorded because they bring a sampled parent. Anybody may send one, so they have a
+# bound of their own and leave that of the others alone.
+FOLLOWED_PER_S_MAX: Final = 10
 
 _TRACEPARENT: Final = re.compile(r"\A([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
 _log = logging.getLogger("palaver.trace")
@@ -116,28 +120,39 @@ class LogSpanExporter(SpanExporter):
 
 
 @dataclass(slots=True, kw_only=True)
+class _PerSecond:
+    """Counts up to a bound, anew each second."""
+
+    maximum: int
+    second: int = 0
+    taken: int = 0
+
+    def take(self) -> bool:
+        """Take one of this second, when there is one left."""
+        second = int(time.monotonic())
+        if second != self.second:
+            self.second, self.taken = second, 0
+        self.taken += 1
+        return self.taken <= self.maximum
+
+
+@dataclass(slots=True, kw_only=True)
 class Tracing:
     """The tracer of one process. Build it once with `configure_tracing`, close it at the end."""
 
     provider: TracerProvider
     ratio: float
-    _second: int = 0
-    _roots: int = 0
+    _roots: "_PerSecond" = field(default_factory=lambda: _PerSecond(maximum=ROOTS_PER_S_MAX))
+    _followed: "_PerSecond" = field(default_factory=lambda: _PerSecond(maximum=FOLLOWED_PER_S_MAX))
 
     def begin_request(self, parent: TraceContext | None) -> TraceContext:
         """Give an incoming request its identity; no SDK work happens here."""
         if parent is not None:
-            return TraceContext(parent.trace_id, f"{random.getrandbits(64) | 1:016x}", parent.sampled)
+            sampled = parent.sampled and self._followed.take()
+            return TraceContext(parent.trace_id, f"{random.getrandbits(64) | 1:016x}", sampled)
         bits = random.getrandbits(192)
-        sampled = random.random() < self.ratio and self._may_begin()  # noqa: S311 - a draw, not a secret
+        sampled = random.random() < self.ratio and self._roots.take()  # noqa: S311 - a draw, not a secret
         return TraceContext(f"{bits >> 64 | 1:032x}", f"{bits & (2**64 - 1) | 1:016x}", sampled)
-
-    def _may_begin(self) -> bool:
-        second = int(time.monotonic())
-        if second != self._second:
-            self._second, self._roots = second, 0
-        self._roots += 1
-        return self._roots <= ROOTS_PER_S_MAX
 
     def start_span(
         self,

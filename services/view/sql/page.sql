@@ -2,7 +2,7 @@
 --
 -- $1 site  $2 thread key  $3 mode: newest | oldest | replies  $4 parent (replies only)
 -- $5, $6 created_at and id after which to go on  $7 comments of the first level  $8 replies of one comment
--- $9 levels  $10 comments in all
+-- $9 levels  $10 comments in all  $11 bytes of bodies in all, the last of which may go beyond it
 --
 -- No row: unknown site. One row without thread: unknown thread. Else the rows of the tree, level by level, each
 -- level in the order of its parents: the recursion's working table and the lateral join keep that order, so the
@@ -11,7 +11,8 @@
 -- a condition that fixes no order: without it, it reads and sorts all roots of the thread instead of the first of the
 -- index. The condition on state is that of the index comments_shown, word for word, so that comments which are not
 -- shown cost nothing.
--- One comment more than $7 is read on the first level, without its replies: it only says that there is more.
+-- One comment more than $7 is read on the first level, without its replies: it only says that there is more. For the
+-- same reason two comments are read, however long the first is.
 SELECT
     t.id AS thread_id, t.title AS thread_title, t.state AS thread_state, t.count AS thread_count,
     t.page_version, tree.*
@@ -60,7 +61,14 @@ LEFT JOIN LATERAL (
         shown.id, shown.parent_id, shown.author_id, shown.author_name, shown.author_url, shown.body,
         shown.state, shown.version, shown.score, shown.reply_count, shown.created_at, shown.edited_at,
         shown.level
-    FROM shown
-    LIMIT $10::integer
+    FROM (
+        SELECT
+            shown.*, row_number() OVER before_it AS place,
+            coalesce(sum(octet_length(shown.body)) OVER before_it, 0) AS bytes_before
+        FROM shown
+        WINDOW before_it AS (ROWS BETWEEN UNBOUNDED PRECEDING AND 1 PRECEDING)
+        LIMIT $10::integer
+    ) AS shown
+    WHERE shown.bytes_before <= $11::bigint OR shown.place <= 2
 ) AS tree ON true
 WHERE s.id = $1

@@ -215,19 +215,19 @@ async def api(writer: Writer) -> AsyncGenerator[Api]:
 
 
 @contextlib.asynccontextmanager
-async def running_api(writer: Writer, silence_s: float = 300) -> AsyncGenerator[Api]:
+async def running_api(writer: Writer, silence_s: float = 300, *, page_bytes_max: int = 2**20) -> AsyncGenerator[Api]:
     """Run the read API in this loop, and beside it somebody who speaks as the replicator does.
 
     A machine that is busy may silence the one or the other for a while; only who tests just that wants a short silence.
     """
     with writer.speaking():
-        async with api_alone(writer, silence_s) as api:
+        async with api_alone(writer, silence_s, page_bytes_max=page_bytes_max) as api:
             await until(lambda: api.memory.heard)
             yield api
 
 
 @contextlib.asynccontextmanager
-async def api_alone(writer: Writer, silence_s: float) -> AsyncGenerator[Api]:
+async def api_alone(writer: Writer, silence_s: float, *, page_bytes_max: int = 2**20) -> AsyncGenerator[Api]:
     """Run the read API in this loop."""
     settings = ReadSettings(
         topology=Path("unused"),
@@ -237,6 +237,7 @@ async def api_alone(writer: Writer, silence_s: float) -> AsyncGenerator[Api]:
         redis_url=writer.page_cache.url,
         page_replies_max=3,
         page_comments_max=250,
+        page_bytes_max=page_bytes_max,
     )
     memory = PageMemory(bytes_max=10**7, life_s=settings.page_life_s)
     freshness = Freshness(CELL)

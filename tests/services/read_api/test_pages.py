@@ -365,3 +365,36 @@ async def test_the_link_header_leads_to_the_next_page(api: Api, writer: Writer) 
     second = await api.http.get(target[1:])
     assert len(second.json()["comments"]) == 1
     assert "link" not in second.headers
+
+
+@pytest.mark.parametrize("sort", ["newest", "oldest"])
+async def test_a_page_has_a_bound_in_bytes_and_no_comment_is_lost_by_it(writer: Writer, sort: str) -> None:
+    bytes_max = 16_384
+    thread = writer.thread(str(uuid.uuid4()))
+    draw = random.Random(7)  # noqa: S311 - a draw that is the same each time
+    ids: list[uuid.UUID] = []
+    for number in range(40):
+        parent = draw.choice([None, None, *ids[-8:]])
+        # Some are larger than a page; quotation marks and controls take more bytes in JSON than in the view.
+        body = draw.choice(["x", 'x"\x01' * 400, "[" * 3_000, "x" * 10_000, "&" * 900])
+        ids.append(thread.add(parent, f"{number} {body}", announce=False))
+    met: list[str] = []
+    alone = 0
+    async with running_api(writer, page_bytes_max=bytes_max) as api:
+        pending: list[str | None] = [None]
+        while pending:
+            cursor = pending.pop()
+            answer = await api.page(thread.key, sort=sort, **({} if cursor is None else {"cursor": cursor}))
+            assert answer.status_code == 200, answer.text
+            page = answer.json()
+            level, before = list(page["comments"]), len(met)
+            pending += [page["next"]] if page["next"] else []
+            while level:
+                comment = level.pop()
+                met.append(comment["id"])
+                level += comment["replies"]["items"]
+                pending += [comment["replies"]["next"]] if comment["replies"]["next"] else []
+            assert len(answer.content) <= bytes_max or len(met) == before + 1
+            alone += len(answer.content) > bytes_max
+    assert sorted(met) == sorted(map(str, ids))
+    assert alone

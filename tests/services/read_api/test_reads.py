@@ -5,11 +5,13 @@ import contextlib
 import uuid
 from collections.abc import AsyncGenerator
 
+import httpx
 import pytest
 
 from regions.identity import CellId
 from regions.position import Position, encode_token
 from services.api.operations import OPERATIONS
+from services.read_api import previews
 from services.read_api.freshness import Freshness
 from services.read_api.invalidations import follow_invalidations
 from services.read_api.memory import PageMemory
@@ -332,3 +334,39 @@ async def test_a_swallowed_cancellation_still_ends_who_follows_the_invalidations
     following.cancel()
     await asyncio.wait([following], timeout=20)
     assert following.cancelled()
+
+
+async def test_a_preview_is_rendered_here(api: Api) -> None:
+    path = f"/v1/sites/{uuid.uuid4()}/preview"
+    answer = await api.http.post(path, json={"body": "<script>alert(1)</script> **b**"})
+    assert answer.status_code == 200
+    assert answer.json() == {"html": "<p>&lt;script&gt;alert(1)&lt;/script&gt; <strong>b</strong></p>"}
+    long = await api.http.post(path, json={"body": "x" * 10_001})
+    assert (long.status_code, problem(long)) == (422, "body-too-long")
+    blank = await api.http.post(path, json={"body": " \n"})
+    assert (blank.status_code, problem(blank)) == (422, "invalid-request")
+
+
+async def test_a_preview_beyond_those_that_may_wait_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = f"/v1/sites/{uuid.uuid4()}/preview"
+    rendering, goes_on = 0, asyncio.Event()
+
+    async def rendered(body: str) -> str:
+        nonlocal rendering
+        rendering += 1
+        await goes_on.wait()
+        return body
+
+    monkeypatch.setattr(previews, "render_aside", rendered)
+
+    async def ask() -> httpx.Response:
+        return await api.http.post(path, json={"body": "x"})
+
+    waiting = [asyncio.ensure_future(ask()) for _ in range(previews.WAITING_MAX + 1)]
+    refused, _ = await asyncio.wait(waiting, return_when=asyncio.FIRST_COMPLETED)
+    assert [(one.result().status_code, problem(one.result())) for one in refused] == [(503, "overloaded")]
+    assert rendering == previews.RENDERED_AT_A_TIME_MAX
+    goes_on.set()
+    answers = await asyncio.gather(*waiting)
+    assert sorted({answer.status_code for answer in answers}) == [200, 503]
+    assert (await ask()).status_code == 200

@@ -5,6 +5,7 @@ import json
 import re
 import socket
 from collections.abc import Sequence
+from types import SimpleNamespace
 from typing import Any
 
 import httpx
@@ -20,6 +21,7 @@ from services.telemetry.middleware import EXCHANGE, Receive, Scope, Send, Teleme
 from services.telemetry.ready_protocol import Headers
 from services.telemetry.red import RequestStatistics
 from services.telemetry.tracing import (
+    FOLLOWED_PER_S_MAX,
     ROOTS_PER_S_MAX,
     Tracing,
     configure_tracing,
@@ -130,6 +132,19 @@ async def test_roots_are_recorded_at_the_ratio_and_never_faster_than_the_bound()
         await rig.get()
     recorded = len(rig.spans())
     assert ROOTS_PER_S_MAX <= recorded < 3 * ROOTS_PER_S_MAX
+
+
+async def test_sampled_parents_are_followed_up_to_a_bound_and_leave_the_roots_theirs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr("services.telemetry.tracing.time", SimpleNamespace(monotonic=lambda: 5.5))
+    rig = Rig(ratio=1)
+    answers = [await rig.get(headers={"traceparent": f"{PARENT}-01"}) for _ in range(2 * FOLLOWED_PER_S_MAX)]
+    assert all(TRACE in answer.headers["traceparent"] for answer in answers)
+    flags = [answer.headers["traceparent"][-2:] for answer in answers]
+    assert flags == ["01"] * FOLLOWED_PER_S_MAX + ["00"] * FOLLOWED_PER_S_MAX
+    assert (await rig.get()).headers["traceparent"].endswith("-01")
+    assert len(rig.spans()) == FOLLOWED_PER_S_MAX + 1
 
 
 @pytest.mark.parametrize("zero", ["00-" + "0" * 32 + "-b7ad6b7169203331-01", f"00-{TRACE}-{'0' * 16}-01"])
