@@ -32,8 +32,9 @@ import uvloop
 
 from infra.bench.bare_edge import bare_edge
 from infra.bench.deployment import RunningDeployment, running_deployment, write_results
-from infra.bench.load import BadAnswer, LoadResult, Session, get_request, percentile, post_request, run_load
+from infra.bench.load import BadAnswer, LoadResult, Session, get_request, post_request, run_load
 from infra.bench.raw_app import free_port
+from infra.bench.rows import MeasuredNothing, compared, freshness, plain
 from infra.bench.sessions import measure_sessions
 from infra.bench.thread_pages import measure_thread_pages
 from infra.cli.output import print_table
@@ -108,9 +109,10 @@ async def settle(bench: RunningDeployment) -> None:
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         regions = (await asyncio.to_thread(bench.status))["regions"]
-        if all(region["lag_ms"] == 0 for region in regions):
+        if regions and all(region["lag_ms"] == 0 for region in regions):
             return
         await asyncio.sleep(0.2)
+    raise MeasuredNothing("the views did not catch up within 60 s: what follows would pay for what was before")
 
 
 async def fill_thread(edge: int, site: str, thread: str) -> None:
@@ -249,12 +251,7 @@ async def measure_freshness(bench: RunningDeployment, site: str) -> dict[str, An
                 group.create_task(one(number))
     while not writers.empty():
         writers.get_nowait().close()
-    p50, p99 = statistics.median(samples_ms), percentile(samples_ms, 0.99)
-    return {
-        "work": "commit → readable in another region, 200 writes/s", "ours": f"p50 {p50:.1f} ms, p99 {p99:.1f} ms",
-        "beside": "—", "ratio": None, "aim": "p50 ≤ 15 ms, p99 ≤ 100 ms",
-        "met": p50 <= 15 and p99 <= 100, "p50_ms": p50, "p99_ms": p99, "samples": len(samples_ms),  # noqa: PLR2004
-    }  # fmt: skip
+    return freshness(samples_ms, p50_ms_max=15, p99_ms_max=100)
 
 
 async def until_readable(port: int, target: str, since: float) -> float:
@@ -270,31 +267,6 @@ async def until_readable(port: int, target: str, since: float) -> float:
     finally:
         reader.close()
     raise TimeoutError(target)
-
-
-def compared(work: str, ours: list[LoadResult], limit: list[float], beside: str, aim: float) -> dict[str, Any]:
-    """One row of the table: medians and their ratio."""
-    rate = statistics.median(run.per_second for run in ours)
-    best = statistics.median(limit)
-    p99_ms = statistics.median(run.percentile_ms(0.99) for run in ours)
-    return {
-        "work": work,
-        "ours": f"{rate:,.0f}/s (p99 {p99_ms:.1f} ms)",
-        "beside": f"{beside}: {best:,.0f}/s",
-        "ratio": round(rate / best, 3),
-        "aim": f"≥ {aim}",
-        "met": rate / best >= aim,
-        "ours_per_s": [round(run.per_second, 1) for run in ours],
-        "limit_per_s": [round(value, 1) for value in limit],
-    }
-
-
-def plain(work: str, value: float, unit: str, aim: float) -> dict[str, Any]:
-    """A row without a limit beside it."""
-    return {
-        "work": work, "ours": f"{value:,.1f} {unit}", "beside": "—", "ratio": None,
-        "aim": f"< {aim:g} {unit}", "met": value < aim, "value": value,
-    }  # fmt: skip
 
 
 async def measure() -> list[dict[str, Any]]:

@@ -62,6 +62,7 @@ class RunningDeployment:
         }
         for process in list(processes.values()):
             processes |= {child.pid: child for child in process.children(recursive=True)}
+        assert processes, "a deployment that runs has processes"
         proportional = resident = 0
         for process in processes.values():
             try:

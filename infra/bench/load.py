@@ -19,6 +19,7 @@ LENGTH = b"content-length:"
 
 def percentile(values: Sequence[float], share: float) -> float:
     """A percentile of at least one value; `share` from 0 to 1."""
+    assert values, "a percentile of nothing"
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
@@ -46,11 +47,12 @@ class LoadResult:
     @property
     def per_second(self) -> float:
         """Answers per second."""
-        return self.requests / self.seconds if self.seconds else 0.0
+        assert self.seconds > 0, "a rate of no time"
+        return self.requests / self.seconds
 
     def percentile_ms(self, share: float) -> float:
         """A percentile of the latency in milliseconds; `share` from 0 to 1."""
-        return percentile(self.latencies_s, share) * 1000 if self.latencies_s else 0.0
+        return percentile(self.latencies_s, share) * 1000
 
 
 class _Connection(asyncio.Protocol):

@@ -13,7 +13,6 @@ import argparse
 import asyncio
 import math
 import os
-import statistics
 import subprocess
 import sys
 import tempfile
@@ -28,8 +27,8 @@ import psutil
 import psycopg
 import uvloop
 
+from infra.bench import rows
 from infra.bench.deployment import RunningDeployment, running_deployment
-from infra.bench.load import percentile
 from infra.drills.clients import Crowd, running_load
 from infra.drills.drill import Load, Step
 from infra.drills.journal import Journal
@@ -50,10 +49,6 @@ INSERT INTO palaver.ballast SELECT repeat(md5(random()::text), 256) FROM generat
 """
 """Rows of 8 kB that are not compressed, in transactions of `CHUNK_MB`: no stream decodes them, but each reads them."""
 
-AGENT_SHARE_MAX = 0.03
-REJOIN_S_MAX = 20.0
-P99_RATIO_MAX = 2.0
-
 
 def measure_agent(bench: RunningDeployment) -> dict[str, Any]:
     """The share of one core that each agent takes while nobody writes or reads."""
@@ -64,11 +59,7 @@ def measure_agent(bench: RunningDeployment) -> dict[str, Any]:
     time.sleep(AGENT_S)
     took_s = time.monotonic() - began
     shares = {region: round((_cpu_s(agent) - before[region]) / took_s, 4) for region, agent in agents.items()}
-    return {
-        "shares": shares,
-        "leader": bench.status()["cells"][0]["leader"],
-        "met": max(shares.values()) <= AGENT_SHARE_MAX,
-    }
+    return rows.agent(shares, bench.status()["cells"][0]["leader"])
 
 
 def _cpu_s(process: psutil.Process) -> float:
@@ -93,22 +84,21 @@ async def loaded(bench: RunningDeployment, load: Load) -> AsyncGenerator[tuple[T
 
 async def measure_hogs(bench: RunningDeployment, seconds: float) -> dict[str, Any]:
     """How many epochs began in ten minutes on busy cores, and what writers were told."""
-    with ExitStack() as hogs:
-        for _ in range(os.cpu_count() or 1):
-            hogs.enter_context(_hog())
+    wanted = os.cpu_count() or 1
+    with ExitStack() as stack:
+        hogs = [stack.enter_context(_hog()) for _ in range(wanted)]
         async with loaded(bench, Load(writers=4, unkeyed=1, readers=2, pause_ms=100)) as (_, journal):
             await asyncio.sleep(seconds)
         told = [record for record in journal.records if record["kind"] in {"acknowledged", "refused", "unknown"}]
-    epoch = bench.status()["cells"][0]["epoch"]
-    taken = _latencies_s(journal.records)
-    return {
-        "seconds": seconds,
-        "failovers": epoch - 1,
-        "acknowledged": len(taken),
-        "others": len(told) - len(taken),
-        "slowest_s": round(max(taken, default=math.inf), 3),
-        "met": epoch == 1 and bool(taken),
-    }
+        running = sum(hog.poll() is None for hog in hogs)
+    return rows.hogs(
+        seconds=seconds,
+        running=running,
+        wanted=wanted,
+        failovers=bench.status()["cells"][0]["epoch"] - 1,
+        told=len(told),
+        taken_s=_latencies_s(journal.records),
+    )
 
 
 def _hog() -> subprocess.Popen[bytes]:
@@ -147,17 +137,8 @@ async def measure_rejoin(bench: RunningDeployment, megabytes: int) -> dict[str, 
     # Under the same leader and through the same edges as meanwhile.
     before = _latencies_s(records, back - STEADY_S / 2, back)
     meanwhile = _latencies_s(records, back, whole)
-    ratio = _p99(meanwhile) / _p99(before)
     how = await asyncio.to_thread(_rebuilt, bench, leader)
-    return {
-        "megabytes": megabytes,
-        "rejoin_s": round(whole - back, 2),
-        "how": how,
-        "p50_ms": [round(statistics.median(one or [math.inf]) * 1000, 1) for one in (before, meanwhile)],
-        "p99_ms": [round(_p99(one) * 1000, 1) for one in (before, meanwhile)],
-        "p99_ratio": round(ratio, 2),
-        "met": whole - back <= REJOIN_S_MAX and ratio <= P99_RATIO_MAX and "rewound" in " ".join(how),
-    }
+    return rows.rejoin(megabytes=megabytes, seconds=whole - back, how=how, before_s=before, meanwhile_s=meanwhile)
 
 
 def _fill(bench: RunningDeployment, leader: str, megabytes: int) -> None:
@@ -197,10 +178,6 @@ def _latencies_s(records: Sequence[dict[str, Any]], since: float = 0.0, until: f
         for record in records
         if record["kind"] == "acknowledged" and since <= record["sent"] < until
     ]
-
-
-def _p99(values: Sequence[float]) -> float:
-    return percentile(values, 0.99) if values else math.inf
 
 
 def main() -> int:

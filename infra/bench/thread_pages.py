@@ -19,6 +19,7 @@ import orjson
 import psycopg
 
 from infra.bench.load import BadAnswer, Session, get_request
+from infra.bench.rows import MeasuredNothing, enough
 from infra.supervisor.control import ControlClient
 
 if TYPE_CHECKING:
@@ -111,6 +112,8 @@ async def measure_thread_pages(bench: RunningDeployment, site: str) -> list[dict
             taken_ms[cold.kind, cold.size].append((time.perf_counter() - began) * 1000)
             if status != HTTPStatus.OK:
                 raise BadAnswer(f"{status} {body[:200]!r}")
+            if not orjson.loads(body)["comments"]:
+                raise MeasuredNothing(f"{cold.kind}, {cold.size:,} comments: an empty page")
         reader.close()
     kinds = list(dict.fromkeys(cold.kind for cold in targets))
     return [row_of(kind, {size: taken_ms[kind, size] for size in SIZES}) for kind in kinds]
@@ -158,6 +161,8 @@ async def warm(port: int, site: str) -> Session:
 
 def row_of(kind: str, taken_ms: dict[int, list[float]]) -> dict[str, Any]:
     """One row of the table: the medians of each size, and how much the largest takes of the smallest."""
+    for size in SIZES:
+        enough(taken_ms.get(size, []), ROUNDS, f"{kind}, {size:,} comments")
     medians = {size: statistics.median(some) for size, some in taken_ms.items()}
     growth = medians[SIZES[-1]] / medians[SIZES[0]]
     return {

@@ -51,7 +51,8 @@ class Disaster:
     Attributes:
         died: The region that led and was killed.
         leads: The region that led afterwards, and ``epoch``, its epoch.
-        still_ms: The longest time between two acknowledgements from the kill on.
+        still_ms: The longest time between two acknowledgements from the kill on, or to the end when none followed.
+        posted_after: Posts that were answered after the kill.
         back_s: From its restart until everything was healthy.
     """
 
@@ -59,6 +60,7 @@ class Disaster:
     leads: str
     epoch: int
     still_ms: float
+    posted_after: int
     back_s: float
 
 
@@ -97,10 +99,14 @@ class _Posters:
                 self.answered.append(time.perf_counter())
             await asyncio.sleep(PAUSE_S)
 
-    def longest_pause_ms(self, since: float) -> float:
-        """The longest time without an answer, from ``since`` to the last one."""
-        times = [since, *(at for at in self.answered if at > since)]
-        return max((1000 * (later - earlier) for earlier, later in itertools.pairwise(times)), default=0.0)
+    def answered_after(self, since: float) -> int:
+        """How many posts were answered after a moment."""
+        return sum(at > since for at in self.answered)
+
+    def longest_pause_ms(self, since: float, until: float) -> float:
+        """The longest time without an answer between two moments."""
+        times = [since, *(at for at in self.answered if since < at < until), until]
+        return max(1000 * (later - earlier) for earlier, later in itertools.pairwise(times))
 
 
 async def lose_the_leader(
@@ -129,6 +135,7 @@ async def lose_the_leader(
             await deployment.kill(before["leader"], None)
             after = await _until_moved(deployment, before["epoch"])
             await asyncio.sleep(BEFORE_S)
+            stopped_at = time.perf_counter()
         finally:
             posters.stop()
     restarted_at = time.perf_counter()
@@ -138,7 +145,8 @@ async def lose_the_leader(
         died=before["leader"],
         leads=after["leader"],
         epoch=after["epoch"],
-        still_ms=posters.longest_pause_ms(killed_at),
+        still_ms=posters.longest_pause_ms(killed_at, stopped_at),
+        posted_after=posters.answered_after(killed_at),
         back_s=time.perf_counter() - restarted_at,
     )
     return seen, posters.posted, posters.refused

@@ -97,6 +97,30 @@ async def time_visibility(visitor: Visitor, regions: Sequence[str], result: Tour
                 result.visible_ms.setdefault((region, other), []).append(took_ms)
 
 
+def check_posted(result: TourResult, regions: Sequence[str]) -> None:
+    """What is claimed of comments is claimed of as many as were to be posted, through every edge, seen everywhere."""
+    if len(result.posted) < COMMENTS:
+        result.failures.append(f"{len(result.posted)} comments were posted, {COMMENTS} were to be")
+    for source in regions:
+        if not any(comment.region == source for comment in result.posted):
+            result.failures.append(f"no comment was posted through {source}")
+        for target in regions:
+            seen = len(result.visible_ms.get((source, target), ()))
+            if seen < VISIBILITY_SAMPLES:
+                result.failures.append(
+                    f"{seen} comments from {source} were timed to {target}, not {VISIBILITY_SAMPLES}"
+                )
+
+
+def check_disaster(disaster: Disaster, posted: Sequence[Posted], survivors: Sequence[str], result: TourResult) -> None:
+    """Visitors posted through every edge that lives, and another region took their posts after the death."""
+    for region in survivors:
+        if not any(comment.region == region for comment in posted):
+            result.failures.append(f"nobody posted through {region} while {disaster.died} died")
+    if not disaster.posted_after:
+        result.failures.append(f"no post was answered after the death of {disaster.died}")
+
+
 async def check_every_region(visitor: Visitor, regions: Sequence[str], result: TourResult) -> None:
     """Read every thread back in every region and compare it with what was acknowledged."""
     threads = sorted({comment.thread for comment in result.posted})
@@ -175,6 +199,7 @@ async def survive(
     seen, posted, refused = await lose_the_leader(visitor, regions, deployment, cell)
     result.disaster = seen
     result.posted += posted
+    check_disaster(seen, posted, [region for region in regions if region != seen.died], result)
     result.failures += [f"a post was refused: {one}" for one in refused[:5]]
     sent = len(posted) + len(refused)
     say(
@@ -196,6 +221,9 @@ async def run_tour(visitor: Visitor, regions: Sequence[str], deployment: Deploym
     say(f"posting {COMMENTS} comments in {THREADS} nested threads through {len(regions)} edges …")
     result.posted += await write_threads(visitor, regions)
     await time_visibility(visitor, regions, result)
+    check_posted(result, regions)
+    if result.failures:
+        return result
     tell_what_was_seen(result, regions, say)
     check_status(await deployment.status(), result)
     await survive(visitor, regions, deployment, result, say)

@@ -20,6 +20,7 @@ class Account:
     """What the writers were told and the readers saw."""
 
     thread: str
+    through: Sequence[str]
     acknowledged: dict[str, str] = field(default_factory=dict[str, str])
     given_up: list[str] = field(default_factory=list[str])
     read_failures: dict[str, list[str]] = field(default_factory=lambda: {region: [] for region in REGIONS})
@@ -76,7 +77,7 @@ def _read(stack: Stack, region: str, account: Account, stop: threading.Event) ->
 @contextmanager
 def load(stack: Stack, through: Sequence[str] = REGIONS) -> Generator[Account]:
     """Write and read through every one of these edges for as long as the context lasts."""
-    account = Account(thread=f"load-{uuid.uuid4().hex[:8]}")
+    account = Account(thread=f"load-{uuid.uuid4().hex[:8]}", through=through)
     stop, lock = threading.Event(), threading.Lock()
     threads = [threading.Thread(target=_write, args=(stack, region, account, stop, lock)) for region in through]
     threads += [threading.Thread(target=_read, args=(stack, region, account, stop)) for region in through]
@@ -99,6 +100,10 @@ def load(stack: Stack, through: Sequence[str] = REGIONS) -> Generator[Account]:
 def check_nothing_lost_or_doubled(stack: Stack, account: Account) -> None:
     """Every acknowledged comment is in every region exactly once, under the id that was answered."""
     expected = set(account.acknowledged.values())
+    assert expected, "nothing was acknowledged, so nothing could be lost"
+    for region in account.through:
+        assert account.reads[region] > 0, f"nobody read in {region}"
+        assert any(body.startswith(f"{region} ") for body in account.acknowledged), f"no write came through {region}"
     assert len(expected) == len(account.acknowledged), "two writes were answered with one id"
     for region in REGIONS:
         found = eventually(

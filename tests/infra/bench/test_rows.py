@@ -1,0 +1,137 @@
+"""Each row of the benchmarks on sound samples, on none, and on broken ones: a figure of nothing is none.
+
+The rows are found by their signature, so that one without an empty and a broken record fails here.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infra.bench import rows, thread_pages
+from infra.bench.load import LoadResult, percentile
+from infra.bench.rows import MeasuredNothing, Row
+from tests.infra.objections import public_functions
+
+RUN = LoadResult(requests=1000, seconds=1.0, latencies_s=[0.01] * 1000)
+PAGES = {size: [1.0] * thread_pages.ROUNDS for size in thread_pages.SIZES}
+
+
+def compared(**changes: Any) -> Row:
+    known: dict[str, Any] = {"work": "w", "ours": [RUN], "limit": [100.0], "beside": "b", "aim": 0.5}
+    return rows.compared(**known | changes)
+
+
+def plain(value: float) -> Row:
+    return rows.plain("memory", value, "MB", 2500)
+
+
+def freshness(samples_ms: list[float]) -> Row:
+    return rows.freshness(samples_ms, p50_ms_max=15, p99_ms_max=100)
+
+
+def hogs(**changes: Any) -> Row:
+    known: dict[str, Any] = {"seconds": 10, "running": 2, "wanted": 2, "failovers": 0, "told": 11}
+    known["taken_s"] = [0.1] * 10
+    return rows.hogs(**known | changes)
+
+
+def rejoin(**changes: Any) -> Row:
+    known: dict[str, Any] = {"megabytes": 1, "seconds": 3.0, "how": ["rewound"]}
+    known |= {"before_s": [0.2] * 100, "meanwhile_s": [0.2] * 20}
+    return rows.rejoin(**known | changes)
+
+
+Made = Callable[[], Row]
+
+ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
+    # sound, of nothing or too little, missing its aim
+    rows.compared: (
+        compared,
+        [
+            lambda: compared(ours=[]),
+            lambda: compared(limit=[]),
+            lambda: compared(limit=[0.0]),
+            lambda: compared(ours=[LoadResult(seconds=1.0)]),
+            lambda: compared(ours=[RUN, LoadResult(requests=9, seconds=1.0, latencies_s=[0.1] * 9)]),
+        ],
+        [lambda: compared(limit=[3000.0])],
+    ),
+    rows.plain: (
+        lambda: plain(10.0),
+        [lambda: plain(0.0), lambda: plain(-1.0), lambda: plain(math.nan), lambda: plain(math.inf)],
+        [lambda: plain(2500.0)],
+    ),
+    rows.freshness: (
+        lambda: freshness([5.0] * 100),
+        [lambda: freshness([]), lambda: freshness([5.0] * 99), lambda: freshness([0.0] * 100)],
+        [lambda: freshness([16.0] * 100), lambda: freshness([5.0] * 98 + [101.0] * 2)],
+    ),
+    rows.agent: (
+        lambda: rows.agent({"us": 0.01, "eu": 0.02}, "us"),
+        [
+            lambda: rows.agent({}, "us"),
+            lambda: rows.agent({"us": 0.0, "eu": 0.02}, "us"),
+            lambda: rows.agent({"us": 0.01}, None),
+        ],
+        [lambda: rows.agent({"us": 0.01, "eu": 0.04}, "us")],
+    ),
+    rows.hogs: (
+        hogs,
+        [
+            lambda: hogs(taken_s=[]),
+            lambda: hogs(taken_s=[0.1] * 9),
+            lambda: hogs(running=1),
+            lambda: hogs(running=0, wanted=0),
+            lambda: hogs(seconds=0),
+        ],
+        [lambda: hogs(failovers=1)],
+    ),
+    rows.rejoin: (
+        rejoin,
+        [lambda: rejoin(before_s=[]), lambda: rejoin(meanwhile_s=[]), lambda: rejoin(before_s=[0.2] * 99)],
+        [
+            lambda: rejoin(seconds=21.0),
+            lambda: rejoin(seconds=0.0),
+            lambda: rejoin(how=["copied"]),
+            lambda: rejoin(how=[]),
+            lambda: rejoin(meanwhile_s=[0.5] * 20),
+        ],
+    ),
+    thread_pages.row_of: (
+        lambda: thread_pages.row_of("k", PAGES),
+        [
+            lambda: thread_pages.row_of("k", {}),
+            lambda: thread_pages.row_of("k", PAGES | {thread_pages.SIZES[1]: []}),
+        ],
+        [lambda: thread_pages.row_of("k", PAGES | {thread_pages.SIZES[-1]: [2.0] * thread_pages.ROUNDS})],
+    ),
+}
+
+
+def test_every_row_has_a_sound_an_empty_and_a_broken_record() -> None:
+    found = {*public_functions(rows, "Row").values(), *public_functions(thread_pages, "dict[str, Any]").values()}
+    assert found == set(ROWS)
+    assert all(empty and broken for _, empty, broken in ROWS.values())
+
+
+@pytest.mark.parametrize("made", ROWS, ids=lambda one: one.__name__)
+def test_a_row_meets_its_aim_misses_it_or_is_none(made: Callable[..., Row]) -> None:
+    sound, empty, broken = ROWS[made]
+    assert sound()["met"]
+    for one in empty:
+        with pytest.raises(MeasuredNothing):
+            one()
+    for one in broken:
+        assert not one()["met"]
+
+
+def test_a_load_without_an_answer_has_no_figures() -> None:
+    for figure in (
+        lambda: percentile([], 0.5),
+        lambda: LoadResult(seconds=1.0).percentile_ms(0.99),
+        lambda: LoadResult().per_second,
+    ):
+        with pytest.raises(AssertionError):
+            figure()

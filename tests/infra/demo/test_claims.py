@@ -1,0 +1,116 @@
+"""The claims of the tour on what a tour saw, on nothing, and on what is broken: each must object."""
+
+import ast
+import inspect
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from infra.demo import tour
+from infra.demo.disaster import Disaster
+from infra.demo.tour import COMMENTS, VISIBILITY_SAMPLES, TourResult, check_disaster, check_every_region, check_posted
+from infra.demo.tour import check_status as judge_status
+from infra.demo.visitor import Posted, Visitor
+from tests.infra.objections import texts_of, unheard
+
+REGIONS = ("us", "eu")
+
+
+def posted(number: int) -> Posted:
+    region = REGIONS[number % 2]
+    return Posted(id=f"{number}", thread="t", parent=None, body=f"b{number}", region=region, took_ms=1.0, position="")
+
+
+ALL = [posted(number) for number in range(COMMENTS)]
+TIMES = {(source, target): [1.0] * VISIBILITY_SAMPLES for source in REGIONS for target in REGIONS}
+STATUS: dict[str, Any] = {
+    "cells": [{"cell": "main", "phase": "serving", "epoch": 1, "leader": "us"}],
+    "regions": [
+        {"region": "us", "role": "leader", "healthy": True, "missing": []},
+        {"region": "eu", "role": "follower", "healthy": True, "missing": []},
+    ],
+}
+
+
+class Shelf(Visitor):
+    """Shows what it was given."""
+
+    def __init__(self, found: dict[str, dict[str, Any]], count: int) -> None:
+        self._found, self._count = found, count
+
+    async def read_thread(self, region: str, thread: str) -> tuple[dict[str, dict[str, Any]], int]:
+        del region, thread
+        return self._found, self._count
+
+
+SHOWN: dict[str, dict[str, Any]] = {one.id: {"body": one.body, "parent": one.parent} for one in ALL}
+
+
+def failures(
+    judge: Callable[[TourResult], None],
+    comments: list[Posted] = ALL,
+    visible_ms: dict[tuple[str, str], list[float]] = TIMES,
+) -> list[str]:
+    result = TourResult(posted=list(comments), visible_ms=visible_ms)
+    judge(result)
+    return result.failures
+
+
+def status(**cell: Any) -> list[str]:
+    known: dict[str, Any] = STATUS["cells"][0]
+    document = STATUS | {"cells": [known | cell]}
+    return failures(lambda result: judge_status(document, result))
+
+
+def disaster(after: int, *comments: Posted) -> list[str]:
+    seen = Disaster(died="ap", leads="us", epoch=2, still_ms=1.0, posted_after=after, back_s=1.0)
+    return failures(lambda result: check_disaster(seen, comments, REGIONS, result))
+
+
+async def read_back(shown: dict[str, dict[str, Any]], count: int) -> list[str]:
+    result = TourResult(posted=list(ALL))
+    await check_every_region(Shelf(shown, count), REGIONS, result)
+    return result.failures
+
+
+async def said() -> list[str]:
+    """What the claims object with, broken in every way."""
+    unhealthy = STATUS | {"regions": [{"region": "us", "role": "leader", "healthy": False, "missing": ["redis"]}]}
+    lines = failures(lambda result: check_posted(result, REGIONS), comments=[])
+    lines += failures(lambda result: check_posted(result, REGIONS), visible_ms={})
+    lines += [*disaster(0), *disaster(1, ALL[0])]
+    lines += [*status(phase="recruiting"), *status(leader="eu"), *status(epoch=None)]
+    lines += failures(lambda result: judge_status(unhealthy, result))
+    lines += failures(lambda result: judge_status(STATUS | {"regions": []}, result))
+    lines += [*await read_back({}, 0), *await read_back(SHOWN, 1)]
+    lines += await read_back(SHOWN | {"0": {"body": "another", "parent": None}}, COMMENTS)
+    return lines
+
+
+async def test_each_claim_holds_for_what_a_sound_tour_saw() -> None:
+    assert failures(lambda result: check_posted(result, REGIONS)) == []
+    assert disaster(1, *ALL[:2]) == []
+    assert status() == []
+    assert await read_back(SHOWN, COMMENTS) == []
+
+
+async def test_each_claim_objects_to_nothing_and_to_what_is_broken() -> None:
+    assert failures(lambda result: check_posted(result, REGIONS), comments=[])
+    assert failures(lambda result: check_posted(result, REGIONS), visible_ms={})
+    assert len(disaster(0)) == 3
+    assert disaster(1, ALL[0]) == ["nobody posted through eu while ap died"]
+    assert await read_back({}, 0)
+    claims = [one for name, one in inspect.getmembers(tour, inspect.isfunction) if name.startswith("check_")]
+    patterns = texts_of(ast.parse(inspect.getsource(one)) for one in claims)
+    assert unheard(patterns, await said()) == []
+
+
+@pytest.mark.parametrize("answered", [0, 1])
+def test_writes_that_stand_still_to_the_end_are_told(answered: int) -> None:
+    from infra.demo.disaster import _Posters  # pyright: ignore[reportPrivateUsage]
+
+    posters = _Posters(Shelf({}, 0), REGIONS)
+    posters.answered = [1.5][:answered]
+    assert posters.longest_pause_ms(1.0, 9.0) == (7500.0 if answered else 8000.0)
+    assert posters.answered_after(1.0) == answered
