@@ -227,7 +227,6 @@ def hash_tag(body: bytes) -> bytes:
     return b'"%b"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
 
 
-
 def _fitting(query: PageQuery, head: Row, comments: Sequence[Comment], bytes_max: int) -> int:
     """Return how many of the comments a page has room for, each with a cursor: one at least."""
     cursor = query.cursor_text(Cursor(parent=None))

@@ -431,7 +431,9 @@ class Server:
             tracing=tracing,
             missing=list,
         )
-        self.ready = ReadyPages(memory=memory, freshness=freshness, origins=origins, tracing=tracing)
+        self.ready = ReadyPages(
+            cell=CellId("main"), memory=memory, freshness=freshness, origins=origins, tracing=tracing
+        )
         self.configs: dict[int, uvicorn.Config] = {}
 
     def app_of(self, operation: Operation) -> AsgiApp:
