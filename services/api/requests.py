@@ -22,6 +22,8 @@ from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
 
 # The edge refuses 60 kB of headers; a caller inside gets the same answer a little later.
 HEADER_BYTES_MAX: Final = 65_536
+# A thread key of 2,000 characters, each percent-encoded in twelve bytes, and room; a hundred keys of 300.
+QUERY_BYTES_MAX: Final = 32_768
 # A hundred thread keys of a counts request, and room for what a route adds.
 QUERY_FIELDS_MAX: Final = 128
 # nginx's lingering_close is the precedent: it reads on for a while, bounded, before it closes.
@@ -216,9 +218,12 @@ def parse_query(scope: Scope, known: Iterable[str], *, repeated: str | None = No
         repeated: The one name that may occur more than once.
 
     Raises:
-        Problem: A name is unknown or repeated, or a value is not UTF-8, percent-encoded, or holds a NUL.
+        Problem: The query is too long, a name is unknown or repeated, or a value is not UTF-8, percent-encoded, or
+            holds a NUL.
     """
     query: bytes = scope["query_string"]
+    if len(query) > QUERY_BYTES_MAX:
+        raise invalid("query", f"may have {QUERY_BYTES_MAX} bytes")
     if query.count(b"&") >= QUERY_FIELDS_MAX:
         raise invalid("query", f"may have {QUERY_FIELDS_MAX} values")
     allowed = frozenset(known)

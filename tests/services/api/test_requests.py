@@ -5,7 +5,15 @@ from regions.position import Position
 from services.api.consistency import parse_wanted
 from services.api.cors import parse_uuid, site_of
 from services.api.problems import Problem
-from services.api.requests import parse_bearer, parse_count, parse_idempotency_key, parse_if_match, require_json
+from services.api.requests import (
+    QUERY_BYTES_MAX,
+    parse_bearer,
+    parse_count,
+    parse_idempotency_key,
+    parse_if_match,
+    parse_query,
+    require_json,
+)
 
 CELL = CellId("main")
 
@@ -74,3 +82,10 @@ def test_the_site_of_a_path_is_found_below_it() -> None:
     site = "01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11"
     assert str(site_of(f"/v1/sites/{site}/comments")) == site
     assert site_of("/docs") is None
+
+
+def test_a_query_has_a_bound_that_a_key_of_the_longest_form_fits_in() -> None:
+    longest = b"thread=" + b"%F0%9F%98%80" * 2000
+    assert parse_query({"query_string": longest}, ["thread"]) == {"thread": ["\U0001f600" * 2000]}
+    with pytest.raises(Problem, match=f"query: may have {QUERY_BYTES_MAX} bytes"):
+        parse_query({"query_string": b"thread=" + b"a" * QUERY_BYTES_MAX}, ["thread"])

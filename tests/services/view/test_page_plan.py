@@ -58,12 +58,12 @@ def plan_of_page(
     url: str, mode: str, site: uuid.UUID, key: str, *, parent: uuid.UUID, after: tuple[str, str], analyze: bool
 ) -> dict[str, Any]:
     """Return the plan of a page, planned as for the read API."""
-    arguments = f"'{site}', '{key}', '{mode}', '{parent}', {after[0]}, '{after[1]}', {LIMIT}, 20, 21, 500"
+    arguments = f"'{site}', '{key}', '{mode}', '{parent}', {after[0]}, '{after[1]}', {LIMIT}, 20, 21, 500, 1000000"
     with psycopg.connect(url, autocommit=True) as connection:
         for name, value in PLANNER_SETTINGS.items():
             connection.execute(f"SET {name} = {value}".encode())
         connection.execute(
-            b"PREPARE page (uuid, text, text, uuid, timestamptz, uuid, int, int, int, int) AS "
+            b"PREPARE page (uuid, text, text, uuid, timestamptz, uuid, int, int, int, int, bigint) AS "
             + view.statement("page").encode()
         )
         options = "FORMAT JSON, ANALYZE, BUFFERS, TIMING OFF" if analyze else "FORMAT JSON"
