@@ -13,6 +13,7 @@ from services.telemetry.tracing import Tracing
 from services.write_api.agent_link import Verifier
 from services.write_api.comments import Comments
 from services.write_api.leadership import LeadershipGuard
+from services.write_api.outcomes import Writes
 from services.write_api.pool import LedgerPool
 from services.write_api.settings import WriteSettings
 from services.write_api.sites import Sites
@@ -32,9 +33,11 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     missing: Callable[[], Sequence[str]],
 ) -> AsgiApp:
     """Return the public application of the write API."""
-    comments = Comments(pool, guard, cell, body_chars_max=settings.body_chars_max, depth_max=settings.depth_max)
+    writes = Writes(pool)
+    comments = Comments(writes, guard, cell, body_chars_max=settings.body_chars_max, depth_max=settings.depth_max)
     sites = Sites(
         pool,
+        writes,
         guard,
         cell,
         admin_key=settings.admin_key.get_secret_value(),

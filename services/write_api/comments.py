@@ -35,8 +35,7 @@ from services.api.thread_key import parse_thread_key
 from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
 from services.telemetry.tracing import sampled_traceparent
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
-from services.write_api.outcomes import count, ledger_problem, position_header, refuse
-from services.write_api.pool import LedgerError, LedgerPool
+from services.write_api.outcomes import Writes, position_header, refuse
 from services.write_api.site_keys import hash_api_key
 
 POST_TEMPLATE = "/v1/sites/{site}/comments"
@@ -48,12 +47,12 @@ _DELETE = ledger.statement("delete_comment")
 
 
 class Comments:
-    """The operations on comments; `guard` and `pool` decide and do, this translates."""
+    """The operations on comments; `guard` and `writes` decide and do, this translates."""
 
     def __init__(
-        self, pool: LedgerPool, guard: LeadershipGuard, cell: CellId, *, body_chars_max: int, depth_max: int
+        self, writes: Writes, guard: LeadershipGuard, cell: CellId, *, body_chars_max: int, depth_max: int
     ) -> None:
-        self._pool = pool
+        self._writes = writes
         self._guard = guard
         self._cell = cell
         self._body_chars_max = body_chars_max
@@ -98,26 +97,24 @@ class Comments:
         check_body(new.body, self._body_chars_max)
         thread = parse_thread_key(new.thread)
         author = new.author
-        try:
-            row = await self._pool.call(
-                _POST,
-                epoch,
-                site,
-                thread,
-                new.title,
-                new.parent,
-                new.body,
-                author and author.name,
-                author and author.email,
-                author and author.url,
-                key,
-                hashlib.sha256(body).digest() if key is not None else None,
-                self._depth_max,
-                sampled_traceparent(),
-            )
-        except LedgerError as error:
-            raise ledger_problem(error) from error
-        outcome = count(row)
+        row = await self._writes.call(
+            _POST,
+            epoch,
+            site,
+            thread,
+            new.title,
+            new.parent,
+            new.body,
+            author and author.name,
+            author and author.email,
+            author and author.url,
+            key,
+            hashlib.sha256(body).digest() if key is not None else None,
+            self._depth_max,
+            sampled_traceparent(),
+            keyed=key is not None,
+        )
+        outcome = row["outcome"]
         if outcome not in ("created", "replayed"):
             raise refuse(outcome, depth_max=self._depth_max)
         comment = Comment(
@@ -154,13 +151,10 @@ class Comments:
         require_json(header(scope, b"content-type"))
         new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
         check_body(new.body, self._body_chars_max)
-        try:
-            row = await self._pool.call(
-                _EDIT, epoch, site, key_hash, comment_id, version, new.body, sampled_traceparent()
-            )
-        except LedgerError as error:
-            raise ledger_problem(error) from error
-        outcome = count(row)
+        row = await self._writes.call(
+            _EDIT, epoch, site, key_hash, comment_id, version, new.body, sampled_traceparent()
+        )
+        outcome = row["outcome"]
         if outcome != "edited":
             raise refuse(outcome)
         comment = await _from_ledger(orjson.loads(row["comment"]))
@@ -175,11 +169,8 @@ class Comments:
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         version = None if if_match is None else parse_if_match(if_match)
-        try:
-            row = await self._pool.call(_DELETE, epoch, site, key_hash, comment_id, version, sampled_traceparent())
-        except LedgerError as error:
-            raise ledger_problem(error) from error
-        outcome = count(row)
+        row = await self._writes.call(_DELETE, epoch, site, key_hash, comment_id, version, sampled_traceparent())
+        outcome = row["outcome"]
         if outcome != "deleted":
             raise refuse(outcome)
         return _response(204, b"", [position_header(self._cell, epoch, row["lsn"])])

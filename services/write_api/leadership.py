@@ -23,7 +23,7 @@ from services.write_api.pool import LedgerError, LedgerPool
 
 EPOCH_HEADER: Final = b"palaver-epoch"
 ATTEMPT_HEADER: Final = b"x-envoy-attempt-count"
-# How long a request waits for a region that is about to serve; the edge asks a keyed write again after a second.
+# How long a request waits for a region that is about to serve; the edge asks a keyed write again after 2 s.
 OPENING_S_MAX: Final = 0.8
 # How often the chosen region looks for its fence row once its ledger is primary, seconds. It is a read of one row, by
 # one task.
@@ -122,7 +122,7 @@ class LeadershipGuard:
 
         An edge chooses the route, and with it the epoch, once a request: its repetitions carry the epoch of
         the first attempt. A repetition that was sent under an earlier epoch and finds the leader of a later
-        one is what the repetition is for, and only requests with an Idempotency-Key are repeated.
+        one is what the repetition is for, and only posts with an Idempotency-Key, and reads of a site, are repeated.
 
         Args:
             claimed: The `palaver-epoch` header; None for a call that did not come through the edge.

@@ -1,4 +1,8 @@
-"""What the ledger's outcomes are to a client."""
+"""Performs writes, and says what their outcomes are to a client.
+
+Decides which refusals of an overloaded ledger the edge may repeat: those of posts with an Idempotency-Key, which are
+the only ones that it repeats, within a budget that the writes earn (ADR 0035).
+"""
 
 import logging
 from collections.abc import Mapping
@@ -14,8 +18,18 @@ from services.api.consistency import POSITION_HEADER
 from services.api.problems import FieldError, Problem, unavailable
 from services.api.requests import unauthorized
 from services.write_api.leadership import stale_epoch
-from services.write_api.pool import LedgerError, LedgerOverloaded, LedgerStuck, LedgerUnavailable, OutcomeUnknown
+from services.write_api.pool import (
+    LedgerError,
+    LedgerOverloaded,
+    LedgerPool,
+    LedgerStuck,
+    LedgerUnavailable,
+    OutcomeUnknown,
+)
 
+# Repetitions that edges may make for a write that was done, and at once.
+REPEATS_PER_WRITE: Final = 0.1
+REPEATS_MAX: Final = 100.0
 # As long as Retry-After says: what holds a write up does not pass in milliseconds.
 LATER: Final = b"1"
 
@@ -34,6 +48,63 @@ _REFUSALS: Final[Mapping[str, tuple[str, str, str | None]]] = {
 }
 """Slug, detail and wrong field of the outcomes that are the client's to mend."""
 
+_DONE: Final = frozenset({"created", "edited", "deleted"})
+"""The outcomes of writes that were done by this very call."""
+
+
+class RepeatBudget:
+    """How many refusals of an overloaded ledger may be repeated by the edges.
+
+    A tenth of the writes that were done, and a reserve for the moment after a failover, when everybody comes at once.
+    The precedents are Finagle's RetryBudget and gRPC's retry throttling; those count at the client, where the causes of
+    failures are not known.
+    """
+
+    def __init__(self) -> None:
+        self._left = REPEATS_MAX
+
+    def earn(self) -> None:
+        """Count a write that was done."""
+        self._left = min(REPEATS_MAX, self._left + REPEATS_PER_WRITE)
+
+    def spend(self) -> bool:
+        """Take one repetition; return whether there was one."""
+        if self._left < 1:
+            return False
+        self._left -= 1
+        return True
+
+
+class Writes:
+    """Performs the writes of a process, which have one budget of repetitions."""
+
+    def __init__(self, pool: LedgerPool) -> None:
+        self._pool = pool
+        self._budget = RepeatBudget()
+
+    async def call(self, statement: str, epoch: Epoch, *arguments: object, keyed: bool = False) -> asyncpg.Record:
+        """Run a CALL under an epoch, count its outcome, and return its row.
+
+        Args:
+            statement: The CALL.
+            epoch: Its first argument.
+            *arguments: The others.
+            keyed: Whether the edge repeats the request, because it has an Idempotency-Key.
+
+        Raises:
+            Problem: The call has no result.
+        """
+        try:
+            row = await self._pool.call(statement, epoch, *arguments)
+        except LedgerOverloaded as error:
+            raise ledger_problem(error, repeatable=keyed and self._budget.spend()) from error
+        except LedgerError as error:
+            raise ledger_problem(error) from error
+        _OUTCOMES.labels(row["outcome"]).inc()
+        if row["outcome"] in _DONE:
+            self._budget.earn()
+        return row
+
 
 def refuse(outcome: str, *, depth_max: int = 0) -> Problem:
     """Return the problem of an outcome that is not a success."""
@@ -46,22 +117,19 @@ def refuse(outcome: str, *, depth_max: int = 0) -> Problem:
     return Problem(slug, detail, errors=[FieldError(field, detail)] if field else ())
 
 
-def count(record: asyncpg.Record) -> str:
-    """Count and return the outcome of a call."""
-    outcome: str = record["outcome"]
-    _OUTCOMES.labels(outcome).inc()
-    return outcome
-
-
 def position_header(cell: CellId, epoch: Epoch, lsn: int) -> Header:
     """Return the `Palaver-Position` header of a write."""
     return POSITION_HEADER, encode_token(cell, Position(epoch, lsn)).encode()
 
 
-def ledger_problem(error: LedgerError) -> Problem:
+def ledger_problem(error: LedgerError, *, repeatable: bool = False) -> Problem:
     """Return the problem of a call without a result, and log it.
 
     It speaks of this attempt only: of an earlier one that the edge made for the same request nothing is known.
+
+    Args:
+        error: Why there is no result.
+        repeatable: Whether the edge may repeat what an overloaded ledger refused.
     """
     _log.warning("a ledger call failed", extra={"kind": type(error).__name__, "reason": str(error)})
     match error:
@@ -73,7 +141,7 @@ def ledger_problem(error: LedgerError) -> Problem:
                 repeat=b"now",
             )
         case LedgerOverloaded():
-            repeat = LATER if error.repeatable else None
+            repeat = LATER if repeatable else None
             return unavailable("overloaded", "The ledger is busy; this attempt wrote nothing.", repeat=repeat)
         case LedgerStuck():
             detail = "What the ledger was asked before does not end; this attempt wrote nothing."

@@ -14,7 +14,7 @@ import logging
 from collections import deque
 from collections.abc import Callable, Sequence
 from types import TracebackType
-from typing import Final, Self, cast
+from typing import Final, Self
 
 import asyncpg
 from asyncpg import exceptions as pg
@@ -22,9 +22,6 @@ from prometheus_client import Counter, Gauge
 
 from regions.identity import Epoch
 
-# Of refusals for overload: repetitions that edges may make for a write that was done, and at once.
-REPEATS_PER_WRITE: Final = 0.1
-REPEATS_MAX: Final = 100.0
 # How long a request waits for a free connection before it is told to come back.
 ACQUIRE_TIMEOUT_S: Final = 1.0
 # Requests that may wait for one connection each; beyond that a wait would outlast its timeout anyway.
@@ -45,15 +42,21 @@ _FAILURES: Final = Counter("palaver_ledger_failures_total", "Calls without a kno
 _log = logging.getLogger("palaver.write_api.pool")
 
 _BROKEN: Final = (OSError, EOFError, pg.PostgresConnectionError, pg.InterfaceError, pg.InternalClientError)
+# Something that a statement of this process names is not there: the agents have not migrated the ledger yet.
+_OLD_SCHEMA: Final = (
+    pg.UndefinedTableError,
+    pg.UndefinedColumnError,
+    pg.UndefinedFunctionError,
+    pg.InvalidSchemaNameError,
+)
 # Raised by the server before the procedure's COMMIT, so the write is known not to have happened.
 _REFUSED: Final = (
     pg.ReadOnlySQLTransactionError,
     pg.LockNotAvailableError,
     pg.DeadlockDetectedError,
     pg.SerializationError,
-    pg.UndefinedFunctionError,
-    pg.InvalidSchemaNameError,
     pg.InsufficientPrivilegeError,
+    *_OLD_SCHEMA,
 )
 # PostgreSQL's own errors that leave it open whether the COMMIT took place (rule 9).
 _SAYS_NOTHING: Final = (
@@ -75,19 +78,11 @@ class LedgerError(Exception):
 
 
 class LedgerUnavailable(LedgerError):
-    """Nothing was written: no connection, or a member that takes no writes."""
+    """Nothing was written: no connection, a member that takes no writes, or a schema that is too old."""
 
 
 class LedgerOverloaded(LedgerError):
-    """Nothing was written: no connection became free in time, although others did their work.
-
-    Attributes:
-        repeatable: Whether a repetition is within the budget.
-    """
-
-    def __init__(self, message: str, *, repeatable: bool = False) -> None:
-        super().__init__(message)
-        self.repeatable = repeatable
+    """Nothing was written: no connection became free in time, although others did their work."""
 
 
 class LedgerStuck(LedgerError):
@@ -98,27 +93,7 @@ class OutcomeUnknown(LedgerError):
     """The call was sent and its result is not known. The same Idempotency-Key finds out."""
 
 
-class RepeatBudget:
-    """How many refusals of an overloaded ledger may be repeated by the edges.
-
-    A tenth of the writes that were done, and a reserve for the moment after a failover, when everybody comes at once.
-    The precedents are Finagle's RetryBudget and gRPC's retry throttling; those count at the client, where the causes of
-    failures are not known.
-    """
-
-    def __init__(self) -> None:
-        self._left = REPEATS_MAX
-
-    def earn(self) -> None:
-        """Count a write that was done."""
-        self._left = min(REPEATS_MAX, self._left + REPEATS_PER_WRITE)
-
-    def spend(self) -> bool:
-        """Take one repetition; return whether there was one."""
-        if self._left < 1:
-            return False
-        self._left -= 1
-        return True
+_Result = Sequence[asyncpg.Record] | LedgerError | asyncpg.PostgresError
 
 
 class _Session:
@@ -170,9 +145,9 @@ class LedgerPool:
         self._open = 0
         self._connecting = 0
         self._waiters: deque[asyncio.Future[_Session | None]] = deque()
-        self._running: set[asyncio.Task[Sequence[asyncpg.Record] | LedgerError]] = set()
-        self._budget = RepeatBudget()
-        self._ended_at = 0.0
+        self._running: set[asyncio.Task[_Result]] = set()
+        # When a write ended last, or the first of the statements under way began.
+        self._moved_at = 0.0
         self._group = asyncio.TaskGroup()
 
     async def __aenter__(self) -> Self:
@@ -220,6 +195,8 @@ class LedgerPool:
         self, statement: str, arguments: Sequence[object], epoch: Epoch | None
     ) -> Sequence[asyncpg.Record]:
         session = await self._acquire()
+        if not self._running:
+            self._moved_at = asyncio.get_running_loop().time()
         task = self._group.create_task(self._watched(session, statement, arguments, epoch))
         self._running.add(task)
         task.add_done_callback(self._running.discard)
@@ -234,22 +211,20 @@ class LedgerPool:
 
     async def _watched(
         self, session: _Session, statement: str, arguments: Sequence[object], epoch: Epoch | None
-    ) -> Sequence[asyncpg.Record] | LedgerError:
+    ) -> _Result:
         """Run the statement and tell when its wait was cut short, whether anybody still waits for it or not."""
         session.warned = False
         try:
             result = await self._perform(session, statement, arguments)
-            if not isinstance(result, LedgerError):
-                self._ended_at = asyncio.get_running_loop().time()
-                self._budget.earn()
+            # Reads end while the ledger waits in vain for a quorum, and so do statements that it refuses.
+            if epoch is not None and not isinstance(result, BaseException):
+                self._moved_at = asyncio.get_running_loop().time()
             return result
         finally:
             if session.warned and epoch is not None:
                 self._cut_short(epoch)
 
-    async def _perform(
-        self, session: _Session, statement: str, arguments: Sequence[object]
-    ) -> Sequence[asyncpg.Record] | LedgerError:
+    async def _perform(self, session: _Session, statement: str, arguments: Sequence[object]) -> _Result:
         """Run the statement; errors are returned, so that the task group does not stop for them."""
         try:
             rows = await session.connection.fetch(statement, *arguments)
@@ -261,7 +236,7 @@ class LedgerPool:
                 # A shutdown, a cancel, a crash or a broken connection can hit after the commit record was written.
                 return self._lost(session, error)
             self._release(session)
-            return cast("LedgerError", error)
+            return error
         except _BROKEN as error:
             return self._lost(session, error)
         except BaseException:
@@ -327,10 +302,10 @@ class LedgerPool:
                 self._waiters.remove(turn)
 
     def _refused(self, reason: str) -> LedgerError:
-        """Return the error of a request that got no connection: while nothing ends, the ledger hangs."""
-        if asyncio.get_running_loop().time() - self._ended_at >= ACQUIRE_TIMEOUT_S:
-            return LedgerStuck(f"{reason}, and no call ended")
-        return LedgerOverloaded(reason, repeatable=self._budget.spend())
+        """Return the error of a request that got no connection: while no write ends, the ledger hangs."""
+        if asyncio.get_running_loop().time() - self._moved_at >= ACQUIRE_TIMEOUT_S:
+            return LedgerStuck(f"{reason}, and no write ended")
+        return LedgerOverloaded(reason)
 
     async def _connect(self) -> _Session:
         """Make a connection on a place that is already counted as open.
@@ -391,4 +366,6 @@ class LedgerPool:
 def _refusal(error: Exception) -> LedgerError:
     if isinstance(error, pg.LockNotAvailableError | pg.DeadlockDetectedError | pg.SerializationError):
         return LedgerStuck(f"{type(error).__name__}: {error}")
+    if isinstance(error, _OLD_SCHEMA):
+        return LedgerUnavailable(f"the ledger's schema is older than this process: {type(error).__name__}: {error}")
     return LedgerUnavailable(f"{type(error).__name__}: {error}")

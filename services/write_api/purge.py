@@ -1,9 +1,9 @@
 """Forgets Idempotency-Keys after a day of service, in small batches, from the leader only.
 
 Decides what a key's age is: service time, which the leader adds up from its monotonic clock and the ledger keeps
-(`palaver.service_time`), so that no wall clock, right or wrong, forgets a key (ADR 0039). Each second is counted at
-most once: what is not known to have been added counts as lost, and keys live longer. A key carries the service time
-that was stored when it was made, which is up to one step behind; it is kept for a step more than the day.
+(`palaver.service_time`), so that no wall clock, right or wrong, forgets a key (ADR 0039). A step whose result is
+unknown is never added again, so keys can only live longer. A key carries the service time that was stored when it was
+made, which is up to one step behind; it is kept for a step more than the day.
 """
 
 import asyncio
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 from typing import Final
 
+import asyncpg
 from prometheus_client import Counter, Gauge
 
 from regions.identity import Epoch
@@ -86,6 +87,8 @@ class Purge:
                 _SERVED.set(rows[0]["seconds"])
         except LedgerError as error:
             _log.info("the purge waits for the ledger", extra={"reason": str(error)})
+        except asyncpg.PostgresError as error:
+            _log.error("the ledger refuses the purge", extra={"reason": f"{type(error).__name__}: {error}"})
         if purged:
             _PURGED.inc(purged)
             _log.info("idempotency keys purged", extra={"keys": purged})

@@ -26,7 +26,7 @@ from services.api.requests import (
 from services.telemetry.tracing import sampled_traceparent
 from services.write_api.comments import require_site
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
-from services.write_api.outcomes import count, ledger_problem, position_header, refuse
+from services.write_api.outcomes import Writes, ledger_problem, position_header, refuse
 from services.write_api.pool import LedgerError, LedgerPool, LedgerUnavailable, OutcomeUnknown
 from services.write_api.site_keys import derive_api_key, derive_token_secret, hash_api_key, new_site_id
 
@@ -37,9 +37,10 @@ _READ = ledger.statement("read_site")
 class Sites:
     """The operations on sites."""
 
-    def __init__(
+    def __init__(  # noqa: PLR0913 - what it needs, and the secrets by name
         self,
         pool: LedgerPool,
+        writes: Writes,
         guard: LeadershipGuard,
         cell: CellId,
         *,
@@ -47,6 +48,7 @@ class Sites:
         derivation_secret: str,
     ) -> None:
         self._pool = pool
+        self._writes = writes
         self._guard = guard
         self._cell = cell
         self._admin_key = admin_key.encode()
@@ -63,21 +65,19 @@ class Sites:
         body = await read_body(request.receive)
         new = parse_json(models.NEW_SITE, body)
         proposed = new_site_id()
-        try:
-            row = await self._pool.call(
-                _CREATE,
-                epoch,
-                proposed,
-                new.name,
-                list(dict.fromkeys(new.origins)),
-                hash_api_key(derive_api_key(self._secret, proposed).encode()),
-                key,
-                hashlib.sha256(body).digest() if key is not None else None,
-                sampled_traceparent(),
-            )
-        except LedgerError as error:
-            raise ledger_problem(error) from error
-        outcome = count(row)
+        row = await self._writes.call(
+            _CREATE,
+            epoch,
+            proposed,
+            new.name,
+            list(dict.fromkeys(new.origins)),
+            hash_api_key(derive_api_key(self._secret, proposed).encode()),
+            key,
+            hashlib.sha256(body).digest() if key is not None else None,
+            sampled_traceparent(),
+            keyed=key is not None,
+        )
+        outcome = row["outcome"]
         if outcome not in ("created", "replayed"):
             raise refuse(outcome)
         return self._answer(row["site_id"], new.name, position_header(self._cell, epoch, row["lsn"]))

@@ -420,7 +420,9 @@ async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer
             blocker.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
             stuck = asyncio.ensure_future(api.post(site))
             await asyncio.sleep(0.05)
-            answers = await asyncio.gather(*(api.post(site) for _ in range(20)))
+            answers = await asyncio.gather(
+                *(api.post(site, {"idempotency-key": f"full-{number}"}) for number in range(20))
+            )
             blocker.rollback()
         assert problem(await stuck) == "outcome-unknown"
         assert {problem(answer) for answer in answers} == {"overloaded"}

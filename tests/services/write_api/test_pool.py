@@ -2,14 +2,32 @@
 
 import asyncio
 import contextlib
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Generator
 
+import psycopg
 import pytest
 
 from services.write_api import pool as pools
-from services.write_api.pool import LedgerPool, LedgerUnavailable
+from services.write_api.pool import LedgerOverloaded, LedgerPool, LedgerStuck, LedgerUnavailable
 from tests import servers
 from tests.services.write_api.conftest import OURS, until
+
+LONG_S = 60.0
+
+# `lock_timeout` does not end it, and a lock that is only tried is held by nobody who waits.
+UNTIL_LET_GO = """
+DO $$ BEGIN
+    WHILE NOT pg_try_advisory_xact_lock_shared(2711) LOOP PERFORM pg_sleep(0.01); END LOOP;
+END $$
+"""
+
+
+@contextlib.contextmanager
+def held(server: servers.PostgresServer) -> Generator[None]:
+    """Hold up whoever runs UNTIL_LET_GO."""
+    with psycopg.connect(server.url(), autocommit=True) as connection:
+        connection.execute("SELECT pg_advisory_lock(2711)")
+        yield
 
 
 @contextlib.asynccontextmanager
@@ -47,10 +65,14 @@ async def test_no_more_are_kept_than_the_pool_may_have(
         assert len(pids(ledger_server)) == 1
 
 
-async def test_a_burst_has_as_many_as_it_needs_one_after_the_other(ledger_server: servers.PostgresServer) -> None:
-    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=6, write_timeout_s=5) as pool:
-        burst = [asyncio.create_task(pool.fetch("SELECT pg_sleep(0.5)")) for _ in range(6)]
-        await until(lambda: len(pids(ledger_server)) == 6)
+async def test_a_burst_has_as_many_as_it_needs_one_after_the_other(
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", LONG_S)
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=6, write_timeout_s=LONG_S) as pool:
+        with held(ledger_server):
+            burst = [asyncio.create_task(pool.fetch(UNTIL_LET_GO)) for _ in range(6)]
+            await until(lambda: len(pids(ledger_server)) == 6)
         await asyncio.gather(*burst)
         # Short ones are done by the first before the next is made.
         await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(50)))
@@ -64,13 +86,49 @@ async def test_a_burst_of_short_calls_makes_few(ledger_server: servers.PostgresS
 
 
 async def test_a_burst_on_a_ledger_that_is_not_there_is_told_so_at_once(
-    ledger_server: servers.PostgresServer,
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    # Who waited for a connection would do so for longer than the test.
+    monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", 10 * LONG_S)
     url = ledger_server.url(user="palaver_writer").replace(str(ledger_server.port), str(servers.free_port()))
-    async with LedgerPool(url, size=4, write_timeout_s=5) as pool, asyncio.timeout(pools.ACQUIRE_TIMEOUT_S / 2):
+    async with LedgerPool(url, size=4, write_timeout_s=5) as pool, asyncio.timeout(LONG_S):
         answers = await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(40)), return_exceptions=True)
     assert {type(one) for one in answers} == {LedgerUnavailable}
     assert not pool.reachable
+
+
+@pytest.mark.parametrize("ends", ["SELECT 1", "SELECT 1 / 0"])
+async def test_a_ledger_whose_writes_do_not_end_is_stuck_though_other_statements_end(
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch, ends: str
+) -> None:
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=2, write_timeout_s=LONG_S) as pool:
+        with held(ledger_server):
+            write = asyncio.create_task(pool.fetch(UNTIL_LET_GO, under=1))
+            await until(lambda: len(pids(ledger_server)) == 1)
+            await asyncio.gather(pool.fetch(ends), return_exceptions=True)
+            monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", 0.1)
+            await asyncio.sleep(0.1)
+            await asyncio.gather(pool.fetch(ends), return_exceptions=True)
+            monkeypatch.setattr(pools, "WAITERS_PER_CONNECTION", 0)
+            read = asyncio.create_task(pool.fetch(UNTIL_LET_GO))
+            await asyncio.sleep(0)
+            with pytest.raises(LedgerStuck):
+                await pool.fetch("SELECT 1")
+        await asyncio.gather(write, read)
+
+
+async def test_a_ledger_whose_writes_have_only_begun_is_overloaded(
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(pools, "WAITERS_PER_CONNECTION", 0)
+    async with LedgerPool(ledger_server.url(user="palaver_writer"), size=1, write_timeout_s=LONG_S) as pool:
+        monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", LONG_S)
+        with held(ledger_server):
+            write = asyncio.create_task(pool.fetch(UNTIL_LET_GO, under=1))
+            await until(lambda: len(pids(ledger_server)) == 1)
+            with pytest.raises(LedgerOverloaded):
+                await pool.fetch("SELECT 1")
+        await write
 
 
 def pids(server: servers.PostgresServer) -> set[int]:

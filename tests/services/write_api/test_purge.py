@@ -1,17 +1,22 @@
 """How long an Idempotency-Key is remembered: by service time, whatever clocks say."""
 
+import logging
 import re
+import shutil
 import uuid
 from collections.abc import Generator
+from pathlib import Path
 from typing import Any
 
 import psycopg
 import pytest
 
 from services import ledger
+from services.schema.migration import migrate_database
+from services.write_api.pool import LedgerUnavailable
 from services.write_api.purge import BATCH_ROWS, INTERVAL_S, KEPT_S, STEP_S_MAX, Purge, ServiceClock
 from tests import servers
-from tests.services.write_api.conftest import Api
+from tests.services.write_api.conftest import Api, write_api
 
 DAY_S = 24 * 3600
 
@@ -117,6 +122,66 @@ async def test_an_epoch_that_is_over_adds_nothing(api: Api, ledger_server: serve
     clock.now_s += 60
     await purge.round(77)
     assert ledger_server.sql("SELECT seconds FROM palaver.service_time") == before
+
+
+@pytest.fixture
+def first_schema(tmp_path: Path) -> Generator[servers.PostgresServer]:
+    """A ledger as the release before migrated it: only an agent of this release brings it to the newest schema."""
+    folder = Path(ledger.__file__).parent
+    scripts = tmp_path / "migrations"
+    shutil.copytree(folder / "migrations", scripts, ignore=shutil.ignore_patterns("v0002_*"))
+    grants = tmp_path / "grants.sql"
+    lines = (folder / "grants.sql").read_text().splitlines(keepends=True)
+    grants.write_text("".join(line for line in lines if "palaver.service_time" not in line))
+    with servers.postgres() as server:
+        server.sql("CREATE ROLE palaver_writer LOGIN PASSWORD 'throwaway'")
+        repeatable = [*sorted((folder / "procedures").glob("*.sql")), grants]
+        migrate_database(server.url(), scripts=scripts, repeatable=repeatable)
+        server.sql("INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (1, gen_random_uuid(), 'us-east')")
+        yield server
+
+
+@pytest.mark.integration
+async def test_a_write_api_on_a_ledger_of_the_release_before_serves_and_begins_to_purge_when_that_is_migrated(
+    first_schema: servers.PostgresServer, caplog: pytest.LogCaptureFixture
+) -> None:
+    caplog.set_level(logging.INFO)
+    async with write_api(first_schema.url(user="palaver_writer")) as api:
+        clock = Clock()
+        purge = Purge(api.pool, ServiceClock(clock))
+        await purge.round(1)
+        clock.now_s += 60
+        assert await purge.round(1) == 0
+        for text in ("add_service_time", "purge_idempotency_keys"):
+            with pytest.raises(LedgerUnavailable, match="schema"):
+                await api.pool.fetch(ledger.statement(text), *(1, 1, 1))
+        waits = [record for record in caplog.records if record.message == "the purge waits for the ledger"]
+        assert ["older than this process" in vars(record)["reason"] for record in waits] == [True, True]
+        await serves_all(api)
+        ledger.migrate(first_schema.url())
+        clock.now_s += 60
+        await purge.round(1)
+        assert first_schema.sql("SELECT seconds FROM palaver.service_time") == [(60,)]
+        # What no migration mends ends no process either.
+        first_schema.sql("UPDATE palaver.service_time SET seconds = 9223372036854775807")
+        clock.now_s += 60
+        assert await purge.round(1) == 0
+        assert "the ledger refuses the purge" in caplog.messages
+        await serves_all(api)
+
+
+async def serves_all(api: Api) -> None:
+    site = await api.site()
+    posted = await api.post(site["id"], {"idempotency-key": "k"})
+    assert (posted.status_code, (await api.post(site["id"], {"idempotency-key": "k"})).content) == (201, posted.content)
+    address, own = posted.headers["location"], {"authorization": f"Bearer {site['api_key']}", "if-match": "*"}
+    answers = [
+        await api.http.get(f"/v1/sites/{site['id']}", headers={**own, "origin": "https://example.com"}),
+        await api.http.patch(address, json={"body": "x"}, headers=own),
+        await api.http.delete(address, headers=own),
+    ]
+    assert [answer.status_code for answer in answers] == [200, 200, 204]
+    assert answers[0].headers["access-control-allow-origin"] == "https://example.com"
 
 
 @pytest.fixture
