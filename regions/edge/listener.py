@@ -8,7 +8,7 @@ peer on loopback or in a private network, which is where a client may be; its gu
 from typing import Any
 
 from regions.edge.messages import EXTENSIONS, duration, file_source, socket_address
-from regions.edge.replies import WRITE_METHODS, local_reply_config
+from regions.edge.replies import READ_METHODS, SITE_PATH, WRITE_METHODS, local_reply_config
 from regions.edge.settings import EdgeSettings
 
 EPOCH_HEADER = "palaver-epoch"
@@ -132,7 +132,7 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
 
 
 def _sanitizing() -> dict[str, Any]:
-    """Remove what is not a client's to say before the connection manager reads it."""
+    """Remove internal and x-envoy-* headers before Envoy evaluates them."""
     mutations = [_remove_prefix(ENVOY_PREFIX), *({"remove": name} for name in INTERNAL_HEADERS)]
     return {
         "name": "envoy.http.early_header_mutation.header_mutation",
@@ -174,13 +174,18 @@ def _connections(settings: EdgeSettings) -> dict[str, Any]:
 
 def _rates(settings: EdgeSettings) -> list[dict[str, Any]]:
     """Refuse what one address asks beyond its rates with 429."""
+    # Reads that the leader answers cost it what a write does; the two kinds of a request are never one.
+    is_site = {"name": ":path", "string_match": {"safe_regex": {"regex": rf"{SITE_PATH}(\?.*)?"}}}
+    is_read = {"name": ":method", "string_match": {"safe_regex": {"regex": READ_METHODS}}}
+    site = {"header_value_match": {"descriptor_value": "write", "headers": [is_read, is_site]}}
     address = {"masked_remote_address": {"v6_prefix_mask_len": NETWORK_BITS_IPV6}}
     is_write = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
     write = {"header_value_match": {"descriptor_value": "write", "headers": [is_write]}}
     by_address = {"key": "masked_remote_address"}
-    all_limits: list[tuple[int, list[dict[str, Any]], list[dict[str, Any]]]] = [
-        (settings.client_requests_per_s, [address], [by_address]),
-        (settings.client_writes_per_s, [write, address], [{"key": "header_match", "value": "write"}, by_address]),
+    of_writes = [{"key": "header_match", "value": "write"}, by_address]
+    all_limits: list[tuple[int, list[list[dict[str, Any]]], list[dict[str, Any]]]] = [
+        (settings.client_requests_per_s, [[address]], [by_address]),
+        (settings.client_writes_per_s, [[write, address], [site, address]], of_writes),
     ]
     limits = [limit for limit in all_limits if limit[0]]
     if not limits:
@@ -194,7 +199,7 @@ def _rates(settings: EdgeSettings) -> list[dict[str, Any]]:
         "always_consume_default_token_bucket": False,
         "filter_enabled": {"default_value": always},
         "filter_enforced": {"default_value": always},
-        "rate_limits": [{"actions": actions} for _, actions, _ in limits],
+        "rate_limits": [{"actions": actions} for _, kinds, _ in limits for actions in kinds],
         "descriptors": [{"entries": entries, "token_bucket": _bucket(rate)} for rate, _, entries in limits],
         "max_dynamic_descriptors": CLIENTS_COUNTED_MAX,
     }

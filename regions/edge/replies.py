@@ -21,6 +21,9 @@ METHODS = "^(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS)$"
 SITE_PATH = "/v1/sites/[^/?]+"
 """Where the leader answers reads, too: of a site, whose keys the ledger alone knows."""
 
+PREVIEW_PATH = "/v1/sites/[^/?]+/preview"
+"""What is sent as a write is, and is answered by the region as a read is."""
+
 CORS_HEADERS = {
     "access-control-allow-origin": "*",
     "access-control-expose-headers": "allow, etag, link, location, palaver-consistency, palaver-position, retry-after,"
@@ -87,6 +90,15 @@ LOCAL_REPLIES = (
         title="Too many requests are waiting",
         detail="This region is busy; nothing was done. Send the request again.",
         flags=OVERLOADED,
+    ),
+    LocalReply(
+        when=(502, 503, 504),
+        status=503,
+        slug="view-unavailable",
+        title="The view cannot be reached",
+        detail="No region answers previews at this moment. Send the request again.",
+        methods="^POST$",
+        path=PREVIEW_PATH,
     ),
     LocalReply(
         when=(502, 503, 504),

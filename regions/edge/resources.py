@@ -20,7 +20,7 @@ import orjson
 
 from regions.edge.listener import EPOCH_HEADER, REPEAT_HEADER, listener
 from regions.edge.messages import CONFIG, EXTENSIONS, duration, file_source, socket_address
-from regions.edge.replies import METHODS, READ_METHODS, SITE_PATH, WRITE_METHODS
+from regions.edge.replies import METHODS, PREVIEW_PATH, READ_METHODS, SITE_PATH, WRITE_METHODS
 from regions.edge.settings import EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -43,8 +43,8 @@ WRITE_LATER_S_MAX = 5.0
 WRITE_WITH_RETRIES_S = 12.0
 WRITE_RETRIES_MAX = 60
 WRITE_BACK_OFF_S = (0.025, 0.3)
-"""The first pause is 12 ms at the mean, so that who was refused by a leader that hands over waits where the next one
-begins. From the fourth on they are 0.15 s: sixty are about 9 s, longer than a failover may take."""
+"""The mean first pause is 12 ms: the repetition then waits at the next leader, not at the edge. From the fourth on they
+are 0.15 s: sixty are about 9 s, longer than a failover may take."""
 
 READ_S = 0.25
 SESSION_READ_S = 2.5
@@ -54,7 +54,6 @@ READ_RETRIES_MAX = 2
 that carries a position may wait a second for the view, and a strong one for the leader's proof before that, so these
 are given more time first."""
 
-PREVIEW_PATH = "/v1/sites/[^/]+/preview"
 PREVIEW_S = 2.5
 """One that waits for its turn takes a fifth of a second."""
 
@@ -211,33 +210,39 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     }
     if leadership is None:
         return [{"match": match, "direct_response": {"status": 503}} for match in (site, _any_path(method))]
-    key = {"name": "idempotency-key", "present_match": True}
+    # The write API takes keys with posts alone: a second attempt of another write may be a second write (ADR 0035).
+    keyed = [
+        {"name": ":method", "string_match": {"exact": "POST"}},
+        {"name": "idempotency-key", "present_match": True},
+    ]
     epoch = {
         "header": {"key": EPOCH_HEADER, "value": str(leadership.epoch)},
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
     to_leader: dict[str, Any] = {"cluster": write_cluster(leadership.leader)}
-    first_s, last_s = WRITE_BACK_OFF_S
-    retried = to_leader | {
-        "timeout": duration(WRITE_WITH_RETRIES_S),
-        "retry_policy": {
-            "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
-            # A 503 is repeated when the write API says that a repetition may mend it, and not before it says.
-            "retriable_headers": [{"name": REPEAT_HEADER, "present_match": True}],
-            "rate_limited_retry_back_off": {
-                "reset_headers": [{"name": REPEAT_HEADER, "format": "SECONDS"}],
-                "max_interval": duration(WRITE_LATER_S_MAX),
-            },
-            "num_retries": WRITE_RETRIES_MAX,
-            "per_try_timeout": duration(WRITE_AGAIN_S),
-            "retry_priority": _RETRY_PRIORITY,
-            "retry_back_off": {"base_interval": duration(first_s), "max_interval": duration(last_s)},
-        },
-    }
-    # Without a key a second attempt could be a second comment.
+    keyed_post = to_leader | {"timeout": duration(WRITE_WITH_RETRIES_S), "retry_policy": _repeats(WRITE_RETRIES_MAX)}
+    site_read = to_leader | {"timeout": duration(READ_WITH_RETRIES_S), "retry_policy": _repeats(READ_RETRIES_MAX)}
     once = to_leader | {"timeout": duration(WRITE_S)}
-    matches = [(site, retried), (_any_path(method, key), retried), (_any_path(method), once)]
+    matches = [(site, site_read), (_any_path(*keyed), keyed_post), (_any_path(method), once)]
     return [{"match": match, "route": route, "request_headers_to_add": [epoch]} for match, route in matches]
+
+
+def _repeats(times: int) -> dict[str, Any]:
+    """Return how often the leader of the moment is asked again."""
+    first_s, last_s = WRITE_BACK_OFF_S
+    return {
+        "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
+        # A 503 is repeated when the write API says that a repetition may mend it, and not before it says.
+        "retriable_headers": [{"name": REPEAT_HEADER, "present_match": True}],
+        "rate_limited_retry_back_off": {
+            "reset_headers": [{"name": REPEAT_HEADER, "format": "SECONDS"}],
+            "max_interval": duration(WRITE_LATER_S_MAX),
+        },
+        "num_retries": times,
+        "per_try_timeout": duration(WRITE_AGAIN_S),
+        "retry_priority": _RETRY_PRIORITY,
+        "retry_back_off": {"base_interval": duration(first_s), "max_interval": duration(last_s)},
+    }
 
 
 def _any_path(*headers: dict[str, Any]) -> dict[str, Any]:

@@ -184,7 +184,8 @@ def _responses(operation: Operation, names: dict[type[BaseModel], str]) -> dict[
 def _edge_problems(operation: Operation) -> tuple[str, ...]:
     if operation.at_leader:
         return EDGE_LEADER_PROBLEMS
-    return EDGE_READ_PROBLEMS if operation.method in {"GET", "OPTIONS"} else EDGE_WRITE_PROBLEMS
+    reads = operation.in_region or operation.method in {"GET", "OPTIONS"}
+    return EDGE_READ_PROBLEMS if reads else EDGE_WRITE_PROBLEMS
 
 
 def _said_with_nothing(operation: Operation) -> tuple[str, ...]:

@@ -63,6 +63,7 @@ class Operation:
         problems: Slugs beside those that every operation can answer with.
         security: `admin`, `site` or None: whose key it takes.
         at_leader: Whether the leader's write API answers it, as it does all that write.
+        in_region: Whether the region's read API answers it, as it does all that read.
     """
 
     method: str
@@ -80,6 +81,7 @@ class Operation:
     problems: tuple[str, ...] = ()
     security: str | None = None
     at_leader: bool = False
+    in_region: bool = False
     media_type: str = field(default="application/json")
 
 
@@ -329,6 +331,7 @@ OPERATIONS: Final = (
         answer=models.Preview,
         answer_example={"html": "<p>I <em>like</em> this.</p>"},
         problems=("unknown-site", "body-too-long", "malformed-request", "overloaded", *_BODY_PROBLEMS),
+        in_region=True,
     ),
     Operation(
         method="GET",

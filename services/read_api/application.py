@@ -5,11 +5,11 @@ from collections.abc import Callable, Sequence
 from regions.identity import CellId
 from services.api.application import add_endpoint, fastapi_application, public_application
 from services.api.markdown import HtmlCache
+from services.api.previews import PREVIEW_TEMPLATE, Previews
 from services.api.site_origins import SiteOrigins
 from services.read_api.freshness import Freshness
 from services.read_api.memory import PageMemory
 from services.read_api.pages import Pages
-from services.read_api.previews import Previews
 from services.read_api.reads import Reads, docs, openapi
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
@@ -48,7 +48,7 @@ def read_application(  # noqa: PLR0913 - the composition root hands over what it
     app = fastapi_application("Palaver read API", missing)
     add_endpoint(app, "GET", "/v1/sites/{site}/comments/{comment}", reads.comment)
     add_endpoint(app, "GET", "/v1/sites/{site}/counts", reads.counts)
-    add_endpoint(app, "POST", "/v1/sites/{site}/preview", Previews(body_chars_max=settings.body_chars_max).preview)
+    add_endpoint(app, "POST", PREVIEW_TEMPLATE, Previews(body_chars_max=settings.body_chars_max).preview)
     add_endpoint(app, "GET", "/v1/openapi.json", openapi)
     add_endpoint(app, "GET", "/docs", docs)
     return public_application(

@@ -7,6 +7,7 @@ from regions.identity import CellId
 from services import ledger
 from services.api.application import add_endpoint, fastapi_application, public_application
 from services.api.leader_port import STRONG_POSITION_PATH
+from services.api.previews import PREVIEW_TEMPLATE, Previews
 from services.api.site_origins import SiteOrigins
 from services.telemetry.middleware import AsgiApp
 from services.telemetry.tracing import Tracing
@@ -50,6 +51,8 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     add_endpoint(app, "GET", "/v1/sites/{site}", sites.read)
     add_endpoint(app, "PATCH", "/v1/sites/{site}/comments/{comment}", comments.edit)
     add_endpoint(app, "DELETE", "/v1/sites/{site}/comments/{comment}", comments.delete)
+    # Edges of the release before send previews here; the next release does without.
+    add_endpoint(app, "POST", PREVIEW_TEMPLATE, Previews(body_chars_max=settings.body_chars_max).preview)
 
     async def load_origins(site: UUID) -> Sequence[str] | None:
         rows = await pool.fetch(_ORIGINS, site)

@@ -288,6 +288,24 @@ async def test_preview_is_answered_in_its_region_whoever_leads(stand: EdgeStand)
             assert (request.path, request.body) == (path, b"body")
 
 
+async def test_preview_that_no_region_answers_is_not_told_of_as_a_write(stand: EdgeStand) -> None:
+    path = "/v1/sites/01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11/preview"
+    reads = [stand.backends[f"read_api {name}"] for name in ("us-east", "eu-west", "ap-south")]
+    frozen = asyncio.Event()
+    for backend in reads:
+        backend.frozen = frozen
+    answers = [await stand.client.post(path, headers=KEY, content=b"body")]
+    for backend in reads:
+        await backend.stop()
+    for leads in (None, leadership("eu-west", 7)):
+        await stand.feed.tell(leads, stand.admin)
+        answers += [await stand.client.post(path + query, content=b"body") for query in ("", "?x=1")]
+    for answer in answers:
+        assert (answer.status_code, problem_slug(answer)) == (503, "view-unavailable")
+        assert answer.headers["retry-after"] == "1"
+        assert "Idempotency-Key" not in answer.json()["detail"]
+
+
 async def test_nobody_leads_yet(stand: EdgeStand) -> None:
     await stand.feed.tell(None, stand.admin)
     for headers in ({}, KEY):

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import time
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -174,6 +175,18 @@ async def test_writes_of_an_address_have_a_rate_of_their_own() -> None:
         answers = await asked(stand, 30, "POST")
         assert sum(answer.status_code == 429 for answer in answers) >= 10
         assert {answer.status_code for answer in await asked(stand, 20)} == {200}
+
+
+async def test_reads_that_the_leader_answers_count_as_writes() -> None:
+    async with edge_stand(client_requests_per_s=1_000, client_writes_per_s=1) as stand:
+        began = time.monotonic()
+        answers = await asked(stand, 20, "POST")
+        for path in ("/v1/sites/x", "/v1/sites/x?y=1"):
+            answers += [await stand.client.get(path) for _ in range(20)]
+        # One bucket, which holds two when it is full and gets one each second.
+        assert sum(answer.status_code == 200 for answer in answers) <= 3 + time.monotonic() - began
+        others = [await stand.client.get(path) for path in ("/v1/sites", "/v1/sites/x/counts") for _ in range(10)]
+        assert {answer.status_code for answer in others} == {200}
 
 
 async def test_client_without_limits_is_never_refused(stand: EdgeStand) -> None:

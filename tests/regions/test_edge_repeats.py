@@ -6,7 +6,7 @@ from collections.abc import AsyncGenerator
 
 import pytest
 
-from tests.regions.edge_stand import EdgeStand, Request, edge_stand
+from tests.regions.edge_stand import EdgeStand, Request, edge_stand, problem_slug
 
 pytestmark = pytest.mark.integration
 
@@ -46,6 +46,30 @@ async def test_refusal_is_repeated_when_the_write_api_says(stand: EdgeStand) -> 
     assert "palaver-repeat" not in answer.headers
     assert len(came) == 2
     assert came[1] - came[0] >= 1.0
+
+
+async def refuses(_: Request) -> tuple[int, bytes]:
+    return 503, b"later"
+
+
+@pytest.mark.parametrize("method", ["PUT", "PATCH", "DELETE"])
+async def test_request_whose_key_the_write_api_ignores_is_sent_once(stand: EdgeStand, method: str) -> None:
+    leader = stand.backends["write_api us-east"]
+    leader.answer, leader.refusal_headers = refuses, {"palaver-repeat": "now"}
+    answer = await stand.client.request(method, "/v1/x", headers={**KEY, "if-match": "*"})
+    assert (answer.status_code, answer.text) == (503, "later")
+    await leader.stop()
+    answer = await stand.client.request(method, "/v1/x", headers=KEY)
+    assert (answer.status_code, problem_slug(answer)) == (503, "ledger-unavailable")
+    assert len(leader.requests) == 1
+
+
+async def test_read_that_the_leader_answers_is_repeated_as_seldom_as_any_read(stand: EdgeStand) -> None:
+    leader = stand.backends["write_api us-east"]
+    leader.answer, leader.refusal_headers = refuses, {"palaver-repeat": "now"}
+    answer = await stand.client.get("/v1/sites/x", headers=KEY)
+    assert (answer.status_code, answer.text) == (503, "later")
+    assert len(leader.requests) == 3
 
 
 async def test_leader_that_hangs_has_each_write_once_at_a_time(stand: EdgeStand) -> None:

@@ -10,8 +10,8 @@ import pytest
 
 from regions.identity import CellId
 from regions.position import Position, encode_token
+from services.api import previews
 from services.api.operations import OPERATIONS
-from services.read_api import previews
 from services.read_api.freshness import Freshness
 from services.read_api.invalidations import follow_invalidations
 from services.read_api.memory import PageMemory

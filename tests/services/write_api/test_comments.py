@@ -413,6 +413,15 @@ def waiting_for_nobody(ledger_server: servers.PostgresServer) -> Generator[None]
         ledger_server.sql("SELECT pg_reload_conf()")
 
 
+async def test_a_preview_that_an_edge_of_the_release_before_sends_here_is_rendered(api: Api) -> None:
+    path = f"/v1/sites/{UNKNOWN}/preview"
+    api.leadership = None  # it needs no leader
+    answer = await api.http.post(path, json={"body": "**b**"}, headers={"palaver-epoch": "7"})
+    assert (answer.status_code, answer.json()) == (200, {"html": "<p><strong>b</strong></p>"})
+    long = await api.http.post(path, json={"body": "x" * 1001})
+    assert (long.status_code, problem(long)) == (422, "body-too-long")
+
+
 async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer) -> None:
     async with write_api(ledger_server.url(user="palaver_writer"), pool_size=1, write_timeout_s=0.1) as api:
         site = (await api.site())["id"]

@@ -1,5 +1,7 @@
 """Previews of comments: Markdown in, HTML out, answered in the region that was asked.
 
+The read APIs answer them. A write API does as well, for edges of the release before, which send them there.
+
 Decides how many are rendered at a time: a preview changes nothing and anybody may ask for one, so that it must not take
 the processors from the reads beside it.
 """
@@ -12,10 +14,12 @@ from fastapi import Request, Response
 
 from services.api import models
 from services.api.comment_body import check_body
+from services.api.cors import parse_uuid
 from services.api.markdown import render_aside
-from services.api.problems import unavailable
+from services.api.problems import Problem, unavailable
 from services.api.requests import header, parse_idempotency_key, parse_json, read_body, require_json
-from services.read_api.pages import parse_site
+
+PREVIEW_TEMPLATE: Final = "/v1/sites/{site}/preview"
 
 RENDERED_AT_A_TIME_MAX: Final = 2
 """Native code renders without the interpreter's lock: two leave the loop its share of a small machine."""
@@ -35,7 +39,8 @@ class Previews:
     async def preview(self, request: Request) -> Response:
         """`POST /v1/sites/{site}/preview`: changes nothing, so that any site may be named."""
         scope = request.scope
-        parse_site(request.path_params["site"])
+        if parse_uuid(request.path_params["site"]) is None:
+            raise Problem("unknown-site", "No site has this id.")
         parse_idempotency_key(header(scope, b"idempotency-key"))
         require_json(header(scope, b"content-type"))
         new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
