@@ -9,6 +9,7 @@ A page is kept in two encodings: as JSON, and gzipped from the first time somebo
 five- to tenfold, which is what readers on a slow network wait for and what every proxy on the way copies.
 """
 
+import sys
 import time
 import zlib
 from collections import OrderedDict
@@ -22,7 +23,7 @@ from services.read_api.page import Page
 from services.telemetry.middleware import Scope
 from services.telemetry.ready_protocol import header_lines
 
-# Beside the bytes: small pages are bounded by their number, whose bookkeeping takes about a kilobyte each.
+# Small pages are bounded by their number; the objects of one take about a kilobyte beside its texts.
 ENTRIES_MAX: Final = 8192
 ENTRY_BYTES: Final = 1024
 
@@ -47,6 +48,7 @@ class Entry:
     """A kept page with the headers that never change.
 
     Attributes:
+        request: What it is kept under.
         claim: What the page has at least, as of when it was read.
         ends_s: When its life ends if it is kept, in seconds of the memory's clock.
         plain: The page as JSON.
@@ -54,6 +56,7 @@ class Entry:
     """
 
     page: Page
+    request: Request
     thread: Thread
     claim: Claim
     ends_s: float = 0.0
@@ -70,9 +73,10 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes."""
-        gzipped = 0 if self.gzipped is None else len(self.gzipped.body)
-        return len(self.page.body) + gzipped + ENTRY_BYTES
+        """Bytes that it takes, with the texts of the client under which it is kept."""
+        gzipped = 0 if self.gzipped is None else self.gzipped.size
+        key = sum(map(sys.getsizeof, (*self.request, self.thread[1])))
+        return self.plain.size + gzipped + len(self.page.link) + key + ENTRY_BYTES
 
     def gzip(self) -> "Encoded":
         """Return the page gzipped; takes about a millisecond for 100 kB, and may run in a thread.
@@ -103,6 +107,11 @@ class Encoded:
     def __post_init__(self) -> None:
         object.__setattr__(self, "head", b"HTTP/1.1 200 OK\r\n" + header_lines(self.headers))
         object.__setattr__(self, "not_modified", b"HTTP/1.1 304 Not Modified\r\n" + header_lines(self.headers[2:]))
+
+    @property
+    def size(self) -> int:
+        """Bytes that it takes."""
+        return len(self.body) + len(self.head) + len(self.not_modified)
 
 
 def gzip_etag(etag: bytes) -> bytes:
@@ -151,7 +160,7 @@ class PageMemory:
         """Begin empty.
 
         Args:
-            bytes_max: Bytes of pages.
+            bytes_max: Bytes of pages, with their headers and what they are kept under.
             entries_max: Number of pages.
             life_s: How long a page is kept at most.
             now: Seconds of a clock that does not jump.
@@ -206,7 +215,9 @@ class PageMemory:
 
     def keep(self, request: Request, build: Build, page: Page, claim: Claim) -> Entry:
         """Return the entry of a page, kept when it may be. Must be called before `end`."""
-        entry = Entry(page=page, thread=build.thread, claim=claim, ends_s=self._now() + self._life_s)
+        entry = Entry(
+            page=page, request=request, thread=build.thread, claim=claim, ends_s=self._now() + self._life_s
+        )
         if self.may_keep(build, page):
             self._drop(request)
             self._entries[request] = entry
@@ -220,7 +231,7 @@ class PageMemory:
         if self._entries.get(request) is not entry or entry.gzipped is not None:
             return
         entry.gzipped = encoded
-        self._bytes += len(encoded.body)
+        self._bytes += encoded.size
         self._make_room()
 
     def invalidate(self, thread: Thread, version: int) -> None:

@@ -127,11 +127,16 @@ def _wishes_of(target: bytes, headers: Headers) -> dict[bytes, bytes] | None:
     return said
 
 
-@lru_cache(maxsize=_TOKENS_MAX)
 def _position_of(token: bytes) -> tuple[CellId, Position] | None:
-    """Return the cell and the position of a token as an answer gave it; None for anything else."""
-    if len(token) > TOKEN_BYTES_MAX:
-        return None
+    """Return the cell and the position of a token as an answer gave it; None for anything else.
+
+    The length is checked before the cache: a key of the cache stays in memory, whatever its value is.
+    """
+    return None if len(token) > TOKEN_BYTES_MAX else _decoded(token)
+
+
+@lru_cache(maxsize=_TOKENS_MAX)
+def _decoded(token: bytes) -> tuple[CellId, Position] | None:
     try:
         return decode_token(token.decode("ascii"))
     except (InvalidPosition, UnicodeDecodeError):

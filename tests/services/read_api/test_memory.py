@@ -5,7 +5,7 @@ import uuid
 import pytest
 
 from services.read_api.claim import NOTHING
-from services.read_api.memory import PageMemory
+from services.read_api.memory import PageMemory, Request, Thread
 from services.read_api.page import Page
 
 THREAD = (uuid.UUID(int=1), "thread")
@@ -68,4 +68,31 @@ def test_a_page_lives_for_a_bounded_time_whatever_is_heard() -> None:
         assert memory.get(REQUEST) is not None
     now_s = 60.0
     assert memory.get(REQUEST) is None
+    assert memory.bytes == 0
+
+
+LONG = "x" * 30_000
+
+
+@pytest.mark.parametrize(
+    ("request_", "thread", "link"),
+    [
+        (("/" + LONG, b""), THREAD, b""),
+        (("/", LONG.encode()), THREAD, b""),
+        (REQUEST, (THREAD[0], LONG), b""),
+        (REQUEST, THREAD, LONG.encode()),
+    ],
+    ids=["path", "query", "thread", "link"],
+)
+def test_every_text_of_a_client_that_a_page_keeps_counts(request_: Request, thread: Thread, link: bytes) -> None:
+    memory = PageMemory(bytes_max=10**6, life_s=60)
+    memory.hear()
+    requests = [(request_[0], request_[1] + b"%d" % number) for number in range(100)]
+    for request in requests:
+        build = memory.begin(thread)
+        entry = memory.keep(request, build, Page(body=b"{}", etag=b'"1"', link=link, version=1), NOTHING)
+        memory.end(build)
+        memory.keep_gzipped(request, entry, entry.gzip())
+    assert sum(memory.get(request) is not None for request in requests) <= 33
+    memory.invalidate(thread, 2)
     assert memory.bytes == 0

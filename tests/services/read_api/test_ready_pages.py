@@ -3,6 +3,7 @@
 import asyncio
 import contextlib
 import socket
+import tracemalloc
 from collections.abc import AsyncGenerator
 from typing import Any
 
@@ -177,6 +178,22 @@ async def test_a_page_of_the_sites_own_origin_is_marked_for_it(stand: Stand) -> 
     answer = await stand.both(stand.get(f"Origin: {ORIGIN}"))
     assert stand.counting.answered == 1
     assert f"access-control-allow-origin: {ORIGIN}".encode() in answer
+
+
+async def test_no_long_header_of_a_client_stays_in_memory(stand: Stand) -> None:
+    ready, target = stand.counting.ready, stand.path.encode()
+    for name in (
+        b"palaver-position", b"accept-encoding", b"if-none-match", b"origin", b"x-request-id", b"traceparent"
+    ):  # fmt: skip
+        ready(target, [(name, b"x" * 60_000)])
+        tracemalloc.start()
+        try:
+            for number in range(50):
+                ready(target, [(name, (b"%02d" % number) * 30_000)])
+            kept, _ = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        assert kept < 1_000_000, name
 
 
 LEFT: list[dict[str, Any]] = [
