@@ -215,9 +215,7 @@ class PageMemory:
 
     def keep(self, request: Request, build: Build, page: Page, claim: Claim) -> Entry:
         """Return the entry of a page, kept when it may be. Must be called before `end`."""
-        entry = Entry(
-            page=page, request=request, thread=build.thread, claim=claim, ends_s=self._now() + self._life_s
-        )
+        entry = Entry(page=page, request=request, thread=build.thread, claim=claim, ends_s=self._now() + self._life_s)
         if self.may_keep(build, page):
             self._drop(request)
             self._entries[request] = entry

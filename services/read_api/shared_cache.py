@@ -87,8 +87,8 @@ class SharedCache:
             return
         try:
             await self._store(
-                keys=[cache.thread_key(self.generation, *thread)],
-                args=[page.version, field, _encode(page), self._page_life_s, cache.FIELDS_MAX],
+                keys=[cache.thread_key(self.generation, *thread), cache.version_key(self.generation, *thread)],
+                args=cache.store_arguments(page.version, field, _encode(page), self._page_life_s),
             )
         except _FAILED as error:
             self._shun(error)

@@ -1,8 +1,9 @@
 """The protocol of the page cache: Redis keys, scripts and messages that the writer and the readers share.
 
-Decides how a page that was read before a change can never be found after it: a thread's hash carries the
+Decides how a page that was read before a change can never be found after it: beside the hash of a thread's pages is the
 version of its newest change, the store script refuses older pages, and every change leaves its version behind
-(`INVALIDATE_SCRIPT`) before it is announced. Refuses to know connections and page contents.
+(`INVALIDATE_SCRIPT`) before it is announced. The version has a life of its own, which is longer than that of the pages.
+Refuses to know connections and page contents.
 
 The writer (replicator) runs `BEGIN_SCRIPT` when it starts, when Redis was away, and each time apply begins at a
 checkpoint: what was committed before may have been announced by nobody. Redis must not evict the generation:
@@ -28,9 +29,9 @@ import orjson
 
 GENERATION_KEY: Final = "palaver:generation"
 CHANNEL: Final = "palaver:invalidate"
-VERSION_FIELD: Final = "version"
 
-# Longer than any reader holds a page between its read and its store: a version outlives late writers.
+# Longer than any reader holds a page between its read and its store: a version outlives late writers. No page lives
+# longer (PALAVER_PAGE_LIFE_S), and each store begins the life of the version again.
 TOMBSTONE_TTL_S: Final = 3600
 # Different queries of one thread that are kept; more than a page's widgets ask for, less than a crawler does.
 FIELDS_MAX: Final = 64
@@ -44,7 +45,7 @@ SILENCE_S_MAX: Final = 3.0
 
 _FOLDER: Final = Path(__file__).parent / "lua"
 STORE_SCRIPT: Final = (_FOLDER / "store.lua").read_text("utf-8")
-"""KEYS: thread_key. ARGV: version, field, bytes, seconds that a page lives, FIELDS_MAX. Returns 1 when stored."""
+"""KEYS: `thread_key`, `version_key`. ARGV: see `store_arguments`. Returns 1 when stored."""
 INVALIDATE_SCRIPT: Final = (_FOLDER / "invalidate.lua").read_text("utf-8")
 """KEYS: GENERATION_KEY. ARGV: see `invalidate_arguments`. Fails when there is no generation."""
 BEGIN_SCRIPT: Final = (_FOLDER / "begin_generation.lua").read_text("utf-8")
@@ -95,6 +96,17 @@ def thread_key(generation: int, site: UUID, key: str) -> str:
     return f"palaver:{generation}:thread:{_thread_name(site, key)}"
 
 
+def version_key(generation: int, site: UUID, key: str) -> str:
+    """Return the Redis key of the version of a thread's newest change."""
+    return f"{thread_key(generation, site, key)}:version"
+
+
+def store_arguments(version: int, field: str, page: bytes, life_s: int) -> list[str | bytes | int]:
+    """Return the ARGV of `STORE_SCRIPT`: a page, what it is an answer to, and the seconds that it lives."""
+    assert life_s <= TOMBSTONE_TTL_S, life_s
+    return [version, field, page, life_s, FIELDS_MAX, TOMBSTONE_TTL_S]
+
+
 def invalidate_arguments(invalidations: Sequence[Invalidation], messages: Sequence[bytes]) -> list[str | bytes | int]:
     """Return the ARGV of `INVALIDATE_SCRIPT`: threads, at most INVALIDATIONS_MAX, and what to publish after them."""
     assert len(invalidations) <= INVALIDATIONS_MAX, len(invalidations)
@@ -107,11 +119,6 @@ def encode_invalidations(invalidations: Iterable[Invalidation]) -> bytes:
     rows = [{"site": str(i.site), "key": i.key, "version": i.version} for i in invalidations]
     assert 0 < len(rows) <= INVALIDATIONS_MAX, len(rows)
     return orjson.dumps(rows)
-
-
-def encode_flush(generation: int) -> bytes:
-    """Return the message that voids everything kept under older generations."""
-    return orjson.dumps({"flush": generation})
 
 
 def encode_applied(position: str, fresh_at_us: int) -> bytes:

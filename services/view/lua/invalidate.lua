@@ -12,12 +12,11 @@ local messages = tonumber(ARGV[3])
 for i = 4 + messages, #ARGV, 2 do
   local key = 'palaver:' .. generation .. ':thread:' .. ARGV[i]
   local version = ARGV[i + 1]
-  local kept = redis.call('HGET', key, 'version')
+  local kept = redis.call('GET', key .. ':version')
   -- Pages that are new enough keep the end of their life.
   if not kept or tonumber(kept) < tonumber(version) then
     redis.call('DEL', key)
-    redis.call('HSET', key, 'version', version)
-    redis.call('EXPIRE', key, ARGV[2])
+    redis.call('SET', key .. ':version', version, 'EX', ARGV[2])
   end
 end
 for i = 4, 3 + messages do

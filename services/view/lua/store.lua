@@ -1,15 +1,17 @@
 -- Keeps one ready page, unless the thread has moved on since it was read.
--- KEYS[1] the thread's hash. ARGV: version of the page, field, bytes, seconds that a page lives, fields at most.
-local kept = tonumber(redis.call('HGET', KEYS[1], 'version') or '-1')
+-- KEYS[1] the hash of the thread's pages, KEYS[2] the thread's version. ARGV: version of the page, field, bytes, seconds
+-- that a page lives, fields at most, seconds that a version lives.
+local kept = tonumber(redis.call('GET', KEYS[2]) or '-1')
 local version = tonumber(ARGV[1])
 if kept > version then
   return 0
 end
 if kept < version then
   redis.call('DEL', KEYS[1])
-  redis.call('HSET', KEYS[1], 'version', ARGV[1])
 end
-if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[5]) then
+-- The version outlives each page that is kept under it, and each reader that has read the version before it.
+redis.call('SET', KEYS[2], ARGV[1], 'EX', ARGV[6])
+if redis.call('HLEN', KEYS[1]) >= tonumber(ARGV[5]) then
   return 0
 end
 redis.call('HSET', KEYS[1], ARGV[2], ARGV[3])

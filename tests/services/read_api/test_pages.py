@@ -155,7 +155,11 @@ async def test_the_memory_counts_gzipped_pages(api: Api, writer: Writer) -> None
     await api.page(headers={"accept-encoding": "identity"})
     before = api.memory.bytes
     gzipped = await api.page(headers={"accept-encoding": "gzip"})
-    assert api.memory.bytes == before + int(gzipped.headers["content-length"])
+    entry = api.memory.get((gzipped.request.url.path, gzipped.request.url.query))
+    assert entry is not None
+    assert entry.gzipped is not None
+    headers = len(entry.gzipped.head) + len(entry.gzipped.not_modified)
+    assert api.memory.bytes == before + int(gzipped.headers["content-length"]) + headers
     api.memory.clear()
     assert api.memory.bytes == 0
 
