@@ -14,6 +14,7 @@ between the commit and the call. The batch is then dropped as known. So each tim
 import asyncio
 import logging
 import random
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
@@ -271,19 +272,25 @@ class Applier(Generic[E]):
         return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
 
     def _news(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
-        """Return what the view does not have, the position after it, and how fresh that is."""
-        position, fresh_at_us = self._position, self._fresh_at_us
+        """Return what the view does not have, the position after it, and how fresh that is.
+
+        A time of the ledger that is later than this region's counts as now: the clock of a leader may be ahead, and its
+        time would be kept until then, whatever right clocks say.
+        """
+        now_us = time.time_ns() // 1000
+        position = self._position
+        fresh_at_us = self._fresh_at_us if self._fresh_at_us <= now_us else 0
         transactions: list[Transaction] = []
         for item in items:
             if isinstance(item, Progress):
                 if item.position >= position:
-                    position, fresh_at_us = item.position, max(fresh_at_us, item.sent_at_us)
+                    position, fresh_at_us = item.position, max(fresh_at_us, min(item.sent_at_us, now_us))
             elif item.position <= position:
                 self.counts.dropped += 1
             else:
                 transactions.append(item)
                 if not item.partial:
-                    position, fresh_at_us = item.position, max(fresh_at_us, item.commit_ts_us)
+                    position, fresh_at_us = item.position, max(fresh_at_us, min(item.commit_ts_us, now_us))
         return transactions, position, fresh_at_us
 
     async def _apply_at_once(

@@ -1,2 +1,4 @@
--- The ledger's time, microseconds since 1970, up to which the view has everything; 0 when it is not known.
-SELECT coalesce(max((extract(epoch FROM fresh_at) * 1000000)::bigint), 0) FROM checkpoint WHERE cell = $1
+-- The ledger's time, microseconds since 1970, up to which the view has everything; 0 when it is not known, or in
+-- the future.
+SELECT coalesce(max((extract(epoch FROM fresh_at) * 1000000)::bigint), 0) FROM checkpoint
+WHERE cell = $1 AND fresh_at <= clock_timestamp()

@@ -1,7 +1,8 @@
 import asyncio
 import contextlib
+import time
 import uuid
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from typing import Any
 
 import asyncpg
@@ -17,6 +18,7 @@ from sync.checkpoint import (
     advance_checkpoint,
     lock_apply,
     read_checkpoint,
+    read_freshness,
 )
 from tests.sync.rig import CELL, WAIT_S, Rig, differences, running, until, writing
 
@@ -330,3 +332,67 @@ async def test_trouble_does_not_hide_that_apply_was_told_to_end(rig: Rig) -> Non
         applying.cancel()
         asyncio.get_running_loop().call_soon(channel.release.set)
     assert applying.cancelled()
+
+
+DAY_US = 86_400_000_000
+ItemAt = Callable[[int, int], Item]
+
+
+def transaction_at(lsn: int, at_us: int) -> Item:
+    return Transaction(position=Position(1, lsn), commit_ts_us=at_us, trace=None, changes=(), partial=False)
+
+
+def progress_at(lsn: int, at_us: int) -> Item:
+    return Progress(position=Position(1, lsn), sent_at_us=at_us)
+
+
+def kept_freshness_us(rig: Rig) -> int:
+    ((fresh_at_us,),) = rig.view_sql("SELECT (extract(epoch FROM fresh_at) * 1000000)::bigint FROM checkpoint")
+    return int(str(fresh_at_us or 0))
+
+
+@pytest.mark.parametrize("item", [transaction_at, progress_at])
+async def test_a_leader_whose_clock_is_ahead_makes_the_view_fresh_as_of_now_and_no_later(
+    rig: Rig, item: ItemAt
+) -> None:
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        told = await applier.apply(connection, [item(10, time.time_ns() // 1000 + DAY_US)])
+        after_us = time.time_ns() // 1000
+        assert after_us - DAY_US < told.fresh_at_us <= after_us
+        assert kept_freshness_us(rig) <= after_us
+        # What was committed two hours ago is no news of now, and the next leader's clock is right.
+        told = await applier.apply(connection, [item(20, after_us - DAY_US // 12)])
+        assert told.fresh_at_us <= after_us
+        now_us = time.time_ns() // 1000
+        told = await applier.apply(connection, [item(30, now_us)])
+        assert told.fresh_at_us == kept_freshness_us(rig) == now_us
+
+
+async def test_a_freshness_that_has_not_come_is_not_known_after_a_start_and_ends_with_the_next_word(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        await advance_checkpoint(connection, move_to(10))
+        await connection.execute("UPDATE checkpoint SET fresh_at = clock_timestamp() + interval '1 day'")
+        assert await read_freshness(connection, CELL) == 0
+        an_hour_ago_us = time.time_ns() // 1000 - DAY_US // 24
+        told = await rig.applier().apply(connection, [transaction_at(20, an_hour_ago_us)])
+        assert told.fresh_at_us == an_hour_ago_us == kept_freshness_us(rig) == await read_freshness(connection, CELL)
+
+
+async def test_the_view_keeps_no_freshness_that_has_not_come(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        for lsn in (10, 20):  # the first and a later move
+            ahead_us = time.time_ns() // 1000 + DAY_US
+            move = CheckpointMove(cell=CELL, position=Position(1, lsn), commit_ts_us=None, fresh_at_us=ahead_us)
+            await advance_checkpoint(connection, move)
+            assert ahead_us - 2 * DAY_US < kept_freshness_us(rig) <= time.time_ns() // 1000
+
+
+async def test_a_move_without_freshness_keeps_what_is_known(rig: Rig) -> None:
+    async with connected(rig) as connection:
+        await advance_checkpoint(connection, move_to(10))
+        assert kept_freshness_us(rig) == 0
+        move = CheckpointMove(cell=CELL, position=Position(1, 10), commit_ts_us=None, fresh_at_us=5_000_000)
+        await advance_checkpoint(connection, move)
+        await advance_checkpoint(connection, move_to(10))
+        assert kept_freshness_us(rig) == 5_000_000

@@ -1,5 +1,8 @@
 -- Moves a cell's checkpoint forwards, or refreshes it where it stands. When it is already further, somebody else
 -- applied: SQLSTATE PA001, with which nothing of the caller's transaction stays.
+-- The view is never fresh as of a time in the future: the clock that said so is ahead. Such a time is replaced by now when
+-- it is given, and ignored when the row has it already (an older version stored it, or this server's clock was set back).
+-- Otherwise the row would keep it until that time, whatever right clocks say.
 CREATE OR REPLACE FUNCTION advance_checkpoint(
     p_cell text,
     p_epoch bigint,
@@ -13,13 +16,17 @@ BEGIN
     VALUES (
         p_cell, p_epoch, p_lsn,
         timestamptz 'epoch' + p_commit_ts_us * interval '1 microsecond',
-        timestamptz 'epoch' + nullif(p_fresh_at_us, 0) * interval '1 microsecond'
+        CASE WHEN p_fresh_at_us > 0 THEN  -- least() ignores NULL
+            least(timestamptz 'epoch' + p_fresh_at_us * interval '1 microsecond', clock_timestamp())
+        END
     )
     ON CONFLICT (cell) DO UPDATE SET
         epoch = excluded.epoch,
         lsn = excluded.lsn,
         commit_ts = coalesce(excluded.commit_ts, kept.commit_ts),
-        fresh_at = greatest(excluded.fresh_at, kept.fresh_at)
+        fresh_at = greatest(
+            excluded.fresh_at, CASE WHEN kept.fresh_at <= clock_timestamp() THEN kept.fresh_at END
+        )
     WHERE (kept.epoch, kept.lsn) <= (excluded.epoch, excluded.lsn);
     IF NOT FOUND THEN
         RAISE EXCEPTION 'the checkpoint of cell % is already past (%, %)', p_cell, p_epoch, p_lsn
