@@ -49,13 +49,14 @@ _LINK_NOT_ABSOLUTE: Final = re.compile(
 
 # What would begin something that comments do not have is taken for text: a noncharacter, which no text that is
 # exchanged may hold (Unicode, 23.7), stands in for its first sign while the parser looks at it. In an address the
-# parser writes the stand-in percent-encoded.
+# parser writes the stand-in percent-encoded, and only there is that replaced: in the text of a comment the same
+# characters are the author's. (`<a href="` begins an address: a `<` of the text is an entity.)
 _TAG_SIGN: Final = "\ufdd0"
 _IMAGE_SIGN: Final = "\ufdd1"
 _TILDE: Final = "\ufdd2"
-_MEANT: Final = (
-    (_TAG_SIGN, "&lt;"), (_IMAGE_SIGN, "!"), (_TILDE, "~"), ("%EF%B7%90", "%3C"), ("%EF%B7%91", "!"), ("%EF%B7%92", "~")
-)  # fmt: skip
+_MEANT: Final = ((_TAG_SIGN, "&lt;"), (_IMAGE_SIGN, "!"), (_TILDE, "~"))
+_MEANT_IN_ADDRESSES: Final = (("%EF%B7%90", "%3C"), ("%EF%B7%91", "!"), ("%EF%B7%92", "~"))
+_ADDRESS: Final = re.compile(r'<a href="[^"]*"')
 # Escaped signs and doubled tildes are out of sight meanwhile.
 _HIDDEN: Final = (("\\\\", "\ufdd3"), ("\\<", "\ufdd4"), ("\\!", "\ufdd5"), ("\\~", "\ufdd6"), ("~~", "\ufdd7"))
 _THIRD_TILDE: Final = "\ufdd8"
@@ -110,7 +111,14 @@ def _with_our_signs(html: str) -> str:
     html = html.replace("<del>", "<s>").replace("</del>", "</s>")
     for stand_in, meant in _MEANT:
         html = html.replace(stand_in, meant)
-    return _LINK_NOT_ABSOLUTE.sub("<a", html)
+    return _LINK_NOT_ABSOLUTE.sub("<a", _ADDRESS.sub(_meant_address, html))
+
+
+def _meant_address(found: re.Match[str]) -> str:
+    address = found[0]
+    for stand_in, meant in _MEANT_IN_ADDRESSES:
+        address = address.replace(stand_in, meant)
+    return address
 
 
 def _without_foreign_signs(body: str) -> str:

@@ -166,3 +166,29 @@ async def test_a_long_body_is_rendered_beside_the_loop(monkeypatch: pytest.Monke
 
 def test_the_pattern_of_plain_text_is_linear() -> None:
     assert render("a " * 5000 + "*") == render_markdown("a " * 5000 + "*")
+
+
+ENCODED = "%EF%B7%90 %EF%B7%91 %EF%B7%92"
+
+
+@pytest.mark.parametrize(
+    ("body", "html"),
+    [
+        (ENCODED, f"<p>{ENCODED}</p>"),
+        (f"*x* {ENCODED}", f"<p><em>x</em> {ENCODED}</p>"),
+        (f"`{ENCODED}`", f"<p><code>{ENCODED}</code></p>"),
+        (f'<a href="{ENCODED}"> *x*', f'<p>&lt;a href="{ENCODED}"&gt; <em>x</em></p>'),
+        (
+            f'[x](https://e.com "{ENCODED}")',
+            f'<p><a href="https://e.com" title="{ENCODED}" rel="nofollow ugc noopener">x</a></p>',
+        ),
+    ],
+    ids=["plain", "text", "code", "tag", "title"],
+)
+def test_percent_signs_in_the_text_of_a_comment_are_shown_as_they_were_written(body: str, html: str) -> None:
+    assert render(body) == html
+    assert render_markdown(body) == html
+
+
+def test_signs_in_an_address_stay_what_they_were() -> None:
+    assert 'href="https://e.com/~a!%5B%3Cb"' in render("[*x*](https://e.com/~a![<b)")
