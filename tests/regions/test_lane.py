@@ -41,6 +41,7 @@ from regions.member.errors import MemberRefused
 from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
 from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
+from regions.member.process import WatchedProcess
 from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
@@ -61,6 +62,7 @@ class Driven:
     Attributes:
         begun: How many effects it has begun: it looks at the promise first.
         asked: How often it has asked who follows.
+        heard: Everything that it has told, also what was passed over.
     """
 
     lane: LedgerLane
@@ -68,7 +70,12 @@ class Driven:
     begun: int = 0
     asked: int = 0
     told: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
+    heard: list[Event] = field(default_factory=list[Event])
     followers: tuple[RegionName, ...] = ()
+
+    def tell(self, event: Event) -> None:
+        self.heard.append(event)
+        self.told.put_nowait(event)
 
     async def answer(self, kind: type[Event] | tuple[type[Event], ...], seconds: float = 20) -> Event:
         """The next answer of a kind; news of other kinds are passed over."""
@@ -114,7 +121,6 @@ class Driven:
 @contextlib.asynccontextmanager
 async def driving(made: Deployment, region: RegionName, member: MovingMember) -> AsyncGenerator[Driven]:
     """Drive a member that runs already, as an agent that has found it."""
-    told: asyncio.Queue[Event] = asyncio.Queue()
     around = Surroundings(
         region=region,
         ledger_of=made.ledger,
@@ -122,9 +128,9 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
         followers=lambda: driven.who_follows(),  # noqa: PLW0108 - it is made below
         prepare=prepare,
         durable=lambda: driven.durable(),  # noqa: PLW0108 - the same
-        tell=told.put_nowait,
+        tell=lambda event: driven.tell(event),  # noqa: PLW0108 - the same
     )
-    driven = Driven(LedgerLane(member, around), told=told, followers=around.others)
+    driven = Driven(LedgerLane(member, around), followers=around.others)
     running = asyncio.create_task(driven.lane.run())
     try:
         yield driven
@@ -387,14 +393,33 @@ async def has_slots(member: MovingMember, names: set[str]) -> bool:
     return await slots(member) == names
 
 
-async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_not() -> None:
+async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_not(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    watched: list[tuple[str, int]] = []
+    wait = WatchedProcess.wait
+
+    async def noted(process: WatchedProcess) -> None:
+        """As the method does, and note when the lane begins to watch a process, and when it has seen its end."""
+        task = asyncio.current_task()
+        name = "" if task is None else task.get_name()
+        watched.append((f"{name} begins", process.pid))
+        await wait(process)
+        watched.append((f"{name} seen", process.pid))
+
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        monkeypatch.setattr(WatchedProcess, "wait", noted)
         kill(members[WEST])
         assert await west.answer(LedgerEnded) == LedgerEnded()
         assert await west.lane.found() == LedgerFound(kind="stopped")
         assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
+        ordered = members[WEST].process
+        assert ordered is not None
+        await until(lambda: asyncio.sleep(0, ("ledger end begins", ordered.pid) in watched))
         assert await west.perform(StopLedger(ticket=2, epoch=1)) == LedgerDone(ticket=2)
-        assert west.has_told(LedgerEnded) == []
+        # Between that and what the lane tells of it, it waits for nothing.
+        await until(lambda: asyncio.sleep(0, ("ledger end seen", ordered.pid) in watched))
+        assert west.heard.count(LedgerEnded()) == 1
 
 
 async def test_the_end_of_a_postmaster_that_nobody_watched_yet_is_told() -> None:
@@ -466,16 +491,22 @@ async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no
         assert await west.lane.found() == LedgerFound(kind="absent")
 
 
-async def test_a_copy_that_is_given_up_leaves_a_member_that_runs() -> None:
+async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+    run = MovingMember._run
+
+    async def run_slowly(member: MovingMember, program: str, *arguments: str, **more: Any) -> None:
+        held = ["--max-rate=32"] if program == "pg_basebackup" else []
+        await run(member, program, *arguments, *held, **more)
+
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+        # At 32 kB a second it takes minutes.
+        monkeypatch.setattr(MovingMember, "_run", run_slowly)
         copy = members[WEST].settings.data.with_name("ledger.copy")
         west.lane.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
-        # A whole one takes a few hundredths of a second: who looks less often may come after its end.
-        async with asyncio.timeout(20):
-            while not (copy / "global").exists():  # noqa: ASYNC110 - pg_basebackup sets no event
-                await asyncio.sleep(0)
+        await until(lambda: asyncio.sleep(0, (copy / "backup_label").exists()))
         answer = await west.perform(FreezeLedger(ticket=2, epoch=2))
         assert isinstance(answer, LedgerFrozen)
+        assert answer.ticket == 2
         assert not answer.receiving
         assert answer.ancestry == (1,)
         assert not copy.exists()
