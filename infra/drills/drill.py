@@ -176,9 +176,12 @@ class Fewest(BaseModel):
 class RefusedWindow(BaseModel):
     """A time in which keyed writers may be refused; what was sent in it may be refused later.
 
+    At each edge it lasts until that edge has acknowledged a write that was sent since the step `until` began, at least
+    to the end of that step and at most to the end of the method.
+
     Attributes:
         since: The label of the step with whose beginning it begins.
-        until: The label of the step with whose end it ends: the fact that ends it, such as `until-writes`.
+        until: The label of the step that brings about its end, such as `until-writes` or the `heal` of a cut.
         edges: Whose edge may refuse.
     """
 

@@ -7,7 +7,7 @@ how long nobody was served. What must hold is in `judges.py`.
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from http import HTTPStatus
@@ -146,14 +146,32 @@ class Evidence:
     @cached_property
     def _windows(self) -> list[tuple[Span, RefusedWindow]]:
         spans: list[tuple[Span, RefusedWindow]] = []
+        last = self.phases.get("after", (self.end, self.end))[0]
         for window in self.drill.expect.refused:
             since = next((record["t"] for record in self.of_kind("began") if record["label"] == window.since), None)
             until = next((record["t"] for record in self.of_kind("done") if record["label"] == window.until), self.end)
             if since is None:
                 continue
             edges = self.regions.every if window.edges == "all" else [self.regions.roles.get(window.edges, "")]
-            spans += [(Span(region=region, since=since, until=until), window) for region in edges]
+            for region in edges:
+                ends = max(until, min(self._takes_writes_at(region, window.until), last))
+                spans.append((Span(region=region, since=since, until=ends), window))
         return spans
+
+    def _takes_writes_at(self, region: str, label: str) -> float:
+        """When an edge first acknowledged a keyed write that was sent since a step began; the end of the drill if none.
+
+        One edge may know the new leader before another does.
+        """
+        began = next((record["t"] for record in self.of_kind("began") if record["label"] == label), self.end)
+        return next(
+            (
+                float(record["t"])
+                for record in self.of_kind("acknowledged")
+                if record["keyed"] and record["region"] == region and record["sent"] >= began
+            ),
+            self.end,
+        )
 
     def acknowledged(self, phase: Phase, region: str) -> int:
         """How many keyed writes an edge took in a phase."""
@@ -216,8 +234,8 @@ def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bo
 def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[Stall]:
     """Return the stalls of keyed writers, from the first write that suffered each to the next acknowledgement.
 
-    While a keyed write waits at the end of the drill the last stall is open, and lasts until then. A write that waits
-    at an edge that is ``apart`` meanwhile suffers from that, and from no stall of the others.
+    While a keyed write waits at the end of the drill the last stall is open, and lasts until then. A write of which any
+    attempt waits at an edge that is ``apart`` meanwhile suffers from that, wherever it is sent next, and is left out.
     """
     acknowledged = sorted(
         (float(record["t"]), str(record["key"]))
@@ -228,12 +246,11 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
     if not first_sent:
         return []
     done = {key: at for at, key in acknowledged}
-    through = {record["key"]: record["region"] for record in records if record["kind"] == "sent"}
     elsewhere = {
         key
-        for key, sent in first_sent.items()
+        for key, region, sent, told in _attempts(records, end=end)
         for span in apart
-        if through[key] == span.region and sent <= span.until and done.get(key, end) >= span.since
+        if region == span.region and sent <= span.until and told >= span.since
     }
     times = [min(first_sent.values()), *(at for at, _ in acknowledged)]
     if first_sent.keys() - done.keys():
@@ -260,6 +277,18 @@ def slowest_write_s(records: Sequence[Record], *, end: float) -> float | None:
     first_sent = _first_sent(record for record in records if record.get("keyed"))
     done = {record["key"]: float(record["t"]) for record in records if record["kind"] == "acknowledged"}
     return max((done.get(key, end) - sent for key, sent in first_sent.items()), default=None)
+
+
+def _attempts(records: Sequence[Record], *, end: float) -> Iterator[tuple[str, str, float, float]]:
+    """Yield the key, the edge, the beginning and the end of each attempt; one without an answer lasts to the end."""
+    under_way: dict[str, tuple[str, float]] = {}
+    for record in records:
+        if record["kind"] == "sent":
+            under_way[record["key"]] = (record["region"], float(record["t"]))
+        elif record["kind"] in ("acknowledged", "refused", "unknown") and record["key"] in under_way:
+            yield record["key"], *under_way.pop(record["key"]), float(record["t"])
+    for key, (region, sent) in under_way.items():
+        yield key, region, sent, end
 
 
 def _first_sent(records: Iterable[Record]) -> dict[str, float]:

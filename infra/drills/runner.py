@@ -37,7 +37,7 @@ DRIFT_S = 0.1
 HEALTHY_WITHIN_S = 120.0
 CONVERGED_WITHIN_S = 60.0
 ENOUGH_WITHIN_S = 60.0
-"""How long the load may take for the least numbers that a drill declares, before its fault and after it."""
+"""How long the load may take in each phase for the least numbers that a drill declares."""
 
 ENOUGH_POLL_S = 0.25
 STEADY_WITHIN_S = 15.0
@@ -230,6 +230,7 @@ class _Run:
                 await asyncio.sleep(drill.load.before_s)
                 await self._until_enough(drill, "before")
                 await self._carry_out(drill.method)
+                await self._until_enough(drill, "during")
                 await self._journal.note("phase", phase="after")
                 await asyncio.sleep(drill.load.after_s)
                 await self._until_enough(drill, "after")
@@ -412,9 +413,13 @@ class _Run:
         where = ", ".join(regions) + (f"/{step.process}" if step.process else "")
         self._say(f"  {self._journal.now:7.3f} s  {step.do} {where}")
         told = others if step.do in ("cut", "delay") else []
-        await self._journal.note(
-            "step", do=step.do, regions=list(regions), process=step.process, others=told, **_extent(step)
-        )
+        record: dict[str, Any] = {"do": step.do, "regions": list(regions), "process": step.process, "others": told}
+        if step.do == "resume":
+            # Noted when it is done: until then its edge cannot answer.
+            await asyncio.gather(*(self._act_on(step, region) for region in regions))
+            await self._journal.note("step", **record)
+            return
+        await self._journal.note("step", **record, **_extent(step))
         match step.do:
             case "cut" | "delay":
                 await self._target.change_network(step, regions, others)

@@ -66,6 +66,12 @@ def test_each_drill_says_how_many_writes_it_must_see_through_every_edge_that_cli
         assert fewest.during or drill.expect.refused, name
 
 
+def test_a_drill_in_which_no_edge_takes_a_write_before_the_fault_is_mended_owes_none_while_it_lasts() -> None:
+    """What is counted after that is no evidence of the fault."""
+    owes_none = {name for name, drill in catalogue().items() if not drill.expect.fewest.during}
+    assert owes_none == {"cut-everyone", "restart-all", "two-of-three-lost", "full-disk-followers"}
+
+
 def test_a_drill_is_found_by_its_name_and_by_its_file(tmp_path: Path) -> None:
     path = tmp_path / "mine.toml"
     path.write_text(SOUND)

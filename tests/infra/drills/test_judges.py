@@ -195,8 +195,8 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
     judges.acknowledged_writes_are_in_every_region: [
         ("a view lacks a row", holding(views={"us": IDS, "eu": FEW}), "id-g, acknowledged"),
         ("pages lack a row", holding(pages={"us": IDS, "eu": FEW}), "id-g, acknowledged"),
-        ("a view was not read", holding(views={"us": IDS}), "judged on nothing: 0 facts, at least 5"),
-        ("pages were not read", holding(pages={"us": IDS}), "judged on nothing: 0 facts, at least 5"),
+        ("a view was not read", holding(views={"us": IDS}), "too little evidence: 0 samples, at least 5 needed"),
+        ("pages were not read", holding(pages={"us": IDS}), "too little evidence: 0 samples, at least 5 needed"),
         ("a phantom", holding(views={"us": IDS, "eu": [*IDS, "id-x"]}), "id-x is in the view of eu and not in"),
         ("a double", holding(pages={"us": IDS, "eu": [*IDS, "id-a"]}), "id-a is 2 times in the pages of eu"),
     ],
@@ -210,19 +210,19 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
         ("the fence is another's", holding(fences=[(1, "us"), (2, "us")]), "epoch 2 has eu and us"),
         ("a row of no epoch", holding(ledger=[*ROWS, ("id-x", "x", 7)]), "row id-x is of epoch 7"),
         ("no fence", all_of(and_also(status(3, 3, "us"))), "epoch 3 served without a fence row"),
-        ("no second epoch", without(kind="status", epoch=2), "judged on nothing: 1 facts, at least 2"),
+        ("no second epoch", without(kind="status", epoch=2), "too little evidence: 1 samples, at least 2 needed"),
     ],
     judges.strong_reads_never_go_back: [
         ("below an earlier one", and_also(read(2.8, 2.9, 12)), "at 2.900 s eu showed"),
         ("an older epoch", and_also(read(2.8, 2.9, 99, epoch=1)), "at 2.900 s eu showed"),
         ("below an acknowledged write", and_also(read(0.2, 0.3, 9)), "at 0.300 s eu showed"),
         ("no position", and_also(read(2.8, 2.9, 1) | {"position": None}), "at 2.900 s eu showed no position"),
-        ("none after the fault", without(kind="read", sent=2.4), "judged on one side: 0 facts after the fault"),
-        ("none before the fault", without(kind="read", sent=0.6), "judged on one side: 0 facts before the fault"),
+        ("none after the fault", without(kind="read", sent=2.4), "too little evidence: 0 samples after the fault"),
+        ("none before the fault", without(kind="read", sent=0.6), "too little evidence: 0 samples before the fault"),
     ],
     judges.sessions_see_their_own_writes: [
         ("not found", and_also(read(2.8, 2.9, 1, served="session", code=404)), "eu answered 404 to its own writer"),
-        ("none after the fault", NO_SESSION_AFTER, "judged on one side: 0 facts after the fault"),
+        ("none after the fault", NO_SESSION_AFTER, "too little evidence: 0 samples after the fault"),
     ],
     judges.nobody_is_told_of_an_internal_error: [
         ("a reader", and_also(read(2.8, 2.9, 1, served="", code=500)), "at 2.900 s eu answered 500 to what"),
@@ -237,7 +237,7 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
             and_also(step(2.8, "kill", "eu"), told("refused", 2.9, "x", keyed=False, status=400)),
             "eu answered 400",
         ),
-        ("none after the fault", without(key="g"), "judged on one side: 0 facts after the fault"),
+        ("none after the fault", without(key="g"), "too little evidence: 0 samples after the fault"),
     ],
     judges.keyed_writers_see_no_error: [
         ("503", and_also(told("refused", 2.9, "x", status=503, retry_after="1")), "eu answered 503"),
@@ -306,7 +306,7 @@ def test_a_judge_holds_for_a_sound_record_and_objects_to_an_empty_one(one: Judge
     assert lines_of(one(SOUND)) == []
     assert one(EMPTY)
     assert all(check.failed and check.counted == 0 for check in one(EMPTY))
-    assert all(check.failed[0].startswith("judged on nothing: 0 facts, at least ") for check in one(EMPTY))
+    assert all(check.failed[0].startswith("too little evidence: 0 samples, at least ") for check in one(EMPTY))
 
 
 @pytest.mark.parametrize(
@@ -391,6 +391,13 @@ def test_a_phase_has_enough_when_everything_is_seen_that_is_declared(broken: Bre
     assert not judges.has_enough(EMPTY, "before")
 
 
+def test_the_fault_has_enough_when_each_edge_took_the_writes_that_it_owes() -> None:
+    assert judges.has_enough(SOUND, "during")
+    assert not judges.has_enough(without(key="d")(SOUND), "during")
+    fewest = DRILL.expect.fewest.model_copy(update={"during": {"follower": 1, "leader": 1}})
+    assert not judges.has_enough(expecting(fewest=fewest)(SOUND), "during")
+
+
 def test_a_check_counts_what_was_excused() -> None:
     (check,) = judges.keyed_writers_see_no_error(SOUND)
     assert (check.counted, check.excused, check.failed) == (6, 1, ())
@@ -443,6 +450,66 @@ def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_o
     assert [stall.first for stall in SOUND.stalls] == [1.2]
     assert [stall.first for stall in at_edge(SOUND).stalls] == [0.31]
     assert judges.stalls_are_short(at_edge(SOUND))[0].failed == ()
+
+
+@pytest.mark.parametrize(
+    "attempts",
+    [
+        # It waited at the cut edge, which held it for as long as it may, and then at the other one.
+        [
+            sent(0.9, "x"),
+            told("refused", 4.6, "x", after=3.7, status=503),
+            sent(4.6, "x", "us"),
+            told("acknowledged", 5.0, "x", after=0.4, region="us"),
+        ],
+        # It came to the cut edge from another one.
+        [
+            sent(0.9, "x", "us"),
+            told("refused", 1.0, "x", after=0.1, region="us", status=None),
+            sent(1.0, "x"),
+            told("unknown", 2.0, "x", after=1.0),
+            sent(2.0, "x", "us"),
+            told("acknowledged", 5.0, "x", after=3.0, region="us"),
+        ],
+        # Nobody answered its last attempt.
+        [sent(0.9, "x", "us"), told("unknown", 3.0, "x", after=2.1, region="us"), sent(3.0, "x")],
+    ],
+)
+def test_a_write_with_an_attempt_at_the_edge_that_may_refuse_is_no_stall_of_the_others(attempts: list[Record]) -> None:
+    others = [record for number in range(20) for record in write(number * 0.3, f"k{number}", region="us")]
+    cut = Span(region="eu", since=1, until=4)
+
+    def longest(*apart: Span) -> float:
+        ordered = sorted([*others, *attempts], key=lambda record: record["t"])
+        return max(one.seconds for one in stalls_of(ordered, end=5.5, apart=apart))
+
+    assert longest() > 3.5
+    assert longest(cut) < 1
+    # Not when each attempt there was over before the cut, or began after it.
+    assert longest(replace(cut, since=0.1, until=0.5), replace(cut, since=5.6, until=6)) > 3.5
+
+
+def test_a_window_of_refusals_ends_at_each_edge_when_that_edge_takes_writes() -> None:
+    def ends(*more: Record, drill: Drill = DRILL, until: float = 5.0) -> dict[str, float]:
+        kept = [one for one in RECORDS if one["t"] < 2.0]
+        records = [*kept, mark(2.0, "done", 2, "writes"), *more, phase(until, "after"), phase(until + 1, "over")]
+        evidence = replace(SOUND, drill=drill, records=records, end=until + 2)
+        return {span.region: round(span.until, 2) for span in evidence.refused}
+
+    # The first acknowledgement was eu's: us may not know yet who leads.
+    assert ends() == {"us": 5.0, "eu": 2.0}
+    late = told("refused", 2.4, "y", after=0.2, region="us", status=503)
+    assert ends(late, *write(2.6, "y", region="us")) == {"us": 2.61, "eu": 2.0}
+    # A write that was sent before says nothing, and neither does one without a key.
+    early = told("acknowledged", 2.2, "early", after=1.15, region="us")
+    assert ends(early, *write(2.3, "n", region="us", keyed=False)) == {"us": 5.0, "eu": 2.0}
+    # An edge that takes none until the method is over is late, and one of another window is no matter.
+    assert ends(until=2.5) == {"us": 2.5, "eu": 2.0}
+    alone = expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "leader"}),))(SOUND).drill
+    assert ends(*write(2.6, "y", region="us"), drill=alone) == {"us": 2.61}
+    # What is refused after that is an error.
+    refused = and_also(told("refused", 2.9, "z", region="us", status=503, after=0.1))(SOUND)
+    assert "at 2.900 s us answered 503" in str(lines_of(judges.keyed_writers_see_no_error(refused)))
 
 
 def test_the_slowest_write_is_measured_from_its_first_attempt_and_may_be_one_that_still_waits() -> None:

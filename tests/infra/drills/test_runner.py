@@ -3,6 +3,7 @@
 What cannot be hurt here is refused before anything is.
 """
 
+import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -33,6 +34,7 @@ class PlayedTarget:
         self.told: list[tuple[object, ...]] = []
         self.says: dict[str, str | None] = {}
         self.held_down_s: list[float] = []
+        self.resumes_within_s = 0.0
         self._lacking = lacking
         self._refuses = refuses
 
@@ -76,6 +78,13 @@ class PlayedTarget:
 
     async def kill_with_etcd(self, region: str) -> None:
         await self._note("kill with etcd", region)
+
+    async def pause(self, region: str, process: str | None) -> None:
+        await self._note("pause", region, process)
+
+    async def resume(self, region: str, process: str | None) -> None:
+        await asyncio.sleep(self.resumes_within_s)
+        await self._note("resume", region, process)
 
     async def restart(self, region: str) -> None:
         await self._note("restart", region)
@@ -234,7 +243,7 @@ async def test_a_drill_on_a_deployment_that_serves_nobody_does_not_pass(tmp_path
         ("during", "follower", 0),
         ("after", "follower", 1),
     }
-    assert "judged on nothing: 0 facts, at least 2 are needed" in page_of(outcome)
+    assert "too little evidence: 0 samples, at least 2 needed" in page_of(outcome)
 
 
 async def test_phases_and_steps_are_in_the_journal(tmp_path: Path) -> None:
@@ -253,6 +262,24 @@ async def test_phases_and_steps_are_in_the_journal(tmp_path: Path) -> None:
     ]
 
 
+async def test_an_edge_is_excused_until_its_region_has_been_resumed(tmp_path: Path) -> None:
+    target = PlayedTarget()
+    target.resumes_within_s = 0.05
+    outcome = await outcome_of(target, tmp_path, {"do": "pause"}, {"do": "resume", "target": "leader"})
+    (began,) = [one["t"] for one in outcome.records if one["kind"] == "began" and one["do"] == "resume"]
+    (done,) = [one["t"] for one in outcome.records if one["kind"] == "done" and one["do"] == "resume"]
+    (span,) = outcome.evidence.hurt
+    assert began + 0.05 <= span.until <= done
+
+
+async def test_a_region_that_could_not_be_resumed_is_excused_until_it_was(tmp_path: Path) -> None:
+    target = PlayedTarget(refuses="resume")
+    outcome = await outcome_of(target, tmp_path, {"do": "pause"}, {"do": "resume", "target": "leader"})
+    assert outcome.trouble == "no"
+    (span,) = outcome.evidence.hurt
+    assert span.until == outcome.evidence.end
+
+
 async def test_an_envoy_that_was_killed_is_expected_to_answer_when_all_is_healthy(tmp_path: Path) -> None:
     steps = [{"do": "kill", "process": "envoy"}, {"do": "until-healthy"}]
     outcome = await outcome_of(PlayedTarget(), tmp_path, *steps)
@@ -268,11 +295,11 @@ async def test_the_load_runs_until_there_is_something_to_judge_and_not_for_ever(
     def enough(evidence: Evidence, phase: Phase) -> bool:
         assert evidence.phases[phase][1] == evidence.end
         asked.append(phase)
-        return asked.count(phase) == 2 and phase == "before"
+        return asked.count(phase) == 2 and phase != "after"
 
     monkeypatch.setattr("infra.drills.runner.has_enough", enough)
     monkeypatch.setattr("infra.drills.runner.ENOUGH_POLL_S", 0.001)
     monkeypatch.setattr("infra.drills.runner.ENOUGH_WITHIN_S", 0.1)
     outcome = await outcome_of(PlayedTarget(), tmp_path, {"do": "heal"})
-    assert asked[:3] == ["before", "before", "after"]
+    assert asked[:5] == ["before", "before", "during", "during", "after"]
     assert outcome.evidence.phases["after"][1] < outcome.evidence.end
