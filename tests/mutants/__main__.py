@@ -3,8 +3,6 @@
 Ends with 1 when a mutant survives that `equivalent.toml` does not name, or one is named there that is noticed or gone.
 """
 
-import os
-import sys
 import tomllib
 from collections import Counter
 from pathlib import Path
@@ -13,7 +11,7 @@ from typing import Annotated
 import pytest
 import typer
 
-from tests.mutants.campaign import SOURCES, TESTS, Finder, Plugin
+from tests.mutants.campaign import SLOWER_MAX, SOURCES, TESTS, TOO_LONG, Plugin, baseline, in_process_of_its_own
 from tests.mutants.operators import Mutant, mutants_of
 
 LIST = Path(__file__).parent / "equivalent.toml"
@@ -37,33 +35,19 @@ def main(
 
     def tell(mutant: Mutant, by: str | None) -> None:
         noticed[mutant.key] = by
-        if by is None or all_lines:
-            typer.echo(f"{'SURVIVES' if by is None else 'noticed '}  {mutant.key}  (line {mutant.line})")
+        if by is None or all_lines or by == TOO_LONG:
+            verdict = "SURVIVES" if by is None else "TOO LONG" if by == TOO_LONG else "noticed "
+            typer.echo(f"{verdict}  {mutant.key}  (line {mutant.line}){f'  by {by}' if by and all_lines else ''}")
 
-    for mutant in (one for one in mutants if not one.function):
-        tell(mutant, _in_process_of_its_own(mutant))
+    outside = [one for one in mutants if not one.function]
+    seconds = SLOWER_MAX * baseline() if outside else 0.0
+    for mutant in outside:
+        tell(mutant, in_process_of_its_own(mutant, seconds))
     inside = [one for one in mutants if one.function]
     if inside:
         code = pytest.main(["-q", "-s", "-p", "no:cacheprovider", *TESTS], plugins=[Plugin(inside, tell)])
         assert code == pytest.ExitCode.OK, f"pytest ended with {code}"
     raise typer.Exit(_judged(mutants, noticed, whole=not only and not matching))
-
-
-def _in_process_of_its_own(mutant: Mutant) -> str | None:
-    child = os.fork()
-    if child == 0:
-        silence = os.open(os.devnull, os.O_WRONLY)
-        os.dup2(silence, 1)
-        os.dup2(silence, 2)
-        assert not any(name.startswith("regions.failover") for name in sys.modules), "imported before its mutant"
-        sys.meta_path.insert(0, Finder(mutant))
-        code = 1
-        try:
-            code = int(pytest.main(["-q", "-x", "-p", "no:cacheprovider", *TESTS]))
-        finally:
-            os._exit(code)
-    _, status = os.waitpid(child, 0)
-    return None if os.waitstatus_to_exitcode(status) == 0 else "some test"
 
 
 def _judged(mutants: list[Mutant], noticed: dict[str, str | None], *, whole: bool) -> int:
@@ -79,6 +63,9 @@ def _judged(mutants: list[Mutant], noticed: dict[str, str | None], *, whole: boo
         )
     new = sorted(survivors - known.keys())
     stale = sorted(key for key in known if key not in survivors and (whole or key in noticed))
+    late = sum(by == TOO_LONG for by in noticed.values())
+    if late:
+        typer.echo(f"{late} count as noticed because they took too long")
     typer.echo(f"{len(mutants)} mutants, {len(survivors)} survive, {len(survivors) - len(new)} of them known")
     for key in new:
         typer.echo(f"survives and is not in {LIST.name}: {key}")

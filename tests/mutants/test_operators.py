@@ -2,13 +2,29 @@
 
 import ast
 import os
+import re
+import signal
+import sys
 import tomllib
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
 from regions.failover import rules
+from tests.mutants import campaign
 from tests.mutants.__main__ import LIST
-from tests.mutants.campaign import SOURCES, in_fork, install
+from tests.mutants.campaign import (
+    PACKAGE,
+    SOURCES,
+    TOO_LONG,
+    CampaignBroken,
+    Ended,
+    by_what,
+    in_fork,
+    in_process_of_its_own,
+    install,
+)
 from tests.mutants.operators import mutants_of, mutated
 
 
@@ -71,14 +87,83 @@ def test_a_mutant_takes_the_place_of_its_function_and_of_nothing_else() -> None:
         install(turned)
         return rules.is_spent(5, 5), rules.is_settled(5, 5)
 
-    assert in_fork(spent) == (False, True)
+    assert in_fork(spent) == Ended(how="returned", answer=(False, True))
     assert rules.is_spent(5, 5)
 
 
-def test_a_mutant_that_ends_its_process_or_raises_is_told_from_one_that_goes_on() -> None:
-    assert in_fork(lambda: None) is None
-    assert in_fork(lambda: 1 / 0) == "raised ZeroDivisionError: division by zero"
-    assert in_fork(lambda: os._exit(3)) == "ended, or took too long"
+def broken() -> None:
+    raise ValueError("broken")
+
+
+def test_how_a_fork_ended_is_told() -> None:
+    assert in_fork(lambda: None) == Ended(how="returned")
+    assert in_fork(broken) == Ended(how="raised", answer="ValueError: broken")
+    assert in_fork(lambda: None, prepare=broken) == Ended(how="unprepared", answer="ValueError: broken")
+    assert in_fork(lambda: os._exit(3)) == Ended(how="ended", answer="exit code 3")
+    assert in_fork(lambda: os.kill(os.getpid(), signal.SIGTERM)) == Ended(how="ended", answer="killed by signal 15")
+    assert in_fork(signal.pause, 0.2).how == "late"
+
+
+MUTANT = next(iter(mutants_of("rules.py", (SOURCES / "rules.py").read_text())))
+
+
+def test_only_what_a_mutant_does_counts_as_noticed() -> None:
+    assert by_what(MUTANT, Ended(how="returned")) is None
+    assert by_what(MUTANT, Ended(how="returned", answer="a test")) == "a test"
+    assert by_what(MUTANT, Ended(how="late")) == TOO_LONG
+    assert by_what(MUTANT, Ended(how="ended", answer="exit code 3")) == "its process ended: exit code 3"
+    others: list[Ended] = [
+        Ended(how="unprepared", answer="x"),
+        Ended(how="raised", answer="x"),
+        # The system had no memory left, or somebody ended it.
+        Ended(how="ended", answer="killed by signal 9"),
+    ]
+    for one in others:
+        with pytest.raises(CampaignBroken, match=re.escape(MUTANT.key)):
+            by_what(MUTANT, one)
+
+
+def test_a_mutant_that_cannot_be_put_in_its_place_is_not_noticed() -> None:
+    # This process has imported the source: its fork would run the tests against that.
+    assert f"{PACKAGE}.rules" in sys.modules
+    with pytest.raises(CampaignBroken, match="its source was imported before it"):
+        in_process_of_its_own(MUTANT, 20)
+    gone = replace(MUTANT, function="nobody")
+    ended = in_fork(lambda: None, prepare=lambda: install(gone))
+    assert ended.how == "unprepared"
+    with pytest.raises(CampaignBroken, match="no function nobody"):
+        by_what(gone, ended)
+
+
+FILES = {
+    "passes": ("def test() -> None:\n    pass\n", None),
+    "fails": ("def test() -> None:\n    assert False\n", "some test"),
+    "cannot be imported": ("raise ValueError\n", "a file of tests that cannot be imported"),
+}
+
+
+@pytest.mark.parametrize(("text", "by"), FILES.values(), ids=FILES)
+def test_what_fails_without_the_mutant_is_told_from_a_test_that_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, by: str | None
+) -> None:
+    (tmp_path / "pytest.ini").write_text("[pytest]\n")
+    path = tmp_path / "test_of_mutants.py"
+    path.write_text(text)
+    monkeypatch.setattr(campaign, "TESTS", (str(path), f"--rootdir={tmp_path}", f"-c{tmp_path}/pytest.ini"))
+    assert in_fork(campaign.all_tests) == Ended(how="returned", answer=by)
+    if by is None:
+        assert campaign.baseline() > 0
+    else:
+        with pytest.raises(CampaignBroken, match="the tests fail without a mutant"):
+            campaign.baseline()
+
+
+def test_a_run_of_no_test_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for wanted in ((str(tmp_path),), ("--no-such-option",), (str(tmp_path / "gone.py"),)):
+        monkeypatch.setattr(campaign, "TESTS", wanted)
+        ended = in_fork(campaign.all_tests)
+        assert ended.how == "raised"
+        assert "pytest ended with" in str(ended.answer)
 
 
 def test_what_is_listed_as_equivalent_is_there() -> None:
