@@ -8,14 +8,16 @@ ask for: each of its reads waits until that write has come to the region.
 from __future__ import annotations
 
 import asyncio
+import math
 import statistics
 import time
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.bench.load import BadAnswer, LoadResult, Session, get_request, run_load
+from infra.bench.rows import P99_SAMPLES_MIN, enough
 
 if TYPE_CHECKING:
     from infra.bench.deployment import RunningDeployment
@@ -25,6 +27,9 @@ ROUNDS: Final = 3
 SECONDS: Final = 4.0
 WARM_SECONDS: Final = 2.0
 WRITES_PER_S: Final = 40
+WRITES_SHARE_MIN: Final = 0.9
+"""Below this share of the writes that the reads are to be beside, the figures are of something else."""
+
 SHARE_MIN: Final = 0.5
 POSITION: Final = b"palaver-position:"
 
@@ -100,25 +105,35 @@ async def measure_sessions(bench: RunningDeployment, target: str, make: Callable
         for seconds in (WARM_SECONDS, *[SECONDS] * ROUNDS):
             for kind, some in runs.items():
                 some.append(await load(kind, newest, seconds))
-        writes_per_s = (newest.writes - before) / (time.perf_counter() - began)
-    rates = {kind: [run.per_second for run in some[1:]] for kind, some in runs.items()}
-    eventual = statistics.median(rates["eventual"])
-    return [
-        row(kind, rates[kind], eventual, statistics.median(run.percentile_ms(0.99) for run in runs[kind][1:]))
-        | {"writes_per_s": round(writes_per_s, 1), "eventual_per_s": [round(rate) for rate in rates["eventual"]]}
-        for kind in ("last answer", "newest write")
-    ]
+        writes, seconds = newest.writes - before, time.perf_counter() - began
+    # The first of each is to warm up.
+    measured = {kind: some[1:] for kind, some in runs.items()}
+    return [row_of(kind, measured, writes=writes, seconds=seconds) for kind in ("last answer", "newest write")]
 
 
-def row(kind: str, rates: list[float], eventual: float, p99_ms: float) -> dict[str, Any]:
-    """One row of the table."""
-    rate = statistics.median(rates)
+def row_of(kind: str, runs: Mapping[str, Sequence[LoadResult]], *, writes: int, seconds: float) -> dict[str, Any]:
+    """One row of the table.
+
+    Raises:
+        MeasuredNothing: Too few reads were answered, or too few writes were made beside them.
+    """
+    work = f"GET page in a session, position of the {kind}, {WRITES_PER_S} writes/s to other threads"
+    for one in (kind, "eventual"):
+        enough(runs.get(one, ()), 1, f"{work}: {one}")
+        for run in runs[one]:
+            enough(run.latencies_s, P99_SAMPLES_MIN, f"{work}: {one}")
+    enough(range(writes), max(1, math.ceil(WRITES_SHARE_MIN * WRITES_PER_S * seconds)), f"{work}: writes")
+    rates, eventual_rates = ([run.per_second for run in runs[one]] for one in (kind, "eventual"))
+    rate, eventual = statistics.median(rates), statistics.median(eventual_rates)
+    p99_ms = statistics.median(run.percentile_ms(0.99) for run in runs[kind])
     return {
-        "work": f"GET page in a session, position of the {kind}, {WRITES_PER_S} writes/s to other threads",
+        "work": work,
         "ours": f"{rate:,.0f}/s (p99 {p99_ms:.1f} ms)",
         "beside": f"the same without a position: {eventual:,.0f}/s",
         "ratio": round(rate / eventual, 3),
         "aim": f"≥ {SHARE_MIN}",
         "met": rate / eventual >= SHARE_MIN,
         "ours_per_s": [round(some, 1) for some in rates],
+        "writes_per_s": round(writes / seconds, 1),
+        "eventual_per_s": [round(some) for some in eventual_rates],
     }

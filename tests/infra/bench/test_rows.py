@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
-from infra.bench import rows, thread_pages
+from infra.bench import rows, sessions, thread_pages
 from infra.bench.load import LoadResult, percentile
 from infra.bench.rows import MeasuredNothing, Row
 from tests.infra.objections import public_functions
 
 RUN = LoadResult(requests=1000, seconds=1.0, latencies_s=[0.01] * 1000)
+FAST = LoadResult(requests=2001, seconds=1.0, latencies_s=[0.01] * 2001)
+FEW = LoadResult(requests=9, seconds=1.0, latencies_s=[0.1] * 9)
+SESSIONS = {"eventual": [RUN], "last answer": [RUN]}
 PAGES = {size: [1.0] * thread_pages.ROUNDS for size in thread_pages.SIZES}
 
 
@@ -28,13 +31,18 @@ def plain(value: float) -> Row:
 
 
 def freshness(samples_ms: list[float]) -> Row:
-    return rows.freshness(samples_ms, p50_ms_max=15, p99_ms_max=100)
+    return rows.freshness(samples_ms)
 
 
 def hogs(**changes: Any) -> Row:
     known: dict[str, Any] = {"seconds": 10, "running": 2, "wanted": 2, "failovers": 0, "told": 11}
     known["taken_s"] = [0.1] * 10
     return rows.hogs(**known | changes)
+
+
+def in_sessions(**changes: Any) -> Row:
+    known: dict[str, Any] = {"runs": SESSIONS, "writes": 360, "seconds": 10.0}
+    return sessions.row_of("last answer", **known | changes)
 
 
 def rejoin(**changes: Any) -> Row:
@@ -54,7 +62,7 @@ ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
             lambda: compared(limit=[]),
             lambda: compared(limit=[0.0]),
             lambda: compared(ours=[LoadResult(seconds=1.0)]),
-            lambda: compared(ours=[RUN, LoadResult(requests=9, seconds=1.0, latencies_s=[0.1] * 9)]),
+            lambda: compared(ours=[RUN, FEW]),
         ],
         [lambda: compared(limit=[3000.0])],
     ),
@@ -66,7 +74,7 @@ ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
     rows.freshness: (
         lambda: freshness([5.0] * 100),
         [lambda: freshness([]), lambda: freshness([5.0] * 99), lambda: freshness([0.0] * 100)],
-        [lambda: freshness([16.0] * 100), lambda: freshness([5.0] * 98 + [101.0] * 2)],
+        [lambda: freshness([8.1] * 100), lambda: freshness([5.0] * 98 + [101.0] * 2)],
     ),
     rows.agent: (
         lambda: rows.agent({"us": 0.01, "eu": 0.02}, "us"),
@@ -99,6 +107,18 @@ ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
             lambda: rejoin(meanwhile_s=[0.5] * 20),
         ],
     ),
+    sessions.row_of: (
+        in_sessions,
+        [
+            lambda: in_sessions(writes=359),
+            lambda: in_sessions(writes=0, seconds=0.0),
+            lambda: in_sessions(runs={}),
+            lambda: in_sessions(runs=SESSIONS | {"eventual": []}),
+            lambda: in_sessions(runs=SESSIONS | {"eventual": [LoadResult(seconds=1.0)]}),
+            lambda: in_sessions(runs=SESSIONS | {"last answer": [RUN, FEW]}),
+        ],
+        [lambda: in_sessions(runs=SESSIONS | {"eventual": [FAST]})],
+    ),
     thread_pages.row_of: (
         lambda: thread_pages.row_of("k", PAGES),
         [
@@ -111,7 +131,9 @@ ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
 
 
 def test_every_row_has_a_sound_an_empty_and_a_broken_record() -> None:
-    found = {*public_functions(rows, "Row").values(), *public_functions(thread_pages, "dict[str, Any]").values()}
+    found = set(public_functions(rows, "Row").values())
+    for module in (sessions, thread_pages):
+        found |= set(public_functions(module, "dict[str, Any]").values())
     assert found == set(ROWS)
     assert all(empty and broken for _, empty, broken in ROWS.values())
 
