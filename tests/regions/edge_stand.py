@@ -42,7 +42,13 @@ class Request:
 
 @dataclass
 class Backend:
-    """An HTTP/1.1 server that can be stopped, started again on its port, and frozen."""
+    """An HTTP/1.1 server that can be stopped, started again on its port, and frozen.
+
+    Attributes:
+        asked: How many requests have come, checks of its health aside.
+        most_at_once: How many of them were under way at a time, at most: one is until it is answered, or its
+            connection has ended.
+    """
 
     name: str
     port: int
@@ -50,6 +56,9 @@ class Backend:
     refusal_headers: dict[str, str] = field(default_factory=dict[str, str])
     requests: list[Request] = field(default_factory=list[Request])
     frozen: asyncio.Event | None = None
+    asked: int = 0
+    most_at_once: int = 0
+    _under_way: set[asyncio.StreamReader] = field(default_factory=set[asyncio.StreamReader])
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set[asyncio.StreamWriter])
 
@@ -76,7 +85,9 @@ class Backend:
                 body = await reader.readexactly(int(headers.get("content-length", "0")))
                 method, path, _ = first.split(" ")
                 request = Request(method=method, path=path, headers=headers, body=body)
+                self._count(request, reader)
                 status, text = await self._answer(request)
+                self._under_way.discard(reader)
                 more = self.refusal_headers if status == 503 else {}
                 said = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode()
                 writer.write(
@@ -86,8 +97,17 @@ class Backend:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
+            self._under_way.discard(reader)
             self._writers.discard(writer)
             writer.close()
+
+    def _count(self, request: Request, reader: asyncio.StreamReader) -> None:
+        if request.path == "/readyz":
+            return
+        self.asked += 1
+        self._under_way.add(reader)
+        # Envoy ends an attempt by closing its connection, which is known here before the next one has come.
+        self.most_at_once = max(self.most_at_once, sum(not one.at_eof() for one in self._under_way))
 
     async def _answer(self, request: Request) -> tuple[int, bytes]:
         if self.frozen is not None:
