@@ -293,8 +293,10 @@ def _with_record(request: Request, record: Leadership) -> Request:
 
 def _take_time_out(facts: Facts) -> None:
     facts.record_at, facts.failovers, facts.commit = 0.0, (), 0
-    # What an agent that does not lead had asked for is overtaken by the record that makes it leader.
-    facts.unsettled = facts.unsettled if facts.leads and facts.unsettled == facts.revision else 0
+    # What an agent that does not lead had asked for is overtaken by the record that makes it leader. Not so what a
+    # previous run had asked for: that may have led by a record of which this one has yet to hear.
+    if facts.unsettled is not None and not (facts.leads and facts.unsettled == facts.revision):
+        facts.unsettled = 0
     facts.agreed_at = None if facts.agreed_at is None else 0.0
     facts.relieved_until = None if facts.relieved_until is None else NEVER
     facts.resting_until = None if facts.resting_until is None else NEVER

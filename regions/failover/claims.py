@@ -155,7 +155,7 @@ def _resized(facts: Facts, record: Leadership) -> Leadership | None:
     """The record with one voter more or fewer, once the quorum of these is in force."""
     voters = steps.asked_voters(facts, record)
     if voters != record.voters and not rules.may_resize(facts.revision, facts.unsettled):
-        # The same again, which overtakes what may be on its way.
+        # Rewrite the record unchanged: a pending swap then fails its comparison.
         return replace(record, since="")
     if voters != record.voters and facts.quorum == steps.standbys_of(facts.region, voters):
         # The new quorum is in force and a commit has passed under it: only now it may be what is frozen.

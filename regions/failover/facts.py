@@ -26,10 +26,16 @@ class Reading:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swapping:
-    """A swap of the record that was asked for; ``order``: whose operator waits for it."""
+    """A swap of the record that was asked for.
+
+    Attributes:
+        expected: The revision that etcd must have for it to succeed.
+        order: Whose operator waits for it.
+    """
 
     ticket: Ticket
     record: Leadership
+    expected: int
     until: float
     order: Order | None = None
 
@@ -80,8 +86,8 @@ class Facts:
         ledger: Its member; None when it holds none.
         stored: The newest record of etcd that it has seen; None before the first.
         revision: What wrote that record.
-        unsettled: The revision over which a swap of its own whose outcome it does not know may take place yet, one of
-            an earlier incarnation as well; 0 for none.
+        unsettled: Revision that an unanswered swap of this agent, or of a previous run, still matches; 0 for none, None
+            for any: no swap of this run has succeeded and no linearizable read was answered.
         record: What that record means with the release that is known: the one or the next epoch.
         record_at: When the record came to this epoch, phase and leader, as seen here, or the member was copied or
             rewound for it: how long an epoch may stay in one phase counts from here.
@@ -131,7 +137,7 @@ class Facts:
     ledger: LedgerFound | None = None
     stored: Leadership | None = None
     revision: int = 0
-    unsettled: int = 0
+    unsettled: int | None = None
     record: Leadership | None = None
     record_at: float = 0.0
     record_read: bool = False

@@ -212,9 +212,6 @@ class Machine:
     def _learn(self, revision: int, record: Leadership, now: float) -> None:
         facts = self._facts
         if revision > facts.revision:
-            if facts.stored is None:
-                # What its last incarnation asked of etcd may be on its way still.
-                facts.unsettled = revision
             facts.stored, facts.revision = record, revision
             self._adopt(rules.meaning(record, revision, facts.release), now)
 
@@ -288,7 +285,9 @@ class Machine:
             proven = rules.proves_leadership(event.record, facts.open_epoch, facts.region)
             self._effects.append(AnswerStrongReads(requests=facts.strong_reading.strong, current=proven))
             facts.strong_reading = None
+            self._settle_previous_run(event, linearizable=True)
         elif facts.reading is not None and facts.reading.ticket == event.ticket:
+            self._settle_previous_run(event, linearizable=facts.reading.linearizable)
             if facts.reading.linearizable:
                 facts.reread = facts.doubtful = False
                 self._compare_with_promise(event, now)
@@ -297,6 +296,11 @@ class Machine:
             return
         if event.record is not None:
             self._learn(event.revision, event.record, now)
+
+    def _settle_previous_run(self, read: RecordRead, *, linearizable: bool) -> None:
+        """Of all that a previous run has asked of etcd, only what expects the newest revision can succeed yet."""
+        if self._facts.unsettled is None and rules.shows_newest(linearizable=linearizable):
+            self._facts.unsettled = read.revision
 
     def _compare_with_promise(self, read: RecordRead, now: float) -> None:
         """An etcd that is behind this region's own promise has lost data; it is asked again, slowly.
@@ -333,8 +337,8 @@ class Machine:
             if swapping.order is not None:
                 self._answer(swapping.order, None)
             return
-        if event.outcome == "unknown":
-            facts.unsettled = facts.revision
+        if event.outcome == "unknown" and facts.unsettled is not None:
+            facts.unsettled = swapping.expected
         # Rule 9: neither the loser of a swap nor one whose answer was lost knows what the record is now.
         self._read_again()
         if swapping.order is not None:
@@ -414,8 +418,12 @@ class Machine:
             self._end_handover(event.reason)
         if isinstance(effect, PromoteLedger):
             facts.promoting = 0
-        if isinstance(effect, SetQuorum):
+        if isinstance(effect, SetQuorum) and self._is_of_resize(effect):
             self._end_resize("the quorum could not be changed: " + event.reason)
+
+    def _is_of_resize(self, effect: SetQuorum) -> bool:
+        facts = self._facts
+        return facts.resize is not None and effect.standbys == steps.standbys_of(facts.region, facts.resize[0])
 
     def _take_frozen(self, event: LedgerFrozen, epoch: Epoch, now: float) -> None:
         facts = self._facts
@@ -605,8 +613,8 @@ class Machine:
         facts = self._facts
         stale = facts.record is not None and facts.promise is not None and facts.record.epoch < facts.promise.epoch
         missing = not facts.record_read and facts.record is None
-        if facts.reading is None and facts.etcd_retry.at is None and (facts.reread or stale or missing):
-            linearizable = facts.reread or stale
+        linearizable = facts.reread or stale or steps.needs_newest_record(facts)
+        if facts.reading is None and facts.etcd_retry.at is None and (linearizable or missing):
             facts.reading = Reading(
                 ticket=self._ticket(), linearizable=linearizable, until=now + facts.settings.request_s_max
             )
@@ -697,9 +705,9 @@ class Machine:
 
     def _swap(self, record: Leadership, order: Order | None, now: float) -> None:
         facts = self._facts
-        ticket = self._ticket()
-        facts.swapping = Swapping(ticket=ticket, record=record, until=now + facts.settings.request_s_max, order=order)
+        ticket, until = self._ticket(), now + facts.settings.request_s_max
         expected = rules.expected_revision(facts.revision)
+        facts.swapping = Swapping(ticket=ticket, record=record, expected=expected, until=until, order=order)
         self._effects.append(SwapRecord(ticket=ticket, expected_revision=expected, record=record))
 
     # Small changes that are made in several places.

@@ -125,5 +125,5 @@ def _unless_busy(facts: Facts, record: Leadership, wanted: Leadership) -> Plan:
 
 
 def _is_busy(facts: Facts) -> bool:
-    """Whether the record may be another soon: what is made of the one that is known would be made of an old one."""
+    """A swap or re-read is pending, so the known record may be out of date."""
     return facts.swapping is not None or facts.reread

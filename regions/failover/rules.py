@@ -24,13 +24,31 @@ def required_standbys(voters: Sequence[RegionName]) -> int:
     return len(voters) // 2
 
 
-def may_resize(revision: int, unsettled: int) -> bool:
+def may_resize(revision: int, unsettled: int | None) -> bool:
     """Whether commits may wait for other voters than those of the record (rule 1).
 
     Only one voter more or fewer, or majorities need not meet. So not while an earlier swap of the leader, of which it
-    knows no outcome, may yet put other voters into the record; one that takes place overtakes all before it.
+    knows no outcome, may yet put other voters into the record; a swap that succeeds makes every earlier one fail.
     """
-    return revision != unsettled
+    return unsettled is not None and revision != unsettled
+
+
+def may_set_quorum(unsettled: int | None) -> bool:
+    """Whether the quorum of a primary may be changed to what the known record says (rule 1).
+
+    A record that is two changes of voters older than etcd's, or than what a pending swap would make of etcd's, names
+    voters whose majorities need not meet those of etcd's. What the previous run has set differs by one at most.
+    """
+    return unsettled is not None
+
+
+def shows_newest(*, linearizable: bool) -> bool:
+    """Whether a read shows a record that no swap of a previous run precedes (rule 1).
+
+    Such a swap expects a revision that etcd had before this run. A member of etcd that is cut off may show an older
+    one: the swap then expects a revision that this run has yet to hear of.
+    """
+    return linearizable
 
 
 def counted(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[RegionName, Vote]:

@@ -71,7 +71,8 @@ def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: Ledge
             return replace(promise, epoch=record.epoch, lineage=record.epoch)
         return InitialiseLedger(ticket=0, epoch=record.epoch)
     if facts.quorum != standbys_of(facts.region, record.voters):
-        return quorum_of(facts.region, record.voters, record.epoch)
+        known = rules.may_set_quorum(facts.unsettled)
+        return quorum_of(facts.region, record.voters, record.epoch) if known else None
     return WriteFence(ticket=0, epoch=record.epoch) if facts.fence is None else None
 
 
@@ -104,7 +105,8 @@ def _reign(facts: Facts, record: Leadership) -> Step:
             return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
         return rules.demotion(0, record.epoch)
     wanted = wanted_voters(facts, record)
-    if facts.handover is None and facts.quorum != standbys_of(facts.region, wanted):
+    moves = facts.quorum != standbys_of(facts.region, wanted)
+    if facts.handover is None and moves and rules.may_set_quorum(facts.unsettled):
         return quorum_of(facts.region, wanted, record.epoch)
     return None
 
@@ -143,10 +145,12 @@ def _is_spare(facts: Facts, record: Leadership) -> bool:
 def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
     """Return for whom commits are to wait: one more or one fewer than in the record, or the same.
 
-    While the record is being swapped it may be either of two, so that the quorum stays where it is.
+    While the record is being swapped it may be either of two, so that the quorum stays where it is. A swap over an
+    older record, or of another epoch, can change nothing any more.
     """
-    if facts.swapping is not None:
-        return facts.swapping.record.voters
+    swapping = facts.swapping
+    if swapping is not None and (swapping.record.epoch, swapping.expected) == (record.epoch, facts.revision):
+        return swapping.record.voters
     return asked_voters(facts, record) if rules.may_resize(facts.revision, facts.unsettled) else record.voters
 
 
@@ -156,6 +160,14 @@ def asked_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
         return facts.resize[0]
     ready = next((region for region in record.joining if region in facts.standbys), None)
     return record.voters if ready is None else (*record.voters, ready)
+
+
+def needs_newest_record(facts: Facts) -> bool:
+    """Whether a quorum is to be set in a primary that runs already, and the known record may be an old one."""
+    record = facts.record
+    if record is None or not facts.leads or not facts.is_primary_of(record.epoch):
+        return False
+    return not rules.may_set_quorum(facts.unsettled) and facts.quorum != standbys_of(facts.region, record.voters)
 
 
 def standbys_of(region: RegionName, voters: tuple[RegionName, ...]) -> tuple[RegionName, ...]:

@@ -152,6 +152,7 @@ def _serve(world: World, leader: RegionName, ancestry: tuple[int, ...]) -> None:
         kind: LedgerKind = "primary" if region == leader else "following"
         world.start(region, LedgerFound(kind=kind, epoch=epoch) if votes else None)
         _answer(world, region, "done", "read", "")
+    _answer(world, leader, "done", "read", "")
     _answer(world, leader, "done", "quorum", "")
     world.tell(leader, StandbysStreaming(regions=frozenset(world.cell.voters) - {leader}))
     world.trace = []

@@ -115,6 +115,30 @@ def drained(region: int) -> Callable[[State], bool]:
     return fits
 
 
+def agrees(*regions: str) -> Callable[[State], bool]:
+    """Whether every agent knows these voters and no others."""
+
+    def fits(state: State) -> bool:
+        records = [None if node.machine is None else node.machine.facts.record for node in state.nodes]
+        return all(record is not None and set(record.voters) == set(regions) for record in records)
+
+    return fits
+
+
+def died_in_swap(*names: int) -> Callable[[State], bool]:
+    """Whether the first leader's agent died while it asked etcd for other voters, and its PostgreSQL runs on.
+
+    ``names`` are those for whom commits wait by then; none for any.
+    """
+
+    def fits(state: State) -> bool:
+        leader = state.members[A].value
+        died = state.nodes[A].machine is None and leader.kind == "primary"
+        return bool(state.etcd.value.adrift) and died and names in ((), leader.names)
+
+    return fits
+
+
 def given_up(state: State) -> bool:
     """Whether the first leader has given up for a successor."""
     machine = state.nodes[A].machine
@@ -244,6 +268,20 @@ _REWOUND = [
     leg(suspicions=2),
 ]
 
+AGENT_DIED_IN_RESIZE = [
+    leg(died_in_swap(), resizes=1, crashes=1),
+    leg(stale=1, resizes=1, writes=1),
+]
+"""The next agent reads an old record first, and gets another order to change voters."""
+
+AGENT_DIED_IN_SECOND_RESIZE = [
+    leg(agrees("a", "c"), resizes=1),
+    leg(agrees("a", "b", "c"), resizes=1),
+    leg(died_in_swap(B), resizes=1, crashes=1),
+    leg(stale=1, writes=1),
+]
+"""The next agent reads a record first that is two changes of voters older than what etcd comes to hold."""
+
 UNSEEN = ((node, "violations", nothing), (node, "is_durable", yes))
 """What would notice at once within one region is blind, so that the harm must show in the world."""
 
@@ -257,6 +295,16 @@ MUTATIONS = (
         name="voters change while an earlier swap may take place yet", rule="1",
         broken=[(rules, "may_resize", yes)],
         legs=[leg(resizes=2, failures=1, writes=1)], caught="acknowledges to a majority of a b, and the voters are a c",
+    ),
+    Mutation(
+        name="the first read of an agent takes one etcd member's word", rule="1",
+        broken=[(rules, "shows_newest", yes)],
+        legs=AGENT_DIED_IN_RESIZE, caught="acknowledges to a majority of a b, and the voters are a c",
+    ),
+    Mutation(
+        name="an agent that has started sets the quorum of an old record", rule="1",
+        broken=[(rules, "may_set_quorum", yes)],
+        legs=AGENT_DIED_IN_SECOND_RESIZE, caught="acknowledges to a majority of a c, and the voters are a b",
     ),
     Mutation(
         name="a vote is published before the promise is on disk", rule="2",

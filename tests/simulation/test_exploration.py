@@ -1,6 +1,5 @@
 import json
 import sys
-from collections.abc import Callable
 from unittest.mock import patch
 
 import pytest
@@ -20,7 +19,16 @@ from infra.exploration.transcript import transcript
 from infra.exploration.world import State, World, judged_nothing
 from regions.failover import rules
 from regions.failover.events import LedgerDone, PromiseStored, ReadFailed, SwapAnswered
-from tests.simulation.mutations import B, C, leg, served, wals
+from tests.simulation.mutations import (
+    AGENT_DIED_IN_RESIZE,
+    AGENT_DIED_IN_SECOND_RESIZE,
+    B,
+    C,
+    agrees,
+    leg,
+    served,
+    wals,
+)
 
 pytestmark = pytest.mark.simulation
 
@@ -117,20 +125,10 @@ def _promised_and_open(state: State) -> bool:
     return facts.handover is None and facts.open_epoch == 1
 
 
-def _voters(*regions: str) -> Callable[[State], bool]:
-    """Whether every agent knows these voters and no others."""
-
-    def fits(state: State) -> bool:
-        records = [None if node.machine is None else node.machine.facts.record for node in state.nodes]
-        return all(record is not None and set(record.voters) == set(regions) for record in records)
-
-    return fits
-
-
 REMOVED_AND_ADDED = [
-    leg(_voters("a", "c"), resizes=1),
+    leg(agrees("a", "c"), resizes=1),
     leg(lambda state: state.ghost.value.acked == (1,), writes=1),
-    leg(_voters("a", "b", "c"), resizes=1),
+    leg(agrees("a", "b", "c"), resizes=1),
 ]
 
 
@@ -138,6 +136,20 @@ def test_a_region_that_was_removed_and_added_again_comes_to_lead_with_all_that_w
     _, explored = travel([*REMOVED_AND_ADDED, leg(served(B, 2), suspicions=2)], epochs_max=2, states_max=20_000)
     assert explored.counterexample is None
     assert explored.reached is not None
+
+
+AGENT_DIED = [*AGENT_DIED_IN_RESIZE[:1], leg(stale=1, resizes=2, writes=1, failures=1, crashes=1, suspicions=2)]
+AGENT_DIED_LATER = [*AGENT_DIED_IN_SECOND_RESIZE[:-1], leg(stale=1, resizes=1, writes=1, suspicions=2)]
+
+
+@pytest.mark.parametrize("way", [AGENT_DIED, AGENT_DIED_LATER], ids=["a first change", "a later change"])
+def test_voters_change_one_at_a_time_when_an_agent_died_in_a_change_and_the_next_reads_an_old_record(
+    way: list[Leg],
+) -> None:
+    world, explored = travel(way, epochs_max=2, states_max=20_000)
+    assert_sound(world, explored)
+    assert world.facts["majorities meet"] > 0
+    assert explored.complete or explored.states >= 20_000
 
 
 SECOND_FAULTS: dict[str, list[Leg]] = {

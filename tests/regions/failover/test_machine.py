@@ -83,9 +83,12 @@ class Driver:
     def tell(self, event: Event) -> None:
         self.effects = self.machine.handle(event, now=self.now)
 
-    def start(self, ledger: LedgerFound | None, promise: Promise | None) -> None:
+    def start(self, ledger: LedgerFound | None, promise: Promise | None, record: Leadership = SERVING) -> None:
         self.tell(Started(promise=promise, ledger=ledger))
-        self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=SERVING))
+        self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
+        if ReadRecord in self.kinds():
+            # A leader asks a second time, and all of etcd.
+            self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
 
     def ticket(self, kind: type[Asked]) -> int:
         (found,) = (effect for effect in self.effects if isinstance(effect, kind))
@@ -542,8 +545,7 @@ def test_whoever_finds_the_leader_dead_leaves_the_promised_epoch_to_the_release(
 def test_a_resize_is_refused_when_another_epoch_begins() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=four))
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     driver.tell(RecordSeen(revision=2, record=replace(four, epoch=2, leader=B, phase="recruiting", fence_id=None)))
@@ -557,8 +559,7 @@ def test_a_resize_is_refused_when_another_epoch_begins() -> None:
 def leader_of_four() -> Driver:
     """A leader that has begun to remove D, and whose swap to the three others was not answered."""
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=FOUR))
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("pause", ticket=6))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
@@ -616,13 +617,107 @@ def test_the_swap_of_another_agent_overtakes_what_is_in_doubt(leader_of_four: Dr
     assert leader_of_four.kinds() == [SetQuorum]
 
 
-def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd() -> None:
+# An agent that has just started. The one before it may have left a swap that etcd takes yet.
+
+
+def restarted() -> Driver:
+    """The agent of A, whose PostgreSQL takes writes; an etcd member that is cut off has answered its first read."""
     driver = Driver(A)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=FOUR))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=FOUR))
+    return driver
+
+
+def read_of(driver: Driver) -> ReadRecord:
+    (found,) = (effect for effect in driver.effects if isinstance(effect, ReadRecord))
+    return found
+
+
+def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd() -> None:
+    driver = restarted()
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=FOUR))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     assert driver.swapped() == FOUR
+
+
+def test_a_quorum_is_set_after_a_read_of_all_of_etcd_and_not_after_that_of_one_member() -> None:
+    # Two changes of voters may lie between that record and the one that the earlier run has asked for.
+    driver = restarted()
+    assert SetQuorum not in driver.kinds()
+    assert read_of(driver).linearizable
+    newer = RecordSeen(revision=10, record=replace(FOUR, drained=(D,)))
+    driver.tell(newer)
+    assert SetQuorum not in driver.kinds()
+    driver.tell(RecordRead(ticket=driver.machine.facts.next_ticket, revision=10, record=newer.record))
+    assert SetQuorum in driver.kinds()
+
+
+def test_a_record_that_is_seen_after_a_read_of_one_member_settles_nothing() -> None:
+    driver = restarted()
+    read = driver.ticket(ReadRecord)
+    driver.tell(RecordSeen(revision=10, record=FOUR))
+    driver.tell(order("remove", C))
+    assert SetQuorum not in driver.kinds()
+    assert driver.swapped() == FOUR
+    driver.tell(RecordRead(ticket=read, revision=10, record=FOUR))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    assert driver.machine.facts.quorum == (B, C, D)
+    driver.tell(SwapAnswered(ticket=driver.machine.facts.swapping.ticket, outcome="applied", revision=11))  # pyright: ignore[reportOptionalMemberAccess]
+    (quorum,) = (effect for effect in driver.effects if isinstance(effect, SetQuorum))
+    assert quorum.standbys == (B, D)
+
+
+def test_a_swap_of_its_own_without_an_outcome_does_not_settle_what_an_earlier_run_has_asked_for() -> None:
+    driver = restarted()
+    driver.tell(order("pause"))
+    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
+    assert driver.machine.facts.unsettled is None
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=10, record=FOUR))
+    assert driver.machine.facts.unsettled == 10
+
+
+def test_a_primary_of_the_first_epoch_sets_its_quorum_after_a_read_of_all_of_etcd() -> None:
+    driver = Driver(A)
+    bootstrapping = replace(SERVING, phase="bootstrapping", fence_id=None)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=bootstrapping))
+    assert driver.kinds().count(SetQuorum) == 0
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=9, record=FOUR))
+    assert driver.kinds().count(SetQuorum) == 1
+
+
+def test_a_follower_asks_etcd_once() -> None:
+    driver = Driver(C)
+    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    assert ReadRecord not in driver.kinds()
+
+
+def test_a_swap_without_an_outcome_is_in_doubt_over_the_revision_that_it_expected(leader_of_four: Driver) -> None:
+    swap = leader_of_four.ticket(SwapRecord)
+    leader_of_four.tell(RecordSeen(revision=3, record=replace(FOUR, automatic=False)))
+    leader_of_four.tell(SwapAnswered(ticket=swap, outcome="unknown"))
+    assert leader_of_four.machine.facts.unsettled == 2
+
+
+def test_a_quorum_of_the_old_voters_that_fails_leaves_the_order_as_it_is(leader_of_four: Driver) -> None:
+    is_unsure(leader_of_four)
+    leader_of_four.machine.facts.quorum = None
+    leader_of_four.tell(order("remove", C, ticket=8))
+    old = leader_of_four.ticket(SetQuorum)
+    leader_of_four.tell(LedgerFailed(ticket=old, reason="disk"))
+    assert AnswerOrder not in leader_of_four.kinds()
+    assert leader_of_four.machine.facts.resize is not None
+
+
+def test_a_quorum_of_the_new_voters_that_fails_ends_the_order() -> None:
+    driver = Driver(A)
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(order("remove", D))
+    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
+    driver.tell(LedgerFailed(ticket=driver.ticket(SetQuorum), reason="disk"))
+    assert AnswerOrder(ticket=7, refused="the quorum could not be changed: disk") in driver.effects
 
 
 def test_a_leader_without_a_fence_row_of_this_incarnation_writes_none_when_it_serves_already(leader: Driver) -> None:

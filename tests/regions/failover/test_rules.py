@@ -64,6 +64,18 @@ def test_rule_1_voters_do_not_change_while_a_swap_may_take_place_of_which_nothin
     assert rules.may_resize(7, 0)
     assert rules.may_resize(8, 7), "the record is another by now, so that the swap has lost"
     assert not rules.may_resize(7, 7)
+    assert not rules.may_resize(7, None), "an earlier run may have asked for a swap over any revision"
+
+
+def test_rule_1_a_primary_keeps_its_quorum_until_the_record_is_known_to_be_new() -> None:
+    assert rules.may_set_quorum(0)
+    assert rules.may_set_quorum(7)
+    assert not rules.may_set_quorum(None)
+
+
+def test_rule_1_a_read_of_one_member_of_etcd_may_show_an_old_record() -> None:
+    assert rules.shows_newest(linearizable=True)
+    assert not rules.shows_newest(linearizable=False)
 
 
 def test_rule_1_two_of_three_are_enough_and_one_is_not() -> None:

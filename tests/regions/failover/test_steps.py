@@ -34,6 +34,7 @@ def facts(**changes: Any) -> Facts:
         "record": SERVING,
         "stored": SERVING,
         "revision": 4,
+        "unsettled": 0,
     }
     return Facts(**{**fields, **changes})
 
@@ -136,8 +137,45 @@ def test_commits_wait_for_the_voters_of_the_record_while_a_swap_is_in_doubt() ->
 
 
 def test_commits_wait_for_the_voters_that_are_being_recorded() -> None:
-    swapping = Swapping(ticket=1, record=replace(SERVING, voters=(A, B)), until=1.0)
+    swapping = Swapping(ticket=1, record=replace(SERVING, voters=(A, B)), until=1.0, expected=4)
     assert steps.wanted_voters(facts(swapping=swapping), SERVING) == (A, B)
+
+
+@pytest.mark.parametrize("changes", [{"expected": 3}, {"epoch": 1}], ids=["over an older record", "of another epoch"])
+def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(changes: dict[str, int]) -> None:
+    expected, epoch = changes.get("expected", 4), changes.get("epoch", 2)
+    record = replace(SERVING, epoch=epoch, voters=(A, B))
+    swapping = Swapping(ticket=1, record=record, until=1.0, expected=expected)
+    assert steps.wanted_voters(facts(swapping=swapping), SERVING) == (A, B, C)
+
+
+@pytest.mark.parametrize(
+    ("changes", "needed"),
+    [
+        ({}, True),
+        ({"unsettled": 4}, False),
+        ({"quorum": (B, C)}, False),
+        ({"quorum": (B,)}, True),
+        ({"record": None}, False),
+        ({"record": replace(SERVING, leader=B)}, False),
+        ({"ledger": LedgerFound(kind="frozen")}, False),
+        ({"ledger": LedgerFound(kind="primary", epoch=1)}, False),
+    ],
+    ids=[
+        "a primary whose quorum is not known",
+        "etcd was read",
+        "its quorum is that of the record",
+        "its quorum is another",
+        "no record",
+        "another leads",
+        "not promoted yet",
+        "of an older epoch",
+    ],
+)
+def test_the_newest_record_is_needed_to_set_the_quorum_of_a_primary_that_runs(
+    changes: dict[str, Any], needed: bool
+) -> None:
+    assert steps.needs_newest_record(facts(**{"unsettled": None, **changes})) is needed
 
 
 def test_of_two_that_have_joined_the_first_that_streams_is_next() -> None:
