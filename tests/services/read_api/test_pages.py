@@ -1,6 +1,8 @@
 """Thread pages on a real view and Redis: the tree, its cursors, and what is kept for how long."""
 
 import asyncio
+import dataclasses
+import json
 import random
 import uuid
 from typing import Any
@@ -11,9 +13,12 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from services.api.cursor import decode_cursor
+from services.api.markdown import HtmlCache
 from services.api.openapi import openapi_document
-from services.read_api.page import Page
+from services.read_api.page import Page, PageQuery, build_page
 from services.read_api.shared_cache import SharedCache
+from services.read_api.view_reader import ViewReader
 from services.view import cache
 from tests.services.read_api.conftest import Api, Thread, Writer, problem, running_api, until
 
@@ -47,18 +52,22 @@ async def walk(api: Api, key: str, sort: str, limit: int, depth: int) -> tuple[l
     return met, largest
 
 
-def grow(writer: Writer, parents: list[int | None]) -> Thread:
-    """Make a thread whose comment i replies to comment parents[i]."""
+def grow(writer: Writer, parents: list[int | None], bodies: list[str] | None = None) -> Thread:
+    """Make a thread whose comment i replies to comment parents[i]; one with an empty body is a tombstone."""
     thread = writer.thread(str(uuid.uuid4()))
     ids: list[uuid.UUID] = [uuid.uuid4() for _ in parents]
+    bodies = bodies or ["b"] * len(parents)
     rows = [
-        (ids[i], writer.site, thread.id, None if parent is None else ids[parent], parents.count(i), i // 3)
+        (
+            *(ids[i], writer.site, thread.id, None if parent is None else ids[parent]),
+            *(bodies[i], "approved" if bodies[i] else "deleted", parents.count(i), i // 3),
+        )
         for i, parent in enumerate(parents)
     ]
     with psycopg.connect(writer.view.url()) as connection, connection.cursor() as cursor:
         cursor.executemany(
             "INSERT INTO comments (id, site_id, thread_id, parent_id, depth, body, state, version, reply_count,"
-            " created_at) VALUES (%s, %s, %s, %s, 0, 'b', 'approved', 1, %s, now() + make_interval(secs => %s))",
+            " created_at) VALUES (%s, %s, %s, %s, 0, %s, %s, 1, %s, now() + make_interval(secs => %s))",
             rows,
         )
         cursor.execute("UPDATE threads SET page_version = 1, count = %s WHERE id = %s", (len(rows), thread.id))
@@ -81,6 +90,68 @@ def test_every_comment_of_any_tree_is_reached_exactly_once(writer: Writer, data:
 async def _walk_alone(writer: Writer, key: str, sort: str, limit: int, depth: int) -> tuple[list[Comment], int]:
     async with running_api(writer) as api:
         return await walk(api, key, sort, limit, depth)
+
+
+BODIES = st.builds(str.__mul__, st.sampled_from(["x", "[", "&", '"', "\x01", "ä", "> "]), st.integers(0, 1500))
+PLANTS = st.lists(st.tuples(st.integers(0, 25), BODIES), max_size=25)
+
+
+@settings(max_examples=50, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(
+    plants=PLANTS,
+    asked=st.fixed_dictionaries(
+        {"sort": st.sampled_from(["newest", "oldest"]), "limit": st.integers(1, 6), "depth": st.integers(1, 4)}
+    ),
+    bounds=st.fixed_dictionaries(
+        {"replies_max": st.integers(1, 4), "comments_max": st.integers(7, 25), "bytes_max": st.integers(1, 6_000)}
+    ),
+)
+def test_whatever_bounds_a_page_every_list_is_read_whole_and_in_its_order(
+    writer: Writer, plants: list[tuple[int, str]], asked: dict[str, Any], bounds: dict[str, int]
+) -> None:
+    parents = [draw - 1 if 0 < draw <= number else None for number, (draw, _) in enumerate(plants)]
+    key = grow(writer, parents, [body for _, body in plants]).key
+    expected: dict[str | None, list[str]] = {}
+    for comment, parent in writer.view.sql(
+        "SELECT c.id::text, c.parent_id::text FROM comments AS c JOIN threads AS t ON t.id = c.thread_id"
+        " WHERE t.key = %s ORDER BY c.created_at, c.id",
+        key,
+    ):
+        expected.setdefault(None if parent is None else str(parent), []).append(str(comment))
+    if asked["sort"] == "newest" and None in expected:
+        expected[None].reverse()
+    query = PageQuery(site=writer.site, thread=key, cursor=None, **asked)
+    assert asyncio.run(_read_whole(writer, query, bounds)) == expected
+
+
+async def _read_whole(writer: Writer, query: PageQuery, bounds: dict[str, int]) -> dict[str | None, list[str]]:
+    """Follow every cursor; return the comments of each list, by their parent, in the order they were met."""
+    met: dict[str | None, list[str]] = {}
+    pending: list[str | None] = [None]
+    async with ViewReader(writer.view.url(user="palaver_reader"), size=1) as view:
+        while pending:
+            text = pending.pop()
+            cursor = None
+            if text is not None:
+                cursor = decode_cursor(text, site=query.site, thread=query.thread, sort=query.sort)
+            asked = dataclasses.replace(query, cursor=cursor)
+            rows = await view.page(*asked.arguments(**bounds))
+            page = await build_page(asked, rows, HtmlCache(), bytes_max=bounds["bytes_max"])
+            document = json.loads(page.body)
+            parent = None if cursor is None or cursor.parent is None else str(cursor.parent)
+            lists = [(parent, document["comments"], document["next"])]
+            shown = 0
+            while lists:
+                parent, comments, following = lists.pop()
+                shown += len(comments)
+                if comments:
+                    met.setdefault(parent, []).extend(comment["id"] for comment in comments)
+                if following is not None:
+                    pending.append(following)
+                lists += [(c["id"], c["replies"]["items"], c["replies"]["next"]) for c in comments]
+            assert len(page.body) <= bounds["bytes_max"] or shown <= 1
+            assert text is None or shown >= 1
+    return met
 
 
 async def test_a_thread_of_ten_thousand_opens_in_one_bounded_page_and_is_read_whole(api: Api, writer: Writer) -> None:
