@@ -19,8 +19,8 @@ from services.write_api.pool import (
     OutcomeUnknown,
 )
 from tests import servers
-from tests.services.write_api.conftest import OURS, UNKNOWN, Api, until, write_api
-from tests.services.write_api.test_pool import LONG_S, UNTIL_LET_GO, held
+from tests.services.write_api.conftest import UNKNOWN, Api, until, write_api
+from tests.services.write_api.test_pool import LONG_S, UNTIL_LET_GO, held, held_up
 
 
 def test_the_edge_and_the_write_api_speak_of_one_header() -> None:
@@ -62,7 +62,7 @@ async def refused_for_overload(api: Api, server: servers.PostgresServer, *asked:
     """Send requests, one after the other, while one write has all connections."""
     with held(server):
         write = asyncio.create_task(api.pool.fetch(UNTIL_LET_GO, under=1))
-        await until(lambda: len(server.sql(f"SELECT pid {OURS} AND state = 'active'")) == 1)
+        await until(lambda: held_up(server) == 1)
         answers = [await api.http.send(request) for request in asked]
     await write
     return answers
