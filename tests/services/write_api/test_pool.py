@@ -116,7 +116,7 @@ async def test_a_ledger_whose_writes_do_not_end_is_stuck_though_other_statements
             await asyncio.gather(pool.fetch(ends), return_exceptions=True)
             monkeypatch.setattr(pools, "WAITERS_PER_CONNECTION", 0)
             read = asyncio.create_task(pool.fetch(UNTIL_LET_GO))
-            await asyncio.sleep(0)
+            await until(lambda: held_up(ledger_server) == 2)
             with pytest.raises(LedgerStuck):
                 await pool.fetch("SELECT 1")
         await asyncio.gather(write, read)
