@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import asyncio
 import math
-import statistics
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -17,7 +16,7 @@ from http import HTTPStatus
 from typing import TYPE_CHECKING, Any, Final
 
 from infra.bench.load import BadAnswer, LoadResult, Session, get_request, run_load
-from infra.bench.rows import P99_SAMPLES_MIN, enough
+from infra.bench.rows import P99_SAMPLES_MIN, compared, enough
 
 if TYPE_CHECKING:
     from infra.bench.deployment import RunningDeployment
@@ -118,22 +117,9 @@ def row_of(kind: str, runs: Mapping[str, Sequence[LoadResult]], *, writes: int, 
         MeasuredNothing: Too few reads were answered, or too few writes were made beside them.
     """
     work = f"GET page in a session, position of the {kind}, {WRITES_PER_S} writes/s to other threads"
-    for one in (kind, "eventual"):
-        enough(runs.get(one, ()), 1, f"{work}: {one}")
-        for run in runs[one]:
-            enough(run.latencies_s, P99_SAMPLES_MIN, f"{work}: {one}")
+    for run in runs.get("eventual", ()):
+        enough(run.latencies_s, P99_SAMPLES_MIN, f"{work}: eventual")
     enough(range(writes), max(1, math.ceil(WRITES_SHARE_MIN * WRITES_PER_S * seconds)), f"{work}: writes")
-    rates, eventual_rates = ([run.per_second for run in runs[one]] for one in (kind, "eventual"))
-    rate, eventual = statistics.median(rates), statistics.median(eventual_rates)
-    p99_ms = statistics.median(run.percentile_ms(0.99) for run in runs[kind])
-    return {
-        "work": work,
-        "ours": f"{rate:,.0f}/s (p99 {p99_ms:.1f} ms)",
-        "beside": f"the same without a position: {eventual:,.0f}/s",
-        "ratio": round(rate / eventual, 3),
-        "aim": f"≥ {SHARE_MIN}",
-        "met": rate / eventual >= SHARE_MIN,
-        "ours_per_s": [round(some, 1) for some in rates],
-        "writes_per_s": round(writes / seconds, 1),
-        "eventual_per_s": [round(some) for some in eventual_rates],
-    }
+    eventual = [run.per_second for run in runs.get("eventual", ())]
+    row = compared(work, runs.get(kind, ()), eventual, "the same without a position", SHARE_MIN)
+    return row | {"writes_per_s": round(writes / seconds, 1)}
