@@ -9,6 +9,7 @@ PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
 STAMP := $(VENV)/.setup-done
 SOURCES := regions sync services infra tests
 PYTEST_FLAGS ?=
+COUNTED = --counts=$(VENV)/$@.counts $(PYTEST_FLAGS)
 # Most tests wait for servers; what has bounds in seconds (marked `stack` or `alone`) has the machine to itself.
 WORKERS ?= 3
 TESTS := test-servers test-deployments test-simulation
@@ -35,21 +36,24 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 test: setup ## Run all checks and all tests but soaks and benchmarks; a part that fails stops no other
 	@failed=; told=; \
 	for part in check $(TESTS); do \
-	  printf '\nmake test: %s begins\n' $$part; began=$$SECONDS; \
+	  printf '\nmake test: %s begins\n' $$part; began=$$SECONDS; rm -f $(VENV)/$$part.counts; \
 	  if $(MAKE) --no-print-directory $$part; then how=passed; else how=FAILED; failed="$$failed $$part"; fi; \
-	  line="make test: $$part $$how after $$((SECONDS - began)) s"; told="$$told$$line"$$'\n'; echo "$$line"; \
+	  counts=$$(cat $(VENV)/$$part.counts 2>/dev/null); \
+	  line="make test: $$part $$how after $$((SECONDS - began)) s$${counts:+: $$counts}"; \
+	  told="$$told$$line"$$'\n'; echo "$$line"; \
 	done; \
-	printf '\n%s' "$$told"; \
+	if test -z "$$failed"; then how=passed; else how=FAILED; fi; \
+	printf '\n%smake test: all %s after %s s\n' "$$told" $$how $$SECONDS; \
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
 test-servers: setup ## The part of `test` with servers of its own
-	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile $(PYTEST_FLAGS)
+	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile $(COUNTED)
 
 test-deployments: setup ## The part of `test` with whole deployments and live agents
-	$(BIN)/pytest tests/integration tests/regions -m "(stack or alone) and not soak and not bench" $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/integration tests/regions -m "(stack or alone) and not soak and not bench" $(COUNTED)
 
 test-simulation: setup ## The part of `test` with the failover core under virtual time
-	$(BIN)/pytest tests/simulation tests/infra/cli -m "simulation and not soak" -n 2 $(PYTEST_FLAGS)
+	$(BIN)/pytest tests/simulation tests/infra/cli -m "simulation and not soak" -n 2 $(COUNTED)
 
 check: setup ## Check format, lint, types and import contracts
 	$(BIN)/ruff format --check --quiet .

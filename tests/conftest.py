@@ -1,4 +1,4 @@
-"""Where tests keep their files, what hypothesis may mind, what no test may leave open, and two switches.
+"""Where tests keep their files, what hypothesis may mind, what no test may leave open, and three options.
 
 The switches write anew what tests compare with; read the difference before you commit it.
 """
@@ -46,6 +46,19 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption(
         "--rewrite-diagram", action="store_true", help="write the states of the failover core into ARCHITECTURE.md"
     )
+    parser.addoption(
+        "--counts", metavar="FILE", help="write into this file how many tests passed, failed, were skipped"
+    )
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Count for the summary of `make test`. A test that cannot begin or end has failed."""
+    file = config.getoption("--counts")
+    if file is None:
+        return
+    kinds = {"passed": ["passed"], "failed": ["failed", "error"], "skipped": ["skipped", "xfailed"]}
+    counts = {kind: sum(len(terminalreporter.getreports(one)) for one in ones) for kind, ones in kinds.items()}
+    Path(file).write_text(", ".join(f"{count} {kind}" for kind, count in counts.items()) + "\n")
 
 
 HOMES = {"stack": ("integration",), "alone": ("regions",), "simulation": ("simulation", "infra/cli")}

@@ -1,8 +1,10 @@
 """What `make test` runs, and how it ends. The programs that it calls are stand-ins that note their command lines."""
 
 import os
+import re
 import shlex
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -10,28 +12,36 @@ import pytest
 ROOT = Path(__file__).parent.parent
 TESTS = ("test-servers", "test-deployments", "test-simulation")
 PARTS = ("check", *TESTS)
+COUNTS = "7 passed, 0 failed, 2 skipped"
+"""What the stand-in of pytest counts."""
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """A virtual environment whose programs fail where `failing` has a word of their command line."""
+    """A virtual environment whose programs fail where `failing` has a word of their command line.
+
+    Its pytest counts, as `--counts` asks for, before it fails, unless `crashing` has a word of its command line.
+    """
     (tmp_path / "bin").mkdir()
     for name in ("ruff", "lint-imports", "pyright", "pytest"):
         program = tmp_path / "bin" / name
         program.write_text(
             "#!/bin/sh\n"
+            f"cd {shlex.quote(str(tmp_path))}\n"
             f'line="{name} $*"\n'
-            f'echo "$line" >> {shlex.quote(str(tmp_path / "calls"))}\n'
-            "while read word; do case $line in *$word*) exit 1;; esac; done "
-            f"< {shlex.quote(str(tmp_path / 'failing'))}\n"
+            'echo "$line" >> calls\n'
+            "while read word; do case $line in *$word*) exit 2;; esac; done < crashing\n"
+            f'for one; do case $one in --counts=*) echo "{COUNTS}" > "${{one#--counts=}}";; esac; done\n'
+            "while read word; do case $line in *$word*) exit 1;; esac; done < failing\n"
         )
         program.chmod(0o755)
     (tmp_path / ".setup-done").touch()
     return tmp_path
 
 
-def make_test(environment: Path, *failing: str) -> "subprocess.CompletedProcess[str]":
+def make_test(environment: Path, *failing: str, crashing: str = "nothing") -> "subprocess.CompletedProcess[str]":
     (environment / "failing").write_text("".join(f"{word}\n" for word in failing))
+    (environment / "crashing").write_text(f"{crashing}\n")
     # This may run under `make test` itself, whose flags are not for another.
     own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     command = ["make", "test", f"VENV={environment}", "PYTEST_FLAGS="]
@@ -42,10 +52,23 @@ def calls(environment: Path) -> list[str]:
     return (environment / "calls").read_text().splitlines()
 
 
+LINE = re.compile(r"make test: (?P<part>\S+) (?P<how>\S+) after \d+ s(: (?P<counts>.+))?")
+
+
+def last_lines(output: str) -> "list[re.Match[str]]":
+    """The summary at the end: a line for each part, and one for all of them."""
+    found = [LINE.fullmatch(line) for line in output.splitlines()[-len(PARTS) - 1 :]]
+    return [line for line in found if line is not None]
+
+
 def ends(output: str) -> dict[str, str]:
     """How each part ended by the summary at the end."""
-    words = [line.split() for line in output.splitlines()[-len(PARTS) :]]
-    return {line[2]: line[3] for line in words}
+    return {line["part"]: line["how"] for line in last_lines(output) if line["part"] != "all"}
+
+
+def counted(output: str) -> dict[str, str | None]:
+    """What each part counted by the summary at the end."""
+    return {line["part"]: line["counts"] for line in last_lines(output)}
 
 
 def test_all_parts_pass_and_each_says_so(environment: Path) -> None:
@@ -78,3 +101,49 @@ def test_all_that_fails_is_named(environment: Path) -> None:
     done = make_test(environment, "ruff", "pytest")
     assert done.returncode != 0
     assert ends(done.stdout) == dict.fromkeys(PARTS, "FAILED")
+
+
+def test_the_summary_has_the_counts_of_each_part_of_tests(environment: Path) -> None:
+    done = make_test(environment, "tests/simulation")
+    assert counted(done.stdout) == {"check": None, **dict.fromkeys(TESTS, COUNTS), "all": None}
+
+
+def test_a_part_that_crashed_has_no_counts_of_an_earlier_run(environment: Path) -> None:
+    for part in TESTS:
+        (environment / f"{part}.counts").write_text("1 passed, 0 failed, 0 skipped\n")
+    done = make_test(environment, crashing="loadfile")
+    assert counted(done.stdout)["test-servers"] is None
+    assert counted(done.stdout)["test-simulation"] == COUNTS
+    assert ends(done.stdout) == {**dict.fromkeys(PARTS, "passed"), "test-servers": "FAILED"}
+
+
+TESTS_OF_EACH_KIND = """
+import pytest
+
+def test_that_passes():
+    pass
+
+@pytest.mark.parametrize("number", range(2))
+def test_that_fails(number):
+    assert number is None
+
+@pytest.fixture
+def broken():
+    raise RuntimeError
+
+def test_that_cannot_begin(broken):
+    pass
+
+def test_that_is_skipped():
+    pytest.skip("it lacks something")
+"""
+
+
+@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
+def test_pytest_counts_what_passed_failed_and_was_skipped(tmp_path: Path, workers: list[str]) -> None:
+    (tmp_path / "test_kinds.py").write_text(TESTS_OF_EACH_KIND)
+    options = ["-c", os.devnull, "--rootdir", str(tmp_path), "-p", "tests.conftest", *workers]
+    command = [sys.executable, "-m", "pytest", *options, "--counts=counts", "test_kinds.py"]
+    own = {**os.environ, "PYTHONPATH": str(ROOT)}
+    subprocess.run(command, capture_output=True, check=False, env=own, cwd=tmp_path)
+    assert (tmp_path / "counts").read_text() == "1 passed, 3 failed, 1 skipped\n"
