@@ -46,11 +46,10 @@ MEANINGS: dict[State, str] = {
 def state_of(facts: Facts) -> State:
     """Return the state that the facts amount to."""
     record, ledger = facts.record, facts.ledger
-    if not facts.started or (record is None and facts.unable is None):
-        return "starting"
     if facts.unable is not None:
         return "refusing"
-    assert record is not None
+    if record is None:
+        return "starting"
     if ledger is not None and ledger.kind == "primary" and not (facts.leads and facts.is_primary_of(record.epoch)):
         return "stepping-down"
     if ledger is None or (facts.region not in record.voters and facts.region not in record.joining):

@@ -114,7 +114,7 @@ def _is_left_alone(node: ast.AST, field: str, parent: ast.AST) -> bool:
         return True
     if isinstance(parent, ast.Assert) and field == "msg":
         return True
-    if isinstance(node, ast.Assign) and isinstance(parent, ast.Module):
+    if isinstance(node, ast.Assign) and isinstance(parent, ast.Module | ast.ClassDef):
         return _is_type(node.value) or _is_table(node.targets[0])
     if isinstance(node, ast.AnnAssign) and isinstance(parent, ast.Module):
         return _is_table(node.target)

@@ -60,6 +60,7 @@ def changes(source: str) -> set[str]:
         ("assert a, 'words'", {"assert a -> assert not a"}),
         ("name: int = a", set[str]()),
         ("return f'{a + b}'", set[str]()),
+        ("class C:\n    __slots__ = ('a', 'b')", set[str]()),
     ],
 )
 def test_each_kind_of_change_is_made(source: str, expected: set[str]) -> None:

@@ -1,0 +1,54 @@
+"""The states, each read off the facts; the transcripts show the transitions between them."""
+
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from regions.failover.events import LedgerFound
+from regions.failover.facts import Facts
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.failover.states import State, state_of
+from regions.identity import RegionName
+from regions.leadership import Leadership
+
+A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+SERVING = Leadership(
+    epoch=2,
+    leader=A,
+    phase="serving",
+    fence_id=UUID(int=2),
+    reason="first start",
+    since="",
+    voters=(A, B, C),
+    joining=(D,),
+)
+RECRUITING = replace(SERVING, phase="recruiting", fence_id=None)
+
+
+@pytest.mark.parametrize(
+    ("region", "record", "ledger", "state"),
+    [
+        (B, SERVING, None, "observing"),
+        (D, SERVING, None, "observing"),
+        (B, replace(SERVING, voters=(A, C)), LedgerFound(kind="frozen"), "observing"),
+        (B, SERVING, LedgerFound(kind="following", epoch=2), "following"),
+        (B, SERVING, LedgerFound(kind="following", epoch=1), "rejoining"),
+        (B, RECRUITING, LedgerFound(kind="following", epoch=2), "freezing"),
+        (D, SERVING, LedgerFound(kind="following", epoch=2), "following"),
+        (D, RECRUITING, LedgerFound(kind="following", epoch=2), "following"),
+        (D, RECRUITING, LedgerFound(kind="absent"), "rejoining"),
+    ],
+)
+def test_the_state_of_a_region_that_does_not_lead(
+    region: RegionName, record: Leadership, ledger: LedgerFound | None, state: State
+) -> None:
+    facts = Facts(
+        region=region,
+        cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
+        settings=DEFAULTS,
+        next_ticket=1,
+        ledger=ledger,
+        record=record,
+    )
+    assert state_of(facts) == state
