@@ -114,7 +114,6 @@ class Machine:
         """Return a machine that goes its own way from here."""
         twin = copy.copy(self)
         twin._facts = copy.copy(self._facts)  # noqa: SLF001 - its own class
-        twin._effects = []  # noqa: SLF001 - its own class
         return twin
 
     def handle(self, event: Event, *, now: float) -> list[Effect]:
@@ -145,7 +144,7 @@ class Machine:
         times = [one.until for one in requests if one is not None]
         times += [until for until in (facts.relieved_until, facts.resting_until) if until is not None]
         times += [retry.at for retry in (facts.ledger_retry, facts.etcd_retry) if retry.at is not None]
-        if facts.swapping is None and not facts.reread and facts.etcd_retry.at is None and facts.unable is None:
+        if facts.swapping is None and not facts.reread and facts.etcd_retry.at is None:
             due = claims.next_deadline(facts)
             if due is not None:
                 times.append(due)
@@ -223,7 +222,7 @@ class Machine:
         facts.release = release
         if release.revision > facts.revision:
             self._read_again()
-        elif facts.stored is not None and facts.stored.epoch == release.epoch:
+        elif facts.stored is not None:
             self._adopt(rules.meaning(facts.stored, facts.revision, release), now)
 
     def _adopt(self, record: Leadership, now: float) -> None:
@@ -254,12 +253,12 @@ class Machine:
             self._tell("info", f"epoch {record.epoch}: {record.leader} was chosen")
         if record.phase == "serving" and acts_differently:
             self._tell("info", f"epoch {record.epoch}: {record.leader} serves")
-            if known is not None and known.phase == "promoting" and record.epoch > 1 and record.target is None:
+            if known is not None and known.phase == "promoting" and record.target is None:
                 facts.failovers = (*facts.failovers, now)[-facts.settings.failovers_max :]
 
     def _begin_epoch(self, record: Leadership) -> None:
         facts = self._facts
-        if facts.open_epoch and facts.open_epoch != record.epoch:
+        if facts.open_epoch:
             self._close()
         relieved = record.handed_over_at is not None and facts.relieved_until is not None
         working = facts.working

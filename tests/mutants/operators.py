@@ -112,6 +112,9 @@ def _places(
 def _is_left_alone(node: ast.AST, field: str, parent: ast.AST) -> bool:
     if isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arguments):
         return True
+    if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _name(node.value.func) == "assert_never":
+        # For the type checker, which proves that it is never reached.
+        return True
     if isinstance(parent, ast.Assert) and field == "msg":
         return True
     if isinstance(node, ast.Assign) and isinstance(parent, ast.Module | ast.ClassDef):

@@ -60,6 +60,7 @@ def changes(source: str) -> set[str]:
         ("assert a, 'words'", {"assert a -> assert not a"}),
         ("name: int = a", set[str]()),
         ("return f'{a + b}'", set[str]()),
+        ("assert_never(a)", set[str]()),
         ("class C:\n    __slots__ = ('a', 'b')", set[str]()),
     ],
 )

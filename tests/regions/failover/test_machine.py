@@ -1,7 +1,6 @@
 """The machine of a cell, where no transcript goes: answers to nobody, bounds, expiry, and its own copies."""
 
 from dataclasses import replace
-from uuid import UUID
 
 import pytest
 
@@ -10,7 +9,6 @@ from regions.failover.effects import (
     AnswerStrongReads,
     CloseWrites,
     DrainLedger,
-    Effect,
     FollowLedger,
     FreezeLedger,
     PromoteLedger,
@@ -33,7 +31,6 @@ from regions.failover.events import (
     LedgerFailed,
     LedgerFound,
     LedgerFrozen,
-    Order,
     Promise,
     PromiseFailed,
     PromiseStored,
@@ -41,87 +38,33 @@ from regions.failover.events import (
     ReadFailed,
     RecordRead,
     RecordSeen,
-    Release,
     StandbysStreaming,
     Started,
     StrongReads,
     SwapAnswered,
     Tick,
-    Ticket,
     Verdict,
 )
-from regions.failover.machine import STRONG_READS_MAX, Machine
-from regions.failover.settings import DEFAULTS, CellRegions
+from regions.failover.machine import STRONG_READS_MAX
+from regions.failover.settings import DEFAULTS
 from regions.identity import RegionName
-from regions.leadership import ANCESTRY_MAX, Leadership, Succession
-from regions.position import Position
-from tests.scenarios.words import Asked
-
-A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
-SERVING = Leadership(
-    epoch=1,
-    leader=A,
-    phase="serving",
-    fence_id=UUID(int=1),
-    reason="first start",
-    since="",
-    voters=(A, B, C),
-    ancestry=(1,),
+from regions.leadership import ANCESTRY_MAX, Succession
+from tests.regions.failover.driver import (
+    HANDED_OVER,
+    PROMISED,
+    RECRUITING,
+    RELEASE,
+    SERVING,
+    A,
+    B,
+    C,
+    D,
+    Driver,
+    gets_ready,
+    hands_over,
+    has_handed_over,
+    order,
 )
-RECRUITING = replace(SERVING, epoch=2, leader=B, phase="recruiting", fence_id=None)
-
-
-class Driver:
-    """A machine, its clock, and the effects of the last event."""
-
-    def __init__(self, region: RegionName) -> None:
-        cell = CellRegions(voters=(A, B, C), regions=(A, B, C, D))
-        self.machine = Machine(region=region, cell=cell, settings=DEFAULTS, first_ticket=100)
-        self.now = 0.0
-        self.effects: list[Effect] = []
-
-    def tell(self, event: Event) -> None:
-        self.effects = self.machine.handle(event, now=self.now)
-
-    def start(self, ledger: LedgerFound | None, promise: Promise | None, record: Leadership = SERVING) -> None:
-        self.tell(Started(promise=promise, ledger=ledger))
-        self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
-        if ReadRecord in self.kinds():
-            # A leader asks a second time, and all of etcd.
-            self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
-
-    def ticket(self, kind: type[Asked]) -> int:
-        (found,) = (effect for effect in self.effects if isinstance(effect, kind))
-        return found.ticket
-
-    def swapped(self) -> Leadership:
-        (found,) = (effect for effect in self.effects if isinstance(effect, SwapRecord))
-        return found.record
-
-    def kinds(self) -> list[type[Effect]]:
-        return [type(effect) for effect in self.effects]
-
-    def tells(self, text: str) -> bool:
-        return any(isinstance(effect, Told) and text in effect.text for effect in self.effects)
-
-
-@pytest.fixture
-def leader() -> Driver:
-    driver = Driver(A)
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    return driver
-
-
-@pytest.fixture
-def follower() -> Driver:
-    driver = Driver(C)
-    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
-    return driver
-
-
-def order(kind: str, region: RegionName | None = None, *, ticket: int = 7) -> Order:
-    return Order(ticket=ticket, kind=kind, region=region, by="an operator")  # pyright: ignore[reportArgumentType]
 
 
 def test_started_comes_first_and_once(follower: Driver) -> None:
@@ -264,34 +207,6 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
 
 # A switch: the epoch after this one is promised, and begins when its leader has given up (rule 20).
 
-PROMISED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
-RELEASE = Release(epoch=1, revision=2, successor=B, lsn=500)
-HANDED_OVER = replace(
-    PROMISED,
-    epoch=2,
-    leader=B,
-    phase="promoting",
-    fence_id=None,
-    reason=f"switch to {B}: me",
-    target=B,
-    succession=None,
-    handed_over_at=Position(1, 500),
-)
-
-
-@pytest.fixture
-def successor() -> Driver:
-    driver = Driver(B)
-    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
-    return driver
-
-
-def hands_over(leader: Driver) -> None:
-    """Order a switch to B and let etcd take the promise."""
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(replace(order("switch", B), by="me"))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
-
 
 def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
@@ -349,12 +264,6 @@ def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(success
     assert FreezeLedger in successor.kinds()
 
 
-def has_handed_over(leader: Driver) -> None:
-    hands_over(leader)
-    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
-    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
-
-
 def test_a_leader_that_has_handed_over_leaves_its_postgres_stopped_until_the_next_serves(leader: Driver) -> None:
     has_handed_over(leader)
     assert StorePromise not in leader.kinds()
@@ -396,22 +305,6 @@ def test_of_two_voters_none_may_rest(leader: Driver) -> None:
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
     leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
     assert StorePromise in leader.kinds()
-
-
-def gets_ready(successor: Driver) -> Ticket:
-    """Have it let go of a leader that has drained, and return the request for its quorum."""
-    successor.tell(RecordSeen(revision=2, record=PROMISED))
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
-    successor.tell(
-        LedgerFrozen(
-            ticket=successor.ticket(FreezeLedger),
-            receiving=False,
-            received=RELEASE.lsn,
-            replayed=RELEASE.lsn,
-            ancestry=(1,),
-        )
-    )
-    return successor.ticket(SetQuorum)
 
 
 def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_again(successor: Driver) -> None:

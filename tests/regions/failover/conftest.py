@@ -1,0 +1,20 @@
+"""Machines that many tests begin with."""
+
+import pytest
+
+from tests.regions.failover.driver import B, C, Driver, following, leading
+
+
+@pytest.fixture
+def leader() -> Driver:
+    return leading()
+
+
+@pytest.fixture
+def follower() -> Driver:
+    return following(C)
+
+
+@pytest.fixture
+def successor() -> Driver:
+    return following(B)

@@ -1,0 +1,172 @@
+"""A machine of one cell that tests tell events one by one, and the records of the cell that they begin with."""
+
+from dataclasses import replace
+from typing import TypeVar
+from uuid import UUID
+
+from regions.failover.effects import (
+    DrainLedger,
+    Effect,
+    FreezeLedger,
+    ReadRecord,
+    SetQuorum,
+    StopLedger,
+    SwapRecord,
+    Told,
+)
+from regions.failover.events import (
+    Event,
+    Gossip,
+    GossipHeard,
+    LedgerDone,
+    LedgerDrained,
+    LedgerFound,
+    LedgerFrozen,
+    Order,
+    Promise,
+    RecordRead,
+    RecordSeen,
+    Release,
+    StandbysStreaming,
+    Started,
+    SwapAnswered,
+    Tick,
+    Ticket,
+)
+from regions.failover.invariants import violations
+from regions.failover.machine import Machine
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.identity import Epoch, RegionName
+from regions.leadership import Leadership, Succession
+from regions.position import Position
+from tests.scenarios.words import Asked
+
+A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+SERVING = Leadership(
+    epoch=1,
+    leader=A,
+    phase="serving",
+    fence_id=UUID(int=1),
+    reason="first start",
+    since="",
+    voters=(A, B, C),
+    ancestry=(1,),
+)
+RECRUITING = replace(SERVING, epoch=2, leader=B, phase="recruiting", fence_id=None)
+
+
+PROMISED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
+RELEASE = Release(epoch=1, revision=2, successor=B, lsn=500)
+HANDED_OVER = replace(
+    PROMISED,
+    epoch=2,
+    leader=B,
+    phase="promoting",
+    fence_id=None,
+    reason=f"switch to {B}: me",
+    target=B,
+    succession=None,
+    handed_over_at=Position(1, 500),
+)
+
+
+Kind = TypeVar("Kind", bound=Asked)
+
+
+class Driver:
+    """A machine, its clock, and the effects of the last event."""
+
+    def __init__(self, region: RegionName) -> None:
+        cell = CellRegions(voters=(A, B, C), regions=(A, B, C, D))
+        self.machine = Machine(region=region, cell=cell, settings=DEFAULTS, first_ticket=100)
+        self.now = 0.0
+        self.effects: list[Effect] = []
+
+    def tell(self, event: Event) -> None:
+        self.effects = self.machine.handle(event, now=self.now)
+        assert violations(self.machine.facts) == ()
+
+    def start(self, ledger: LedgerFound | None, promise: Promise | None, record: Leadership = SERVING) -> None:
+        self.tell(Started(promise=promise, ledger=ledger))
+        self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
+        if ReadRecord in self.kinds():
+            # A leader asks a second time, and all of etcd.
+            self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
+
+    def asked(self, kind: type[Kind]) -> Kind:
+        """The request of this kind among the effects of the last event: there is one."""
+        (found,) = (effect for effect in self.effects if isinstance(effect, kind))
+        return found
+
+    def ticket(self, kind: type[Asked]) -> Ticket:
+        return self.asked(kind).ticket
+
+    def swapped(self) -> Leadership:
+        return self.asked(SwapRecord).record
+
+    def kinds(self) -> list[type[Effect]]:
+        return [type(effect) for effect in self.effects]
+
+    def freezes(self, lsn: int, ancestry: tuple[Epoch, ...] = (1,)) -> None:
+        """Answer the freezing that was just asked for."""
+        ticket = self.asked(FreezeLedger).ticket
+        self.tell(LedgerFrozen(ticket=ticket, receiving=False, received=lsn, replayed=lsn, ancestry=ancestry))
+
+    def wait(self, seconds: float) -> None:
+        """Let time pass, and tell the machine so at its end."""
+        self.now += seconds
+        self.tell(Tick())
+
+    def tells(self, text: str) -> bool:
+        return any(isinstance(effect, Told) and text in effect.text for effect in self.effects)
+
+
+def leading() -> Driver:
+    """The agent of A, which leads epoch 1 and takes writes; its quorum is in force."""
+    driver = Driver(A)
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    return driver
+
+
+def following(region: RegionName) -> Driver:
+    """The agent of another region, whose member follows A."""
+    driver = Driver(region)
+    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    return driver
+
+
+def order(kind: str, region: RegionName | None = None, *, ticket: int = 7) -> Order:
+    return Order(ticket=ticket, kind=kind, region=region, by="an operator")  # pyright: ignore[reportArgumentType]
+
+
+# A switch to B.
+
+
+def hands_over(leader: Driver) -> None:
+    """Order a switch to B and let etcd take the promise."""
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(replace(order("switch", B), by="me"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+
+
+def has_handed_over(leader: Driver) -> None:
+    hands_over(leader)
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+
+
+def gets_ready(successor: Driver) -> Ticket:
+    """Have it let go of a leader that has drained, and return the request for its quorum."""
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.tell(
+        LedgerFrozen(
+            ticket=successor.ticket(FreezeLedger),
+            receiving=False,
+            received=RELEASE.lsn,
+            replayed=RELEASE.lsn,
+            ancestry=(1,),
+        )
+    )
+    return successor.ticket(SetQuorum)

@@ -1,0 +1,381 @@
+"""Time in the machine of a cell: until when it waits for what, what it gives up, and how it pauses after a failure."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from uuid import UUID
+
+import pytest
+
+from regions.failover.effects import (
+    AnswerOrder,
+    AnswerStrongReads,
+    CopyLedger,
+    DrainLedger,
+    FollowLedger,
+    FreezeLedger,
+    LedgerEffect,
+    PromoteLedger,
+    ReadRecord,
+    RewindLedger,
+    SetQuorum,
+    StorePromise,
+    SwapRecord,
+    WriteFence,
+)
+from regions.failover.events import (
+    FenceWritten,
+    Gossip,
+    GossipHeard,
+    Lagged,
+    LedgerDone,
+    LedgerDrained,
+    LedgerFailed,
+    LedgerFound,
+    LedgerFrozen,
+    Promise,
+    PromiseFailed,
+    PromiseStored,
+    ReadFailed,
+    RecordRead,
+    RecordSeen,
+    Started,
+    StrongReads,
+    SwapAnswered,
+    Tick,
+    Verdict,
+    WaitCutShort,
+)
+from regions.failover.settings import DEFAULTS
+from tests.regions.failover.driver import (
+    RECRUITING,
+    SERVING,
+    A,
+    B,
+    C,
+    Driver,
+    following,
+    gets_ready,
+    hands_over,
+    has_handed_over,
+    leading,
+    order,
+)
+
+CHOSEN = replace(RECRUITING, phase="promoting")
+"""B was chosen, by votes."""
+
+
+def suspects_the_leader(driver: Driver) -> None:
+    """Let it and another region suspect A."""
+    driver.tell(Verdict(region=A, suspected=True))
+    driver.tell(GossipHeard(sender=C if driver.machine.facts.region == B else B, gossip=Gossip(epoch=1, suspects=1)))
+
+
+# What is waited for is given up at its time, not before, and the machine is due then.
+
+
+def reads(driver: Driver) -> None:
+    driver.tell(Lagged())
+
+
+def reads_strongly(driver: Driver) -> None:
+    driver.tell(StrongReads(requests=(1,)))
+
+
+def swaps(driver: Driver) -> None:
+    driver.tell(order("pause"))
+
+
+WAITS = {"a read of etcd": reads, "a strong read": reads_strongly, "a swap": swaps}
+
+
+@pytest.mark.parametrize("begins", WAITS.values(), ids=WAITS)
+def test_a_request_to_etcd_is_given_up_after_its_time_and_not_before(begins: Callable[[Driver], None]) -> None:
+    driver = following(C)
+    driver.now = 50.0
+    begins(driver)
+    assert driver.machine.next_deadline() == 50.0 + DEFAULTS.request_s_max
+    driver.wait(DEFAULTS.request_s_max - 0.001)
+    assert driver.effects == []
+    driver.now = 50.0 + DEFAULTS.request_s_max
+    driver.tell(Tick())
+    facts = driver.machine.facts
+    match begins:
+        case _ if begins is reads:
+            assert driver.tells("etcd does not answer")
+            assert facts.reading is None
+        case _ if begins is reads_strongly:
+            assert driver.effects == [AnswerStrongReads(requests=(1,), current=False)]
+            assert facts.strong_reading is None
+        case _:
+            assert AnswerOrder in driver.kinds()
+            assert facts.swapping is None
+
+
+def test_a_promise_that_is_not_answered_is_written_again_after_its_time_and_not_before() -> None:
+    driver = following(C)
+    driver.tell(RecordSeen(revision=2, record=RECRUITING))
+    driver.freezes(500)
+    first = driver.asked(StorePromise)
+    assert driver.machine.next_deadline() == DEFAULTS.request_s_max
+    driver.wait(DEFAULTS.request_s_max - 0.001)
+    assert driver.effects == []
+    driver.now = DEFAULTS.request_s_max
+    driver.tell(Tick())
+    assert replace(driver.asked(StorePromise), ticket=first.ticket) == first
+
+
+def works(effect: type[LedgerEffect]) -> Driver:
+    """A machine whose member has just been asked for an effect, at the time of 0."""
+    if effect is DrainLedger:
+        driver = leading()
+        hands_over(driver)
+    elif effect in (CopyLedger, RewindLedger):
+        # Of a lineage that the leader's history shares, or lacks.
+        shares = effect is RewindLedger
+        driver = Driver(C)
+        record = replace(SERVING, epoch=2, ancestry=(1, 2) if shares else (2,))
+        driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1), record)
+        if shares:
+            driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+            driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="no", diverged=True))
+            driver.wait(DEFAULTS.retry_s)
+        driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    elif effect is FreezeLedger:
+        driver = following(C)
+        driver.tell(RecordSeen(revision=2, record=RECRUITING))
+    else:
+        driver = Driver(C)
+        driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1))
+    return driver
+
+
+@pytest.mark.parametrize(
+    ("effect", "patience_s"),
+    [
+        (DrainLedger, DEFAULTS.target_s_max),
+        (CopyLedger, DEFAULTS.rebuild_s_max),
+        (RewindLedger, DEFAULTS.rebuild_s_max),
+        (FreezeLedger, DEFAULTS.ledger_s_max),
+        (FollowLedger, DEFAULTS.ledger_s_max),
+    ],
+)
+def test_an_effect_on_the_member_is_given_up_after_its_time_and_not_before(
+    effect: type[LedgerEffect], patience_s: float
+) -> None:
+    driver = works(effect)
+    begun, ticket = driver.now, driver.asked(effect).ticket
+    driver.now = begun + patience_s - 0.001
+    driver.tell(Tick())
+    assert driver.machine.facts.working is not None
+    assert driver.machine.facts.working.ticket == ticket
+    driver.now = begun + patience_s
+    driver.tell(Tick())
+    working = driver.machine.facts.working
+    assert working is None or working.ticket != ticket
+    if effect is DrainLedger:
+        assert AnswerOrder(ticket=7, refused="the target did not catch up in time") in driver.effects
+    else:
+        assert working is not None
+        assert working.effect == replace(driver.asked(effect), ticket=0)
+
+
+def test_the_first_initialisation_has_the_time_of_a_copy() -> None:
+    driver = Driver(A)
+    driver.tell(Started(promise=Promise(), ledger=LedgerFound(kind="absent")))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
+    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=1))
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    assert driver.machine.next_deadline() == DEFAULTS.rebuild_s_max
+
+
+def test_a_promotion_that_is_not_answered_is_under_way_no_more() -> None:
+    # Whether it took place nobody knows: the epoch is over for this member (rule 8).
+    driver = following(B)
+    driver.tell(RecordSeen(revision=2, record=CHOSEN))
+    driver.freezes(500)
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    assert driver.machine.facts.promoting == 2
+    assert PromoteLedger in driver.kinds()
+    driver.wait(DEFAULTS.ledger_s_max)
+    assert driver.machine.facts.promoting == 0
+    assert PromoteLedger not in driver.kinds()
+    assert driver.swapped().epoch == 3
+
+
+def test_the_successor_waits_for_its_leader_for_as_long_as_an_epoch_may_stall(successor: Driver) -> None:
+    successor.now = 10.0
+    successor.tell(LedgerDone(ticket=gets_ready(successor)))
+    assert successor.machine.next_deadline() == 10.0 + DEFAULTS.stall_s
+    # Hearing it again does not put it off.
+    successor.now = 11.0
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.now = 10.0 + DEFAULTS.stall_s - 0.001
+    successor.tell(Tick())
+    assert successor.effects == []
+    successor.now = 10.0 + DEFAULTS.stall_s
+    successor.tell(Tick())
+    assert FollowLedger in successor.kinds()
+
+
+def test_who_has_handed_over_rests_for_its_time_and_not_longer(leader: Driver) -> None:
+    leader.now = 10.0
+    has_handed_over(leader)
+    leader.tell(SwapAnswered(ticket=leader.machine.facts.next_ticket, outcome="applied", revision=3))
+    leader.now = 10.0 + DEFAULTS.rest_s - 0.001
+    leader.tell(Tick())
+    assert leader.machine.facts.resting_until == 10.0 + DEFAULTS.rest_s == leader.machine.next_deadline()
+    assert leader.effects == []
+    leader.now = 10.0 + DEFAULTS.rest_s
+    leader.tell(Tick())
+    assert leader.machine.facts.resting_until is None
+    assert StorePromise in leader.kinds()
+
+
+# A claim that is due has no deadline while it cannot be made: the machine would be due at once, for ever.
+
+
+def has_claimed() -> Driver:
+    driver = following(B)
+    suspects_the_leader(driver)
+    assert SwapRecord in driver.kinds()
+    return driver
+
+
+def test_a_claim_under_way_is_due_no_more() -> None:
+    assert has_claimed().machine.next_deadline() == DEFAULTS.request_s_max
+
+
+def test_a_claim_that_has_to_wait_for_etcd_is_not_due() -> None:
+    driver = has_claimed()
+    driver.now = 1.0
+    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="lost"))
+    assert driver.machine.next_deadline() == 1.0 + DEFAULTS.request_s_max
+    driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
+    assert driver.machine.next_deadline() == 1.0 + DEFAULTS.retry_s
+
+
+def test_a_leader_whose_epoch_is_spent_begins_the_next_when_etcd_can_be_asked() -> None:
+    driver = Driver(A)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
+    driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
+    driver.now = 0.01
+    driver.tell(WaitCutShort(epoch=1))
+    assert SwapRecord not in driver.kinds()
+    assert driver.machine.next_deadline() == DEFAULTS.retry_s
+    driver.now = DEFAULTS.retry_s
+    driver.tell(Tick())
+    assert driver.swapped().epoch == 2
+
+
+# Pauses after a failure double up to their bound, and begin anew after a success.
+
+
+def pauses_after(driver: Driver, failures: int) -> list[float]:
+    """Let the freezing fail that is asked for now and after each pause; return how long these are."""
+    pauses: list[float] = []
+    for _ in range(failures):
+        driver.tell(LedgerFailed(ticket=driver.ticket(FreezeLedger), reason="disk"))
+        retry = driver.machine.facts.ledger_retry
+        assert retry.at is not None
+        assert driver.machine.next_deadline() is not None
+        assert FreezeLedger not in driver.kinds()
+        pauses.append(round(retry.at - driver.now, 6))
+        driver.now = retry.at - 0.001
+        driver.tell(Tick())
+        assert FreezeLedger not in driver.kinds()
+        driver.now = retry.at
+        driver.tell(Tick())
+    return pauses
+
+
+def test_a_freezing_that_fails_is_asked_for_again_after_pauses_that_grow(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    assert pauses_after(follower, 7)[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
+
+
+def test_a_later_epoch_does_not_wait_for_the_pause_of_the_one_before(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    pauses_after(follower, 3)
+    follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="disk"))
+    follower.tell(RecordSeen(revision=3, record=replace(RECRUITING, epoch=3)))
+    assert pauses_after(follower, 1) == [0.05]
+
+
+@pytest.mark.parametrize("receiving", [True, False])
+def test_a_member_that_is_not_frozen_yet_is_looked_at_again_and_nobody_is_told(
+    follower: Driver, *, receiving: bool
+) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    answer = LedgerFrozen(
+        ticket=follower.ticket(FreezeLedger), receiving=receiving, received=500, replayed=499, ancestry=(1,)
+    )
+    follower.tell(answer)
+    assert follower.effects == []
+    assert follower.machine.facts.frozen is None
+    assert follower.machine.next_deadline() == DEFAULTS.retry_s
+    follower.wait(DEFAULTS.retry_s)
+    follower.freezes(500)
+    assert follower.machine.facts.ledger_retry == type(follower.machine.facts.ledger_retry)()
+    assert StorePromise in follower.kinds()
+
+
+def test_a_promise_that_cannot_be_stored_is_tried_again_after_a_pause(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.freezes(500)
+    asked = follower.asked(StorePromise)
+    follower.tell(PromiseFailed(ticket=asked.ticket - 1, reason="of an earlier one"))
+    assert follower.effects == []
+    assert follower.machine.facts.storing is not None
+    follower.tell(PromiseFailed(ticket=asked.ticket, reason="no space left"))
+    assert follower.tells("no space left")
+    assert StorePromise not in follower.kinds()
+    assert follower.machine.facts.promise == Promise(epoch=1, lineage=1)
+    assert follower.machine.next_deadline() == DEFAULTS.retry_s
+    follower.wait(DEFAULTS.retry_s)
+    assert follower.asked(StorePromise).promise == asked.promise
+    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    assert follower.machine.facts.ledger_retry.pause_s == 0
+    assert follower.machine.gossip.vote is not None
+
+
+def test_etcd_is_asked_at_once_again_after_an_answer(follower: Driver) -> None:
+    follower.tell(Lagged())
+    for _ in range(3):
+        follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
+        retry = follower.machine.facts.etcd_retry
+        assert retry.at is not None
+        follower.now = retry.at
+        follower.tell(Tick())
+    follower.tell(RecordRead(ticket=follower.ticket(ReadRecord), revision=1, record=SERVING))
+    assert follower.machine.facts.etcd_retry.pause_s == 0
+
+
+def test_an_answer_of_the_member_ends_its_pauses(leader: Driver) -> None:
+    hands_over(leader)
+    leader.machine.facts.ledger_retry = replace(leader.machine.facts.ledger_retry, pause_s=0.4)
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    assert leader.machine.facts.ledger_retry.pause_s == 0
+    leader.machine.facts.ledger_retry = replace(leader.machine.facts.ledger_retry, pause_s=0.4)
+    leader.tell(LedgerDone(ticket=leader.machine.facts.next_ticket))
+    assert leader.machine.facts.ledger_retry.pause_s == 0
+
+
+def test_a_fence_row_whose_wait_is_cut_short_is_written_again_after_a_pause() -> None:
+    driver = Driver(B)
+    driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=LedgerFound(kind="primary", epoch=2)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
+    fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=False)
+    driver.tell(fence)
+    assert driver.machine.facts.fence is None
+    assert WriteFence not in driver.kinds()
+    assert driver.machine.next_deadline() == DEFAULTS.retry_s
+    driver.wait(DEFAULTS.retry_s)
+    confirmed = replace(fence, ticket=driver.ticket(WriteFence), confirmed=True)
+    driver.tell(confirmed)
+    facts = driver.machine.facts
+    assert (facts.fence, facts.commit, facts.ledger_retry.pause_s) == (confirmed, 700, 0)
+    assert driver.swapped().phase == "serving"
