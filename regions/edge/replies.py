@@ -88,7 +88,8 @@ LOCAL_REPLIES = (
         status=503,
         slug="overloaded",
         title="Too many requests are waiting",
-        detail="This region is busy; nothing was done. Send the request again.",
+        # The overflow says nothing of an earlier attempt of the same request.
+        detail="This region is busy. Send the request again, with the same Idempotency-Key if any.",
         flags=OVERLOADED,
     ),
     LocalReply(

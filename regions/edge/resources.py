@@ -67,6 +67,14 @@ CONNECTIONS_MAX = 1024
 REQUESTS_MAX = 4096
 """Envoy's own defaults are 1024 of each and 3 retries; in a failover every write in flight is a retry."""
 
+WRITE_CONNECTIONS_MAX = 128
+WRITES_WAITING_MAX = 1024
+"""Attempts of an edge that the write API of the leader has at a time, and writes that wait at the edge for one of them.
+
+At 80 ms a write, 128 are 1,600 writes/s. A busy write API that had more would answer them after `WRITE_AGAIN_S`, when
+nobody waits any more. The time of an attempt begins when it leaves the edge. More writes than 1,024 would wait for so
+long that they are sent to the leader when their client is about to give up; they are refused at once."""
+
 HEALTH_INTERVAL_S = 0.5
 HEALTH_TIMEOUT_S = 0.5
 """The time-out is wider than a neighbour's 80 ms and the pauses of a machine that starts three regions."""
@@ -332,7 +340,13 @@ def _write_cluster(region: RegionName, write_apis: Sequence[Address | Path]) -> 
     return _cluster(name) | {
         "type": "STATIC" if static else "STRICT_DNS",
         "load_assignment": {"cluster_name": name, "endpoints": _in_order(write_apis)},
-        "circuit_breakers": _circuit_breakers({"max_retries": REQUESTS_MAX}),
+        "circuit_breakers": _circuit_breakers(
+            {
+                "max_retries": REQUESTS_MAX,
+                "max_connections": WRITE_CONNECTIONS_MAX,
+                "max_pending_requests": WRITES_WAITING_MAX,
+            }
+        ),
     }
 
 
@@ -352,13 +366,13 @@ def _cluster(name: str) -> dict[str, Any]:
     }
 
 
-def _circuit_breakers(retries: dict[str, Any]) -> dict[str, Any]:
+def _circuit_breakers(own: dict[str, Any]) -> dict[str, Any]:
     limits = {
         "max_connections": CONNECTIONS_MAX,
         "max_pending_requests": REQUESTS_MAX,
         "max_requests": REQUESTS_MAX,
     }
-    return {"thresholds": [limits | retries]}
+    return {"thresholds": [limits | own]}
 
 
 def _in_order(reached: Iterable[Address | Path]) -> list[dict[str, Any]]:

@@ -1,5 +1,7 @@
 """uvicorn's HTTP protocol, with a bound on the path of a request and a problem document for what it cannot parse.
 
+It puts the connection into the scope, so that an endpoint can ask whether the client is still there (`client_is_gone`).
+
 uvicorn decodes the percent-encodings of a path in a loop of Python before the application sees it: 30 ms for 60 kB. No
 route is nearly as long, so that what is left of a path that was cut is no route either.
 
@@ -8,17 +10,30 @@ held to them by tests.
 """
 
 import sys
-from typing import Final
+from collections.abc import Mapping
+from typing import Any, Final, cast
 
 import httptools
 import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
+
+CONNECTION: Final = "palaver.connection"
+"""Key of the ASGI scope under which the transport of the request's connection is found."""
 
 PATH_BYTES_MAX: Final = 1024
 """The longest path of a route has about a hundred bytes, and three times as many percent-encoded."""
 
 _MALFORMED: Final = (400, "Bad Request", "malformed-request", "The request is malformed")
 _NO_SUCH_METHOD: Final = (501, "Not Implemented", "not-implemented", "No address takes this method or encoding")
+
+
+def client_is_gone(scope: Mapping[str, Any]) -> bool:
+    """Return whether the connection of a request is closed, so that nobody reads an answer.
+
+    A server that does not put its connection into the scope says that the client is there.
+    """
+    connection = scope.get(CONNECTION)
+    return connection is not None and connection.is_closing()
 
 
 class PublicProtocol(HttpToolsProtocol):
@@ -29,6 +44,8 @@ class PublicProtocol(HttpToolsProtocol):
         path, separator, query = self.url.partition(b"?")
         if len(path) > PATH_BYTES_MAX:
             self.url = path[:PATH_BYTES_MAX] + separator + query
+        scope: dict[str, Any] = cast("Any", self.scope)
+        scope[CONNECTION] = self.transport
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:

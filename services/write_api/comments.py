@@ -8,6 +8,7 @@ the ledger knows of the comment, which is not how many replies it has (ADR 0036)
 import hashlib
 from collections.abc import Sequence
 from datetime import datetime
+from functools import partial
 from uuid import UUID
 
 import orjson
@@ -32,6 +33,7 @@ from services.api.requests import (
     require_json,
 )
 from services.api.thread_key import parse_thread_key
+from services.telemetry.http_protocol import client_is_gone
 from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
 from services.telemetry.tracing import sampled_traceparent
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
@@ -112,6 +114,7 @@ class Comments:
             hashlib.sha256(body).digest() if key is not None else None,
             self._depth_max,
             sampled_traceparent(),
+            gone=partial(client_is_gone, scope),
             keyed=key is not None,
         )
         outcome = row["outcome"]
@@ -152,7 +155,15 @@ class Comments:
         new = parse_json(models.COMMENT_BODY, await read_body(request.receive))
         check_body(new.body, self._body_chars_max)
         row = await self._writes.call(
-            _EDIT, epoch, site, key_hash, comment_id, version, new.body, sampled_traceparent()
+            _EDIT,
+            epoch,
+            site,
+            key_hash,
+            comment_id,
+            version,
+            new.body,
+            sampled_traceparent(),
+            gone=partial(client_is_gone, scope),
         )
         outcome = row["outcome"]
         if outcome != "edited":
@@ -169,7 +180,10 @@ class Comments:
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         version = None if if_match is None else parse_if_match(if_match)
-        row = await self._writes.call(_DELETE, epoch, site, key_hash, comment_id, version, sampled_traceparent())
+        gone = partial(client_is_gone, scope)
+        row = await self._writes.call(
+            _DELETE, epoch, site, key_hash, comment_id, version, sampled_traceparent(), gone=gone
+        )
         outcome = row["outcome"]
         if outcome != "deleted":
             raise refuse(outcome)

@@ -5,7 +5,7 @@ the only ones that it repeats, within a budget that the writes earn (ADR 0035).
 """
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Final
 
 import asyncpg
@@ -19,6 +19,7 @@ from services.api.problems import FieldError, Problem, unavailable
 from services.api.requests import unauthorized
 from services.write_api.leadership import stale_epoch
 from services.write_api.pool import (
+    ClientGone,
     LedgerError,
     LedgerOverloaded,
     LedgerPool,
@@ -82,20 +83,23 @@ class Writes:
         self._pool = pool
         self._budget = RepeatBudget()
 
-    async def call(self, statement: str, epoch: Epoch, *arguments: object, keyed: bool = False) -> asyncpg.Record:
+    async def call(
+        self, statement: str, epoch: Epoch, *arguments: object, gone: Callable[[], bool], keyed: bool = False
+    ) -> asyncpg.Record:
         """Run a CALL under an epoch, count its outcome, and return its row.
 
         Args:
             statement: The CALL.
             epoch: Its first argument.
             *arguments: The others.
+            gone: Whether the client is gone.
             keyed: Whether the edge repeats the request, because it has an Idempotency-Key.
 
         Raises:
             Problem: The call has no result.
         """
         try:
-            row = await self._pool.call(statement, epoch, *arguments)
+            row = await self._pool.call(statement, epoch, *arguments, gone=gone)
         except LedgerOverloaded as error:
             raise ledger_problem(error, repeatable=keyed and self._budget.spend()) from error
         except LedgerError as error:
@@ -143,6 +147,8 @@ def ledger_problem(error: LedgerError, *, repeatable: bool = False) -> Problem:
         case LedgerOverloaded():
             repeat = LATER if repeatable else None
             return unavailable("overloaded", "The ledger is busy; this attempt wrote nothing.", repeat=repeat)
+        case ClientGone():
+            return unavailable("overloaded", "The client was gone before its write began; this attempt wrote nothing.")
         case LedgerStuck():
             detail = "What the ledger was asked before does not end; this attempt wrote nothing."
             return unavailable("overloaded", detail, repeat=LATER)

@@ -85,6 +85,10 @@ class LedgerOverloaded(LedgerError):
     """Nothing was written: no connection became free in time, although others did their work."""
 
 
+class ClientGone(LedgerError):
+    """Nothing was written: the client closed its connection while the request waited for one to the ledger."""
+
+
 class LedgerStuck(LedgerError):
     """Nothing was written: what runs does not end, or holds the row or key that this one needs."""
 
@@ -175,16 +179,26 @@ class LedgerPool:
         """Whether a connection is open; what readiness asks."""
         return self._open > 0
 
-    async def call(self, statement: str, epoch: Epoch, *arguments: object) -> asyncpg.Record:
+    async def call(
+        self, statement: str, epoch: Epoch, *arguments: object, gone: Callable[[], bool] = lambda: False
+    ) -> asyncpg.Record:
         """Run a CALL that commits by itself under an epoch, its first argument, and return its row.
+
+        Args:
+            statement: The CALL.
+            epoch: Its first argument.
+            *arguments: The others.
+            gone: Whether the client is gone; asked when the call has its connection. An edge gives up an attempt that
+                takes too long and makes another one: under overload the work of the first would be done for nobody.
 
         Raises:
             LedgerUnavailable: Nothing was written.
             LedgerOverloaded: Nothing was written.
+            ClientGone: Nothing was written.
             OutcomeUnknown: It may have been written.
             asyncpg.PostgresError: The statement is wrong, or an argument is; nothing was written.
         """
-        rows = await self._shielded(statement, (epoch, *arguments), epoch)
+        rows = await self._shielded(statement, (epoch, *arguments), epoch, gone)
         return rows[0]
 
     async def fetch(self, statement: str, *arguments: object, under: Epoch | None = None) -> Sequence[asyncpg.Record]:
@@ -192,9 +206,17 @@ class LedgerPool:
         return await self._shielded(statement, arguments, under)
 
     async def _shielded(
-        self, statement: str, arguments: Sequence[object], epoch: Epoch | None
+        self,
+        statement: str,
+        arguments: Sequence[object],
+        epoch: Epoch | None,
+        gone: Callable[[], bool] = lambda: False,
     ) -> Sequence[asyncpg.Record]:
         session = await self._acquire()
+        if gone():
+            self._release(session)
+            _FAILURES.labels("client_gone").inc()
+            raise ClientGone("the client closed its connection")
         if not self._running:
             self._moved_at = asyncio.get_running_loop().time()
         task = self._group.create_task(self._watched(session, statement, arguments, epoch))

@@ -5,6 +5,7 @@ Only ledgers know the keys of sites, and the leader's knows a new site at once: 
 
 import hashlib
 import hmac
+from functools import partial
 from uuid import UUID
 
 import orjson
@@ -23,6 +24,7 @@ from services.api.requests import (
     require_json,
     unauthorized,
 )
+from services.telemetry.http_protocol import client_is_gone
 from services.telemetry.tracing import sampled_traceparent
 from services.write_api.comments import require_site
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
@@ -75,6 +77,7 @@ class Sites:
             key,
             hashlib.sha256(body).digest() if key is not None else None,
             sampled_traceparent(),
+            gone=partial(client_is_gone, scope),
             keyed=key is not None,
         )
         outcome = row["outcome"]

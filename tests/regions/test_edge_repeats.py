@@ -2,10 +2,13 @@
 
 import asyncio
 import time
+from collections import Counter
 from collections.abc import AsyncGenerator, Callable
 
+import httpx
 import pytest
 
+from regions.edge import resources
 from tests.regions.edge_stand import EdgeStand, Request, edge_stand, problem_slug
 
 pytestmark = pytest.mark.integration
@@ -70,6 +73,54 @@ async def test_read_that_the_leader_answers_is_repeated_as_seldom_as_any_read(st
     answer = await stand.client.get("/v1/sites/x", headers=KEY)
     assert (answer.status_code, answer.text) == (503, "later")
     assert len(leader.requests) == 3
+
+
+@pytest.fixture
+async def small() -> AsyncGenerator[EdgeStand]:
+    """An edge that sends the leader eight writes at a time and lets twelve wait."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(resources, "WRITE_CONNECTIONS_MAX", 8)
+        patch.setattr(resources, "WRITES_WAITING_MAX", 12)
+        async with edge_stand() as one:
+            yield one
+
+
+def begin(stand: EdgeStand, count: int) -> list[asyncio.Task[httpx.Response]]:
+    """Begin so many keyed writes at once."""
+    return [
+        asyncio.create_task(stand.client.post("/v1/x", headers={"idempotency-key": f"k{number}"}))
+        for number in range(count)
+    ]
+
+
+async def test_leader_has_a_bounded_number_of_writes_at_a_time_and_the_others_wait(small: EdgeStand) -> None:
+    leader = small.backends["write_api us-east"]
+    leader.frozen = asyncio.Event()
+    writing = begin(small, 20)
+    async with asyncio.timeout(60):
+        # Attempts are given up and made anew meanwhile: the bound holds for those, too.
+        while leader.asked < 20:  # noqa: ASYNC110 - counted in another task
+            await asyncio.sleep(0.02)
+        # Each of Envoy's threads counts for itself at the limit: one or two more are possible.
+        assert 8 <= leader.most_at_once <= 10
+        leader.frozen.set()
+        assert {(await one).status_code for one in writing} == {200}
+
+
+async def test_more_writes_than_may_wait_are_refused_at_once(small: EdgeStand) -> None:
+    leader = small.backends["write_api us-east"]
+    leader.frozen = asyncio.Event()
+    writing = begin(small, 30)
+    async with asyncio.timeout(60):
+        done, _ = await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
+        refused = done.pop().result()
+        assert (refused.status_code, problem_slug(refused), refused.headers["retry-after"]) == (503, "overloaded", "1")
+        # Nothing is claimed of an earlier attempt, of which an overflow knows nothing.
+        assert "nothing was done" not in refused.text
+        leader.frozen.set()
+        answers = Counter([(await one).status_code for one in writing])
+    assert set(answers) == {200, 503}
+    assert answers[200] in range(20, 23)
 
 
 async def test_leader_that_hangs_has_each_write_once_at_a_time(stand: EdgeStand) -> None:
