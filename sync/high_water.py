@@ -20,8 +20,11 @@ from regions.position import parse_lsn
 from sync.statements import load_sql
 from sync.walsender import SourceUnavailable, connect, one_line
 
-LOOK_PAUSE_S: Final = 0.005
-"""Between regions a quorum takes 80 ms: a twentieth is not noticed, and a look costs the ledger 0.1 ms."""
+LOOK_PAUSE_S_MIN: Final = 0.001
+LOOK_PAUSE_S_MAX: Final = 0.005
+LOOKS_OF_A_WAIT: Final = 16
+"""The pause between two looks is a sixteenth of how long the last wait took, within these bounds: between regions a
+quorum takes 80 ms, and a look costs the ledger 0.1 ms."""
 
 GLANCE_S: Final = 0.2
 """How old the mark may be when nothing waits for it: what an idle ledger's progress is told with."""
@@ -30,6 +33,11 @@ TROUBLE_PAUSE_S: Final = 0.2
 """Until a ledger that did not answer is asked again; the stream itself will end as well."""
 
 _log = logging.getLogger(__name__)
+
+
+def look_pause_s(waited_s: float) -> float:
+    """Return the pause between two looks, seconds, after a wait for a quorum that took so long."""
+    return min(LOOK_PAUSE_S_MAX, max(LOOK_PAUSE_S_MIN, waited_s / LOOKS_OF_A_WAIT))
 
 
 class HighWaterMark:
@@ -46,6 +54,7 @@ class HighWaterMark:
         self._connection: psycopg.AsyncConnection | None = None
         self._looking = asyncio.Lock()
         self._looked_at = 0.0
+        self._pause_s = LOOK_PAUSE_S_MIN
         self._users = 0
 
     @asynccontextmanager
@@ -61,19 +70,23 @@ class HighWaterMark:
 
     async def wait_for(self, lsn: int) -> None:
         """Wait until everything up to ``lsn`` is on a quorum, however long that takes."""
+        loop = asyncio.get_running_loop()
+        began = loop.time()
         while self.lsn < lsn:
             async with self._looking:
                 if self.lsn < lsn:
                     await self._look()
                     if self.lsn < lsn:
-                        await asyncio.sleep(LOOK_PAUSE_S)
+                        await asyncio.sleep(self._pause_s)
+                    else:
+                        self._pause_s = look_pause_s(loop.time() - began)
 
     async def wait_for_all(self) -> None:
         """Wait until everything that is flushed on the leader now is on a quorum."""
         async with self._looking:
             flushed = await self._look()
             while flushed is None:
-                await asyncio.sleep(LOOK_PAUSE_S)
+                await asyncio.sleep(LOOK_PAUSE_S_MAX)
                 flushed = await self._look()
         await self.wait_for(flushed)
 

@@ -14,7 +14,7 @@ from sync.assembly import PART_BYTES_MAX
 from sync.change import Item, Progress, Transaction
 from sync.channel.buffer import BufferedSubscription
 from sync.channel.direct.server import HELD_WORD_S
-from sync.high_water import HighWaterMark
+from sync.high_water import HighWaterMark, look_pause_s
 from tests import servers
 from tests.servers import PostgresServer
 from tests.sync.rig import WAIT_S, Rig, Servers, until
@@ -49,6 +49,13 @@ def require(server: PostgresServer, names: str) -> None:
     server.sql("SELECT pg_reload_conf()")
     while server.sql("SHOW synchronous_standby_names") != [(names,)]:
         time.sleep(0.01)
+
+
+@pytest.mark.parametrize(
+    ("waited_s", "pause_s"), [(0.0, 0.001), (0.016, 0.001), (0.032, 0.002), (0.08, 0.005), (9.0, 0.005)]
+)
+def test_looks_come_as_often_as_a_quorum_is_quick(waited_s: float, pause_s: float) -> None:
+    assert look_pause_s(waited_s) == pytest.approx(pause_s)
 
 
 @contextmanager

@@ -50,7 +50,7 @@ RETRY_AFTER_S: Final = "1"
 BEGINNING_TIMEOUT_S: Final = 5.0
 """A walsender answers our first status within a round trip; one that does not by then is stuck."""
 
-CHUNK_INTERVAL_S: Final = 0.006
+CHUNK_INTERVAL_S: Final = 0.002
 BUSY_CHUNK_INTERVAL_S: Final = 0.025
 BUSY_ITEMS_PER_S: Final = 300
 BUSY_WINDOW_S: Final = 0.5
