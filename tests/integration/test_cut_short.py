@@ -3,12 +3,12 @@
 import concurrent.futures
 import os
 import signal
-import time
 import uuid
 from collections.abc import Callable, Generator
 from contextlib import contextmanager
 from typing import Any
 
+import httpx
 import orjson
 import psutil
 import psycopg
@@ -24,7 +24,6 @@ STRONG = {"palaver-consistency": "strong"}
 SERVED_STRONG = "strong; asked=strong; "
 PERHAPS_STALE = "eventual; asked=strong; "
 HEALTHY_WITHIN_S = 60.0
-STRONG_READ_S_MAX = 9.0  # the edge's own bound of a read
 
 
 def leader_of(stack: Stack) -> tuple[str, int]:
@@ -81,7 +80,7 @@ def waiting_commits(connection: "psycopg.Connection[tuple[Any, ...]]") -> list[i
 
 
 def until_a_commit_waits(connection: "psycopg.Connection[tuple[Any, ...]]") -> list[int]:
-    return eventually(lambda: waiting_commits(connection), bool, within_s=5, what="a commit waits for its quorum")
+    return eventually(lambda: waiting_commits(connection), bool, within_s=30, what="a commit waits for its quorum")
 
 
 def until_slots_are_copied(stack: Stack, followers: list[str]) -> None:
@@ -102,8 +101,9 @@ def test_a_commit_that_is_cut_short_ends_the_epoch_and_its_key_settles_it(stack:
             posting = clients.submit(stack.post, leader, "Once.", thread=thread, key=key)
             for pid in until_a_commit_waits(ledger):
                 ledger.execute("SELECT pg_cancel_backend(%s)", (pid,))
-            time.sleep(0.3)
-            assert not posting.done(), "it is not acknowledged before a quorum has it"
+            # The write API tells its agent before it answers.
+            eventually(lambda: cut_short_lines(stack, leader, epoch), bool, within_s=30, what="the agent is told")
+            assert not acknowledged(posting), "a quorum does not have it yet"
             heal()
         stepped = eventually(
             lambda: stack.status()["cells"][0],
@@ -123,13 +123,18 @@ def test_a_commit_that_is_cut_short_ends_the_epoch_and_its_key_settles_it(stack:
     for region in REGIONS:
         stack.until_visible(region, settled.json()["id"])
         assert stack.thread_ids(region, thread) == [settled.json()["id"]]
-    spent = [line for line in agent_log(stack, leader) if f"epoch {epoch}: a commit's wait was cut short" in line]
-    assert len(spent) == 1, "the core heard it from the write API"
+    assert len(cut_short_lines(stack, leader, epoch)) == 1, "the core heard it from the write API"
 
 
-def agent_log(stack: Stack, region: str) -> list[str]:
+def acknowledged(posting: "concurrent.futures.Future[httpx.Response]") -> bool:
+    return posting.done() and posting.result().status_code == 201
+
+
+def cut_short_lines(stack: Stack, region: str, epoch: int) -> list[str]:
+    """What the agent of a region logged of commits whose wait was cut short under an epoch."""
     log = open_layout(stack.data).log(region, "region_agent")
-    return [orjson.loads(line)["msg"] for line in log.read_bytes().splitlines() if line.startswith(b"{")]
+    told = [orjson.loads(line)["msg"] for line in log.read_bytes().split(b"\n")[:-1] if line.startswith(b"{")]
+    return [line for line in told if f"epoch {epoch}: a commit's wait was cut short" in line]
 
 
 @pytest.mark.parametrize("region", REGIONS)
@@ -140,11 +145,9 @@ def test_a_strong_read_sees_every_acknowledged_write_in_every_region(stack: Stac
     for number in range(10):
         made = stack.post(REGIONS[number % 3], f"Number {number}.", thread=thread)
         assert made.status_code == 201, made.text
-        began = time.monotonic()
         page = stack.get(region, "/comments", params={"thread": thread}, headers=STRONG)
-        took_s = time.monotonic() - began
         assert page.status_code == 200, page.text
-        assert page.headers["palaver-consistency"].startswith(SERVED_STRONG), (took_s, page.headers)
+        assert page.headers["palaver-consistency"].startswith(SERVED_STRONG), page.headers
         assert page.json()["thread"]["count"] == number + 1
         position = decode_token(page.headers["palaver-position"])[1]
         assert position >= decode_token(made.headers["palaver-position"])[1]
@@ -165,13 +168,12 @@ def test_a_strong_read_says_that_it_is_perhaps_stale_while_there_is_no_quorum(st
         with frozen_ledgers(stack, others):
             posting = clients.submit(stack.post, leader, "Waits.", thread=thread)
             until_a_commit_waits(ledger)
-            began = time.monotonic()
             page = stack.get(leader, "/comments", params={"thread": thread}, headers=STRONG)
-            took_s = time.monotonic() - began
+            # It is answered while there is no quorum. After a longer time the edge would have answered, with a 504.
+            assert not acknowledged(posting)
         assert page.status_code == 200, page.text
         assert page.headers["palaver-consistency"].startswith(PERHAPS_STALE)
         assert [one["id"] for one in page.json()["comments"]] == [made.json()["id"]]
-        assert took_s < STRONG_READ_S_MAX
         assert posting.result(timeout=30).status_code == 201
     stack.until_healthy(within_s=HEALTHY_WITHIN_S)
     eventually(

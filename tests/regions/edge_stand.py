@@ -175,7 +175,7 @@ async def edge_stand(region: str = "us-east", leader: str | None = "us-east", **
                 backends[backend.name] = backend
         transport = httpx.AsyncHTTPTransport(uds=str(settings.admin))
         admin = await stack.enter_async_context(
-            httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=1)
+            httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=20)
         )
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{settings.listen}", timeout=20, trust_env=False)
@@ -212,6 +212,20 @@ async def _listening(client: httpx.AsyncClient) -> None:
             with contextlib.suppress(httpx.TransportError):
                 if (await client.get("/warm")).status_code == 200:
                     return
+            await asyncio.sleep(0.02)
+
+
+async def counted(stand: EdgeStand, name: str) -> int:
+    """The value of one of Envoy's statistics; 0 before it has any."""
+    answer = await stand.admin.get("/stats", params={"filter": f"^{re.escape(name)}$", "format": "json"})
+    return sum(int(one["value"]) for one in answer.json()["stats"] if "value" in one)
+
+
+async def until_retried(stand: EdgeStand, leader: str, times: int) -> None:
+    """Wait until Envoy has repeated so many writes of a leader's region."""
+    async with asyncio.timeout(30):
+        name = f"cluster.write_api_{leader}.upstream_rq_retry"
+        while await counted(stand, name) < times:  # noqa: ASYNC110 - Envoy sets no event
             await asyncio.sleep(0.02)
 
 

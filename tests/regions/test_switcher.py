@@ -1,6 +1,5 @@
 """The failover core on real PostgreSQL and etcd: a region that is lost, hung or cut off is replaced, and returns."""
 
-import asyncio
 import contextlib
 import os
 import signal
@@ -86,9 +85,12 @@ async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() 
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
         await running.end_agent(EAST)
-        for number in range(8):
-            await asyncio.sleep(0.5)
+        # A witness speaks after a quarter second of silence, so they do for longer than it takes to be suspected.
+        for number in range(16):
+            spoken = {one: spoken_for(running, EAST, by=one) for one in (WEST, SOUTH)}
             await keep(running, EAST, range(number, number + 1))
+            for one, times in spoken.items():
+                await until(lambda one=one, times=times: has_spoken(running, one, times))
         for one in (WEST, SOUTH):
             facts = running.agents[one].switcher.facts
             assert facts is not None
@@ -98,7 +100,16 @@ async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() 
         await running.kill_ledger(EAST)
         record = await running.until_serving(2)
         assert record.leader != EAST
-        assert await kept(running, record.leader) == set(range(8))
+        assert await kept(running, record.leader) == set(range(16))
+
+
+def spoken_for(running: Cell, region: RegionName, *, by: RegionName) -> int:
+    """How often a witness has spoken for a region whose agent is away."""
+    return running.agents[by].switcher._witness._inserted.get(region, 0)
+
+
+async def has_spoken(running: Cell, witness: RegionName, times: int) -> bool:
+    return spoken_for(running, EAST, by=witness) > times
 
 
 async def is_leading(running: Cell, region: RegionName) -> bool:

@@ -14,6 +14,7 @@ import pytest
 from regions.identity import RegionName, physical_slot_name
 from regions.member import quorum_names
 from regions.member.moving import Diverged, MovingMember
+from regions.member.ready import Ready
 from regions.member.settings import SEGMENT_MB, line_name
 from regions.member.wal_line import WalLine
 from tests.regions.deployment import REGIONS, Deployment, until
@@ -375,13 +376,21 @@ async def test_where_the_name_is_taken_postgresql_is_told_to_connect_by_itself()
         await until(lambda: has(made, WEST, 100))
 
 
-async def test_a_connection_that_was_made_while_everything_ended_is_not_kept() -> None:
+async def test_a_connection_that_was_made_while_everything_ended_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    connected, ended, identify = asyncio.Event(), asyncio.Event(), Ready.identify
+
+    async def late(connection: Ready) -> None:
+        connected.set()
+        await ended.wait()
+        await identify(connection)
+
+    monkeypatch.setattr(Ready, "identify", late)
     async with three() as (made, members):
         west = members[WEST]
         keeping = asyncio.create_task(west.line.keep([made.ledger(SOUTH)]))
-        for _ in range(3):
-            await asyncio.sleep(0)  # it connects by now
+        await connected.wait()
         west.line.end()
+        ended.set()
         await keeping
 
         async def none_is_left() -> bool:

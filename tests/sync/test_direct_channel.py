@@ -290,6 +290,7 @@ async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing
             [(writer.site, thread, body)] * count,
         )
         async with rig.channel().subscribe(ZERO) as subscription:
+            await until(lambda: subscription.buffered_bytes > BUFFER_BYTES_MAX)
             read, before = -1, 0.0
             async with asyncio.timeout(WAIT_S):
                 while read != before:

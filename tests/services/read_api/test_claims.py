@@ -8,7 +8,6 @@ import httpx
 import pytest
 
 from regions.position import Position, decode_token, encode_token
-from services.read_api import freshness as freshness_module
 from services.read_api.freshness import Freshness
 from services.view import cache
 from tests.services.read_api.conftest import CELL, Api, Thread, Writer, problem, running_api, until
@@ -45,7 +44,7 @@ async def go_on_untold(api: Api, writer: Writer, thread: Thread) -> None:
     await asyncio.to_thread(thread.add, announce=False)
     await asyncio.to_thread(writer.checkpoint, SECOND.epoch, SECOND.lsn)
     await until(lambda: api.freshness.applied == SECOND)
-    await asyncio.sleep(2 * freshness_module.POLL_INTERVAL_S)  # so that the poll has noticed more than once
+    await api.polled()  # the poll has noticed more than once
 
 
 @pytest.mark.parametrize("fault", ["killed", "paused", "silent"])
@@ -145,7 +144,7 @@ async def test_an_answer_claims_nothing_that_came_after_its_read(api: Api, write
     await until(lambda: api.reader.held == 1)
     writer.say(encode_token(CELL, SECOND))
     await until(lambda: api.freshness.applied == SECOND)
-    await asyncio.sleep(2 * freshness_module.POLL_INTERVAL_S)
+    await api.polled()
     api.reader.hold.set()
     assert claimed(await reading) == FIRST
 

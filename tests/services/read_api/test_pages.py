@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from regions.position import Position
 from services.api.cursor import decode_cursor
 from services.api.markdown import HtmlCache
 from services.api.openapi import openapi_document
@@ -299,7 +300,9 @@ async def test_a_page_read_before_a_change_is_never_kept_after_it(api: Api, writ
     reading = asyncio.ensure_future(api.page())
     await until(lambda: api.reader.held == 1)
     thread.add()
-    await asyncio.sleep(0.1)
+    # The channel keeps its order: with this word the invalidation before it was heard.
+    writer.say(writer.checkpoint(1, 0x300))
+    await until(lambda: api.freshness.heard is not None and api.freshness.heard.position == Position(1, 0x300))
     api.reader.hold.set()
     assert len((await reading).json()["comments"]) == 1
     assert len((await api.page()).json()["comments"]) == 2

@@ -21,6 +21,8 @@ from tests.services.read_api.conftest import CELL, Api, Writer, problem, until
 
 pytestmark = pytest.mark.integration
 
+LONG_S = 3600.0
+
 
 async def test_an_eventual_read_says_how_old_it_is(api: Api, writer: Writer) -> None:
     writer.thread().add()
@@ -38,10 +40,10 @@ async def test_a_session_read_waits_for_its_position_and_goes_past_older_pages(a
     thread.add()
     writer.checkpoint(1, 0x100)
     await api.page()
+    api.freshness.session_wait_s = LONG_S
     wanted = encode_token(CELL, Position(1, 0x200))
     reading = asyncio.ensure_future(api.page(headers={"palaver-position": wanted}))
-    await asyncio.sleep(0.1)
-    assert not reading.done()
+    await until(lambda: api.freshness.waiting == 1)
     thread.add(announce=False)
     await asyncio.to_thread(writer.checkpoint, 1, 0x200)
     answer = await reading
@@ -52,9 +54,10 @@ async def test_a_session_read_waits_for_its_position_and_goes_past_older_pages(a
 
 async def test_an_announced_position_releases_a_session_read_at_once(api: Api, writer: Writer) -> None:
     writer.thread().add()
+    api.freshness.session_wait_s = LONG_S
     wanted = encode_token(CELL, Position(1, 0x900))
     reading = asyncio.ensure_future(api.page(headers={"palaver-position": wanted}))
-    await asyncio.sleep(0.05)
+    await until(lambda: api.freshness.waiting == 1)
     writer.redis.publish(cache.CHANNEL, cache.encode_applied(wanted, 0))
     answer = await reading
     assert answer.headers["palaver-consistency"].startswith("session; ")
@@ -97,9 +100,9 @@ async def test_a_strong_read_waits_for_what_the_leader_proved_and_goes_past_olde
     writer.checkpoint(1, 0x100)
     await api.page()
     api.prover.proved = Position(1, 0x200)
+    api.freshness.session_wait_s = LONG_S
     reading = asyncio.ensure_future(api.page(headers=STRONG))
-    await asyncio.sleep(0.1)
-    assert not reading.done()
+    await until(lambda: api.freshness.waiting == 1)
     comment = thread.add(announce=False)
     token = await asyncio.to_thread(writer.checkpoint, 1, 0x200)
     answer = await reading

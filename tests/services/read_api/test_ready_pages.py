@@ -15,7 +15,7 @@ from regions.position import Position, encode_token
 from services.api.openapi import openapi_document
 from services.read_api.ready_pages import ReadyPages
 from services.telemetry.http_server import bind, bind_unix, serve_http
-from services.telemetry.ready_protocol import Headers
+from services.telemetry.ready_protocol import Headers, ReadyProtocol
 from tests.answers import Answers, read_answer
 from tests.services.read_api.conftest import CELL, Api, Thread, Writer, running_api, until
 
@@ -225,14 +225,29 @@ async def test_another_thread_or_another_query_of_the_same_one_is_left_to_the_ap
     assert stand.counting.answered == 0
 
 
-async def test_a_request_in_pieces_and_requests_in_one_piece_are_answered_in_order(stand: Stand) -> None:
+async def test_a_request_in_pieces_and_requests_in_one_piece_are_answered_in_order(
+    stand: Stand, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    received, sent, original = 0, 0, ReadyProtocol.data_received
+
+    def receive(protocol: ReadyProtocol, data: bytes) -> None:
+        nonlocal received
+        original(protocol, data)
+        received += len(data)
+
+    monkeypatch.setattr(ReadyProtocol, "data_received", receive)
+
+    async def arrived() -> None:
+        """Until the server has read all that was sent: so each piece comes by itself."""
+        await until(lambda: received == sent)
+
     plain, other = stand.get(), stand.get("Palaver-Consistency: eventual")
     last = stand.get("Connection: close")
     reader, writer = await asyncio.open_connection("127.0.0.1", stand.short)
     for piece in (plain[:20], plain[20:-1], plain[-1:] + other + plain + last):
         writer.write(piece)
-        await writer.drain()
-        await asyncio.sleep(0.02)
+        sent += len(piece)
+        await arrived()
     everything = await asyncio.wait_for(reader.read(), 10)
     writer.close()
     assert everything.count(b"HTTP/1.1 200 OK") == 4

@@ -38,7 +38,7 @@ from services.read_api.view_reader import ViewReader, ViewUnavailable
 from services.telemetry.middleware import EXCHANGE, Exchange, Scope
 from services.telemetry.tracing import TraceContext, configure_tracing
 from services.view.cache import Applied
-from tests.services.read_api.virtual_loop import VirtualLoop
+from tests.virtual_loop import VirtualLoop
 
 CELL: Final = CellId("main")
 SITE: Final = UUID(int=1)

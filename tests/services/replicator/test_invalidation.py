@@ -1,4 +1,3 @@
-import asyncio
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -144,7 +143,7 @@ async def test_apply_that_begins_while_a_generation_is_begun_gets_another(redis:
         redis.pause()
         try:
             invalidator.void(Position(1, 5), 5)
-            await asyncio.sleep(0.05)  # so that the first is under way
+            await until(lambda: not invalidator._must_flush)  # the first is under way
             invalidator.void(Position(1, 7), 7)
         finally:
             redis.resume()

@@ -1,6 +1,7 @@
 import asyncio
+import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator, Callable, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -50,6 +51,10 @@ def settings(url: str) -> WriteSettings:
         depth_max=2,
         request_bytes_max=8192,
     )
+
+
+LONG_S = 60.0
+"""Longer than any answer takes, on however busy a machine."""
 
 
 class WatchedGuard(LeadershipGuard):
@@ -107,7 +112,7 @@ async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
 
 
 class write_api:  # noqa: N801 - reads as the context it is
-    def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = 5) -> None:
+    def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = LONG_S) -> None:
         self.url = url
         self.cut_short: list[int] = []
         self.guards: list[LeadershipGuard] = []
@@ -150,6 +155,16 @@ class write_api:  # noqa: N801 - reads as the context it is
         self.tracing.close()
 
 
+@contextlib.contextmanager
+def given_up_after(pool: LedgerPool, seconds: float) -> Generator[None]:
+    """Give writes that begin meanwhile so long, after everything that has to succeed had as long as it took."""
+    before, pool._write_timeout_s = pool._write_timeout_s, seconds
+    try:
+        yield
+    finally:
+        pool._write_timeout_s = before
+
+
 def problem(answer: httpx.Response) -> str:
     assert answer.headers["content-type"] == "application/problem+json", answer.text
     document = answer.json()
@@ -165,7 +180,7 @@ OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
 
 async def until(holds: Callable[[], bool]) -> None:
     """Wait for what another process does; seconds at most."""
-    async with asyncio.timeout(5):
+    async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
             await asyncio.sleep(0.01)
 

@@ -13,6 +13,7 @@ from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from services.region_agent.reports import ReportDesk
 from services.telemetry.internal import internal_app
 from services.write_api.agent_link import AgentLink
+from tests.services.write_api.conftest import until
 
 SECRET = "a secret of the agents"
 
@@ -21,11 +22,13 @@ class Heard(Switcher):
     """What a switcher was told; it drives nothing."""
 
     def __init__(self) -> None:
+        self.asked = 0
         self.epochs: list[int] = []
         self.runs = True
         self.leads = True
 
     def cut_short(self, epoch: int) -> bool:
+        self.asked += 1
         if self.runs:
             self.epochs.append(epoch)
         return self.runs
@@ -56,7 +59,8 @@ async def test_the_agent_hears_of_each_epoch_once() -> None:
     async with linked(switcher) as (link, _):
         for epoch in (4, 4, 3, 5):
             link.cut_short(epoch)
-            await asyncio.sleep(0.05)
+            # One is told after the other: whatever there was to tell was told before 5.
+            await until(lambda: not link._news.is_set() and link._told == link._spent)
     assert switcher.epochs == [4, 5]
 
 
@@ -65,11 +69,9 @@ async def test_an_agent_that_does_not_run_yet_is_told_again() -> None:
     switcher.runs = False
     async with linked(switcher) as (link, _):
         link.cut_short(4)
-        await asyncio.sleep(0.1)
+        await until(lambda: switcher.asked >= 2)
         switcher.runs = True
-        async with asyncio.timeout(5):
-            while not switcher.epochs:  # noqa: ASYNC110 - it has no event
-                await asyncio.sleep(0.01)
+        await until(lambda: bool(switcher.epochs))
     assert switcher.epochs == [4]
 
 

@@ -12,7 +12,17 @@ import pytest
 from regions.position import decode_token
 from services.api.leader_port import STRONG_POSITION_PATH
 from tests import servers
-from tests.services.write_api.conftest import ADMIN, UNKNOWN, Api, leadership, problem, write_api
+from tests.services.write_api.conftest import (
+    ADMIN,
+    OURS,
+    UNKNOWN,
+    Api,
+    given_up_after,
+    leadership,
+    problem,
+    until,
+    write_api,
+)
 
 pytestmark = pytest.mark.integration
 
@@ -162,12 +172,13 @@ async def test_a_site_is_read_where_its_location_says_by_whoever_holds_its_key(a
 
 
 async def test_a_site_whose_ledger_is_away_is_not_an_unknown_outcome(ledger_server: servers.PostgresServer) -> None:
-    async with write_api(ledger_server.url(user="palaver_writer"), write_timeout_s=0.2) as api:
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = await api.site()
         key = {"authorization": f"Bearer {site['api_key']}"}
         with servers.psycopg.connect(ledger_server.url()) as blocker:
             blocker.execute("LOCK TABLE palaver.sites IN ACCESS EXCLUSIVE MODE")
-            late = await api.http.get(f"/v1/sites/{site['id']}", headers=key)
+            with given_up_after(api.pool, 0.2):
+                late = await api.http.get(f"/v1/sites/{site['id']}", headers=key)
             blocker.rollback()
         assert (late.status_code, problem(late)) == (503, "ledger-unavailable")
 
@@ -306,11 +317,12 @@ async def test_the_api_goes_on_when_the_ledger_restarts(ledger_server: servers.P
 async def test_a_write_that_takes_too_long_is_unknown_and_goes_on(
     ledger_server: servers.PostgresServer,
 ) -> None:
-    async with write_api(ledger_server.url(user="palaver_writer"), write_timeout_s=0.2) as api:
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = (await api.site())["id"]
         with servers.psycopg.connect(ledger_server.url()) as blocker:
             blocker.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
-            answer = await api.post(site, {"idempotency-key": "slow"})
+            with given_up_after(api.pool, 0.2):
+                answer = await api.post(site, {"idempotency-key": "slow"})
             assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
             blocker.rollback()
         replay = await api.post(site, {"idempotency-key": "slow"})
@@ -362,16 +374,17 @@ async def test_a_ledger_that_is_stopped_at_once_cuts_no_wait_short(ledger_server
 async def test_a_wait_that_is_cut_short_after_its_client_gave_up_is_told(
     ledger_server: servers.PostgresServer,
 ) -> None:
-    async with write_api(ledger_server.url(user="palaver_writer"), write_timeout_s=0.3) as api:
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = (await api.site())["id"]
         with waiting_for_nobody(ledger_server):
-            answer = await api.post(site)
+            with given_up_after(api.pool, 0.3):
+                answer = await api.post(site)
             assert problem(answer) == "outcome-unknown"
             assert api.cut_short == []
-            ledger_server.sql("SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
-            async with asyncio.timeout(5):
-                while not api.cut_short:  # noqa: ASYNC110 - the pool has no event for it
-                    await asyncio.sleep(0.01)
+            # A busy machine may not have come as far as its commit yet.
+            cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
+            await until(lambda: bool(ledger_server.sql(cancel)))
+            await until(lambda: bool(api.cut_short))
 
 
 async def test_a_strong_position_is_what_was_flushed_when_a_quorum_has_it(
@@ -423,12 +436,13 @@ async def test_a_preview_that_an_edge_of_the_release_before_sends_here_is_render
 
 
 async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer) -> None:
-    async with write_api(ledger_server.url(user="palaver_writer"), pool_size=1, write_timeout_s=0.1) as api:
+    async with write_api(ledger_server.url(user="palaver_writer"), pool_size=1) as api:
         site = (await api.site())["id"]
         with servers.psycopg.connect(ledger_server.url()) as blocker:
             blocker.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
-            stuck = asyncio.ensure_future(api.post(site))
-            await asyncio.sleep(0.05)
+            with given_up_after(api.pool, 0.1):
+                stuck = asyncio.ensure_future(api.post(site))
+                await until(lambda: bool(ledger_server.sql(f"SELECT pid {OURS} AND wait_event = 'relation'")))
             answers = await asyncio.gather(
                 *(api.post(site, {"idempotency-key": f"full-{number}"}) for number in range(20))
             )
