@@ -1,13 +1,14 @@
 """The read API as its own process: it starts before everything it needs, and stops in time."""
 
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from services import view
 from tests import servers
-from tests.services.processes import Service, topology
+from tests.services.processes import PATIENCE_S, Service, topology
 from tests.services.read_api.conftest import Writer
 
 pytestmark = pytest.mark.integration
@@ -34,7 +35,7 @@ def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer
             fresh.sql("INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{}', 1)", writer.site)
             writer.thread("a").add()
             path = f"/v1/sites/{writer.site}/comments?thread=a"
-            until_heard(service)
+            until(lambda: service.probe("/status").json()["invalidations_heard"])
             assert service.call("GET", path).json()["thread"]["count"] == 1
             head = service.call("HEAD", path)
             assert (head.status_code, head.content) == (200, b"")
@@ -42,24 +43,18 @@ def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer
             metrics = service.probe("/metrics").text
             assert 'palaver_http_requests_total{method="GET",route="/v1/sites/{site}/comments",status="200"}' in metrics
             fresh.kill()
-            for _ in range(100):
-                if service.probe("/readyz").status_code == 503:
-                    break
-                time.sleep(0.05)
-            assert service.probe("/readyz").status_code == 503
+            until(lambda: service.probe("/readyz").status_code == 503)
             assert service.call("GET", path).status_code == 200
             fresh.start()
             service.until_ready()
             assert service.stop(f"/v1/sites/{writer.site}/preview") == 0
 
 
-def until_heard(service: Service) -> None:
-    """Wait until the process keeps pages."""
-    for _ in range(400):
-        if service.probe("/status").json()["invalidations_heard"]:
-            return
+def until(holds: Callable[[], bool]) -> None:
+    deadline_s = time.monotonic() + PATIENCE_S
+    while not holds():
+        assert time.monotonic() < deadline_s
         time.sleep(0.05)
-    raise AssertionError(service.probe("/status").text)
 
 
 def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:
