@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from regions.failover import rules, steps
 from regions.failover.effects import CopyLedger, RewindLedger
-from regions.failover.events import Order, Promise
+from regions.failover.events import LedgerFound, Order, Promise
 from regions.failover.facts import Facts
 from regions.identity import RegionName
 from regions.leadership import Leadership, Succession
@@ -59,7 +59,7 @@ def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
     assert facts.promise is not None, "a region that cannot promise claims nothing"
     if record.phase == "bootstrapping" or facts.ledger.kind == "absent":
         return _NEVER, ""
-    if _lost_its_own(facts, record):
+    if _lost_its_own(facts, record, facts.ledger, facts.promise):
         return facts.record_at, f"PostgreSQL of {facts.region} ended"
     if not steps.may_be_heard(facts, record):
         return _NEVER, ""
@@ -68,10 +68,10 @@ def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
     return min(_by_suspicion(facts, record), _by_stall(facts, record))
 
 
-def _lost_its_own(facts: Facts, record: Leadership) -> bool:
-    if not facts.leads or record.phase == "recruiting" or facts.ledger is None or facts.promise is None:
+def _lost_its_own(facts: Facts, record: Leadership, ledger: LedgerFound, promise: Promise) -> bool:
+    if not facts.leads or record.phase == "recruiting":
         return False
-    return rules.needs_new_epoch(facts.ledger, facts.promise, record, promoting=facts.promoting)
+    return rules.needs_new_epoch(ledger, promise, record, promoting=facts.promoting)
 
 
 def _by_suspicion(facts: Facts, record: Leadership) -> tuple[float, str]:
@@ -79,7 +79,7 @@ def _by_suspicion(facts: Facts, record: Leadership) -> tuple[float, str]:
         return _NEVER, ""
     due = facts.agreed_at
     if record.phase == "serving":
-        due = max(due, _held_down_until(facts, facts.agreed_at))
+        due = _held_down_until(facts, facts.agreed_at)
     return due + _head_start_s(facts, record), f"{record.leader} is silent"
 
 
@@ -87,7 +87,7 @@ def _by_stall(facts: Facts, record: Leadership) -> tuple[float, str]:
     if record.phase == "serving" or _is_what_it_waits_for(facts, record):
         return _NEVER, ""
     established = max(record.ancestry, default=0)
-    attempts = max(record.epoch - established - 1, 0)
+    attempts = record.epoch - established - 1
     settings = facts.settings
     patience_s = min(settings.stall_s * 2 ** min(attempts, 8), settings.stall_s_max)
     return facts.record_at + patience_s + _head_start_s(facts, record), f"epoch {record.epoch} stays {record.phase}"
@@ -107,8 +107,9 @@ def _is_what_it_waits_for(facts: Facts, record: Leadership) -> bool:
 def _held_down_until(facts: Facts, now: float) -> float:
     """Rule 17: after several failovers in a short time the next one waits."""
     settings = facts.settings
-    recent = [at for at in facts.failovers if now - at < settings.hold_down_s]
-    return min(recent) + settings.hold_down_s if len(recent) >= settings.failovers_max else now
+    if len(facts.failovers) < settings.failovers_max:
+        return now
+    return max(now, min(facts.failovers) + settings.hold_down_s)
 
 
 def _head_start_s(facts: Facts, record: Leadership) -> float:

@@ -111,7 +111,7 @@ class Facts:
         relieved_until: Until when it, as the successor, receives nothing from a leader that has drained; None: it does.
         resting_until: Until when it, which has handed over, leaves its PostgreSQL stopped; None: it does not rest.
         resize: The voters that an order wants, and that order.
-        failovers: When it saw failovers by suspicion come to an end, the latest few.
+        failovers: When it saw failovers by suspicion come to an end, the latest ``failovers_max``.
         reading: The read under way.
         reread: Whether etcd must be read, linearizably, before the record is swapped again.
         swapping: The swap under way.

@@ -75,6 +75,8 @@ def plan(facts: Facts, order: Order) -> Plan:
 def _drain(facts: Facts, record: Leadership, region: RegionName, *, wanted: bool) -> Plan:
     if region not in record.voters:
         return Answer(refused=f"{region} holds no ledger")
+    if (region in record.drained) == wanted:
+        return Answer(refused=None)
     others = tuple(one for one in record.drained if one != region)
     return _unless_busy(facts, record, replace(record, drained=(*others, region) if wanted else others))
 

@@ -118,7 +118,7 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
         # What it takes to be ready to lead passes while the leader stops, too; it means nothing to a standby.
         ready = facts.quorum == standbys_of(facts.region, record.voters)
         return None if ready else quorum_of(facts.region, record.voters, record.epoch)
-    if ledger.kind == "following" and ledger.epoch == record.epoch:
+    if ledger == LedgerFound(kind="following", epoch=record.epoch):
         # What a freeze takes passes while the leader stops.
         return None if facts.relieved_until is None else FreezeLedger(ticket=0, epoch=record.epoch)
     # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
@@ -132,7 +132,8 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
         rebuild = CopyLedger if copies else RewindLedger
         return rebuild(ticket=0, epoch=record.epoch, leader=record.leader)
     # Durable before the first byte of this epoch arrives: it is what decides about a copy later.
-    if promise.lineage < record.epoch or promise.epoch < record.epoch:
+    # (A lineage is never above the epoch that is promised: both are raised together.)
+    if promise.lineage < record.epoch:
         return replace(promise, epoch=record.epoch, lineage=record.epoch)
     return FollowLedger(ticket=0, epoch=record.epoch, leader=record.leader)
 
@@ -194,8 +195,10 @@ def published_vote(facts: Facts) -> Vote | None:
 
 def published_release(facts: Facts) -> Release | None:
     """Return the release that others may not have heard of: that of which etcd does not know yet what came of it."""
-    known = 0 if facts.stored is None else facts.stored.epoch
-    return facts.release if facts.release is not None and facts.release.epoch >= known else None
+    release, stored = facts.release, facts.stored
+    if release is None or stored is None:
+        return release
+    return release if release.epoch >= stored.epoch else None
 
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
@@ -227,10 +230,11 @@ def observers(facts: Facts, record: Leadership) -> int:
     """Return how many regions, this one included, suspect the region that acts under the record."""
     if record.leader == facts.region or record.leader not in facts.suspected:
         return 0
+    # The suspected region is not heard either, so that it is none of the others.
     others = (
         region
         for region, gossip in facts.gossip.items()
-        if gossip.suspects == record.epoch and region != record.leader and region not in facts.suspected
+        if gossip.suspects == record.epoch and region not in facts.suspected
     )
     return 1 + sum(1 for _ in others)
 

@@ -12,7 +12,7 @@ from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
-A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
+A, B, C, D, E = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east", "af-south"))
 RECORD = Leadership(
     epoch=1,
     leader=A,
@@ -29,7 +29,7 @@ def leading() -> Facts:
     """What the agent of a leader knows that has all its standbys."""
     return Facts(
         region=A,
-        cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
+        cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D, E)),
         settings=DEFAULTS,
         next_ticket=1,
         started=True,
@@ -55,6 +55,12 @@ def test_an_order_about_a_region_names_one_that_there_is(kind: OrderKind) -> Non
     assert orders.plan(leading(), order(kind)) == orders.Answer(refused="there is no region None")
     mars = orders.plan(leading(), order(kind, RegionName("mars")))
     assert mars == orders.Answer(refused="there is no region mars")
+
+
+def test_the_voters_of_a_cell_are_its_regions_when_no_others_are_named() -> None:
+    facts = changed(leading(), cell=CellRegions(voters=(A, B, C)))
+    assert orders.plan(facts, order("switch", B)) == orders.HandOver()
+    assert orders.plan(facts, order("drain", D)) == orders.Answer(refused="there is no region sa-east")
 
 
 def test_before_the_first_record_there_is_nothing_to_order() -> None:
@@ -107,7 +113,12 @@ def test_a_drained_region_is_marked_once() -> None:
     facts = leading()
     assert orders.plan(facts, order("drain", D)) == orders.Answer(refused="sa-east holds no ledger")
     assert orders.plan(facts, order("drain", B)) == orders.Swap(record=replace(RECORD, drained=(B,), since=""))
+    assert orders.plan(facts, order("undrain", B)) == orders.Answer(refused=None)
+    facts = changed(facts, record=replace(RECORD, drained=(B,)))
+    assert orders.plan(facts, order("drain", C)) == orders.Swap(record=replace(RECORD, drained=(B, C), since=""))
     facts = changed(facts, record=replace(RECORD, drained=(B, C)))
+    assert orders.plan(facts, order("drain", B)) == orders.Answer(refused=None)
+    assert orders.plan(facts, order("drain", C)) == orders.Answer(refused=None)
     assert orders.plan(facts, order("undrain", B)) == orders.Swap(record=replace(RECORD, drained=(C,), since=""))
 
 
@@ -118,6 +129,14 @@ def test_a_region_that_is_added_joins_before_it_votes() -> None:
     facts = changed(facts, record=joining)
     assert orders.plan(facts, order("add", D)) == orders.Answer(refused=None)
     assert orders.plan(facts, order("remove", D)) == orders.Swap(record=replace(RECORD, since=""))
+
+
+def test_of_several_that_join_each_is_added_and_called_off_by_itself() -> None:
+    one, both = replace(RECORD, joining=(E,)), replace(RECORD, joining=(E, D))
+    facts = changed(leading(), record=one)
+    assert orders.plan(facts, order("add", D)) == orders.Swap(record=replace(both, since=""))
+    facts = changed(leading(), record=both)
+    assert orders.plan(facts, order("remove", D)) == orders.Swap(record=replace(one, since=""))
 
 
 def test_a_voter_is_removed_by_a_quorum_without_it_first() -> None:

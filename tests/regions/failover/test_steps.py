@@ -7,11 +7,23 @@ from uuid import UUID
 import pytest
 
 from regions.failover import steps
-from regions.failover.events import Gossip, LedgerFound, Order, Promise, Release, Vote
+from regions.failover.effects import (
+    CopyLedger,
+    DrainLedger,
+    FollowLedger,
+    FreezeLedger,
+    InitialiseLedger,
+    PromoteLedger,
+    RewindLedger,
+    SetQuorum,
+    StopLedger,
+    WriteFence,
+)
+from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Release, Vote
 from regions.failover.facts import Facts, Swapping
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
-from regions.leadership import Leadership
+from regions.leadership import Leadership, Phase, Succession
 from regions.position import Position
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
@@ -41,6 +53,374 @@ def facts(**changes: Any) -> Facts:
 
 def at(epoch: int, lsn: int) -> Vote:
     return Vote(epoch=3, position=Position(epoch, lsn), ancestry=(epoch,))
+
+
+# What the member of a region needs next. An epoch is 3 in what follows a choice, and 2 in what serves.
+
+PRIMARY, FROZEN, STOPPED, ABSENT = (
+    LedgerFound(kind="primary", epoch=2),
+    LedgerFound(kind="frozen"),
+    LedgerFound(kind="stopped"),
+    LedgerFound(kind="absent"),
+)
+SWITCH = Order(ticket=1, kind="switch", region=B)
+PROMISED = replace(SERVING, succession=Succession(region=B, reason=""))
+CHOSEN = replace(SERVING, epoch=3, phase="promoting", fence_id=None)
+HANDED_OVER = replace(CHOSEN, handed_over_at=Position(2, 500))
+FENCE = FenceWritten(ticket=1, fence_id=UUID(int=3), lsn=510, confirmed=True)
+
+
+def leading(**changes: Any) -> Facts:
+    """A leads: its member is primary, with the quorum of the record."""
+    return facts(**{"quorum": (B, C), **changes})
+
+
+def chosen(**changes: Any) -> Facts:
+    """A was chosen: its member is frozen, its vote was published, and its quorum is set."""
+    known: dict[str, Any] = {
+        "record": CHOSEN,
+        "ledger": FROZEN,
+        "promise": Promise(epoch=3, lineage=3),
+        "promoting": 3,
+        "frozen": at(2, 500),
+        "quorum": (B, C),
+    }
+    return facts(**{**known, **changes})
+
+
+def reigning(**changes: Any) -> Facts:
+    """A was promoted, and its fence row is not written yet."""
+    return leading(**{"record": CHOSEN, "ledger": LedgerFound(kind="primary", epoch=3), **changes})
+
+
+def following(**changes: Any) -> Facts:
+    """B follows A."""
+    return facts(**{"region": B, "ledger": LedgerFound(kind="following", epoch=2), **changes})
+
+
+def beginning(**changes: Any) -> Facts:
+    """A begins a new cell."""
+    first = replace(SERVING, epoch=1, phase="bootstrapping", fence_id=None, ancestry=())
+    known: dict[str, Any] = {"record": first, "ledger": ABSENT, "promise": Promise(epoch=1, lineage=1)}
+    return facts(**{**known, **changes})
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(facts(record=None), None, id="without a record nothing"),
+        pytest.param(facts(promise=None), None, id="without a promise that can be read nothing"),
+        pytest.param(facts(ledger=None), None, id="without a member nothing"),
+        pytest.param(facts(promise=Promise(epoch=3, lineage=2)), None, id="for an epoch below the promise nothing"),
+        pytest.param(facts(promise=Promise(), doubtful=True), None, id="on a new disk nothing before etcd is read"),
+        pytest.param(facts(record=RECRUITING), StopLedger(ticket=0, epoch=3), id="a primary of an older epoch stops"),
+        pytest.param(
+            facts(record=replace(SERVING, leader=B)),
+            StopLedger(ticket=0, epoch=2),
+            id="a primary stops when another leads its epoch",
+        ),
+        pytest.param(
+            facts(record=RECRUITING, doubtful=True), StopLedger(ticket=0, epoch=3), id="also when etcd is to be read"
+        ),
+        pytest.param(
+            facts(region=D, ledger=LedgerFound(kind="following", epoch=2)),
+            StopLedger(ticket=0, epoch=2),
+            id="who neither votes nor joins stops",
+        ),
+        pytest.param(facts(region=D, ledger=STOPPED), None, id="who neither votes nor joins stays stopped"),
+        pytest.param(facts(region=D, ledger=ABSENT), None, id="and gets no data"),
+    ],
+)
+def test_who_may_not_take_part_does_nothing_but_stop(known: Facts, step: steps.Step) -> None:
+    assert steps.ledger_step(known) == step
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(
+            facts(region=C, record=RECRUITING, ledger=STOPPED),
+            FreezeLedger(ticket=0, epoch=3),
+            id="freezes when an epoch is recruited for",
+        ),
+        pytest.param(
+            facts(region=C, record=RECRUITING, ledger=STOPPED, doubtful=True),
+            FreezeLedger(ticket=0, epoch=3),
+            id="also when etcd is to be read",
+        ),
+        pytest.param(
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen=replace(at(2, 500), epoch=2)),
+            FreezeLedger(ticket=0, epoch=3),
+            id="freezes again after it was frozen for another epoch",
+        ),
+        pytest.param(
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen=at(2, 500)),
+            Promise(epoch=3, lineage=2),
+            id="promises when it is frozen",
+        ),
+        pytest.param(
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen=at(2, 500), promise=Promise(epoch=3, lineage=2)),
+            None,
+            id="waits when it has promised",
+        ),
+        pytest.param(facts(region=C, record=RECRUITING, ledger=ABSENT), None, id="has nothing to freeze without data"),
+        pytest.param(
+            facts(region=D, record=replace(RECRUITING, joining=(D,)), ledger=ABSENT),
+            None,
+            id="who joins has no vote and no data",
+        ),
+        pytest.param(
+            facts(region=D, record=replace(RECRUITING, joining=(D,)), ledger=STOPPED),
+            None,
+            id="who joins has no vote: its copy is left alone",
+        ),
+    ],
+)
+def test_a_voter_is_frozen_then_promises(known: Facts, step: steps.Step) -> None:
+    assert steps.ledger_step(known) == step
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(
+            chosen(quorum=None),
+            SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
+            id="its quorum is set before it is promoted",
+        ),
+        pytest.param(
+            chosen(quorum=(B,)),
+            SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
+            id="and is that of the record",
+        ),
+        pytest.param(
+            chosen(promise=Promise(epoch=3, lineage=2), promoting=0),
+            Promise(epoch=3, lineage=3),
+            id="its lineage is on disk before it is promoted",
+        ),
+        pytest.param(chosen(), PromoteLedger(ticket=0, epoch=3), id="then it is promoted"),
+        pytest.param(chosen(doubtful=True), None, id="not before etcd is read, when that is in doubt"),
+        pytest.param(chosen(promoting=0), None, id="not a second time after a crash"),
+        pytest.param(
+            chosen(promise=Promise(epoch=2, lineage=2), promoting=0),
+            Promise(epoch=3, lineage=2),
+            id="who was chosen by votes promises first",
+        ),
+        pytest.param(
+            chosen(promise=Promise(epoch=2, lineage=2), promoting=0, quorum=None),
+            Promise(epoch=3, lineage=2),
+            id="before its quorum is set",
+        ),
+        pytest.param(
+            chosen(ledger=STOPPED, frozen=None, promise=Promise(epoch=3, lineage=2), promoting=0),
+            FreezeLedger(ticket=0, epoch=3),
+            id="one that was restarted is frozen again",
+        ),
+        pytest.param(
+            chosen(ledger=ABSENT, frozen=None, promise=Promise(epoch=3, lineage=2), promoting=0, quorum=None),
+            None,
+            id="one without data is not promoted",
+        ),
+        pytest.param(
+            chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting=0),
+            Promise(epoch=3, lineage=3),
+            id="who was handed the leadership promises once",
+        ),
+        pytest.param(
+            chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting=0, quorum=None),
+            SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
+            id="after its quorum is set",
+        ),
+        pytest.param(
+            chosen(record=HANDED_OVER, frozen=None, promise=Promise(epoch=2, lineage=2), promoting=0),
+            FreezeLedger(ticket=0, epoch=3),
+            id="and is frozen first",
+        ),
+        pytest.param(
+            chosen(record=HANDED_OVER, frozen=at(2, 499), promise=Promise(epoch=2, lineage=2), promoting=0),
+            None,
+            id="and has all that its predecessor had",
+        ),
+    ],
+)
+@pytest.mark.parametrize("phase", ["promoting", "establishing"])
+def test_who_was_chosen_is_promoted_when_all_is_on_disk_and_in_force(
+    known: Facts, step: steps.Step, phase: Phase
+) -> None:
+    assert known.record is not None
+    assert steps.ledger_step(replace(known, record=replace(known.record, phase=phase))) == step
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(reigning(), WriteFence(ticket=0, epoch=3), id="writes its fence row"),
+        pytest.param(reigning(doubtful=True), None, id="not before etcd is read, when that is in doubt"),
+        pytest.param(reigning(fence=FENCE), None, id="writes it once"),
+        pytest.param(leading(), None, id="needs none when it serves"),
+        pytest.param(leading(quorum=None), SetQuorum(ticket=0, epoch=2, standbys=(B, C), required=1), id="its quorum"),
+        pytest.param(leading(quorum=None, unsettled=None), None, id="not before the newest record is known"),
+        pytest.param(
+            leading(record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D})),
+            SetQuorum(ticket=0, epoch=2, standbys=(B, C, D), required=2),
+            id="one more that streams is waited for",
+        ),
+        pytest.param(
+            leading(record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D}), handover=SWITCH),
+            None,
+            id="the quorum stays while a switch is under way",
+        ),
+        pytest.param(leading(record=PROMISED, handover=SWITCH), None, id="no drain before the promise is confirmed"),
+        pytest.param(
+            leading(record=PROMISED, handover=SWITCH, announced=4),
+            DrainLedger(ticket=0, epoch=2, target=B),
+            id="a confirmed promise is followed by the drain",
+        ),
+        pytest.param(
+            leading(record=PROMISED, handover=SWITCH, announced=4, drained=500),
+            StopLedger(ticket=0, epoch=2),
+            id="the drain by the stop",
+        ),
+    ],
+)
+def test_what_a_primary_needs_next(known: Facts, step: steps.Step) -> None:
+    assert steps.ledger_step(known) == step
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(beginning(), InitialiseLedger(ticket=0, epoch=1), id="data"),
+        pytest.param(beginning(promise=Promise()), Promise(epoch=1, lineage=1), id="its lineage before them"),
+        pytest.param(
+            beginning(ledger=LedgerFound(kind="primary", epoch=1)),
+            SetQuorum(ticket=0, epoch=1, standbys=(B, C), required=1),
+            id="a quorum",
+        ),
+        pytest.param(
+            beginning(ledger=LedgerFound(kind="primary", epoch=1), unsettled=None),
+            None,
+            id="no quorum before the newest record is known",
+        ),
+        pytest.param(
+            beginning(ledger=LedgerFound(kind="primary", epoch=1), quorum=(B, C)),
+            WriteFence(ticket=0, epoch=1),
+            id="a fence row",
+        ),
+        pytest.param(
+            beginning(ledger=LedgerFound(kind="primary", epoch=1), quorum=(B, C), fence=FENCE), None, id="nothing more"
+        ),
+        pytest.param(
+            beginning(region=B, promise=Promise()), Promise(epoch=1, copying=1), id="others a copy, and promise it"
+        ),
+        pytest.param(
+            beginning(region=B, promise=Promise(epoch=1, copying=1)),
+            CopyLedger(ticket=0, epoch=1, leader=A),
+            id="then they copy",
+        ),
+    ],
+)
+def test_what_the_first_epoch_needs_next(known: Facts, step: steps.Step) -> None:
+    assert steps.ledger_step(known) == step
+
+
+REWOUND = Promise(epoch=2, lineage=1, floor=2)
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(following(), None, id="one that follows this epoch needs nothing"),
+        pytest.param(
+            following(ledger=LedgerFound(kind="following", epoch=1)),
+            FollowLedger(ticket=0, epoch=2, leader=A),
+            id="one that follows an older epoch follows anew",
+        ),
+        pytest.param(
+            following(ledger=STOPPED), FollowLedger(ticket=0, epoch=2, leader=A), id="one that is stopped too"
+        ),
+        pytest.param(
+            following(ledger=STOPPED, promise=Promise(epoch=2, lineage=1)),
+            Promise(epoch=2, lineage=2),
+            id="its lineage is on disk first",
+        ),
+        pytest.param(
+            following(ledger=STOPPED, diverged=True),
+            Promise(epoch=2, lineage=2, floor=2),
+            id="before a rewind its floor is on disk",
+        ),
+        pytest.param(
+            following(ledger=STOPPED, diverged=True, promise=REWOUND),
+            RewindLedger(ticket=0, epoch=2, leader=A),
+            id="one that has more than the leader is rewound",
+        ),
+        pytest.param(
+            following(ledger=STOPPED, diverged=True, rebuilt=2, promise=REWOUND),
+            Promise(epoch=2, lineage=1, floor=2, copying=2),
+            id="it is copied when the rewind left something",
+        ),
+        pytest.param(
+            following(ledger=STOPPED, diverged=True, promise=REWOUND, record=replace(CHOSEN, epoch=2)),
+            Promise(epoch=2, lineage=1, floor=2, copying=2),
+            id="it is copied while the leader has no quorum, and that is on disk first",
+        ),
+        pytest.param(
+            following(ledger=ABSENT, promise=Promise(epoch=2, copying=2)),
+            CopyLedger(ticket=0, epoch=2, leader=A),
+            id="one without data is copied",
+        ),
+        pytest.param(
+            following(ledger=STOPPED, rebuilt=2, promise=Promise(epoch=2, copying=2)),
+            Promise(epoch=2, lineage=2, copying=2),
+            id="one that was copied follows, after its lineage is on disk",
+        ),
+    ],
+)
+def test_what_a_follower_needs_next(known: Facts, step: steps.Step) -> None:
+    assert steps.ledger_step(known) == step
+
+
+def successor(**changes: Any) -> Facts:
+    """B, to whom A hands over, has heard that A has drained."""
+    return following(**{"record": PROMISED, "relieved_until": 9.0, **changes})
+
+
+@pytest.mark.parametrize(
+    ("known", "step"),
+    [
+        pytest.param(successor(), FreezeLedger(ticket=0, epoch=2), id="is frozen"),
+        pytest.param(
+            successor(ledger=FROZEN), SetQuorum(ticket=0, epoch=2, standbys=(A, C), required=1), id="has its quorum set"
+        ),
+        pytest.param(successor(ledger=FROZEN, quorum=(A, C)), None, id="and waits"),
+        pytest.param(
+            successor(ledger=FROZEN, quorum=(A, C), relieved_until=None),
+            FollowLedger(ticket=0, epoch=2, leader=A),
+            id="follows again when the leader goes on",
+        ),
+    ],
+)
+def test_a_successor_gets_ready_while_the_leader_stops(known: Facts, step: steps.Step) -> None:
+    assert steps.ledger_step(known) == step
+
+
+@pytest.mark.parametrize(
+    ("changes", "rests"),
+    [
+        ({}, True),
+        ({"resting_until": None}, False),
+        ({"suspected": frozenset({A})}, False),
+        ({"suspected": frozenset({C})}, False),
+        ({"ledger": FROZEN}, False),
+        ({"ledger": LedgerFound(kind="following", epoch=2)}, False),
+    ],
+    ids=["the others are enough", "its time is over", "the next is silent", "a third is silent", "it runs", "follows"],
+)
+def test_who_has_handed_over_rests_while_the_others_are_a_quorum(changes: dict[str, Any], rests: bool) -> None:
+    # B has handed over to A.
+    before = {"record": HANDED_OVER, "ledger": STOPPED, "promise": Promise(epoch=3, lineage=3), "resting_until": 0.5}
+    step = steps.ledger_step(following(**{**before, **changes}))
+    assert step == (None if rests else FollowLedger(ticket=0, epoch=3, leader=A))
 
 
 # What decides between two members, each wish against all that come after it. C is the last in the order of voters.
