@@ -89,7 +89,16 @@ LOCAL_REPLIES = (
         slug="overloaded",
         title="Too many requests are waiting",
         # The overflow says nothing of an earlier attempt of the same request.
-        detail="This region is busy. Send the request again, with the same Idempotency-Key if any.",
+        detail="This region is busy. Send the request again, with the same Idempotency-Key if it had one.",
+        methods="^POST$",
+        flags=OVERLOADED,
+    ),
+    LocalReply(
+        when=(503,),
+        status=503,
+        slug="overloaded",
+        title="Too many requests are waiting",
+        detail="This region is busy. Send the request again.",
         flags=OVERLOADED,
     ),
     LocalReply(
@@ -106,8 +115,27 @@ LOCAL_REPLIES = (
         status=503,
         slug="outcome-unknown",
         title="It is not known whether the write took place",
-        detail="Send the same request with the same Idempotency-Key again.",
-        methods=WRITE_METHODS,
+        detail="Send the request again with the same Idempotency-Key. Without one it may be done twice.",
+        methods="^POST$",
+        flags=REACHED_UPSTREAM,
+    ),
+    LocalReply(
+        when=(502, 503, 504),
+        status=503,
+        slug="outcome-unknown",
+        title="It is not known whether the write took place",
+        detail="Send the request again with the same ETag in If-Match: if it was done already, that is answered as a"
+        " success. With * a repetition may overwrite the edit of somebody else.",
+        methods="^PATCH$",
+        flags=REACHED_UPSTREAM,
+    ),
+    LocalReply(
+        when=(502, 503, 504),
+        status=503,
+        slug="outcome-unknown",
+        title="It is not known whether the write took place",
+        detail="Send the request again: done twice it is as good as once.",
+        methods="^(PUT|DELETE)$",
         flags=REACHED_UPSTREAM,
     ),
     LocalReply(
@@ -116,8 +144,17 @@ LOCAL_REPLIES = (
         slug="ledger-unavailable",
         title="The ledger cannot be reached",
         # Earlier attempts of a request with a key may have been taken: the last one's failure does not tell.
-        detail="No region takes writes at this moment. Send the request again, with the same Idempotency-Key if any.",
-        methods=WRITE_METHODS,
+        detail="No region takes writes at this moment. Send the request again, with the same Idempotency-Key if it had"
+        " one.",
+        methods="^POST$",
+    ),
+    LocalReply(
+        when=(502, 503, 504),
+        status=503,
+        slug="ledger-unavailable",
+        title="The ledger cannot be reached",
+        detail="No region takes writes at this moment. Send the request again.",
+        methods="^(PUT|PATCH|DELETE)$",
     ),
     LocalReply(
         when=(502, 503, 504),

@@ -37,7 +37,15 @@ from services.telemetry.http_protocol import client_is_gone
 from services.telemetry.middleware import EXCHANGE, AsgiApp, Receive, Scope, Send
 from services.telemetry.tracing import sampled_traceparent
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
-from services.write_api.outcomes import Writes, position_header, refuse
+from services.write_api.outcomes import (
+    DELETION_AGAIN,
+    EDIT_AGAIN,
+    POST_AGAIN,
+    UNKEYED_AGAIN,
+    Writes,
+    position_header,
+    refuse,
+)
 from services.write_api.site_keys import hash_api_key
 
 POST_TEMPLATE = "/v1/sites/{site}/comments"
@@ -115,6 +123,7 @@ class Comments:
             self._depth_max,
             sampled_traceparent(),
             gone=partial(client_is_gone, scope),
+            again=UNKEYED_AGAIN if key is None else POST_AGAIN,
             keyed=key is not None,
         )
         outcome = row["outcome"]
@@ -164,6 +173,7 @@ class Comments:
             new.body,
             sampled_traceparent(),
             gone=partial(client_is_gone, scope),
+            again=EDIT_AGAIN,
         )
         outcome = row["outcome"]
         if outcome != "edited":
@@ -180,9 +190,16 @@ class Comments:
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
         version = None if if_match is None else parse_if_match(if_match)
-        gone = partial(client_is_gone, scope)
         row = await self._writes.call(
-            _DELETE, epoch, site, key_hash, comment_id, version, sampled_traceparent(), gone=gone
+            _DELETE,
+            epoch,
+            site,
+            key_hash,
+            comment_id,
+            version,
+            sampled_traceparent(),
+            gone=partial(client_is_gone, scope),
+            again=DELETION_AGAIN,
         )
         outcome = row["outcome"]
         if outcome != "deleted":

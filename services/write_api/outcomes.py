@@ -34,6 +34,15 @@ REPEATS_MAX: Final = 100.0
 # As long as Retry-After says: what holds a write up does not pass in milliseconds.
 LATER: Final = b"1"
 
+POST_AGAIN: Final = "Send it again with the same Idempotency-Key to find out."
+UNKEYED_AGAIN: Final = "Sent again it may be done twice, because it had no Idempotency-Key."
+EDIT_AGAIN: Final = (
+    "Send it again with the same ETag in If-Match: if it was done already, that is answered as a success, and 412 says"
+    " that somebody else has edited the comment. With * a repetition may overwrite the edit of somebody else."
+)
+DELETION_AGAIN: Final = "Send it again: to delete a comment twice is as good as once."
+"""What a client is told whose write has an unknown outcome. Only posts have keys (ADR 0035)."""
+
 _OUTCOMES = Counter("palaver_ledger_outcomes_total", "Outcomes of ledger calls", ["outcome"])
 _log = logging.getLogger("palaver.write_api")
 
@@ -84,7 +93,13 @@ class Writes:
         self._budget = RepeatBudget()
 
     async def call(
-        self, statement: str, epoch: Epoch, *arguments: object, gone: Callable[[], bool], keyed: bool = False
+        self,
+        statement: str,
+        epoch: Epoch,
+        *arguments: object,
+        gone: Callable[[], bool],
+        again: str,
+        keyed: bool = False,
     ) -> asyncpg.Record:
         """Run a CALL under an epoch, count its outcome, and return its row.
 
@@ -93,6 +108,7 @@ class Writes:
             epoch: Its first argument.
             *arguments: The others.
             gone: Whether the client is gone.
+            again: What the client can do when the outcome is unknown, one sentence or more.
             keyed: Whether the edge repeats the request, because it has an Idempotency-Key.
 
         Raises:
@@ -103,7 +119,7 @@ class Writes:
         except LedgerOverloaded as error:
             raise ledger_problem(error, repeatable=keyed and self._budget.spend()) from error
         except LedgerError as error:
-            raise ledger_problem(error) from error
+            raise ledger_problem(error, again=again) from error
         _OUTCOMES.labels(row["outcome"]).inc()
         if row["outcome"] in _DONE:
             self._budget.earn()
@@ -126,24 +142,22 @@ def position_header(cell: CellId, epoch: Epoch, lsn: int) -> Header:
     return POSITION_HEADER, encode_token(cell, Position(epoch, lsn)).encode()
 
 
-def ledger_problem(error: LedgerError, *, repeatable: bool = False) -> Problem:
+def ledger_problem(error: LedgerError, *, again: str | None = None, repeatable: bool = False) -> Problem:
     """Return the problem of a call without a result, and log it.
 
     It speaks of this attempt only: of an earlier one that the edge made for the same request nothing is known.
 
     Args:
         error: Why there is no result.
+        again: What the client can do when the outcome of its write is unknown; None when it wrote nothing, so that
+            nothing is unknown.
         repeatable: Whether the edge may repeat what an overloaded ledger refused.
     """
     _log.warning("a ledger call failed", extra={"kind": type(error).__name__, "reason": str(error)})
     match error:
-        case OutcomeUnknown():
-            return unavailable(
-                "outcome-unknown",
-                "The write was sent to the ledger and its outcome is not known. Repeat it with the same"
-                " Idempotency-Key to find out.",
-                repeat=b"now",
-            )
+        case OutcomeUnknown() if again is not None:
+            detail = f"The write was sent to the ledger and its outcome is not known. {again}"
+            return unavailable("outcome-unknown", detail, repeat=b"now")
         case LedgerOverloaded():
             repeat = LATER if repeatable else None
             return unavailable("overloaded", "The ledger is busy; this attempt wrote nothing.", repeat=repeat)
@@ -152,7 +166,7 @@ def ledger_problem(error: LedgerError, *, repeatable: bool = False) -> Problem:
         case LedgerStuck():
             detail = "What the ledger was asked before does not end; this attempt wrote nothing."
             return unavailable("overloaded", detail, repeat=LATER)
-        case LedgerUnavailable():
+        case LedgerUnavailable() | OutcomeUnknown():
             detail = "The ledger takes no writes now; this attempt wrote nothing."
             return unavailable("ledger-unavailable", detail, repeat=b"now")
         case _:

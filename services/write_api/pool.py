@@ -94,7 +94,7 @@ class LedgerStuck(LedgerError):
 
 
 class OutcomeUnknown(LedgerError):
-    """The call was sent and its result is not known. The same Idempotency-Key finds out."""
+    """The call was sent and its result is not known. What it wrote, if anything, the client can find out."""
 
 
 _Result = Sequence[asyncpg.Record] | LedgerError | asyncpg.PostgresError

@@ -28,8 +28,8 @@ from services.telemetry.http_protocol import client_is_gone
 from services.telemetry.tracing import sampled_traceparent
 from services.write_api.comments import require_site
 from services.write_api.leadership import ATTEMPT_HEADER, EPOCH_HEADER, LeadershipGuard
-from services.write_api.outcomes import Writes, ledger_problem, position_header, refuse
-from services.write_api.pool import LedgerError, LedgerPool, LedgerUnavailable, OutcomeUnknown
+from services.write_api.outcomes import POST_AGAIN, UNKEYED_AGAIN, Writes, ledger_problem, position_header, refuse
+from services.write_api.pool import LedgerError, LedgerPool
 from services.write_api.site_keys import derive_api_key, derive_token_secret, hash_api_key, new_site_id
 
 _CREATE = ledger.statement("create_site")
@@ -78,6 +78,7 @@ class Sites:
             hashlib.sha256(body).digest() if key is not None else None,
             sampled_traceparent(),
             gone=partial(client_is_gone, scope),
+            again=UNKEYED_AGAIN if key is None else POST_AGAIN,
             keyed=key is not None,
         )
         outcome = row["outcome"]
@@ -93,8 +94,6 @@ class Sites:
         await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         try:
             rows = await self._pool.fetch(_READ, site, key_hash)
-        except OutcomeUnknown as error:
-            raise ledger_problem(LedgerUnavailable(str(error))) from error
         except LedgerError as error:
             raise ledger_problem(error) from error
         if not rows:

@@ -199,6 +199,31 @@ async def test_unkeyed_write_is_sent_once(stand: EdgeStand) -> None:
     assert answer.headers["x-request-id"] == answer.json()["request_id"] == "mine"
 
 
+@pytest.mark.parametrize("method", ["POST", "PUT", "PATCH", "DELETE"])
+async def test_answer_of_an_unknown_outcome_speaks_of_a_key_only_where_there_may_be_one(
+    stand: EdgeStand, method: str
+) -> None:
+    leader = stand.backends["write_api us-east"]
+
+    async def breaks(_: Request) -> tuple[int, bytes]:
+        for writer in list(leader._writers):
+            writer.transport.abort()
+        return 200, b""
+
+    leader.answer = breaks
+    answer = await stand.client.request(method, "/v1/x", content=b"body")
+    assert problem_slug(answer) == "outcome-unknown"
+    detail = answer.json()["detail"]
+    assert ("Idempotency-Key" in detail) == (method == "POST")
+    assert ("If-Match" in detail) == (method == "PATCH")
+    assert len(leader.requests) == 1
+
+    await leader.stop()
+    answer = await stand.client.request(method, "/v1/x", content=b"body")
+    assert problem_slug(answer) == "ledger-unavailable"
+    assert ("Idempotency-Key" in answer.json()["detail"]) == (method == "POST")
+
+
 async def test_flip_of_the_leader_under_load_has_no_bad_answer(stand: EdgeStand) -> None:
     regions = ("us-east", "eu-west", "ap-south")
     epochs = {f"write_api {region}": 1 for region in regions}

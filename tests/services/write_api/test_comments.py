@@ -11,6 +11,7 @@ import pytest
 
 from regions.position import decode_token
 from services.api.leader_port import STRONG_POSITION_PATH
+from services.write_api import pool as pools
 from tests import servers
 from tests.services.write_api.conftest import (
     ADMIN,
@@ -328,6 +329,54 @@ async def test_a_write_that_takes_too_long_is_unknown_and_goes_on(
         replay = await api.post(site, {"idempotency-key": "slow"})
         assert replay.status_code == 201
         assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
+
+
+async def test_an_unknown_outcome_says_what_a_repetition_of_just_that_request_does(
+    ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Each request is sent again as its answer says, and comes to what it says."""
+    monkeypatch.setattr(pools, "LOCK_TIMEOUT_MS", 3_600_000)  # so that what waits is done in the end
+    async with write_api(ledger_server.url(user="palaver_writer")) as api:
+        site = await api.site()
+        own = {"authorization": f"Bearer {site['api_key']}"}
+        edited, deleted, other = [await api.post(site["id"]) for _ in range(3)]
+        match = {**own, "if-match": edited.headers["etag"]}
+        comments, new = f"/v1/sites/{site['id']}/comments", {"thread": "new", "body": "b"}
+        build = api.http.build_request
+        requests = {
+            "keyed": partial(build, "POST", comments, json=new, headers={"idempotency-key": "unknown"}),
+            "not keyed": partial(build, "POST", comments, json=new),
+            "edit": partial(build, "PATCH", edited.headers["location"], json={"body": "x"}, headers=match),
+            "deletion": partial(build, "DELETE", deleted.headers["location"], headers=own),
+            "deletion of one version": partial(
+                build, "DELETE", other.headers["location"], headers={**own, "if-match": other.headers["etag"]}
+            ),
+        }
+        details: dict[str, str] = {}
+        for name, request in requests.items():
+            with servers.psycopg.connect(ledger_server.url()) as blocker:
+                blocker.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
+                with given_up_after(api.pool, 0.05):
+                    answer = await api.http.send(request())
+                blocker.rollback()
+            assert problem(answer) == "outcome-unknown", name
+            details[name] = answer.json()["detail"]
+        assert {name for name, detail in details.items() if "Idempotency-Key" in detail} == {"keyed", "not keyed"}
+        assert {name for name, detail in details.items() if "If-Match" in detail} == {"edit"}
+        again = {name: await api.http.send(request()) for name, request in requests.items()}
+        assert {name: answer.status_code for name, answer in again.items()} == {
+            "keyed": 201, "not keyed": 201, "edit": 200, "deletion": 204, "deletion of one version": 204,
+        }  # fmt: skip
+        versions = ledger_server.sql("SELECT version FROM palaver.comments WHERE id = %s", edited.json()["id"])
+        assert versions == [(2,)], "it was edited once"
+        late = await api.http.patch(edited.headers["location"], json={"body": "of somebody else"}, headers=match)
+        assert late.status_code == 412
+        made = ledger_server.sql(
+            "SELECT c.id FROM palaver.comments AS c JOIN palaver.threads AS t ON t.id = c.thread_id"
+            " WHERE c.site_id = %s AND t.key = 'new'",
+            site["id"],
+        )
+        assert len(made) == 3, "the one without a key was made twice, as its answer says"
 
 
 @pytest.mark.parametrize("way", ["pg_cancel_backend", "pg_terminate_backend"])

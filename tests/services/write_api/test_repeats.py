@@ -37,11 +37,15 @@ def test_the_edge_and_the_write_api_speak_of_one_header() -> None:
     ],
 )
 def test_only_what_a_repetition_may_mend_is_repeated(error: LedgerError, slug: str, repeat: bytes | None) -> None:
-    problem = ledger_problem(error)
+    problem = ledger_problem(error, again="Send it again.")
     headers = dict(problem.headers)
     assert (problem.slug, problem.status, headers.get(REPEAT_HEADER)) == (slug, 503, repeat)
     # The edge waits as long as a client is asked to.
     assert headers[b"retry-after"] == b"1"
+
+
+def test_a_read_whose_answer_did_not_come_has_no_unknown_outcome() -> None:
+    assert ledger_problem(OutcomeUnknown("the connection broke")).slug == "ledger-unavailable"
 
 
 def test_another_epoch_is_repeated_at_once_and_a_refusal_never() -> None:
