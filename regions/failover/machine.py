@@ -271,7 +271,8 @@ class Machine:
             facts.frozen = facts.quorum = None
         facts.relieved_until = None
         facts.fence = None
-        facts.diverged, facts.rebuilt, facts.commit = False, 0, 0
+        facts.diverged = False
+        facts.rebuilt = facts.commit = 0
         facts.standbys = frozenset()
         if facts.handover is not None:
             self._end_handover(None if record.target == facts.handover.region else "another epoch began")

@@ -262,6 +262,8 @@ def _ordered(node: ast.Tuple) -> Iterator[Change]:
         after = _like(node, elts=left)
         yield _text(node), _text(after), (), after
     for at in range(len(node.elts) - 1):
+        if ast.dump(node.elts[at]) == ast.dump(node.elts[at + 1]):
+            continue
         elts = list(node.elts)
         elts[at], elts[at + 1] = elts[at + 1], elts[at]
         after = _like(node, elts=elts)

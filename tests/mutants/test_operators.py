@@ -43,6 +43,7 @@ def changes(source: str) -> set[str]:
         ("return a and b", {"a and b -> a or b", "a and b -> a", "a and b -> b"}),
         ("return not a", {"not a -> a"}),
         ("return (a, b)", {"(a, b) -> (b,)", "(a, b) -> (a,)", "(a, b) -> (b, a)"}),
+        ("return (a, a)", {"(a, a) -> (a,)", "(a, a) -> (a,) #2"}),
         ("return 7", {"7 -> 8", "7 -> 6"}),
         ("return 0.5", {"0.5 -> 1.0", "0.5 -> 0.25"}),
         ("return True", {"True -> False"}),

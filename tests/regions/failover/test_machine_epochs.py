@@ -1,0 +1,395 @@
+"""What another record means to the machine of a cell: what begins with it, what ends, and what it leaves alone."""
+
+from dataclasses import replace
+
+import pytest
+
+from regions.failover.effects import (
+    AnswerOrder,
+    CloseWrites,
+    CopyLedger,
+    FollowLedger,
+    FreezeLedger,
+    ReadRecord,
+    SetQuorum,
+    StorePromise,
+    SwapRecord,
+    Told,
+)
+from regions.failover.events import (
+    Gossip,
+    GossipHeard,
+    Lagged,
+    LedgerDone,
+    LedgerEnded,
+    LedgerFailed,
+    LedgerFound,
+    Promise,
+    PromiseStored,
+    QuorumCommit,
+    ReadFailed,
+    RecordRead,
+    RecordSeen,
+    Release,
+    StandbysStreaming,
+    Started,
+    Verdict,
+)
+from regions.failover.settings import DEFAULTS
+from regions.identity import RegionName
+from regions.leadership import Leadership
+from regions.position import Position
+from tests.regions.failover.driver import (
+    HANDED_OVER,
+    PROMISED,
+    RECRUITING,
+    RELEASE,
+    SERVING,
+    A,
+    B,
+    C,
+    D,
+    Driver,
+    following,
+    gets_ready,
+    hands_over,
+    has_handed_over,
+    order,
+)
+
+CHOSEN = replace(RECRUITING, phase="promoting")
+
+
+def serving(epoch: int, leader: RegionName = B) -> Leadership:
+    return replace(SERVING, epoch=epoch, leader=leader)
+
+
+# The start of an agent.
+
+
+def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_about_who_acts() -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    assert driver.kinds() == [ReadRecord]
+    assert not driver.asked(ReadRecord).linearizable
+    assert not driver.machine.facts.doubtful
+
+
+def test_an_agent_that_promised_nothing_reads_from_all_of_etcd() -> None:
+    # Its disk may have been replaced, and etcd may know what it promised.
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(), ledger=LedgerFound(kind="stopped")))
+    assert driver.asked(ReadRecord).linearizable
+    assert driver.machine.facts.doubtful
+
+
+def test_a_region_without_a_member_needs_no_promise() -> None:
+    driver = Driver(D)
+    driver.tell(Started(promise=None, ledger=None))
+    assert driver.kinds() == [ReadRecord]
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    assert driver.machine.state == "observing"
+    driver.tell(Lagged())
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    assert driver.machine.next_deadline() is None
+
+
+def test_a_region_that_does_not_begin_the_cell_asks_an_empty_etcd_once() -> None:
+    driver = Driver(B)
+    driver.tell(Started(promise=Promise(epoch=0, lineage=0, floor=1), ledger=LedgerFound(kind="absent")))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
+    assert ReadRecord not in driver.kinds()
+
+
+# Writes, votes, quorums and what is known of others are of one epoch.
+
+
+def test_a_leader_takes_nothing_of_its_epoch_into_the_next(leader: Driver) -> None:
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(QuorumCommit(lsn=900))
+    leader.tell(RecordSeen(revision=2, record=RECRUITING))
+    facts = leader.machine.facts
+    assert CloseWrites(epoch=1) in leader.effects
+    assert (facts.open_epoch, facts.quorum, facts.commit, facts.standbys) == (0, None, 0, frozenset())
+
+
+def test_who_takes_no_writes_has_none_to_close(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    assert CloseWrites not in follower.kinds()
+
+
+def test_a_fence_row_is_of_one_epoch() -> None:
+    driver = Driver(B)
+    driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
+    driver.machine.facts.fence = object()  # pyright: ignore[reportAttributeAccessIssue]
+    driver.tell(RecordSeen(revision=2, record=replace(CHOSEN, epoch=3)))
+    assert driver.machine.facts.fence is None
+
+
+def test_what_was_found_out_by_following_is_of_one_leader(follower: Driver) -> None:
+    # The leader of epoch 2 lacks some of its WAL; that of epoch 3 may have it.
+    follower.tell(RecordSeen(revision=2, record=serving(2)))
+    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no", diverged=True))
+    facts = follower.machine.facts
+    assert facts.diverged
+    facts.rebuilt = 2
+    follower.tell(RecordSeen(revision=3, record=replace(serving(3, A), ancestry=(1, 2, 3))))
+    assert (facts.diverged, facts.rebuilt) == (False, 0)
+    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    assert follower.asked(FollowLedger).leader == A
+
+
+def test_a_vote_for_an_earlier_epoch_does_not_freeze_a_member_for_one_that_is_handed_over() -> None:
+    # It was not the successor that let go of a drained leader: it is frozen, and looked at, for this epoch.
+    driver = following(B)
+    driver.tell(RecordSeen(revision=2, record=replace(RECRUITING, leader=C)))
+    driver.freezes(500)
+    later = replace(HANDED_OVER, epoch=5, handed_over_at=Position(4, 400))
+    driver.tell(RecordSeen(revision=5, record=later))
+    assert driver.machine.facts.frozen is None
+    assert driver.asked(FreezeLedger).epoch == 5
+
+
+def test_a_member_that_may_receive_again_is_frozen_anew_for_the_epoch_that_is_handed_over(successor: Driver) -> None:
+    # The leader went on in between: whether the following took place nobody knows.
+    successor.tell(LedgerDone(ticket=gets_ready(successor)))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
+    assert FollowLedger in successor.kinds()
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    assert successor.effects == []
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert successor.asked(FreezeLedger).epoch == 2
+    assert successor.machine.facts.frozen is None
+
+
+def test_relief_ends_with_the_epoch(successor: Driver) -> None:
+    gets_ready(successor)
+    assert successor.machine.facts.relieved_until is not None
+    successor.tell(RecordSeen(revision=3, record=HANDED_OVER))
+    assert successor.machine.facts.relieved_until is None
+
+
+# What counts from when.
+
+
+def test_the_time_of_an_epoch_counts_from_each_change_of_who_acts_and_how(follower: Driver) -> None:
+    times: list[float] = []
+    changes = [
+        RECRUITING,
+        replace(RECRUITING, automatic=False),
+        CHOSEN,
+        replace(CHOSEN, drained=(A,)),
+        replace(CHOSEN, leader=C),
+        serving(2),
+        replace(serving(2), drained=(C,)),
+        serving(3),
+    ]
+    for at, record in enumerate(changes):
+        follower.now = float(at)
+        follower.tell(RecordSeen(revision=at + 2, record=record))
+        times.append(follower.machine.facts.record_at)
+    assert times == [0, 0, 2, 2, 4, 5, 5, 7]
+
+
+def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alone(follower: Driver) -> None:
+    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
+    follower.now = 0.1
+    follower.tell(Lagged())
+    follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
+    facts = follower.machine.facts
+    facts.ledger_retry = replace(facts.etcd_retry, pause_s=0.4)
+    before = (facts.agreed_at, facts.etcd_retry, facts.ledger_retry)
+    assert before[0] == 0
+    follower.tell(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
+    assert (facts.agreed_at, facts.etcd_retry, facts.ledger_retry) == before
+    follower.tell(RecordSeen(revision=3, record=RECRUITING))
+    assert facts.agreed_at is None
+    assert facts.etcd_retry.at is None
+    assert (facts.etcd_retry.pause_s, facts.ledger_retry.pause_s) == (0, 0)
+
+
+def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch_again(follower: Driver) -> None:
+    facts = follower.machine.facts
+    agreed: list[float | None] = []
+    follower.tell(RecordSeen(revision=2, record=replace(SERVING, automatic=False)))
+    follower.now = 1.0
+    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
+    for at, automatic in ((2.0, False), (3.0, True), (4.0, True), (5.0, False)):
+        follower.now = at
+        drained = (C,) if at in (2.0, 4.0) else ()
+        follower.tell(RecordSeen(revision=int(at) + 1, record=replace(SERVING, automatic=automatic, drained=drained)))
+        agreed.append(facts.agreed_at)
+        if at == 3.0:
+            assert follower.machine.next_deadline() == 3.0 + DEFAULTS.claim_stagger_s
+    assert agreed == [1.0, 3.0, 3.0, 3.0]
+
+
+def test_what_the_story_tells_of_a_record(follower: Driver) -> None:
+    said: list[list[str]] = []
+    changes = [CHOSEN, replace(CHOSEN, drained=(A,)), serving(2), replace(serving(2), drained=(C,))]
+    for at, record in enumerate([RECRUITING, *changes]):
+        follower.tell(RecordSeen(revision=at + 2, record=record))
+        said.append([one.text for one in follower.effects if isinstance(one, Told)])
+    assert said == [
+        ["epoch 2: eu-west recruiting: first start"],
+        ["epoch 2: eu-west was chosen"],
+        [],
+        ["epoch 2: eu-west serves"],
+        [],
+    ]
+
+
+# Rule 17: failovers by suspicion are counted, the latest few.
+
+
+def test_the_latest_failovers_by_suspicion_are_remembered_and_no_switch(follower: Driver) -> None:
+    facts = follower.machine.facts
+    for epoch in range(2, 8):
+        follower.now = float(epoch)
+        target = B if epoch == 4 else None
+        for at, phase in enumerate(("promoting", "serving", "serving")):
+            record = replace(serving(epoch), phase=phase, target=target, drained=(C,) if at == 2 else ())
+            follower.tell(RecordSeen(revision=3 * epoch + at, record=record))
+    assert facts.failovers == (5.0, 6.0, 7.0)
+
+
+def test_a_failover_counts_for_who_saw_how_it_ended(follower: Driver) -> None:
+    # It was away for the promotion, or found the cell as it is.
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.tell(RecordSeen(revision=3, record=serving(2)))
+    assert follower.machine.facts.failovers == ()
+
+
+# Orders end with the epoch in which they were given.
+
+
+def test_an_order_to_resize_outlives_a_change_of_the_record_that_leaves_the_voters_alone() -> None:
+    driver = Driver(A)
+    four = replace(SERVING, voters=(A, B, C, D))
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(order("remove", D))
+    driver.tell(RecordSeen(revision=2, record=replace(four, drained=(C,))))
+    assert AnswerOrder not in driver.kinds()
+    assert driver.machine.facts.resize is not None
+
+
+@pytest.mark.parametrize(
+    ("record", "refused"),
+    [
+        (replace(HANDED_OVER, handed_over_at=None), None),
+        (replace(RECRUITING, leader=C), "another epoch began"),
+    ],
+    ids=["of the target", "of another"],
+)
+def test_a_handover_ends_with_the_epoch_and_is_done_when_the_next_is_of_its_target(
+    leader: Driver, record: Leadership, refused: str | None
+) -> None:
+    hands_over(leader)
+    leader.tell(RecordSeen(revision=3, record=record))
+    facts = leader.machine.facts
+    assert AnswerOrder(ticket=7, refused=refused) in leader.effects
+    assert (facts.handover, facts.announced, facts.drained) == (None, 0, None)
+
+
+# Who has handed over rests only for the successor to whom it did.
+
+
+@pytest.mark.parametrize(
+    "record",
+    [
+        replace(HANDED_OVER, epoch=4, leader=C, handed_over_at=None),
+        replace(HANDED_OVER, phase="serving", fence_id=SERVING.fence_id),
+        replace(HANDED_OVER, epoch=3, leader=C, phase="recruiting"),
+    ],
+    ids=["another was chosen", "the successor serves", "another recruits"],
+)
+def test_who_has_handed_over_comes_back_when_its_successor_is_not_on_its_way_any_more(
+    leader: Driver, record: Leadership
+) -> None:
+    has_handed_over(leader)
+    assert leader.machine.facts.resting_until == DEFAULTS.rest_s
+    leader.tell(RecordSeen(revision=4, record=record))
+    assert leader.machine.facts.resting_until is None
+
+
+def test_who_has_handed_over_rests_on_while_its_successor_is_promoted(leader: Driver) -> None:
+    has_handed_over(leader)
+    leader.tell(RecordSeen(revision=4, record=replace(HANDED_OVER, automatic=False)))
+    assert leader.machine.facts.resting_until == DEFAULTS.rest_s
+
+
+# Releases.
+
+
+def test_a_release_that_is_heard_again_asks_etcd_nothing_again(successor: Driver) -> None:
+    release = replace(RELEASE, revision=4)
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, release=release)))
+    assert successor.asked(ReadRecord).linearizable
+    for sender in (A, C):
+        successor.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=1, release=release, drained=1)))
+        assert successor.effects == []
+
+
+def test_an_older_release_does_not_replace_a_newer_one(successor: Driver) -> None:
+    newer = Release(epoch=3, revision=9, successor=B, lsn=900)
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=3, release=newer)))
+    successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=3, release=RELEASE)))
+    assert successor.machine.facts.release == newer
+    newest = replace(newer, epoch=4)
+    successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=4, release=newest)))
+    assert successor.machine.facts.release == newest
+
+
+def test_a_release_that_names_no_revision_means_nothing_to_who_knows_no_record() -> None:
+    driver = Driver(B)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(GossipHeard(sender=A, gossip=Gossip(release=replace(RELEASE, revision=0))))
+    assert driver.machine.facts.record is None
+
+
+# A member that is copied gets the time that an epoch gives to others.
+
+
+def test_the_time_of_an_epoch_counts_from_the_end_of_its_copy() -> None:
+    driver = Driver(C)
+    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.now = 100.0
+    driver.tell(LedgerDone(ticket=driver.machine.facts.working.ticket))  # pyright: ignore[reportOptionalMemberAccess]
+    facts = driver.machine.facts
+    assert (facts.record_at, facts.rebuilt, facts.diverged) == (100.0, 1, False)
+    assert facts.ledger == LedgerFound(kind="stopped")
+
+
+def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -> None:
+    driver = Driver(C)
+    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.tell(LedgerDone(ticket=driver.ticket(CopyLedger)))
+    driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="broken page", torn=True))
+    assert driver.machine.facts.ledger == LedgerFound(kind="absent")
+    driver.wait(DEFAULTS.retry_s)
+    assert CopyLedger in driver.kinds()
+
+
+def test_only_a_following_that_failed_says_that_histories_part(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="no", diverged=True))
+    assert not follower.machine.facts.diverged
+
+
+def test_a_member_that_ends_is_asked_for_anew_at_once(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=serving(2)))
+    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    first = follower.ticket(FollowLedger)
+    follower.tell(LedgerEnded())
+    assert follower.ticket(FollowLedger) > first
+
+
+def test_swaps_are_not_made_by_who_does_not_act(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=PROMISED))
+    assert SwapRecord not in follower.kinds()
