@@ -416,8 +416,7 @@ class Machine:
             facts.diverged = True
         if isinstance(effect, DrainLedger):
             self._end_handover(event.reason)
-        if isinstance(effect, PromoteLedger):
-            facts.promoting = 0
+        facts.promoting = 0
         if isinstance(effect, SetQuorum) and self._is_of_resize(effect):
             self._end_resize("the quorum could not be changed: " + event.reason)
 
@@ -456,7 +455,6 @@ class Machine:
                 self._tell("info", f"epoch {epoch}: its ledger is primary here")
             case FollowLedger(epoch=epoch, leader=leader):
                 self._change_ledger(LedgerFound(kind="following", epoch=epoch))
-                facts.diverged = False
                 self._tell("info", f"epoch {epoch}: follows {leader}")
             case RewindLedger(epoch=epoch, leader=leader) | CopyLedger(epoch=epoch, leader=leader):
                 self._change_ledger(LedgerFound(kind="stopped"))
@@ -488,11 +486,11 @@ class Machine:
 
     def _take_gossip(self, sender: RegionName, gossip: Gossip, now: float) -> None:
         facts = self._facts
-        heard = max((one.epoch for one in facts.gossip.values()), default=0)
+        heard = [one.epoch for one in facts.gossip.values()]
         facts.gossip = {**facts.gossip, sender: gossip}
         self._hear_release(gossip.release, now)
         self._note_relief(sender, gossip, now)
-        if facts.record is not None and gossip.epoch > max(facts.record.epoch, heard):
+        if facts.record is not None and gossip.epoch > max([facts.record.epoch, *heard]):
             # A watch lags, a heartbeat told first. The member's etcd may lag as well, so it is asked for all. A read
             # that began when somebody else had told of this epoch is new enough.
             self._read_again()
@@ -718,7 +716,7 @@ class Machine:
         if facts.ledger == found:
             return
         facts.ledger, facts.frozen, facts.quorum, facts.promoting = found, None, None, 0
-        if facts.open_epoch and found != LedgerFound(kind="primary", epoch=facts.open_epoch):
+        if facts.open_epoch:
             self._close()
 
     def _read_again(self) -> None:

@@ -16,6 +16,7 @@ from regions.failover.effects import (
     OpenWrites,
     PromoteLedger,
     ReadRecord,
+    RewindLedger,
     SetQuorum,
     StopLedger,
     StorePromise,
@@ -232,22 +233,64 @@ def test_an_announcement_without_an_outcome_ends_the_handover(leader: Driver) ->
     assert leader.machine.facts.handover is None
 
 
+def test_an_announcement_without_an_outcome_means_nothing_after_the_handover(leader: Driver) -> None:
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(order("switch", B))
+    swap = leader.ticket(SwapRecord)
+    leader.tell(RecordSeen(revision=2, record=RECRUITING))
+    assert leader.machine.facts.handover is None
+    leader.tell(SwapAnswered(ticket=swap, outcome="unknown"))
+    assert AnswerOrder not in leader.kinds()
+
+
+def test_a_swap_that_was_lost_leaves_nothing_in_doubt(leader: Driver) -> None:
+    leader.tell(order("pause"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+    leader.tell(order("resume"))
+    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
+    assert leader.machine.facts.unsettled == 0
+
+
 # Rule 20: what announces a handover is the leader's own swap, confirmed, and the newest.
 
 
-def test_a_swap_that_keeps_what_an_earlier_order_promised_to_another_announces_nothing(leader: Driver) -> None:
-    # The switch to B fails while the swap of a pause is under way; then an operator wants C.
+@pytest.mark.parametrize("again", [True, False])
+def test_a_swap_that_keeps_what_an_earlier_order_promised_announces_nothing(leader: Driver, *, again: bool) -> None:
+    # The switch to B fails while the swap of a pause is under way; then an operator may want C.
     hands_over(leader)
     drain = leader.ticket(DrainLedger)
     leader.tell(order("pause", ticket=8))
     swap = leader.asked(SwapRecord)
     assert swap.record.succession == PROMISED.succession
     leader.tell(LedgerFailed(ticket=drain, reason="slow"))
-    leader.tell(order("switch", C, ticket=9))
+    if again:
+        leader.tell(order("switch", C, ticket=9))
     leader.tell(SwapAnswered(ticket=swap.ticket, outcome="applied", revision=3))
     assert leader.machine.facts.announced == 0
     assert leader.machine.facts.open_epoch == 1
+    if not again:
+        assert leader.swapped().succession is None
+        return
     assert leader.swapped().succession == Succession(region=C, reason=f"switch to {C}: an operator")
+
+
+def test_a_swap_that_promises_nothing_announces_nothing(leader: Driver) -> None:
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(order("pause"))
+    swap = leader.ticket(SwapRecord)
+    leader.tell(order("switch", B, ticket=8))
+    leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
+    assert leader.machine.facts.announced == 0
+    assert leader.swapped().succession is not None
+
+
+def test_a_handover_begins_with_nothing_announced_and_nothing_drained(leader: Driver) -> None:
+    # Whatever an earlier one might have left: with either it would give up too early.
+    leader.machine.facts.announced, leader.machine.facts.drained = 1, 400
+    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
+    leader.tell(order("switch", B))
+    assert (leader.machine.facts.announced, leader.machine.facts.drained) == (0, None)
+    assert StopLedger not in leader.kinds()
 
 
 def test_a_swap_that_another_has_overtaken_announces_nothing(leader: Driver) -> None:
@@ -368,7 +411,7 @@ def test_an_answer_of_the_member_belongs_to_one_request(leader: Driver) -> None:
     assert leader.machine.facts.drained is None
     leader.tell(LedgerDrained(ticket=ticket, lsn=500))
     assert leader.machine.facts.drained == 500
-    assert StopLedger in leader.kinds()
+    assert [kind for kind in leader.kinds() if kind in (CloseWrites, StopLedger)] == [StopLedger]
 
 
 def test_a_promotion_that_failed_is_under_way_no_more() -> None:
@@ -406,6 +449,29 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
     assert facts.commit == 800
 
 
+def test_a_quorum_that_cannot_be_put_in_force_is_asked_for_again() -> None:
+    driver = Driver(A)
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
+    driver.tell(LedgerFailed(ticket=driver.ticket(SetQuorum), reason="no"))
+    assert AnswerOrder not in driver.kinds()
+    driver.wait(DEFAULTS.retry_s)
+    assert SetQuorum in driver.kinds()
+
+
+def test_a_stop_that_fails_ends_no_order() -> None:
+    driver = Driver(A)
+    four = replace(SERVING, voters=(A, B, C, D))
+    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), four)
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(order("remove", D))
+    driver.tell(RecordSeen(revision=2, record=replace(four, leader=B)))
+    assert OpenWrites not in driver.kinds()
+    driver.tell(LedgerFailed(ticket=driver.ticket(StopLedger), reason="no"))
+    assert AnswerOrder not in driver.kinds()
+    driver.tell(Tick())
+    assert StopLedger not in driver.kinds(), "it is asked for already"
+
+
 def test_a_quorum_that_failed_ends_no_order_but_that_of_its_voters(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
@@ -430,6 +496,7 @@ def test_a_promise_is_not_written_during_a_pause_nor_twice(follower: Driver) -> 
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.freezes(500)
     first = follower.asked(StorePromise)
+    assert follower.machine.facts.asked == first.promise
     follower.tell(Tick())
     assert follower.effects == [], "it is being written"
     follower.tell(PromiseFailed(ticket=first.ticket, reason="no space left"))
@@ -638,3 +705,43 @@ def test_a_member_that_ends_by_itself_is_told_of_and_one_that_does_not_run_is_no
     assert CloseWrites(epoch=1) in leader.effects
     leader.tell(LedgerEnded())
     assert not leader.tells("PostgreSQL ended")
+
+
+# What people are told of a member.
+
+
+def test_the_story_of_a_member_that_is_chosen() -> None:
+    driver = following(B)
+    driver.tell(RecordSeen(revision=2, record=CHOSEN))
+    driver.freezes(0x500)
+    assert driver.tells("epoch 2: frozen at 1:500")
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.tell(LedgerDone(ticket=driver.ticket(PromoteLedger)))
+    assert driver.tells("epoch 2: its ledger is primary here")
+    fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
+    driver.tell(fence)
+    assert driver.tells("epoch 2: its fence row is on a quorum")
+    assert driver.tells("epoch 2: takes writes")
+
+
+@pytest.mark.parametrize(("ancestry", "how"), [((1, 2), "rewound"), ((2,), "copied")])
+def test_the_story_of_a_member_that_follows_again(ancestry: tuple[int, ...], how: str) -> None:
+    driver = Driver(C)
+    record = replace(SERVING, epoch=2, leader=B, ancestry=ancestry)
+    driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1), record)
+    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    if how == "rewound":
+        driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="histories part", diverged=True))
+        assert driver.tells("histories part; again in 0.05 s")
+        driver.wait(DEFAULTS.retry_s)
+        driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.tell(LedgerDone(ticket=driver.ticket(RewindLedger if how == "rewound" else CopyLedger)))
+    assert driver.tells(f"epoch 2: {how} from eu-west")
+    assert driver.machine.facts.rebuilt == 2
+    assert not driver.machine.facts.diverged
+    if how == "copied":
+        driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.tell(LedgerDone(ticket=driver.ticket(FollowLedger)))
+    assert driver.tells("epoch 2: follows eu-west")

@@ -5,6 +5,7 @@ from dataclasses import replace
 import pytest
 
 from regions.failover.effects import (
+    Acting,
     AnswerOrder,
     CloseWrites,
     CopyLedger,
@@ -33,6 +34,7 @@ from regions.failover.events import (
     Release,
     StandbysStreaming,
     Started,
+    Tick,
     Verdict,
 )
 from regions.failover.settings import DEFAULTS
@@ -101,6 +103,62 @@ def test_a_region_that_does_not_begin_the_cell_asks_an_empty_etcd_once() -> None
     assert ReadRecord not in driver.kinds()
 
 
+def test_a_record_that_the_watch_brings_makes_the_first_read_needless() -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
+    driver.tell(RecordSeen(revision=1, record=SERVING))
+    driver.wait(DEFAULTS.retry_s)
+    assert ReadRecord not in driver.kinds()
+
+
+def test_an_agent_whose_record_is_older_than_its_promise_reads_from_all_of_etcd() -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=2, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    assert driver.asked(ReadRecord).linearizable
+
+
+@pytest.mark.parametrize("lagged", [True, False])
+def test_an_etcd_without_a_record_has_lost_it_when_there_is_a_ledger(*, lagged: bool) -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    if lagged:
+        driver.tell(Lagged())
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
+    assert driver.tells("there is a ledger but etcd knows no leadership")
+    assert driver.tells("etcd knows epoch 0, but 1 was promised") is lagged
+    driver.tell(Verdict(region=B, suspected=True))
+    assert driver.effects == [], "it is said once"
+
+
+def test_before_the_first_record_an_agent_has_nothing_to_say() -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Verdict(region=A, suspected=True))
+    assert driver.machine.gossip == Gossip()
+
+
+@pytest.mark.parametrize(
+    ("record", "acting"),
+    [
+        (SERVING, Acting(region=A, needs_commits=True)),
+        (replace(SERVING, phase="promoting", fence_id=None), Acting(region=A, needs_commits=False)),
+        (RECRUITING, Acting(region=B, needs_commits=False)),
+        (replace(SERVING, phase="bootstrapping", fence_id=None), None),
+        (replace(SERVING, leader=C), None),
+    ],
+    ids=["serving", "promoting", "recruiting", "bootstrapping", "itself"],
+)
+def test_whose_heartbeats_count_and_which(record: Leadership, acting: Acting | None) -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=record))
+    assert [one for one in driver.effects if isinstance(one, Acting)] == ([] if acting is None else [acting])
+    driver.tell(Tick())
+    assert Acting not in driver.kinds()
+
+
 # Writes, votes, quorums and what is known of others are of one epoch.
 
 
@@ -109,7 +167,8 @@ def test_a_leader_takes_nothing_of_its_epoch_into_the_next(leader: Driver) -> No
     leader.tell(QuorumCommit(lsn=900))
     leader.tell(RecordSeen(revision=2, record=RECRUITING))
     facts = leader.machine.facts
-    assert CloseWrites(epoch=1) in leader.effects
+    assert leader.effects[0] == CloseWrites(epoch=1), "before anything else"
+    assert leader.kinds().count(CloseWrites) == 1
     assert (facts.open_epoch, facts.quorum, facts.commit, facts.standbys) == (0, None, 0, frozenset())
 
 
@@ -163,6 +222,15 @@ def test_a_member_that_may_receive_again_is_frozen_anew_for_the_epoch_that_is_ha
     assert successor.machine.facts.frozen is None
 
 
+def test_a_freezing_that_failed_is_asked_for_again_in_the_epoch_that_is_handed_over(successor: Driver) -> None:
+    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.tell(LedgerFailed(ticket=successor.ticket(FreezeLedger), reason="no"))
+    assert successor.machine.facts.relieved_until is not None
+    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert successor.asked(FreezeLedger).epoch == 2
+
+
 def test_relief_ends_with_the_epoch(successor: Driver) -> None:
     gets_ready(successor)
     assert successor.machine.facts.relieved_until is not None
@@ -208,6 +276,17 @@ def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alon
     assert facts.agreed_at is None
     assert facts.etcd_retry.at is None
     assert (facts.etcd_retry.pause_s, facts.ledger_retry.pause_s) == (0, 0)
+
+
+def test_agreement_about_a_candidate_counts_anew_once_it_was_chosen(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.now = 0.1
+    follower.tell(Verdict(region=B, suspected=True))
+    follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, suspects=2)))
+    assert follower.machine.facts.agreed_at == 0.1
+    follower.now = 0.2
+    follower.tell(RecordSeen(revision=3, record=CHOSEN))
+    assert follower.machine.facts.agreed_at == 0.2
 
 
 def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch_again(follower: Driver) -> None:
@@ -372,6 +451,7 @@ def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -
     driver.tell(LedgerDone(ticket=driver.ticket(CopyLedger)))
     driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="broken page", torn=True))
     assert driver.machine.facts.ledger == LedgerFound(kind="absent")
+    assert driver.machine.facts.rebuilt == 0
     driver.wait(DEFAULTS.retry_s)
     assert CopyLedger in driver.kinds()
 
@@ -380,6 +460,24 @@ def test_only_a_following_that_failed_says_that_histories_part(follower: Driver)
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="no", diverged=True))
     assert not follower.machine.facts.diverged
+
+
+def test_a_member_that_followed_and_ended_follows_again_without_a_rewind(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=serving(2)))
+    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.tell(LedgerDone(ticket=follower.ticket(FollowLedger)))
+    assert follower.machine.state == "following"
+    follower.tell(LedgerEnded())
+    assert FollowLedger in follower.kinds()
+
+
+def test_a_member_that_is_absent_or_that_nobody_holds_does_not_end() -> None:
+    for ledger in (LedgerFound(kind="absent"), None):
+        driver = Driver(D)
+        driver.start(ledger, Promise())
+        driver.tell(LedgerEnded())
+        assert driver.effects == []
+        assert driver.machine.facts.ledger == ledger
 
 
 def test_a_member_that_ends_is_asked_for_anew_at_once(follower: Driver) -> None:
