@@ -112,12 +112,6 @@ def test_the_end_of_a_member_that_does_not_run_is_no_news() -> None:
     assert driver.effects == []
 
 
-def test_a_freezing_is_not_answered_by_a_mere_done(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
-    with pytest.raises(AssertionError, match="FreezeLedger has an answer of its own"):
-        follower.tell(LedgerDone(ticket=follower.ticket(FreezeLedger)))
-
-
 def test_a_vote_keeps_the_bound_of_an_ancestry(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     epochs = tuple(range(1, ANCESTRY_MAX + 9))

@@ -13,6 +13,7 @@ from regions.failover.effects import (
     DrainLedger,
     FollowLedger,
     FreezeLedger,
+    LedgerEffect,
     OpenWrites,
     PromoteLedger,
     ReadRecord,
@@ -691,8 +692,36 @@ def test_a_stop_for_another_reason_gives_nothing_up(leader: Driver) -> None:
     assert leader.machine.facts.release is None
 
 
+def test_a_leader_that_is_stopped_before_it_has_drained_gives_nothing_up(leader: Driver) -> None:
+    hands_over(leader)
+    leader.tell(RecordSeen(revision=3, record=replace(PROMISED, leader=C)))
+    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    assert leader.machine.facts.handover is not None
+    assert leader.machine.facts.release is None
+    assert leader.machine.facts.resting_until is None
+
+
+@pytest.mark.parametrize("kind", [DrainLedger, WriteFence, FreezeLedger])
+def test_what_has_an_answer_of_its_own_is_not_answered_by_a_mere_done(kind: type[LedgerEffect]) -> None:
+    if kind is DrainLedger:
+        driver = leading()
+        hands_over(driver)
+    elif kind is WriteFence:
+        driver = Driver(B)
+        driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
+    else:
+        driver = following(C)
+        driver.tell(RecordSeen(revision=2, record=RECRUITING))
+    working = driver.machine.facts.working
+    assert working is not None
+    assert isinstance(working.effect, kind)
+    with pytest.raises(AssertionError, match=f"{kind.__name__} has an answer of its own"):
+        driver.tell(LedgerDone(ticket=working.ticket))
+
+
 def test_who_has_handed_over_is_of_the_next_epoch_at_once(leader: Driver) -> None:
     has_handed_over(leader)
+    assert leader.tells("epoch 1: given up at 1F4; the next is eu-west's")
     facts = leader.machine.facts
     assert facts.record == HANDED_OVER
     assert facts.ledger == LedgerFound(kind="stopped")
