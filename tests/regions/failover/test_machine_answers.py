@@ -68,6 +68,7 @@ from tests.regions.failover.driver import (
     gets_ready,
     hands_over,
     has_handed_over,
+    leading,
     order,
 )
 
