@@ -10,6 +10,7 @@ from typing import Any
 import httpx
 import pytest
 
+from regions.edge import listener
 from tests.regions.edge_stand import EdgeStand, Request, counted, edge_stand, problem_slug
 
 pytestmark = pytest.mark.integration
@@ -61,6 +62,16 @@ async def test_reads_go_on_beside_headers_that_trickle_in() -> None:
     async with edge_stand(**UNLIMITED) as stand, connections(stand, 200, b"GET /v1/x HTTP/1.1\r\nhos"):
         for _ in range(20):
             assert (await stand.client.get("/v1/x")).status_code == 200
+
+
+async def test_headers_that_do_not_arrive_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(listener, "HEADERS_ARRIVE_S", 1)
+    said = b"GET /v1/x HTTP/1.1\r\nhost: x\r\nx-sl"
+    async with edge_stand() as stand, connections(stand, 1, said) as one:
+        # Sooner than a request has to be whole, and a connection may be idle.
+        async with asyncio.timeout(stand.settings.request_s / 2):
+            answer = await one[0][0].read()
+        assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("said", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"])
