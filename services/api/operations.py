@@ -91,20 +91,20 @@ IDEMPOTENCY_KEY: Final = Parameter(
     where="header",
     description="1 to 255 visible ASCII characters. The same key with the same body gives the same answer for"
     " at least 24 hours in which writes were taken; with another body it is refused.",
-    schema={"type": "string", "minLength": 1, "maxLength": 255},
+    schema={"type": "string", "minLength": 1, "maxLength": 255, "pattern": "^[!-~]+$"},
 )
 POSITION: Final = Parameter(
     name="Palaver-Position",
     where="header",
     description="A position that an earlier answer gave: the read waits up to a second until this region has it.",
-    schema=_TEXT,
+    schema={"type": "string", "pattern": r"^[a-z][a-z0-9-]{0,30}\.(0|[1-9][0-9]{0,18})\.[0-9A-F]{16}$"},
 )
 CONSISTENCY: Final = Parameter(
     name="Palaver-Consistency",
     where="header",
     description="eventual (default), session (with Palaver-Position), bounded=<seconds>, strong (all that was"
     " acknowledged before). The answer's header says what was served: eventual when nothing proves a strong read.",
-    schema=_TEXT,
+    schema={"type": "string", "pattern": r"^(eventual|session|strong|bounded=[0-9]{1,6}(\.[0-9]{1,3})?)$"},
 )
 IF_NONE_MATCH: Final = Parameter(
     name="If-None-Match", where="header", description="ETag of an earlier answer.", schema=_TEXT
@@ -116,7 +116,7 @@ def _if_match(*, required: bool) -> Parameter:
         name="If-Match",
         where="header",
         description="ETag of the comment to change, or *.",
-        schema=_TEXT,
+        schema={"type": "string", "maxLength": 256, "pattern": r'^(\*|(W/)?"[^",]*")$'},
         required=required,
     )
 

@@ -44,6 +44,8 @@ IDEMPOTENCY_KEY_CHARS_MAX: Final = 255
 CONTENT_TYPE_BYTES_MAX: Final = 256
 CREDENTIALS_BYTES_MAX: Final = 512
 IF_MATCH_BYTES_MAX: Final = 256
+NO_VERSION: Final = -1
+"""No comment has this version, nor the one after it, which an edit that took place already would have."""
 # A list of fifty entity tags.
 IF_NONE_MATCH_BYTES_MAX: Final = 4096
 # Digits of a 64-bit integer.
@@ -286,8 +288,11 @@ def parse_idempotency_key(value: bytes | None) -> str | None:
 def parse_if_match(value: bytes) -> int | None:
     """Return the version of an If-Match header, or None for `*`: any version.
 
+    A tag that can never match names `NO_VERSION`: the ledger says so after it has looked for the site, the key and the
+    comment, because a precondition counts only for what would be done without it (RFC 9110, section 13.2.1).
+
     Raises:
-        Problem: `version-mismatch` for a tag that can never match, `invalid-request` for a list of tags.
+        Problem: `invalid-request` for a list of tags.
     """
     if len(value) > IF_MATCH_BYTES_MAX:
         raise invalid("If-Match", "must be one entity tag or *")
@@ -299,7 +304,7 @@ def parse_if_match(value: bytes) -> int | None:
         return int(match[1])
     if b"," in text:
         raise invalid("If-Match", "must be one entity tag or *")
-    raise Problem("version-mismatch", "The entity tag is not one of this comment.")
+    return NO_VERSION
 
 
 def parse_bearer(value: bytes | None) -> bytes:

@@ -6,16 +6,60 @@ from jsonschema import Draft202012Validator
 from openapi_spec_validator import validate
 
 from regions.edge import replies
+from regions.identity import CellId
+from services.api.consistency import parse_wanted
 from services.api.cors import EXPOSED_HEADERS
 from services.api.openapi import openapi_document
 from services.api.operations import OPERATIONS, allowed_methods
-from services.api.problems import CATALOGUE
+from services.api.problems import CATALOGUE, Problem
+from services.api.requests import parse_idempotency_key, parse_if_match
 
 
 def test_the_document_is_valid_openapi() -> None:
     document: Any = openapi_document()
     validate(document)
     assert document["openapi"] == "3.1.0"
+
+
+TOKEN = "main.1.00000000016B3748"
+TEXTS = {
+    "Idempotency-Key": ["k", "!~", "x" * 255, "x" * 256, "a b", "\x7f", "é", ""],
+    "If-Match": ["*", '"1"', '"3-2-1"', 'W/"1"', '"1", "2"', ""],
+    "Palaver-Position": [TOKEN, TOKEN.lower(), TOKEN + "0", "main.01.00000000016B3748", "x", ""],
+    "Palaver-Consistency": ["eventual", "strong", "bounded=0.5", "bounded=", "bounded=1.2345", "BOUNDED=1", "x", ""],
+}
+
+
+def _is_taken(name: str, text: str) -> bool:
+    value = text.encode()
+    try:
+        match name:
+            case "Idempotency-Key":
+                parse_idempotency_key(value)
+            case "If-Match":
+                parse_if_match(value)
+            case "Palaver-Position":
+                parse_wanted(None, value, CellId("main"))
+            case _:
+                parse_wanted(value, None, CellId("main"))
+    except Problem:
+        return False
+    return True
+
+
+@pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in TEXTS.items() for text in texts])
+def test_a_header_that_fits_its_schema_is_taken_and_no_other_but_a_tag_that_cannot_match(name: str, text: str) -> None:
+    schemas = [
+        parameter["schema"]
+        for methods in openapi_document()["paths"].values()
+        for operation in methods.values()
+        for parameter in operation["parameters"]
+        if parameter["name"] == name
+    ]
+    assert schemas
+    validator: Any = Draft202012Validator(schemas[0])
+    # Of a header, no text is no tag: nothing matches it, and nothing is said of its form.
+    assert validator.is_valid(text) == (_is_taken(name, text) and (name, text) != ("If-Match", ""))
 
 
 def test_every_example_fits_its_schema() -> None:

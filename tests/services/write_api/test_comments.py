@@ -109,6 +109,30 @@ async def test_the_epoch_of_the_edge_must_be_the_one_that_serves_here(api: Api) 
     assert all(answer.headers["palaver-repeat"] == "now" for answer in refused)
 
 
+@pytest.mark.parametrize("method", ["PATCH", "DELETE"])
+@pytest.mark.parametrize("never", ['W/"1-0-0"', '"x"', "", '"9-0-0"'])
+async def test_a_precondition_that_does_not_hold_counts_only_for_a_request_that_would_be_done(
+    api: Api, method: str, never: str
+) -> None:
+    """RFC 9110, section 13.2.1."""
+    site = await api.site()
+    path = (await api.post(site["id"])).headers["location"]
+    key = {"authorization": f"Bearer {site['api_key']}"}
+
+    async def ask(path: str, headers: dict[str, str], content: bytes = b'{"body":"second"}') -> tuple[int, str]:
+        headers = {**headers, "if-match": never, "content-type": "application/json"}
+        answer = await api.http.request(method, path, content=content, headers=headers)
+        return answer.status_code, problem(answer)
+
+    assert await ask(path, {}) == (401, "unauthorized")
+    assert await ask(path, {"authorization": "Bearer another"}) == (401, "unauthorized")
+    assert await ask(path.replace(site["id"], UNKNOWN), key) == (404, "unknown-site")
+    assert await ask(f"/v1/sites/{site['id']}/comments/{UNKNOWN}", key) == (404, "unknown-comment")
+    if method == "PATCH":
+        assert await ask(path, key, b"[]") == (422, "invalid-request")
+    assert await ask(path, key) == (412, "version-mismatch")
+
+
 async def test_an_edit_needs_the_key_and_the_version(api: Api) -> None:
     site, other = await api.site(), await api.site()
     posted = await api.post(site["id"])
