@@ -636,9 +636,8 @@ class Machine:
             return
         if facts.working is not None and facts.working.effect == step:
             return
-        # A demotion does not wait for anything, nor does the freezing for a later epoch.
-        urgent = isinstance(step, StopLedger) or (facts.working is not None and facts.working.effect.epoch < step.epoch)
-        if facts.ledger_retry.at is not None and not urgent:
+        # A demotion does not wait for anything; what a later epoch needs does not either, whose record ends the pause.
+        if facts.ledger_retry.at is not None and not isinstance(step, StopLedger):
             return
         ticket = self._ticket()
         facts.working = Working(ticket=ticket, effect=step, until=now + self._patience_s(step))

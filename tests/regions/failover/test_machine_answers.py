@@ -469,6 +469,7 @@ def test_a_stop_that_fails_ends_no_order() -> None:
     driver.tell(RecordSeen(revision=2, record=replace(four, leader=B)))
     assert OpenWrites not in driver.kinds()
     driver.tell(LedgerFailed(ticket=driver.ticket(StopLedger), reason="no"))
+    assert StopLedger in driver.kinds(), "a demotion does not pause"
     assert AnswerOrder not in driver.kinds()
     driver.tell(Tick())
     assert StopLedger not in driver.kinds(), "it is asked for already"
@@ -530,6 +531,23 @@ def test_a_quorum_of_the_successor_is_unknown_once_it_is_frozen_again(successor:
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert FreezeLedger in successor.kinds()
     assert successor.machine.facts.quorum is None
+
+
+# Who cannot take part does nothing at all.
+
+
+def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() -> None:
+    # It may have promised a later epoch; and nothing is promised over what cannot be read.
+    driver = Driver(A)
+    driver.tell(Started(promise=None, ledger=LedgerFound(kind="primary", epoch=1)))
+    assert driver.tells("the promise of this member cannot be read")
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    driver.tell(StrongReads(requests=(1,)))
+    driver.tell(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
+    driver.wait(DEFAULTS.ledger_s_max)
+    facts = driver.machine.facts
+    assert driver.machine.state == "refusing"
+    assert (facts.open_epoch, facts.working, facts.swapping, facts.storing) == (0, None, None, None)
 
 
 # Writes open when the fence row is on a quorum, for who leads and is sure of it.

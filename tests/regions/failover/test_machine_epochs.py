@@ -77,6 +77,16 @@ def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_abo
     assert not driver.machine.facts.doubtful
 
 
+def test_tickets_count_on_from_those_of_earlier_runs() -> None:
+    driver = Driver(C)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    tickets = [driver.ticket(ReadRecord)]
+    for _ in range(2):
+        driver.tell(Lagged())
+        tickets.append(driver.ticket(ReadRecord))
+    assert tickets == [101, 102, 103]
+
+
 def test_an_agent_that_promised_nothing_reads_from_all_of_etcd() -> None:
     # Its disk may have been replaced, and etcd may know what it promised.
     driver = Driver(C)
@@ -130,6 +140,9 @@ def test_an_etcd_without_a_record_has_lost_it_when_there_is_a_ledger(*, lagged: 
     assert driver.tells("etcd knows epoch 0, but 1 was promised") is lagged
     driver.tell(Verdict(region=B, suspected=True))
     assert driver.effects == [], "it is said once"
+    driver.tell(RecordSeen(revision=1, record=SERVING))
+    assert driver.machine.facts.unable is None
+    assert "error" not in [one.level for one in driver.effects if isinstance(one, Told)]
 
 
 def test_before_the_first_record_an_agent_has_nothing_to_say() -> None:
