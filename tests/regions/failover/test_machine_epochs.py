@@ -118,6 +118,7 @@ def test_a_record_that_the_watch_brings_makes_the_first_read_needless() -> None:
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
     driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
     driver.tell(RecordSeen(revision=1, record=SERVING))
+    assert ReadRecord not in driver.kinds()
     driver.wait(DEFAULTS.retry_s)
     assert ReadRecord not in driver.kinds()
 
@@ -341,11 +342,11 @@ def test_the_latest_failovers_by_suspicion_are_remembered_and_no_switch(follower
     facts = follower.machine.facts
     for epoch in range(2, 8):
         follower.now = float(epoch)
-        target = B if epoch == 4 else None
+        target = B if epoch == 6 else None
         for at, phase in enumerate(("promoting", "serving", "serving")):
             record = replace(serving(epoch), phase=phase, target=target, drained=(C,) if at == 2 else ())
             follower.tell(RecordSeen(revision=3 * epoch + at, record=record))
-    assert facts.failovers == (5.0, 6.0, 7.0)
+    assert facts.failovers == (4.0, 5.0, 7.0)
 
 
 def test_a_failover_counts_for_who_saw_how_it_ended(follower: Driver) -> None:
@@ -467,6 +468,18 @@ def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -
     assert driver.machine.facts.rebuilt == 0
     driver.wait(DEFAULTS.retry_s)
     assert CopyLedger in driver.kinds()
+
+
+def test_a_following_that_failed_for_another_reason_is_tried_again(follower: Driver) -> None:
+    follower.tell(RecordSeen(revision=2, record=serving(2)))
+    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no route"))
+    facts = follower.machine.facts
+    assert not facts.diverged
+    assert facts.ledger_retry.pause_s == DEFAULTS.retry_s
+    follower.wait(DEFAULTS.retry_s)
+    follower.tell(LedgerDone(ticket=follower.ticket(FollowLedger)))
+    assert facts.ledger_retry.pause_s == 0
 
 
 def test_only_a_following_that_failed_says_that_histories_part(follower: Driver) -> None:
