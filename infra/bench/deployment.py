@@ -16,7 +16,7 @@ import httpx
 import orjson
 import psutil
 
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.layout import Layout, open_layout
 from infra.supervisor.plan import Plan, load_plan
 from infra.supervisor.records import living

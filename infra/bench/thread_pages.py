@@ -20,7 +20,7 @@ import psycopg
 
 from infra.bench.load import BadAnswer, Session, get_request
 from infra.bench.rows import MeasuredNothing, enough
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 
 if TYPE_CHECKING:
     from infra.bench.deployment import RunningDeployment

@@ -10,7 +10,7 @@ import typer
 
 from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.layout import open_layout
 
 REASON_CHARS_MAX = 120

@@ -10,7 +10,7 @@ import typer
 from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
 from infra.relay.client import RelayClient
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.environment import address
 from infra.supervisor.errors import InvalidPlan, UnknownTarget
 from infra.supervisor.layout import open_layout

@@ -15,7 +15,7 @@ from infra.cli import logs as log_reader
 from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
 from infra.cli.progress import ProgressDisplay
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.deployment import Wish, find_servers, run_deployment, settle_plan
 from infra.supervisor.errors import DeploymentError, NotRunning, StartFailed
 from infra.supervisor.layout import Layout, open_layout

@@ -10,7 +10,7 @@ import typer
 
 from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.environment import address
 from infra.supervisor.errors import DeploymentError, InvalidPlan
 from infra.supervisor.layout import Layout, open_layout

@@ -16,7 +16,7 @@ import typer
 from infra.cli import output
 from infra.cli.failover import REASON_CHARS_MAX, Reason
 from infra.cli.options import DEFAULT_DATA, Data, Json
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.errors import OrderRefused
 from infra.supervisor.layout import open_layout
 

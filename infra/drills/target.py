@@ -23,7 +23,7 @@ from infra.drills.operator import Hand
 from infra.relay.client import RelayClient
 from infra.servers.unprivileged import account, reachable_folder, reachable_install
 from infra.supervisor.clocks import have_clocks, why_no_clocks
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.deployment import find_servers
 from infra.supervisor.environment import address
 from infra.supervisor.errors import OrderRefused

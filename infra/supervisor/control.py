@@ -1,6 +1,6 @@
-"""The supervisor's control interface: JSON over HTTP on loopback, behind a token of its owner's.
+"""The supervisor's side of its control interface: JSON over HTTP on loopback, behind a token of its owner's.
 
-One side serves it, the other (`ControlClient`) is what the commands use.
+The other side is in `control_client.py`.
 """
 
 from __future__ import annotations
@@ -9,10 +9,8 @@ import asyncio
 import contextlib
 import hmac
 from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
-from http import HTTPStatus
-from typing import Any, Self
+from typing import Any
 
-import httpx
 import orjson
 import uvicorn
 from starlette.applications import Starlette
@@ -20,15 +18,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from infra.supervisor.errors import DeploymentError, NotRunning, OrderRefused, UnknownTarget
-from infra.supervisor.layout import Layout
+from infra.supervisor.errors import OrderRefused, UnknownTarget
 from infra.supervisor.metrics import exposition
-from infra.supervisor.records import birth_of
 from infra.supervisor.supervisor import Supervisor
-from regions.plain_http import TRUST_NOBODY
-
-# A region restart stops PostgreSQL in order first; everything else answers at once.
-REQUEST_TIMEOUT_S = 60.0
 
 
 class _Server(uvicorn.Server):
@@ -144,67 +136,3 @@ async def serve_control(supervisor: Supervisor) -> AsyncGenerator[None]:
     finally:
         server.should_exit = True
         await asyncio.wait([task])
-
-
-class ControlClient:
-    """Asks a running supervisor.
-
-    Args:
-        layout: The data folder.
-
-    Raises:
-        NotRunning: No supervisor owns the folder.
-    """
-
-    def __init__(self, layout: Layout) -> None:
-        try:
-            document = orjson.loads(layout.control.read_bytes())
-            self.pid = int(document["pid"])
-            alive = document["born"] is not None and birth_of(self.pid) == document["born"]
-        except (OSError, ValueError, KeyError):
-            alive = False
-            document = {}
-        if not alive:
-            raise NotRunning(f"nothing runs in {layout.data}; start it with `palaver up` or name another --data")
-        self._client = httpx.Client(
-            base_url=f"http://127.0.0.1:{document['port']}",
-            headers={"authorization": f"Bearer {document['token']}"},
-            timeout=REQUEST_TIMEOUT_S,
-            verify=TRUST_NOBODY,
-            trust_env=False,  # loopback is reached by no proxy
-        )
-
-    def __enter__(self) -> Self:
-        """Use as a context manager: closes the connection."""
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        """Close the connection."""
-        self.close()
-
-    def close(self) -> None:
-        """Close the connection."""
-        self._client.close()
-
-    def get(self, path: str) -> dict[str, Any]:
-        """Ask for a document."""
-        return self._answer(lambda: self._client.get(path))
-
-    def post(self, path: str, **body: object) -> dict[str, Any]:
-        """Order something."""
-        return self._answer(lambda: self._client.post(path, content=orjson.dumps(body)))
-
-    @staticmethod
-    def _answer(ask: Callable[[], httpx.Response]) -> dict[str, Any]:
-        try:
-            answer = ask()
-        except httpx.HTTPError as error:
-            raise NotRunning(f"the supervisor does not answer ({type(error).__name__}); see its log") from error
-        document: dict[str, Any] = answer.json()
-        if answer.status_code == HTTPStatus.NOT_FOUND:
-            raise UnknownTarget(str(document["error"]))
-        if answer.status_code == HTTPStatus.CONFLICT:
-            raise OrderRefused(str(document["error"]))
-        if answer.is_error:
-            raise DeploymentError(str(document.get("error", answer.status_code)))
-        return document

@@ -12,7 +12,7 @@ from typing import Any, TypeVar
 import httpx
 import orjson
 
-from infra.supervisor.control import ControlClient
+from infra.supervisor.control_client import ControlClient
 from infra.supervisor.layout import open_layout
 from regions.plain_http import TRUST_NOBODY
 from tests.answers import Answers
