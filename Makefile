@@ -47,7 +47,7 @@ test: setup ## Run all checks and all tests but soaks and benchmarks; a part tha
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
 test-servers: setup ## The part of `test` with servers of its own
-	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile $(COUNTED)
+	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(COUNTED)
 
 test-deployments: setup ## The part of `test` with whole deployments and live agents
 	$(BIN)/pytest tests/integration tests/regions -m "(stack or alone) and not soak and not bench" $(COUNTED)

@@ -65,9 +65,24 @@ HOMES = {"stack": ("integration",), "alone": ("regions",), "simulation": ("simul
 """Where `make test` looks for what has such a mark."""
 
 
+LONGEST = (
+    "integration/test_deployment.py",
+    "regions/test_moving.py",
+    "regions/test_lane.py",
+    "regions/test_wal_line.py",
+    "services/region_agent/test_process.py",
+    "services/read_api/test_pages.py",
+    "services/api/test_client_texts.py",
+)
+"""The files of `make test-servers` that take longest, longest first. A worker takes a file at a time: whoever began the
+longest one at the end would keep the others waiting."""
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Refuse a test that no part of `make test` would run."""
+    """Begin with the longest files; refuse a test that no part of `make test` would run."""
     tests = Path(__file__).parent
+    longest = {tests / name: number for number, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: longest.get(item.path, len(longest)))
     for item in items:
         for mark, homes in HOMES.items():
             if item.get_closest_marker(mark) and not any(item.path.is_relative_to(tests / home) for home in homes):

@@ -139,10 +139,9 @@ def test_that_is_skipped():
 """
 
 
-@pytest.mark.parametrize("workers", [[], ["-n", "2"]], ids=["one process", "workers"])
-def test_pytest_counts_what_passed_failed_and_was_skipped(tmp_path: Path, workers: list[str]) -> None:
+def test_pytest_counts_what_passed_failed_and_was_skipped(tmp_path: Path) -> None:
     (tmp_path / "test_kinds.py").write_text(TESTS_OF_EACH_KIND)
-    options = ["-c", os.devnull, "--rootdir", str(tmp_path), "-p", "tests.conftest", *workers]
+    options = ["-c", os.devnull, "--rootdir", str(tmp_path), "-p", "tests.conftest"]
     command = [sys.executable, "-m", "pytest", *options, "--counts=counts", "test_kinds.py"]
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, capture_output=True, check=False, env=own, cwd=tmp_path)

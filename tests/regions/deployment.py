@@ -1,9 +1,11 @@
 """Ledger members and topologies of a throwaway deployment on free loopback ports."""
 
 import asyncio
+import atexit
 import contextlib
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +15,10 @@ from infra.servers.resolver import resolve
 from infra.servers.unprivileged import account, reachable_install
 from regions.identity import RegionName
 from regions.member import Account, Member, MemberSettings
+from regions.member.moving import MovingMember
 from regions.topology import Address, Topology, parse_topology
 from tests.child_processes import folder, free_port
+from tests.servers import run_as
 
 SUPERUSER_PASSWORD = "super'user"
 REPLICATION_PASSWORD = "repli:cat\\ion"
@@ -39,6 +43,34 @@ async def prepare_ledger(url: str) -> None:
         await connection.execute(LEDGER_SCHEMA)
     finally:
         await connection.close()
+
+
+class CopiedMember(MovingMember):
+    """A member whose initdb, which takes half a second of a processor, runs once in a test run and is copied then.
+
+    The settings of all tests make the same data. Initialising has its tests in `test_member.py`.
+    """
+
+    async def _run(self, program: str, *arguments: str, **options: Any) -> None:
+        if program != "initdb":
+            await super()._run(program, *arguments, **options)
+            return
+        made, data = _initialised() / "data", self.settings.data
+        if not made.exists():
+            await super()._run(program, *arguments, **options)
+            whole = made.with_name(data.parent.name)
+            await asyncio.to_thread(run_as, account(), ["cp", "-a", str(data), str(whole)])
+            whole.rename(made)
+        else:
+            await asyncio.to_thread(run_as, account(), ["cp", "-a", f"{made}/.", str(data)])
+
+
+@cache
+def _initialised() -> Path:
+    """The folder of this test run for initialised data."""
+    stack = contextlib.ExitStack()
+    atexit.register(stack.close)
+    return stack.enter_context(folder(account()))
 
 
 @dataclass

@@ -45,7 +45,7 @@ from regions.member.process import WatchedProcess
 from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
-from tests.regions.deployment import REGIONS, Deployment, deployment, until
+from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment, until
 from tests.regions.switching import prepare
 from tests.regions.test_moving import has, keep, keep_alone, kept, kill, promote_by_hand, three
 
@@ -154,7 +154,7 @@ def await_frozen(frozen: object, ticket: int) -> LedgerFrozen:
 
 async def test_a_primary_whose_agent_died_before_it_had_its_schema_gets_it_before_its_quorum() -> None:
     async with deployment() as made:
-        member = MovingMember(made.settings(EAST))
+        member = CopiedMember(made.settings(EAST))
         await member.initialise()
         await member.start_primary(epoch=1, synchronous_standby_names="")
         try:

@@ -23,6 +23,7 @@ from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,
     WRITER_PASSWORD,
+    CopiedMember,
     Deployment,
     deployment,
     prepare_ledger,
@@ -38,7 +39,7 @@ EAST, WEST, SOUTH = REGIONS
 async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMember]]]:
     """Three members, the first leads epoch 1 under its quorum."""
     async with deployment() as made:
-        members = {region: MovingMember(made.settings(region)) for region in REGIONS}
+        members: dict[RegionName, MovingMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
         leader = members[EAST]
         await leader.initialise()
         await leader.start_primary(epoch=1, synchronous_standby_names="")

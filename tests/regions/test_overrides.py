@@ -13,6 +13,7 @@ from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,
     WRITER_PASSWORD,
+    CopiedMember,
     Deployment,
     deployment,
     prepare_ledger,
@@ -32,7 +33,7 @@ async def made() -> AsyncGenerator[Deployment]:
 
 @pytest.fixture
 async def leader(made: Deployment) -> AsyncGenerator[Member]:
-    member = Member(made.settings(EAST))
+    member = CopiedMember(made.settings(EAST))
     await member.initialise()
     await member.start_primary(epoch=1, synchronous_standby_names="")
     await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
