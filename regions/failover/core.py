@@ -171,7 +171,6 @@ class FailoverCore:
         """An agent that was late itself must not take its own absence for others' silence."""
         if self._due is None or now <= self._due + self._settings.lag_s_max:
             return
-        self._due = None
         for cell, watched in self._watched.items():
             watched.excuse(now)
             self._tell(cell, Lagged(), now, effects)
@@ -179,15 +178,15 @@ class FailoverCore:
     def _hear(self, heartbeat: Heartbeat, now: float, effects: list[AgentEffect]) -> None:
         sender = heartbeat.sender
         stamp = (heartbeat.incarnation, heartbeat.sequence)
-        known = self._newest.get(sender, (0, 0))
-        if stamp <= known or sender == self._region:
+        known = self._newest.get(sender)
+        if known is not None and stamp <= known:
             return
         self._newest[sender] = stamp
         for cell, gossip in heartbeat.cells:
             watched = self._watched.get(cell)
             if watched is None or sender not in watched.detectors:
                 continue
-            if heartbeat.incarnation != known[0]:
+            if known is not None and heartbeat.incarnation != known[0]:
                 watched.detectors[sender].forget()
             watched.heard(sender, gossip, now)
             before = self.machines[cell].facts.gossip.get(sender)

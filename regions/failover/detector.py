@@ -86,7 +86,7 @@ class PhiDetector:
     def hasten(self) -> None:
         """Forgive less of the silence that lasts: there is another sign that the region is dead."""
         self._pause_s = self._pauses_s[1]
-        self.trips_at = min(self.trips_at, self.last_s + self._patience_s())
+        self.trips_at = self.last_s + self._patience_s()
 
     def phi(self, now: float) -> float:
         """The suspicion at ``now``; 0.3 when a heartbeat is just due, the threshold at ``trips_at``."""

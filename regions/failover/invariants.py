@@ -45,7 +45,8 @@ def _of_promises(facts: Facts) -> Iterator[str]:
         yield f"the member is primary of epoch {facts.ledger.epoch}, and epoch {promise.epoch} is promised"
     if facts.storing is not None:
         stored = facts.storing.promise
-        if stored.epoch < promise.epoch or stored.lineage < promise.lineage or stored.floor < promise.floor:
+        falls = stored.epoch < promise.epoch or stored.lineage < promise.lineage
+        if falls or stored.floor < promise.floor or stored.copying < promise.copying:
             yield f"a promise is taken back: {promise} becomes {stored}"
 
 

@@ -1,10 +1,11 @@
 """The core of an agent: whom it hears, when it suspects, when it speaks."""
 
+from dataclasses import replace
 from uuid import UUID
 
 import pytest
 
-from regions.failover.core import TICKETS_AN_INCARNATION, FailoverCore
+from regions.failover.core import TICKETS_AN_INCARNATION, FailoverCore, Watched
 from regions.failover.effects import CloseWrites, OpenWrites, ReadRecord, Told
 from regions.failover.events import (
     Event,
@@ -15,8 +16,10 @@ from regions.failover.events import (
     Promise,
     QuorumCommit,
     RecordRead,
+    RecordSeen,
     Started,
     Tick,
+    Verdict,
 )
 from regions.failover.heartbeats import (
     AgentEffect,
@@ -360,3 +363,156 @@ def test_an_answer_to_the_incarnation_before_is_none(leader: Driver) -> None:
     before = leader.core.machines[MAIN].facts.quorum
     leader.tell(LedgerDone(ticket=7))
     assert leader.core.machines[MAIN].facts.quorum == before
+
+
+def test_a_ticket_has_its_incarnation_above_and_a_count_in_the_lower_32_bits() -> None:
+    driver = Driver(B, MAIN, incarnation=2)
+    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    assert driver.asked(ReadRecord).ticket == (2 << 32) + 1
+
+
+def test_the_first_heartbeat_of_an_incarnation_is_its_number_one() -> None:
+    driver = Driver(B, MAIN, incarnation=3)
+    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    assert {(one.incarnation, one.sequence) for one in driver.sent()} == {(3, 1)}
+
+
+def test_the_voters_of_a_cell_are_its_regions_when_no_others_are_named() -> None:
+    core = FailoverCore(region=B, incarnation=1, cells={MAIN: CellRegions(voters=VOTERS)})
+    started = Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped"))
+    effects = core.handle(InCell(cell=MAIN, event=started), now=0.0)
+    assert [one.to for one in effects if isinstance(one, SendHeartbeat)] == [A, C]
+
+
+def test_a_second_cell_that_starts_does_not_change_the_pace() -> None:
+    driver = Driver(B, MAIN, OTHER)
+    driver.serve(MAIN, leader=A, region=B)
+    driver.now = 0.05
+    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")), OTHER)
+    assert driver.sent() == []
+    assert driver.core.next_deadline() == BEAT_S
+
+
+def test_what_is_due_in_one_cell_happens_with_an_event_of_another() -> None:
+    driver = Driver(B, MAIN, OTHER)
+    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")), OTHER)
+    driver.serve(MAIN, leader=A, region=B)
+    driver.run(DEFAULTS.request_s_max - 0.05)
+    driver.now = DEFAULTS.request_s_max
+    driver.tell(Tick())
+    told = [one.effect for one in driver.effects if isinstance(one, ForCell) and one.cell == OTHER]
+    assert any(isinstance(one, Told) and "etcd does not answer" in one.text for one in told)
+
+
+def test_a_new_incarnation_of_a_peer_has_a_new_history(follower: Driver) -> None:
+    for wait in (0.02, 0.4) * 20:
+        follower.run(wait)
+        follower.hear(C)
+    assert follower.core.phi(MAIN, C, now=follower.now + PATIENCE_S) < 4.0
+    follower.hear(C, incarnation=2, sequence=1)
+    assert follower.core.phi(MAIN, C, now=follower.now + PATIENCE_S) > 8.0
+
+
+def test_a_heartbeat_that_brings_nothing_but_a_commit_is_no_news_to_the_machine(follower: Driver) -> None:
+    follower.hear(A, commit=5)
+    follower.hear(A, commit=6)
+    assert follower.core.machines[MAIN].facts.gossip[A].commit == 5
+    follower.hear(A, commit=7, suspects=1)
+    assert follower.core.machines[MAIN].facts.gossip[A].commit == 7
+
+
+def test_who_begins_to_act_has_a_whole_patience_and_any_commit_is_its_first(follower: Driver) -> None:
+    follower.run(2.0, hearing=(A, C), commits=True)
+    follower.run(0.7, hearing=(A,), commits=True)
+    begun = follower.now
+    follower.tell(RecordSeen(revision=2, record=replace(record(C), epoch=2, ancestry=(1, 2), fence_id=UUID(int=2))))
+    assert follower.core.phi(MAIN, C, now=begun + 0.9) < 8.0
+    follower.run(0.5, hearing=(A,))
+    follower.hear(C, commit=1)
+    assert follower.core.phi(MAIN, C, now=begun + 1.4) < 8.0
+
+
+# Whom one cell of an agent hears.
+
+
+def watching(acting: RegionName | None = A, *, needs_commits: bool = True) -> Watched:
+    """A acts for the cell since the time 0, and nobody was heard."""
+    watched = Watched((A, C, RegionName("sa-east")), DEFAULTS, 0.0)
+    watched.acting, watched.needs_commits = acting, needs_commits
+    return watched
+
+
+def gossip(commit: int = 0) -> Gossip:
+    return Gossip(epoch=1, commit=commit)
+
+
+def test_a_commit_counts_that_is_newer_than_all_that_the_leader_has_brought() -> None:
+    watched = watching()
+    for now, commit in ((0.1, 7), (0.2, 5), (0.3, 6), (0.4, 7)):
+        watched.heard(A, gossip(commit), now)
+    assert watched.detectors[A].last_s == 0.1
+    watched.heard(A, gossip(8), 0.5)
+    assert watched.detectors[A].last_s == 0.5
+
+
+def test_a_commit_of_who_does_not_lead_says_nothing_about_the_leaders() -> None:
+    watched = watching()
+    watched.heard(C, gossip(1000), 0.1)
+    watched.heard(A, gossip(5), 0.2)
+    assert watched.detectors[A].last_s == 0.2
+
+
+@pytest.mark.parametrize(
+    ("heard", "acting", "needs_commits", "counts"),
+    [
+        ({C: 0.7}, A, True, True),
+        ({C: 0.69}, A, True, False),
+        ({A: 0.9}, A, True, False),
+        ({A: 0.9, C: 0.1, RegionName("sa-east"): 0.9}, A, True, True),
+        ({C: 0.9}, C, True, False),
+        ({C: 0.9}, A, False, False),
+        ({}, A, True, False),
+    ],
+    ids=[
+        "another was heard since",
+        "not since",
+        "only the leader itself",
+        "one of several others",
+        "it does not lead",
+        "it does not serve yet",
+        "nobody was ever heard",
+    ],
+)
+def test_a_refusal_counts_of_a_leader_that_serves_when_another_is_heard(
+    heard: dict[RegionName, float], acting: RegionName, needs_commits: bool, counts: bool
+) -> None:
+    watched = watching(acting, needs_commits=needs_commits)
+    watched.heard_at = dict(heard)
+    usual = watched.detectors[A].trips_at
+    watched.refused(A, 0.7)
+    assert (watched.detectors[A].trips_at < usual) is counts
+
+
+@pytest.mark.parametrize(("ago_s", "counts"), [(0.29, True), (0.31, False)])
+def test_a_refusal_counts_when_another_was_heard_within_three_heartbeats(
+    follower: Driver, ago_s: float, counts: bool
+) -> None:
+    follower.run(3.0, hearing=(A, C), commits=True)
+    heard_at = follower.now
+    follower.hear(C, suspects=1)
+    follower.now = heard_at + ago_s
+    usual = follower.core.phi(MAIN, A, now=follower.now)
+    follower.refuse(A)
+    assert (follower.core.phi(MAIN, A, now=follower.now) > usual) is counts
+
+
+def test_an_opinion_is_told_when_it_changes() -> None:
+    watched = watching()
+    assert watched.verdicts(1.0) == []
+    watched.heard(C, gossip(), 1.0)
+    watched.heard(RegionName("sa-east"), gossip(), 1.0)
+    assert watched.verdicts(1.5) == [Verdict(region=A, suspected=True)]
+    assert watched.verdicts(1.6) == []
+    watched.heard(A, gossip(1), 1.7)
+    assert watched.verdicts(1.7) == [Verdict(region=A, suspected=False)]
+    assert watched.verdicts(1.8) == []

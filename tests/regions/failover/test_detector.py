@@ -105,6 +105,12 @@ def test_an_outage_is_not_remembered_as_a_pace() -> None:
     assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
 
 
+def test_a_heartbeat_at_the_moment_of_suspicion_is_no_pace_either() -> None:
+    detector = heard()
+    detector.heard(detector.trips_at)
+    assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
+
+
 def test_a_restart_forgives_the_silence_and_learns_nothing_from_it() -> None:
     detector = heard(*[BEAT_S] * 100)
     detector.restart(detector.last_s + 0.8)

@@ -6,8 +6,15 @@ from uuid import UUID
 import pytest
 
 from regions.failover import rules
-from regions.failover.effects import CopyLedger, FollowLedger, PromoteLedger
-from regions.failover.events import LedgerFound, Order, Promise, Vote
+from regions.failover.effects import (
+    CopyLedger,
+    FollowLedger,
+    InitialiseLedger,
+    LedgerEffect,
+    PromoteLedger,
+    WriteFence,
+)
+from regions.failover.events import FenceWritten, LedgerFound, Order, Promise, Vote
 from regions.failover.facts import Facts, Storing, Working
 from regions.failover.invariants import violations
 from regions.failover.settings import DEFAULTS, CellRegions
@@ -45,29 +52,112 @@ def promoting(epoch: int) -> Working:
     return Working(ticket=1, effect=PromoteLedger(ticket=0, epoch=epoch), until=1.0)
 
 
+FENCE = FenceWritten(ticket=1, fence_id=UUID(int=2), lsn=5, confirmed=True)
+SWITCH = Order(ticket=1, kind="switch", region=B)
+SERVES = replace(RECORD, phase="serving", fence_id=UUID(int=2))
+OPEN = {"open_epoch": 2, "record": SERVES}
+ANOTHERS = "writes are open under epoch 2, and the record gives it to another"
+TAKEN_BACK = "a promise is taken back"
+
+
+def doing(effect: LedgerEffect) -> Working:
+    return Working(ticket=1, effect=effect, until=1.0)
+
+
+def storing(promise: Promise) -> Storing:
+    return Storing(ticket=1, promise=promise, until=1.0)
+
+
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"open_epoch": 2}, "its fence row is on no quorum"),
+        ({"open_epoch": 2}, "writes are open under epoch 2, and its fence row is on no quorum"),
         (
-            {"open_epoch": 2, "handover": Order(ticket=1, kind="switch", region=B), "announced": 2},
-            "it is being handed over",
+            {**OPEN, "ledger": LedgerFound(kind="stopped")},
+            "writes are open under epoch 2, and the member is no primary of it",
         ),
-        ({"open_epoch": 2, "cut_short": 2}, "a wait under it was cut short"),
-        ({"open_epoch": 1}, "the member is no primary of it"),
-        ({"open_epoch": 2, "record": replace(RECORD, leader=B)}, "the record gives it to another"),
+        (
+            {**OPEN, "ledger": LedgerFound(kind="primary", epoch=1)},
+            "writes are open under epoch 2, and the member is no primary of it",
+        ),
+        ({**OPEN, "record": None}, ANOTHERS),
+        ({**OPEN, "record": replace(SERVES, leader=B)}, ANOTHERS),
+        ({**OPEN, "record": replace(SERVES, epoch=3)}, ANOTHERS),
+        ({**OPEN, "cut_short": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
+        (
+            {**OPEN, "handover": SWITCH, "announced": 2},
+            "writes are open under epoch 2, and it is being handed over",
+        ),
         ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),
-        ({"working": promoting(1)}, "below the promise"),
-        ({"working": promoting(2), "promise": Promise(epoch=2)}, "no lineage tells of it"),
-        ({"working": promoting(2), "record": replace(RECORD, leader=B)}, "by a region that does not lead"),
+        ({"working": promoting(1)}, "PromoteLedger is asked for epoch 1, below the promise"),
+        ({"working": promoting(2), "promise": None}, "PromoteLedger is asked for epoch 2, below the promise"),
         (
-            {"storing": Storing(ticket=1, promise=Promise(epoch=2, lineage=1), until=1.0)},
-            "a promise is taken back",
+            {"working": promoting(2), "promise": Promise(epoch=2, lineage=1)},
+            "PromoteLedger of epoch 2, and no lineage tells of it after a crash",
         ),
+        (
+            {"working": doing(InitialiseLedger(ticket=0, epoch=2)), "promise": Promise(epoch=2, lineage=1)},
+            "InitialiseLedger of epoch 2, and no lineage tells of it after a crash",
+        ),
+        (
+            {"working": promoting(2), "record": replace(RECORD, leader=B)},
+            "PromoteLedger of epoch 2 by a region that does not lead",
+        ),
+        (
+            {"working": doing(WriteFence(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
+            "WriteFence of epoch 2 by a region that does not lead",
+        ),
+        ({"working": promoting(2), "record": None}, "PromoteLedger of epoch 2 by a region that does not lead"),
     ],
 )
 def test_what_must_not_be_is_named(changes: dict[str, Any], what: str) -> None:
-    assert any(what in one for one in violations(facts(**changes)))
+    assert violations(facts(**changes)) == (what,)
+
+
+@pytest.mark.parametrize("part", ["epoch", "lineage", "floor", "copying"])
+def test_a_promise_that_is_taken_back_in_one_part_is_named(part: str) -> None:
+    promise = Promise(epoch=2, lineage=2, floor=2, copying=2)
+    less = {"epoch": 2, "lineage": 2, "floor": 2, "copying": 2, part: 1}
+    (found,) = violations(facts(promise=promise, storing=storing(Promise(**less))))
+    assert found.startswith(TAKEN_BACK)
+    assert violations(facts(promise=promise, storing=storing(promise))) == ()
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        OPEN,
+        {"open_epoch": 2, "fence": FENCE},
+        {**OPEN, "cut_short": 1},
+        {**OPEN, "handover": SWITCH},
+        {**OPEN, "announced": 2},
+        {"handover": SWITCH, "announced": 2},
+        {"promise": Promise(epoch=3, lineage=2)},
+        {"ledger": LedgerFound(kind="following", epoch=3)},
+        {"ledger": None},
+        {"working": promoting(2)},
+        {"working": doing(WriteFence(ticket=0, epoch=2)), "promise": Promise(epoch=2)},
+        {"working": doing(InitialiseLedger(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
+        {"working": copying(1)},
+    ],
+    ids=[
+        "serves",
+        "its fence row is on a quorum",
+        "a wait of an older epoch was cut short",
+        "a switch is not announced yet",
+        "an announcement without a switch",
+        "a switch, and writes are closed",
+        "more is promised",
+        "a follower of what is not promised yet",
+        "a region without a member",
+        "a promotion",
+        "a fence row",
+        "first data",
+        "a copy for an older epoch",
+    ],
+)
+def test_what_may_be_is_not_named(changes: dict[str, Any]) -> None:
+    assert violations(facts(**changes)) == ()
 
 
 @pytest.mark.parametrize(
@@ -83,6 +173,7 @@ def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what:
     assert not violations(voting)
     with patch.object(rules, "may_publish", return_value=True):
         assert violations(voting) == (what,)
+        assert not violations(replace(voting, promise=Promise(epoch=2, floor=1))), "at the floor is not below it"
 
 
 def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_grow() -> None:

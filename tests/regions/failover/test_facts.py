@@ -1,0 +1,106 @@
+"""What follows from the facts of one cell by itself."""
+
+from typing import Any
+from uuid import UUID
+
+import pytest
+
+from regions.failover.events import LedgerFound, Promise
+from regions.failover.facts import Facts, Retry
+from regions.failover.settings import DEFAULTS, CellRegions
+from regions.identity import RegionName
+from regions.leadership import Leadership, Phase
+
+A, B, C = (RegionName(name) for name in ("us-east", "eu-west", "ap-south"))
+
+
+def record(phase: Phase = "serving", *, epoch: int = 2, leader: RegionName = A) -> Leadership:
+    return Leadership(
+        epoch=epoch, leader=leader, phase=phase, fence_id=UUID(int=epoch), reason="", since="", voters=(A, B)
+    )
+
+
+def facts(**changes: Any) -> Facts:
+    """What the agent of A knows, which leads epoch 2."""
+    known: dict[str, Any] = {
+        "region": A,
+        "cell": CellRegions(voters=(A, B), regions=(A, B, C)),
+        "settings": DEFAULTS,
+        "next_ticket": 1,
+        "record": record(),
+        "ledger": LedgerFound(kind="primary", epoch=2),
+    }
+    return Facts(**{**known, **changes})
+
+
+def test_a_pause_is_over_when_its_time_has_come_and_its_length_is_kept_for_the_next() -> None:
+    pause = Retry(at=5.0, pause_s=0.4)
+    assert pause.at_time(4.9) == pause
+    assert pause.at_time(5.0) == Retry(at=None, pause_s=0.4)
+    assert pause.at_time(5.1) == Retry(at=None, pause_s=0.4)
+    assert Retry(pause_s=0.4).at_time(9.0) == Retry(pause_s=0.4)
+
+
+def test_who_leads_and_who_votes_is_in_the_record() -> None:
+    assert facts().leads
+    assert not facts(region=B).leads
+    assert not facts(record=None).leads
+    assert facts(region=B).votes_here
+    assert not facts(region=C).votes_here
+    assert not facts(record=None).votes_here
+
+
+def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
+    assert facts().is_primary_of(2)
+    assert not facts().is_primary_of(1)
+    assert not facts(ledger=None).is_primary_of(2)
+    assert not facts(ledger=LedgerFound(kind="following", epoch=2)).is_primary_of(2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "reigns"),
+    [
+        ({}, True),
+        ({"open_epoch": 2}, True),
+        ({"record": record("promoting")}, False),
+        ({"record": record("promoting"), "open_epoch": 2}, True),
+        ({"record": record("promoting", epoch=1), "open_epoch": 1}, True),
+        ({"record": record(leader=B)}, False),
+        ({"ledger": LedgerFound(kind="frozen")}, False),
+        ({"ledger": LedgerFound(kind="primary", epoch=1)}, False),
+        ({"record": None, "open_epoch": 2}, False),
+        ({"cut_short": 2}, False),
+        ({"cut_short": 2, "open_epoch": 2}, False),
+        ({"cut_short": 1}, True),
+    ],
+    ids=[
+        "a leader that serves",
+        "and takes writes",
+        "not before its fence row is on a quorum",
+        "when it takes writes before etcd knows",
+        "also in the first epoch",
+        "another leads",
+        "its member is no primary",
+        "its member is primary of an older epoch",
+        "no record",
+        "a wait was cut short",
+        "also while writes are open",
+        "not when that was in an older epoch",
+    ],
+)
+def test_who_brings_commits_onto_a_quorum(changes: dict[str, Any], reigns: bool) -> None:
+    assert facts(**changes).reigns is reigns
+
+
+def test_an_agent_that_starts_has_promised_nothing_and_nothing_is_under_way() -> None:
+    cell = CellRegions(voters=(A, B))
+    first = Facts(region=A, cell=cell, settings=DEFAULTS, next_ticket=1)
+    assert first.asked == Promise()
+    assert (first.ledger_retry, first.etcd_retry) == (Retry(), Retry())
+    assert first.gossip == {}
+    # Everything else is False, 0, empty or None.
+    passed = {"region", "cell", "settings", "next_ticket"}
+    given = passed | {"asked", "ledger_retry", "etcd_retry", "gossip"}
+    left = {name: getattr(first, name) for name in Facts.__dataclass_fields__ if name not in given}
+    assert {name: value for name, value in left.items() if value} == {}
+    assert first.unsettled is None, "no swap of an earlier run is known to be settled"
