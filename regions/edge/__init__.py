@@ -4,8 +4,8 @@
 """
 
 from regions.edge.feed import EdgeFeed, EdgeStatus
-from regions.edge.listener import EPOCH_HEADER, REPEAT_HEADER
+from regions.edge.listener import DEGRADED_HEADER, EPOCH_HEADER, REPEAT_HEADER
 from regions.edge.resources import render
 from regions.edge.settings import EdgeSettings
 
-__all__ = ["EPOCH_HEADER", "REPEAT_HEADER", "EdgeFeed", "EdgeSettings", "EdgeStatus", "render"]
+__all__ = ["DEGRADED_HEADER", "EPOCH_HEADER", "REPEAT_HEADER", "EdgeFeed", "EdgeSettings", "EdgeStatus", "render"]

@@ -15,7 +15,9 @@ EPOCH_HEADER = "palaver-epoch"
 
 REPEAT_HEADER = "palaver-repeat"
 
-INTERNAL_HEADERS = (EPOCH_HEADER, REPEAT_HEADER)
+DEGRADED_HEADER = "palaver-degraded"
+
+INTERNAL_HEADERS = (EPOCH_HEADER, REPEAT_HEADER, DEGRADED_HEADER)
 """Headers between the edge and the APIs. A client's are removed before anything looks at a request."""
 
 ENVOY_PREFIX = "x-envoy-"

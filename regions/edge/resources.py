@@ -18,7 +18,7 @@ from typing import Any
 
 import orjson
 
-from regions.edge.listener import EPOCH_HEADER, REPEAT_HEADER, listener
+from regions.edge.listener import DEGRADED_HEADER, EPOCH_HEADER, REPEAT_HEADER, listener
 from regions.edge.messages import CONFIG, EXTENSIONS, duration, file_source, socket_address
 from regions.edge.replies import METHODS, PREVIEW_PATH, READ_METHODS, SITE_PATH, WRITE_METHODS
 from regions.edge.settings import EdgeSettings
@@ -176,7 +176,7 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
                 "domains": ["*"],
                 # A retry carries the epoch of the first attempt; the count tells the write API that it is one.
                 "include_request_attempt_count": True,
-                "response_headers_to_remove": [REPEAT_HEADER],
+                "response_headers_to_remove": [REPEAT_HEADER, DEGRADED_HEADER],
                 "routes": [
                     _no_such_method(),
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
@@ -297,7 +297,10 @@ def _read_route(attempt_s: float) -> dict[str, Any]:
 
 
 def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
-    return _cluster(READ_CLUSTER) | {
+    """A read API is ejected for what it says of itself: a client can ask for a 503 as often as it likes."""
+    degraded = {"headers": [{"name": DEGRADED_HEADER, "present_match": True}]}
+    matcher = {"error_matcher": {"http_response_headers_match": degraded}}
+    return _cluster(READ_CLUSTER, {"outlier_detection": matcher}) | {
         "type": "EDS",
         "eds_cluster_config": {"eds_config": file_source(settings, "eds", "read_api.json")},
         "circuit_breakers": _circuit_breakers(
@@ -350,7 +353,7 @@ def _write_cluster(region: RegionName, write_apis: Sequence[Address | Path]) -> 
     }
 
 
-def _cluster(name: str) -> dict[str, Any]:
+def _cluster(name: str, more: dict[str, Any] | None = None) -> dict[str, Any]:
     http = f"{EXTENSIONS}upstreams.http.v3.HttpProtocolOptions"
     return {
         "@type": f"{CONFIG}cluster.v3.Cluster",
@@ -361,6 +364,7 @@ def _cluster(name: str) -> dict[str, Any]:
                 "@type": http,
                 "common_http_protocol_options": {"idle_timeout": duration(UPSTREAM_IDLE_S)},
                 "explicit_http_config": {"http_protocol_options": {}},
+                **(more or {}),
             }
         },
     }

@@ -116,6 +116,12 @@ REPEAT_HEADER: Final = b"palaver-repeat"
 it from what clients get, and repeats nothing that does not have it (`regions/edge/resources.py`)."""
 
 
+DEGRADED_HEADER: Final = b"palaver-degraded"
+"""Tells the edge that a 503 is for what this process lacks, whatever was asked. Three of them in a row, and the edge
+leaves the process out for a while. No other 503 counts: a client can ask for `too-stale` as often as it likes. The edge
+removes the header from what clients get (`regions/edge/resources.py`)."""
+
+
 def unavailable(slug: str, detail: str, *, retry_after_s: int = 1, repeat: bytes | None = None) -> Problem:
     """Return a 503 that says when to come back, and to the edge whether to repeat it."""
     headers = [(b"retry-after", b"%d" % retry_after_s)]

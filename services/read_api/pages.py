@@ -16,7 +16,7 @@ from regions.position import ZERO
 from services.api.answers import answer
 from services.api.cors import SITE_PREFIX, parse_uuid
 from services.api.markdown import HtmlCache
-from services.api.problems import Problem, unavailable
+from services.api.problems import DEGRADED_HEADER, Problem, unavailable
 from services.api.requests import IF_NONE_MATCH_BYTES_MAX
 from services.read_api.claim import NOTHING, Claim
 from services.read_api.consistent import Granted, grant, headers_of, says_what_it_got, wanted_of
@@ -226,8 +226,9 @@ def unknown_site() -> Problem:
 
 
 def view_unavailable(error: ViewUnavailable) -> Problem:
-    """Return the problem that makes the edge ask a neighbour."""
-    return unavailable("view-unavailable", f"The view does not answer ({str(error).partition(':')[0]}).")
+    """Return the problem that makes the edge ask a neighbour, and prefer it when this goes on."""
+    problem = unavailable("view-unavailable", f"The view does not answer ({str(error).partition(':')[0]}).")
+    return problem.told([(DEGRADED_HEADER, b"view")])
 
 
 def parse_site(text: str) -> UUID:

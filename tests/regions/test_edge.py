@@ -69,6 +69,37 @@ async def test_read_of_a_frozen_read_api_is_answered_by_the_neighbour(stand: Edg
     assert {answer.text for answer in answers} == {"read_api eu-west"}
 
 
+async def _ejections(stand: EdgeStand) -> int:
+    """How often a read API's answers were reason enough to eject it, whether it was or not."""
+    name = "cluster.read_api.outlier_detection.ejections_detected_consecutive_gateway_failure"
+    answer = await stand.admin.get("/stats", params={"filter": name, "format": "json"})
+    (stat,) = answer.json()["stats"]
+    return stat["value"]
+
+
+async def _too_stale(_: Request) -> tuple[int, bytes]:
+    return 503, b"too stale"
+
+
+async def test_refusals_that_a_client_asks_for_send_no_other_client_to_a_neighbour(stand: EdgeStand) -> None:
+    for backend in stand.backends.values():
+        backend.answer = _too_stale
+    for _ in range(10):
+        answer = await stand.client.get("/v1/x", headers={"palaver-consistency": "bounded=0"})
+        assert answer.status_code == 503
+    assert await _ejections(stand) == 0
+
+
+async def test_read_api_that_says_that_it_cannot_serve_is_left_out_for_a_while(stand: EdgeStand) -> None:
+    own = stand.backends["read_api us-east"]
+    own.answer, own.refusal_headers = _too_stale, {"palaver-degraded": "view"}
+    async with asyncio.timeout(20):
+        while not await _ejections(stand):
+            answer = await stand.client.get("/v1/x")
+            assert answer.status_code == 200
+            assert "palaver-degraded" not in answer.headers
+
+
 @pytest.mark.parametrize("asked", [{"palaver-position": "main.1.00000000016B3748"}, {"palaver-consistency": "strong"}])
 async def test_read_that_waits_for_its_position_is_not_asked_twice(stand: EdgeStand, asked: dict[str, str]) -> None:
     let_go = asyncio.Event()

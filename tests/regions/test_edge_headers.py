@@ -50,7 +50,7 @@ ENVOY_HEADERS = {
 # Of these Envoy sets its own.
 SET_BY_THE_EDGE = {"x-envoy-attempt-count": "1", "x-envoy-external-address": "127.0.0.1"}
 
-INTERNAL_HEADERS = {"palaver-epoch": "99", "palaver-repeat": "1"}
+INTERNAL_HEADERS = {"palaver-epoch": "99", "palaver-repeat": "1", "palaver-degraded": "view"}
 
 ADDRESS_HEADERS = {
     "forwarded": "for=6.6.6.6;proto=https",

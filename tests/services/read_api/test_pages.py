@@ -13,6 +13,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from jsonschema import Draft202012Validator
 
+from regions.edge import DEGRADED_HEADER
 from regions.position import Position
 from services.api.cursor import decode_cursor
 from services.api.markdown import HtmlCache
@@ -385,6 +386,10 @@ async def test_the_view_may_restart(api: Api, writer: Writer) -> None:
     assert (await api.page()).content == kept.content
     answer = await api.page(limit=3)
     assert (answer.status_code, problem(answer), answer.headers["retry-after"]) == (503, "view-unavailable", "1")
+    assert answer.headers[DEGRADED_HEADER] == "view"
+    stale = await api.page(headers={"palaver-consistency": "bounded=0"})
+    assert (stale.status_code, problem(stale)) == (503, "too-stale")
+    assert DEGRADED_HEADER not in stale.headers  # a client asked for it
     await asyncio.to_thread(writer.view.start)
     assert (await api.page(limit=3)).status_code == 200
 
