@@ -136,7 +136,14 @@ _KEY_RULES: Final = (
     " lower-case; user information, fragment, the ports 80 and 443, trailing slashes and tracking parameters go."
 )
 _READ_HEADERS: Final = ("ETag", "Palaver-Position", "Palaver-Consistency")
-_READ_PROBLEMS: Final = ("unknown-site", "invalid-request", "invalid-position", "too-stale", "view-unavailable")
+_READ_PROBLEMS: Final = (
+    "unknown-site",
+    "invalid-request",
+    "invalid-position",
+    "too-stale",
+    "view-unavailable",
+    "overloaded",
+)
 _LEADER_PROBLEMS: Final = ("stale-epoch", "ledger-unavailable", "overloaded")
 _WRITE_PROBLEMS: Final = (*_LEADER_PROBLEMS, "outcome-unknown")
 _BODY_PROBLEMS: Final = ("malformed-json", "unsupported-media-type", "invalid-request")

@@ -1,7 +1,8 @@
 """Asks the view. Every question is one statement, bounded in time; an answer that cannot be had is one error."""
 
 import asyncio
-from collections.abc import Sequence
+import contextlib
+from collections.abc import AsyncGenerator, Sequence
 from types import TracebackType
 from typing import Final, Self
 from uuid import UUID
@@ -52,10 +53,19 @@ class ViewUnavailable(Exception):
     """The view cannot answer now: it is down, starting, or its schema is not there yet."""
 
 
+class ViewBusy(ViewUnavailable):
+    """The view answers, but clients ask more than it answers in time."""
+
+
 class ViewReader:
-    """A bounded pool of connections to the view; an asynchronous context manager. Starts while the view is down."""
+    """A bounded pool of connections to the view; an asynchronous context manager. Starts while the view is down.
+
+    What clients ask leaves a connection free, when there are two: with the checkpoint the process learns whether the
+    view is there, and a burst of questions must not look like a view that is gone.
+    """
 
     def __init__(self, url: str, *, size: int) -> None:
+        self._turns = asyncio.Semaphore(max(1, size - 1))
         # Nothing is ever set in a session, so the round trip that would reset it is saved.
         self._pool = asyncpg.create_pool(
             url,
@@ -80,20 +90,20 @@ class ViewReader:
 
     async def page(self, *arguments: object) -> Sequence[asyncpg.Record]:
         """Rows of `page.sql`."""
-        return await self._fetch("page", *arguments)
+        return await self._fetch_for_client("page", *arguments)
 
     async def comment(self, site: UUID, comment: UUID) -> asyncpg.Record | None:
         """Row of `comment.sql`; None for an unknown site."""
-        return _one(await self._fetch("comment", site, comment))
+        return _one(await self._fetch_for_client("comment", site, comment))
 
     async def counts(self, site: UUID, keys: Sequence[str]) -> dict[str, int]:
         """Counts of approved comments by thread key."""
-        rows = await self._fetch("counts", site, list(keys))
+        rows = await self._fetch_for_client("counts", site, list(keys))
         return {row["key"]: row["count"] for row in rows}
 
     async def origins(self, site: UUID) -> Sequence[str] | None:
         """Origins of a site; None for an unknown one."""
-        row = _one(await self._fetch("site_origins", site))
+        row = _one(await self._fetch_for_client("site_origins", site))
         return None if row is None else row["origins"]
 
     async def checkpoint(self, cell: str) -> asyncpg.Record | None:
@@ -104,6 +114,10 @@ class ViewReader:
         """Whether the replicator has made the tables."""
         row = _one(await self._fetch("schema_ready"))
         return row is not None and row["ready"]
+
+    async def _fetch_for_client(self, name: str, *arguments: object) -> Sequence[asyncpg.Record]:
+        async with turn(self._turns):
+            return await self._fetch(name, *arguments)
 
     async def _fetch(self, name: str, *arguments: object) -> Sequence[asyncpg.Record]:
         try:
@@ -119,6 +133,24 @@ class ViewReader:
             heed_cancellation(error)
             _FAILURES.inc()
             raise ViewUnavailable(f"{type(error).__name__}: {error}") from error
+
+
+@contextlib.asynccontextmanager
+async def turn(turns: asyncio.Semaphore) -> AsyncGenerator[None]:
+    """Wait for one of a number of turns, bounded, and hold it.
+
+    Raises:
+        ViewBusy: None was free in time.
+    """
+    try:
+        async with asyncio.timeout(ACQUIRE_TIMEOUT_S):
+            await turns.acquire()
+    except TimeoutError:
+        raise ViewBusy("too many reads wait for the view") from None
+    try:
+        yield
+    finally:
+        turns.release()
 
 
 async def _leave_as_it_is(connection: object) -> None:
