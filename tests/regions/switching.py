@@ -20,6 +20,7 @@ from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,
     WRITER_PASSWORD,
+    CopiedMember,
     Deployment,
     deployment,
     prepare_ledger,
@@ -58,7 +59,7 @@ class Cell:
     def start(self, region: RegionName) -> Agent:
         """Start a region's agent on what it left on its disk."""
         topology = self.made.topology(region)
-        member = MovingMember(self.made.settings(region))
+        member = CopiedMember(self.made.settings(region))
         own = self.made.etcd[REGIONS.index(region)]
         endpoints = [parse_address(one) for one in (own, *(one for one in self.made.etcd if one != own))]
         coordination = Coordination(endpoints, USER, PASSWORD)

@@ -19,12 +19,11 @@ from regions.edge import EdgeFeed, EdgeSettings
 from regions.identity import CellId
 from regions.leadership import Leadership
 from regions.member import Member, MemberUnusable, supervision
-from regions.member.moving import MovingMember
 from regions.switcher import Place
 from regions.topology import Address, parse_address
 from services.region_agent.status import AgentCollector
 from tests import servers
-from tests.regions.deployment import REGIONS, Deployment, deployment, prepare_ledger, until
+from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment, prepare_ledger, until
 from tests.servers import EtcdCluster
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
@@ -99,7 +98,7 @@ class Agents:
         agent = RegionAgent(
             topology,
             coordination,
-            member=MovingMember(self.deployment.settings(region)) if topology.own.voter else None,
+            member=CopiedMember(self.deployment.settings(region)) if topology.own.voter else None,
             prepare_ledger=prepare_ledger,
             edge=EdgeFeed(topology, edge),
             place=self._place(region),

@@ -1,4 +1,4 @@
-"""The failover core under faults: as many seeds as there is time for, from 500 to 800."""
+"""The failover core under faults: a fixed number of seeds, which are the same at each run; the soak has the others."""
 
 import os
 from pathlib import Path
@@ -14,12 +14,11 @@ from infra.simulation.shrink import Shrinker
 pytestmark = pytest.mark.simulation
 
 REGRESSIONS = Path(__file__).parent / "regressions"
-SEEDS_MIN = 500
-SEEDS_MAX = 800
-"""Beyond them it is the soak that looks: what it finds is no fault of the change that happens to be tested."""
+SEEDS = 250
+"""As many as give each checker something to compare. The soak looks beyond them: what it finds is seldom the fault of a
+change that is tested."""
 
 MINUTES = 1.25
-BUDGET_S = 100.0
 SOAK_SEEDS = int(os.environ.get("PALAVER_SOAK_SEEDS", "20000"))
 SOAK_FIRST = 1_000_000
 
@@ -39,15 +38,12 @@ def assert_no_finding(summary: Summary) -> None:
 
 @pytest.mark.timeout(900)
 def test_no_seed_breaks_a_rule() -> None:
-    summary = run_seeds(range(SEEDS_MIN), minutes=MINUTES)
-    left_s = BUDGET_S - summary.elapsed_s
-    if left_s > 0 and not summary.findings:
-        more = run_seeds(range(SEEDS_MIN, SEEDS_MAX), minutes=MINUTES, budget_s=left_s)
-        assert_no_finding(more)
+    summary = run_seeds(range(SEEDS), minutes=MINUTES)
     assert_no_finding(summary)
+    assert summary.seeds == SEEDS
     assert summary.judged_nothing == []
     assert summary.commits > 0.97 * summary.begun
-    assert len(summary.recoveries_s) > SEEDS_MIN / 4
+    assert len(summary.recoveries_s) > SEEDS / 4
 
 
 @pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.json")), ids=lambda path: path.stem)
