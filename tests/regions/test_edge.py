@@ -11,7 +11,7 @@ import pytest
 from regions.edge import render
 from regions.identity import RegionName
 from regions.leadership import Leadership, Succession
-from tests.regions.edge_stand import EdgeStand, Request, edge_stand, leadership, problem_slug, until_retried
+from tests.regions.edge_stand import EdgeStand, Request, counted, edge_stand, leadership, problem_slug, until_retried
 
 pytestmark = pytest.mark.integration
 
@@ -88,6 +88,23 @@ async def test_refusals_that_a_client_asks_for_send_no_other_client_to_a_neighbo
         answer = await stand.client.get("/v1/x", headers={"palaver-consistency": "bounded=0"})
         assert answer.status_code == 503
     assert await _ejections(stand) == 0
+
+
+async def test_reads_that_take_long_send_no_other_client_to_a_neighbour(stand: EdgeStand) -> None:
+    own, let_go = stand.backends["read_api us-east"], asyncio.Event()
+
+    async def slow(request: Request) -> tuple[int, bytes]:
+        if request.path == "/v1/slow":
+            await let_go.wait()
+        return 200, b"own"
+
+    own.answer = slow
+    answers = await asyncio.gather(*(stand.client.get("/v1/slow") for _ in range(12)))
+    assert {answer.text for answer in answers} == {"read_api eu-west"}
+    # They were hedged, which is no sign of a host that is lost.
+    assert await counted(stand, "cluster.read_api.upstream_rq_per_try_timeout") >= 12
+    assert await counted(stand, "cluster.read_api.outlier_detection.ejections_enforced_total") == 0
+    let_go.set()
 
 
 async def test_read_api_that_says_that_it_cannot_serve_is_left_out_for_a_while(stand: EdgeStand) -> None:
