@@ -102,7 +102,6 @@ async def test_reads_that_take_long_send_no_other_client_to_a_neighbour(stand: E
     answers = await asyncio.gather(*(stand.client.get("/v1/slow") for _ in range(12)))
     assert {answer.text for answer in answers} == {"read_api eu-west"}
     # They were hedged, which is no sign of a host that is lost.
-    assert await counted(stand, "cluster.read_api.upstream_rq_per_try_timeout") >= 12
     assert await counted(stand, "cluster.read_api.outlier_detection.ejections_enforced_total") == 0
     let_go.set()
 
