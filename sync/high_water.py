@@ -23,8 +23,9 @@ from sync.walsender import SourceUnavailable, connect, one_line
 LOOK_PAUSE_S_MIN: Final = 0.001
 LOOK_PAUSE_S_MAX: Final = 0.005
 LOOKS_OF_A_WAIT: Final = 16
-"""The pause between two looks is a sixteenth of how long the last wait took, within these bounds: between regions a
-quorum takes 80 ms, and a look costs the ledger 0.1 ms."""
+"""The pause between two looks is a sixteenth of how long the last wait took, or this one has taken so far if that is
+longer, within these bounds: between regions a quorum takes 80 ms, and a look costs the ledger 0.1 ms. A quorum that is
+gone is not asked for each millisecond."""
 
 GLANCE_S: Final = 0.2
 """How old the mark may be when nothing waits for it: what an idle ledger's progress is told with."""
@@ -36,7 +37,7 @@ _log = logging.getLogger(__name__)
 
 
 def look_pause_s(waited_s: float) -> float:
-    """Return the pause between two looks, seconds, after a wait for a quorum that took so long."""
+    """Return the pause between two looks, seconds, when a wait for a quorum takes so long."""
     return min(LOOK_PAUSE_S_MAX, max(LOOK_PAUSE_S_MIN, waited_s / LOOKS_OF_A_WAIT))
 
 
@@ -77,7 +78,7 @@ class HighWaterMark:
                 if self.lsn < lsn:
                     await self._look()
                     if self.lsn < lsn:
-                        await asyncio.sleep(self._pause_s)
+                        await asyncio.sleep(max(self._pause_s, look_pause_s(loop.time() - began)))
                     else:
                         self._pause_s = look_pause_s(loop.time() - began)
 

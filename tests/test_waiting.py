@@ -8,8 +8,8 @@ import pytest
 TESTS = Path(__file__).parent
 
 
-def fixed_sleeps(source: str) -> list[int]:
-    """Lines on which a test sleeps for a fixed time outside of every loop, so that no condition is asked for again."""
+def sleeps(source: str) -> list[int]:
+    """Lines on which a test sleeps outside of every loop, so that no condition is asked for again."""
     found: list[int] = []
 
     def visit(node: ast.AST, in_test: bool) -> None:
@@ -19,8 +19,8 @@ def fixed_sleeps(source: str) -> list[int]:
                     visit(child, name.startswith("test_"))
                 case ast.While() | ast.For() | ast.AsyncFor() | ast.Lambda():
                     visit(child, False)
-                case ast.Call(func=ast.Attribute(attr="sleep"), args=[ast.Constant(value=seconds)]) if seconds:
-                    found.extend([child.lineno] if in_test else [])
+                case ast.Call(func=ast.Attribute(attr="sleep") | ast.Name(id="sleep")):
+                    found.extend([child.lineno] if in_test and not _only_yields(child) else [])
                 case _:
                     visit(child, in_test)
 
@@ -28,14 +28,22 @@ def fixed_sleeps(source: str) -> list[int]:
     return found
 
 
+def _only_yields(sleep: ast.Call) -> bool:
+    """Whether it lets others run and waits for no time: `sleep(0)`."""
+    return bool(sleep.args) and isinstance(sleep.args[0], ast.Constant) and sleep.args[0].value == 0
+
+
 @pytest.mark.parametrize("module", sorted(TESTS.rglob("test_*.py")), ids=lambda path: str(path.relative_to(TESTS)))
-def test_no_test_sleeps_for_a_fixed_time(module: Path) -> None:
-    assert fixed_sleeps(module.read_text()) == []
+def test_no_test_sleeps_outside_of_a_loop(module: Path) -> None:
+    assert sleeps(module.read_text()) == []
 
 
 def test_a_sleep_is_found_where_it_decides_and_not_where_it_paces() -> None:
-    assert fixed_sleeps("async def test_x():\n    await asyncio.sleep(0.5)\n    assert done\n") == [2]
-    assert fixed_sleeps("def test_x():\n    with server():\n        time.sleep(1)\n") == [3]
-    assert fixed_sleeps("async def test_x():\n    while not done():\n        await asyncio.sleep(0.01)\n") == []
-    assert fixed_sleeps("async def test_x():\n    async def slow():\n        await asyncio.sleep(1)\n") == []
-    assert fixed_sleeps("async def test_x():\n    await asyncio.sleep(0)\n") == []
+    assert sleeps("async def test_x():\n    await asyncio.sleep(0.5)\n    assert done\n") == [2]
+    assert sleeps("def test_x():\n    with server():\n        time.sleep(1)\n") == [3]
+    assert sleeps("async def test_x():\n    await asyncio.sleep(2 * PAUSE_S)\n") == [2]
+    assert sleeps("async def test_x():\n    await asyncio.sleep(delay=1)\n") == [2]
+    assert sleeps("def test_x():\n    sleep(1)\n") == [2]
+    assert sleeps("async def test_x():\n    while not done():\n        await asyncio.sleep(0.01)\n") == []
+    assert sleeps("async def test_x():\n    async def slow():\n        await asyncio.sleep(1)\n") == []
+    assert sleeps("async def test_x():\n    await asyncio.sleep(0)\n") == []

@@ -28,7 +28,7 @@ QUORUM_S_MAX: Final = 0.9
 """For the whole question. Between regions a quorum takes 80 ms; who asked gives up after a second."""
 
 LOOK_PAUSE_S: Final = 0.005
-"""As the high-water mark's (`sync/high_water.py`): a look costs the ledger 0.1 ms."""
+"""The longest of the high-water mark's (`sync/high_water.py`): a look costs the ledger 0.1 ms."""
 
 _EPOCH: Final = ledger.statement("newest_epoch")
 _QUORUM: Final = load_sql("quorum")

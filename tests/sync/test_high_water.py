@@ -5,6 +5,7 @@ import subprocess
 import time
 from collections.abc import Generator
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
@@ -13,10 +14,11 @@ from regions.position import ZERO, Position
 from sync.assembly import PART_BYTES_MAX
 from sync.change import Item, Progress, Transaction
 from sync.channel.buffer import BufferedSubscription
-from sync.high_water import HighWaterMark, look_pause_s
+from sync.high_water import LOOK_PAUSE_S_MAX, LOOK_PAUSE_S_MIN, HighWaterMark, look_pause_s
 from tests import servers
 from tests.servers import PostgresServer
 from tests.sync.rig import WAIT_S, Rig, Servers, until
+from tests.virtual_loop import VirtualLoop
 
 pytestmark = pytest.mark.integration
 
@@ -55,6 +57,52 @@ def require(server: PostgresServer, names: str) -> None:
 )
 def test_looks_come_as_often_as_a_quorum_is_quick(waited_s: float, pause_s: float) -> None:
     assert look_pause_s(waited_s) == pytest.approx(pause_s)
+
+
+STEP_S = 0.0005
+
+
+class Ledger(HighWaterMark):
+    """A mark whose ledger has a quorum when it is told, and which notes when it was asked."""
+
+    quorum = False
+
+    def __init__(self) -> None:
+        super().__init__("")
+        self.asked_s: list[float] = []
+
+    async def _look(self) -> int | None:
+        self.asked_s.append(asyncio.get_running_loop().time())
+        self.lsn += self.quorum
+        return None
+
+    def pauses_s(self) -> list[float]:
+        return [after - before for before, after in pairwise(self.asked_s)]
+
+
+def test_a_quorum_that_does_not_come_is_asked_for_less_often() -> None:
+    loop, mark = VirtualLoop(), Ledger()
+
+    def wait(seconds: float) -> None:
+        for _ in range(round(seconds / STEP_S)):
+            loop.advance(STEP_S)
+
+    waiting = loop.start(mark.wait_for(1))
+    wait(0.2)
+    assert mark.pauses_s()[0] == pytest.approx(LOOK_PAUSE_S_MIN, abs=STEP_S)
+    assert mark.pauses_s()[-1] == pytest.approx(LOOK_PAUSE_S_MAX, abs=STEP_S)
+    mark.quorum = True
+    wait(2 * LOOK_PAUSE_S_MAX)
+    assert waiting.done()
+    # The next quorum may be as slow.
+    mark.quorum, before = False, len(mark.asked_s)
+    again = loop.start(mark.wait_for(2))
+    wait(2 * LOOK_PAUSE_S_MAX)
+    assert mark.pauses_s()[before] == pytest.approx(LOOK_PAUSE_S_MAX, abs=STEP_S)
+    mark.quorum = True
+    wait(2 * LOOK_PAUSE_S_MAX)
+    assert again.done()
+    loop.close()
 
 
 @contextmanager
