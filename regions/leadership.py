@@ -13,8 +13,9 @@ from regions.identity import Epoch, RegionName, parse_region_name
 from regions.position import Position
 
 Phase = Literal["bootstrapping", "recruiting", "promoting", "establishing", "serving"]
-"""How far an epoch has come. ``establishing`` is what a leader that starts again in its own region writes;
-a change of region goes by ``recruiting`` (positions are collected) and ``promoting`` (a member is chosen)."""
+"""How far an epoch has come: ``bootstrapping`` is the first epoch of a cell; every later one is ``recruiting`` while
+positions are collected, ``promoting`` when a member is chosen, and ``serving``. This version writes no record in the
+phase ``establishing``; it acts on one as on ``promoting``."""
 
 
 ANCESTRY_MAX = 32

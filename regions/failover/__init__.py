@@ -5,6 +5,5 @@
 what they call for; ``rules.py`` has the rules of docs/failover.md, one function each. Nothing in this package reads
 a clock, opens a socket or logs.
 
-``regions.switcher`` drives that core; the region agent does not run it yet. ``decision.py`` holds what is decided in
-production today: what a member does when it starts, crashes, follows or is deposed, all within the region that leads.
+The region agent runs this core: ``regions.switcher`` feeds it events and performs the effects that it returns.
 """
