@@ -9,6 +9,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -431,19 +432,40 @@ async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader(
     async with three() as (made, members):
         await keep(made, EAST, range(5))
         west, south = members[WEST], members[SOUTH]
-        connection = await made.connect(EAST)
-        long = asyncio.create_task(
-            connection.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 500 << 20))")
-        )
+        connection, watcher = await made.connect(EAST), await made.connect(EAST)
 
         async def has_half(member: MovingMember) -> bool:
             row = await member.ledger.one("read_frozen")
             return int(row["received"] or 0) - int(row["replayed"] or 0) > 4 << 20
 
-        await until(lambda: has_half(west))
-        await until(lambda: has_half(south))
+        async def is_half_written() -> bool:
+            """Whether the leader has reserved the place of a record and much of it is not written."""
+            asked = "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"
+            return int(await watcher.fetchval(asked)) > 64 << 20
+
+        async def record_stops_halfway() -> asyncio.Task[Any] | None:
+            """Write a long record and stop its writer where both members have half of it; None: it ended before."""
+            writing = asyncio.create_task(
+                connection.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 500 << 20))")
+            )
+            while not writing.done():
+                if await has_half(west) and await has_half(south):
+                    os.kill(connection.get_server_pid(), signal.SIGSTOP)
+                    if await is_half_written():
+                        return writing
+                    os.kill(connection.get_server_pid(), signal.SIGCONT)
+                    break
+            await writing
+            return None
+
+        async with asyncio.timeout(120):
+            while (long := await record_stops_halfway()) is None:
+                pass
         kill(members[EAST])
+        # One that is stopped does not see that its postmaster is gone.
+        os.kill(connection.get_server_pid(), signal.SIGKILL)
         connection.terminate()
+        watcher.terminate()
         await asyncio.wait([long])
         assert isinstance(long.exception(), Exception)
         for frozen in await asyncio.gather(west.freeze(), south.freeze()):
