@@ -8,6 +8,7 @@ ask for: each of its reads waits until that write has come to the region.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -26,6 +27,9 @@ ROUNDS: Final = 3
 SECONDS: Final = 4.0
 WARM_SECONDS: Final = 2.0
 WRITES_PER_S: Final = 40
+WRITERS: Final = 8
+"""Connections that share the writes: a machine that readers keep busy answers one of them twenty times a second."""
+
 WRITES_SHARE_MIN: Final = 0.9
 """Below this share of the writes that the reads are to be beside, the figures are of something else."""
 
@@ -42,7 +46,7 @@ class Newest:
 
 
 async def write_steadily(port: int, make: Callable[[], bytes], newest: Newest) -> None:
-    """Post at a steady rate until cancelled."""
+    """Post one writer's share of the rate until cancelled."""
     writer = await Session.open(port)
     try:
         due = time.perf_counter()
@@ -51,7 +55,7 @@ async def write_steadily(port: int, make: Callable[[], bytes], newest: Newest) -
             if status != HTTPStatus.CREATED:
                 raise BadAnswer(f"{status} {body!r}")
             newest.token, newest.writes = position_of(head), newest.writes + 1
-            due += 1 / WRITES_PER_S
+            due += WRITERS / WRITES_PER_S
             await asyncio.sleep(max(0.0, due - time.perf_counter()))
     finally:
         writer.close()
@@ -68,16 +72,15 @@ def position_of(head: bytes) -> bytes:
 async def written_to(port: int, make: Callable[[], bytes]) -> AsyncGenerator[Newest]:
     """Write to other threads for as long as the block lasts; yields once the first write is acknowledged."""
     newest = Newest()
-    writing = asyncio.ensure_future(write_steadily(port, make, newest))
+    writing = asyncio.gather(*(write_steadily(port, make, newest) for _ in range(WRITERS)))
     try:
         while not newest.token and not writing.done():  # noqa: ASYNC110 - the first answer has no event
             await asyncio.sleep(0.01)
         yield newest
     finally:
         writing.cancel()
-        (ended,) = await asyncio.gather(writing, return_exceptions=True)
-        if isinstance(ended, Exception):
-            raise ended
+        with contextlib.suppress(asyncio.CancelledError):
+            await writing
 
 
 async def measure_sessions(bench: RunningDeployment, target: str, make: Callable[[], bytes]) -> list[dict[str, Any]]:
