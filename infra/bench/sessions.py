@@ -8,7 +8,6 @@ ask for: each of its reads waits until that write has come to the region.
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import math
 import time
 from collections.abc import AsyncGenerator, Callable, Mapping, Sequence
@@ -72,15 +71,17 @@ def position_of(head: bytes) -> bytes:
 async def written_to(port: int, make: Callable[[], bytes]) -> AsyncGenerator[Newest]:
     """Write to other threads for as long as the block lasts; yields once the first write is acknowledged."""
     newest = Newest()
-    writing = asyncio.gather(*(write_steadily(port, make, newest) for _ in range(WRITERS)))
+    writing = [asyncio.ensure_future(write_steadily(port, make, newest)) for _ in range(WRITERS)]
     try:
-        while not newest.token and not writing.done():  # noqa: ASYNC110 - the first answer has no event
+        while not newest.token and not all(one.done() for one in writing):  # noqa: ASYNC110 - no event tells
             await asyncio.sleep(0.01)
         yield newest
     finally:
-        writing.cancel()
-        with contextlib.suppress(asyncio.CancelledError):
-            await writing
+        for one in writing:
+            one.cancel()
+        ended = await asyncio.gather(*writing, return_exceptions=True)
+        if failed := next((one for one in ended if isinstance(one, Exception)), None):
+            raise failed
 
 
 async def measure_sessions(bench: RunningDeployment, target: str, make: Callable[[], bytes]) -> list[dict[str, Any]]:
