@@ -203,11 +203,13 @@ class ManagedProcess:
 
     def members(self) -> list[psutil.Process]:
         """The process and its descendants while it lives."""
+        return family(*self.itself())
+
+    def itself(self) -> list[psutil.Process]:
+        """The process without its descendants; nothing when it does not run."""
         pid = self.pid
-        if pid is None:
-            return []
         try:
-            return family(psutil.Process(pid))
+            return [] if pid is None else [psutil.Process(pid)]
         except psutil.NoSuchProcess:
             return []
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+from collections import defaultdict
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -107,12 +108,22 @@ def _works_in(pid: int, folder: Path) -> bool:
         return False
 
 
-def family(process: psutil.Process) -> list[psutil.Process]:
-    """The process and all its descendants; backends of PostgreSQL have sessions of their own."""
-    try:
-        return [process, *process.children(recursive=True)]
-    except psutil.NoSuchProcess:
-        return []
+def family(*ancestors: psutil.Process) -> list[psutil.Process]:
+    """The processes and all their descendants; backends of PostgreSQL have sessions of their own.
+
+    One pass over the processes of the machine, however many ancestors: it blocks the loop of its caller.
+    """
+    children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
+    for process in psutil.process_iter(["ppid"]):
+        children[process.info["ppid"]].append(process)
+    found: dict[int, psutil.Process] = {}
+    waiting = [process for process in ancestors if process.is_running()]
+    while waiting:
+        process = waiting.pop(0)
+        if process.pid not in found:
+            found[process.pid] = process
+            waiting += children[process.pid]
+    return list(found.values())
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
@@ -167,8 +178,7 @@ def end_living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> lis
         send(process, signal.SIGCONT)
     processes = [process for _, process in targets]
     _, left = psutil.wait_procs(processes, timeout=GRACE_S)
-    for process in left:
-        for member in family(process):
-            send(member, signal.SIGKILL)
+    for member in family(*left):
+        send(member, signal.SIGKILL)
     psutil.wait_procs(left, timeout=GRACE_S)
     return [name for name, _ in targets]

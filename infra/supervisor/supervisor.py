@@ -264,13 +264,14 @@ class Supervisor:
             UnknownTarget: The deployment has no such region or process.
         """
         self.check_target(region, process)
-        found: list[psutil.Process] = []
+        ancestors: list[psutil.Process] = []
         for name in PROCESS_NAMES if process is None else (process,):
             if name == "ledger":
                 ledger = self.ledger_process(region) if self.plan.is_voter(region) else None
-                found += [] if ledger is None else family(ledger)
+                ancestors += [] if ledger is None else [ledger]
             elif f"{region}/{name}" in self.processes:
-                found += self.processes[f"{region}/{name}"].members()
+                ancestors += self.processes[f"{region}/{name}"].itself()
+        found = family(*ancestors)
         if process is not None and process != "ledger":
             # The ledger is a child of its agent and must outlive it.
             ledger = self.ledger_process(region)
@@ -319,8 +320,9 @@ class Supervisor:
     async def _bury(self, region: str) -> None:
         """Wait until nothing of a killed region is left, and kill what was starting this very moment."""
         tasks = [self._tasks[managed.spec.name] for managed in self._region_processes(region)]
+        for process in family(*(one for managed in self._region_processes(region) for one in managed.itself())):
+            send(process, signal.SIGKILL)
         for managed in self._region_processes(region):
-            managed.kill_now()
             if managed.pid is None:
                 self._tasks[managed.spec.name].cancel()  # It waits for a need, its preparation or its back-off.
         if tasks:
@@ -412,9 +414,8 @@ class Supervisor:
         send(ledger, signal.SIGCONT)
         send(ledger, signal.SIGINT)
         _, left = psutil.wait_procs([ledger], timeout=KILL_WAIT_S)
-        for process in left:
-            for member in family(process):
-                send(member, signal.SIGKILL)
+        for member in family(*left):
+            send(member, signal.SIGKILL)
         psutil.wait_procs(left, timeout=KILL_WAIT_S)
 
     async def _stop_everything(self) -> None:

@@ -4,6 +4,7 @@ import subprocess
 import sys
 import time
 import uuid
+from collections import deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,13 +13,19 @@ from typing import Any, TypeVar
 import httpx
 import orjson
 
+from infra.cli.logs import find_logs, merged
 from infra.supervisor.control_client import ControlClient
+from infra.supervisor.errors import UnknownTarget
 from infra.supervisor.layout import open_layout
+from infra.supervisor.plan import load_plan
 from regions.plain_http import TRUST_NOBODY
 from tests.answers import Answers
 
 REGIONS = ("us-east", "eu-west", "ap-south")
 COMMAND_TIMEOUT_S = 200.0
+AGENT_LINES = 150
+"""Some four failovers of three agents."""
+
 Answer = TypeVar("Answer")
 
 
@@ -28,8 +35,23 @@ def palaver(*arguments: str, data: Path, check: bool = True) -> subprocess.Compl
         [sys.executable, "-P", "-m", "infra.cli", *arguments, "--data", str(data)],
         check=False, capture_output=True, text=True, timeout=COMMAND_TIMEOUT_S,
     )  # fmt: skip
-    assert done.returncode == 0 or not check, f"palaver {' '.join(arguments)}: {done.stdout}{done.stderr}"
+    assert done.returncode == 0 or not check, (
+        f"palaver {' '.join(arguments)}: {done.stdout}{done.stderr}{agents_log(data)}"
+    )
     return done
+
+
+def agents_log(data: Path) -> str:
+    """The last lines of all region agents in the order of time; the folder is gone when somebody reads of a failure."""
+    layout = open_layout(data)
+    plan = load_plan(layout.plan)
+    if plan is None:
+        return ""
+    try:
+        files = find_logs(layout, plan, None, "region_agent")
+    except UnknownTarget:
+        return ""
+    return "\n".join(["", "The agents' logs:", *deque(merged(files, as_json=False), maxlen=AGENT_LINES)])
 
 
 def eventually(ask: Callable[[], Answer], holds: Callable[[Answer], bool], *, within_s: float, what: str) -> Answer:

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 
 from infra.supervisor.layout import Layout, create_folders, open_layout
@@ -14,6 +15,7 @@ from infra.supervisor.records import (
     ProcessRecord,
     birth_of,
     end_living,
+    family,
     living,
     postmaster,
     read_records,
@@ -102,3 +104,17 @@ def test_what_works_in_the_folder_of_a_ledger_is_found_without_any_file(layout: 
 def test_half_a_record_file_is_no_record(layout: Layout) -> None:
     layout.records.write_bytes(b'[{"name": "us-')
     assert read_records(layout.records) == []
+
+
+def test_a_family_has_all_descendants_once_and_nobody_that_is_gone(sleeper: Sleeper) -> None:
+    gone = sleeper()
+    ended = psutil.Process(gone.pid)
+    gone.kill()
+    gone.wait()
+    child = psutil.Process(sleeper().pid)
+    members = family(psutil.Process(), child, ended)
+    assert members[0].pid == os.getpid()
+    assert [member.pid for member in members].count(child.pid) == 1
+    assert child in family(child)
+    assert ended not in members
+    assert family(ended) == []
