@@ -1,6 +1,7 @@
 """Members whose leader changes, on real PostgreSQL: frozen, promoted, followed, rewound, and each again."""
 
 import asyncio
+import contextlib
 import os
 import re
 import signal
@@ -9,7 +10,6 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 from uuid import UUID
 
 import asyncpg
@@ -20,6 +20,7 @@ from regions.leadership import ANCESTRY_MAX
 from regions.member import MemberFailed, moving, quorum_names
 from regions.member.moving import Diverged, Frozen, MovingMember
 from regions.member.settings import line_name
+from regions.topology import Address
 from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,
@@ -223,7 +224,12 @@ async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects
 async def test_a_change_stream_could_go_on_where_its_slot_is_copied_and_holds_up_nobody_when_it_is_not_read() -> None:
     async with three() as (made, members):
         east, south = members[EAST], members[SOUTH]
+        await south.stop()
         await east.ledger.prepare_slots(followers=(), streams=[WEST])
+        await keep(made, EAST, range(5))
+        await south.follow(epoch=1, leader=made.ledger(EAST))
+        # The slot needs older rows of the catalogue than its copy can keep by now.
+        await until(lambda: has_a_copy_that_is_not_whole(made, SOUTH))
         assert (await east.ledger.one("read_streams", False))["names"] == [slot_name(WEST)]
         assert (await east.ledger.one("read_streams", True))["names"] == []
         assert (await south.ledger.one("read_streams", False))["names"] == [], "a copy that is not whole is none"
@@ -231,6 +237,14 @@ async def test_a_change_stream_could_go_on_where_its_slot_is_copied_and_holds_up
         await south.stop()
         with pytest.raises(MemberFailed):
             await east.streams_that_lack(made.ledger(SOUTH))
+
+
+async def has_a_copy_that_is_not_whole(made: Deployment, region: RegionName) -> bool:
+    connection = await made.connect(region)
+    try:
+        return bool(await connection.fetchval("SELECT count(*) FROM pg_replication_slots WHERE synced AND temporary"))
+    finally:
+        await connection.close()
 
 
 async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
@@ -428,46 +442,20 @@ async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> N
 
 
 async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader() -> None:
-    """A leader that dies within a record longer than a segment has sent what was full of it."""
-    async with three() as (made, members):
+    """A leader whose network ends within a record longer than a segment has sent what was full of it."""
+    async with three() as (made, members), contextlib.AsyncExitStack() as networks:
         await keep(made, EAST, range(5))
         west, south = members[WEST], members[SOUTH]
-        connection, watcher = await made.connect(EAST), await made.connect(EAST)
-
-        async def has_half(member: MovingMember) -> bool:
-            row = await member.ledger.one("read_frozen")
-            return int(row["received"] or 0) - int(row["replayed"] or 0) > 4 << 20
-
-        async def is_half_written() -> bool:
-            """Whether the leader has reserved the place of a record and much of it is not written."""
-            asked = "SELECT pg_current_wal_insert_lsn() - pg_current_wal_flush_lsn()"
-            return int(await watcher.fetchval(asked)) > 64 << 20
-
-        async def record_stops_halfway() -> asyncio.Task[Any] | None:
-            """Write a long record and stop its writer where both members have half of it; None: it ended before."""
-            writing = asyncio.create_task(
-                connection.execute("SELECT pg_logical_emit_message(false, 'test', repeat('x', 500 << 20))")
-            )
-            while not writing.done():
-                if await has_half(west) and await has_half(south):
-                    os.kill(connection.get_server_pid(), signal.SIGSTOP)
-                    if await is_half_written():
-                        return writing
-                    os.kill(connection.get_server_pid(), signal.SIGCONT)
-                    break
-            await writing
-            return None
-
-        async with asyncio.timeout(120):
-            while (long := await record_stops_halfway()) is None:
-                pass
+        for member in (west, south):
+            await member.freeze()
+            network = await networks.enter_async_context(NetworkThatEnds(made.ledger(EAST).port).listening())
+            await member.follow(epoch=1, leader=network)
+        connection = await made.connect(EAST)
+        record = f"repeat('x', {RECORD_BYTES})"
+        await connection.execute(f"SELECT pg_logical_emit_message(false, 'test', {record}, true)")
+        await connection.close()
+        await asyncio.gather(*(until(lambda one=member: has_half_a_record(one)) for member in (west, south)))
         kill(members[EAST])
-        # One that is stopped does not see that its postmaster is gone.
-        os.kill(connection.get_server_pid(), signal.SIGKILL)
-        connection.terminate()
-        watcher.terminate()
-        await asyncio.wait([long])
-        assert isinstance(long.exception(), Exception)
         for frozen in await asyncio.gather(west.freeze(), south.freeze()):
             assert frozen.torn, "half a record is all that it lacks"
             assert frozen.settled
@@ -477,6 +465,56 @@ async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader(
         await following
         await keep(made, WEST, range(5, 10))
         await until(lambda: has(made, SOUTH, 10))
+
+
+RECORD_BYTES = 64 << 20
+SENT_BYTES_MAX = 40 << 20
+"""More than two segments, and less than the record."""
+
+
+async def has_half_a_record(member: MovingMember) -> bool:
+    row = await member.ledger.one("read_frozen")
+    return int(row["received"] or 0) - int(row["replayed"] or 0) > SENT_BYTES_MAX // 2
+
+
+class NetworkThatEnds:
+    """Connections to a server that carry so many bytes of its answers, all together, and then none."""
+
+    def __init__(self, port: int) -> None:
+        self._port = port
+        self._writers: list[asyncio.StreamWriter] = []
+        self._left = SENT_BYTES_MAX
+
+    @asynccontextmanager
+    async def listening(self) -> AsyncGenerator[Address]:
+        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
+        try:
+            yield Address("127.0.0.1", server.sockets[0].getsockname()[1])
+        finally:
+            server.close()
+            for writer in self._writers:
+                writer.close()
+
+    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        self._writers.append(writer)
+        if self._left <= 0:
+            writer.close()
+            return
+        there, to_server = await asyncio.open_connection("127.0.0.1", self._port)
+        self._writers.append(to_server)
+        with contextlib.suppress(OSError):
+            await asyncio.gather(self._ask(reader, to_server), self._answer(there, writer))
+
+    async def _ask(self, client: asyncio.StreamReader, server: asyncio.StreamWriter) -> None:
+        while data := await client.read(65536):
+            server.write(data)
+        server.close()
+
+    async def _answer(self, server: asyncio.StreamReader, client: asyncio.StreamWriter) -> None:
+        while self._left > 0 and (data := await server.read(65536)):
+            self._left -= len(data)
+            client.write(data)
+            await client.drain()
 
 
 async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
