@@ -304,12 +304,14 @@ class Coordination:
             member, leader = await own.who_leads()
             if member != leader:
                 return None
+            alive = await self._members_that_answer()
             others = {name: number for number, name in (await own.voters()).items() if number != member}
         except EndpointFailed as error:
             raise EtcdUnavailable(str(error)) from error
-        failure = "there is no other member"
+        failure = "there is no other member that answers"
         for name in to:
-            if name not in others:
+            # While etcd waits for one that is gone to take the leadership it takes no writes.
+            if others.get(name) not in alive:
                 continue
             try:
                 await own.move_leader(others[name])
@@ -318,6 +320,14 @@ class Coordination:
             else:
                 return name
         raise EtcdUnavailable(f"etcd's leadership stays: {failure}")
+
+    async def _members_that_answer(self) -> set[int]:
+        """The ids of etcd's members that can be reached from here."""
+        answers = await asyncio.gather(*(endpoint.who_leads() for endpoint in self._endpoints), return_exceptions=True)
+        for answer in answers:
+            if isinstance(answer, BaseException) and not isinstance(answer, EndpointFailed):
+                raise answer
+        return {answer[0] for answer in answers if not isinstance(answer, BaseException)}
 
     async def _any_endpoint(self, operation: Callable[[Endpoint], Awaitable[_T]]) -> _T:
         """Return the first answer to an operation that may be repeated."""

@@ -396,6 +396,32 @@ async def test_etcds_leadership_is_handed_to_who_is_preferred_and_only_by_the_me
         assert await coordination.hand_etcd_leadership(parse_address("127.0.0.1:1"), ["member-0"]) is None
 
 
+async def test_etcds_leadership_is_offered_to_nobody_who_does_not_answer(
+    cluster: EtcdCluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """For as long as etcd waits for one that is gone it takes no writes."""
+    offered: list[int] = []
+
+    async def noted(endpoint: Endpoint, member: int) -> None:
+        offered.append(member)
+        await moved(endpoint, member)
+
+    moved = Endpoint.move_leader
+    monkeypatch.setattr(Endpoint, "move_leader", noted)
+    async with connect(cluster) as coordination:
+        addresses = [parse_address(one) for one in cluster.endpoints]
+        for number in (1, 2):
+            await coordination.hand_etcd_leadership(addresses[number], ["member-0"])
+        assert await coordination.etcd_leader() == "member-0"
+        offered.clear()
+        cluster.pause(1)
+        try:
+            assert await coordination.hand_etcd_leadership(addresses[0], ["member-1", "member-2"]) == "member-2"
+        finally:
+            cluster.resume(1)
+        assert len(offered) == 1
+
+
 async def test_etcds_leadership_stays_where_nobody_may_have_it(cluster: EtcdCluster) -> None:
     async with connect(cluster) as coordination:
         handed = 0
