@@ -65,29 +65,28 @@ class LocalReply:
     flags: tuple[str, ...] = ()
 
 
-class Words(TypedDict):
-    """What a client is told."""
+class Problem(TypedDict):
+    """A problem type, which several local replies may tell of."""
 
     status: int
     slug: str
     title: str
-    detail: str
 
 
-NOT_IMPLEMENTED = Words(
-    status=501,
-    slug="not-implemented",
-    title="No address takes this method or encoding",
-    detail="The methods are GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS; the one transfer coding is chunked.",
+BUSY = Problem(status=503, slug="overloaded", title="Too many requests are waiting")
+VIEW_UNAVAILABLE = Problem(status=503, slug="view-unavailable", title="The view cannot be reached")
+LEDGER_UNAVAILABLE = Problem(status=503, slug="ledger-unavailable", title="The ledger cannot be reached")
+OUTCOME_UNKNOWN = Problem(status=503, slug="outcome-unknown", title="It is not known whether the write took place")
+NOT_IMPLEMENTED = Problem(status=501, slug="not-implemented", title="No address takes this method or encoding")
+METHODS_AND_ENCODINGS = (
+    "The methods are GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS; the one transfer coding is chunked."
 )
 
 # The first that fits is taken.
 LOCAL_REPLIES = (
     LocalReply(
         when=(503,),
-        status=503,
-        slug="overloaded",
-        title="Too many requests are waiting",
+        **BUSY,
         # The overflow says nothing of an earlier attempt of the same request.
         detail="This region is busy. Send the request again, with the same Idempotency-Key if it had one.",
         methods="^POST$",
@@ -95,35 +94,27 @@ LOCAL_REPLIES = (
     ),
     LocalReply(
         when=(503,),
-        status=503,
-        slug="overloaded",
-        title="Too many requests are waiting",
+        **BUSY,
         detail="This region is busy. Send the request again.",
         flags=OVERLOADED,
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="view-unavailable",
-        title="The view cannot be reached",
+        **VIEW_UNAVAILABLE,
         detail="No region answers previews at this moment. Send the request again.",
         methods="^POST$",
         path=PREVIEW_PATH,
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="outcome-unknown",
-        title="It is not known whether the write took place",
+        **OUTCOME_UNKNOWN,
         detail="Send the request again with the same Idempotency-Key. Without one it may be done twice.",
         methods="^POST$",
         flags=REACHED_UPSTREAM,
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="outcome-unknown",
-        title="It is not known whether the write took place",
+        **OUTCOME_UNKNOWN,
         detail="Send the request again with the same ETag in If-Match: if it was done already, that is answered as a"
         " success. With * a repetition may overwrite the edit of somebody else.",
         methods="^PATCH$",
@@ -131,18 +122,14 @@ LOCAL_REPLIES = (
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="outcome-unknown",
-        title="It is not known whether the write took place",
+        **OUTCOME_UNKNOWN,
         detail="Send the request again: done twice it is as good as once.",
         methods="^(PUT|DELETE)$",
         flags=REACHED_UPSTREAM,
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="ledger-unavailable",
-        title="The ledger cannot be reached",
+        **LEDGER_UNAVAILABLE,
         # Earlier attempts of a request with a key may have been taken: the last one's failure does not tell.
         detail="No region takes writes at this moment. Send the request again, with the same Idempotency-Key if it had"
         " one.",
@@ -150,26 +137,20 @@ LOCAL_REPLIES = (
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="ledger-unavailable",
-        title="The ledger cannot be reached",
+        **LEDGER_UNAVAILABLE,
         detail="No region takes writes at this moment. Send the request again.",
         methods="^(PUT|PATCH|DELETE)$",
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="ledger-unavailable",
-        title="The ledger cannot be reached",
+        **LEDGER_UNAVAILABLE,
         detail="No region leads at this moment. Send the request again.",
         methods=READ_METHODS,
         path=SITE_PATH,
     ),
     LocalReply(
         when=(502, 503, 504),
-        status=503,
-        slug="view-unavailable",
-        title="The view cannot be reached",
+        **VIEW_UNAVAILABLE,
         detail="No region answers reads at this moment. Send the request again.",
     ),
     LocalReply(
@@ -211,6 +192,7 @@ LOCAL_REPLIES = (
         # Envoy refuses a QUERY that says no content type with 400; no other one reaches the API either.
         when=(400,),
         no_such_method=True,
+        detail=METHODS_AND_ENCODINGS,
         **NOT_IMPLEMENTED,
     ),
     LocalReply(
@@ -220,7 +202,7 @@ LOCAL_REPLIES = (
         title="The request is malformed",
         detail="The request is not valid HTTP.",
     ),
-    LocalReply(when=(501,), **NOT_IMPLEMENTED),
+    LocalReply(when=(501,), detail=METHODS_AND_ENCODINGS, **NOT_IMPLEMENTED),
 )
 
 ANY_OTHER = LocalReply(
