@@ -293,6 +293,8 @@ class WalLine:
     async def _pass_through(self, near: socket.socket, startup: bytes, leader: Address) -> None:
         with socket.socket() as far:
             far.setblocking(False)
+            # As libpq does it: the leader's commits wait for the follower's small replies.
+            far.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
             async with asyncio.timeout(CONNECT_S_MAX):
                 await asyncio.get_running_loop().sock_connect(far, (leader.host, leader.port))
             await send(far, startup)

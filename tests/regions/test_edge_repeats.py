@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from regions.edge import resources
-from tests.regions.edge_stand import EdgeStand, Request, edge_stand, problem_slug
+from tests.regions.edge_stand import EdgeStand, Request, counted, edge_stand, problem_slug
 
 pytestmark = pytest.mark.integration
 
@@ -103,6 +103,9 @@ async def test_leader_has_a_bounded_number_of_writes_at_a_time_and_the_others_wa
             await asyncio.sleep(0.02)
         # Each of Envoy's threads counts for itself at the limit: one or two more are possible.
         assert 8 <= leader.most_at_once <= 10
+        # The time of an attempt begins when it leaves the edge: none that waited was given up.
+        given_up = await counted(small, "cluster.write_api_us-east.upstream_rq_per_try_timeout")
+        assert 0 < given_up <= leader.asked
         leader.frozen.set()
         assert {(await one).status_code for one in writing} == {200}
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import gc
 import os
 import socket
 import struct
@@ -67,6 +68,32 @@ async def test_a_receiver_is_led_over_the_connection_that_was_kept_ready() -> No
         assert await senders(made, EAST, WEST, "streaming") == ready
         await keep(made, EAST, range(100))
         await until(lambda: has(made, WEST, 100))
+
+
+async def test_the_line_passes_small_messages_on_at_once_whether_a_connection_was_kept_ready_or_not() -> None:
+    """Without TCP_NODELAY a follower's reply waits 40 ms for a delayed acknowledgement, and a commit for the reply."""
+    async with three() as (made, members):
+        west = members[WEST]
+        passed_through = west.line.taken[False]
+        assert passed_through, "nothing was ready when it followed first"
+        assert delaying(made, EAST) == []
+        await west.freeze()
+        await everybody_but(made, west)
+        led = west.line.taken[True]
+        await west.follow(epoch=1, leader=made.ledger(EAST))
+        assert west.line.taken[True] > led
+        assert delaying(made, EAST) == []
+
+
+def delaying(made: Deployment, region: RegionName) -> list[socket.socket]:
+    """This process's connections to a member that delay small messages (Nagle); fails when there is none at all."""
+    ours: list[socket.socket] = []
+    for one in gc.get_objects():
+        if isinstance(one, socket.socket) and one.fileno() >= 0 and one.family == socket.AF_INET:
+            with contextlib.suppress(OSError):
+                ours += [one] if one.getpeername()[1] == made.ledger(region).port else []
+    assert ours
+    return [one for one in ours if not one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)]
 
 
 async def test_what_was_made_ready_with_a_standby_leads_to_the_leader_that_it_becomes() -> None:

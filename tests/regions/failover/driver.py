@@ -53,7 +53,8 @@ SERVING = Leadership(
     ancestry=(1,),
 )
 RECRUITING = replace(SERVING, epoch=2, leader=B, phase="recruiting", fence_id=None)
-
+CHOSEN = replace(RECRUITING, phase="promoting")
+"""B was chosen, by votes."""
 
 PROMISED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
 RELEASE = Release(epoch=1, revision=2, successor=B, lsn=500)
@@ -126,6 +127,14 @@ def leading() -> Driver:
     driver = Driver(A)
     driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    return driver
+
+
+def restarted(record: Leadership = SERVING) -> Driver:
+    """The agent of A, whose PostgreSQL takes writes; one etcd member has answered, and all are being asked."""
+    driver = Driver(A)
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=record))
     return driver
 
 

@@ -64,6 +64,7 @@ from tests.regions.failover.driver import (
     hands_over,
     has_handed_over,
     order,
+    restarted,
 )
 
 
@@ -507,21 +508,13 @@ def test_the_swap_of_another_agent_overtakes_what_is_in_doubt(leader_of_four: Dr
 # An agent that has just started. The one before it may have left a swap that etcd takes yet.
 
 
-def restarted() -> Driver:
-    """The agent of A, whose PostgreSQL takes writes; an etcd member that is cut off has answered its first read."""
-    driver = Driver(A)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=FOUR))
-    return driver
-
-
 def read_of(driver: Driver) -> ReadRecord:
     (found,) = (effect for effect in driver.effects if isinstance(effect, ReadRecord))
     return found
 
 
 def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd() -> None:
-    driver = restarted()
+    driver = restarted(FOUR)
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=FOUR))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
@@ -530,7 +523,7 @@ def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd
 
 def test_a_quorum_is_set_after_a_read_of_all_of_etcd_and_not_after_that_of_one_member() -> None:
     # Two changes of voters may lie between that record and the one that the earlier run has asked for.
-    driver = restarted()
+    driver = restarted(FOUR)
     assert SetQuorum not in driver.kinds()
     assert read_of(driver).linearizable
     newer = RecordSeen(revision=10, record=replace(FOUR, drained=(D,)))
@@ -541,7 +534,7 @@ def test_a_quorum_is_set_after_a_read_of_all_of_etcd_and_not_after_that_of_one_m
 
 
 def test_a_record_that_is_seen_after_a_read_of_one_member_settles_nothing() -> None:
-    driver = restarted()
+    driver = restarted(FOUR)
     read = driver.ticket(ReadRecord)
     driver.tell(RecordSeen(revision=10, record=FOUR))
     driver.tell(order("remove", C))
@@ -556,7 +549,7 @@ def test_a_record_that_is_seen_after_a_read_of_one_member_settles_nothing() -> N
 
 
 def test_a_swap_of_its_own_without_an_outcome_does_not_settle_what_an_earlier_run_has_asked_for() -> None:
-    driver = restarted()
+    driver = restarted(FOUR)
     driver.tell(order("pause"))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
     assert driver.machine.facts.unsettled is None

@@ -54,6 +54,7 @@ from regions.failover.settings import DEFAULTS
 from regions.identity import RegionName
 from regions.leadership import Succession
 from tests.regions.failover.driver import (
+    CHOSEN,
     HANDED_OVER,
     PROMISED,
     RECRUITING,
@@ -70,18 +71,8 @@ from tests.regions.failover.driver import (
     has_handed_over,
     leading,
     order,
+    restarted,
 )
-
-CHOSEN = replace(RECRUITING, phase="promoting")
-
-
-def restarted() -> Driver:
-    """The agent of A, whose PostgreSQL takes writes; one etcd member has answered, and all are being asked."""
-    driver = Driver(A)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
-    return driver
-
 
 # Reads of etcd.
 

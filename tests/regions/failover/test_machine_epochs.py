@@ -42,6 +42,7 @@ from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.position import Position
 from tests.regions.failover.driver import (
+    CHOSEN,
     HANDED_OVER,
     PROMISED,
     RECRUITING,
@@ -58,8 +59,6 @@ from tests.regions.failover.driver import (
     has_handed_over,
     order,
 )
-
-CHOSEN = replace(RECRUITING, phase="promoting")
 
 
 def serving(epoch: int, leader: RegionName = B) -> Leadership:

@@ -47,6 +47,7 @@ from regions.failover.events import (
 )
 from regions.failover.settings import DEFAULTS
 from tests.regions.failover.driver import (
+    CHOSEN,
     RECRUITING,
     SERVING,
     A,
@@ -60,9 +61,6 @@ from tests.regions.failover.driver import (
     leading,
     order,
 )
-
-CHOSEN = replace(RECRUITING, phase="promoting")
-"""B was chosen, by votes."""
 
 
 def suspects_the_leader(driver: Driver) -> None:
