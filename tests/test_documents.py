@@ -86,6 +86,13 @@ def test_decisions_are_numbered_without_a_gap() -> None:
     assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
 
 
+def test_the_architecture_lists_every_decision_once_by_its_title() -> None:
+    listed = sections((ROOT / "ARCHITECTURE.md").read_text(), 2)["Decisions"]
+    rows = re.findall(r"^\| \[(\d{4})\]\((adr/[^)]+)\) \| (.+?)(?: \(superseded by \d{4}\))? \|$", listed, re.MULTILINE)
+    titled = [(relative(path), LINE_OF_HEADING.findall(path.read_text())[0]) for path in DECISIONS]
+    assert sorted((link, f"{number} {title}") for number, link, title in rows) == titled
+
+
 @pytest.mark.parametrize("path", documents(), ids=relative)
 def test_paths_that_a_document_names_exist(path: Path) -> None:
     text = FENCE.sub("", path.read_text())
