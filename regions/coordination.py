@@ -136,17 +136,8 @@ class Coordination:
         """
         return await self._any_endpoint(lambda endpoint: endpoint.read_last(_history(cell), HISTORY_MAX))
 
-    async def create_leadership(self, cell: CellId, new: Leadership) -> bool:
-        """Store the first leadership of a cell; False when there is one already.
-
-        Raises:
-            OutcomeUnknown: The answer was lost.
-            AccessRefused: The user or password is wrong.
-        """
-        return await self.replace_leadership(cell, new, 0)
-
     async def replace_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> bool:
-        """Store ``new`` when the record is still the one written at ``expected_revision``; return whether it was.
+        """Store ``new`` when the record is still the one written at ``expected_revision`` (0: there is none).
 
         Raises:
             OutcomeUnknown: The answer was lost.

@@ -16,7 +16,7 @@ import logging
 from collections import Counter
 from collections.abc import Callable, Mapping
 from dataclasses import asdict
-from typing import Any, Final, Literal, cast, get_args
+from typing import Any, Final, Literal, cast
 
 import orjson
 
@@ -39,7 +39,6 @@ CELLS_MAX: Final = 64
 NUMBER_MAX: Final = 2**63 - 1
 
 Dropped = Literal["unauthentic", "malformed", "oversized", "misdirected"]
-DROPPED: Final[tuple[Dropped, ...]] = get_args(Dropped)
 
 _log = logging.getLogger(__name__)
 

@@ -106,14 +106,6 @@ class Topology:
         """The regions that hold a ledger member, in order of preference for leadership."""
         return tuple(region for region in self.regions if region.voter)
 
-    @property
-    def quorum_standbys(self) -> int:
-        """How many standbys must have a commit on disk before it is acknowledged.
-
-        With the primary itself they are a majority of the voters: 3 voters need any 1, 5 any 2.
-        """
-        return len(self.voters) // 2
-
     def by_name(self, name: str) -> RegionAddresses:
         """Return the region called ``name``.
 

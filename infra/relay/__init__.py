@@ -4,7 +4,4 @@
 with the delay, jitter and loss of their direction, or holds them where a direction is cut. `links` and `faults`
 are pure; `lane` and `connection` move bytes; `network` owns listeners; `control` and `client` are the two ends
 of the API that steers it.
-
-Heartbeats over UDP are to come: a link of protocol "udp" belongs into `links`, its pump into a module
-`datagrams` beside `connection`, with the same `Direction` for delay and cut; loss then loses the datagram.
 """

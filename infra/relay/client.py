@@ -53,17 +53,6 @@ class RelayClient:
         """Close the connection to the relay."""
         self._http.close()
 
-    def healthy(self) -> bool:
-        """Whether the relay answers."""
-        try:
-            return self._http.get("/healthz").is_success
-        except httpx.HTTPError:
-            return False
-
-    def links(self) -> dict[str, Any]:
-        """The relay's listeners, as its configuration writes them."""
-        return self._ask("GET", "/v1/links")
-
     def faults(self) -> dict[Pair, Fault]:
         """The fault of every directed pair."""
         return _faults(self._ask("GET", "/v1/faults"))
@@ -92,13 +81,6 @@ class RelayClient:
     def cut(self, source: str, target: str, *, both_ways: bool = True) -> dict[Pair, Fault]:
         """Cut a pair of regions, both ways unless told otherwise."""
         return self.set_fault(source, target, cut=True, both_ways=both_ways)
-
-    def isolate(self, region: str) -> dict[Pair, Fault]:
-        """Cut a region from all others, both ways."""
-        pairs = [pair for pair in self.faults() if region in pair]
-        if not pairs:
-            raise RelayFailed(f"no link leads to or from {region!r}")
-        return self.change({"source": a, "target": b, "cut": True} for a, b in pairs)
 
     def heal(self, pairs: Iterable[Pair] | None = None) -> dict[Pair, Fault]:
         """Return pairs (all when not given) to the state that the relay's configuration gave them."""

@@ -138,7 +138,6 @@ def _links(network: Network) -> dict[str, object]:
                 "source": link.route.source,
                 "target": link.route.target,
                 "upstream": str(link.route.upstream),
-                "protocol": "tcp",
             }
             for link in config.links
         ],

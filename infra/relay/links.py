@@ -90,9 +90,9 @@ def parse_config(text: str, *, token: str | None = None) -> RelayConfig:
     """Read the JSON of a configuration file.
 
     Args:
-        text: {"control": "host:port", "token": …, "links": [{"listen", "source", "target", "upstream",
-            "protocol": "tcp"}], "socks": [{"listen", "source", "routes": {"host:port": {"target",
-            "upstream"}}}], "faults": [{"source", "target", "delay_ms", "jitter_ms", "loss", "cut"}]}.
+        text: {"control": "host:port", "token": …, "links": [{"listen", "source", "target", "upstream"}],
+            "socks": [{"listen", "source", "routes": {"host:port": {"target", "upstream"}}}],
+            "faults": [{"source", "target", "delay_ms", "jitter_ms", "loss", "cut"}]}.
             `faults` is the state that every pair starts in and heals to.
         token: the bearer token of the control API; instead of the one in the file.
 
@@ -125,9 +125,7 @@ def parse_config(text: str, *, token: str | None = None) -> RelayConfig:
 
 def _link(entry: object, where: str) -> Link:
     fields = _mapping(entry, where)
-    _only(fields, ("listen", "source", "target", "upstream", "protocol"), where)
-    if fields.get("protocol", "tcp") != "tcp":
-        raise ConfigInvalid(f'{where}.protocol is {fields["protocol"]!r}: only "tcp" is carried')
+    _only(fields, ("listen", "source", "target", "upstream"), where)
     return Link(listen=_address(fields, "listen", where), route=_route(fields, _name(fields, "source", where), where))
 
 

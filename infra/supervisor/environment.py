@@ -20,15 +20,6 @@ from infra.supervisor.records import DEPLOYMENT_VARIABLE
 from infra.supervisor.secrets import Secrets
 
 LOOPBACK = "127.0.0.1"
-# The listener behind each service that other regions reach through the relay.
-LISTENER_OF_SERVICE = {
-    "etcd": "etcd",
-    "ledger": "ledger",
-    "write_api": "write_api",
-    "read_api": "read_api",
-    "changes": "changes",
-    "agent": "agent",
-}
 VOTER_SERVICES = ("etcd", "ledger", "write_api")  # a region that only reads has none of these
 
 
@@ -61,7 +52,7 @@ def topology_document(plan: Plan, source: str) -> bytes:
 
     def reached(target: str, service: str) -> str:
         if target == source:
-            return address(plan.port(target, LISTENER_OF_SERVICE[service]))
+            return address(plan.port(target, service))
         return address(plan.link_port(source, target, service))
 
     regions = [

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from infra.supervisor.environment import LISTENER_OF_SERVICE, VOTER_SERVICES, Site, address
+from infra.supervisor.environment import VOTER_SERVICES, Site, address
 from infra.supervisor.plan import LINKED_SERVICES, Plan
 from infra.supervisor.probes import http_probe
 from infra.supervisor.process import ProcessSpec, base_environment
@@ -42,7 +42,7 @@ def _links(plan: Plan, source: str) -> list[dict[str, Any]]:
             "listen": address(plan.link_port(source, target, service)),
             "source": source,
             "target": target,
-            "upstream": address(plan.port(target, LISTENER_OF_SERVICE[service])),
+            "upstream": address(plan.port(target, service)),
         }
         for target in plan.all_regions
         for service in LINKED_SERVICES

@@ -30,7 +30,6 @@ from infra.supervisor.records import DEPLOYMENT_VARIABLE
 from infra.supervisor.secrets import write_private
 from infra.supervisor.view import prepare_view
 
-SERVICES = ("region_agent", "write_api", "read_api", "replicator")
 VOTER_PROCESSES = ("etcd", "view", "redis", "region_agent", "write_api", "read_api", "replicator", "envoy")
 VIEW_PROCESSES = ("view", "redis", "region_agent", "read_api", "replicator", "envoy")
 # The names `palaver status` and `palaver fault` use; `edge` order is the order of the documentation.

@@ -17,7 +17,6 @@ from regions.topology import Address
 
 SUPERUSER = "palaver"
 REPLICATION_ROLE = "palaver_replication"
-WRITER_ROLE = "palaver_writer"
 DATABASE = "palaver"
 
 SCRAM_ITERATIONS = 1

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Literal
 
-from regions.identity import Epoch, physical_slot_name
+from regions.identity import Epoch
 from regions.member import record
 from regions.member.errors import MemberFailed, MemberUnusable
 from regions.member.ledger import Ledger
@@ -191,20 +191,6 @@ class Member:
             )
         finally:
             os.close(password)
-        self._end()
-
-    async def base_backup(self, leader: Address) -> None:
-        """Copy the ledger of ``leader``; an unfinished copy is thrown away first.
-
-        The WAL written meanwhile is kept by this region's physical slot, which the leader has made.
-
-        Raises:
-            MemberFailed: The leader cannot be reached or has no slot for this region yet.
-        """
-        await self._begin("base backup")
-        slot = physical_slot_name(self.settings.region)
-        await self._back_up(leader, self.settings.data, f"--slot={slot}")
-        self._write("standby.signal", "")
         self._end()
 
     async def start_primary(self, *, epoch: Epoch, synchronous_standby_names: str) -> None:

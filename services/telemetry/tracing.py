@@ -63,11 +63,6 @@ class TraceContext(NamedTuple):
 _current: ContextVar[TraceContext | None] = ContextVar("palaver_trace", default=None)
 
 
-def current_trace() -> TraceContext | None:
-    """Return the trace this task works under, or None outside of one."""
-    return _current.get()
-
-
 def current_trace_id() -> str | None:
     """Return the trace id this task works under, or None outside of a trace."""
     trace = _current.get()

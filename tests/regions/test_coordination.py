@@ -157,7 +157,7 @@ async def test_exactly_one_of_many_creates_and_replaces(cluster: EtcdCluster, ce
         clients = [one, two, three] * 8
         mine = [leadership(1, reason=str(number)) for number in range(len(clients))]
         won = await asyncio.gather(
-            *(client.create_leadership(cell, record) for client, record in zip(clients, mine, strict=True))
+            *(client.replace_leadership(cell, record, 0) for client, record in zip(clients, mine, strict=True))
         )
         assert won.count(True) == 1
         found = await one.read_leadership(cell)
@@ -188,7 +188,7 @@ async def test_wrong_or_missing_password_is_one_clear_error(
     async with connect(cluster, password=password) as coordination:
         for attempt in (
             coordination.read_leadership(cell),
-            coordination.create_leadership(cell, leadership()),
+            coordination.replace_leadership(cell, leadership(), 0),
             anext(coordination.watch_leadership(cell)),
         ):
             with pytest.raises(AccessRefused) as refused:
@@ -199,7 +199,7 @@ async def test_wrong_or_missing_password_is_one_clear_error(
 @pytest.mark.integration
 async def test_client_of_a_restarted_member_gets_a_new_token(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
-        assert await coordination.create_leadership(cell, leadership(1))
+        assert await coordination.replace_leadership(cell, leadership(1), 0)
         cluster.kill(0)
         cluster.start(0)
         found = await coordination.read_leadership(cell)
@@ -311,7 +311,7 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.integration
 async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
-        assert await coordination.create_leadership(cell, leadership(1))
+        assert await coordination.replace_leadership(cell, leadership(1), 0)
         found = await coordination.read_leadership(cell)
         assert found is not None
         cluster.pause(0)
@@ -328,7 +328,7 @@ async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: E
 @pytest.mark.integration
 async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
-        assert await coordination.create_leadership(cell, leadership(1))
+        assert await coordination.replace_leadership(cell, leadership(1), 0)
         view = LeadershipView(coordination, cell)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(view.run())

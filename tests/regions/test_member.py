@@ -12,8 +12,9 @@ import asyncpg
 import pytest
 
 from regions.identity import RegionName
-from regions.member import Member, MemberFailed, MemberUnusable, ledger, quorum_names
+from regions.member import Member, MemberFailed, MemberUnusable, ledger, moving, quorum_names
 from regions.member.ledger import Ledger
+from regions.member.moving import MovingMember
 from regions.member.process import ProcessIdentity, processes_in
 from regions.member.record import begin_building
 from tests.regions.deployment import (
@@ -49,8 +50,8 @@ async def lead(made: Deployment, region: RegionName = EAST) -> Member:
 
 
 async def follow(made: Deployment, region: RegionName) -> Member:
-    member = Member(made.settings(region))
-    await member.base_backup(made.ledger(EAST))
+    member = MovingMember(made.settings(region))
+    await member.copy(made.ledger(EAST))
     await member.start_standby(epoch=1, leader=made.ledger(EAST))
     return member
 
@@ -346,16 +347,21 @@ async def test_postmaster_that_nobody_remembers_is_stopped(made: Deployment) -> 
 
 async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Deployment) -> None:
     leader = await lead(made)
-    cancelled = Member(made.settings(WEST))
-    backup = asyncio.create_task(cancelled.base_backup(made.ledger(EAST)))
+    data = made.settings(WEST).data
+    unfinished = data.with_name(data.name + ".copy")
+    cancelled = MovingMember(made.settings(WEST))
+    backup = asyncio.create_task(cancelled.copy(made.ledger(EAST)))
     # A whole one takes a few hundredths of a second: who looks less often may come after its end.
-    while not (made.settings(WEST).data / "global").exists():
+    while not (unfinished / "global").exists():
         assert not backup.done()
         await asyncio.sleep(0)
     backup.cancel()
     await asyncio.wait([backup])
+    assert not unfinished.exists()
     assert Member(made.settings(WEST)).data_state() == "absent"
-    (made.settings(WEST).data / "PG_VERSION").write_text("18\n")
+    # An agent that is killed meanwhile leaves this.
+    unfinished.mkdir()
+    (unfinished / "PG_VERSION").write_text("18\n")
     again = await follow(made, WEST)
     await until(lambda: streaming(leader, 1))
     assert again.data_state() == "standby"
@@ -363,14 +369,14 @@ async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Dep
     await leader.stop()
 
 
-async def test_a_cancelled_copy_leaves_nobody_behind_who_still_removes_files(made: Deployment) -> None:
+async def test_a_cancelled_initialisation_leaves_nobody_behind_who_still_removes_files(made: Deployment) -> None:
     settings = made.settings(WEST)
     member = Member(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
-    begin_building(settings.state, "base backup")
+    begin_building(settings.state, "initdb")
     for number in range(20_000):
         (settings.data / str(number)).touch()
-    copying = asyncio.create_task(member.base_backup(made.ledger(EAST)))
+    copying = asyncio.create_task(member.initialise())
     while (settings.data / "0").exists() and (settings.data / "19999").exists():  # noqa: ASYNC110 - a thread works
         await asyncio.sleep(0)
     copying.cancel()
@@ -380,10 +386,11 @@ async def test_a_cancelled_copy_leaves_nobody_behind_who_still_removes_files(mad
     assert list(settings.data.iterdir()) == []
 
 
-async def test_base_backup_of_an_absent_leader_is_one_clear_error(made: Deployment) -> None:
-    member = Member(made.settings(WEST))
-    with pytest.raises(MemberFailed, match=r"pg_basebackup failed: .*[Rr]efused") as failed:
-        await member.base_backup(made.ledger(EAST))
+async def test_copy_of_an_absent_leader_is_one_clear_error(made: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(moving, "READY_S_MAX", 0)
+    member = MovingMember(made.settings(WEST))
+    with pytest.raises(MemberFailed, match=r"cannot be copied: .*Connect call failed") as failed:
+        await member.copy(made.ledger(EAST))
     assert "\n" not in str(failed.value)
     assert member.data_state() == "absent"
 

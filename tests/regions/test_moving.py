@@ -50,7 +50,7 @@ async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMem
         await leader.ledger.prepare_slots(followers=[WEST, SOUTH], streams=())
 
         async def join(region: RegionName) -> None:
-            await members[region].base_backup(made.ledger(EAST))
+            await members[region].copy(made.ledger(EAST))
             await members[region].follow(epoch=1, leader=made.ledger(EAST))
 
         await asyncio.gather(join(WEST), join(SOUTH))

@@ -44,7 +44,7 @@ def test_the_token_given_outside_wins_and_one_is_needed() -> None:
         (document(control="127.0.0.1:0"), "control"),
         (document(control="127.0.0.1:70000"), "control"),
         (document(links={}), "links is no list"),
-        (document(links=[{**LINK, "protocol": "udp"}]), "links[0].protocol"),
+        (document(links=[{**LINK, "protocol": "udp"}]), "'protocol'"),
         (document(links=[{**LINK, "source": ""}]), "links[0].source"),
         (document(links=[{**LINK, "target": "a"}]), "to itself"),
         (document(links=[{**LINK, "upstream": None}]), "links[0].upstream"),

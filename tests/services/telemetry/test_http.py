@@ -25,7 +25,7 @@ from services.telemetry.tracing import (
     ROOTS_PER_S_MAX,
     Tracing,
     configure_tracing,
-    current_trace,
+    current_trace_id,
     parse_traceparent,
     sampled_traceparent,
 )
@@ -160,9 +160,7 @@ def test_zero_ids_are_no_trace(zero: str) -> None:
 def test_work_caused_by_a_sampled_request_is_linked_to_it() -> None:
     rig = Rig()
     with rig.tracing.linked_span("apply", f"{PARENT}-01", rows=3):
-        trace = current_trace()
-        assert trace is not None
-        assert trace.trace_id != TRACE
+        assert current_trace_id() not in (None, TRACE)
     with rig.tracing.linked_span("apply", f"{PARENT}-00"):
         pass
     (span,) = rig.spans()
