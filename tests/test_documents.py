@@ -234,3 +234,28 @@ def test_rules_named_in_code_are_rules_of_the_protocol() -> None:
     enforced = sections((ROOT / "ARCHITECTURE.md").read_text(), 3)["Rules that are enforced today"]
     rows = {int(number) for number in re.findall(r"^\| (\d+) ", enforced, re.MULTILINE)}
     assert rows <= rules
+
+
+@pytest.mark.parametrize(
+    ("heading", "example", "folders"),
+    [
+        ("To add a setting", "page_life_s", ("services/read_api/settings.py",)),
+        ("To add a route", "/v1/sites/{site}/counts", ("services",)),
+        ("To add a table", "p_gone_threads", ("services", "sync")),
+        ("To add an effect of the failover core", "WriteFence", ("regions", "infra", "tests/scenarios")),
+        ("To add a drill", '"cut"', ("infra/drills",)),
+        ("Worked example: a field of a comment", "author_url", ("services", "sync", "infra")),
+    ],
+)
+def test_contributing_names_each_file_that_an_example_is_in(
+    heading: str, example: str, folders: tuple[str, ...]
+) -> None:
+    named = set(named_paths(sections((ROOT / "CONTRIBUTING.md").read_text(), 3)[heading].split("\n## ")[0]))
+    found = {
+        relative(path)
+        for folder in folders
+        for path in [ROOT / folder, *(ROOT / folder).rglob("*")]
+        if path.suffix in {".py", ".sql"} and example in path.read_text()
+    }
+    assert found
+    assert found <= named
