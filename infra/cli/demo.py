@@ -1,4 +1,4 @@
-"""`palaver demo`: start three regions, tour them, print what was seen, stay until Ctrl-C."""
+"""`palaver demo`: start three regions, run the tour, print its figures, and run until Ctrl-C."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from typing import Annotated, Any
 import httpx
 import typer
 
+from infra.cli.lifecycle import stopped_text
 from infra.cli.options import DEFAULT_DATA, EXIT_FAILED, Data, Json
-from infra.cli.output import print_json, table
+from infra.cli.output import print_json, table, where_logs_are
 from infra.cli.progress import ProgressDisplay
 from infra.cli.site import create_site
-from infra.demo.tour import Say, TourResult, facts_of, run_tour
+from infra.demo.tour import Say, facts_of, run_tour
 from infra.demo.visitor import VisitFailed, Visitor
 from infra.supervisor.deployment import Wish, run_deployment
 from infra.supervisor.errors import DeploymentError
@@ -25,16 +26,16 @@ DEMO_RTT_MS = 80.0
 
 def demo(
     leave: Annotated[
-        bool, typer.Option("--exit", help="Stop after the tour; 0 only if every claim was checked.")
+        bool, typer.Option("--exit", help="Stop after the tour. The exit code is 0 if every check passed, else 1.")
     ] = False,
     rtt_ms: Annotated[float, typer.Option(help="Round trip between regions in milliseconds.")] = DEMO_RTT_MS,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
-    """Start three regions, post and read comments in all of them, and stay until Ctrl-C."""
+    """Start three regions, post and read comments in all of them, kill one of them, and run until Ctrl-C."""
     layout = open_layout(data)
-    outcome: dict[str, Any] = {"passed": False}
-    # With --json standard output is one document, and the words for people go to standard error.
+    outcome: dict[str, Any] = {"passed": False, "failed": False}
+    # With --json standard output is one document, and the text goes to standard error.
     say = partial(typer.echo, err=as_json)
 
     async def accompany(supervisor: Supervisor) -> None:
@@ -42,12 +43,17 @@ def demo(
         try:
             seen = await _tour(supervisor, layout, say)
             outcome["passed"] = not seen["failures"]
+            outcome["failed"] = bool(seen["failures"])
             if as_json:
                 print_json(seen)
+            if outcome["passed"] and not leave:
+                for line in next_steps(seen["edges"], seen["site"]):
+                    say(line)
         except (VisitFailed, DeploymentError, httpx.HTTPError) as error:
+            outcome["failed"] = True
             typer.echo(f"the tour failed: {error or type(error).__name__}", err=True)
         finally:
-            # Also after an error that nobody expected: `--exit` must come to an end.
+            # Also after an unexpected error: with `--exit` the command must end.
             if leave or not outcome["passed"]:
                 supervisor.stop_asked.set()
 
@@ -60,12 +66,16 @@ def demo(
                 alongside=lambda supervisor: asyncio.ensure_future(accompany(supervisor)),
             )
         )
+    if outcome["failed"]:
+        typer.echo(where_logs_are(layout), err=True)
+    else:
+        say(stopped_text(layout))
     if not outcome["passed"]:
         raise typer.Exit(EXIT_FAILED)
 
 
 async def _tour(supervisor: Supervisor, layout: Layout, say: Say) -> dict[str, Any]:
-    """Take the tour, tell what was seen, and return it."""
+    """Run the tour, print its figures, and return them."""
     plan = supervisor.plan
     edges = {region["region"]: region["edge"] for region in (await supervisor.status())["regions"]}
     site = await asyncio.to_thread(
@@ -82,13 +92,16 @@ async def _tour(supervisor: Supervisor, layout: Layout, say: Say) -> dict[str, A
     finally:
         await visitor.close()
     status = await supervisor.status()
-    _tell_processes(status, say)
-    _conclude(result, edges, site, say)
+    _print_processes(status, say)
+    for failure in result.failures:
+        typer.echo(f"FAILED: {failure}", err=True)
+    if not result.failures:
+        say("every claim above was checked")
     pids = {region["region"]: region["pids"] for region in status["regions"]}
     return {"site": site["id"], "rtt_ms": plan.rtt_ms, "edges": edges, "pids": pids, **facts_of(result, list(edges))}
 
 
-def _tell_processes(status: dict[str, Any], say: Say) -> None:
+def _print_processes(status: dict[str, Any], say: Say) -> None:
     cell = status["cells"][0]
     say(f"cell {cell['cell']} is led by {cell['leader']} under epoch {cell['epoch']}; processes by pid:")
     regions = status["regions"]
@@ -96,20 +109,16 @@ def _tell_processes(status: dict[str, Any], say: Say) -> None:
     say(table("", ("process", *(region["region"] for region in regions)), rows))
 
 
-def _conclude(result: TourResult, edges: dict[str, str], site: dict[str, Any], say: Say) -> None:
-    for failure in result.failures:
-        typer.echo(f"FAILED: {failure}", err=True)
-    if result.failures:
-        return
-    say("every claim above was checked")
+def next_steps(edges: dict[str, str], site: str) -> list[str]:
+    """Return what a user can do while the demo's deployment runs."""
     regions = list(edges)
-    first, last = regions[0], regions[-1]
-    comments = f"/v1/sites/{site['id']}/comments"
-    say("edges: " + "  ".join(f"{region} {edge}" for region, edge in edges.items()))
-    say(f"API: {edges[first]}/docs    stop: Ctrl-C    more: palaver status, palaver logs -f, palaver fault --help")
-    say("try it: post in one region, read in another")
-    say(
-        f"  curl -si {edges[last]}{comments} -H 'content-type: application/json' "
-        """-d '{"thread":"hello","body":"Hello from **far away**","author":{"name":"You"}}'"""
-    )
-    say(f"  curl -s '{edges[first]}{comments}?thread=hello'")
+    first, last = edges[regions[0]], edges[regions[-1]]
+    comments = f"/v1/sites/{site}/comments"
+    body = '{"thread":"hello","body":"Hello from **far away**","author":{"name":"You"}}'
+    return [
+        "edges: " + "  ".join(f"{region} {edge}" for region, edge in edges.items()),
+        f"API: {first}/docs    stop: Ctrl-C    more: palaver status, palaver logs -f, palaver fault --help",
+        "post in one region, read in another:",
+        f"  curl -si {last}{comments} -H 'content-type: application/json' -d '{body}'",
+        f"  curl -s '{first}{comments}?thread=hello'",
+    ]

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -12,11 +13,15 @@ from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
 from infra.relay.client import RelayClient
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.environment import address
-from infra.supervisor.errors import InvalidPlan, UnknownTarget
+from infra.supervisor.errors import DeploymentError, InvalidPlan, UnknownTarget
 from infra.supervisor.layout import open_layout
 from infra.supervisor.secrets import load_or_create_secrets
 
 DELAY_MS_MAX = 10_000  # the relay's own limit
+HEALTHY_WITHIN_S = 120.0  # as long as a start may take; a copy of a large ledger takes longer
+POLL_S = 0.2
+
+REGION = Annotated[str, typer.Argument(help="A region.")]
 
 
 def kill(
@@ -60,10 +65,37 @@ def _fault(  # noqa: PLR0913, PLR0917 - the arguments of three commands
         typer.echo(f"{done} {region if process is None else f'{region}/{process}'}: {len(answer['pids'])} processes")
 
 
-def restart(region: str, data: Data = DEFAULT_DATA) -> None:
-    """Start a killed region again (a running one is stopped in order first)."""
+def restart(
+    region: REGION,
+    healthy_within_s: Annotated[
+        float, typer.Option(min=0.0, help="How long to wait until the region is healthy, in seconds.")
+    ] = HEALTHY_WITHIN_S,
+    data: Data = DEFAULT_DATA,
+    as_json: Json = False,
+) -> None:
+    """Start a killed region again, or stop and start a running one; wait until it is healthy."""
+    began = time.monotonic()
     with ControlClient(open_layout(data)) as control:
         control.post("/region/restart", region=region)
+        while not (found := _region(control, region))["healthy"]:
+            if time.monotonic() - began > healthy_within_s:
+                missing = "; ".join(found["missing"]) or found["state"]
+                raise DeploymentError(
+                    f"{region} was started and is not healthy after {healthy_within_s:g} s: {missing}; see "
+                    f"`palaver logs {region}`"
+                )
+            time.sleep(POLL_S)
+    took_s = time.monotonic() - began
+    if as_json:
+        output.print_json({"region": region, "seconds": round(took_s, 1), "role": found["role"], "pids": found["pids"]})
+    else:
+        typer.echo(f"{region} is healthy after {took_s:.1f} s ({found['role']})")
+
+
+def _region(control: ControlClient, region: str) -> dict[str, Any]:
+    """Return the entry of a region in the status document."""
+    regions: list[dict[str, Any]] = control.get("/status")["regions"]
+    return next(entry for entry in regions if entry["region"] == region)
 
 
 def clock(

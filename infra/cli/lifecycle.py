@@ -17,8 +17,11 @@ from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
 from infra.cli.progress import ProgressDisplay
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.deployment import Wish, find_servers, run_deployment, settle_plan
+from infra.supervisor.environment import address
 from infra.supervisor.errors import DeploymentError, NotRunning, StartFailed
 from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.plan import Plan
+from infra.supervisor.supervisor import Supervisor
 
 DETACHED_READY_TIMEOUT_S = 180.0
 STOP_TIMEOUT_S = 60.0
@@ -51,7 +54,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
-    """Start a deployment, or go on with the one in the data folder."""
+    """Start a deployment, or the one that the data folder holds; without --detach, run it until Ctrl-C."""
     layout = open_layout(data)
     wish = Wish(
         regions=_names(regions),
@@ -66,8 +69,38 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
         with ControlClient(layout) as control:
             _print_status(control.get("/status"), as_json=as_json)
         return
-    with ProgressDisplay() as display:
-        asyncio.run(run_deployment(layout, wish, on_progress=display.update))
+
+    async def accompany(supervisor: Supervisor) -> None:
+        await supervisor.all_ready.wait()
+        if as_json:
+            output.print_json(await supervisor.status())
+        else:
+            for line in ready_lines(supervisor.plan):
+                typer.echo(line)
+
+    with ProgressDisplay(to_stderr=as_json) as display:
+        asyncio.run(
+            run_deployment(
+                layout,
+                wish,
+                on_progress=display.update,
+                alongside=lambda supervisor: asyncio.ensure_future(accompany(supervisor)),
+            )
+        )
+    typer.echo(stopped_text(layout), err=as_json)
+
+
+def ready_lines(plan: Plan) -> list[str]:
+    """Return what a user of a foreground deployment can do now."""
+    return [
+        *(f"{region}: http://{address(plan.port(region, 'edge'))}" for region in plan.all_regions),
+        "stop: Ctrl-C    more, in another terminal: palaver status, palaver logs -f",
+    ]
+
+
+def stopped_text(layout: Layout) -> str:
+    """Return that a deployment has stopped, and what is left of it."""
+    return f"stopped; the data is kept in {layout.data}"
 
 
 def _up_detached(layout: Layout, wish: Wish) -> None:
@@ -100,7 +133,7 @@ def _up_detached(layout: Layout, wish: Wish) -> None:
 
 
 def down(data: Data = DEFAULT_DATA) -> None:
-    """Stop a deployment in order; its data stays."""
+    """Stop a deployment in order; its data is kept."""
     layout = open_layout(data)
     with ControlClient(layout) as control:
         control.post("/stop")
@@ -109,6 +142,7 @@ def down(data: Data = DEFAULT_DATA) -> None:
             if time.monotonic() > deadline:
                 raise DeploymentError(f"still stopping after {STOP_TIMEOUT_S:.0f} s; see `palaver logs`")
             time.sleep(POLL_S)
+    typer.echo(stopped_text(layout))
 
 
 def _is_running(layout: Layout, pid: int) -> bool:

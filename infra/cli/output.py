@@ -10,6 +10,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from infra.supervisor.layout import Layout
+
 
 def print_json(document: object) -> None:
     """Print one JSON document to standard output, indented."""
@@ -36,6 +38,14 @@ def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]])
     for row in rows:
         made.add_row(*("" if cell is None else str(cell) for cell in row))
     return made
+
+
+def where_logs_are(layout: Layout) -> str:
+    """Return where a user finds the logs of a deployment, also of one that has stopped."""
+    return (
+        f"logs: {layout.deployment_logs} and {layout.region('REGION')}/logs; "
+        f"`palaver logs --data {layout.data}` prints all of them in order of time"
+    )
 
 
 def print_status(document: Mapping[str, Any]) -> None:

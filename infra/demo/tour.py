@@ -44,12 +44,14 @@ class TourResult:
     Attributes:
         posted: Every acknowledged comment.
         visible_ms: By (edge that took it, region that showed it): from the answer to the first read, in ms.
+        commit_ms: By edge: median and maximum of the time that a post took before the disaster, in ms.
         failures: Claims that did not hold.
         disaster: What the loss of the leader region looked like; None when it was not come to.
     """
 
     posted: list[Posted] = field(default_factory=list[Posted])
     visible_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
+    commit_ms: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     failures: list[str] = field(default_factory=list[str])
     disaster: Disaster | None = None
 
@@ -156,15 +158,20 @@ def check_status(status: dict[str, Any], result: TourResult) -> None:
             result.failures.append(f"{region['region']} is not healthy: {'; '.join(region['missing'])}")
 
 
-def tell_what_was_seen(result: TourResult, regions: Sequence[str], say: Say) -> None:
-    """Print the figures of the tour."""
+def print_figures(result: TourResult, regions: Sequence[str], say: Say) -> None:
+    """Print how long posts took until now, and keep the figures for the document.
+
+    Posts of the disaster come later: they wait for the failover, and what they waited is a figure of its own.
+    """
     for region in regions:
         times = sorted(comment.took_ms for comment in result.posted if comment.region == region)
+        commit_ms = {"median": round(statistics.median(times), 1), "max": round(times[-1], 1)}
+        result.commit_ms[region] = commit_ms
         say(
             f"  {region}: {len(times)} comments committed on the quorum, "
-            f"median {statistics.median(times):.0f} ms, slowest {times[-1]:.0f} ms"
+            f"median {commit_ms['median']:.0f} ms, slowest {commit_ms['max']:.0f} ms"
         )
-    say("readable after (median of the time between the 201 and the first GET that shows it):")
+    say("readable after (median of the time between the 201 and the first GET that returns the comment):")
     for source in regions:
         seen = ", ".join(
             f"{target} {statistics.median(result.visible_ms[source, target]):.0f} ms" for target in regions
@@ -173,16 +180,16 @@ def tell_what_was_seen(result: TourResult, regions: Sequence[str], say: Say) -> 
 
 
 def facts_of(result: TourResult, regions: Sequence[str]) -> dict[str, Any]:
-    """Return what was seen as a document: times in milliseconds."""
-    took = {region: sorted(one.took_ms for one in result.posted if one.region == region) for region in regions}
+    """Return the figures of a tour as a document, times in milliseconds; a tour that failed early has fewer."""
     return {
         "comments": len(result.posted),
-        "commit_ms": {
-            region: {"median": round(statistics.median(times), 1), "max": round(times[-1], 1)}
-            for region, times in took.items()
-        },
+        "commit_ms": result.commit_ms,
         "readable_after_ms": {
-            source: {target: round(statistics.median(result.visible_ms[source, target]), 1) for target in regions}
+            source: {
+                target: round(statistics.median(result.visible_ms[source, target]), 1)
+                for target in regions
+                if result.visible_ms.get((source, target))
+            }
             for source in regions
         },
         "failures": result.failures,
@@ -193,9 +200,9 @@ def facts_of(result: TourResult, regions: Sequence[str]) -> dict[str, Any]:
 async def survive(
     visitor: Visitor, regions: Sequence[str], deployment: Deployment, result: TourResult, say: Say
 ) -> None:
-    """Lose the leader region while visitors post, and tell what they saw."""
+    """Kill the leader region while visitors post, and print what they saw."""
     cell = (await deployment.status())["cells"][0]
-    say(f"killing all processes of {cell['leader']}, which leads, while visitors post through the other edges …")
+    say(f"killing all processes of the leader region {cell['leader']} while visitors post through the other edges …")
     seen, posted, refused = await lose_the_leader(visitor, regions, deployment, cell)
     result.disaster = seen
     result.posted += posted
@@ -203,7 +210,7 @@ async def survive(
     result.failures += [f"a post was refused: {one}" for one in refused[:5]]
     sent = len(posted) + len(refused)
     say(
-        f"  {seen.leads} leads under epoch {seen.epoch}; writes stood still for {seen.still_ms / 1000:.1f} s, "
+        f"  {seen.leads} leads under epoch {seen.epoch}; writes were unavailable for {seen.still_ms / 1000:.1f} s; "
         f"{len(refused)} of {sent} posts were refused; {seen.died} is back as a follower after {seen.back_s:.0f} s"
     )
 
@@ -224,7 +231,7 @@ async def run_tour(visitor: Visitor, regions: Sequence[str], deployment: Deploym
     check_posted(result, regions)
     if result.failures:
         return result
-    tell_what_was_seen(result, regions, say)
+    print_figures(result, regions, say)
     check_status(await deployment.status(), result)
     await survive(visitor, regions, deployment, result, say)
     await check_every_region(visitor, regions, result)

@@ -1,6 +1,7 @@
 """The life of a deployment: starts, stops, crashes of its supervisor, and what it refuses."""
 
 import os
+import re
 import signal
 import socket
 import subprocess
@@ -192,6 +193,9 @@ def test_a_terminal_interrupt_stops_a_foreground_start_in_order(stopped_stack: S
         process.send_signal(signal.SIGINT)
         output, _ = process.communicate(timeout=40)
         assert process.returncode == 0, output
+        assert all(f"{region}: {edge}" in output for region, edge in stopped_stack.edges.items()), output
+        assert "stop: Ctrl-C" in output
+        assert output.endswith(f"stopped; the data is kept in {stopped_stack.data}\n")
         assert not any(is_alive(member) for member in everything)
     finally:
         if process.poll() is None:
@@ -233,9 +237,14 @@ def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: 
     done = palaver("demo", "--exit", "--rtt-ms", "10", "--json", data=home_folder)
     # The words are for people, the document for programs.
     assert "every claim above was checked" in done.stderr
-    assert "curl" in done.stderr
+    # The deployment has stopped: no address, and nothing to stop.
+    assert "Ctrl-C" not in done.stderr
+    assert "curl" not in done.stderr
+    assert done.stderr.endswith(f"stopped; the data is kept in {home_folder}\n")
     seen = orjson.loads(done.stdout)
     assert seen["failures"] == []
+    for region, times in seen["commit_ms"].items():
+        assert re.search(rf"{region}: .* slowest {times['max']:.0f} ms", done.stderr), done.stderr
     assert seen["comments"] > 200
     assert set(seen["edges"]) == set(seen["commit_ms"]) == set(seen["readable_after_ms"]) == set(seen["pids"])
     assert all(median > 0 for times in seen["readable_after_ms"].values() for median in times.values())

@@ -1,93 +1,14 @@
-"""What `palaver region …` asks for, prints and ends with, against a control interface that only plays along."""
+"""What `palaver region drain | undrain | add | remove` asks for and prints, against a played control interface."""
 
 import json
-import os
-import sys
-import threading
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, HTTPServer
-from pathlib import Path
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
-from infra.cli import main, voters
-from infra.supervisor.layout import open_layout
-from infra.supervisor.records import birth_of
-
-VOTERS = ["us-east", "eu-west", "ap-south", "sa-east", "af-south"]
-
-
-def made(**changes: Any) -> dict[str, Any]:
-    cell = {"cell": "main", "epoch": 1, "leader": "us-east", "phase": "serving", "automatic": True}
-    return cell | {"voters": VOTERS, "joining": [], "drained": []} | changes
-
-
-@dataclass
-class Control:
-    """What the commands find: the cell before and after the order, the last for ever."""
-
-    cells: list[dict[str, Any]] = field(default_factory=lambda: [made()])
-    refusal: tuple[int, str] | None = None
-    orders: list[dict[str, Any]] = field(default_factory=list[dict[str, Any]])
-
-    def answer(self, path: str, body: bytes) -> tuple[int, object]:
-        """Answer a request."""
-        if path == "/status":
-            cell = self.cells[0]
-            self.cells = self.cells[1:] or self.cells
-            return 200, {"cells": [cell]}
-        self.orders.append(json.loads(body))
-        return (200, {}) if self.refusal is None else (self.refusal[0], {"error": self.refusal[1]})
-
-
-@pytest.fixture
-def data(tmp_path: Path, control: Control) -> Iterator[Path]:
-    class Handler(BaseHTTPRequestHandler):
-        def _reply(self) -> None:
-            body = self.rfile.read(int(self.headers.get("content-length", 0)))
-            status, document = control.answer(self.path, body)
-            self.send_response(status)
-            self.end_headers()
-            self.wfile.write(json.dumps(document).encode())
-
-        do_GET = do_POST = _reply  # noqa: N815 - as the standard library calls them
-
-        def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
-            """Say nothing."""
-
-    layout = open_layout(tmp_path)
-    layout.control.parent.mkdir(parents=True, exist_ok=True)
-    with HTTPServer(("127.0.0.1", 0), Handler) as server:
-        facts = {"pid": os.getpid(), "born": birth_of(os.getpid()), "port": server.server_port, "token": "a token"}
-        layout.control.write_text(json.dumps(facts))
-        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
-        thread.start()
-        yield tmp_path
-        server.shutdown()
-        thread.join()
-
-
-@pytest.fixture
-def control() -> Control:
-    return Control()
-
-
-@pytest.fixture
-def palaver(
-    data: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> Callable[..., tuple[int, str, str]]:
-    def run(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["palaver", *arguments, "--data", str(data)])
-        with pytest.raises(SystemExit) as ended:
-            main.run()
-        said = capsys.readouterr()
-        assert isinstance(ended.value.code, int)
-        return ended.value.code, said.out, said.err
-
-    return run
+from infra.cli import voters
+from tests.infra.cli.control import VOTERS, Control, made
 
 
 @pytest.mark.parametrize(

@@ -3,13 +3,24 @@
 import ast
 import inspect
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 
+from infra.cli.demo import next_steps
 from infra.demo import tour
 from infra.demo.disaster import Disaster
-from infra.demo.tour import COMMENTS, VISIBILITY_SAMPLES, TourResult, check_disaster, check_every_region, check_posted
+from infra.demo.tour import (
+    COMMENTS,
+    VISIBILITY_SAMPLES,
+    TourResult,
+    check_disaster,
+    check_every_region,
+    check_posted,
+    facts_of,
+    print_figures,
+)
 from infra.demo.tour import check_status as judge_status
 from infra.demo.visitor import Posted, Visitor
 from tests.infra.objections import texts_of, unheard
@@ -114,3 +125,25 @@ def test_writes_that_stand_still_to_the_end_are_told(answered: int) -> None:
     posters.answered = [1.5][:answered]
     assert posters.longest_pause_ms(1.0, 9.0) == (7500.0 if answered else 8000.0)
     assert posters.answered_after(1.0) == answered
+
+
+def test_the_document_has_the_maximum_that_the_text_calls_the_slowest() -> None:
+    result = TourResult(posted=list(ALL), visible_ms=dict(TIMES))
+    lines: list[str] = []
+    print_figures(result, REGIONS, lines.append)
+    # Posts that waited for the failover come after the text.
+    result.posted.append(replace(ALL[0], took_ms=2500.0))
+    document = facts_of(result, REGIONS)
+    assert document["commit_ms"]["us"] == {"median": 1.0, "max": 1.0}
+    assert any("slowest 1 ms" in line for line in lines)
+
+
+def test_a_tour_that_failed_before_it_had_figures_is_a_document_too() -> None:
+    document = facts_of(TourResult(failures=["nothing was posted"]), REGIONS)
+    assert (document["failures"], document["commit_ms"]) == (["nothing was posted"], {})
+
+
+def test_what_can_be_done_next_names_edges_that_live() -> None:
+    lines = next_steps({"us": "http://127.0.0.1:1", "eu": "http://127.0.0.1:2"}, "a-site")
+    assert any("Ctrl-C" in line for line in lines)
+    assert any("http://127.0.0.1:2/v1/sites/a-site/comments" in line for line in lines)

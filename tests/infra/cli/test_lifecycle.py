@@ -1,0 +1,85 @@
+"""What `palaver down` and `palaver region restart` print, wait for and end with, against a played control interface."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from infra.cli import faults
+from infra.cli.lifecycle import ready_lines
+from infra.supervisor.layout import open_layout
+from infra.supervisor.plan import make_plan
+from infra.supervisor.records import birth_of
+from tests.infra.cli.control import Control
+
+Palaver = Callable[..., tuple[int, str, str]]
+
+
+def region(*missing: str, state: str = "running", role: str = "follower") -> dict[str, Any]:
+    healthy = state == "running" and not missing
+    return {
+        "region": "eu-west", "role": role, "state": state, "healthy": healthy, "missing": list(missing), "pids": {},
+    }  # fmt: skip
+
+
+def test_a_restart_returns_when_the_region_is_healthy_and_says_so(palaver: Palaver, control: Control) -> None:
+    control.regions = [[region("ledger: not running")], [region("replicator: does not answer")], [region()]]
+    code, out, err = palaver("region", "restart", "eu-west")
+    assert (code, err) == (0, "")
+    assert out.startswith("eu-west is healthy after ")
+    assert "follower" in out
+    assert len(control.regions) == 1, "it asked until the region was healthy"
+    assert control.orders == [{"region": "eu-west", "path": "/region/restart"}]
+
+
+def test_a_restart_that_does_not_become_healthy_says_what_is_missing(
+    palaver: Palaver, control: Control, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    now_s = [1000.0]
+
+    def sleep(seconds: float) -> None:
+        now_s.append(now_s[-1] + seconds)
+
+    monkeypatch.setattr(faults, "time", SimpleNamespace(monotonic=lambda: now_s[-1], sleep=sleep))
+    control.regions = [[region("ledger: not running", "replicator: does not answer")]]
+    code, out, err = palaver("region", "restart", "eu-west", "--healthy-within-s", "3")
+    assert (code, out) == (1, "")
+    assert "not healthy after 3 s: ledger: not running; replicator: does not answer" in err
+    assert len(err.splitlines()) == 1
+    assert now_s[-1] - now_s[0] == pytest.approx(3, abs=2 * faults.POLL_S)
+
+
+def test_a_restart_as_json_is_one_document(palaver: Palaver, control: Control) -> None:
+    control.regions = [[region(role="leader")]]
+    code, out, _ = palaver("region", "restart", "eu-west", "--json")
+    document = json.loads(out)
+    assert (code, document["region"], document["role"]) == (0, "eu-west", "leader")
+
+
+def test_down_says_that_all_has_stopped_and_where_the_data_is(palaver: Palaver, control: Control, data: Path) -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as supervisor:
+        path = open_layout(data).control
+        facts = json.loads(path.read_text()) | {"pid": supervisor.pid, "born": birth_of(supervisor.pid)}
+        path.write_text(json.dumps(facts))
+
+        def stop() -> None:
+            path.unlink()
+            supervisor.kill()
+
+        control.on_stop = stop
+        code, out, err = palaver("down")
+        assert supervisor.wait() != 0
+    assert (code, err) == (0, "")
+    assert out == f"stopped; the data is kept in {data}\n"
+
+
+def test_a_foreground_start_ends_with_every_edge_and_how_to_stop() -> None:
+    plan = make_plan(regions=("a", "b", "c"), view_regions=("d",), rtt_ms=0, port_base=None, deployment="x")
+    *edges, last = ready_lines(plan)
+    assert edges == [f"{name}: http://127.0.0.1:{plan.port(name, 'edge')}" for name in "abcd"]
+    assert "Ctrl-C" in last
