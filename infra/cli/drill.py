@@ -1,4 +1,4 @@
-"""`palaver drill list|run`: rehearse failures on a real deployment under load."""
+"""`palaver drill list|run`: inject faults into a real deployment under load, and check the results."""
 
 from __future__ import annotations
 
@@ -33,33 +33,33 @@ DEFAULT_REPORT = Path("drill-reports")
 
 
 def list_drills(as_json: Json = False) -> None:
-    """Show the drills that come with Palaver."""
+    """List the drills that come with Palaver."""
     drills = catalogue()
     if as_json:
         output.print_json(
             [{"name": one.name, "title": one.title, "hypothesis": one.hypothesis} for one in drills.values()]
         )
         return
-    output.print_table("", ("drill", "what is done"), [(one.name, one.title) for one in drills.values()])
+    output.print_table("", ("drill", "fault"), [(one.name, one.title) for one in drills.values()])
 
 
 def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
     wanted: Annotated[str, typer.Argument(metavar="NAME|FILE|all", help="A drill's name, its file, or all.")],
-    rounds: Annotated[int, typer.Option(help="How often.")] = 1,
-    seed: Annotated[int, typer.Option(help="Of the pauses between requests.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How many times to run each drill.")] = 1,
+    seed: Annotated[int, typer.Option(help="Seed of the random pauses between requests.")] = 1,
     rtt_ms: Annotated[float, typer.Option(help="Round trip between regions, in milliseconds.")] = RTT_MS,
     report: Annotated[Path, typer.Option(help="Folder for journals and reports.")] = DEFAULT_REPORT,
     data: Annotated[
         Path | None, typer.Option(help="A running deployment; without one, a deployment of its own is started.")
     ] = None,
-    force: Annotated[bool, typer.Option("--force", help="Begin although not everything is healthy.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Start even if the deployment is not healthy.")] = False,
     steady_within_s: Annotated[
         float,
-        typer.Option(min=0.0, help="How long to wait until everything is healthy, in seconds; then it is refused."),
+        typer.Option(min=0.0, help="Seconds to wait until the deployment is healthy; then the drill is refused."),
     ] = STEADY_WITHIN_S,
     as_json: Json = False,
 ) -> None:
-    """Carry drills out and judge them; 1 when any check fails, or nothing could be carried out."""
+    """Run drills and check the results. The exit code is 1 if a check fails or no drill could run."""
     try:
         drills = list(catalogue().values()) if wanted == "all" else [find_drill(wanted)]
     except InvalidDrill as error:

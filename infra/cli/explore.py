@@ -39,7 +39,7 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
     epochs: Annotated[int, typer.Option("--epochs", help="Epochs in a run at most.")] = 3,
     as_json: Json = False,
 ) -> None:
-    """Try every interleaving of three regions up to a bound, and show the shortest way to whatever goes wrong."""
+    """Check every interleaving of three regions up to a bound, and print the shortest path to a violation."""
     _check("--states", states, 1, STATES_MAX)
     _check("--depth", DEPTH_MAX if depth is None else depth, 1, DEPTH_MAX)
     _check("--faults", faults, 0, FAULTS_MAX)

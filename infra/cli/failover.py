@@ -1,4 +1,4 @@
-"""`palaver switch`, `palaver failover …`, `palaver history`: steer the leadership, and see what became of it."""
+"""`palaver switch`, `palaver failover …`, `palaver history`: control the leadership, and list its epochs."""
 
 from __future__ import annotations
 
@@ -15,31 +15,31 @@ from infra.supervisor.layout import open_layout
 
 REASON_CHARS_MAX = 120
 
-Reason = Annotated[str, typer.Option("--reason", help="Why, for the history.")]
+Reason = Annotated[str, typer.Option("--reason", help="Reason, for the logs and the history.")]
 
 
 def switch(
-    to: Annotated[str, typer.Option("--to", help="The region that is to lead.")],
+    to: Annotated[str, typer.Option("--to", help="The new leader region.")],
     reason: Reason = "planned",
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
-    """Move the leadership to a region whose ledger follows closely; writes wait meanwhile, and none fails."""
+    """Move the leadership to a region whose ledger follows closely; writes wait during the switch and do not fail."""
     _order("switch", to, reason, data, as_json)
 
 
 def pause(reason: Reason = "maintenance", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Move the leadership for no suspicion until `palaver failover resume`; a switch still does."""
+    """Stop automatic failover until `palaver failover resume`; `palaver switch` still works."""
     _order("pause", None, reason, data, as_json)
 
 
 def resume(reason: Reason = "maintenance is over", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Let a lost leader be replaced again."""
+    """Let another region replace a lost leader again."""
     _order("resume", None, reason, data, as_json)
 
 
 def history(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Print what became of each epoch: who led it, since when, why, and how long each step took."""
+    """List the epochs: leader, start, reason, and how long each step took."""
     with ControlClient(open_layout(data)) as control:
         document = control.get("/history")
     if as_json:

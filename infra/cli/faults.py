@@ -1,4 +1,4 @@
-"""`palaver fault …` and `palaver region …`: hurt a running deployment on purpose, and bring it back."""
+"""`palaver fault …` and `palaver region restart`: inject faults into a running deployment, and undo them."""
 
 from __future__ import annotations
 
@@ -22,35 +22,38 @@ HEALTHY_WITHIN_S = 120.0  # as long as a start may take; a copy of a large ledge
 POLL_S = 0.2
 
 REGION = Annotated[str, typer.Argument(help="A region.")]
+PROCESS = Annotated[
+    str | None, typer.Argument(help="A process of the region, as `palaver status --json` names it; without it, all.")
+]
 
 
 def kill(
-    region: str,
-    process: Annotated[str | None, typer.Argument()] = None,
+    region: REGION,
+    process: PROCESS = None,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
-    """Kill -9 one process (it comes back) or a whole region (it stays dead until `region restart`)."""
+    """Kill (-9) one process, which is restarted, or a whole region, which needs `palaver region restart`."""
     _fault("/fault/kill", "killed", region, process, data, as_json)
 
 
 def pause(
-    region: str,
-    process: Annotated[str | None, typer.Argument()] = None,
+    region: REGION,
+    process: PROCESS = None,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
-    """Stop (SIGSTOP) one process or a whole region without its noticing."""
+    """Suspend one process or a whole region (SIGSTOP)."""
     _fault("/fault/pause", "paused", region, process, data, as_json)
 
 
 def resume(
-    region: str,
-    process: Annotated[str | None, typer.Argument()] = None,
+    region: REGION,
+    process: PROCESS = None,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
 ) -> None:
-    """Let paused processes go on."""
+    """Resume suspended processes (SIGCONT)."""
     _fault("/fault/resume", "resumed", region, process, data, as_json)
 
 
@@ -62,7 +65,9 @@ def _fault(  # noqa: PLR0913, PLR0917 - the arguments of three commands
     if as_json:
         output.print_json({"region": region, "process": process, **answer})
     else:
-        typer.echo(f"{done} {region if process is None else f'{region}/{process}'}: {len(answer['pids'])} processes")
+        count = len(answer["pids"])
+        name = region if process is None else f"{region}/{process}"
+        typer.echo(f"{done} {name} ({count} {'process' if count == 1 else 'processes'})")
 
 
 def restart(
@@ -99,14 +104,14 @@ def _region(control: ControlClient, region: str) -> dict[str, Any]:
 
 
 def clock(
-    region: str,
-    offset_s: Annotated[float, typer.Argument(help="How far it is off, in seconds; 0 sets it right.")],
+    region: REGION,
+    offset_s: Annotated[float, typer.Argument(help="Offset in seconds, negative for the past; 0 removes it.")],
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """Set the wall clock of a region wrong (a deployment that was started with `palaver up --clocks`)."""
+    """Shift the wall clock of a region; the deployment must have been started with `palaver up --clocks`."""
     with ControlClient(open_layout(data)) as control:
         control.post("/fault/clock", region=region, offset_s=offset_s)
-    typer.echo(f"the clock of {region} is {offset_s:+g} s off" if offset_s else f"the clock of {region} is right")
+    typer.echo(f"{region}: wall clock shifted by {offset_s:+g} s" if offset_s else f"{region}: wall clock not shifted")
 
 
 FIRST = Annotated[str, typer.Argument(help="A region.")]
@@ -122,11 +127,11 @@ def partition(first: FIRST, second: SECOND, one_way: ONE_WAY = False, data: Data
 
 
 def heal(
-    first: Annotated[str | None, typer.Argument(help="A region; without any, everything is healed.")] = None,
+    first: Annotated[str | None, typer.Argument(help="A region; without one, all links are healed.")] = None,
     second: Annotated[str | None, typer.Argument(help="Another region.")] = None,
     data: Data = DEFAULT_DATA,
 ) -> None:
-    """Undo cuts, delays and loss, between two regions or everywhere."""
+    """Undo cuts, delays and loss between two regions, or between all of them."""
     if (first is None) != (second is None):
         raise UnknownTarget("name two regions, or none to heal everything")
     with _relay(data, *(name for name in (first, second) if name is not None)) as relay:
@@ -138,14 +143,17 @@ def delay(  # noqa: PLR0913, PLR0917 - each is an option of the command
     first: FIRST,
     second: SECOND,
     delay_ms: Annotated[float, typer.Argument(help="Delay of one direction, in milliseconds.")],
-    jitter_ms: Annotated[float, typer.Option(help="Up to this much more or less, at random.")] = 0.0,
+    jitter_ms: Annotated[float, typer.Option(help="Random variation of the delay, more or less.")] = 0.0,
     loss: Annotated[float, typer.Option(help="Share of packets lost, 0 to 1 (a retransmission delay on TCP).")] = 0.0,
     one_way: ONE_WAY = False,
     data: Data = DEFAULT_DATA,
 ) -> None:
     """Set delay, jitter and loss between two regions."""
     if not (0 <= delay_ms <= DELAY_MS_MAX and 0 <= jitter_ms <= DELAY_MS_MAX and 0 <= loss < 1):
-        raise InvalidPlan(f"use 0 to {DELAY_MS_MAX} ms of delay and jitter, and a loss from 0 to below 1")
+        raise InvalidPlan(
+            f"delay {delay_ms:g} ms, jitter {jitter_ms:g} ms, loss {loss:g}: use a delay and a jitter of 0 to "
+            f"{DELAY_MS_MAX} ms, and a loss from 0 to below 1"
+        )
     with _relay(data, first, second) as relay:
         relay.set_fault(first, second, delay_ms=delay_ms, jitter_ms=jitter_ms, loss=loss, both_ways=not one_way)
     typer.echo(f"{first} {'→' if one_way else '↔'} {second}: {delay_ms:g} ms ± {jitter_ms:g}, loss {loss:g}")

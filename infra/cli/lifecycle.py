@@ -34,22 +34,23 @@ def _names(text: str | None) -> tuple[str, ...] | None:
 
 def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
     regions: Annotated[
-        str | None, typer.Option(help="Voter regions, comma-separated (3 or 5); the first leads.")
+        str | None, typer.Option(help="Voter regions, comma-separated (3 or 5); the first is the first leader.")
     ] = None,
-    view_regions: Annotated[str | None, typer.Option(help="Regions that only read, comma-separated.")] = None,
+    view_regions: Annotated[str | None, typer.Option(help="Regions without a ledger, comma-separated.")] = None,
     rtt_ms: Annotated[float | None, typer.Option(help="Round trip between regions in milliseconds.")] = None,
     port_base: Annotated[
-        int | None, typer.Option(help="First of a block of ports; free ones are found otherwise.")
+        int | None, typer.Option(help="First port of a block; without it, free ports are chosen.")
     ] = None,
     detach: Annotated[
-        bool, typer.Option("--detach", help="Return when all is ready; stop with `palaver down`.")
+        bool, typer.Option("--detach", help="Return when the deployment is ready; `palaver down` stops it.")
     ] = False,
     clocks: Annotated[
-        bool, typer.Option("--clocks", help="Let the wall clocks of regions be set, for drills (libfaketime).")
+        bool,
+        typer.Option("--clocks", help="Make wall clocks shiftable, for drills (needs libfaketime)."),
     ] = False,
     limit_clients: Annotated[
         bool | None,
-        typer.Option(help="Limit what one address asks of an edge (default); --no-limit-clients for load tests."),
+        typer.Option(help="Limit the request rate of each client address (default); off for load tests."),
     ] = None,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
@@ -163,7 +164,7 @@ def _alive(pid: int) -> bool:
 
 
 def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Show cells, leader, epoch, regions and what is missing."""
+    """Show cells, leader, epoch, regions, faults in force and what is missing."""
     with ControlClient(open_layout(data)) as control:
         _print_status(control.get("/status"), as_json=as_json)
 
@@ -176,7 +177,7 @@ def _print_status(document: dict[str, Any], *, as_json: bool) -> None:
 
 
 def servers(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Show which server binaries are used, where they lie, which version and why."""
+    """Show the server binaries in use: path, version, source and why each was chosen."""
     del data  # Every command takes it; the binaries are the same for all folders.
     found = find_servers().values()
     if as_json:
@@ -200,11 +201,11 @@ def servers(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 def logs(
     region: Annotated[str | None, typer.Argument(help="Only this region.")] = None,
     process: Annotated[str | None, typer.Argument(help="Only this process.")] = None,
-    follow: Annotated[bool, typer.Option("-f", "--follow", help="Go on with what is appended.")] = False,
+    follow: Annotated[bool, typer.Option("-f", "--follow", help="Keep printing what is appended.")] = False,
     data: Data = DEFAULT_DATA,
     as_json: Annotated[bool, typer.Option("--json", help="Print each line as a JSON object.")] = False,
 ) -> None:
-    """Print the logs of all processes in the order of time."""
+    """Print the logs of all processes, in order of time."""
     layout = open_layout(data)
     files = log_reader.find_logs(layout, known_plan(layout), region, process)
     for line in log_reader.merged(files, as_json=as_json):

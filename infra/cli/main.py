@@ -1,4 +1,4 @@
-"""The `palaver` command: composition root of everything that an engineer does with a deployment.
+"""The `palaver` command: the composition root of all commands.
 
 Wrong input ends with exit code 2 and one line on standard error; a deployment that cannot do what was asked
 ends with exit code 1 and one line.
@@ -6,17 +6,21 @@ ends with exit code 1 and one line.
 
 from __future__ import annotations
 
+import re
 import sys
 from importlib import import_module
 
 import typer
+from typer._click import Context
 from typer._click import exceptions as usage  # Typer carries its own copy of click and exports no base of its errors
+from typer.core import TyperCommand
 
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
 from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
 
 WRONG_INPUT = (InvalidPlan, UnknownTarget, PlanMismatch)
+NEGATIVE_NUMBER = re.compile(r"-[0-9]*\.?[0-9]+")
 EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
 
 COMMANDS = (
@@ -35,18 +39,38 @@ COMMANDS = (
 
 GROUPS = {
     "site": ("Sites of a running deployment.", ("site:create",)),
-    "drill": ("Rehearse failures on a running deployment, under load.", ("drill:list_drills", "drill:run")),
+    "drill": (
+        "Inject faults under load and check what clients saw, on a deployment of its own or (--data) a running one.",
+        ("drill:list_drills", "drill:run"),
+    ),
     "fault": (
-        "Hurt a running deployment on purpose.",
+        "Inject faults into a running deployment.",
         tuple(f"faults:{name}" for name in ("kill", "pause", "resume", "partition", "heal", "delay", "clock")),
     ),
-    "failover": ("Whether a lost leader is replaced by itself.", ("failover:pause", "failover:resume")),
+    "failover": ("Turn automatic failover off and on.", ("failover:pause", "failover:resume")),
     "region": (
-        "Regions of a running deployment.",
+        "Regions of a running deployment: drain, remove, add and restart them.",
         ("voters:drain", "voters:undrain", "voters:add", "voters:remove", "faults:restart"),
     ),
 }
+WITH_NUMBERS = {"faults:delay", "faults:clock"}
+"""Commands with arguments that are numbers, which may be negative."""
+
 NAMES = {"drill:list_drills": "list"}  # a function of that name would hide the builtin
+
+
+class NumberCommand(TyperCommand):
+    """A command that takes `-5` for a number; the parser takes every other text with a dash for an option."""
+
+    def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
+        """Parse the arguments; an unknown option is refused as in every other command."""
+        options = {option for parameter in self.get_params(ctx) for option in parameter.opts}
+        unknown = [one for one in args if one.startswith("-") and one.partition("=")[0] not in options]
+        numbers = [one for one in unknown if NEGATIVE_NUMBER.fullmatch(one)]
+        ctx.ignore_unknown_options = len(numbers) == len(unknown)
+        return super().parse_args(
+            ctx, args if ctx.ignore_unknown_options else [one for one in args if one not in numbers]
+        )
 
 
 def make_app(word: str = "") -> typer.Typer:
@@ -56,7 +80,7 @@ def make_app(word: str = "") -> typer.Typer:
         word: The first word of the command line. Only what it names is imported: the modules of all commands take
             three times as long as most commands themselves. All are there when it names none.
     """
-    app = _group("A comment service that keeps its promises when a whole region dies.")
+    app = _group("A comment service for websites that survives the loss of a region.")
     # With a callback an application of one command still takes that command's name.
     app.callback()(lambda: None)
     known = {_name(command) for command in COMMANDS} | set(GROUPS)
@@ -78,7 +102,8 @@ def _name(command: str) -> str:
 
 def _add(app: typer.Typer, command: str) -> None:
     module, _, function = command.partition(":")
-    app.command(_name(command))(getattr(import_module(f"infra.cli.{module}"), function))
+    kind = NumberCommand if command in WITH_NUMBERS else None
+    app.command(_name(command), cls=kind)(getattr(import_module(f"infra.cli.{module}"), function))
 
 
 def _group(text: str) -> typer.Typer:

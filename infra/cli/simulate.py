@@ -26,13 +26,15 @@ FINDINGS_SHRUNK_MAX = 3
 
 def simulate(  # noqa: PLR0913, PLR0917 - each is an option of the command
     seeds: Annotated[str | None, typer.Option("--seeds", help="From A to B, both included: A..B.")] = None,
-    seed: Annotated[int | None, typer.Option("--seed", help="One seed, with its story.")] = None,
+    seed: Annotated[int | None, typer.Option("--seed", help="Run one seed.")] = None,
     minutes: Annotated[float, typer.Option("--minutes", help="Simulated minutes of each seed.")] = MINUTES,
-    keep: Annotated[Path | None, typer.Option("--keep", help="Folder for plans that fail, shrunk.")] = None,
-    trace: Annotated[bool, typer.Option("--trace", help="With --seed: print everything that happened.")] = False,
+    keep: Annotated[
+        Path | None, typer.Option("--keep", help="Folder for the shrunk fault plans of failed seeds.")
+    ] = None,
+    trace: Annotated[bool, typer.Option("--trace", help="With --seed: print every event.")] = False,
     as_json: Json = False,
 ) -> None:
-    """Run the failover core under virtual time with crashes, cuts, pauses and lies, and judge what it does."""
+    """Run the failover core under virtual time with crashes, partitions, pauses and false answers, and check it."""
     if (seeds is None) == (seed is None):
         raise InvalidPlan("name either --seeds A..B or --seed N")
     if not MINUTES_MIN <= minutes <= MINUTES_MAX:

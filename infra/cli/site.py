@@ -49,10 +49,20 @@ def create_site(layout: Layout, plan: Plan, *, name: str, origins: list[str]) ->
             return made
         problem = answer.json()
         if answer.is_client_error:
-            fields = "; ".join(f"{entry['field']}: {entry['message']}" for entry in problem.get("errors", []))
+            fields = "; ".join(
+                f"{_option(entry['field'], origins)}: {entry['message']}" for entry in problem.get("errors", [])
+            )
             raise InvalidPlan(fields or str(problem.get("detail") or problem.get("title")))
         reasons.append(f"{region}: {problem.get('title')}")
     raise DeploymentError(f"no edge created the site ({'; '.join(reasons)}); see `palaver status`")
+
+
+def _option(field: str, origins: list[str]) -> str:
+    """Return the argument of the command line that a field of the request came from."""
+    name, _, number = field.partition(".")
+    if name == "origins":
+        return f"--origin {origins[int(number)]!r}" if number.isdigit() and int(number) < len(origins) else "--origin"
+    return "NAME" if name == "name" else field
 
 
 def create(

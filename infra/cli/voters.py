@@ -1,6 +1,6 @@
-"""`palaver region drain | undrain | add | remove`: which regions may lead, and whose ledgers count.
+"""`palaver region drain | undrain | add | remove`: which regions may lead, and which ledgers the commit quorum has.
 
-Each waits until it is done. Asked again, it says that it is so already.
+Each waits until the order is carried out. A repeated order prints that nothing had to change.
 """
 
 from __future__ import annotations
@@ -52,7 +52,7 @@ def _is_removed(cell: Cell, region: str) -> bool:
     return bool(cell["voters"]) and region not in (*cell["voters"], *cell["joining"])
 
 
-DRAIN = Change(kind="drain", holds=_is_drained, says="drained: it leads only when no other can")
+DRAIN = Change(kind="drain", holds=_is_drained, says="drained: it leads only if no other region can")
 UNDRAIN = Change(
     kind="undrain",
     holds=lambda cell, region: region in cell["voters"] and region not in cell["drained"],
@@ -61,30 +61,32 @@ UNDRAIN = Change(
 ADD = Change(
     kind="add",
     holds=lambda cell, region: region in cell["voters"],
-    says="a voter: commits count with its ledger",
+    says="a voter: its ledger counts in the commit quorum",
 )
-REMOVE = Change(kind="remove", holds=_is_removed, says="no voter: no commit counts with its ledger")
+REMOVE = Change(
+    kind="remove", holds=_is_removed, says="removed from the voters: its ledger does not count in the commit quorum"
+)
 
 
 def drain(region: Region, reason: Reason = "maintenance", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Let a region lead no more, and move the leadership elsewhere when it has it; it still votes."""
+    """Move the leadership away from a region, which then leads only if no other region can; it still votes."""
     _carry_out(DRAIN, region, reason, data, as_json)
 
 
 def undrain(
     region: Region, reason: Reason = "maintenance is over", data: Data = DEFAULT_DATA, as_json: Json = False
 ) -> None:
-    """Let a drained region lead again; nothing moves by that."""
+    """Let a drained region lead again; the leadership does not move."""
     _carry_out(UNDRAIN, region, reason, data, as_json)
 
 
 def add(region: Region, reason: Reason = "planned", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Make a region a voter: its ledger copies and follows, and counts once it does."""
+    """Make a region a voter: its ledger is copied, follows the leader, and then joins the commit quorum."""
     _carry_out(ADD, region, reason, data, as_json)
 
 
 def remove(region: Region, reason: Reason = "planned", data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """Make a region no voter: no commit counts with its ledger any more, and it stops."""
+    """Take a region out of the commit quorum; its ledger stops and its data is kept."""
     _carry_out(REMOVE, region, reason, data, as_json)
 
 

@@ -85,8 +85,8 @@ class Target:
             return why_no_clocks()
         if drill.needs_disks and not all(disk.is_own for disk in self._disks.values()):
             return (
-                "this fault cannot be injected here: it takes ledgers on disks of their own, which a drill without "
-                "--data has when it runs as root and may mount loop devices with ext4"
+                "disk faults cannot be injected: the ledgers have no disks of their own; run the drill without --data, "
+                "as root, where loop devices with ext4 can be mounted"
             )
         return None
 

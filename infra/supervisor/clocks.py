@@ -39,7 +39,7 @@ def find_library(folders: Sequence[Path] = FOLDERS) -> Path:
         for path in (folder / LIBRARY, *sorted(folder.glob(f"*-linux-*/{LIBRARY}"))):
             if path.is_file():
                 return path
-    raise ClocksMissing("this fault cannot be injected here: libfaketime is missing; install the package libfaketime")
+    raise ClocksMissing("wall clocks cannot be shifted: libfaketime is missing; install the package libfaketime")
 
 
 def clocks_can_be_had() -> bool:
@@ -57,7 +57,7 @@ def why_no_clocks() -> str:
         find_library()
     except ClocksMissing as error:
         return str(error)
-    return "this fault cannot be injected here: start the deployment with `palaver up --clocks`"
+    return "wall clocks cannot be shifted: start the deployment with `palaver up --clocks`"
 
 
 def have_clocks(layout: Layout) -> bool:
@@ -80,7 +80,7 @@ def create_clocks(layout: Layout, plan: Plan, *, postgres_bin: Path, runs_as: Ac
         if not reachable(programs, runs_as):
             assert runs_as is not None, "what is reachable for nobody is asked for an account"
             raise ClocksMissing(
-                f"this fault cannot be injected here: account {runs_as.name} cannot enter {layout.clocks}; "
+                f"wall clocks cannot be shifted: account {runs_as.name} cannot enter {layout.clocks}; "
                 "use a --data that everybody can enter"
             )
         set_clock(layout, region, 0.0)

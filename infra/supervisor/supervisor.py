@@ -361,8 +361,7 @@ class Supervisor:
         self.check_target(region)
         if not have_clocks(self.site.layout):
             raise OrderRefused(
-                "this fault cannot be injected here: start the deployment with `palaver up --clocks`, "
-                "which takes libfaketime"
+                "wall clocks cannot be shifted: start the deployment with `palaver up --clocks` (needs libfaketime)"
             )
         set_clock(self.site.layout, region, offset_s)
         log.debug("fault: the clock of %s is %+.3f s off", region, offset_s)

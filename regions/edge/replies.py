@@ -76,8 +76,8 @@ class Problem(TypedDict):
 BUSY = Problem(status=503, slug="overloaded", title="Too many requests are waiting")
 VIEW_UNAVAILABLE = Problem(status=503, slug="view-unavailable", title="The view cannot be reached")
 LEDGER_UNAVAILABLE = Problem(status=503, slug="ledger-unavailable", title="The ledger cannot be reached")
-OUTCOME_UNKNOWN = Problem(status=503, slug="outcome-unknown", title="It is not known whether the write took place")
-NOT_IMPLEMENTED = Problem(status=501, slug="not-implemented", title="No address takes this method or encoding")
+OUTCOME_UNKNOWN = Problem(status=503, slug="outcome-unknown", title="The outcome of the write is unknown")
+NOT_IMPLEMENTED = Problem(status=501, slug="not-implemented", title="The method or encoding is not implemented")
 METHODS_AND_ENCODINGS = (
     "The methods are GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS; the one transfer coding is chunked."
 )
@@ -157,7 +157,7 @@ LOCAL_REPLIES = (
         when=(404,),
         status=404,
         slug="not-found",
-        title="There is nothing at this address",
+        title="No resource is at this address",
         detail="The address is not part of the API.",
     ),
     LocalReply(
@@ -209,7 +209,7 @@ ANY_OTHER = LocalReply(
     when=(),
     status=500,
     slug="internal-error",
-    title="Something went wrong here",
+    title="Internal error",
     detail="The edge refused the request.",
 )
 

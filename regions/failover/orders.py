@@ -100,7 +100,7 @@ def _remove(facts: Facts, record: Leadership, region: RegionName) -> Plan:
     if region == facts.region:
         return Answer(refused=f"{region} leads: switch to another region first")
     if len(record.voters) <= VOTERS_MIN:
-        return Answer(refused=f"{VOTERS_MIN} voters would become fewer: add another region first")
+        return Answer(refused=f"a cell needs {VOTERS_MIN} voters: drain {region} instead, or add another voter first")
     if _is_busy(facts):
         return Answer(refused=BUSY)
     return Resize(voters=tuple(one for one in record.voters if one != region))

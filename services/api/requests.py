@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from typing import Any, Final, TypeVar, cast
 
 from pydantic import TypeAdapter, ValidationError
-from pydantic_core import from_json, to_json
+from pydantic_core import ErrorDetails, from_json, to_json
 
 from services.api.problems import FieldError, Problem, invalid
 from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
@@ -169,13 +169,11 @@ def parse_json(adapter: TypeAdapter[_T], body: bytes) -> _T:
     try:
         return adapter.validate_json(body, strict=True)
     except ValidationError as error:
-        details = error.errors(include_url=False, include_context=False, include_input=False)
+        details = error.errors(include_url=False, include_input=False)
         if details[0]["type"] == "json_invalid":
-            raise Problem("malformed-json", details[0]["msg"]) from None
-        errors = [
-            FieldError(_field_name(detail["loc"]), _message(detail["type"], detail["msg"]))
-            for detail in details[:FIELD_ERRORS_MAX]
-        ]
+            where = details[0]["msg"].removeprefix("Invalid JSON: ")
+            raise Problem("malformed-json", f"The body is not valid JSON: {where}.") from None
+        errors = [FieldError(_field_name(detail["loc"]), _message(detail)) for detail in details[:FIELD_ERRORS_MAX]]
         first = errors[0]
         raise Problem("invalid-request", f"{first.field}: {first.message}", errors=errors) from None
 
@@ -207,8 +205,27 @@ def _field_name(place: tuple[int | str, ...]) -> str:
     return ".".join(map(str, place))[:FIELD_NAME_CHARS_MAX] or "request"
 
 
-def _message(kind: str, text: str) -> str:
-    return "unknown field" if kind == "extra_forbidden" else text.removeprefix("Value error, ")
+_MESSAGES: Final = {
+    "extra_forbidden": "unknown field",
+    "missing": "is required",
+    "string_type": "must be a string",
+    "string_too_short": "must not be empty",
+    "string_too_long": "may have {max_length} characters",
+    "string_unicode": "must be valid Unicode",
+    "list_type": "must be an array",
+    "too_long": "may have {max_length} items",
+    "model_type": "must be an object",
+    "model_attributes_type": "must be an object",
+    "uuid_type": "must be a UUID",
+    "uuid_parsing": "must be a UUID",
+}
+"""What clients are told of each kind of error that the models of requests can have; the validator's own words speak of
+Python. The texts of our own checks stay as they are."""
+
+
+def _message(detail: ErrorDetails) -> str:
+    text = _MESSAGES.get(detail["type"])
+    return detail["msg"].removeprefix("Value error, ") if text is None else text.format_map(detail.get("ctx", {}))
 
 
 def parse_query(scope: Scope, known: Iterable[str], *, repeated: str | None = None) -> dict[str, list[str]]:

@@ -24,7 +24,7 @@ PATH_BYTES_MAX: Final = 1024
 """The longest path of a route has about a hundred bytes, and three times as many percent-encoded."""
 
 _MALFORMED: Final = (400, "Bad Request", "malformed-request", "The request is malformed")
-_NO_SUCH_METHOD: Final = (501, "Not Implemented", "not-implemented", "No address takes this method or encoding")
+_NO_SUCH_METHOD: Final = (501, "Not Implemented", "not-implemented", "The method or encoding is not implemented")
 
 
 def client_is_gone(scope: Mapping[str, Any]) -> bool:

@@ -63,14 +63,17 @@ def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tm
 
 @pytest.mark.parametrize(
     ("name", "lacking"),
-    [("clock-jump", "libfaketime|palaver up --clocks"), ("full-disk-leader", "it takes ledgers on disks")],
+    [
+        ("clock-jump", "wall clocks cannot be shifted: .*(libfaketime|palaver up --clocks)"),
+        ("full-disk-leader", "disk faults cannot be injected: the ledgers have no disks of their own"),
+    ],
 )
 def test_a_drill_whose_fault_cannot_be_injected_is_skipped_and_not_passed(
     stack: Stack, tmp_path: Path, name: str, lacking: str
 ) -> None:
     done = palaver("drill", "run", name, "--report", str(tmp_path), data=stack.data, check=False)
     assert done.returncode == 1
-    assert re.search(f"{name} skipped: this fault cannot be injected here: .*({lacking})", done.stdout), done.stdout
+    assert re.search(f"{name} skipped: {lacking}", done.stdout), done.stdout
     assert list(tmp_path.iterdir()) == []
 
 

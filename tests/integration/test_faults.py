@@ -204,7 +204,7 @@ def test_a_region_behind_a_delay_still_commits_and_converges(stack: Stack) -> No
         (("fault", "kill", "atlantis"), "unknown region"),
         (("fault", "kill", "us-east", "nginx"), "unknown process"),
         (("fault", "partition", "us-east", "us-east"), "two different"),
-        (("fault", "delay", "us-east", "eu-west", "-5"), ""),
+        (("fault", "delay", "us-east", "eu-west", "-5"), "delay -5 ms"),
         (("fault", "delay", "us-east", "eu-west", "99999"), "0 to"),
         (("region", "restart", "atlantis"), "unknown region"),
         (("logs", "atlantis"), "unknown region"),

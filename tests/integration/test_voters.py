@@ -90,7 +90,7 @@ def is_out(region: dict[str, Any]) -> bool:
 @pytest.mark.parametrize(
     ("order", "who", "code", "says"),
     [
-        ("remove", "follower", 1, "3 voters would become fewer: add another region first"),
+        ("remove", "follower", 1, "a cell needs 3 voters: drain "),
         ("remove", "leader", 1, "leads: switch to another region first"),
         ("remove", "atlantis", 2, "unknown region 'atlantis'"),
     ],

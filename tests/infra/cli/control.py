@@ -5,6 +5,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+Palaver = Callable[..., tuple[int, str, str]]
+"""The fixture `palaver`: arguments to exit code, standard output and standard error."""
+
 VOTERS = ["us-east", "eu-west", "ap-south", "sa-east", "af-south"]
 
 

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -15,9 +14,7 @@ from infra.cli.lifecycle import ready_lines
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import make_plan
 from infra.supervisor.records import birth_of
-from tests.infra.cli.control import Control
-
-Palaver = Callable[..., tuple[int, str, str]]
+from tests.infra.cli.control import Control, Palaver
 
 
 def region(*missing: str, state: str = "running", role: str = "follower") -> dict[str, Any]:

@@ -17,7 +17,11 @@ from tests.infra.cli.control import VOTERS, Control, made
         ("drain", (made(), made(leader="eu-west", epoch=2, drained=["us-east"])), "us-east is drained"),
         ("undrain", (made(drained=["us-east"]), made()), "us-east is free to lead"),
         ("add", (made(voters=VOTERS[1:], leader="eu-west"), made(leader="eu-west")), "us-east is a voter"),
-        ("remove", (made(leader="eu-west"), made(voters=VOTERS[1:], leader="eu-west")), "us-east is no voter"),
+        (
+            "remove",
+            (made(leader="eu-west"), made(voters=VOTERS[1:], leader="eu-west")),
+            "us-east is removed from the voters",
+        ),
     ],
 )
 def test_an_order_is_given_with_its_reason_and_said_in_one_line(
@@ -93,7 +97,7 @@ def test_a_copy_is_waited_for_and_one_that_was_called_off_is_not(
     [
         ((404, "unknown region 'mars'; there are us-east"), 2),
         ((404, "cafe only reads; a ledger can be in us-east"), 2),
-        ((409, "3 voters would become fewer: add another region first"), 1),
+        ((409, "a cell needs 3 voters: drain mars instead, or add another voter first"), 1),
     ],
 )
 def test_a_refusal_is_one_line_with_its_reason(

@@ -35,9 +35,7 @@ needs_libfaketime = pytest.mark.skipif(not is_installed(), reason="libfaketime i
 
 
 def test_where_the_library_is_missing_one_line_says_what_to_install(tmp_path: Path) -> None:
-    with pytest.raises(
-        ClocksMissing, match=r"^this fault cannot be injected here: .* install the package libfaketime$"
-    ):
+    with pytest.raises(ClocksMissing, match=r"^wall clocks cannot be shifted: .* install the package libfaketime$"):
         find_library([tmp_path])
 
 

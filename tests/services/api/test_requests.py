@@ -1,9 +1,13 @@
+from typing import Any
+
 import pytest
+from pydantic import TypeAdapter
 
 from regions.identity import CellId
 from regions.position import Position
 from services.api.consistency import parse_wanted
 from services.api.cors import parse_uuid, site_of
+from services.api.models import NEW_COMMENT, NEW_SITE
 from services.api.problems import Problem
 from services.api.requests import (
     NO_VERSION,
@@ -12,6 +16,7 @@ from services.api.requests import (
     parse_count,
     parse_idempotency_key,
     parse_if_match,
+    parse_json,
     parse_query,
     require_json,
 )
@@ -91,3 +96,34 @@ def test_a_query_has_a_bound_that_a_key_of_the_longest_form_fits_in() -> None:
     assert parse_query({"query_string": longest}, ["thread"]) == {"thread": ["\U0001f600" * 2000]}
     with pytest.raises(Problem, match=f"query: may have {QUERY_BYTES_MAX} bytes"):
         parse_query({"query_string": b"thread=" + b"a" * QUERY_BYTES_MAX}, ["thread"])
+
+
+@pytest.mark.parametrize(
+    ("adapter", "body", "errors"),
+    [
+        (NEW_COMMENT, b"{}", {"thread": "is required", "body": "is required"}),
+        (NEW_COMMENT, b'{"thread":1,"body":""}', {"thread": "must be a string", "body": "must not be empty"}),
+        (NEW_COMMENT, b'{"thread":"t","body":"b","parent":"x"}', {"parent": "must be a UUID"}),
+        (NEW_COMMENT, b'{"thread":"t","body":"b","parent":1}', {"parent": "must be a UUID"}),
+        (NEW_COMMENT, b'{"thread":"t","body":"b","author":"x"}', {"author": "must be an object"}),
+        (NEW_COMMENT, b'{"thread":"t","body":"b","author":{"name":" "}}', {"author.name": "must not be blank"}),
+        (NEW_COMMENT, b"[]", {"request": "must be an object"}),
+        (NEW_SITE, b'{"name":"n","origins":"x"}', {"origins": "must be an array"}),
+        (NEW_SITE, b'{"name":"%s"}' % (b"n" * 201), {"name": "may have 200 characters"}),
+        (NEW_SITE, b'{"name":"n","origins":[%s]}' % b",".join([b'"*"'] * 51), {"origins": "may have 50 items"}),
+        (NEW_SITE, b'{"name":"n","else":1}', {"else": "unknown field"}),
+    ],
+)
+def test_a_wrong_field_is_described_in_the_words_of_the_api(
+    adapter: TypeAdapter[Any], body: bytes, errors: dict[str, str]
+) -> None:
+    with pytest.raises(Problem, match="invalid-request") as refused:
+        parse_json(adapter, body)
+    assert {error.field: error.message for error in refused.value.errors} == errors
+
+
+def test_a_body_that_is_no_json_is_refused_with_the_place() -> None:
+    with pytest.raises(Problem, match="malformed-json") as refused:
+        parse_json(NEW_SITE, b'{"name"')
+    assert refused.value.detail.startswith("The body is not valid JSON: ")
+    assert "line 1 column 7" in refused.value.detail

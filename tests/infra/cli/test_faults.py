@@ -1,0 +1,35 @@
+"""What `palaver fault` prints, and how its commands take numbers, against a played control interface."""
+
+import pytest
+
+from tests.infra.cli.control import Control, Palaver
+
+
+@pytest.mark.parametrize(
+    ("arguments", "pids", "line"),
+    [
+        (("fault", "kill", "ap-south", "redis"), [1], "killed ap-south/redis (1 process)\n"),
+        (("fault", "pause", "ap-south"), [1, 2], "paused ap-south (2 processes)\n"),
+        (("fault", "resume", "ap-south", "redis"), [], "resumed ap-south/redis (0 processes)\n"),
+    ],
+)
+def test_a_fault_prints_how_many_processes_it_reached(
+    palaver: Palaver, control: Control, arguments: tuple[str, ...], pids: list[int], line: str
+) -> None:
+    control.documents[f"/fault/{arguments[1]}"] = {"pids": pids}
+    assert palaver(*arguments) == (0, line, "")
+
+
+def test_a_clock_is_set_back_by_a_negative_number(palaver: Palaver, control: Control) -> None:
+    assert palaver("fault", "clock", "eu-west", "-3600")[:2] == (0, "eu-west: wall clock shifted by -3600 s\n")
+    assert control.orders == [{"region": "eu-west", "offset_s": -3600.0, "path": "/fault/clock"}]
+
+
+def test_a_negative_delay_is_refused_as_a_number_and_an_unknown_option_as_an_option(palaver: Palaver) -> None:
+    code, _, err = palaver("fault", "delay", "us-east", "eu-west", "-5")
+    assert (code, len(err.splitlines())) == (2, 1)
+    assert "delay -5 ms" in err
+    assert "0 to 10000 ms" in err
+    code, _, err = palaver("fault", "delay", "us-east", "eu-west", "-5", "--los", "0.1")
+    assert code == 2
+    assert "No such option: --los" in err
