@@ -137,6 +137,29 @@ def test_a_procedure_whose_text_is_another_is_replaced(ledger_server: servers.Po
         ledger.migrate(ledger_server.url())
 
 
+async def test_a_new_parameter_makes_an_overload_that_is_called_by_name(
+    writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
+) -> None:
+    """The worked example of CONTRIBUTING: older write APIs go on with the old procedure."""
+    text = (Path(ledger.__file__).parent / "procedures" / "020_post_comment.sql").read_text()
+    assert text.count("p_trace text,") == 1
+    ledger_server.sql(text.replace("p_trace text,", "p_trace text, p_language text,"))
+    arguments = (1, site, "t", "Title", None, "hello", "Ann", None, None, None, None, 20, None, "en")
+    places = ", ".join(f"${number}" for number in range(1, len(arguments)))
+    try:
+        assert (await Post(site).send(writer))["outcome"] == "created"
+        with pytest.raises(asyncpg.AmbiguousFunctionError):
+            await writer.fetchrow(f"CALL palaver.post_comment({places}, $14)", *arguments)
+        row = await writer.fetchrow(f"CALL palaver.post_comment({places}, p_language => $14)", *arguments)
+        assert row is not None
+        assert row["outcome"] == "created"
+    finally:
+        newest = "SELECT oid::regprocedure::text FROM pg_proc WHERE proname = 'post_comment' ORDER BY pronargs"
+        *_, (procedure,) = ledger_server.sql(newest)
+        ledger_server.sql(f"DROP PROCEDURE {procedure}")
+    assert len(ledger_server.sql(newest)) == 1
+
+
 def test_only_facts_without_personal_data_are_published(ledger_server: servers.PostgresServer) -> None:
     rows = ledger_server.sql("SELECT tablename FROM pg_publication_tables WHERE pubname = 'palaver' ORDER BY 1")
     assert [row[0] for row in rows] == ["comments", "fence", "sites", "threads"]

@@ -172,6 +172,18 @@ async def test_the_functions_can_be_replaced_while_apply_uses_them(rig: Rig) -> 
     assert differences(rig) == []
 
 
+async def test_a_column_that_the_view_does_not_know_is_ignored(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating() as applier, writing(rig) as writer:
+        thread = await writer.create_thread()
+        rig.sql("ALTER TABLE palaver.comments ADD COLUMN language text DEFAULT 'en'")
+        await writer.post(thread)
+        await rig.caught_up()
+        assert (applier.counts.restarts, applier.dead_letters) == (0, 0)
+    assert differences(rig) == []
+
+
 async def test_only_pages_that_moved_get_a_new_version_and_are_told(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
