@@ -34,7 +34,7 @@ from infra.bench.bare_edge import bare_edge
 from infra.bench.deployment import RunningDeployment, running_deployment, write_results
 from infra.bench.load import BadAnswer, LoadResult, Session, get_request, post_request, run_load
 from infra.bench.raw_app import free_port
-from infra.bench.rows import MeasuredNothing, compared, freshness, plain
+from infra.bench.rows import MeasuredNothing, compared, freshness, limits_beside, plain, printed
 from infra.bench.sessions import measure_sessions
 from infra.bench.thread_pages import measure_thread_pages
 from infra.cli.output import print_table
@@ -294,13 +294,9 @@ async def measure() -> list[dict[str, Any]]:
 def main() -> int:
     """Measure, print, store; exit code 1 when an aim is missed."""
     rows = uvloop.run(measure())
-    print_table(
-        "", ("work", "measured", "beside it", "ratio", "aim", "met"),
-        [
-            (row["work"], row["ours"], row["beside"], row["ratio"], row["aim"], "yes" if row["met"] else "NO")
-            for row in rows
-        ],
-    )  # fmt: skip
+    print_table("", *printed(rows))
+    for line in limits_beside(rows):
+        print(line)
     machine = {"cores": psutil.cpu_count(), "memory_gb": round(psutil.virtual_memory().total / 1e9, 1)}
     write_results(
         RESULTS,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 import statistics
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -27,6 +28,9 @@ AGENT_SHARE_MAX = 0.03
 REJOIN_S_MAX = 20.0
 P99_RATIO_MAX = 2.0
 HOGGED_WRITES_PER_S_MIN = 1.0
+
+
+TERMINAL_COLUMNS = 80
 
 
 class MeasuredNothing(Exception):
@@ -134,3 +138,24 @@ def rejoin(
         "p99_ratio": round(ratio, 2),
         "met": 0 < seconds <= REJOIN_S_MAX and ratio <= P99_RATIO_MAX and "rewound" in " ".join(how),
     }
+
+
+def printed(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
+    """Return the columns and the lines of the table for a terminal: each row numbered, without its limit."""
+    lines = [
+        (number, row["work"], row["ours"], row["ratio"], row["aim"], "yes" if row["met"] else "NO")
+        for number, row in enumerate(rows, 1)
+    ]
+    return ("", "work", "measured", "ratio", "aim", "met"), lines
+
+
+def limits_beside(rows: Sequence[Row]) -> list[str]:
+    """Return what each row is compared with, by its number, in lines that fit a terminal."""
+    return [
+        line
+        for number, row in enumerate(rows, 1)
+        if row["beside"] != "—"
+        for line in textwrap.wrap(
+            f"{number:>2}  limit: {row['beside']}", TERMINAL_COLUMNS, subsequent_indent="    ", break_on_hyphens=False
+        )
+    ]

@@ -12,6 +12,7 @@ import pytest
 from infra.bench import rows, sessions, thread_pages
 from infra.bench.load import LoadResult, percentile
 from infra.bench.rows import MeasuredNothing, Row
+from infra.cli.output import table
 from tests.infra.objections import public_functions
 
 RUN = LoadResult(requests=1000, seconds=1.0, latencies_s=[0.01] * 1000)
@@ -157,3 +158,17 @@ def test_a_load_without_an_answer_has_no_figures() -> None:
     ):
         with pytest.raises(AssertionError):
             figure()
+
+
+def test_the_table_and_the_limits_fit_a_terminal_of_80_columns(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", "80")
+    work = "GET page of a 200-comment thread (identity, 40,166 bytes) through the edge, warm"
+    beside = "a raw route that returns the same bytes, no edge; " + "to a callable without any route " * 5
+    made = [compared(work=work, beside=beside), freshness([5.0] * 100), plain(10.0)]
+    text = table("", *rows.printed(made))
+    assert max(map(len, text.splitlines())) <= 80
+    assert len(text.splitlines()) <= 12
+    limits = rows.limits_beside(made)
+    assert max(map(len, limits)) <= 80
+    assert " ".join(line.strip() for line in limits).startswith("1  limit: a raw route that returns")
+    assert all(line.startswith((" 1  ", "    ")) for line in limits), "only the first has a limit"
