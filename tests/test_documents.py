@@ -6,10 +6,13 @@ import subprocess
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
+from typing import Any
 
 import pytest
+import typer
 from pydantic_settings import BaseSettings
 
+from infra.cli.main import make_app
 from infra.servers.unprivileged import account
 from infra.supervisor.environment import Site, service_environment
 from infra.supervisor.layout import Layout
@@ -139,6 +142,36 @@ def test_the_readme_names_the_targets_of_make_and_no_others() -> None:
     text = (ROOT / "README.md").read_text()
     assert set(re.findall(r"^\| `make ([a-z-]+)` \|", text, re.MULTILINE)) == targets
     assert set(re.findall(r"\bmake ([a-z]+)`", text)) <= targets
+
+
+def commands(group: Any, words: str = "palaver") -> Iterator[tuple[str, Any]]:
+    """Every command of the command line with its words."""
+    for name, command in group.commands.items():
+        if hasattr(command, "commands"):
+            yield from commands(command, f"{words} {name}")
+        else:
+            yield f"{words} {name}", command
+
+
+def test_the_readme_names_each_command_and_its_options() -> None:
+    rows = re.findall(r"^\| (`palaver .+?) \| ", (ROOT / "README.md").read_text(), re.MULTILINE)
+    # `palaver failover pause` or `resume`: the row names the second command by its last word.
+    missing: list[str] = []
+    for words, command in commands(typer.main.get_command(make_app())):
+        *group, name = words.split()
+        own = [
+            row
+            for row in rows
+            if re.search(rf"{words}(?![\w-])", row) or (f"`{name}`" in row and row.startswith(f"`{' '.join(group)} "))
+        ]
+        if not own:
+            missing.append(words)
+        for parameter in command.params:
+            names = {*parameter.opts, *parameter.secondary_opts}
+            optional = all(one.startswith("-") for one in names) and not names & {"--data", "--help"}
+            if own and optional and not any(re.search(rf"{one}(?![\w-])", row) for row in own for one in names):
+                missing.append(f"{words} {' '.join(sorted(names))}")
+    assert not missing
 
 
 @cache
