@@ -27,19 +27,19 @@ State = Literal[
 ]
 
 MEANINGS: dict[State, str] = {
-    "starting": "has not heard of a record yet",
-    "observing": "holds no member that votes; suspects, and tells",
-    "refusing": "cannot take part, and says why",
-    "bootstrapping": "makes the ledger of a new cell",
+    "starting": "has received no record yet",
+    "observing": "has no voting member; suspects the leader and reports it",
+    "refusing": "cannot take part, and reports why",
+    "bootstrapping": "creates the ledger of a new cell",
     "following": "its member receives the leader's WAL",
-    "rejoining": "its member is pointed at the leader, rewound or copied",
-    "freezing": "another candidate recruits; its member is being frozen",
-    "promised": "its promise and its position are published",
-    "recruiting": "it is the candidate and collects votes",
-    "promoting": "its member was chosen; from its quorum to its fence row",
-    "leading": "it takes writes",
-    "handing-over": "an operator wants another leader; it takes no more writes and drains",
-    "stepping-down": "its member was primary or it led, and that is over; PostgreSQL is being stopped",
+    "rejoining": "connects its member to the leader, rewinds it or copies it",
+    "freezing": "freezes its member, because another candidate recruits",
+    "promised": "has published its promise and its position",
+    "recruiting": "is the candidate and collects votes",
+    "promoting": "promotes its chosen member: from its quorum to its fence row",
+    "leading": "accepts writes",
+    "handing-over": "hands over to another region: accepts no more writes and drains",
+    "stepping-down": "stops PostgreSQL after it led or its member was primary",
 }
 
 
