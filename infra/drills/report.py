@@ -3,23 +3,18 @@
 Decides their form. The page holds everything, its plot included, and opens from a file.
 """
 
-# matplotlib leaves its keyword arguments untyped.
-# pyright: reportUnknownMemberType=false
-
 from __future__ import annotations
 
 import html
-import io
 from collections.abc import Mapping, Sequence
+from itertools import cycle
 from pathlib import Path
 from statistics import median
 from typing import Any
 
 import orjson
-from matplotlib.axes import Axes
-from matplotlib.backends.backend_svg import FigureCanvasSVG
-from matplotlib.figure import Figure
 
+from infra.drills.charts import Band, Mark, Panel, Series, chart
 from infra.drills.drill import PHASES, RoleAtStart
 from infra.drills.evidence import slowest_write_s
 from infra.drills.judges import PHASE_WORDS, Check
@@ -32,6 +27,9 @@ PHASE_COLOURS = {
     "serving": "#d5ead8", "recruiting": "#fbd9c5", "promoting": "#fdeec3", "establishing": "#fdeec3",
     "bootstrapping": "#dde3ee",
 }  # fmt: skip
+
+REGION_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2")
+OUTCOME_COLOURS = {"acknowledged": "#0b5cad", "refused": "#b3261e", "unknown": "#7a4fb5"}
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -157,62 +155,40 @@ def told(record: Mapping[str, Any]) -> str:
 def timeline(outcome: Outcome) -> str:
     """Return an SVG: acknowledgements a second, latencies, suspicion, phases and faults over time."""
     records = outcome.records
-    end = max((float(record["t"]) for record in records), default=1.0)
-    figure = Figure(figsize=(12, 8), layout="constrained")
-    FigureCanvasSVG(figure)
-    rate, latency, phi = figure.subplots(3, 1, sharex=True)
-    _plot_rate(rate, records, end)
-    _plot_latency(latency, records)
-    _plot_phi(phi, records)
-    for axes in (rate, latency, phi):
-        _plot_phases(axes, records, end)
-        for record in records:
-            if record["kind"] == "step":
-                axes.axvline(record["t"], color="#b3261e", linewidth=0.8, linestyle="--")
-    for record in records:
-        if record["kind"] == "step":
-            rate.annotate(
-                told(record), (record["t"], rate.get_ylim()[1]), rotation=30, fontsize=7, ha="left", va="bottom",
-                annotation_clip=False,
-            )  # fmt: skip
-    phi.set_xlabel("seconds")
-    target = io.StringIO()
-    figure.savefig(target, format="svg", metadata={"Date": None})
-    text = target.getvalue()
-    return text[text.index("<svg") :]
+    end = max((float(record["t"]) for record in records), default=0.0) or 1.0
+    return chart(
+        [_rate(records, end), _latency(records), _suspicion(records)],
+        end=end,
+        bands=_phases(records, end),
+        marks=[Mark(at=float(record["t"]), label=told(record)) for record in records if record["kind"] == "step"],
+    )
 
 
-def _plot_rate(axes: Axes, records: Sequence[Mapping[str, Any]], end: float) -> None:
+def _rate(records: Sequence[Mapping[str, Any]], end: float) -> Panel:
     buckets = [0] * (int(end / BUCKET_S) + 1)
     for record in records:
         if record["kind"] == "acknowledged":
             buckets[int(record["t"] / BUCKET_S)] += 1
-    times = [number * BUCKET_S for number in range(len(buckets))]
-    axes.step(times, [count / BUCKET_S for count in buckets], where="post", color="#0b5cad", linewidth=1)
-    axes.set_ylabel("acknowledged writes/s")
-    axes.set_ylim(bottom=0)
+    points = [(number * BUCKET_S, count / BUCKET_S) for number, count in enumerate(buckets)]
+    rate = Series(label=None, colour=OUTCOME_COLOURS["acknowledged"], points=points, drawn_as="steps")
+    return Panel(label="acknowledged writes/s", series=[rate])
 
 
-def _plot_latency(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    styles = {
-        "acknowledged": ("#0b5cad", "acknowledged"),
-        "refused": ("#b3261e", "refused"),
-        "unknown": ("#7a4fb5", "unknown"),
-    }
-    for kind, (colour, label) in styles.items():
-        points = [(record["sent"], record["t"] - record["sent"]) for record in records if record["kind"] == kind]
+def _latency(records: Sequence[Mapping[str, Any]]) -> Panel:
+    series: list[Series] = []
+    for kind, colour in OUTCOME_COLOURS.items():
+        points = [
+            (float(record["sent"]), float(record["t"] - record["sent"]) * 1000)
+            for record in records
+            if record["kind"] == kind
+        ]
         if points:
-            axes.scatter(
-                [sent for sent, _ in points], [took * 1000 for _, took in points], s=3, color=colour, label=label
-            )
-    axes.set_yscale("log")
-    axes.set_ylabel("latency of writes, ms")
-    if axes.get_legend_handles_labels()[0]:
-        axes.legend(loc="upper right", fontsize=8)
+            series.append(Series(label=kind, colour=colour, points=points, drawn_as="dots"))
+    return Panel(label="latency of writes, ms", series=series, logarithmic=True)
 
 
-def _plot_phi(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
-    """How much each region is suspected by whoever suspects it most."""
+def _suspicion(records: Sequence[Mapping[str, Any]]) -> Panel:
+    """For each region, the highest phi that any other region has computed for it."""
     suspicion: dict[str, list[tuple[float, float]]] = {}
     for record in records:
         if record["kind"] != "phi":
@@ -223,18 +199,22 @@ def _plot_phi(axes: Axes, records: Sequence[Mapping[str, Any]]) -> None:
                 most[region] = max(most.get(region, 0.0), min(float(value), PHI_SHOWN_MAX))
         for region, value in most.items():
             suspicion.setdefault(region, []).append((float(record["t"]), value))
-    for region, points in sorted(suspicion.items()):
-        axes.plot([at for at, _ in points], [value for _, value in points], linewidth=1, label=region)
-    axes.set_ylabel("phi")
-    if suspicion:
-        axes.legend(loc="upper right", fontsize=8)
+    return Panel(
+        label="phi",
+        series=[
+            Series(label=region, colour=colour, points=points, drawn_as="line")
+            for (region, points), colour in zip(sorted(suspicion.items()), cycle(REGION_COLOURS), strict=False)
+        ],
+    )
 
 
-def _plot_phases(axes: Axes, records: Sequence[Mapping[str, Any]], end: float) -> None:
+def _phases(records: Sequence[Mapping[str, Any]], end: float) -> list[Band]:
     statuses = [record for record in records if record["kind"] == "status"]
     ends = [*(float(record["t"]) for record in statuses[1:]), end]
-    for record, until in zip(statuses, ends, strict=False):
-        axes.axvspan(record["t"], until, color=PHASE_COLOURS.get(record["phase"], "#eeeeee"), alpha=0.6, linewidth=0)
+    return [
+        Band(since=float(record["t"]), until=until, colour=PHASE_COLOURS.get(record["phase"], "#eeeeee"))
+        for record, until in zip(statuses, ends, strict=False)
+    ]
 
 
 def _latencies(records: Sequence[Mapping[str, Any]]) -> list[float]:
