@@ -7,7 +7,7 @@ BIN := $(VENV)/bin
 PYTHON ?= $(shell for name in python3 python3.13 python3.12 python3.11; do \
   $$name -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$name && break; done)
 STAMP := $(VENV)/.setup-done
-SOURCES := regions sync services infra tests
+PACKAGES := regions sync services infra
 PYTEST_FLAGS ?=
 COUNTED = --counts=$(VENV)/$@.counts $(PYTEST_FLAGS)
 # Most tests wait for servers; what has bounds in seconds (marked `stack` or `alone`) has the machine to itself.
@@ -55,10 +55,12 @@ test-deployments: setup ## The part of `test` with whole deployments and live ag
 test-simulation: setup ## The part of `test` with the failover core under virtual time
 	$(BIN)/pytest tests/simulation tests/infra/cli -m "simulation and not soak" -n 2 $(COUNTED)
 
-check: setup ## Check format, lint, types and import contracts
+check: setup ## Check format, lint, types, import contracts, dead code and dependencies
 	$(BIN)/ruff format --check --quiet .
 	$(BIN)/ruff check --quiet .
 	$(BIN)/lint-imports --no-logo > $(VENV)/lint-imports.log 2>&1 || { cat $(VENV)/lint-imports.log; exit 1; }
+	$(BIN)/vulture
+	$(BIN)/deptry --no-ansi $(PACKAGES) > $(VENV)/deptry.log 2>&1 || { cat $(VENV)/deptry.log; exit 1; }
 	$(BIN)/pyright --warnings > $(VENV)/pyright.log || { cat $(VENV)/pyright.log; exit 1; }
 
 format: setup ## Format the code and apply safe fixes

@@ -136,15 +136,6 @@ class Coordination:
         """
         return await self._any_endpoint(lambda endpoint: endpoint.read_last(_history(cell), HISTORY_MAX))
 
-    async def replace_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> bool:
-        """Store ``new`` when the record is still the one written at ``expected_revision`` (0: there is none).
-
-        Raises:
-            OutcomeUnknown: The answer was lost.
-            AccessRefused: The user or password is wrong.
-        """
-        return await self.swap_leadership(cell, new, expected_revision) is not None
-
     async def swap_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> int | None:
         """Store ``new`` when the record is still the one written at ``expected_revision`` (0: there is none).
 

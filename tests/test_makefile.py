@@ -23,7 +23,7 @@ def environment(tmp_path: Path) -> Path:
     Its pytest counts, as `--counts` asks for, before it fails, unless `crashing` has a word of its command line.
     """
     (tmp_path / "bin").mkdir()
-    for name in ("ruff", "lint-imports", "pyright", "pytest"):
+    for name in ("ruff", "lint-imports", "vulture", "deptry", "pyright", "pytest"):
         program = tmp_path / "bin" / name
         program.write_text(
             "#!/bin/sh\n"
@@ -84,6 +84,8 @@ def test_all_parts_pass_and_each_says_so(environment: Path) -> None:
         ("format", "check"),
         ("pyright", "check"),
         ("lint-imports", "check"),
+        ("vulture", "check"),
+        ("deptry", "check"),
         ("loadfile", "test-servers"),
         ("tests/integration", "test-deployments"),
         ("tests/simulation", "test-simulation"),

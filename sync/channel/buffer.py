@@ -40,11 +40,6 @@ class BufferedSubscription:
         self._acknowledged = ZERO
         self._acknowledgement = asyncio.Event()
 
-    @property
-    def buffered_bytes(self) -> int:
-        """Bytes of the lines that wait for the consumer."""
-        return self._bytes
-
     def is_news(self, item: Item) -> bool:
         """Whether ``item`` is not a repetition of what a former stream brought."""
         return item.position > self.received or (isinstance(item, Progress) and item.position == self.received)

@@ -366,7 +366,7 @@ async def test_a_leader_that_is_deposed_stops_its_postgres_before_it_votes(agent
     found = await agents.coordination.read_leadership(agents.cell)
     assert found is not None
     deposed = replace(found[0], epoch=2, leader=WEST, phase="recruiting", fence_id=None)
-    assert await agents.coordination.replace_leadership(agents.cell, deposed, found[1])
+    assert await agents.coordination.swap_leadership(agents.cell, deposed, found[1])
     async with asyncio.timeout(20):
         await process.wait()
     leadership = await agents.serving(2)

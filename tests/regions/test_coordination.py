@@ -157,21 +157,18 @@ async def test_exactly_one_of_many_creates_and_replaces(cluster: EtcdCluster, ce
         clients = [one, two, three] * 8
         mine = [leadership(1, reason=str(number)) for number in range(len(clients))]
         won = await asyncio.gather(
-            *(client.replace_leadership(cell, record, 0) for client, record in zip(clients, mine, strict=True))
+            *(client.swap_leadership(cell, record, 0) for client, record in zip(clients, mine, strict=True))
         )
-        assert won.count(True) == 1
+        (first,) = [record for record, revision in zip(mine, won, strict=True) if revision is not None]
         found = await one.read_leadership(cell)
         assert found is not None
-        assert found[0] == mine[won.index(True)]
+        assert found[0] == first
         next_ones = [replace(record, epoch=2) for record in mine]
         won = await asyncio.gather(
-            *(
-                client.replace_leadership(cell, record, found[1])
-                for client, record in zip(clients, next_ones, strict=True)
-            )
+            *(client.swap_leadership(cell, record, found[1]) for client, record in zip(clients, next_ones, strict=True))
         )
-        assert won.count(True) == 1
-        assert await three.read_leadership(cell) == (next_ones[won.index(True)], found[1] + 1)
+        (second,) = [record for record, revision in zip(next_ones, won, strict=True) if revision is not None]
+        assert await three.read_leadership(cell) == (second, found[1] + 1)
 
 
 @pytest.mark.integration
@@ -188,7 +185,7 @@ async def test_wrong_or_missing_password_is_one_clear_error(
     async with connect(cluster, password=password) as coordination:
         for attempt in (
             coordination.read_leadership(cell),
-            coordination.replace_leadership(cell, leadership(), 0),
+            coordination.swap_leadership(cell, leadership(), 0),
             anext(coordination.watch_leadership(cell)),
         ):
             with pytest.raises(AccessRefused) as refused:
@@ -199,7 +196,7 @@ async def test_wrong_or_missing_password_is_one_clear_error(
 @pytest.mark.integration
 async def test_client_of_a_restarted_member_gets_a_new_token(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
-        assert await coordination.replace_leadership(cell, leadership(1), 0)
+        assert await coordination.swap_leadership(cell, leadership(1), 0)
         cluster.kill(0)
         cluster.start(0)
         found = await coordination.read_leadership(cell)
@@ -215,7 +212,7 @@ async def swap(coordination: Coordination, cell: CellId, new: Leadership) -> boo
             return True
         assert found is None or found[0].epoch < new.epoch
         try:
-            if await coordination.replace_leadership(cell, new, 0 if found is None else found[1]):
+            if await coordination.swap_leadership(cell, new, 0 if found is None else found[1]):
                 return True
         except OutcomeUnknown:
             await asyncio.sleep(0.05)
@@ -311,13 +308,13 @@ async def until(condition: Callable[[], bool]) -> None:
 @pytest.mark.integration
 async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
-        assert await coordination.replace_leadership(cell, leadership(1), 0)
+        assert await coordination.swap_leadership(cell, leadership(1), 0)
         found = await coordination.read_leadership(cell)
         assert found is not None
         cluster.pause(0)
         try:
             with pytest.raises(OutcomeUnknown):
-                await coordination.replace_leadership(cell, leadership(2), found[1])
+                await coordination.swap_leadership(cell, leadership(2), found[1])
             again = await read(coordination, cell)
             assert again is not None
             assert again[0].epoch in (1, 2)
@@ -328,7 +325,7 @@ async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: E
 @pytest.mark.integration
 async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
-        assert await coordination.replace_leadership(cell, leadership(1), 0)
+        assert await coordination.swap_leadership(cell, leadership(1), 0)
         view = LeadershipView(coordination, cell)
         async with asyncio.TaskGroup() as tasks:
             running = tasks.create_task(view.run())

@@ -23,7 +23,7 @@ async def test_items_leave_in_order_and_in_bounded_batches() -> None:
     first, second = await subscription.take(), await subscription.take()
     assert len(first) == TAKE_ITEMS_MAX
     assert [item.position.lsn for item in first + second] == list(range(1, TAKE_ITEMS_MAX + 11))
-    assert subscription.buffered_bytes == 0
+    assert subscription._bytes == 0
 
 
 async def test_a_full_buffer_makes_the_network_wait() -> None:
@@ -42,7 +42,7 @@ async def test_repeated_progress_takes_the_space_of_one() -> None:
     subscription = BufferedSubscription(Position(1, 0))
     for lsn in range(1, 100):
         await subscription.put(progress(lsn), 10)
-    assert subscription.buffered_bytes == 10
+    assert subscription._bytes == 10
     assert await subscription.take() == [progress(99)]
 
 

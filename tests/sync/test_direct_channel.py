@@ -290,14 +290,14 @@ async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing
             [(writer.site, thread, body)] * count,
         )
         async with rig.channel().subscribe(ZERO) as subscription:
-            await until(lambda: subscription.buffered_bytes > BUFFER_BYTES_MAX)
+            await until(lambda: subscription._bytes > BUFFER_BYTES_MAX)
             read, before = -1, 0.0
             async with asyncio.timeout(WAIT_S):
                 while read != before:
                     read = before
                     await asyncio.sleep(0.5)
                     before = server.totals[rig.region].bytes_read
-            assert subscription.buffered_bytes <= BUFFER_BYTES_MAX + 2 * 1024 * 1024
+            assert subscription._bytes <= BUFFER_BYTES_MAX + 2 * 1024 * 1024
             # What the two sides, their libraries and the kernel hold is bounded; the rest stays in the WAL.
             assert server.totals[rig.region].bytes_read < count * len(body) * 0.7
             found: list[Transaction] = []

@@ -164,7 +164,7 @@ async def test_the_process_follows_the_leader_and_stops_in_time(rig: Rig, redis:
             assert (await get(f"{url}/healthz")).status_code == 200
             assert (await get(f"{url}/readyz")).status_code == 503
             async with Coordination((parse_address(etcd.endpoints[0]),), None, None) as coordination:
-                assert await coordination.replace_leadership(CELL, leadership(rig.region), 0)
+                assert await coordination.swap_leadership(CELL, leadership(rig.region), 0)
             async with writing(rig) as writer:
                 thread = await writer.create_thread()
                 for _ in range(10):

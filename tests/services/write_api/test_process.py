@@ -39,7 +39,7 @@ async def lead(endpoint: str, epoch: int, leader: str = "us-east") -> None:
     async with Coordination([Address(host, int(port))], None, None) as coordination:
         stored = await coordination.read_leadership(CellId("main"))
         revision = stored[1] if stored else 0
-        assert await coordination.replace_leadership(CellId("main"), leadership, revision)
+        assert await coordination.swap_leadership(CellId("main"), leadership, revision)
 
 
 def test_it_serves_while_it_leads_and_outlives_its_ledger(
