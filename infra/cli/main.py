@@ -9,6 +9,7 @@ from __future__ import annotations
 import re
 import sys
 from importlib import import_module
+from typing import Annotated
 
 import typer
 from typer._click import Context
@@ -18,6 +19,7 @@ from typer.core import TyperCommand
 from infra.cli.options import EXIT_FAILED, EXIT_WRONG_INPUT
 from infra.relay.client import RelayFailed
 from infra.supervisor.errors import DeploymentError, InvalidPlan, PlanMismatch, UnknownTarget
+from regions.version import VERSION
 
 WRONG_INPUT = (InvalidPlan, UnknownTarget, PlanMismatch)
 NEGATIVE_NUMBER = re.compile(r"-[0-9]*\.?[0-9]+")
@@ -38,7 +40,7 @@ COMMANDS = (
 """Module and function of each command; the function has the command's name."""
 
 GROUPS = {
-    "site": ("Sites of a running deployment.", ("site:create",)),
+    "site": ("Sites of a running deployment.", ("site:create", "site:show")),
     "drill": (
         "Inject faults under load and check what clients saw, on a deployment of its own or (--data) a running one.",
         ("drill:list_drills", "drill:run"),
@@ -73,6 +75,12 @@ class NumberCommand(TyperCommand):
         )
 
 
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        typer.echo(f"palaver {VERSION}")
+        raise typer.Exit
+
+
 def make_app(word: str = "") -> typer.Typer:
     """Put the commands together.
 
@@ -82,7 +90,7 @@ def make_app(word: str = "") -> typer.Typer:
     """
     app = _group("A comment service for websites that survives the loss of a region.")
     # With a callback an application of one command still takes that command's name.
-    app.callback()(lambda: None)
+    app.callback()(_options)
     known = {_name(command) for command in COMMANDS} | set(GROUPS)
     for command in COMMANDS:
         if word not in known or word == _name(command):
@@ -94,6 +102,14 @@ def make_app(word: str = "") -> typer.Typer:
                 _add(group, command)
             app.add_typer(group, name=name)
     return app
+
+
+def _options(
+    version: Annotated[
+        bool, typer.Option("--version", help="Print the version.", is_eager=True, callback=_print_version)
+    ] = False,
+) -> None:
+    pass
 
 
 def _name(command: str) -> str:

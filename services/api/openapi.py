@@ -12,11 +12,11 @@ import orjson
 from pydantic import BaseModel
 from pydantic.json_schema import models_json_schema
 
+from regions.version import VERSION
 from services.api.models import ProblemShape
 from services.api.operations import EXAMPLE_SITE, OPERATIONS, Operation, Parameter
 from services.api.problems import CATALOGUE, TYPE_PREFIX
 
-API_VERSION: Final = "1.0.0"
 _REF: Final = "#/components/schemas/{model}"
 
 EVERYWHERE: Final = (
@@ -86,7 +86,7 @@ def openapi_document() -> dict[str, Any]:
         "openapi": "3.1.0",
         "info": {
             "title": "Palaver",
-            "version": API_VERSION,
+            "version": VERSION,
             "description": "Comments for websites. Every error is a problem document (RFC 9457). HEAD is answered"
             " wherever GET is. An address or a method that is not here is answered as components.responses says.",
             "license": {"name": "Apache-2.0", "identifier": "Apache-2.0"},

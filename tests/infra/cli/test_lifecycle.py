@@ -1,5 +1,6 @@
 """What `palaver down` and `palaver region restart` print, wait for and end with, against a played control interface."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -9,12 +10,16 @@ from typing import Any
 
 import pytest
 
-from infra.cli import faults
+from infra.cli import faults, main
 from infra.cli.lifecycle import ready_lines
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import make_plan
 from infra.supervisor.records import birth_of
+from regions.version import VERSION
+from services.api.openapi import openapi_document
 from tests.infra.cli.control import Control, Palaver
+
+CHANGELOG = Path(__file__).parents[3] / "CHANGELOG.md"
 
 
 def region(*missing: str, state: str = "running", role: str = "follower") -> dict[str, Any]:
@@ -80,3 +85,13 @@ def test_a_foreground_start_ends_with_every_edge_and_how_to_stop() -> None:
     *edges, last = ready_lines(plan)
     assert edges == [f"{name}: http://127.0.0.1:{plan.port(name, 'edge')}" for name in "abcd"]
     assert "Ctrl-C" in last
+
+
+def test_the_version_is_one_everywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["palaver", "--version"])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert (ended.value.code, capsys.readouterr().out) == (0, f"palaver {VERSION}\n")
+    assert openapi_document()["info"]["version"] == VERSION
+    assert importlib.metadata.version("palaver") == VERSION
+    assert f"The next release is {VERSION}" in CHANGELOG.read_text()

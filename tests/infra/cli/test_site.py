@@ -66,3 +66,18 @@ def test_a_refused_site_names_the_argument_that_is_wrong(palaver: Palaver, edge:
     edge.answer = (422, {"title": "The request is invalid", "errors": [{"field": field, "message": "must be right"}]})
     code, out, err = palaver("site", "create", "x", "--origin", "https://a.example", "--origin", "https://B.example")
     assert (code, out, err) == (2, "", f"palaver: {name}: must be right\n")
+
+
+def test_a_site_is_shown_with_its_key(palaver: Palaver, edge: Edge) -> None:
+    edge.answer = (200, {"id": SITE, "name": "My blog", "origins": ["https://a.example", "https://b.example"]})
+    code, out, err = palaver("site", "show", SITE, "--api-key", "psk_x")
+    assert (code, err) == (0, "")
+    assert out == f"id: {SITE}\nname: My blog\norigins: https://a.example, https://b.example\n"
+    ((method, path, headers, body),) = edge.asked
+    assert (method, path, body) == ("GET", f"/v1/sites/{SITE}", None)
+    assert headers["authorization"] == "Bearer psk_x"
+    edge.answer = (404, {"title": "There is no such site", "detail": "No site has this id."})
+    assert palaver("site", "show", SITE, "--api-key", "psk_x") == (2, "", "palaver: No site has this id.\n")
+    code, out, err = palaver("site", "show", "no-uuid", "--api-key", "psk_x")
+    assert (code, out) == (2, "")
+    assert "no-uuid" in err
