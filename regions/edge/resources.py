@@ -73,7 +73,7 @@ WRITES_WAITING_MAX = 1024
 
 At 80 ms a write, 256 are 3,200 writes/s, and the write API lets about as many wait for their turn: more of them it
 refuses, which takes the time of writing, or it answers them after `WRITE_AGAIN_S`, when nobody waits any more. With
-fewer, more writes meet a leader that hangs a second time (ADR 0035). The time of an attempt begins when it leaves the
+fewer, more writes meet a leader that hangs a second time (ADR 0042). The time of an attempt begins when it leaves the
 edge. More writes than 1,024 would wait for so long that they are sent to the leader when their client is about to give
 up; they are refused at once."""
 

@@ -1,7 +1,7 @@
 """Performs writes, and says what their outcomes are to a client.
 
 Decides which refusals of an overloaded ledger the edge may repeat: those of posts with an Idempotency-Key, which are
-the only ones that it repeats, within a budget that the writes earn (ADR 0035).
+the only ones that it repeats, within a budget that the writes earn (ADR 0035 and 0045).
 """
 
 import logging
