@@ -85,6 +85,13 @@ def test_every_decision_is_confirmed_by_something_that_exists(path: Path) -> Non
         assert_exists(name)
 
 
+@pytest.mark.parametrize("path", DECISIONS, ids=relative)
+def test_a_decision_has_150_to_450_words(path: Path) -> None:
+    _, _, body = path.read_text().split("---\n", 2)
+    words = [word for word in body.split() if re.search(r"\w", word)]
+    assert 150 <= len(words) <= 450
+
+
 def test_decisions_are_numbered_without_a_gap() -> None:
     assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
 
