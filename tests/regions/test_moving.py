@@ -72,7 +72,7 @@ async def has_fence(member: MovingMember) -> bool:
 async def keep(made: Deployment, region: RegionName, numbers: range) -> None:
     connection = await made.connect(region)
     try:
-        await connection.executemany("INSERT INTO palaver.kept VALUES ($1)", [(number,) for number in numbers])
+        await connection.executemany("INSERT INTO palaver.kept (n) VALUES ($1)", [(number,) for number in numbers])
     finally:
         await connection.close()
 
@@ -115,6 +115,25 @@ async def test_a_member_that_is_frozen_receives_nothing_and_knows_where_its_wal_
         assert await kept(made, WEST) == set(range(100))
         await members[WEST].follow(epoch=1, leader=made.ledger(EAST))
         await until(lambda: has(made, WEST, 200))
+
+
+async def test_a_query_on_a_follower_holds_up_no_failover() -> None:
+    """A standby's own transaction that conflicts with WAL is ended: the slot synchronisation of PostgreSQL has such."""
+    async with three() as (made, members):
+        await keep(made, EAST, range(5))
+        readers = [await made.connect(region) for region in (WEST, SOUTH)]
+        for reader in readers:
+            await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
+            assert await reader.fetchval("SELECT count(*) FROM palaver.kept") == 5
+        leader = await made.connect(EAST)
+        await leader.execute("LOCK TABLE palaver.kept; ALTER TABLE palaver.kept ADD COLUMN more int")
+        await leader.close()
+        await keep(made, EAST, range(5, 10))
+        kill(members[EAST])
+        await take_over(made, members, epoch=2)
+        assert await kept(made, WEST) == set(range(10))
+        for reader in readers:
+            reader.terminate()
 
 
 async def caught_up(member: MovingMember, lsn: int) -> bool:
