@@ -108,9 +108,9 @@ client_connection_check_interval = '1s'
 
 hot_standby = on
 hot_standby_feedback = on
-# A failover waits until a standby has replayed all its WAL (rule 4). Replay waits this long for a conflicting transaction of
-# the standby itself. The slot synchronization worker has such transactions and may itself wait for replay: with the default
-# of 30 s, a failover took 23 s.
+# A failover waits until a standby has replayed all its WAL (rule 4), and replay waits this long for a conflicting
+# transaction of the standby itself. The slot synchronization worker has such transactions and may itself wait for
+# replay: with the default of 30 s, a failover took 23 s.
 max_standby_streaming_delay = '250ms'
 max_standby_archive_delay = '250ms'
 log_recovery_conflict_waits = on
