@@ -26,7 +26,7 @@ PostgreSQL's 4096 a connection costs each client 2 ms of a processor, and a fail
 SEGMENT_MB = 4
 """A receiver asks for the whole segment that it will write to. Of 16 MB, which initdb takes by itself, half are sent
 again on average between regions, while the first write after a failover waits for its quorum. The smaller they are the
-more often a leader ends within a record that goes on in the next one (ADR 0029)."""
+more often a leader ends within a record that goes on in the next one (ADR 0044)."""
 
 CONFIGURATION = "palaver.conf"
 PASSFILE = "palaver.passfile"
