@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import getpass
+import textwrap
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -14,6 +17,9 @@ from infra.supervisor.control_client import ControlClient
 from infra.supervisor.layout import open_layout
 
 REASON_CHARS_MAX = 120
+COLUMNS = 80
+INDENT = " " * 21  # below the text after a time
+NEVER = datetime.min.replace(tzinfo=UTC)
 
 Reason = Annotated[str, typer.Option("--reason", help="Reason, for the logs and the history.")]
 
@@ -39,24 +45,52 @@ def resume(reason: Reason = "maintenance is over", data: Data = DEFAULT_DATA, as
 
 
 def history(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
-    """List the epochs: leader, start, reason, and how long each step took."""
+    """List epochs and orders: leader, start (local time), reason, and how long each step took."""
     with ControlClient(open_layout(data)) as control:
         document = control.get("/history")
     if as_json:
         output.print_json(document)
         return
-    rows = [
-        (
-            entry["epoch"],
-            entry["leader"],
-            entry["began"],
-            entry["reason"],
-            _milliseconds(entry["phases_ms"]) if entry["served"] else "never served",
-            _milliseconds(entry["steps_ms"]),
-        )
-        for entry in document["epochs"]
-    ]
-    output.print_table("", ("epoch", "leader", "began", "why", "phases, ms", "steps, ms"), rows)
+    for line in history_lines(document["epochs"], document["orders"]):
+        typer.echo(line)
+
+
+def history_lines(epochs: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return epochs and orders in order of time, within 80 columns; times are local.
+
+    A switch that was carried out is left out: its epoch has the same reason.
+    """
+    entries = [(_moment(one["began"]), _epoch_lines(one)) for one in epochs]
+    shown = [one for one in orders if one["order"] != "switch" or one["refused"] is not None]
+    entries += [(_moment(one["at"]), _order_lines(one)) for one in shown]
+    lines: list[str] = []
+    for at, (head, *details) in sorted(entries, key=lambda entry: entry[0]):
+        when = "time unknown" if at == NEVER else f"{at.astimezone():%Y-%m-%d %H:%M:%S}"
+        lines.append(f"{when:19}  {head}")
+        for text in details:
+            lines += textwrap.wrap(text, COLUMNS, initial_indent=INDENT, subsequent_indent=INDENT + "  ")
+    return lines
+
+
+def _moment(text: str) -> datetime:
+    try:
+        return datetime.fromisoformat(text)
+    except ValueError:
+        return NEVER  # An epoch whose record gave no time.
+
+
+def _epoch_lines(entry: Mapping[str, Any]) -> list[str]:
+    how = f"served after {sum(entry['phases_ms'].values()) / 1000:.2f} s" if entry["served"] else "never served"
+    lines = [f"epoch {entry['epoch']}: {entry['leader']}, {how}", f"reason: {entry['reason']}"]
+    lines += [f"{name}, ms: {_milliseconds(ms)}" for name in ("phases", "steps") if (ms := entry[f"{name}_ms"])]
+    return lines
+
+
+def _order_lines(entry: Mapping[str, Any]) -> list[str]:
+    what = f"{entry['order']} {entry['region'] or ''}".rstrip()
+    what = f"failover {what}" if entry["region"] is None else what
+    lines = [f"order: {what}{'' if entry['refused'] is None else ' (refused)'}", f"by {entry['by']}"]
+    return lines if entry["refused"] is None else [*lines, f"refused: {entry['refused']}"]
 
 
 def _milliseconds(steps: dict[str, float]) -> str:

@@ -48,6 +48,25 @@ def where_logs_are(layout: Layout) -> str:
     )
 
 
+def fault_lines(faults: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return a line for each cut and each delay between two regions; one line if both directions are alike."""
+    known = {(one["source"], one["target"]): _fault_text(one) for one in faults}
+    lines: list[str] = []
+    for (source, target), text in known.items():
+        both = known.get((target, source)) == text
+        if not both or source < target:
+            lines.append(f"fault: {source} {'↔' if both else '→'} {target}: {text}")
+    return lines
+
+
+def _fault_text(fault: Mapping[str, Any]) -> str:
+    if fault["cut"]:
+        return "cut"
+    jitter = f" ± {fault['jitter_ms']:g}" if fault["jitter_ms"] else ""
+    loss = f", loss {fault['loss']:g}" if fault["loss"] else ""
+    return f"delay {fault['delay_ms']:g} ms{jitter}{loss}"
+
+
 def print_status(document: Mapping[str, Any]) -> None:
     """Print what `palaver status` shows to a person."""
     for cell in document["cells"]:
@@ -71,7 +90,12 @@ def print_status(document: Mapping[str, Any]) -> None:
         for region in document["regions"]
     ]
     print_table("", ("region", "role", "healthy", "lag ms", "edge", "restarts"), rows)
+    for line in fault_lines(document.get("faults") or []):
+        typer.echo(line)
     for region in document["regions"]:
+        if region["state"] == "killed":
+            typer.echo(f"{region['region']}: killed; `palaver region restart {region['region']}` starts it")
+            continue
         for text in region["missing"]:
             typer.echo(f"{region['region']}: {text}")
         for text in region["warnings"]:

@@ -84,7 +84,7 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
         return await supervisor.order(body["kind"], body.get("region"), body["by"])
 
     async def history(_: dict[str, Any]) -> object:
-        return {"epochs": await supervisor.history()}
+        return {"epochs": await supervisor.history(), "orders": supervisor.orders()}
 
     async def metrics(_: Request) -> Response:
         return Response(exposition(supervisor), media_type="text/plain; version=0.0.4")

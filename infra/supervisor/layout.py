@@ -53,6 +53,11 @@ class Layout:
         return self.data / "processes.json"
 
     @property
+    def orders(self) -> Path:
+        """The journal of the operator's orders."""
+        return self.deployment_logs / "orders.jsonl"
+
+    @property
     def relay_config(self) -> Path:
         """What the relay listens on, mode 0600."""
         return self.data / "relay.json"

@@ -55,6 +55,21 @@ async def ask(client: httpx.AsyncClient, plan: Plan, region: str, listener: str,
     return document | {"http_status": answer.status_code}
 
 
+async def ask_faults(client: httpx.AsyncClient, plan: Plan, token: str) -> list[Document] | None:
+    """Return each direction between two regions whose network is not as the plan has it; None without an answer.
+
+    An entry is as the relay writes it: `source`, `target`, `delay_ms`, `jitter_ms`, `loss`, `cut`.
+    """
+    url = f"http://{address(plan.deployment_port('relay_control'))}/v1/faults"
+    try:
+        answer = await client.get(url, headers={"authorization": f"Bearer {token}"}, timeout=ASK_TIMEOUT_S)
+        entries: list[Document] = answer.json()["faults"]
+    except (httpx.HTTPError, ValueError, KeyError):
+        return None
+    usual = {"delay_ms": plan.rtt_ms / 2, "jitter_ms": 0.0, "loss": 0.0, "cut": False}
+    return [entry for entry in entries if any(entry[name] != value for name, value in usual.items())]
+
+
 def _ok(answer: Document | None) -> Document | None:
     return answer if answer is not None and answer["http_status"] == HTTPStatus.OK else None
 

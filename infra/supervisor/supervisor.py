@@ -25,11 +25,12 @@ from infra.supervisor.clocks import have_clocks, set_clock
 from infra.supervisor.environment import Site
 from infra.supervisor.errors import DeploymentError, OrderRefused, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
+from infra.supervisor.order_journal import note_order, read_orders
 from infra.supervisor.orders import give_order, read_history
 from infra.supervisor.process import ManagedProcess, ProcessSpec
 from infra.supervisor.records import family, postmaster, send, working_in, write_records
 from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
-from infra.supervisor.status import ask_region, cell_document, region_document
+from infra.supervisor.status import ask_faults, ask_region, cell_document, region_document
 from regions.plain_http import PlainTransport
 
 log = logging.getLogger("infra.supervisor")
@@ -199,17 +200,16 @@ class Supervisor:
     async def status(self) -> dict[str, Any]:
         """The document of `palaver status --json`."""
         regions = self.plan.all_regions
-        answers = dict(
-            zip(
-                regions,
-                await asyncio.gather(*(ask_region(self._client, self.plan, region) for region in regions)),
-                strict=True,
-            )
+        faults, asked = await asyncio.gather(
+            ask_faults(self._client, self.plan, self.site.secrets.relay_token),
+            asyncio.gather(*(ask_region(self._client, self.plan, region) for region in regions)),
         )
+        answers = dict(zip(regions, asked, strict=True))
         cell = cell_document(self.plan, answers)
         return {
             "deployment": self.plan.deployment,
             "cells": [cell],
+            "faults": faults,
             "regions": [
                 region_document(
                     self.plan,
@@ -245,8 +245,10 @@ class Supervisor:
             cell = await give_order(self._client, self.site, self.status, kind=kind, region=region, by=by)
         except OrderRefused as error:
             log.warning("order refused: %s: %s: %s", what, by, error)
+            note_order(self.site.layout.orders, kind=kind, region=region, by=by, refused=str(error))
             raise
         log.warning("order done: %s: %s", what, by)
+        note_order(self.site.layout.orders, kind=kind, region=region, by=by, refused=None)
         return cell
 
     async def history(self) -> list[dict[str, Any]]:
@@ -256,6 +258,10 @@ class Supervisor:
             OrderRefused: etcd does not answer.
         """
         return await read_history(self.site)
+
+    def orders(self) -> list[dict[str, Any]]:
+        """The newest orders of operators, the oldest first."""
+        return read_orders(self.site.layout.orders)
 
     def targets(self, region: str, process: str | None) -> list[psutil.Process]:
         """Every living process (with descendants) that a region or one process of it consists of.

@@ -171,6 +171,7 @@ def test_a_partitioned_follower_catches_up_after_the_heal(stack: Stack) -> None:
     cut = next(region["region"] for region in before["regions"] if region["region"] != leader)
     stack.palaver("fault", "partition", leader, cut)
     try:
+        assert f"fault: {min(leader, cut)} ↔ {max(leader, cut)}: cut" in stack.palaver("status").stdout
         other = next(r["region"] for r in before["regions"] if r["region"] not in (leader, cut))
         made = stack.post(other, "Behind the cut.", thread="cut")
         assert made.status_code == 201, "the other standby is a quorum with the leader"
@@ -178,6 +179,7 @@ def test_a_partitioned_follower_catches_up_after_the_heal(stack: Stack) -> None:
         assert stack.get(cut, "/comments", params={"thread": "cut"}).status_code == 200, "reads stay available"
     finally:
         stack.palaver("fault", "heal")
+    assert stack.status()["faults"] == []
     stack.until_visible(cut, made.json()["id"])
     stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
 

@@ -1,5 +1,7 @@
 """What an operator does with the leadership of a running deployment."""
 
+import re
+
 import orjson
 import pytest
 
@@ -69,6 +71,7 @@ def test_while_failover_is_paused_a_lost_leader_is_not_replaced_and_status_says_
     leader, epoch = before["cells"][0]["leader"], before["cells"][0]["epoch"]
     paused = orjson.loads(stack.palaver("failover", "pause", "--reason", "a test", "--json").stdout)
     assert paused["automatic"] is False
+    assert re.search(r"order: failover pause\n +by .*: a test", stack.palaver("history").stdout)
     stack.palaver("fault", "kill", leader)
     try:
         eventually(

@@ -1,0 +1,56 @@
+"""Keeps the operator's orders of a deployment, for `palaver history`: which, when, by whom, why, and what came of each.
+
+etcd's history has epochs only; a pause or a drain begins none. The journal is a file of JSON lines in the data folder.
+An order is carried out even if the journal cannot be written.
+"""
+
+from __future__ import annotations
+
+import logging
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, cast
+
+import orjson
+
+log = logging.getLogger("infra.supervisor")
+
+ORDERS_MAX = 1000
+"""Entries that are kept at least; an operator gives a few a week."""
+
+BYTES_MAX = 2 * ORDERS_MAX * 400  # an entry has up to 400 bytes: the reason is bounded (`infra/cli/failover.py`)
+
+
+def note_order(path: Path, *, kind: str, region: str | None, by: str, refused: str | None) -> None:
+    """Append an order that was carried out, or refused with this reason."""
+    entry = {"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "order": kind, "region": region, "by": by}
+    line = orjson.dumps(entry | {"refused": refused}) + b"\n"
+    try:
+        kept = path.read_bytes().splitlines(keepends=True)[-ORDERS_MAX:] if _is_full(path) else None
+        if kept is not None:
+            path.write_bytes(b"".join(kept))
+        with path.open("ab") as file:
+            file.write(line)
+    except OSError as error:
+        log.warning("the journal of orders cannot be written: %s", error)
+
+
+def read_orders(path: Path) -> list[dict[str, Any]]:
+    """Return the newest orders, the oldest first; a line that was cut short is left out."""
+    try:
+        lines = path.read_bytes().splitlines()[-ORDERS_MAX:]
+    except OSError:
+        return []
+    found: list[dict[str, Any]] = []
+    for line in lines:
+        try:
+            entry: object = orjson.loads(line)
+        except orjson.JSONDecodeError:
+            continue
+        if isinstance(entry, dict) and "at" in entry:
+            found.append(cast("dict[str, Any]", entry))
+    return found
+
+
+def _is_full(path: Path) -> bool:
+    return path.exists() and path.stat().st_size > BYTES_MAX
