@@ -37,7 +37,7 @@ from infra.bench.raw_app import free_port
 from infra.bench.rows import MeasuredNothing, compared, freshness, limits_beside, plain, printed
 from infra.bench.sessions import measure_sessions
 from infra.bench.thread_pages import measure_thread_pages
-from infra.cli.output import print_table
+from infra.printing import print_table
 from infra.servers.resolver import resolve
 
 CLIENTS = 32

@@ -11,14 +11,15 @@ import typer
 
 from infra.cli.lifecycle import stopped_text
 from infra.cli.options import DEFAULT_DATA, EXIT_FAILED, Data, Json
-from infra.cli.output import print_json, table, where_logs_are
+from infra.cli.output import where_logs_are
 from infra.cli.progress import ProgressDisplay
-from infra.cli.site import create_site
 from infra.demo.tour import Say, facts_of, run_tour
 from infra.demo.visitor import VisitFailed, Visitor
+from infra.printing import print_json, table
 from infra.supervisor.deployment import Wish, run_deployment
 from infra.supervisor.errors import DeploymentError
 from infra.supervisor.layout import Layout, open_layout
+from infra.supervisor.sites import create_site
 from infra.supervisor.supervisor import Supervisor
 
 DEMO_RTT_MS = 80.0

@@ -14,13 +14,13 @@ import typer
 import uvloop
 
 from infra.bench.deployment import on_nothing, running_deployment
-from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.disks import ledger_disks
 from infra.drills.drill import PHASES, Drill, InvalidDrill, catalogue, find_drill
 from infra.drills.judges import PHASE_WORDS
 from infra.drills.runner import STEADY_WITHIN_S, FaultUnavailable, Patience, run_drill
 from infra.drills.target import Target
+from infra.printing import print_json, print_table
 from infra.supervisor.clocks import clocks_can_be_had
 from infra.supervisor.errors import DeploymentError, InvalidPlan
 from infra.supervisor.layout import Layout, open_layout
@@ -36,11 +36,9 @@ def list_drills(as_json: Json = False) -> None:
     """List the drills that come with Palaver."""
     drills = catalogue()
     if as_json:
-        output.print_json(
-            [{"name": one.name, "title": one.title, "hypothesis": one.hypothesis} for one in drills.values()]
-        )
+        print_json([{"name": one.name, "title": one.title, "hypothesis": one.hypothesis} for one in drills.values()])
         return
-    output.print_table("", ("drill", "fault"), [(one.name, one.title) for one in drills.values()])
+    print_table("", ("drill", "fault"), [(one.name, one.title) for one in drills.values()])
 
 
 def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
@@ -74,7 +72,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
                 _run_all(some, folder, report, rounds=rounds, seed=seed, patience=patience, quiet=as_json)
             )
     if as_json:
-        output.print_json(facts)
+        print_json(facts)
     else:
         _show(facts)
     if not all(one["passed"] for one in facts if one["skipped"] is None) or all(one["skipped"] for one in facts):
@@ -183,7 +181,7 @@ def _show(facts: list[dict[str, Any]]) -> None:
         rows.append((name, f"{passed} of {len(some)}", writes, *map(_seconds, seconds)))
     if rows:
         heads = ("drill", "passed", "acknowledged", "median stall s", "worst s", "slowest write s")
-        output.print_table("drills", heads, rows)
+        print_table("drills", heads, rows)
     for one in facts:
         if one["skipped"] is not None:
             typer.echo(f"{one['drill']} skipped: {one['skipped']}")

@@ -10,7 +10,6 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json
 from infra.exploration.bounds import Bounds, Budget
 from infra.exploration.journey import FAILOVER, Leg, travel
@@ -18,6 +17,7 @@ from infra.exploration.search import Explored, Search
 from infra.exploration.start import serving
 from infra.exploration.transcript import transcript
 from infra.exploration.world import INVARIANTS, World, judged_nothing
+from infra.printing import print_json, print_table
 from infra.supervisor.errors import InvalidPlan
 
 STATES = 100_000
@@ -110,7 +110,7 @@ def _parts(
 
 def _show(told: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        output.print_json(told)
+        print_json(told)
         return
     for name, part in told["parts"].items():
         typer.echo(
@@ -121,7 +121,7 @@ def _show(told: dict[str, Any], *, as_json: bool) -> None:
         f"{told['cpu_s']:.1f} s of a processor, {told['states_per_cpu_second']} states a second, {told['memory_mb']} MB"
     )
     typer.echo("bounds: " + ", ".join(f"{name} {count}" for name, count in told["bounds"].items()))
-    output.print_table("facts compared", ("invariant", "facts"), list(told["facts"].items()))
+    print_table("facts compared", ("invariant", "facts"), list(told["facts"].items()))
     for line in told["judged_nothing"]:
         typer.echo(line)
 

@@ -11,8 +11,8 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json
+from infra.printing import print_json
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.layout import open_layout
 
@@ -49,7 +49,7 @@ def history(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     with ControlClient(open_layout(data)) as control:
         document = control.get("/history")
     if as_json:
-        output.print_json(document)
+        print_json(document)
         return
     for line in history_lines(document["epochs"], document["orders"]):
         typer.echo(line)
@@ -102,7 +102,7 @@ def _order(kind: str, region: str | None, reason: str, data: Path, as_json: bool
     with ControlClient(open_layout(data)) as control:
         cell: dict[str, Any] = control.post("/order", kind=kind, region=region, by=by)
     if as_json:
-        output.print_json(cell)
+        print_json(cell)
         return
     automatic = "" if cell["automatic"] else "; failover is paused"
     typer.echo(f"cell {cell['cell']}: led by {cell['leader']} under epoch {cell['epoch']}{automatic}")

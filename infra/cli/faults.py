@@ -8,8 +8,8 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
+from infra.printing import print_json
 from infra.relay.client import RelayClient
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.environment import address
@@ -63,7 +63,7 @@ def _fault(  # noqa: PLR0913, PLR0917 - the arguments of three commands
     with ControlClient(open_layout(data)) as control:
         answer = control.post(path, region=region, process=process)
     if as_json:
-        output.print_json({"region": region, "process": process, **answer})
+        print_json({"region": region, "process": process, **answer})
     else:
         count = len(answer["pids"])
         name = region if process is None else f"{region}/{process}"
@@ -92,7 +92,7 @@ def restart(
             time.sleep(POLL_S)
     took_s = time.monotonic() - began
     if as_json:
-        output.print_json({"region": region, "seconds": round(took_s, 1), "role": found["role"], "pids": found["pids"]})
+        print_json({"region": region, "seconds": round(took_s, 1), "role": found["role"], "pids": found["pids"]})
     else:
         typer.echo(f"{region} is healthy after {took_s:.1f} s ({found['role']})")
 

@@ -15,6 +15,7 @@ from infra.cli import logs as log_reader
 from infra.cli import output
 from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
 from infra.cli.progress import ProgressDisplay
+from infra.printing import print_json, print_table
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.deployment import Wish, find_servers, run_deployment, settle_plan
 from infra.supervisor.environment import address
@@ -74,7 +75,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
     async def accompany(supervisor: Supervisor) -> None:
         await supervisor.all_ready.wait()
         if as_json:
-            output.print_json(await supervisor.status())
+            print_json(await supervisor.status())
         else:
             for line in ready_lines(supervisor.plan):
                 typer.echo(line)
@@ -171,7 +172,7 @@ def status(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 
 def _print_status(document: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        output.print_json(document)
+        print_json(document)
     else:
         output.print_status(document)
 
@@ -181,7 +182,7 @@ def servers(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     del data  # Every command takes it; the binaries are the same for all folders.
     found = find_servers().values()
     if as_json:
-        output.print_json(
+        print_json(
             [
                 {
                     "name": server.name, "path": str(server.path), "version": server.version,
@@ -192,7 +193,7 @@ def servers(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
         )  # fmt: skip
         return
     rows = [(server.name, server.version, server.source, server.path, server.why) for server in found]
-    output.print_table("", ("server", "version", "from", "path", "why"), rows)
+    print_table("", ("server", "version", "from", "path", "why"), rows)
     for server in found:
         if server.warning:
             typer.echo(f"warning: {server.warning}", err=True)

@@ -1,43 +1,14 @@
-"""What commands print: tables for people, JSON for programs. Decides no exit code."""
+"""What commands print about a deployment. Decides no exit code."""
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-import orjson
 import typer
-from rich.console import Console
-from rich.table import Table
 
+from infra.printing import print_table
 from infra.supervisor.layout import Layout
-
-
-def print_json(document: object) -> None:
-    """Print one JSON document to standard output, indented."""
-    typer.echo(orjson.dumps(document, option=orjson.OPT_INDENT_2).decode())
-
-
-def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table that stays readable when it is not a terminal."""
-    Console(soft_wrap=False, width=None).print(_table(title, columns, rows))
-
-
-def table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
-    """Return a table as text, without colours."""
-    console = Console(soft_wrap=False, width=None, color_system=None)
-    with console.capture() as captured:
-        console.print(_table(title, columns, rows))
-    return captured.get().rstrip("\n")
-
-
-def _table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> Table:
-    made = Table(title=title, title_justify="left", show_edge=False, pad_edge=False)
-    for column in columns:
-        made.add_column(column, overflow="fold")
-    for row in rows:
-        made.add_row(*("" if cell is None else str(cell) for cell in row))
-    return made
 
 
 def where_logs_are(layout: Layout) -> str:

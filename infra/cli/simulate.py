@@ -8,8 +8,8 @@ from typing import Annotated
 
 import typer
 
-from infra.cli import output
 from infra.cli.options import EXIT_FAILED, Json
+from infra.printing import print_json, print_table
 from infra.simulation import regressions
 from infra.simulation.campaign import Summary, replay, run_seeds
 from infra.simulation.plans import FIRST_S, QUIET_S, WAIT_S_MAX
@@ -77,7 +77,7 @@ def _many(seeds: range, minutes: float, keep: Path | None, *, as_json: bool) -> 
 def _show(summary: Summary, *, as_json: bool) -> None:
     facts = summary.to_json()
     if as_json:
-        output.print_json(facts)
+        print_json(facts)
         return
     recovery = facts["recovery_s"]
     typer.echo(f"{summary.seeds} seeds, {summary.seconds / 3600:.2f} simulated hours, {len(summary.findings)} findings")
@@ -88,9 +88,9 @@ def _show(summary: Summary, *, as_json: bool) -> None:
             f"recovery: {recovery['count']} times, median {recovery['median']:.2f} s, p99 {recovery['p99']:.2f} s,"
             f" max {recovery['max']:.2f} s"
         )
-    output.print_table("facts compared", ("checker", "facts"), list(facts["facts"].items()))
+    print_table("facts compared", ("checker", "facts"), list(facts["facts"].items()))
     rows = [(name, count) for name, count in facts["transitions"].items()]
-    output.print_table("transitions taken", ("transition", "times"), rows)
+    print_table("transitions taken", ("transition", "times"), rows)
     for name in summary.not_taken:
         typer.echo(f"not taken: {name}")
     for line in summary.judged_nothing:

@@ -13,9 +13,9 @@ from typing import Annotated, Any
 
 import typer
 
-from infra.cli import output
 from infra.cli.failover import REASON_CHARS_MAX, Reason
 from infra.cli.options import DEFAULT_DATA, Data, Json
+from infra.printing import print_json
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.errors import OrderRefused
 from infra.supervisor.layout import open_layout
@@ -97,7 +97,7 @@ def _carry_out(change: Change, region: str, reason: str, data: Data, as_json: bo
         control.post("/order", kind=change.kind, region=region, by=by)
         cell = _until(control, change, region)
     if as_json:
-        output.print_json({"order": change.kind, "region": region, "already": already, "cell": cell})
+        print_json({"order": change.kind, "region": region, "already": already, "cell": cell})
         return
     voters = ", ".join(cell["voters"])
     led = f"cell {cell['cell']}: led by {cell['leader']} under epoch {cell['epoch']}, voters {voters}"

@@ -14,7 +14,6 @@ from typing import Any
 import httpx
 import psycopg
 
-from infra.cli.site import create_site
 from infra.drills.clients import PAGE_LIMIT
 from infra.drills.disks import Disk
 from infra.drills.drill import Drill, InvalidDrill, RoleAtStart, Step
@@ -30,6 +29,7 @@ from infra.supervisor.errors import OrderRefused
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.secrets import Secrets
+from infra.supervisor.sites import create_site
 from regions.plain_http import PlainTransport
 
 AGENT_TIMEOUT_S = 0.25

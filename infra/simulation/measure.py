@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from random import Random
 from typing import Any
 
-from infra.cli.output import print_json
+from infra.printing import print_json
 from infra.simulation.campaign import quantile
 from infra.simulation.plans import Fault, Plan
 from infra.simulation.runner import Run

@@ -12,7 +12,7 @@ import pytest
 from infra.bench import rows, sessions, thread_pages
 from infra.bench.load import LoadResult, percentile
 from infra.bench.rows import MeasuredNothing, Row
-from infra.cli.output import table
+from infra.printing import table
 from tests.infra.objections import public_functions
 
 RUN = LoadResult(requests=1000, seconds=1.0, latencies_s=[0.01] * 1000)
