@@ -12,6 +12,11 @@ PYTEST_FLAGS ?=
 COUNTED = --counts=$(VENV)/$@.counts $(PYTEST_FLAGS)
 # Most tests wait for servers; what has bounds in seconds (marked `stack` or `alone`) has the machine to itself.
 WORKERS ?= 3
+# uv brings certificates of its own; a private certificate authority is among those of the system only.
+SYSTEM_CERTS := /etc/ssl/certs/ca-certificates.crt /etc/pki/tls/certs/ca-bundle.crt /etc/ssl/ca-bundle.pem /etc/ssl/cert.pem
+ifneq ($(wildcard $(SYSTEM_CERTS)),)
+export UV_SYSTEM_CERTS ?= true
+endif
 TESTS := test-servers test-deployments test-simulation
 ROUNDS ?= 5
 .PHONY: help setup demo test $(TESTS) check format coverage mutations bench bench-switcher drills load-setup soak clean

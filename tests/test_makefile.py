@@ -148,3 +148,30 @@ def test_pytest_counts_what_passed_failed_and_was_skipped(tmp_path: Path) -> Non
     own = {**os.environ, "PYTHONPATH": str(ROOT)}
     subprocess.run(command, capture_output=True, check=False, env=own, cwd=tmp_path)
     assert (tmp_path / "counts").read_text() == "1 passed, 3 failed, 1 skipped\n"
+
+
+def uv_system_certs(folder: Path, stores: str, **environment: str) -> str:
+    """What uv finds in its environment when `make setup` runs it; the programs of the new environment are stand-ins."""
+    (folder / "bin").mkdir()
+    for name in ("python", "uv"):
+        found = shlex.quote(str(folder / f"{name}.certs"))
+        (folder / "bin" / name).write_text(f'#!/bin/sh\necho "${{UV_SYSTEM_CERTS-unset}}" > {found}\n')
+        (folder / "bin" / name).chmod(0o755)
+    own = {name: value for name, value in os.environ.items() if not name.startswith(("MAKE", "MFLAGS", "UV_"))}
+    command = ["make", "setup", f"VENV={folder}", f"SYSTEM_CERTS={stores}"]
+    subprocess.run(command, capture_output=True, text=True, check=True, env=own | environment, cwd=ROOT)
+    return (folder / "uv.certs").read_text().strip()
+
+
+def test_setup_lets_uv_use_the_certificates_of_the_system_where_there_are_any(tmp_path: Path) -> None:
+    store = tmp_path / "certificates.pem"
+    store.touch()
+    cases: list[tuple[str, dict[str, str], str]] = [
+        (str(store), {}, "true"),
+        (f"{tmp_path}/none.pem", {}, "unset"),
+        (str(store), {"UV_SYSTEM_CERTS": "false"}, "false"),
+    ]
+    for number, (stores, environment, found) in enumerate(cases):
+        folder = tmp_path / str(number)
+        folder.mkdir()
+        assert uv_system_certs(folder, stores, **environment) == found

@@ -19,6 +19,7 @@ from infra.drills.drill import PHASES, RoleAtStart
 from infra.drills.evidence import slowest_write_s
 from infra.drills.judges import PHASE_WORDS, Check
 from infra.drills.runner import Outcome
+from regions.failover.settings import Settings as FailoverSettings
 
 BUCKET_S = 0.1
 FAILED_SHOWN_MAX = 20
@@ -30,6 +31,13 @@ PHASE_COLOURS = {
 
 REGION_COLOURS = ("#1f77b4", "#ff7f0e", "#2ca02c", "#d62728", "#9467bd", "#8c564b", "#e377c2")
 OUTCOME_COLOURS = {"acknowledged": "#0b5cad", "refused": "#b3261e", "unknown": "#7a4fb5"}
+
+PHASE_MEANINGS = {
+    "serving": "the leader accepts writes",
+    "recruiting": "another region collects votes and positions",
+    "promoting": "the chosen region becomes the leader",
+    "bootstrapping": "the first epoch begins",
+}
 
 _PAGE = """<!doctype html>
 <html lang="en"><meta charset="utf-8"><meta name="viewport" content="width=device-width">
@@ -44,6 +52,21 @@ code {{ font-size: .9em }}
 <h1>{title}: <span class="{mark}">{verdict}</span></h1>
 <p>{hypothesis}</p>
 {plot}
+<h2>How to read the timeline</h2>
+<dl>
+<dt>Background</dt><dd>{legend}</dd>
+<dt>Dashed red lines</dt><dd>The steps of the drill, named at the top.</dd>
+<dt>Dots</dt><dd>One attempt of a write each, at the time it was sent: <b>acknowledged</b> (201), <b>refused</b>
+(an answer other than 201, or no connection; the client sends a keyed write again), <b>unknown</b> (the
+connection broke before the answer; the client sends a keyed write again). Refused and unknown attempts are
+expected while a fault lasts, so a drill with red dots can pass: the checks below require that every keyed write
+is acknowledged in the end, once, and that edges that live give keyed writers no error, except where the drill
+allows it.</dd>
+<dt>phi</dt><dd>How strongly each region is suspected by the region that suspects it most: &minus;log10 of the
+probability that a heartbeat is only late (phi accrual failure detector). Near 0 a region is heard in time; 8
+means one false suspicion in 10<sup>8</sup>, and agents suspect a region from {threshold:g} on (the default).
+Values above {phi_max:g} are drawn as {phi_max:g}.</dd>
+</dl>
 <h2>Judged</h2>
 <table><tr><th>what must hold</th><th>facts</th><th>at least</th><th>excused</th><th></th></tr>{checks}</table>
 <h2>Keyed writes acknowledged</h2>
@@ -103,6 +126,12 @@ def page_of(outcome: Outcome) -> str:
         verdict="passed" if outcome.passed else html.escape(outcome.trouble or "failed"),
         hypothesis=html.escape(outcome.drill.hypothesis),
         plot=timeline(outcome),
+        legend="; ".join(
+            f'<span style="background: {PHASE_COLOURS[phase]}">{phase}</span> {meaning}'
+            for phase, meaning in PHASE_MEANINGS.items()
+        ),
+        threshold=FailoverSettings().phi_threshold,
+        phi_max=PHI_SHOWN_MAX,
         checks="".join(_check_row(check) for check in outcome.checks),
         writes="".join(
             f"<tr><td>{PHASE_WORDS[row['phase']]}</td><td>{row['seconds']:.1f}</td>"

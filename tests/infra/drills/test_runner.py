@@ -12,7 +12,7 @@ import pytest
 
 from infra.drills.drill import Drill, Load, Phase
 from infra.drills.evidence import Evidence, Holdings, Regions
-from infra.drills.report import facts_of, page_of
+from infra.drills.report import PHASE_COLOURS, PHASE_MEANINGS, facts_of, page_of
 from infra.drills.runner import FaultUnavailable, Outcome, Patience, run_drill
 from infra.drills.target import Target
 from infra.supervisor.errors import OrderRefused
@@ -243,7 +243,12 @@ async def test_a_drill_on_a_deployment_that_serves_nobody_does_not_pass(tmp_path
         ("during", "follower", 0),
         ("after", "follower", 1),
     }
-    assert "too little evidence: 0 samples, at least 2 needed" in page_of(outcome)
+    page = page_of(outcome)
+    assert "too little evidence: 0 samples, at least 2 needed" in page
+    # A reader who knows nothing of failover finds what the timeline shows.
+    for explained in ("phi", "agents suspect a region from 8 on", "refused", "unknown", "recruiting", "serving"):
+        assert explained in page
+    assert all(page.count(colour) >= 1 for phase, colour in PHASE_COLOURS.items() if phase in PHASE_MEANINGS)
 
 
 async def test_phases_and_steps_are_in_the_journal(tmp_path: Path) -> None:
