@@ -13,23 +13,13 @@ from itertools import chain
 from typing import cast
 
 from infra.relay.faults import Fault, FaultInvalid, Pair, merge
+from regions.topology import Address
 
 PORT_MAX = 65_535
 
 
 class ConfigInvalid(Exception):
     """The configuration cannot be used; the message is one line that says where and why."""
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Address:
-    """A TCP address."""
-
-    host: str
-    port: int
-
-    def __str__(self) -> str:
-        return f"{self.host}:{self.port}"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)

@@ -16,8 +16,9 @@ from prometheus_client.registry import Collector
 from infra.relay.connection import Connection, Side
 from infra.relay.faults import Fault, FaultTable, Pair
 from infra.relay.lane import Direction
-from infra.relay.links import Address, RelayConfig, Route, SocksListener
+from infra.relay.links import RelayConfig, Route, SocksListener
 from infra.relay.socks import Opening
+from regions.topology import Address
 
 _LOGGER = logging.getLogger(__name__)
 

@@ -10,7 +10,6 @@ rename, so that a build that was killed is never taken for a finished one.
 """
 
 import contextlib
-import fcntl
 import hashlib
 import importlib.util
 import os
@@ -22,6 +21,8 @@ import tempfile
 import time
 from collections.abc import Callable, Generator, Mapping, Sequence
 from pathlib import Path
+
+from infra.file_lock import locked_within
 
 SOURCE_DIR = Path(__file__).parent / "etcd"
 SOURCE_FILES = ("go.mod", "go.sum", "pinned.go")
@@ -264,20 +265,18 @@ def _writable_root(roots: Sequence[Path]) -> Path:
 @contextlib.contextmanager
 def _lock(path: Path, report: Report) -> Generator[None]:
     """Let one build run at a time; the lock goes with its process, however that ends."""
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
     announced = False
+
+    def patience_s() -> float:
+        nonlocal announced
+        if not announced:
+            report("another build of etcd is running; waiting for it")
+            announced = True
+        return LOCK_TIMEOUT_S
+
     with path.open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise BuildFailed(f"another build holds {path} for {LOCK_TIMEOUT_S:.0f} s") from None
-                if not announced:
-                    report("another build of etcd is running; waiting for it")
-                    announced = True
-                time.sleep(0.2)
+        if not locked_within(file, patience_s):
+            raise BuildFailed(f"another build holds {path} for {LOCK_TIMEOUT_S:.0f} s")
         yield
 
 

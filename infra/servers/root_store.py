@@ -4,12 +4,12 @@ Decides where it is and that nobody else can have prepared it; refuses to know w
 """
 
 import contextlib
-import fcntl
 import os
 import stat
-import time
 from collections.abc import Generator, Sequence
 from pathlib import Path
+
+from infra.file_lock import locked_within
 
 # The state folder of the file system hierarchy standard, then the one that survives a restart of the machine.
 STORE_PATHS = (Path("/var/lib/palaver"), Path("/var/tmp/palaver-root"))  # noqa: S108 - see `_is_ours`
@@ -59,14 +59,7 @@ def locked(store: Path) -> Generator[None]:
     Raises:
         StoreUnusable: when another process holds it for longer than LOCK_TIMEOUT_S.
     """
-    deadline = time.monotonic() + LOCK_TIMEOUT_S
     with (store / "lock").open("a") as file:
-        while True:
-            try:
-                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                if time.monotonic() > deadline:
-                    raise StoreUnusable(f"another process holds {store} for {LOCK_TIMEOUT_S:.0f} s") from None
-                time.sleep(0.05)
+        if not locked_within(file, lambda: LOCK_TIMEOUT_S):
+            raise StoreUnusable(f"another process holds {store} for {LOCK_TIMEOUT_S:.0f} s")
         yield

@@ -7,11 +7,10 @@ well: when it hears of the supervisor's death, that one may still hold the lock 
 
 from __future__ import annotations
 
-import fcntl
-import time
 from collections.abc import Generator
 from contextlib import contextmanager
 
+from infra.file_lock import locked_within
 from infra.supervisor.errors import AlreadyRunning
 from infra.supervisor.layout import Layout
 
@@ -21,7 +20,6 @@ GUARDIAN_WAIT_S = 40.0  # its grace period twice and its own start, on a machine
 SUPERVISOR_WAIT_S = 1.0  # a guardian that has just taken the lock has not said so yet
 DYING_WAIT_S = 10.0  # the kernel closes the guardian's pipe before it frees the lock of the same dead supervisor
 PATIENCE_S = {SUPERVISOR: SUPERVISOR_WAIT_S, GUARDIAN: DYING_WAIT_S}  # with a lock that a supervisor holds
-POLL_S = 0.05
 
 
 @contextmanager
@@ -31,20 +29,14 @@ def owned_lock(layout: Layout, owner: str) -> Generator[None]:
     Raises:
         AlreadyRunning: A supervisor holds it, or a guardian does not come to an end.
     """
-    started = time.monotonic()
     with layout.lock.open("a+") as lock:
-        while True:
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                lock.seek(0)
-                patience_s = GUARDIAN_WAIT_S if lock.read() == GUARDIAN else PATIENCE_S[owner]
-                if time.monotonic() - started > patience_s:
-                    raise AlreadyRunning(
-                        f"{layout.data} is running already; see `palaver status`, or use another --data"
-                    ) from None
-                time.sleep(POLL_S)
+
+        def patience_s() -> float:
+            lock.seek(0)
+            return GUARDIAN_WAIT_S if lock.read() == GUARDIAN else PATIENCE_S[owner]
+
+        if not locked_within(lock, patience_s):
+            raise AlreadyRunning(f"{layout.data} is running already; see `palaver status`, or use another --data")
         lock.seek(0)
         lock.truncate()
         lock.write(owner)

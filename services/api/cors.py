@@ -10,12 +10,12 @@ from collections.abc import Awaitable, Callable, Sequence
 from typing import Final
 from uuid import UUID
 
+from services.api.identifiers import UUID_CHARS, parse_uuid
 from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
 
 # Two hours is what Chromium honours at most.
 PREFLIGHT_MAX_AGE_S: Final = 7200
 SITE_PREFIX: Final = "/v1/sites/"
-_UUID_CHARS: Final = 36
 # The longest origin that a site may name (`services/api/models.py`).
 ORIGIN_BYTES_MAX: Final = 2000
 
@@ -36,17 +36,7 @@ def site_of(path: str) -> UUID | None:
     """Return the site a path is below, or None."""
     if not path.startswith(SITE_PREFIX):
         return None
-    return parse_uuid(path[len(SITE_PREFIX) : len(SITE_PREFIX) + _UUID_CHARS])
-
-
-def parse_uuid(text: str) -> UUID | None:
-    """Return a UUID in its usual text form (either case), or None for any other text."""
-    if len(text) != _UUID_CHARS or text[8] != "-" or not text.isascii():
-        return None
-    try:
-        return UUID(text)
-    except ValueError:
-        return None
+    return parse_uuid(path[len(SITE_PREFIX) : len(SITE_PREFIX) + UUID_CHARS])
 
 
 class CorsMiddleware:

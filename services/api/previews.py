@@ -14,7 +14,7 @@ from fastapi import Request, Response
 
 from services.api import models
 from services.api.comment_body import check_body
-from services.api.cors import parse_uuid
+from services.api.identifiers import parse_uuid
 from services.api.markdown import render_aside
 from services.api.problems import Problem, unavailable
 from services.api.requests import header, parse_idempotency_key, parse_json, read_body, require_json

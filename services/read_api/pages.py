@@ -14,7 +14,8 @@ from uuid import UUID
 from regions.identity import CellId
 from regions.position import ZERO
 from services.api.answers import answer
-from services.api.cors import SITE_PREFIX, parse_uuid
+from services.api.cors import SITE_PREFIX
+from services.api.identifiers import parse_uuid
 from services.api.markdown import HtmlCache
 from services.api.problems import DEGRADED_HEADER, Problem, unavailable
 from services.api.requests import IF_NONE_MATCH_BYTES_MAX

@@ -12,8 +12,8 @@ import services.api
 from regions.identity import CellId
 from services.api.answers import Header
 from services.api.comment import Comment, comment_json, entity_tag
-from services.api.cors import parse_uuid
 from services.api.cursor import Cursor, encode_cursor
+from services.api.identifiers import parse_uuid
 from services.api.markdown import HtmlCache
 from services.api.openapi import openapi_bytes
 from services.api.problems import Problem, invalid

@@ -20,7 +20,8 @@ from services.api import models
 from services.api.answers import Header, answer_json
 from services.api.comment import Comment, comment_json, entity_tag, ledger_json, version_tag
 from services.api.comment_body import check_body
-from services.api.cors import SITE_PREFIX, parse_uuid
+from services.api.cors import SITE_PREFIX
+from services.api.identifiers import parse_uuid
 from services.api.markdown import render_aside
 from services.api.problems import Problem
 from services.api.requests import (

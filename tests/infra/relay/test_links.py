@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 
 from infra.relay.faults import Fault
-from infra.relay.links import Address, ConfigInvalid, parse_config
+from infra.relay.links import ConfigInvalid, parse_config
+from regions.topology import Address
 
 LINK = {"listen": "127.0.0.1:1001", "source": "a", "target": "b", "upstream": "127.0.0.1:2001"}
 SOCKS = {

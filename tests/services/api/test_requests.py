@@ -6,7 +6,8 @@ from pydantic import TypeAdapter
 from regions.identity import CellId
 from regions.position import Position
 from services.api.consistency import parse_wanted
-from services.api.cors import parse_uuid, site_of
+from services.api.cors import site_of
+from services.api.identifiers import parse_uuid
 from services.api.models import NEW_COMMENT, NEW_SITE
 from services.api.problems import Problem
 from services.api.requests import (

@@ -1,0 +1,22 @@
+"""Takes the lock of a file (flock(2)), which the kernel frees with its process. Decides how a process waits for it."""
+
+import fcntl
+import time
+from collections.abc import Callable
+from typing import IO, Any
+
+POLL_S = 0.05
+
+
+def locked_within(file: IO[Any], patience_s: Callable[[], float]) -> bool:
+    """Take the lock; return False if another process holds it for longer than `patience_s()`, asked at each attempt."""
+    began = time.monotonic()
+    while True:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() - began > patience_s():
+                return False
+            time.sleep(POLL_S)
+        else:
+            return True
