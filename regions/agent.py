@@ -15,7 +15,7 @@ from regions.edge import EdgeFeed
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.member import LedgerState, MemberError, Override, Slot, Standby
-from regions.member.lane import LedgerLane, Surroundings
+from regions.member.executor import MemberExecutor, Surroundings
 from regions.member.moving import MovingMember
 from regions.member.overrides import OverrideWatch
 from regions.member.supervision import DISK_FULL
@@ -95,7 +95,7 @@ class RegionAgent:
         self._prepare_ledger = prepare_ledger
         self._overrides = None if member is None else OverrideWatch(member.ledger)
         if member is not None:
-            self.switcher.hold(LedgerLane(member, self._surroundings()))
+            self.switcher.hold(MemberExecutor(member, self._surroundings()))
 
     async def run(self) -> None:
         """Run until cancelled; the member is left as it is, to be adopted or stopped.

@@ -17,7 +17,7 @@ STEPS_MAX = 64
 
 
 @dataclass(slots=True, kw_only=True)
-class Chapter:
+class EpochEntry:
     """One epoch as one agent saw it.
 
     Attributes:
@@ -66,30 +66,30 @@ def parse_chapter(stored: bytes) -> dict[str, Any] | None:
     return cast("dict[str, Any]", fields) if isinstance(fields, dict) and "epoch" in fields else None
 
 
-class Chronicle:
+class EpochHistory:
     """Follows the record of one cell and the steps of the own member."""
 
     def __init__(self, region: RegionName) -> None:
         self._region = region
-        self._chapter: Chapter | None = None
+        self._chapter: EpochEntry | None = None
         self._phase: str | None = None
         self._since = 0.0
 
-    def note_record(self, record: Leadership, *, now: float) -> list[Chapter]:
+    def note_record(self, record: Leadership, *, now: float) -> list[EpochEntry]:
         """Take the record as it is now; return the entries that this agent is to store.
 
         Args:
             record: The newest one.
             now: Monotonic seconds.
         """
-        finished: list[Chapter] = []
+        finished: list[EpochEntry] = []
         chapter = self._chapter
         if chapter is not None and record.epoch < chapter.epoch:
             return finished
         if chapter is None or chapter.epoch != record.epoch:
             if chapter is not None and not chapter.served and chapter.leader == self._region:
                 finished.append(chapter)
-            chapter = self._chapter = Chapter(
+            chapter = self._chapter = EpochEntry(
                 epoch=record.epoch, leader=record.leader, reason=record.reason, began=record.since
             )
             # An agent that comes when it serves already has nothing to tell of it.

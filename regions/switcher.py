@@ -21,12 +21,12 @@ from regions.failover.effects import (
     Acting,
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     Effect,
     Gossiped,
     LedgerEffect,
-    OpenWrites,
     ReadRecord,
+    StartServing,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -60,11 +60,11 @@ from regions.failover.heartbeats import (
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.failover.states import State
 from regions.heartbeats import HeartbeatLinks
-from regions.history import Chapter, Chronicle
+from regions.history import EpochEntry, EpochHistory
 from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import Leadership
 from regions.member.errors import MemberError, MemberRefused
-from regions.member.lane import LedgerLane
+from regions.member.executor import MemberExecutor
 from regions.member.promise import PromiseLost, load_promise, load_starts, store_promise, store_starts
 from regions.topology import Address, Topology
 from regions.witness import ANSWER_S_MAX, ASK_S, SILENCE_S, Witness
@@ -121,7 +121,7 @@ class Switcher:
         self._settings = settings
         self._cell: CellId = topology.cell
         self._voters = tuple(one.name for one in topology.voters)
-        self._lane: LedgerLane | None = None
+        self._executor: MemberExecutor | None = None
         self._core: FailoverCore | None = None
         self._promise: Promise | None = None
         self._timer: asyncio.TimerHandle | None = None
@@ -134,19 +134,19 @@ class Switcher:
         self._next_number = 0
         self._refused_in: Epoch = 0
         self._witness = Witness(topology.cell)
-        self._chronicle = Chronicle(topology.region)
+        self._chronicle = EpochHistory(topology.region)
         self._seen: Leadership | None = None
         self.stepped: Callable[[str, float], None] = lambda _name, _ms: None
         self.adopted: Callable[[Leadership], None] = lambda _record: None
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
-        self.open_epoch: Epoch = 0
+        self.serving_epoch: Epoch = 0
         self.links = HeartbeatLinks(
             region=topology.region, listen=place.listen, peers=peers, secret=place.secret, heard=self._hear
         )
 
-    def hold(self, lane: LedgerLane) -> None:
+    def hold(self, executor: MemberExecutor) -> None:
         """Take the driver of the region's member; before `run`."""
-        self._lane = lane
+        self._executor = executor
 
     @property
     def durable(self) -> Promise | None:
@@ -214,9 +214,9 @@ class Switcher:
                 await self._start()
                 tasks.create_task(self._watch(), name="leadership")
                 tasks.create_task(self.links.run(), name="heartbeats")
-                if self._lane is not None:
-                    tasks.create_task(self._lane.run(), name="member")
-                    tasks.create_task(self._vouch(self._lane), name="witness")
+                if self._executor is not None:
+                    tasks.create_task(self._executor.run(), name="member")
+                    tasks.create_task(self._vouch(self._executor), name="witness")
         finally:
             self._end()
 
@@ -228,12 +228,12 @@ class Switcher:
 
     def _end(self) -> None:
         """Hear nothing any more."""
-        self._core, self.open_epoch = None, 0
+        self._core, self.serving_epoch = None, 0
         if self._timer is not None:
             self._timer.cancel()
 
     async def _start(self) -> None:
-        found = None if self._lane is None else await self._lane.found()
+        found = None if self._executor is None else await self._executor.found()
         lost = None
         try:
             self._promise = load_promise(self._place.state)
@@ -273,7 +273,7 @@ class Switcher:
         if counted is not None:
             self._handle(HeartbeatReceived(heartbeat=counted))
 
-    async def _vouch(self, lane: LedgerLane) -> None:
+    async def _vouch(self, executor: MemberExecutor) -> None:
         """While a serving leader's agent is silent, ask its ledger whether commits go on."""
         pause_s = ASK_S
         while True:
@@ -289,7 +289,7 @@ class Switcher:
                 continue
             try:
                 async with asyncio.timeout(ANSWER_S_MAX):
-                    commit = await lane.commit_of(leader, record.voters)
+                    commit = await executor.commit_of(leader, record.voters)
             except TimeoutError:
                 continue
             except MemberRefused as error:
@@ -332,8 +332,8 @@ class Switcher:
                 case SendHeartbeat(to=to, heartbeat=heartbeat):
                     self.links.send(to, heartbeat)
                 case ReadCommit():
-                    if self._lane is not None:
-                        self._lane.read_commit()
+                    if self._executor is not None:
+                        self._executor.read_commit()
                 case ForCell(effect=inner):
                     self._perform(inner)
                 case _:
@@ -358,12 +358,12 @@ class Switcher:
                 self._begin(self._swap(effect))
             case StorePromise():
                 self._begin(self._store(effect))
-            case OpenWrites(epoch=epoch):
-                self.open_epoch = epoch
-                if self._lane is not None:
-                    self._lane.open_writes()
-            case CloseWrites():
-                self.open_epoch = 0
+            case StartServing(epoch=epoch):
+                self.serving_epoch = epoch
+                if self._executor is not None:
+                    self._executor.admit_writes()
+            case StopServing():
+                self.serving_epoch = 0
             case AnswerStrongReads(requests=requests, current=current):
                 for number in requests:
                     _settle(self._reads.pop(number, None), current)
@@ -392,7 +392,7 @@ class Switcher:
         for chapter in self._chronicle.note_record(record, now=_now()):
             self._begin(self._keep(chapter))
 
-    async def _keep(self, chapter: Chapter) -> None:
+    async def _keep(self, chapter: EpochEntry) -> None:
         """Store an entry, for as long as etcd takes; a region that is lost meanwhile loses it."""
         for phase, ms in chapter.phases_ms.items():
             self.stepped(phase, ms)
@@ -406,8 +406,8 @@ class Switcher:
                 return
 
     def _perform_on_member(self, effect: LedgerEffect) -> None:
-        assert self._lane is not None, "an effect on a member where none is"
-        self._lane.perform(effect)
+        assert self._executor is not None, "an effect on a member where none is"
+        self._executor.perform(effect)
 
     def _begin(self, work: Any) -> None:  # noqa: ANN401 - any coroutine
         assert self._tasks is not None, "it runs"
@@ -486,15 +486,15 @@ class Switcher:
         Raises:
             OrderRefused: They do not come, or nobody answers there.
         """
-        facts, lane = self.facts, self._lane
-        if facts is None or lane is None or facts.record is None or not facts.reigns:
+        facts, executor = self.facts, self._executor
+        if facts is None or executor is None or facts.record is None or not facts.reigns:
             return
         if region == facts.region or region not in facts.record.voters:
             return
         lacking: tuple[str, ...] = ()
         try:
             async with asyncio.timeout(STREAMS_S_MAX):
-                while lacking := await lane.streams_that_lack(region):  # noqa: ASYNC110 - PostgreSQL sets no event
+                while lacking := await executor.streams_that_lack(region):  # noqa: ASYNC110 - PostgreSQL sets no event
                     await asyncio.sleep(STREAMS_POLL_S)
         except MemberError as error:
             # To close the writes for a target that is away would only cost them.
@@ -505,9 +505,9 @@ class Switcher:
 
     def cut_short(self, epoch: Epoch) -> bool:
         """Take that a commit under an epoch came back before its quorum (rule 7); return whether the core heard it."""
-        if self._core is None or self._lane is None:
+        if self._core is None or self._executor is None:
             return False
-        self._lane.cut_short(epoch)
+        self._executor.cut_short(epoch)
         return True
 
     async def is_current(self) -> bool:

@@ -254,21 +254,21 @@ class Applier(Generic[E]):
             for transaction in transactions
             for change in transaction.changes
         ]
-        buried = 0
+        dead = 0
         effects: Sequence[E]
         try:
             effects = await self._apply_at_once(connection, changes, move)
         except (*POISON, PoisonChange):
             async with _transaction(connection):
-                effects, buried = await self._isolate(connection, changes)
+                effects, dead = await self._isolate(connection, changes)
                 await advance_checkpoint(connection, move)
         self._position, self._fresh_at_us = position, fresh_at_us
         self._meter.note_applied(position)
         self.counts.batches += 1
         self.counts.transactions += sum(not transaction.partial for transaction in transactions)
         self.counts.changes += len(changes)
-        self.counts.dead_letters += buried
-        self.dead_letters += buried
+        self.counts.dead_letters += dead
+        self.dead_letters += dead
         return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
 
     def _news(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
@@ -304,28 +304,28 @@ class Applier(Generic[E]):
             return []
 
     async def _isolate(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> tuple[list[E], int]:
-        """Apply a batch that holds poison: halve until the changes at fault are alone, and bury those.
+        """Apply a batch that holds poison: halve to find the changes at fault; they become dead letters.
 
         Returns:
-            What moved, and how many changes were buried.
+            What moved, and how many changes became dead letters.
         """
         try:
             async with _transaction(connection):
                 return list(await self._projection.project(connection, changes)), 0
         except (*POISON, PoisonChange) as error:
             if len(changes) == 1:
-                await self._bury(connection, changes[0], error)
+                await self._record_dead_letter(connection, changes[0], error)
                 return [], 1
         middle = len(changes) // 2
-        first, first_buried = await self._isolate(connection, changes[:middle])
-        second, second_buried = await self._isolate(connection, changes[middle:])
-        return first + second, first_buried + second_buried
+        first, first_dead = await self._isolate(connection, changes[:middle])
+        second, second_dead = await self._isolate(connection, changes[middle:])
+        return first + second, first_dead + second_dead
 
-    async def _bury(self, connection: "ViewConnection", located: LocatedChange, error: Exception) -> None:
+    async def _record_dead_letter(self, connection: "ViewConnection", located: LocatedChange, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
         _log.error("change of %s %s is dead: %s", located.change.table, dict(located.change.key), reason)
         await connection.execute(
-            load_sql("bury_change"),
+            load_sql("record_dead_letter"),
             self._cell,
             located.position.epoch,
             located.position.lsn,

@@ -68,8 +68,8 @@ HOMES = {"stack": ("integration",), "alone": ("regions",), "simulation": ("simul
 LONGEST = (
     "integration/test_deployment.py",
     "regions/test_moving.py",
-    "regions/test_lane.py",
-    "regions/test_wal_line.py",
+    "regions/test_executor.py",
+    "regions/test_replication_proxy.py",
     "services/region_agent/test_process.py",
     "services/read_api/test_pages.py",
     "services/api/test_client_texts.py",

@@ -14,7 +14,7 @@ from pydantic_settings import BaseSettings
 
 from infra.cli.main import make_app
 from infra.servers.unprivileged import account
-from infra.supervisor.environment import Site, service_environment
+from infra.supervisor.environment import DeploymentContext, service_environment
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.records import DEPLOYMENT_VARIABLE
@@ -231,8 +231,10 @@ def test_the_supervisor_gives_each_process_what_it_needs_and_nothing_it_does_not
     # The agent's is made for PostgreSQL's account, which must reach it.
     with child_processes.folder(account()) as data:
         layout = Layout(data=data)
-        site = Site(plan=plan, secrets=Secrets(), layout=layout, postgres_bin=data / "bin", os_user="nobody")
-        given = {name for name in service_environment(site, "eu-west", process) if name.startswith("PALAVER_")}
+        context = DeploymentContext(
+            plan=plan, secrets=Secrets(), layout=layout, postgres_bin=data / "bin", os_user="nobody"
+        )
+        given = {name for name in service_environment(context, "eu-west", process) if name.startswith("PALAVER_")}
     settings = settings_of(process)
     assert given - {DEPLOYMENT_VARIABLE} <= set(settings)
     assert {name for name, (required, _) in settings.items() if required} <= given

@@ -29,7 +29,7 @@ import uvloop
 
 from infra.bench import rows
 from infra.bench.deployment import RunningDeployment, running_deployment
-from infra.drills.clients import Crowd, running_load
+from infra.drills.clients import LoadPlan, running_load
 from infra.drills.drill import Load, Step
 from infra.drills.journal import Journal
 from infra.drills.target import Target
@@ -73,10 +73,13 @@ async def loaded(bench: RunningDeployment, load: Load) -> AsyncGenerator[tuple[T
     target = Target(bench.layout, bench.plan, bench.secrets)
     leader = bench.status()["cells"][0]["leader"]
     homes = [region for region in target.edges if region != leader]
-    crowd = Crowd(edges=target.edges, site=bench.create_site(), thread="bench-switcher", homes=homes)
+    load_plan = LoadPlan(edges=target.edges, site=bench.create_site(), thread="bench-switcher", homes=homes)
     try:
         with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
-            async with Journal(Path(folder) / "journal.jsonl") as journal, running_load(crowd, load, journal, seed=1):
+            async with (
+                Journal(Path(folder) / "journal.jsonl") as journal,
+                running_load(load_plan, load, journal, seed=1),
+            ):
                 yield target, journal
     finally:
         await target.close()

@@ -16,7 +16,7 @@ from infra.cli.progress import ProgressDisplay
 from infra.demo.tour import Say, facts_of, run_tour
 from infra.demo.visitor import VisitFailed, Visitor
 from infra.printing import print_json, table
-from infra.supervisor.deployment import Wish, run_deployment
+from infra.supervisor.deployment import DeploymentOptions, run_deployment
 from infra.supervisor.errors import DeploymentError
 from infra.supervisor.layout import Layout, open_layout
 from infra.supervisor.sites import create_site
@@ -62,7 +62,7 @@ def demo(
         asyncio.run(
             run_deployment(
                 layout,
-                Wish(rtt_ms=rtt_ms),
+                DeploymentOptions(rtt_ms=rtt_ms),
                 on_progress=display.update,
                 alongside=lambda supervisor: asyncio.ensure_future(accompany(supervisor)),
             )

@@ -17,7 +17,7 @@ from infra.cli.options import DEFAULT_DATA, Data, Json, known_plan
 from infra.cli.progress import ProgressDisplay
 from infra.printing import print_json, print_table
 from infra.supervisor.control_client import ControlClient
-from infra.supervisor.deployment import Wish, find_servers, run_deployment, settle_plan
+from infra.supervisor.deployment import DeploymentOptions, find_servers, run_deployment, settle_plan
 from infra.supervisor.environment import address
 from infra.supervisor.errors import DeploymentError, NotRunning, StartFailed
 from infra.supervisor.layout import Layout, open_layout
@@ -58,7 +58,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
 ) -> None:
     """Start a deployment, or the one that the data folder holds; without --detach, run it until Ctrl-C."""
     layout = open_layout(data)
-    wish = Wish(
+    wish = DeploymentOptions(
         regions=_names(regions),
         view_regions=_names(view_regions),
         rtt_ms=rtt_ms,
@@ -105,7 +105,7 @@ def stopped_text(layout: Layout) -> str:
     return f"stopped; the data is kept in {layout.data}"
 
 
-def _up_detached(layout: Layout, wish: Wish) -> None:
+def _up_detached(layout: Layout, wish: DeploymentOptions) -> None:
     """Start a supervisor of its own session and wait until everything is ready."""
     find_servers()
     settle_plan(layout, wish)

@@ -40,7 +40,7 @@ RECENT = 64
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Crowd:
+class LoadPlan:
     """Whom the load is made of.
 
     Attributes:
@@ -63,7 +63,7 @@ class Crowd:
 
 
 @asynccontextmanager
-async def running_load(crowd: Crowd, load: Load, journal: Journal, *, seed: int) -> AsyncGenerator[None]:
+async def running_load(load_plan: LoadPlan, load: Load, journal: Journal, *, seed: int) -> AsyncGenerator[None]:
     """Write and read for as long as the context lasts; requests under way are waited for at its end."""
     stop = asyncio.Event()
     recent: dict[str, list[tuple[str, str]]] = {}
@@ -72,7 +72,7 @@ async def running_load(crowd: Crowd, load: Load, journal: Journal, *, seed: int)
     # Loopback is reached by no proxy.
     async with httpx.AsyncClient(timeout=timeout, transport=PlainTransport(limits=limits), trust_env=False) as http:
         numbers = range(load.writers + load.unkeyed + load.readers)
-        clients = [_Client(crowd, http, journal, stop, recent, number, seed) for number in numbers]
+        clients = [_Client(load_plan, http, journal, stop, recent, number, seed) for number in numbers]
         async with asyncio.TaskGroup() as group:
             for number, client in enumerate(clients):
                 if number < load.writers:
@@ -90,7 +90,7 @@ async def running_load(crowd: Crowd, load: Load, journal: Journal, *, seed: int)
 class _Client:
     def __init__(  # noqa: PLR0913, PLR0917 - what one client knows
         self,
-        crowd: Crowd,
+        load_plan: LoadPlan,
         http: httpx.AsyncClient,
         journal: Journal,
         stop: asyncio.Event,
@@ -98,14 +98,14 @@ class _Client:
         number: int,
         seed: int,
     ) -> None:
-        self._crowd = crowd
+        self._load_plan = load_plan
         self._http = http
         self._journal = journal
         self._stop = stop
         self._recent = recent
         self._number = number
         self._random = random.Random(seed * 1000 + number)  # noqa: S311 - a script, not a secret
-        self._preference = crowd.preference(number)
+        self._preference = load_plan.preference(number)
 
     async def _pause(self, seconds: float) -> None:
         with contextlib.suppress(TimeoutError):
@@ -143,8 +143,8 @@ class _Client:
         fields["sent"] = sent["t"]
         try:
             answer = await self._http.post(
-                f"{self._crowd.edges[region]}/v1/sites/{self._crowd.site}/comments",
-                json={"thread": self._crowd.thread, "body": key},
+                f"{self._load_plan.edges[region]}/v1/sites/{self._load_plan.site}/comments",
+                json={"thread": self._load_plan.thread, "body": key},
                 headers={"idempotency-key": key} if keyed else {},
             )
         except httpx.ConnectError as error:
@@ -168,7 +168,7 @@ class _Client:
 
     async def read(self) -> None:
         """Read own writes back with `session`, and a page with `strong` and as any reader does, in turn."""
-        page = {"thread": self._crowd.thread, "limit": PAGE_LIMIT}
+        page = {"thread": self._load_plan.thread, "limit": PAGE_LIMIT}
         newest = page | {"limit": 1}
         for asked in itertools.cycle(("strong", "session", "eventual")):
             if self._stop.is_set():
@@ -188,7 +188,7 @@ class _Client:
         self, region: str, path: str, asked: str, headers: Mapping[str, str], query: Mapping[str, str | int]
     ) -> None:
         began = self._journal.now
-        url = f"{self._crowd.edges[region]}/v1/sites/{self._crowd.site}{path}"
+        url = f"{self._load_plan.edges[region]}/v1/sites/{self._load_plan.site}{path}"
         fields = {"region": region, "asked": asked, "sent": round(began, 6)}
         try:
             answer = await self._http.get(url, params=query, headers=headers)

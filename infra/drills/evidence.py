@@ -74,7 +74,7 @@ class Span:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stall:
+class WriteOutage:
     """A time without an acknowledgement.
 
     Attributes:
@@ -181,7 +181,7 @@ class Evidence:
         )
 
     @cached_property
-    def stalls(self) -> list[Stall]:
+    def stalls(self) -> list[WriteOutage]:
         """Times in which no keyed write was acknowledged; who waits at the one edge that may refuse is left out."""
         apart = [span for span, window in self._windows if window.edges != "all"]
         return stalls_of(self.records, end=self.end, apart=apart)
@@ -231,7 +231,7 @@ def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bo
     return excusable and any(span.covers(record) for span in spans)
 
 
-def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[Stall]:
+def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[WriteOutage]:
     """Return the stalls of keyed writers, from the first write that suffered each to the next acknowledgement.
 
     While a keyed write waits at the end of the drill the last stall is open, and lasts until then. A write of which any
@@ -255,7 +255,7 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
     times = [min(first_sent.values()), *(at for at, _ in acknowledged)]
     if first_sent.keys() - done.keys():
         times.append(end)
-    stalls: list[Stall] = []
+    stalls: list[WriteOutage] = []
     for before, after in itertools.pairwise(times):
         if after - before < GAP_S_MIN:
             continue
@@ -265,7 +265,7 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
             for key, sent in first_sent.items()
             if key not in elsewhere and sent < after and done.get(key, after) >= after
         ]
-        stalls.append(Stall(first=min(suffered, default=before), end=after))
+        stalls.append(WriteOutage(first=min(suffered, default=before), end=after))
     return stalls
 
 

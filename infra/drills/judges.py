@@ -231,7 +231,7 @@ def unkeyed_writers_are_told_clearly(evidence: Evidence) -> list[Check]:
     ]
     bad = [record for record in unclear if not is_excused(evidence.hurt, record, unanswered=True)]
     name, least = "a writer without a key is told 503 and when to come again", evidence.drill.expect.unkeyed_min
-    failed = [*_one_sided(evidence, asked, least), *(_told(record) for record in bad)]
+    failed = [*_one_sided(evidence, asked, least), *(_describe(record) for record in bad)]
     return [_judged(name, failed, counted=len(asked), least=2 * least, excused=len(unclear) - len(bad))]
 
 
@@ -246,11 +246,11 @@ def keyed_writers_see_no_error(evidence: Evidence) -> list[Check]:
         and not is_excused(evidence.refused, record, unanswered=False)
     ]
     name, excused = "keyed writers at living edges see no error", len(errors) - len(bad)
-    failed = [_told(record) for record in bad]
+    failed = [_describe(record) for record in bad]
     return [_judged(name, failed, counted=len(asked), least=evidence.writes_least, excused=excused)]
 
 
-def _told(record: Record) -> str:
+def _describe(record: Record) -> str:
     what = f"{record.get('status') or 'nothing'} {record['reason'][:160]}"
     return f"at {record['t']:.3f} s {record['region']} answered {what} to what was asked at {record['sent']:.3f} s"
 

@@ -34,12 +34,12 @@ SELECT threads.site_id, threads.id, 0, %s, threads.epoch FROM palaver.threads WH
 """
 
 
-class HandFailed(DeploymentError):
+class ManualPromotionFailed(DeploymentError):
     """What the operator wanted to do by hand cannot be done."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Hand:
+class ManualPromotion:
     """What an operator needs to get at one region's ledger.
 
     Attributes:
@@ -65,7 +65,7 @@ class Hand:
             Whether it was a standby; else it was started as the primary that it had been.
 
         Raises:
-            HandFailed: PostgreSQL does not start, or is not promoted, or takes no row.
+            ManualPromotionFailed: PostgreSQL does not start, or is not promoted, or takes no row.
         """
         self._start()
         try:
@@ -77,14 +77,16 @@ class Hand:
                 # An operator who does not wait for other regions: the row is here and nowhere else.
                 connection.execute("SET synchronous_commit = local")
                 made = connection.execute(MAKE_UP, (MADE_UP, thread)).rowcount
-        except (psycopg.Error, HandFailed, subprocess.TimeoutExpired) as error:
-            with contextlib.suppress(HandFailed, subprocess.TimeoutExpired):
+        except (psycopg.Error, ManualPromotionFailed, subprocess.TimeoutExpired) as error:
+            with contextlib.suppress(ManualPromotionFailed, subprocess.TimeoutExpired):
                 self._pg_ctl("stop", "-m", "immediate")
-            raise HandFailed(f"the ledger that was started by hand refuses: {error}".splitlines()[0]) from error
+            raise ManualPromotionFailed(
+                f"the ledger that was started by hand refuses: {error}".splitlines()[0]
+            ) from error
         if not leave_running:
             self._pg_ctl("stop", "-m", "fast")
         if made != 1:
-            raise HandFailed(f"{made} threads are called {thread} in the ledger that was started by hand")
+            raise ManualPromotionFailed(f"{made} threads are called {thread} in the ledger that was started by hand")
         return was_standby
 
     def _start(self) -> None:
@@ -92,7 +94,7 @@ class Hand:
         for _ in range(STARTS_MAX - 1):
             try:
                 self._pg_ctl("start", "-l", str(self.log))
-            except HandFailed:
+            except ManualPromotionFailed:
                 time.sleep(START_AGAIN_S)
             else:
                 return
@@ -122,7 +124,7 @@ class Hand:
             check=False,
         )
         if done.returncode != 0:
-            raise HandFailed(f"pg_ctl {order[0]} failed with {done.returncode}; see {self.log}")
+            raise ManualPromotionFailed(f"pg_ctl {order[0]} failed with {done.returncode}; see {self.log}")
 
 
 def _is_standby(connection: psycopg.Connection) -> bool:

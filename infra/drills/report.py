@@ -140,7 +140,7 @@ def page_of(outcome: Outcome) -> str:
             for row in _writes(outcome)
         ),
         story="".join(
-            f"<tr><td>{record['t']:.3f}</td><td>{html.escape(told(record))}</td></tr>"
+            f"<tr><td>{record['t']:.3f}</td><td>{html.escape(describe(record))}</td></tr>"
             for record in outcome.records
             if record["kind"] in ("step", "status")
         ),
@@ -171,7 +171,7 @@ def _writes(outcome: Outcome) -> list[dict[str, Any]]:
     return rows
 
 
-def told(record: Mapping[str, Any]) -> str:
+def describe(record: Mapping[str, Any]) -> str:
     """Return a step or a status in words."""
     if record["kind"] == "status":
         refusal = f"; {record['refusal']}" if record.get("refusal") else ""
@@ -189,7 +189,7 @@ def timeline(outcome: Outcome) -> str:
         [_rate(records, end), _latency(records), _suspicion(records)],
         end=end,
         bands=_phases(records, end),
-        marks=[Mark(at=float(record["t"]), label=told(record)) for record in records if record["kind"] == "step"],
+        marks=[Mark(at=float(record["t"]), label=describe(record)) for record in records if record["kind"] == "step"],
     )
 
 

@@ -18,9 +18,9 @@ from typing import Any
 
 import psycopg
 
-from infra.drills.clients import Crowd, running_load
+from infra.drills.clients import LoadPlan, running_load
 from infra.drills.drill import Drill, Phase, Step
-from infra.drills.evidence import NOTHING_HELD, Evidence, Holdings, Regions, Stall
+from infra.drills.evidence import NOTHING_HELD, Evidence, Holdings, Regions, WriteOutage
 from infra.drills.journal import Journal
 from infra.drills.judges import Check, has_enough, judge
 from infra.drills.target import Target
@@ -100,7 +100,7 @@ class Outcome:
         return self.evidence.records
 
     @property
-    def stalls(self) -> list[Stall]:
+    def stalls(self) -> list[WriteOutage]:
         """Times without an acknowledgement."""
         return self.evidence.stalls
 
@@ -152,13 +152,13 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
     edges = target.edges
     homes = [region for region in edges if region != leader] if drill.load.edges == "followers" else list(edges)
     thread = f"drill-{drill.name}-{secrets.token_hex(4)}"
-    crowd = Crowd(edges=edges, site=await target.create_site(), thread=thread, homes=homes)
+    load_plan = LoadPlan(edges=edges, site=await target.create_site(), thread=thread, homes=homes)
     target.names.clear()
     regions = target.regions(leader)
     async with Journal(journal_path) as journal:
         run = _Run(target, journal, say, thread, regions)
-        trouble = await run.carry_out(drill, crowd, seed)
-        holdings = await run.converged(crowd)
+        trouble = await run.carry_out(drill, load_plan, seed)
+        holdings = await run.converged(load_plan)
         await run.sample()
     evidence = Evidence(
         drill=drill, records=journal.records, holdings=holdings, regions=regions, end=round(journal.now, 6)
@@ -221,10 +221,10 @@ class _Run:
         self._current: dict[str, Any] = {}
         self._watches = False
 
-    async def carry_out(self, drill: Drill, crowd: Crowd, seed: int) -> str | None:
+    async def carry_out(self, drill: Drill, load_plan: LoadPlan, seed: int) -> str | None:
         """Load, method and rollback; return why the method ended early, or None."""
         trouble: str | None = None
-        async with self._sampling(), running_load(crowd, drill.load, self._journal, seed=seed):
+        async with self._sampling(), running_load(load_plan, drill.load, self._journal, seed=seed):
             try:
                 await self._journal.note("phase", phase="before")
                 await asyncio.sleep(drill.load.before_s)
@@ -290,7 +290,7 @@ class _Run:
         await self._forget_hurt()
         self._paused.clear()
 
-    async def converged(self, crowd: Crowd) -> Holdings:
+    async def converged(self, load_plan: LoadPlan) -> Holdings:
         """Wait until every region has, and shows, what the ledger has, bounded; return what they hold."""
         deadline = time.monotonic() + CONVERGED_WITHIN_S
         while True:
@@ -298,7 +298,7 @@ class _Run:
             leader = status["cells"][0]["leader"]
             if leader is not None:
                 with contextlib.suppress(psycopg.Error):
-                    holdings = await self._target.holdings(leader, crowd.site, crowd.thread)
+                    holdings = await self._target.holdings(leader, load_plan.site, load_plan.thread)
                     ledger = {comment for comment, _, _ in holdings.ledger}
                     held = [*holdings.views.values(), *holdings.pages.values()]
                     done = all(set(ids) == ledger for ids in held)

@@ -18,7 +18,7 @@ from infra.drills.clients import PAGE_LIMIT
 from infra.drills.disks import Disk
 from infra.drills.drill import Drill, InvalidDrill, RoleAtStart, Step
 from infra.drills.evidence import Holdings, Regions
-from infra.drills.operator import Hand
+from infra.drills.operator import ManualPromotion
 from infra.relay.client import RelayClient
 from infra.servers.unprivileged import account, reachable_folder, reachable_install
 from infra.supervisor.clocks import have_clocks, why_no_clocks
@@ -214,17 +214,17 @@ class Target:
             raise OrderRefused(f"etcd was led by {leads} when {region} died: the fault was another one")
 
     async def promote_by_hand(self, region: str, thread: str, *, leave_running: bool) -> None:
-        """Do to the ledger of a killed region what a careless operator does; see `Hand`.
+        """Do to the ledger of a killed region what a careless operator does; see `ManualPromotion`.
 
         Raises:
-            HandFailed: It cannot be done.
+            ManualPromotionFailed: It cannot be done.
         """
         await asyncio.to_thread(self._promote_by_hand, region, thread, leave_running)
 
     def _promote_by_hand(self, region: str, thread: str, leave_running: bool) -> None:
         runs_as = account()
         data = reachable_folder(self._layout.region(region) / "ledger", runs_as)
-        hand = Hand(
+        hand = ManualPromotion(
             programs=reachable_install(find_servers()["postgres"].bin_dir, runs_as),
             data=data,
             log=data / "operator.log",

@@ -162,7 +162,7 @@ def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Mov
     """An operator wants another region to lead, or not to lead, or not to vote, or to vote again."""
     assert node.machine is not None
     yield from _drains(world, state, region, node.machine.facts)
-    if node.machine.facts.open_epoch:
+    if node.machine.facts.serving_epoch:
         yield from _switches(world, state, region)
         yield from _resizes(world, state, region, node.machine.facts)
 

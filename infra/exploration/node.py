@@ -16,12 +16,12 @@ from regions.failover.effects import (
     Acting,
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     Effect,
     Gossiped,
     LedgerEffect,
-    OpenWrites,
     ReadRecord,
+    StartServing,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -198,10 +198,10 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
     asked: list[Request] = []
     for effect in effects:
         match effect:
-            case OpenWrites(epoch=epoch):
+            case StartServing(epoch=epoch):
                 gate = opened = epoch
                 held = False
-            case CloseWrites():
+            case StopServing():
                 gate = 0
             case AnswerStrongReads(current=current):
                 proven = current

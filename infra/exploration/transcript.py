@@ -11,12 +11,12 @@ from regions.failover.events import Gossip
 def transcript(world: World, found: Counterexample) -> Iterator[str]:
     """The lines of a counterexample."""
     for number, (label, state) in enumerate(found.path, 1):
-        yield f"{number:3}  {told(world, label):70} {_stand(state)}"
-    yield f"{len(found.path) + 1:3}  {told(world, found.label)}"
+        yield f"{number:3}  {describe(world, label):70} {_stand(state)}"
+    yield f"{len(found.path) + 1:3}  {describe(world, found.label)}"
     yield f"     VIOLATION: {found.what}"
 
 
-def told(world: World, label: Label) -> str:
+def describe(world: World, label: Label) -> str:
     """One move in words."""
     verb, region, *details = label
     who = "" if region < 0 else f"{REGIONS[region]} "

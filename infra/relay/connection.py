@@ -1,4 +1,4 @@
-"""One TCP connection through the relay: two sockets and the two lanes between them.
+"""One TCP connection through the relay: two sockets and the two delay lines between them.
 
 Decides how a connection opens, half-closes, breaks and ends across the simulated network, as two real hosts
 would see it. Refuses to know which listener it came in by.
@@ -15,7 +15,7 @@ import struct
 from collections.abc import Coroutine
 from typing import Any, Protocol, assert_never, cast
 
-from infra.relay.lane import Direction, Item, Lane, Signal
+from infra.relay.delay_line import DelayLine, Direction, Item, Signal
 from infra.relay.links import Route
 
 _LOGGER = logging.getLogger(__name__)
@@ -30,7 +30,7 @@ EARLY_END_S_MAX = 10.0
 # What a client may send before its handshake ended (the initial window of a Linux socket is 64 KB).
 EARLY_BYTES_MAX = 64 * 1024
 
-# How much may wait in one socket's write buffer before its lane stops (asyncio's own default is 64 KiB, which
+# How much may wait in one socket's write buffer before its delay line stops (asyncio's own default is 64 KiB, which
 # makes a bulk transfer stop and go too often).
 WRITE_BUFFER_BYTES_MAX = 256 * 1024
 
@@ -83,10 +83,10 @@ class Connection:
         self._early: list[bytes] = []
         self._early_bytes = 0
         self._early_end: asyncio.TimerHandle | None = None
-        self.near = Side(self)
-        self.far = Side(self)
-        self._to_far = Lane(there, deliver=self._arrives_far, slow_down=self.near.slow_down, expire=self.abort)
-        self._to_near = Lane(back, deliver=self._arrives_near, slow_down=self.far.slow_down, expire=self.abort)
+        self.near = Endpoint(self)
+        self.far = Endpoint(self)
+        self._to_far = DelayLine(there, deliver=self._arrives_far, slow_down=self.near.slow_down, expire=self.abort)
+        self._to_near = DelayLine(back, deliver=self._arrives_near, slow_down=self.far.slow_down, expire=self.abort)
         there.connections_total += 1
         there.connections_open += 1
 
@@ -97,7 +97,7 @@ class Connection:
         self.far.abort()
         self._forget()
 
-    def attached(self, side: "Side") -> None:
+    def attached(self, side: "Endpoint") -> None:
         """Send the wish to connect on its way, or the answer to it before any byte of the far side."""
         if side is self.near:
             self._to_far.push(Signal.OPEN)
@@ -106,7 +106,7 @@ class Connection:
         else:
             self._to_near.push(Signal.OPENED)
 
-    def received(self, side: "Side", data: bytes) -> None:
+    def received(self, side: "Endpoint", data: bytes) -> None:
         """Send bytes on; those of the client wait until the handshake ended."""
         if side is self.far:
             self._to_near.push(data)
@@ -118,7 +118,7 @@ class Connection:
             if self._early_bytes > EARLY_BYTES_MAX:
                 side.slow_down(True)
 
-    def ended(self, side: "Side") -> None:
+    def ended(self, side: "Endpoint") -> None:
         """Send the end of one direction on."""
         if side is self.far:
             self._to_near.push(Signal.END)
@@ -127,21 +127,21 @@ class Connection:
         else:
             self._early_end = asyncio.get_running_loop().call_later(EARLY_END_S_MAX, self.abort)
 
-    def full(self, side: "Side", blocked: bool) -> None:
-        """Stop or restart the lane to a side whose socket takes no more bytes for now."""
-        lane = self._to_near if side is self.near else self._to_far
+    def full(self, side: "Endpoint", blocked: bool) -> None:
+        """Stop or restart the delay line to a side whose socket takes no more bytes for now."""
+        delay_line = self._to_near if side is self.near else self._to_far
         if blocked:
-            lane.block()
+            delay_line.block()
         else:
-            lane.unblock()
+            delay_line.unblock()
 
-    def lost(self, side: "Side") -> None:
+    def lost(self, side: "Endpoint") -> None:
         """Let the other side know, over the network, that this one is gone."""
-        other, lane = (self.far, self._to_far) if side is self.near else (self.near, self._to_near)
+        other, delay_line = (self.far, self._to_far) if side is self.near else (self.near, self._to_near)
         if other.gone:
             self._forget()
         elif not self._over:
-            lane.push(Signal.RESET)
+            delay_line.push(Signal.RESET)
 
     def _forget(self) -> None:
         if self._forgotten:
@@ -208,7 +208,7 @@ class Connection:
             self._early_end.cancel()
             self._to_far.push(Signal.END)
 
-    def _end(self, side: "Side") -> None:
+    def _end(self, side: "Endpoint") -> None:
         side.end()
         if self.near.end_sent and self.far.end_sent:
             self._over = True
@@ -224,7 +224,7 @@ class Connection:
             self.near.abort()
 
 
-class Side(asyncio.Protocol):
+class Endpoint(asyncio.Protocol):
     """One of the two sockets of a connection.
 
     Attributes:

@@ -13,11 +13,11 @@ from typing import Any, Self
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
-from infra.relay.connection import Connection, Side
+from infra.relay.connection import Connection, Endpoint
+from infra.relay.delay_line import Direction
 from infra.relay.faults import Fault, FaultTable, Pair
-from infra.relay.lane import Direction
 from infra.relay.links import RelayConfig, Route, SocksListener
-from infra.relay.socks import Opening
+from infra.relay.socks import SocksHandshake
 from regions.topology import Address
 
 _LOGGER = logging.getLogger(__name__)
@@ -99,7 +99,7 @@ class Network:
         """Take notice that a connection is over."""
         self._connections.discard(connection)
 
-    def connect(self, route: Route, greeting: bytes = b"", refusal: bytes = b"") -> Side | None:
+    def connect(self, route: Route, greeting: bytes = b"", refusal: bytes = b"") -> Endpoint | None:
         """Make a connection for a client that came in; None when there are too many."""
         if len(self._connections) >= CONNECTIONS_MAX:
             _LOGGER.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
@@ -120,7 +120,7 @@ class Network:
         return lambda: self.connect(route) or _Refusal()
 
     def _socks_factory(self, listener: SocksListener) -> Callable[[], asyncio.BaseProtocol]:
-        return lambda: Opening(listener, self.connect)
+        return lambda: SocksHandshake(listener, self.connect)
 
     async def _listen(self, address: Address, factory: Callable[[], asyncio.BaseProtocol]) -> None:
         try:

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import cast
 
-from infra.relay.connection import Side
+from infra.relay.connection import Endpoint
 from infra.relay.links import Route, SocksListener
 
 _LOGGER = logging.getLogger(__name__)
@@ -88,10 +88,10 @@ def read_request(data: bytes) -> Request | None:
     return Request(destination=f"{host.lower()}:{port}", length_bytes=end + 2)
 
 
-class Opening(asyncio.Protocol):
+class SocksHandshake(asyncio.Protocol):
     """The client's socket until its request is known; then a connection takes it over."""
 
-    def __init__(self, listener: SocksListener, connect: Callable[[Route, bytes, bytes], Side | None]) -> None:
+    def __init__(self, listener: SocksListener, connect: Callable[[Route, bytes, bytes], Endpoint | None]) -> None:
         """Wait for a client.
 
         Args:

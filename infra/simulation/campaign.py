@@ -13,7 +13,7 @@ from functools import partial
 from typing import Any
 
 from infra.simulation.checkers import CHECKERS
-from infra.simulation.plans import Plan
+from infra.simulation.plans import FaultPlan
 from infra.simulation.runner import Report, run_seed
 from regions.failover.states import TRANSITIONS
 
@@ -35,7 +35,7 @@ class Finding:
 
     seed: int
     violation: str
-    plan: Plan
+    plan: FaultPlan
 
 
 @dataclass(slots=True, kw_only=True)

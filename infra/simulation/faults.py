@@ -9,7 +9,7 @@ from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
-from infra.simulation.plans import WAIT_S_MAX, Fault, FaultKind, Plan
+from infra.simulation.plans import WAIT_S_MAX, Fault, FaultKind, FaultPlan
 from infra.simulation.world import World
 from regions.failover.events import Order, OrderKind
 from regions.identity import RegionName
@@ -33,7 +33,7 @@ class Injector:
         network: Network,
         etcd: Etcd,
         nodes: dict[RegionName, Node],
-        plan: Plan,
+        plan: FaultPlan,
     ) -> None:
         self._world = world
         self._network = network

@@ -14,7 +14,7 @@ from typing import Any
 
 from infra.printing import print_json
 from infra.simulation.campaign import quantile
-from infra.simulation.plans import Fault, Plan
+from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import Run
 from regions.failover.detector import PhiDetector
 from regions.failover.settings import DEFAULTS, Settings
@@ -109,7 +109,7 @@ def measure_takeover(runs: int, *, first_seed: int = 1) -> dict[str, Any]:
     for seed in range(first_seed, first_seed + runs):
         kill_at = KILL_AT_S + Random(seed).random()  # noqa: S311 - chance that is repeated, no secret
         kill = Fault(at=kill_at, kind="crash-region", target="leader", seconds=2 * RUN_S)
-        run = Run(Plan(seed=seed, seconds=RUN_S, loss=LOSS, faults=(kill,)), traced=True)
+        run = Run(FaultPlan(seed=seed, seconds=RUN_S, loss=LOSS, faults=(kill,)), traced=True)
         report = run.run()
         # The region stays dead to the end of the run, so that no liveness is owed.
         if report.checker not in (None, "liveness"):

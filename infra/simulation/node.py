@@ -23,11 +23,11 @@ from regions.failover.effects import (
     Acting,
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     Effect,
     Gossiped,
-    OpenWrites,
     ReadRecord,
+    StartServing,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -107,7 +107,7 @@ class Node:
         disk: The promise on its disk; None when the file is missing or cannot be read.
         up: Whether its process lives.
         stopped: Whether it is paused.
-        open_epoch: The epoch under which it takes writes; 0 for none.
+        serving_epoch: The epoch under which it takes writes; 0 for none.
         writes_under_way: Writes that were let in and have not reached the member.
         peers: All nodes.
     """
@@ -138,7 +138,7 @@ class Node:
         self.disk: Promise | None = Promise()
         self.up = False
         self.stopped = False
-        self.open_epoch: Epoch = 0
+        self.serving_epoch: Epoch = 0
         self.writes_under_way = 0
         self.core: FailoverCore | None = None
         self._client = EtcdClient(world, network, etcd, region, cell.voters)
@@ -322,12 +322,12 @@ class Node:
             case StorePromise():
                 self._world.after(self._world.between(*STORE_S), self._store, self._incarnation)
                 self._stores.append(effect)
-            case OpenWrites(epoch=epoch):
-                self.open_epoch = epoch
+            case StartServing(epoch=epoch):
+                self.serving_epoch = epoch
                 if self.member is not None:
                     self.member.draining = False
                 self._witness.opened(self, epoch)
-            case CloseWrites():
+            case StopServing():
                 self._close()
             case AnswerStrongReads(requests=requests, current=current):
                 for request in requests:
@@ -339,8 +339,8 @@ class Node:
                 self.driver.perform(effect)
 
     def _close(self) -> None:
-        if self.open_epoch:
-            self.open_epoch = 0
+        if self.serving_epoch:
+            self.serving_epoch = 0
             self._witness.closed(self)
 
     def _read(self, effect: ReadRecord) -> None:

@@ -76,7 +76,7 @@ class Fault:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Plan:
+class FaultPlan:
     """Everything about a run that is drawn before it starts.
 
     Attributes:
@@ -125,7 +125,7 @@ class Plan:
         return asdict(self)
 
     @classmethod
-    def from_json(cls, stored: dict[str, Any]) -> Plan:
+    def from_json(cls, stored: dict[str, Any]) -> FaultPlan:
         """The plan in ``stored``."""
         faults = tuple(Fault(**one) for one in cast("list[dict[str, Any]]", stored["faults"]))
         fields: dict[str, Any] = {**stored, "faults": faults}
@@ -171,11 +171,11 @@ _ROLES = ("leader", "leader", "leader", "candidate", "other")
 _WHENS: Sequence[When] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
 
 
-def draw_plan(seed: int, *, seconds: float) -> Plan:
+def draw_plan(seed: int, *, seconds: float) -> FaultPlan:
     """Draw the plan of a seed; some plans have no fault at all."""
     random = Random(seed * 2 + 1)  # noqa: S311 - chance that is repeated, no secret
     voters = 5 if random.random() < FIVE_VOTERS else 3
-    plan = Plan(
+    plan = FaultPlan(
         seed=seed,
         seconds=seconds,
         voters=voters,
@@ -209,7 +209,7 @@ def _with_one_lost_promise(faults: list[Fault]) -> list[Fault]:
     return [one for one in faults if one.kind != "lose-promise" or one is lost[0]]
 
 
-def _draw_unequal_positions(random: Random, plan: Plan, at: float) -> list[Fault]:
+def _draw_unequal_positions(random: Random, plan: FaultPlan, at: float) -> list[Fault]:
     """A voter is drained, a standby falls behind, and then the leader is lost: who leads next has to have all.
 
     Each of the three is rare among other faults, and they have to come in this order.
@@ -231,7 +231,7 @@ def _draw_unequal_positions(random: Random, plan: Plan, at: float) -> list[Fault
     ]
 
 
-def _draw_faults(random: Random, plan: Plan, at: float, end: float) -> list[Fault]:
+def _draw_faults(random: Random, plan: FaultPlan, at: float, end: float) -> list[Fault]:
     """A fault, sometimes with a second one in its wake."""
     faults = [_draw_fault(random, plan, at, end, "")]
     if random.random() < DOUBLED:
@@ -239,7 +239,7 @@ def _draw_faults(random: Random, plan: Plan, at: float, end: float) -> list[Faul
     return faults
 
 
-def _draw_fault(random: Random, plan: Plan, at: float, end: float, when: When) -> Fault:
+def _draw_fault(random: Random, plan: FaultPlan, at: float, end: float, when: When) -> Fault:
     kind, _, low, high = random.choices(_WEIGHTS, weights=[weight for _, weight, _, _ in _WEIGHTS])[0]
     seconds = low + (high - low) * random.random() ** 2
     target = random.choice((*_ROLES, *plan.regions))

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any, cast
 
-from infra.simulation.plans import Plan
+from infra.simulation.plans import FaultPlan
 from infra.simulation.runner import Report
 
 
@@ -19,7 +19,7 @@ def store(report: Report, folder: Path, *, found_as: int) -> Path:
     return path
 
 
-def load(path: Path) -> Plan:
+def load(path: Path) -> FaultPlan:
     """The plan of a file that ``store`` wrote."""
     document = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
-    return Plan.from_json(document["plan"])
+    return FaultPlan.from_json(document["plan"])

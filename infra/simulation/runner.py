@@ -13,7 +13,7 @@ from infra.simulation.faults import Injector
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
-from infra.simulation.plans import Plan, draw_plan
+from infra.simulation.plans import FaultPlan, draw_plan
 from infra.simulation.workload import Workload
 from infra.simulation.world import World
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
@@ -53,7 +53,7 @@ class Report:
         trace: The story, if it was wanted.
     """
 
-    plan: Plan
+    plan: FaultPlan
     violation: str | None = None
     checker: str | None = None
     recoveries_s: list[float] = field(default_factory=list[float])
@@ -72,7 +72,7 @@ class Report:
 class Run:
     """One plan under one set of models."""
 
-    def __init__(self, plan: Plan, *, traced: bool = False, settings: Settings = DEFAULTS) -> None:
+    def __init__(self, plan: FaultPlan, *, traced: bool = False, settings: Settings = DEFAULTS) -> None:
         self.plan = plan
         self.settings = settings
         self.world = World(plan.seed, traced=traced)
@@ -199,7 +199,7 @@ class Run:
         return found
 
 
-def run_plan(plan: Plan, *, traced: bool = False) -> Report:
+def run_plan(plan: FaultPlan, *, traced: bool = False) -> Report:
     """Run a plan."""
     return Run(plan, traced=traced).run()
 

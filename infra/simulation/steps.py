@@ -407,5 +407,5 @@ class LedgerDriver:
 
 
 def counts_as_replayed(member: Member, replayed: int) -> int:
-    """Where replay ends for rule 4, as the agent's lane says it: half a record will never be replayed, and counts."""
+    """Where replay ends for rule 4, as the executor reports it: half a record is never replayed, and counts."""
     return max(replayed, member.received or 0) if member.torn else replayed

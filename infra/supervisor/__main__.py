@@ -7,7 +7,7 @@ import sys
 import traceback
 from pathlib import Path
 
-from infra.supervisor.deployment import Wish, run_deployment
+from infra.supervisor.deployment import DeploymentOptions, run_deployment
 from infra.supervisor.errors import DeploymentError
 from infra.supervisor.layout import open_layout
 
@@ -15,7 +15,7 @@ from infra.supervisor.layout import open_layout
 def main() -> int:
     """Run until asked to stop; the last line on standard error is what `palaver up --detach` shows."""
     try:
-        asyncio.run(run_deployment(open_layout(Path(sys.argv[1])), Wish()))
+        asyncio.run(run_deployment(open_layout(Path(sys.argv[1])), DeploymentOptions()))
     except DeploymentError as error:
         print(str(error), file=sys.stderr)
         return 1

@@ -34,7 +34,7 @@ class _Server(uvicorn.Server):
 
 def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small function a route
     """The routes of the control interface."""
-    token = supervisor.site.secrets.control_token.encode()
+    token = supervisor.context.secrets.control_token.encode()
 
     def guarded(
         act: Callable[[dict[str, Any]], Awaitable[object]],

@@ -20,7 +20,7 @@ from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_al
 from infra.servers.unprivileged import account, prune, reachable_install
 from infra.supervisor.clocks import create_clocks, find_library, have_clocks
 from infra.supervisor.control import serve_control
-from infra.supervisor.environment import Site
+from infra.supervisor.environment import DeploymentContext
 from infra.supervisor.errors import DeploymentError, PlanMismatch
 from infra.supervisor.layout import Layout, create_folders
 from infra.supervisor.lock import SUPERVISOR, owned_lock
@@ -47,7 +47,7 @@ class ServersMissing(DeploymentError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wish:
+class DeploymentOptions:
     """What the command line asked for; None means: as it was, or the default at a first start.
 
     Clocks that can be set stay so: processes of one deployment go by the same kind of clock for ever.
@@ -62,7 +62,7 @@ class Wish:
     limit_clients: bool | None = None
 
 
-def settle_plan(layout: Layout, wish: Wish) -> Plan:
+def settle_plan(layout: Layout, wish: DeploymentOptions) -> Plan:
     """The plan of a folder: read, or made at the first start and written.
 
     Raises:
@@ -102,7 +102,7 @@ def settle_plan(layout: Layout, wish: Wish) -> Plan:
     return plan
 
 
-def _refuse_another_shape(layout: Layout, found: Plan, wish: Wish) -> None:
+def _refuse_another_shape(layout: Layout, found: Plan, wish: DeploymentOptions) -> None:
     asked = {
         "--regions": (wish.regions, found.regions),
         "--view-regions": (wish.view_regions, found.view_regions),
@@ -128,7 +128,7 @@ def find_servers() -> dict[ServerName, Server]:
         raise ServersMissing(str(error)) from error
 
 
-def make_site(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) -> Site:
+def make_context(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) -> DeploymentContext:
     """Put together what processes are made of."""
     runs_as = account()
     for store in prune():
@@ -136,7 +136,7 @@ def make_site(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) 
     postgres_bin = reachable_install(servers["postgres"].bin_dir, runs_as)
     if have_clocks(layout):
         create_clocks(layout, plan, postgres_bin=postgres_bin, runs_as=runs_as)
-    return Site(
+    return DeploymentContext(
         plan=plan,
         secrets=load_or_create_secrets(layout.secrets),
         layout=layout,
@@ -168,7 +168,7 @@ def ownership(layout: Layout, plan: Plan) -> Generator[None]:
 
 async def run_deployment(
     layout: Layout,
-    wish: Wish,
+    wish: DeploymentOptions,
     *,
     on_progress: Callable[[Supervisor], None] = lambda _: None,
     alongside: Callable[[Supervisor], asyncio.Future[None] | None] = lambda _: None,
@@ -189,8 +189,8 @@ async def run_deployment(
     handler = log_to(layout.log(None, "supervisor"), "supervisor")
     try:
         with ownership(layout, plan):
-            site = make_site(layout, plan, servers)
-            supervisor = Supervisor(site, servers)
+            context = make_context(layout, plan, servers)
+            supervisor = Supervisor(context, servers)
             supervisor.watch(lambda: on_progress(supervisor))
             loop = asyncio.get_running_loop()
             for number in (signal.SIGINT, signal.SIGTERM):
@@ -198,7 +198,7 @@ async def run_deployment(
             companion = alongside(supervisor)
             try:
                 async with serve_control(supervisor):
-                    write_private(layout.control, control_document(site))
+                    write_private(layout.control, control_document(context))
                     await supervisor.run()
             finally:
                 if companion is not None and not companion.done():
@@ -210,14 +210,14 @@ async def run_deployment(
         handler.close()
 
 
-def control_document(site: Site) -> bytes:
+def control_document(context: DeploymentContext) -> bytes:
     """How commands reach this supervisor."""
     pid = os.getpid()
     return orjson.dumps(
         {
             "pid": pid,
             "born": birth_of(pid),
-            "port": site.plan.deployment_port("control"),
-            "token": site.secrets.control_token,
+            "port": context.plan.deployment_port("control"),
+            "token": context.secrets.control_token,
         }
     )

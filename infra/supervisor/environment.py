@@ -24,7 +24,7 @@ VOTER_SERVICES = ("etcd", "ledger", "write_api")  # a region that only reads has
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Site:
+class DeploymentContext:
     """What the environments are made of.
 
     Attributes:
@@ -68,59 +68,59 @@ def topology_document(plan: Plan, source: str) -> bytes:
     return orjson.dumps(document, option=orjson.OPT_INDENT_2)
 
 
-def view_url(site: Site, region: str, role: str, password: str) -> str:
+def view_url(context: DeploymentContext, region: str, role: str, password: str) -> str:
     """URL of the view of a region for one role."""
-    return f"postgresql://{role}:{password}@{address(site.plan.port(region, 'view'))}/palaver"
+    return f"postgresql://{role}:{password}@{address(context.plan.port(region, 'view'))}/palaver"
 
 
-def redis_url(site: Site, region: str) -> str:
+def redis_url(context: DeploymentContext, region: str) -> str:
     """URL of the Redis of a region."""
-    return f"redis://:{site.secrets.redis}@{address(site.plan.port(region, 'redis'))}/0"
+    return f"redis://:{context.secrets.redis}@{address(context.plan.port(region, 'redis'))}/0"
 
 
-def service_environment(site: Site, region: str, service: str) -> dict[str, str]:
+def service_environment(context: DeploymentContext, region: str, service: str) -> dict[str, str]:
     """The whole environment of `python -m services.<service>` in a region."""
-    plan, secrets = site.plan, site.secrets
+    plan, secrets = context.plan, context.secrets
     common = (
         base_environment()
-        | clock_environment(site.layout, region)
+        | clock_environment(context.layout, region)
         | {
             DEPLOYMENT_VARIABLE: plan.deployment,
-            "PALAVER_TOPOLOGY": str(site.layout.topology(region)),
+            "PALAVER_TOPOLOGY": str(context.layout.topology(region)),
         }
     )
     etcd = {"PALAVER_ETCD_USER": "root", "PALAVER_ETCD_PASSWORD": secrets.etcd}
     match service:
         case "region_agent":
-            own = etcd | _agent_environment(site, region)
+            own = etcd | _agent_environment(context, region)
             listener = "agent_internal"
         case "write_api":
-            own = etcd | _write_environment(site, region)
+            own = etcd | _write_environment(context, region)
             listener = "write_api_internal"
         case "read_api":
             own = {
                 "PALAVER_LISTEN": address(plan.port(region, "read_api")),
-                "PALAVER_UNIX_LISTEN": str(site.layout.unix_socket(region, "read_api")),
-                "PALAVER_VIEW_URL": view_url(site, region, "palaver_reader", secrets.view_reader),
-                "PALAVER_REDIS_URL": redis_url(site, region),
+                "PALAVER_UNIX_LISTEN": str(context.layout.unix_socket(region, "read_api")),
+                "PALAVER_VIEW_URL": view_url(context, region, "palaver_reader", secrets.view_reader),
+                "PALAVER_REDIS_URL": redis_url(context, region),
             }
             listener = "read_api_internal"
         case "replicator":
-            own = etcd | _replicator_environment(site, region)
+            own = etcd | _replicator_environment(context, region)
             listener = "replicator_internal"
         case _:
             raise AssertionError(f"no such service: {service}")
     return common | own | {"PALAVER_INTERNAL_LISTEN": address(plan.port(region, listener))}
 
 
-def _agent_environment(site: Site, region: str) -> dict[str, str]:
-    home, plan, secrets = site.layout.region(region), site.plan, site.secrets
+def _agent_environment(context: DeploymentContext, region: str) -> dict[str, str]:
+    home, plan, secrets = context.layout.region(region), context.plan, context.secrets
     edge = {
         "PALAVER_STATE_DIR": str(home / "agent"),
-        "PALAVER_EDGE_DIR": str(site.layout.xds(region)),
+        "PALAVER_EDGE_DIR": str(context.layout.xds(region)),
         "PALAVER_EDGE_LISTEN": address(plan.port(region, "edge")),
-        "PALAVER_EDGE_ADMIN": str(site.layout.unix_socket(region, "admin")),
-        "PALAVER_EDGE_READ_SOCKET": str(site.layout.unix_socket(region, "read_api")),
+        "PALAVER_EDGE_ADMIN": str(context.layout.unix_socket(region, "admin")),
+        "PALAVER_EDGE_READ_SOCKET": str(context.layout.unix_socket(region, "read_api")),
         "PALAVER_AGENT_LISTEN": address(plan.port(region, "agent")),
         "PALAVER_AGENT_SECRET": secrets.agent,
     }
@@ -128,40 +128,40 @@ def _agent_environment(site: Site, region: str) -> dict[str, str]:
         edge |= {"PALAVER_EDGE_CLIENT_REQUESTS_PER_S": "0", "PALAVER_EDGE_CLIENT_WRITES_PER_S": "0"}
     if not plan.is_voter(region):
         return edge
-    edge["PALAVER_EDGE_WRITE_SOCKET"] = str(site.layout.unix_socket(region, "write_api"))
-    clocked = have_clocks(site.layout)
-    programs = clocked_programs(site.layout, region) if clocked else site.postgres_bin
+    edge["PALAVER_EDGE_WRITE_SOCKET"] = str(context.layout.unix_socket(region, "write_api"))
+    clocked = have_clocks(context.layout)
+    programs = clocked_programs(context.layout, region) if clocked else context.postgres_bin
     ledger = {
         "PALAVER_LEDGER_DATA": str(reachable_folder(home / "ledger", account())),
         "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
-        "PALAVER_LEDGER_LOG": str(site.layout.log(region, "ledger")),
+        "PALAVER_LEDGER_LOG": str(context.layout.log(region, "ledger")),
         "PALAVER_POSTGRES_BIN": str(programs),
         "PALAVER_LEDGER_SUPERUSER_PASSWORD": secrets.ledger_superuser,
         "PALAVER_REPLICATION_PASSWORD": secrets.ledger_replication,
         "PALAVER_WRITER_PASSWORD": secrets.ledger_writer,
     }
-    runs_as = {} if site.os_user is None else {"PALAVER_OS_USER": site.os_user}
+    runs_as = {} if context.os_user is None else {"PALAVER_OS_USER": context.os_user}
     return edge | ledger | runs_as
 
 
-def _write_environment(site: Site, region: str) -> dict[str, str]:
-    ledger = address(site.plan.port(region, "ledger"))
+def _write_environment(context: DeploymentContext, region: str) -> dict[str, str]:
+    ledger = address(context.plan.port(region, "ledger"))
     return {
-        "PALAVER_LISTEN": address(site.plan.port(region, "write_api")),
-        "PALAVER_UNIX_LISTEN": str(site.layout.unix_socket(region, "write_api")),
-        "PALAVER_LEDGER_URL": f"postgresql://palaver_writer:{site.secrets.ledger_writer}@{ledger}/palaver",
-        "PALAVER_AGENT": address(site.plan.port(region, "agent_internal")),
-        "PALAVER_AGENT_SECRET": site.secrets.agent,
-        "PALAVER_ADMIN_KEY": site.secrets.admin_key,
-        "PALAVER_DERIVATION_SECRET": site.secrets.derivation,
+        "PALAVER_LISTEN": address(context.plan.port(region, "write_api")),
+        "PALAVER_UNIX_LISTEN": str(context.layout.unix_socket(region, "write_api")),
+        "PALAVER_LEDGER_URL": f"postgresql://palaver_writer:{context.secrets.ledger_writer}@{ledger}/palaver",
+        "PALAVER_AGENT": address(context.plan.port(region, "agent_internal")),
+        "PALAVER_AGENT_SECRET": context.secrets.agent,
+        "PALAVER_ADMIN_KEY": context.secrets.admin_key,
+        "PALAVER_DERIVATION_SECRET": context.secrets.derivation,
     }
 
 
-def _replicator_environment(site: Site, region: str) -> dict[str, str]:
-    plan, secrets = site.plan, site.secrets
+def _replicator_environment(context: DeploymentContext, region: str) -> dict[str, str]:
+    plan, secrets = context.plan, context.secrets
     own = {
-        "PALAVER_VIEW_URL": view_url(site, region, "palaver_apply", secrets.view_apply),
-        "PALAVER_REDIS_URL": redis_url(site, region),
+        "PALAVER_VIEW_URL": view_url(context, region, "palaver_apply", secrets.view_apply),
+        "PALAVER_REDIS_URL": redis_url(context, region),
         "PALAVER_CHANGES_LISTEN": address(plan.port(region, "changes")),
         "PALAVER_CHANGES_TOKEN": secrets.changes_token,
     }

@@ -12,7 +12,7 @@ from typing import Any
 
 import orjson
 
-from infra.supervisor.environment import VOTER_SERVICES, Site, address
+from infra.supervisor.environment import VOTER_SERVICES, DeploymentContext, address
 from infra.supervisor.plan import LINKED_SERVICES, Plan
 from infra.supervisor.probes import http_probe
 from infra.supervisor.process import ProcessSpec, base_environment
@@ -21,12 +21,12 @@ from infra.supervisor.region import etcd_host
 from infra.supervisor.secrets import write_private
 
 
-def relay_document(site: Site) -> dict[str, Any]:
+def relay_document(context: DeploymentContext) -> dict[str, Any]:
     """The relay's configuration: one listener a pair and service, one SOCKS listener a region."""
-    plan = site.plan
+    plan = context.plan
     return {
         "control": address(plan.deployment_port("relay_control")),
-        "token": site.secrets.relay_token,
+        "token": context.secrets.relay_token,
         "links": [link for source in plan.all_regions for link in _links(plan, source)],
         "socks": [_socks(plan, source) for source in plan.regions],
         "faults": [
@@ -62,16 +62,16 @@ def _socks(plan: Plan, source: str) -> dict[str, Any]:
     }
 
 
-def relay_spec(site: Site) -> ProcessSpec:
+def relay_spec(context: DeploymentContext) -> ProcessSpec:
     """The relay as a process of the deployment."""
-    config = site.layout.relay_config
-    write_private(config, orjson.dumps(relay_document(site), option=orjson.OPT_INDENT_2))
-    control = address(site.plan.deployment_port("relay_control"))
+    config = context.layout.relay_config
+    write_private(config, orjson.dumps(relay_document(context), option=orjson.OPT_INDENT_2))
+    control = address(context.plan.deployment_port("relay_control"))
     return ProcessSpec(
         region=None,
         process="relay",
         argv=(sys.executable, "-P", "-m", "infra.relay", "--config", str(config)),
-        env=base_environment() | {DEPLOYMENT_VARIABLE: site.plan.deployment},
-        log=site.layout.log(None, "relay"),
+        env=base_environment() | {DEPLOYMENT_VARIABLE: context.plan.deployment},
+        log=context.layout.log(None, "relay"),
         ready=http_probe(f"http://{control}/healthz"),
     )

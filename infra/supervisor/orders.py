@@ -14,7 +14,7 @@ from typing import Any
 
 import httpx
 
-from infra.supervisor.environment import Site, address
+from infra.supervisor.environment import DeploymentContext, address
 from infra.supervisor.errors import OrderRefused
 from infra.supervisor.status import ask
 
@@ -29,7 +29,7 @@ Status = Callable[[], Awaitable[dict[str, Any]]]
 
 
 async def give_order(  # noqa: PLR0913 - what an order consists of
-    client: httpx.AsyncClient, site: Site, status: Status, *, kind: str, region: str | None, by: str
+    client: httpx.AsyncClient, context: DeploymentContext, status: Status, *, kind: str, region: str | None, by: str
 ) -> dict[str, Any]:
     """Carry an order out; return the cell as it is then.
 
@@ -39,7 +39,7 @@ async def give_order(  # noqa: PLR0913 - what an order consists of
     Raises:
         OrderRefused: It cannot be; the text says why.
     """
-    desk = _Desk(client, site, status, by)
+    desk = _Desk(client, context, status, by)
     if kind == "drain":
         assert region is not None, "a drain names its region"
         return await desk.drain(region)
@@ -56,7 +56,7 @@ class _Desk:
     """Gives the orders of one operator, each to an agent that can fulfil it."""
 
     client: httpx.AsyncClient
-    site: Site
+    context: DeploymentContext
     status: Status
     by: str
 
@@ -69,14 +69,14 @@ class _Desk:
         leader = (await self.status())["cells"][0]["leader"]
         if leader is None:
             raise OrderRefused("no agent knows who leads")
-        others = [one for one in self.site.plan.regions if one != leader]
+        others = [one for one in self.context.plan.regions if one != leader]
         problem = ""
         for agent in [leader] if kind in FOR_THE_LEADER else [leader, *others]:
             try:
                 answer = await self.client.post(
-                    f"http://{address(self.site.plan.port(agent, 'agent_internal'))}/order",
+                    f"http://{address(self.context.plan.port(agent, 'agent_internal'))}/order",
                     json={"kind": kind, "region": region, "by": self.by},
-                    headers={"authorization": f"Bearer {self.site.secrets.agent}"},
+                    headers={"authorization": f"Bearer {self.context.secrets.agent}"},
                     timeout=ORDER_TIMEOUT_S,
                 )
             except httpx.HTTPError as error:
@@ -111,7 +111,7 @@ class _Desk:
             await asyncio.sleep(POLL_S)
 
     async def _says_that_it_leads(self, region: str) -> bool:
-        said = await ask(self.client, self.site.plan, region, "agent_internal", "status") or {}
+        said = await ask(self.client, self.context.plan, region, "agent_internal", "status") or {}
         return (said.get("leader"), said.get("phase")) == (region, "serving")
 
     async def drain(self, region: str) -> dict[str, Any]:
@@ -153,7 +153,7 @@ def _heirs(cell: dict[str, Any]) -> list[str]:
     return [one for one in cell["voters"] if one != cell["leader"] and one not in cell["drained"]]
 
 
-async def read_history(site: Site) -> list[dict[str, Any]]:
+async def read_history(context: DeploymentContext) -> list[dict[str, Any]]:
     """Return what became of the newest epochs, the oldest first.
 
     Raises:
@@ -165,10 +165,10 @@ async def read_history(site: Site) -> list[dict[str, Any]]:
     from regions.identity import CellId
     from regions.topology import parse_address
 
-    endpoints = [parse_address(address(site.plan.port(region, "etcd"))) for region in site.plan.regions]
+    endpoints = [parse_address(address(context.plan.port(region, "etcd"))) for region in context.plan.regions]
     try:
-        async with Coordination(endpoints, "root", site.secrets.etcd) as coordination:
-            stored = await coordination.read_history(CellId(site.plan.cell))
+        async with Coordination(endpoints, "root", context.secrets.etcd) as coordination:
+            stored = await coordination.read_history(CellId(context.plan.cell))
     except CoordinationError as error:
         raise OrderRefused(str(error)) from error
     return [chapter for entry in stored if (chapter := parse_chapter(entry)) is not None]

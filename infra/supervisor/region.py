@@ -16,7 +16,7 @@ from infra.servers.resolver import Server, ServerName
 from infra.servers.unprivileged import account, reachable_folder
 from infra.supervisor.clocks import clock_environment
 from infra.supervisor.environment import (
-    Site,
+    DeploymentContext,
     address,
     redis_url,
     service_environment,
@@ -61,17 +61,17 @@ ETCD_ELECTION_PER_HEARTBEAT = 10  # etcd's tuning guide: election timeout at lea
 ETCD_TOKEN_TTL_S = 365 * 24 * 3600  # simple tokens; a restarted member forgets them and clients log in again
 
 
-def region_specs(site: Site, servers: Mapping[ServerName, Server], region: str) -> list[ProcessSpec]:
+def region_specs(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> list[ProcessSpec]:
     """Everything to run in a region, in an order in which every need comes first."""
-    write_private(site.layout.topology(region), topology_document(site.plan, region))
-    names = VOTER_PROCESSES if site.plan.is_voter(region) else VIEW_PROCESSES
+    write_private(context.layout.topology(region), topology_document(context.plan, region))
+    names = VOTER_PROCESSES if context.plan.is_voter(region) else VIEW_PROCESSES
     makers = {"etcd": _etcd, "view": _view, "redis": _redis, "envoy": _envoy}
     specs: list[ProcessSpec] = []
     for name in names:
         if name in makers:
-            specs.append(makers[name](site, servers, region))
+            specs.append(makers[name](context, servers, region))
         else:
-            specs.append(_service(site, region, name))
+            specs.append(_service(context, region, name))
     return specs
 
 
@@ -84,19 +84,19 @@ def etcd_host(region: str) -> str:
     return f"{region}.etcd.palaver.internal"
 
 
-def _server_environment(site: Site) -> dict[str, str]:
-    return base_environment() | {DEPLOYMENT_VARIABLE: site.plan.deployment}
+def _server_environment(context: DeploymentContext) -> dict[str, str]:
+    return base_environment() | {DEPLOYMENT_VARIABLE: context.plan.deployment}
 
 
-def _etcd(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
-    plan, server = site.plan, servers["etcd"]
+def _etcd(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    plan, server = context.plan, servers["etcd"]
     client = f"http://{address(plan.port(region, 'etcd'))}"
     peer_port = plan.port(region, "etcd_peer")
     members = ",".join(f"{name}=http://{etcd_host(name)}:2380" for name in plan.regions)
     heartbeat_ms = max(ETCD_HEARTBEAT_MS_MIN, round(plan.rtt_ms * 1.25))
     argv = (
         str(server.path), *server.extra_flags, "--name", region,
-        "--data-dir", str(site.layout.region(region) / "etcd"),
+        "--data-dir", str(context.layout.region(region) / "etcd"),
         "--listen-client-urls", client, "--advertise-client-urls", client,
         "--listen-peer-urls", f"http://{address(peer_port)}",
         "--initial-advertise-peer-urls", f"http://{etcd_host(region)}:2380",
@@ -112,39 +112,39 @@ def _etcd(site: Site, servers: Mapping[ServerName, Server], region: str) -> Proc
         region=region,
         process="etcd",
         argv=argv,
-        env=_server_environment(site) | {"HTTP_PROXY": proxy, "NO_PROXY": "", "no_proxy": ""},
-        log=site.layout.log(region, "etcd"),
+        env=_server_environment(context) | {"HTTP_PROXY": proxy, "NO_PROXY": "", "no_proxy": ""},
+        log=context.layout.log(region, "etcd"),
         ready=http_probe(f"{client}/health"),
     )
 
 
-def _view(site: Site, _: Mapping[ServerName, Server], region: str) -> ProcessSpec:
-    folder = site.layout.region(region) / "view"
+def _view(context: DeploymentContext, _: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    folder = context.layout.region(region) / "view"
     target = reachable_folder(folder, account())
 
     async def prepare() -> None:
-        port = site.plan.port(region, "view")
-        await prepare_view(folder, postgres_bin=site.postgres_bin, port=port, secrets=site.secrets)
+        port = context.plan.port(region, "view")
+        await prepare_view(folder, postgres_bin=context.postgres_bin, port=port, secrets=context.secrets)
 
     return ProcessSpec(
         region=region,
         process="view",
-        argv=(str(site.postgres_bin / "postgres"), "-D", str(target)),
-        env=_server_environment(site) | clock_environment(site.layout, region),
-        log=site.layout.log(region, "view"),
-        ready=postgres_probe(view_url(site, region, "palaver_apply", site.secrets.view_apply)),
-        os_user=site.os_user,
+        argv=(str(context.postgres_bin / "postgres"), "-D", str(target)),
+        env=_server_environment(context) | clock_environment(context.layout, region),
+        log=context.layout.log(region, "view"),
+        ready=postgres_probe(view_url(context, region, "palaver_apply", context.secrets.view_apply)),
+        os_user=context.os_user,
         prepare=prepare,
         stop_signal=signal.SIGINT,
     )
 
 
-def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
-    home = site.layout.region(region) / "redis"
+def _redis(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    home = context.layout.region(region) / "redis"
     lines = {
         "bind": "127.0.0.1",
-        "port": str(site.plan.port(region, "redis")),
-        "requirepass": site.secrets.redis,
+        "port": str(context.plan.port(region, "redis")),
+        "requirepass": context.secrets.redis,
         "dir": f'"{home}"',
         "save": '""',
         "appendonly": "no",
@@ -158,16 +158,16 @@ def _redis(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
         region=region,
         process="redis",
         argv=(str(servers["redis"].path), str(config)),
-        env=_server_environment(site) | clock_environment(site.layout, region),
-        log=site.layout.log(region, "redis"),
-        ready=redis_probe(redis_url(site, region)),
+        env=_server_environment(context) | clock_environment(context.layout, region),
+        log=context.layout.log(region, "redis"),
+        ready=redis_probe(redis_url(context, region)),
     )
 
 
-def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
-    xds, admin = site.layout.xds(region), site.layout.unix_socket(region, "admin")
+def _envoy(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+    xds, admin = context.layout.xds(region), context.layout.unix_socket(region, "admin")
     listeners, clusters = xds / "lds" / "listeners.json", xds / "cds" / "clusters.json"
-    config = site.layout.region(region) / "envoy" / "bootstrap.json"
+    config = context.layout.region(region) / "envoy" / "bootstrap.json"
     write_bootstrap(config, bootstrap(region=region, xds=xds, admin_socket=admin))
 
     async def prepare() -> None:
@@ -184,25 +184,25 @@ def _envoy(site: Site, servers: Mapping[ServerName, Server], region: str) -> Pro
             "--log-level", "warning",
             "--log-format", '{"ts":"%Y-%m-%dT%T.%fZ","level":"%l","logger":"%n","msg":"%j"}',
         ),
-        env=_server_environment(site),
-        log=site.layout.log(region, "envoy"),
+        env=_server_environment(context),
+        log=context.layout.log(region, "envoy"),
         ready=http_probe("http://envoy/ready", unix_socket=admin),
         needs=NEEDS["envoy"],
         prepare=prepare,
     )  # fmt: skip
 
 
-def _service(site: Site, region: str, service: str) -> ProcessSpec:
-    environment = service_environment(site, region, service)
+def _service(context: DeploymentContext, region: str, service: str) -> ProcessSpec:
+    environment = service_environment(context, region, service)
     needs = NEEDS[service]
     return ProcessSpec(
         region=region,
         process=service,
         argv=(sys.executable, "-P", "-m", f"services.{service}"),
         env=environment,
-        log=site.layout.log(region, service),
+        log=context.layout.log(region, service),
         ready=http_probe(f"http://{environment['PALAVER_INTERNAL_LISTEN']}/healthz"),
-        needs=needs if site.plan.is_voter(region) else tuple(need for need in needs if need != "etcd"),
+        needs=needs if context.plan.is_voter(region) else tuple(need for need in needs if need != "etcd"),
         # The agent takes its PostgreSQL down with it, which may write a checkpoint.
         stop_timeout_s=20.0 if service == "region_agent" else 8.0,
     )

@@ -22,7 +22,7 @@ import psutil
 
 from infra.servers.resolver import Server, ServerName
 from infra.supervisor.clocks import have_clocks, set_clock
-from infra.supervisor.environment import Site
+from infra.supervisor.environment import DeploymentContext
 from infra.supervisor.errors import DeploymentError, OrderRefused, StartFailed, UnknownTarget
 from infra.supervisor.network import relay_spec
 from infra.supervisor.order_journal import note_order, read_orders
@@ -45,13 +45,13 @@ class Supervisor:
     """Runs one deployment.
 
     Args:
-        site: Plan, secrets and folders.
+        context: Plan, secrets and folders.
         servers: The binaries to run.
     """
 
-    def __init__(self, site: Site, servers: Mapping[ServerName, Server]) -> None:
-        self.site = site
-        self.plan = site.plan
+    def __init__(self, context: DeploymentContext, servers: Mapping[ServerName, Server]) -> None:
+        self.context = context
+        self.plan = context.plan
         self._servers = servers
         self._on_progress: Callable[[], None] = lambda: None
         self.processes: dict[str, ManagedProcess] = {}
@@ -64,7 +64,7 @@ class Supervisor:
         self._client = httpx.AsyncClient(transport=PlainTransport(), trust_env=False)
         self._stopping = False
         self._paused: set[str] = set()  # regions in which a fault has stopped something
-        self._region_locks = {region: asyncio.Lock() for region in site.plan.all_regions}
+        self._region_locks = {region: asyncio.Lock() for region in context.plan.all_regions}
 
     def watch(self, on_progress: Callable[[], None]) -> None:
         """Tell somebody (a progress display) after every change of a process."""
@@ -81,7 +81,7 @@ class Supervisor:
                 self._group = group
                 guardian = await self._start_guardian()
                 try:
-                    self._launch([relay_spec(self.site)])
+                    self._launch([relay_spec(self.context)])
                     for region in self.plan.all_regions:
                         self._launch_region(region)
                     await self._wait_until_ready_or_stopped()
@@ -101,7 +101,7 @@ class Supervisor:
 
     async def _start_guardian(self) -> asyncio.subprocess.Process:
         return await asyncio.create_subprocess_exec(
-            sys.executable, "-P", "-m", "infra.supervisor.guardian", str(self.site.layout.data),
+            sys.executable, "-P", "-m", "infra.supervisor.guardian", str(self.context.layout.data),
             stdin=asyncio.subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
 
@@ -112,7 +112,7 @@ class Supervisor:
 
     def _launch_region(self, region: str) -> None:
         self.region_states[region] = "running"
-        self._launch(region_specs(self.site, self._servers, region))
+        self._launch(region_specs(self.context, self._servers, region))
 
     def _launch(self, specs: list[ProcessSpec]) -> None:
         assert self._group is not None, "processes are started inside run()"
@@ -127,7 +127,7 @@ class Supervisor:
     def _changed(self) -> None:
         records = [process.record for process in self.processes.values() if process.record is not None]
         try:
-            write_records(self.site.layout.records, records)
+            write_records(self.context.layout.records, records)
         except OSError as error:
             # They are one of three ways to find an orphan: a full disk must not end what runs.
             log.warning("the records of processes cannot be written: %s", error)
@@ -183,7 +183,7 @@ class Supervisor:
 
     def ledger_process(self, region: str) -> psutil.Process | None:
         """The postmaster of the region's ledger member while it lives."""
-        return postmaster(self.site.layout.postmaster_pid(region, "ledger"))
+        return postmaster(self.context.layout.postmaster_pid(region, "ledger"))
 
     def pids(self, region: str) -> dict[str, int | None]:
         """Pid by process name; None for what does not run, no entry for what the region does not have."""
@@ -201,7 +201,7 @@ class Supervisor:
         """The document of `palaver status --json`."""
         regions = self.plan.all_regions
         faults, asked = await asyncio.gather(
-            ask_faults(self._client, self.plan, self.site.secrets.relay_token),
+            ask_faults(self._client, self.plan, self.context.secrets.relay_token),
             asyncio.gather(*(ask_region(self._client, self.plan, region) for region in regions)),
         )
         answers = dict(zip(regions, asked, strict=True))
@@ -242,13 +242,13 @@ class Supervisor:
         what = f"{kind} {region or ''}".rstrip()
         log.warning("order: %s: %s", what, by)
         try:
-            cell = await give_order(self._client, self.site, self.status, kind=kind, region=region, by=by)
+            cell = await give_order(self._client, self.context, self.status, kind=kind, region=region, by=by)
         except OrderRefused as error:
             log.warning("order refused: %s: %s: %s", what, by, error)
-            note_order(self.site.layout.orders, kind=kind, region=region, by=by, refused=str(error))
+            note_order(self.context.layout.orders, kind=kind, region=region, by=by, refused=str(error))
             raise
         log.warning("order done: %s: %s", what, by)
-        note_order(self.site.layout.orders, kind=kind, region=region, by=by, refused=None)
+        note_order(self.context.layout.orders, kind=kind, region=region, by=by, refused=None)
         return cell
 
     async def history(self) -> list[dict[str, Any]]:
@@ -257,11 +257,11 @@ class Supervisor:
         Raises:
             OrderRefused: etcd does not answer.
         """
-        return await read_history(self.site)
+        return await read_history(self.context)
 
     def orders(self) -> list[dict[str, Any]]:
         """The newest orders of operators, the oldest first."""
-        return read_orders(self.site.layout.orders)
+        return read_orders(self.context.layout.orders)
 
     def targets(self, region: str, process: str | None) -> list[psutil.Process]:
         """Every living process (with descendants) that a region or one process of it consists of.
@@ -311,7 +311,7 @@ class Supervisor:
             for managed in self._region_processes(region):
                 managed.forget()
             pids = self._kill(region, None)
-            await self._bury(region)
+            await self._reap_region(region)
         return pids
 
     def _kill(self, region: str, process: str | None) -> list[int]:
@@ -323,7 +323,7 @@ class Supervisor:
         log.warning("fault: kill -9 of %s (%d processes)", _named(region, process), len(victims))
         return [victim.pid for victim in victims]
 
-    async def _bury(self, region: str) -> None:
+    async def _reap_region(self, region: str) -> None:
         """Wait until nothing of a killed region is left, and kill what was starting this very moment."""
         tasks = [self._tasks[managed.spec.name] for managed in self._region_processes(region)]
         for process in family(*(one for managed in self._region_processes(region) for one in managed.itself())):
@@ -334,7 +334,7 @@ class Supervisor:
         if tasks:
             await asyncio.wait(tasks)
         for member in ("ledger", "view"):
-            folder = self.site.layout.postmaster_pid(region, member).parent
+            folder = self.context.layout.postmaster_pid(region, member).parent
             for process in await asyncio.to_thread(working_in, folder):
                 send(process, signal.SIGKILL)
 
@@ -365,11 +365,11 @@ class Supervisor:
             OrderRefused: The regions have no clocks of their own.
         """
         self.check_target(region)
-        if not have_clocks(self.site.layout):
+        if not have_clocks(self.context.layout):
             raise OrderRefused(
                 "wall clocks cannot be shifted: start the deployment with `palaver up --clocks` (needs libfaketime)"
             )
-        set_clock(self.site.layout, region, offset_s)
+        set_clock(self.context.layout, region, offset_s)
         log.debug("fault: the clock of %s is %+.3f s off", region, offset_s)
 
     async def restart_region(self, region: str) -> None:

@@ -149,15 +149,18 @@ class StopLedger:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class OpenWrites:
-    """Take writes under this epoch; its fence row is on a quorum."""
+class StartServing:
+    """Serve as the leader of this epoch: prove strong reads, and admit writes again after a drain.
+
+    The fence row of the epoch is on a quorum; the write API admits writes by that row.
+    """
 
     epoch: Epoch
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class CloseWrites:
-    """Take no writes any more."""
+class StopServing:
+    """Stop serving as the leader of this epoch: prove no more strong reads under it."""
 
     epoch: Epoch
 
@@ -238,8 +241,8 @@ Effect = (
     | CopyLedger
     | DrainLedger
     | StopLedger
-    | OpenWrites
-    | CloseWrites
+    | StartServing
+    | StopServing
     | AnswerStrongReads
     | AnswerOrder
     | Gossiped

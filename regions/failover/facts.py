@@ -96,7 +96,7 @@ class Facts:
         quorum: The standbys of which its member's commits need a majority; None when not known.
         promoting: The epoch for which this incarnation of the agent has a promotion under way; 0 for none.
         fence: The fence row that its member wrote for the record's epoch, on a quorum.
-        open_epoch: The epoch under which it takes writes; 0 for none.
+        serving_epoch: The epoch under which it takes writes; 0 for none.
         cut_short: The epoch under which a commit's wait on its member was cut short; 0 for none.
         diverged: Whether the leader's history lacks some of its member's WAL.
         rebuilt: The epoch for which it was last copied or rewound.
@@ -145,7 +145,7 @@ class Facts:
     quorum: tuple[RegionName, ...] | None = None
     promoting: Epoch = 0
     fence: FenceWritten | None = None
-    open_epoch: Epoch = 0
+    serving_epoch: Epoch = 0
     cut_short: Epoch = 0
     diverged: bool = False
     rebuilt: Epoch = 0
@@ -193,7 +193,7 @@ class Facts:
         if record is None or rules.is_spent(self.cut_short, record.epoch):
             return False
         serves = record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
-        return self.open_epoch > 0 or serves
+        return self.serving_epoch > 0 or serves
 
     def is_primary_of(self, epoch: Epoch) -> bool:
         """Whether its member runs as primary of ``epoch``."""

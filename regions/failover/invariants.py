@@ -17,7 +17,7 @@ def violations(facts: Facts) -> tuple[str, ...]:
 
 
 def _of_writes(facts: Facts) -> Iterator[str]:
-    epoch, record = facts.open_epoch, facts.record
+    epoch, record = facts.serving_epoch, facts.record
     if not epoch:
         return
     if not facts.is_primary_of(epoch):

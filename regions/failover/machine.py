@@ -17,7 +17,6 @@ from regions.failover.effects import (
     Acting,
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     CopyLedger,
     DrainLedger,
     Effect,
@@ -26,12 +25,13 @@ from regions.failover.effects import (
     Gossiped,
     InitialiseLedger,
     LedgerEffect,
-    OpenWrites,
     PromoteLedger,
     ReadRecord,
     RewindLedger,
     SetQuorum,
+    StartServing,
     StopLedger,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -258,7 +258,7 @@ class Machine:
 
     def _begin_epoch(self, record: Leadership) -> None:
         facts = self._facts
-        if facts.open_epoch:
+        if facts.serving_epoch:
             self._close()
         relieved = record.handed_over_at is not None and facts.relieved_until is not None
         working = facts.working
@@ -282,7 +282,7 @@ class Machine:
     def _take_read(self, event: RecordRead, now: float) -> None:
         facts = self._facts
         if facts.strong_reading is not None and facts.strong_reading.ticket == event.ticket:
-            proven = rules.proves_leadership(event.record, facts.open_epoch, facts.region)
+            proven = rules.proves_leadership(event.record, facts.serving_epoch, facts.region)
             self._effects.append(AnswerStrongReads(requests=facts.strong_reading.strong, current=proven))
             facts.strong_reading = None
             self._settle_previous_run(event, linearizable=True)
@@ -354,7 +354,7 @@ class Machine:
             return
         if record.succession.region == facts.handover.region and facts.revision == revision:
             facts.announced = revision
-            if facts.open_epoch:
+            if facts.serving_epoch:
                 self._close()
 
     def _take_stored(self, ticket: Ticket) -> None:
@@ -383,7 +383,7 @@ class Machine:
             return
         facts.cut_short = epoch
         self._tell("warning", f"epoch {epoch}: a commit's wait was cut short, so that this leader steps down")
-        if facts.open_epoch:
+        if facts.serving_epoch:
             self._close()
 
     def _take_ledger_answer(self, event: LedgerAnswer, now: float) -> None:
@@ -524,7 +524,7 @@ class Machine:
                 self._swap(record, order, now)
             case orders.HandOver():
                 facts.handover, facts.announced, facts.drained = order, 0, None
-                self._tell("info", f"epoch {facts.open_epoch}: handing over to {order.region}: {order.by}")
+                self._tell("info", f"epoch {facts.serving_epoch}: handing over to {order.region}: {order.by}")
             case orders.Resize(voters=voters):
                 facts.resize = (voters, order)
             case _:
@@ -641,7 +641,7 @@ class Machine:
             return
         ticket = self._ticket()
         facts.working = Working(ticket=ticket, effect=step, until=now + self._patience_s(step))
-        if isinstance(step, StopLedger) and facts.open_epoch:
+        if isinstance(step, StopLedger) and facts.serving_epoch:
             self._close()
         if isinstance(step, SetQuorum | FreezeLedger):
             # Until it is answered nobody knows which quorum is in force; what is frozen anew has none.
@@ -677,9 +677,9 @@ class Machine:
         # The fence row on a quorum is what opens; a cell's first epoch was not safe to start again before it served.
         established = record.phase == "serving" or (record.phase == "promoting" and facts.fence is not None)
         spent = facts.doubtful or rules.is_spent(facts.cut_short, record.epoch)
-        if established and facts.open_epoch != record.epoch and not spent:
-            facts.open_epoch = record.epoch
-            self._effects.append(OpenWrites(epoch=record.epoch))
+        if established and facts.serving_epoch != record.epoch and not spent:
+            facts.serving_epoch = record.epoch
+            self._effects.append(StartServing(epoch=record.epoch))
             self._tell("info", f"epoch {record.epoch}: takes writes")
 
     def _change_record(self, now: float) -> None:
@@ -715,7 +715,7 @@ class Machine:
         if facts.ledger == found:
             return
         facts.ledger, facts.frozen, facts.quorum, facts.promoting = found, None, None, 0
-        if facts.open_epoch:
+        if facts.serving_epoch:
             self._close()
 
     def _read_again(self) -> None:
@@ -724,8 +724,8 @@ class Machine:
 
     def _close(self) -> None:
         facts = self._facts
-        self._effects.append(CloseWrites(epoch=facts.open_epoch))
-        facts.open_epoch = 0
+        self._effects.append(StopServing(epoch=facts.serving_epoch))
+        facts.serving_epoch = 0
 
     def _end_handover(self, refused: str | None) -> None:
         facts = self._facts

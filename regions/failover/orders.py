@@ -65,7 +65,7 @@ def plan(facts: Facts, order: Order) -> Plan:
                 return Answer(refused=f"{facts.region} does not lead: ask {record.leader}")
             if facts.handover is not None or facts.resize is not None:
                 return Answer(refused="another order is being carried out")
-            if not facts.open_epoch:
+            if not facts.serving_epoch:
                 return Answer(refused=f"{facts.region} does not take writes at the moment: ask again")
             return _of_leader(facts, record, order, region)
         case _:

@@ -136,9 +136,9 @@ def needs_new_epoch(ledger: LedgerFound, durable: Promise, record: Leadership, *
     return durable.lineage >= record.epoch and not runs and promoting != record.epoch
 
 
-def proves_leadership(read: Leadership | None, open_epoch: Epoch, region: RegionName) -> bool:
+def proves_leadership(read: Leadership | None, serving_epoch: Epoch, region: RegionName) -> bool:
     """Whether a linearizable read that was begun after a strong read arrived says that this region leads (10)."""
-    return read is not None and open_epoch > 0 and read.epoch == open_epoch and read.leader == region
+    return read is not None and serving_epoch > 0 and read.epoch == serving_epoch and read.leader == region
 
 
 def must_copy(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool:

@@ -71,7 +71,7 @@ def _acting(facts: Facts) -> State:
         return "recruiting"
     if facts.handover is not None:
         return "handing-over"
-    if facts.open_epoch == record.epoch:
+    if facts.serving_epoch == record.epoch:
         return "leading"
     return "promoting" if record.phase != "serving" else "stepping-down"
 

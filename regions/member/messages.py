@@ -23,7 +23,7 @@ _PROTOCOL_3: Final = 3
 _TEXT, _INT8 = 25, 20
 
 
-class LineBroken(Exception):
+class ConnectionBroken(Exception):
     """A connection of the line cannot be used: it broke, or what arrived is not what PostgreSQL says."""
 
 
@@ -36,14 +36,14 @@ async def read_startup(source: socket.socket) -> bytes:
     """Return the first message of a client, its length included.
 
     Raises:
-        LineBroken: It is none of protocol 3.
+        ConnectionBroken: It is none of protocol 3.
     """
     (length,) = struct.unpack("!I", await _read(source, 4))
     if not 8 <= length <= STARTUP_BYTES_MAX:  # noqa: PLR2004 - length and version
-        raise LineBroken(f"a first message of {length} bytes")
+        raise ConnectionBroken(f"a first message of {length} bytes")
     body = await _read(source, length - 4)
     if struct.unpack_from("!H", body)[0] != _PROTOCOL_3:
-        raise LineBroken("another protocol, or a wish for encryption on a socket")
+        raise ConnectionBroken("another protocol, or a wish for encryption on a socket")
     return struct.pack("!I", length) + body
 
 
@@ -58,11 +58,11 @@ async def read_message(source: socket.socket) -> tuple[bytes, bytes]:
     """Return the kind and the body of the next message.
 
     Raises:
-        LineBroken: The other end has ended, or says nonsense.
+        ConnectionBroken: The other end has ended, or says nonsense.
     """
     kind, length = struct.unpack("!cI", await _read(source, 5))
     if not 4 <= length <= MESSAGE_BYTES_MAX:  # noqa: PLR2004 - it counts itself
-        raise LineBroken(f"a message of {length} bytes")
+        raise ConnectionBroken(f"a message of {length} bytes")
     return kind, await _read(source, length - 4)
 
 
@@ -72,7 +72,7 @@ async def _read(source: socket.socket, count: int) -> bytes:
     while len(found) < count:
         more = await asyncio.get_running_loop().sock_recv(source, count - len(found))
         if not more:
-            raise LineBroken("it ended")
+            raise ConnectionBroken("it ended")
         found += more
     return found
 

@@ -19,9 +19,9 @@ from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
 from regions.member.process import ProcessIdentity
 from regions.member.record import write_durably, write_whole
+from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import DATABASE, SUPERUSER, MemberSettings
 from regions.member.supervision import Member
-from regions.member.wal_line import WalLine
 from regions.position import parse_lsn
 from regions.topology import Address
 
@@ -84,7 +84,7 @@ class MovingMember(Member):
     def __init__(self, settings: MemberSettings) -> None:
         """Prepare a member; see `Member`."""
         super().__init__(settings)
-        self.line = WalLine(settings)
+        self.proxy = ReplicationProxy(settings)
         self._others: dict[Address, Ledger] = {}
         self._lacking_since = 0.0
         self._keeps_wal: tuple[ProcessIdentity | None, tuple[RegionName, ...]] = (None, ())
@@ -96,7 +96,7 @@ class MovingMember(Member):
         are asked what `follow` will ask: to ask it for the first time on a connection takes a round trip more.
         """
         touches = (self._other(address).one("read_leading", 0) for address in others)
-        await asyncio.gather(self.line.keep(others), *touches, return_exceptions=True)
+        await asyncio.gather(self.proxy.keep(others), *touches, return_exceptions=True)
 
     async def commit_of(self, leader: Address, standbys: Collection[RegionName], required: int) -> int | None:
         """Return the newest LSN that another member, as primary, has on a quorum; see ``read_quorum_commit.sql``.
@@ -121,7 +121,7 @@ class MovingMember(Member):
 
     async def lose_touch(self) -> None:
         """Drop the connections that are kept, to itself and to other members; each is made again at need."""
-        self.line.end()
+        self.proxy.end()
         await self.ledger.close()
         for other in self._others.values():
             await other.close()
@@ -177,7 +177,7 @@ class MovingMember(Member):
             known = self.record
             self._write("standby.signal", "")
             await self._start("standby", 0 if known is None else known.epoch)
-            self.line.close()
+            self.proxy.close()
         else:
             await self._let_go()
         return await self._settled()
@@ -188,7 +188,7 @@ class MovingMember(Member):
         self._write_configuration()
         await self.ledger.run("reload")
         # After it was told: a receiver that is cut off before would connect again.
-        self.line.close()
+        self.proxy.close()
 
     async def promote(self, *, epoch: Epoch, followers: Collection[RegionName]) -> None:
         """Make a frozen member primary of an epoch; the slots of its followers' WAL are made before.
@@ -212,7 +212,7 @@ class MovingMember(Member):
                     await asyncio.sleep(POLL_S)
         except TimeoutError:
             raise MemberFailed(f"it is not primary after {PROMOTE_S_MAX:.0f} s") from None
-        self.line.end()
+        self.proxy.end()
 
     async def follow(self, *, epoch: Epoch, leader: Address) -> None:
         """Receive the WAL of ``leader``; return when it streams.
@@ -232,7 +232,7 @@ class MovingMember(Member):
         try:
             await self._receive_from(leader)
         except BaseException:
-            self.line.take_back()
+            self.proxy.take_back()
             raise
         # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
         # look as if somebody else had made a primary of a standby.
@@ -253,7 +253,7 @@ class MovingMember(Member):
         timeline, history, whole = await self._compare(leader)
         # The first flushes while the second asks.
         await asyncio.gather(self._take_history(timeline, history), self._keep_wal_for_nobody())
-        self._names, self._follows, self._by_line = "", leader, self.line.open(leader, timeline, left=whole)
+        self._names, self._follows, self._by_proxy = "", leader, self.proxy.open(leader, timeline, left=whole)
         self._write_configuration()
         await self.ledger.run("reload")
         try:
@@ -284,7 +284,7 @@ class MovingMember(Member):
         if self.running and self._follows != leader:
             await self.stop()
         if not self.running:
-            self._names, self._follows, self._by_line = "", leader, self.line.open(leader, 0)
+            self._names, self._follows, self._by_proxy = "", leader, self.proxy.open(leader, 0)
             self._write("standby.signal", "")
             self._lacking_since = asyncio.get_running_loop().time()
             try:
@@ -383,7 +383,7 @@ class MovingMember(Member):
             password=self.settings.superuser_password,
         )
         record.note_rewound(self.settings.state, str(leader))
-        self._names, self._follows, self._by_line = "", leader, False
+        self._names, self._follows, self._by_proxy = "", leader, False
         self._write("standby.signal", "")
         self._end()
 
@@ -461,7 +461,7 @@ class MovingMember(Member):
         """
         mine, here = await self._stand()
         end = _end(here)
-        await self.line.say_ahead(leader, end - end % here["segment_bytes"])
+        await self.proxy.say_ahead(leader, end - end % here["segment_bytes"])
         found = await self._until_primary(leader)
         if here["receiving"] or not here["exhausted"]:
             # It has moved meanwhile.
@@ -491,7 +491,7 @@ class MovingMember(Member):
 
         Alone it asks for its old timeline, is told that this one ended, and asks again: four round trips between
         regions, in which nobody can write. It looks for new timelines each time its wait for WAL is disturbed, which
-        is what the reload is for; one that has not looked in time is told by the line to look (`WalLine`).
+        is what the reload is for; one that has not looked in time is told by the line to look (`ReplicationProxy`).
         """
         if not history:
             return

@@ -29,7 +29,7 @@ from regions.member.messages import (
     IDENTIFY,
     IDLE,
     READY,
-    LineBroken,
+    ConnectionBroken,
     error_of,
     fields,
     message,
@@ -80,18 +80,18 @@ class Ready:
         """Make one.
 
         Raises:
-            LineBroken: Nobody is there, or it does not let this region in.
+            ConnectionBroken: Nobody is there, or it does not let this region in.
         """
         try:
             async with asyncio.timeout(CONNECT_S_MAX):
                 connection = await psycopg.AsyncConnection.connect(conninfo, autocommit=True)
         except (psycopg.Error, OSError, TimeoutError) as error:
-            raise LineBroken(f"no connection: {error}") from error
+            raise ConnectionBroken(f"no connection: {error}") from error
         try:
             own = socket.socket(fileno=os.dup(connection.pgconn.socket))
         except (psycopg.Error, OSError) as error:
             connection.pgconn.finish()
-            raise LineBroken(f"no connection: {error}") from error
+            raise ConnectionBroken(f"no connection: {error}") from error
         own.setblocking(False)
         ready = cls(connection, own, standby=connection.pgconn.parameter_status(_STANDBY) == b"on")
         try:
@@ -116,7 +116,7 @@ class Ready:
         """Ask who it is, and by that whether it is there.
 
         Raises:
-            LineBroken: It does not say.
+            ConnectionBroken: It does not say.
         """
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
@@ -124,11 +124,11 @@ class Ready:
                 while (answer := await read_message(self.socket))[0] != IDLE:
                     self._take_notice(*answer)
         except (OSError, TimeoutError, ValueError, struct.error) as error:
-            raise LineBroken(f"it does not say who it is: {error!r}") from error
+            raise ConnectionBroken(f"it does not say who it is: {error!r}") from error
 
     def _take_notice(self, kind: bytes, body: bytes) -> None:
         if kind == ERROR:
-            raise LineBroken(error_of(body))
+            raise ConnectionBroken(error_of(body))
         if kind == b"D":
             self.system, timeline, *_ = fields(body)
             self.timeline = int(timeline)
@@ -142,16 +142,16 @@ class Ready:
         It waits for 4 s at most; a standby says then that there is no such timeline, and holds no slot.
 
         Raises:
-            LineBroken: It cannot be told.
+            ConnectionBroken: It cannot be told.
         """
         said = _AWAIT_PROMOTION + asked
         try:
             # Without waiting: nothing was sent for seconds, so that there is room.
             sent = self.socket.send(said)
         except OSError as error:
-            raise LineBroken(f"it cannot be told ahead: {error}") from error
+            raise ConnectionBroken(f"it cannot be told ahead: {error}") from error
         if sent < len(said):
-            raise LineBroken("it cannot be told ahead")
+            raise ConnectionBroken("it cannot be told ahead")
         self.ahead = asked
 
     async def answer(self, asked: bytes) -> bytes:
@@ -161,7 +161,7 @@ class Ready:
         same connection, so that the slot is free when it comes to what is asked: a wrong guess costs no round trip.
 
         Raises:
-            LineBroken: It has ended.
+            ConnectionBroken: It has ended.
             TimeoutError: It does not answer.
         """
         ahead, self.ahead = self.ahead, b""
@@ -189,7 +189,7 @@ class Ready:
         """Return the first message of one of these kinds; what comes before is for nobody."""
         while (said := await read_message(self.socket))[0] not in kinds:
             if said[0] == ERROR:
-                _log.info("wal line: what was said ahead came to nothing: %s", error_of(said[1]))
+                _log.info("replication proxy: what was said ahead came to nothing: %s", error_of(said[1]))
         return said
 
     def end(self) -> None:

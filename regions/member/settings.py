@@ -133,7 +133,7 @@ host replication palaver_replication 127.0.0.1/32 scram-sha-256
 
 
 def configuration(
-    settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None, line: bool = False
+    settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None, proxied: bool = False
 ) -> str:
     """Return the whole of ``palaver.conf``.
 
@@ -141,7 +141,7 @@ def configuration(
         settings: Whose.
         synchronous_standby_names: Which standbys a commit waits for; '' waits for none.
         follows: The member whose WAL it receives; None for a primary.
-        line: Whether it is led there by the agent's line.
+        proxied: Whether the agent's replication proxy comes first.
     """
     lines = [
         "# Written whole by the region agent at each start; changes here are lost.",
@@ -150,7 +150,7 @@ def configuration(
         f"max_slot_wal_keep_size = '{settings.wal_keep_mb}MB'",
         # Rule 5: set before a member is primary, in the file it starts with, and verified by SHOW.
         f"synchronous_standby_names = {_quoted(synchronous_standby_names)}",
-        f"primary_conninfo = {_quoted(follow_conninfo(settings, follows, line=line) if follows else '')}",
+        f"primary_conninfo = {_quoted(follow_conninfo(settings, follows, proxied=proxied) if follows else '')}",
         f"primary_slot_name = {_quoted(physical_slot_name(settings.region) if follows else '')}",
     ]
     return "\n".join(lines) + "\n" + _CONSTANTS
@@ -161,25 +161,25 @@ BACKUP_NAME = "base-backup"
 a standby of the quorum before there is one."""
 
 
-def follow_conninfo(settings: MemberSettings, leader: Address, *, line: bool = False) -> str:
+def follow_conninfo(settings: MemberSettings, leader: Address, *, proxied: bool = False) -> str:
     """Return the libpq connection string by which this member follows ``leader``.
 
-    With ``line`` the first host is the agent's line to that member (see `wal_line`), and the second the member itself,
-    for when nobody listens there. It names a database because slot synchronisation needs one (rule 19).
+    With ``proxied`` the first host is the agent's `replication_proxy`, and the second is the member
+    itself, for when the proxy does not listen. It names a database because slot synchronisation needs one (rule 19).
     """
     passwords = f"passfile='{settings.data / PASSFILE}'"
-    if not line:
+    if not proxied:
         return f"{_conninfo((leader,), settings.region)} {passwords}"
-    hosts = (Address(f"@{line_name(settings)}", leader.port), leader)
-    return f"{_conninfo(hosts, settings.region)} requirepeer='{_escaped(line_user() or '')}' {passwords}"
+    hosts = (Address(f"@{proxy_name(settings)}", leader.port), leader)
+    return f"{_conninfo(hosts, settings.region)} requirepeer='{_escaped(proxy_user() or '')}' {passwords}"
 
 
-def line_name(settings: MemberSettings) -> str:
+def proxy_name(settings: MemberSettings) -> str:
     """Return the name of the folder of the line's sockets, in the kernel's name space (unix(7), abstract sockets)."""
     return f"palaver-{hashlib.sha256(f'{settings.region} {settings.state}'.encode()).hexdigest()[:32]}"
 
 
-def line_user() -> str | None:
+def proxy_user() -> str | None:
     """Return the user that a receiver expects at the line's other end; None where this one has no name.
 
     libpq compares by name (``requirepeer``), so without one there is no line.
@@ -190,7 +190,7 @@ def line_user() -> str | None:
         return None
 
 
-def line_conninfo(settings: MemberSettings, other: Address) -> str:
+def proxy_conninfo(settings: MemberSettings, other: Address) -> str:
     """Return the libpq connection string by which the agent itself connects to another member to receive WAL.
 
     With a database, because only such a connection takes SQL too; it reads nothing there.

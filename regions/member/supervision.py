@@ -81,7 +81,7 @@ class Member:
         self._standing = ""
         self._verified: tuple[ProcessIdentity | None, str] = (None, "")
         self._follows: Address | None = None
-        self._by_line = False
+        self._by_proxy = False
         self._written: dict[str, str] = {}
 
     @property
@@ -261,8 +261,8 @@ class Member:
             others: Whom it may follow.
         """
         ways = ((one, line) for one in others for line in (False, True))
-        known = (way for way in ways if follow_conninfo(self.settings, way[0], line=way[1]) == primary_conninfo)
-        self._follows, self._by_line = next(known, (None, False))
+        known = (way for way in ways if follow_conninfo(self.settings, way[0], proxied=way[1]) == primary_conninfo)
+        self._follows, self._by_proxy = next(known, (None, False))
         self._names, self._standing = ("", names) if primary_conninfo else (names, "")
 
     def leave(self) -> None:
@@ -440,7 +440,7 @@ class Member:
         # Rule 4: nobody can see when the startup process has read that it is to receive from nobody. A receiver that it
         # starts before that has no password to go in with; one that has gone in is a process that can be seen.
         self._configure(PASSFILE, "" if follows is None else passfile(self.settings))
-        text = configuration(self.settings, synchronous_standby_names=names, follows=follows, line=self._by_line)
+        text = configuration(self.settings, synchronous_standby_names=names, follows=follows, proxied=self._by_proxy)
         self._configure(CONFIGURATION, text)
 
     @property

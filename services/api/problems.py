@@ -87,7 +87,7 @@ class Problem(Exception):
         self.errors = tuple(errors)
         self.headers = tuple(headers)
 
-    def told(self, headers: Sequence[tuple[bytes, bytes]]) -> "Problem":
+    def with_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> "Problem":
         """Return the same problem with more headers; the same one may be the answer to several requests."""
         return Problem(self.slug, self.detail, errors=self.errors, headers=(*self.headers, *headers))
 

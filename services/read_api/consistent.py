@@ -106,4 +106,4 @@ def says_what_it_got(granted: Granted, freshness: Freshness, claim: Claim) -> Ge
     try:
         yield
     except Problem as problem:
-        raise problem.told(headers_of(granted, freshness, claim)) from problem
+        raise problem.with_headers(headers_of(granted, freshness, claim)) from problem

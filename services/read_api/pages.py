@@ -150,7 +150,7 @@ class Pages:
             return await asyncio.shield(flight.landed)
         except Problem as problem:
             assert flight is not None
-            raise problem.told(headers_of(granted, self._freshness, flight.claim)) from problem
+            raise problem.with_headers(headers_of(granted, self._freshness, flight.claim)) from problem
 
     async def _lead(self, flight: "Flight", query: PageQuery, request: Request, *, past_caches: bool) -> Entry:
         """Build a page for everybody who asks for it meanwhile."""
@@ -237,7 +237,7 @@ def view_unavailable(error: ViewUnavailable) -> Problem:
     if isinstance(error, ViewBusy):
         return unavailable("overloaded", "Too many reads wait for the view of this region.")
     problem = unavailable("view-unavailable", f"The view does not answer ({str(error).partition(':')[0]}).")
-    return problem.told([(DEGRADED_HEADER, b"view")])
+    return problem.with_headers([(DEGRADED_HEADER, b"view")])
 
 
 def parse_site(text: str) -> UUID:

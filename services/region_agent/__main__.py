@@ -61,8 +61,8 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
         REGISTRY.register(AgentCollector(agent))
         agent.switcher.stepped = observe_step
         secret = settings.agent_secret.get_secret_value()
-        desk = orders.OrderDesk(agent, secret)
-        report_desk = reports.ReportDesk(agent.switcher, secret)
+        desk = orders.OrderHandler(agent, secret)
+        report_desk = reports.ReportHandler(agent.switcher, secret)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run(), name="agent")

@@ -24,7 +24,7 @@ WITHOUT_REGION: Final = ("pause", "resume")
 _log = logging.getLogger(__name__)
 
 
-class OrderDesk:
+class OrderHandler:
     """Where orders come in."""
 
     def __init__(self, agent: RegionAgent, secret: str) -> None:

@@ -27,7 +27,7 @@ Answer = tuple[int, dict[str, object]]
 _UNAUTHORIZED: Final[Answer] = (HTTPStatus.UNAUTHORIZED, {"detail": "The secret of the agents is missing or wrong."})
 
 
-class ReportDesk:
+class ReportHandler:
     """Where reports and questions of the write API come in."""
 
     def __init__(self, switcher: Switcher, secret: str) -> None:

@@ -103,7 +103,7 @@ def _failover(agent: RegionAgent) -> dict[str, object] | None:
     held_s = switcher.held_down_s()
     return {
         "state": switcher.state,
-        "takes_writes": switcher.open_epoch > 0,
+        "takes_writes": switcher.serving_epoch > 0,
         "voters": [] if facts.record is None else list(facts.record.voters),
         "joining": [] if facts.record is None else list(facts.record.joining),
         "drained": [] if facts.record is None else list(facts.record.drained),
@@ -195,16 +195,16 @@ class AgentCollector(Collector):
         led = CounterMetricFamily(
             "palaver_wal_line_receivers", "Receivers of WAL that were led to another member.", labels=["ready"]
         )
-        for ready, count in self._agent.member.line.taken.items():
+        for ready, count in self._agent.member.proxy.taken.items():
             led.add_metric(["yes" if ready else "no"], count)
         yield led
         guessed = CounterMetricFamily(
             "palaver_wal_line_guesses", "Receivers of WAL for which it was asked ahead.", labels=["right"]
         )
-        for right, count in self._agent.member.line.guessed.items():
+        for right, count in self._agent.member.proxy.guessed.items():
             guessed.add_metric(["yes" if right else "no"], count)
         yield guessed
-        refused = self._agent.member.line.refused
+        refused = self._agent.member.proxy.refused
         yield CounterMetricFamily(
             "palaver_wal_line_refusals", "Receivers of WAL that asked for a timeline which was left.", value=refused
         )

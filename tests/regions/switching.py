@@ -11,7 +11,7 @@ from regions.coordination import Coordination
 from regions.failover.settings import Settings
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from regions.member.lane import LedgerLane, Surroundings
+from regions.member.executor import MemberExecutor, Surroundings
 from regions.member.moving import MovingMember
 from regions.switcher import Place, Switcher
 from regions.topology import Address, parse_address
@@ -74,7 +74,7 @@ class Cell:
             durable=lambda: switcher.durable,
             tell=switcher.tell,
         )
-        switcher.hold(LedgerLane(member, around))
+        switcher.hold(MemberExecutor(member, around))
 
         async def run() -> None:
             async with coordination:
@@ -119,7 +119,7 @@ class Cell:
 
     def leader(self) -> RegionName | None:
         """Who takes writes now."""
-        return next((region for region, agent in self.agents.items() if agent.switcher.open_epoch), None)
+        return next((region for region, agent in self.agents.items() if agent.switcher.serving_epoch), None)
 
     async def until_serving(self, epoch: int, seconds: float = 40.0) -> Leadership:
         """Wait for an epoch, or a later one, to serve."""

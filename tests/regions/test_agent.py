@@ -222,13 +222,13 @@ async def test_agents_whose_disks_are_full_say_so_and_one_leads_when_there_is_ro
     monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
 
     async def all_say() -> bool:
-        return all(one.refusal == supervision.DISK_FULL and one.switcher.open_epoch == 0 for one in voters)
+        return all(one.refusal == supervision.DISK_FULL and one.switcher.serving_epoch == 0 for one in voters)
 
     await until(all_say, 30)
     monkeypatch.undo()
 
     async def one_leads() -> bool:
-        return any(one.switcher.open_epoch > 1 for one in voters) and all(one.refusal is None for one in voters)
+        return any(one.switcher.serving_epoch > 1 for one in voters) and all(one.refusal is None for one in voters)
 
     await until(one_leads, 60)
 

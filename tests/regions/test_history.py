@@ -3,7 +3,7 @@
 from dataclasses import replace
 from uuid import UUID
 
-from regions.history import Chronicle, parse_chapter
+from regions.history import EpochHistory, parse_chapter
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
@@ -16,7 +16,7 @@ SERVING = replace(PROMOTING, phase="serving", fence_id=UUID(int=2))
 
 
 def test_the_leader_tells_why_when_and_how_long_once() -> None:
-    chronicle = Chronicle(WEST)
+    chronicle = EpochHistory(WEST)
     assert chronicle.note_record(RECRUITING, now=10.0) == []
     chronicle.note_step(2, "FreezeLedger", 31.0)
     chronicle.note_step(1, "StopLedger", 99.0)
@@ -39,13 +39,13 @@ def test_the_leader_tells_why_when_and_how_long_once() -> None:
 
 
 def test_the_others_tell_nothing() -> None:
-    chronicle = Chronicle(EAST)
+    chronicle = EpochHistory(EAST)
     for now, record in enumerate((RECRUITING, PROMOTING, SERVING)):
         assert chronicle.note_record(record, now=float(now)) == []
 
 
 def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
-    chronicle = Chronicle(WEST)
+    chronicle = EpochHistory(WEST)
     chronicle.note_record(PROMOTING, now=0.0)
     later = replace(RECRUITING, epoch=3, leader=EAST, reason="epoch 2 stays promoting")
     (chapter,) = chronicle.note_record(later, now=2.0)
@@ -54,7 +54,7 @@ def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
 
 
 def test_an_epoch_that_begins_before_it_is_written_began_when_it_was() -> None:
-    chronicle = Chronicle(WEST)
+    chronicle = EpochHistory(WEST)
     chronicle.note_record(replace(PROMOTING, since=""), now=0.0)
     chronicle.note_record(PROMOTING, now=0.2)
     (chapter,) = chronicle.note_record(SERVING, now=0.5)
@@ -62,7 +62,7 @@ def test_an_epoch_that_begins_before_it_is_written_began_when_it_was() -> None:
 
 
 def test_an_agent_that_comes_when_it_serves_has_nothing_to_tell() -> None:
-    chronicle = Chronicle(WEST)
+    chronicle = EpochHistory(WEST)
     assert chronicle.note_record(SERVING, now=0.0) == []
     assert chronicle.note_record(replace(RECRUITING, epoch=3, leader=EAST), now=1.0) == []
 

@@ -7,7 +7,7 @@ import pytest
 
 from regions.identity import RegionName
 from regions.member import MemberSettings, quorum_names
-from regions.member.settings import configuration, follow_conninfo, line_name, passfile
+from regions.member.settings import configuration, follow_conninfo, passfile, proxy_name
 from regions.topology import Address
 
 SETTINGS = MemberSettings(
@@ -52,7 +52,7 @@ def test_password_is_in_the_passfile_only() -> None:
 def test_a_follower_is_led_by_the_line_first_and_goes_by_itself_where_nobody_listens() -> None:
     leader = Address("10.0.0.1", 5000)
     assert "host=10.0.0.1 port=5000 " in follow_conninfo(SETTINGS, leader)
-    led = follow_conninfo(SETTINGS, leader, line=True)
-    assert f"host=@{line_name(SETTINGS)},10.0.0.1 port=5000,5000 " in led
+    led = follow_conninfo(SETTINGS, leader, proxied=True)
+    assert f"host=@{proxy_name(SETTINGS)},10.0.0.1 port=5000,5000 " in led
     assert "requirepeer='" in led
-    assert line_name(replace(SETTINGS, region=RegionName("us-east"))) != line_name(SETTINGS)
+    assert proxy_name(replace(SETTINGS, region=RegionName("us-east"))) != proxy_name(SETTINGS)

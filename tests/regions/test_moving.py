@@ -19,7 +19,7 @@ from regions.identity import RegionName, physical_slot_name, slot_name
 from regions.leadership import ANCESTRY_MAX
 from regions.member import MemberFailed, moving, quorum_names
 from regions.member.moving import Diverged, Frozen, MovingMember
-from regions.member.settings import line_name
+from regions.member.settings import proxy_name
 from regions.topology import Address
 from tests.regions.deployment import (
     REGIONS,
@@ -340,7 +340,7 @@ def has_line(made: Deployment, member: MovingMember, leader: RegionName) -> bool
     """Whether a receiver could connect to the line of a member."""
     with socket.socket(socket.AF_UNIX) as receiver:
         try:
-            receiver.connect(f"\0{line_name(member.settings)}/.s.PGSQL.{made.ledger(leader).port}")
+            receiver.connect(f"\0{proxy_name(member.settings)}/.s.PGSQL.{made.ledger(leader).port}")
         except ConnectionRefusedError:
             return False
     return True

@@ -16,10 +16,10 @@ from regions.coordination import Coordination, EtcdUnavailable, OutcomeUnknown
 from regions.failover.core import FailoverCore
 from regions.failover.effects import (
     AnswerStrongReads,
-    CloseWrites,
     Effect,
-    OpenWrites,
     ReadRecord,
+    StartServing,
+    StopServing,
     StorePromise,
     SwapRecord,
 )
@@ -40,7 +40,7 @@ from regions.failover.settings import Settings
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.member.errors import MemberRefused
-from regions.member.lane import LedgerLane
+from regions.member.executor import MemberExecutor
 from regions.member.promise import NAME, STARTS, load_promise, load_starts, store_promise
 from regions.switcher import Place, Switcher
 from regions.topology import Address
@@ -121,7 +121,7 @@ class PlayedLane:
     async def found(self) -> LedgerFound:
         return LedgerFound(kind=self.kind)
 
-    def open_writes(self) -> None:
+    def admit_writes(self) -> None:
         self.opened += 1
 
     async def commit_of(self, leader: RegionName, voters: object) -> int | None:
@@ -137,7 +137,7 @@ class PlayedLane:
 class Stand:
     switcher: Switcher
     etcd: PlayedEtcd
-    lane: PlayedLane
+    executor: PlayedLane
     core: PlayedCore
     state: Path
 
@@ -159,7 +159,7 @@ async def until(holds: Callable[[], bool]) -> None:
 async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
     state = tmp_path / "state"
     state.mkdir()
-    etcd, lane = PlayedEtcd(), PlayedLane()
+    etcd, executor = PlayedEtcd(), PlayedLane()
     place = Place(state=state, listen=Address("127.0.0.1", free_port()), secret=b"a secret of the deployment")
     switcher = Switcher(
         Deployment(root=tmp_path).topology(WEST),
@@ -167,12 +167,12 @@ async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
         place=place,
         settings=Settings(request_s_max=0.05),
     )
-    switcher.hold(cast("LedgerLane", lane))
+    switcher.hold(cast("MemberExecutor", executor))
     core = PlayedCore(SimpleNamespace(region=WEST, record=leadership(EAST, 3)))
     switcher._seen = core.facts.record
     async with asyncio.TaskGroup() as tasks:
         switcher._tasks, switcher._core = tasks, cast("FailoverCore", core)
-        yield Stand(switcher, etcd, lane, core, state)
+        yield Stand(switcher, etcd, executor, core, state)
 
 
 async def test_a_promise_is_told_when_it_is_on_disk_and_only_then_counts(stand: Stand) -> None:
@@ -261,13 +261,13 @@ async def test_a_read_says_what_etcd_says_or_that_it_failed(
 
 
 async def test_writes_are_open_from_the_word_of_the_core_to_its_word_or_its_end(stand: Stand) -> None:
-    stand.perform(OpenWrites(epoch=3))
-    assert (stand.switcher.open_epoch, stand.lane.opened) == (3, 1)
-    stand.perform(CloseWrites(epoch=3))
-    assert stand.switcher.open_epoch == 0
-    stand.perform(OpenWrites(epoch=4))
+    stand.perform(StartServing(epoch=3))
+    assert (stand.switcher.serving_epoch, stand.executor.opened) == (3, 1)
+    stand.perform(StopServing(epoch=3))
+    assert stand.switcher.serving_epoch == 0
+    stand.perform(StartServing(epoch=4))
     stand.switcher._end()
-    assert stand.switcher.open_epoch == 0
+    assert stand.switcher.serving_epoch == 0
     assert not stand.switcher.cut_short(4)
     stand.switcher.tell(Tick())
     assert stand.core.heard == [], "it hears nothing after its end"
@@ -309,7 +309,7 @@ async def test_a_start_promises_anew_only_where_nothing_can_have_been_promised(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...]
 ) -> None:
     kind, promise, starts, told, counted = case
-    stand.lane.kind = kind
+    stand.executor.kind = kind
     if isinstance(promise, Promise):
         store_promise(stand.state, promise)
     elif promise is not None:
@@ -342,7 +342,7 @@ async def vouching(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> AsyncGenera
     stand.switcher._hear(BEAT)
     stand.switcher._witness.alive_at[EAST] = 0.0
     stand.core.heard.clear()
-    running = asyncio.create_task(stand.switcher._vouch(cast("LedgerLane", stand.lane)))
+    running = asyncio.create_task(stand.switcher._vouch(cast("MemberExecutor", stand.executor)))
     try:
         yield
     finally:
@@ -353,12 +353,12 @@ async def vouching(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> AsyncGenera
 async def test_a_silent_leader_is_vouched_for_with_what_its_ledger_says(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand.lane.commit = 800
+    stand.executor.commit = 800
     async with vouching(stand, monkeypatch):
         (heard, *_) = await stand.heard()
     assert isinstance(heard, HeartbeatReceived)
     assert dict(heard.heartbeat.cells)[stand.switcher._cell].commit == 800
-    assert set(stand.lane.asked) == {EAST}
+    assert set(stand.executor.asked) == {EAST}
 
 
 @pytest.mark.parametrize(
@@ -370,7 +370,7 @@ async def test_nobody_is_asked_about_who_does_not_serve_elsewhere(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, record: Leadership | None
 ) -> None:
     at_asking: list[Leadership | None] = []
-    stand.lane.commit = lambda: at_asking.append(stand.core.facts.record)
+    stand.executor.commit = lambda: at_asking.append(stand.core.facts.record)
     stand.core.facts.record = record
     looks = 0
     sleep = asyncio.sleep
@@ -402,10 +402,10 @@ async def test_an_answer_about_an_epoch_that_is_over_says_nothing(
     stand: Stand, monkeypatch: pytest.MonkeyPatch, found: object, meanwhile: Leadership | None
 ) -> None:
     def late() -> object:
-        stand.core.facts.record = meanwhile if len(stand.lane.asked) == 1 else stand.core.facts.record
-        return found if len(stand.lane.asked) == 1 else MemberRefused("nobody listens")
+        stand.core.facts.record = meanwhile if len(stand.executor.asked) == 1 else stand.core.facts.record
+        return found if len(stand.executor.asked) == 1 else MemberRefused("nobody listens")
 
-    stand.lane.commit = late
+    stand.executor.commit = late
     async with vouching(stand, monkeypatch):
         await until(lambda: stand.core.facts.record == meanwhile)
         assert stand.core.heard == [], "the answer came in the same step"
@@ -413,7 +413,7 @@ async def test_an_answer_about_an_epoch_that_is_over_says_nothing(
         heard = await stand.heard()
     assert heard[0] == LedgerRefused(cell=stand.switcher._cell, region=EAST)
     assert not any(isinstance(event, HeartbeatReceived) for event in heard)
-    assert len(stand.lane.asked) >= 2, "the first answer was told to nobody"
+    assert len(stand.executor.asked) >= 2, "the first answer was told to nobody"
 
 
 async def test_a_leader_that_was_heard_just_now_is_not_asked_about(
@@ -430,10 +430,10 @@ async def test_a_leader_that_was_heard_just_now_is_not_asked_about(
         now_s += seconds
         await sleep(0)
 
-    stand.lane.commit = lambda: asked_at.append(now_s)
+    stand.executor.commit = lambda: asked_at.append(now_s)
     asked_at: list[float] = []
     monkeypatch.setattr(module.asyncio, "sleep", pause)
-    running = asyncio.create_task(stand.switcher._vouch(cast("LedgerLane", stand.lane)))
+    running = asyncio.create_task(stand.switcher._vouch(cast("MemberExecutor", stand.executor)))
     async with asyncio.timeout(30):
         while not asked_at:
             await sleep(0)

@@ -7,7 +7,6 @@ from regions.failover.effects import (
     Acting,
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     CopyLedger,
     DrainLedger,
     Effect,
@@ -16,12 +15,13 @@ from regions.failover.effects import (
     Gossiped,
     InitialiseLedger,
     LedgerEffect,
-    OpenWrites,
     PromoteLedger,
     ReadRecord,
     RewindLedger,
     SetQuorum,
+    StartServing,
     StopLedger,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -80,9 +80,9 @@ def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
             return f"{NAMES[type(effect)]} for {epoch}"
         case WriteFence(epoch=epoch) | StopLedger(epoch=epoch):
             return f"{NAMES[type(effect)]} for {epoch}"
-        case OpenWrites(epoch=epoch):
+        case StartServing(epoch=epoch):
             return f"OPENS WRITES under {epoch}"
-        case CloseWrites(epoch=epoch):
+        case StopServing(epoch=epoch):
             return f"CLOSES WRITES under {epoch}"
         case AnswerStrongReads(requests=requests, current=current):
             return f"answers reads {' '.join(map(str, requests))}: {'current' if current else 'may be stale'}"

@@ -12,10 +12,10 @@ from regions.failover.effects import (
     Acting,
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     Effect,
     Gossiped,
-    OpenWrites,
+    StartServing,
+    StopServing,
     Told,
 )
 from regions.failover.events import Event, LedgerFound, Promise, QuorumCommit, RecordSeen, Started, Tick
@@ -179,7 +179,7 @@ class World:
         if text is not None:
             self.say(region, text)
         match effect:
-            case Told() | Acting() | Gossiped() | OpenWrites() | CloseWrites() | AnswerOrder() | AnswerStrongReads():
+            case Told() | Acting() | Gossiped() | StartServing() | StopServing() | AnswerOrder() | AnswerStrongReads():
                 pass
             case _:
                 agent.open.append(effect)

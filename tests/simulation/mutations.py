@@ -21,7 +21,7 @@ from infra.exploration.describe import REGIONS
 from infra.exploration.journey import Leg, serves, travel, wal
 from infra.exploration.search import Explored
 from infra.exploration.world import State, World
-from infra.simulation.plans import Fault, Plan
+from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import run_plan
 from infra.simulation.world import Clock
 from regions.failover import rules, steps
@@ -194,9 +194,9 @@ def unknown_is_applied(machine: Machine, event: SwapAnswered, now: float) -> Non
     _take_swap(machine, event, now)
 
 
-def led_by_belief(read: Leadership | None, open_epoch: Epoch, region: RegionName) -> bool:
+def led_by_belief(read: Leadership | None, serving_epoch: Epoch, region: RegionName) -> bool:
     del read, region
-    return open_epoch > 0
+    return serving_epoch > 0
 
 
 def copy_only_when_absent(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool:
@@ -485,7 +485,7 @@ def simulate(mutation: TimedMutation | None, faults: tuple[Fault, ...]) -> str |
     with ExitStack() as stack:
         for owner, name, substitute in () if mutation is None else mutation.broken:
             stack.enter_context(patch.object(owner, name, substitute))
-        report = run_plan(Plan(seed=1, seconds=60.0, faults=faults))
+        report = run_plan(FaultPlan(seed=1, seconds=60.0, faults=faults))
     if report.violation is not None:
         return report.violation
     if not report.recoveries_s:

@@ -17,7 +17,7 @@ import pytest
 from infra.simulation import regressions, steps
 from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
-from infra.simulation.plans import Fault, Plan, draw_plan
+from infra.simulation.plans import Fault, FaultPlan, draw_plan
 from infra.simulation.runner import run_plan
 from regions.failover import rules
 from regions.failover import steps as choosing
@@ -33,7 +33,7 @@ SEEDS_MAX = 120
 SECONDS = 75.0
 
 
-def any_plan(seed: int) -> Plan:
+def any_plan(seed: int) -> FaultPlan:
     return draw_plan(seed, seconds=SECONDS)
 
 
@@ -53,36 +53,36 @@ class Break:
     where: Any
     name: str
     by: Callable[..., Any]
-    plan: Callable[[int], Plan] = any_plan
+    plan: Callable[[int], FaultPlan] = any_plan
 
 
-def leader_is_away_and_its_ledger_is_not(seed: int) -> Plan:
+def leader_is_away_and_its_ledger_is_not(seed: int) -> FaultPlan:
     """The leader's agent sleeps again and again while its PostgreSQL goes on."""
     faults = tuple(Fault(at=6.0 + 7 * count, kind="pause-agent", target="leader", seconds=2.5) for count in range(5))
-    return Plan(seed=seed, seconds=60, faults=faults)
+    return FaultPlan(seed=seed, seconds=60, faults=faults)
 
 
-def leader_dies_and_comes_back(seed: int) -> Plan:
+def leader_dies_and_comes_back(seed: int) -> FaultPlan:
     """The leader's region dies again and again, cut off a little before, so that it has rows that nobody else has."""
     faults: list[Fault] = []
     for count in range(6):
         at = 6.0 + 8 * count + seed % 7 / 10
         faults.append(Fault(at=at, kind="isolate-out", target="leader", seconds=0.6))
         faults.append(Fault(at=at + 0.5, kind="crash-region", target="leader", seconds=1.0 + seed % 5 / 3))
-    return Plan(seed=seed, seconds=75, faults=tuple(faults))
+    return FaultPlan(seed=seed, seconds=75, faults=tuple(faults))
 
 
-def the_old_leader_has_more_wal(seed: int) -> Plan:
+def the_old_leader_has_more_wal(seed: int) -> FaultPlan:
     """A leader that is cut off writes WAL for nobody; it is back just when the next one dies."""
     back = 5.0 + seed % 8 / 8
     faults = (
         Fault(at=6.0, kind="isolate", target="eu", seconds=back),
         Fault(at=10.6, kind="crash-region", target="leader", seconds=8.0),
     )
-    return Plan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
+    return FaultPlan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
 
 
-def attempts_fail_half_way(seed: int) -> Plan:
+def attempts_fail_half_way(seed: int) -> FaultPlan:
     """A leader dies, and the next is cut off as soon as it is promoted, for longer than another attempt takes."""
     faults: list[Fault] = []
     for count in range(4):
@@ -90,10 +90,10 @@ def attempts_fail_half_way(seed: int) -> Plan:
         faults.append(Fault(at=at, kind="isolate", target="leader", seconds=5.0))
         cut_at = at + 0.5 + seed % 10 / 20
         faults.append(Fault(at=cut_at, kind="isolate", target="leader", seconds=4.0, when="promoting"))
-    return Plan(seed=seed, seconds=80, faults=tuple(faults))
+    return FaultPlan(seed=seed, seconds=80, faults=tuple(faults))
 
 
-def waits_are_cancelled(seed: int) -> Plan:
+def waits_are_cancelled(seed: int) -> FaultPlan:
     """A leader that has rows of its own comes back while no other disk works, and somebody cancels what waits."""
     at = 6.0 + seed % 10 / 10
     hangs = tuple(Fault(at=at, kind="hang-disk", target=name, seconds=4.0, when="promoting") for name in ("us", "ap"))
@@ -105,10 +105,10 @@ def waits_are_cancelled(seed: int) -> Plan:
         *cancels,
         Fault(at=at + 3.6, kind="crash-region", target="eu", seconds=10.0),
     )
-    return Plan(seed=seed, seconds=50, faults=faults)
+    return FaultPlan(seed=seed, seconds=50, faults=faults)
 
 
-def commits_are_cancelled(seed: int) -> Plan:
+def commits_are_cancelled(seed: int) -> FaultPlan:
     """No standby has a disk that works; a commit that waits for them is cancelled, and then the leader is gone."""
     at = 6.0 + seed % 10 / 10
     faults = (
@@ -117,19 +117,19 @@ def commits_are_cancelled(seed: int) -> Plan:
         Fault(at=at + 0.2, kind="cancel-waits", target="eu"),
         Fault(at=at + 0.8, kind="crash-region", target="eu", seconds=8.0),
     )
-    return Plan(seed=seed, seconds=40, etcd_leader=2, faults=faults)
+    return FaultPlan(seed=seed, seconds=40, etcd_leader=2, faults=faults)
 
 
-def the_leader_dies_while_another_is_rewound(seed: int) -> Plan:
+def the_leader_dies_while_another_is_rewound(seed: int) -> FaultPlan:
     """A leader was cut off, has WAL of its own, is rewound from the next one, and that one dies."""
     faults = (
         Fault(at=6.0, kind="isolate", target="eu", seconds=3.0),
         Fault(at=9.5 + seed % 20 / 10, kind="crash-region", target="us", seconds=8.0),
     )
-    return Plan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
+    return FaultPlan(seed=seed, seconds=60, etcd_leader=2, faults=faults)
 
 
-def the_leader_dies_in_a_switch(seed: int) -> Plan:
+def the_leader_dies_in_a_switch(seed: int) -> FaultPlan:
     """An operator moves the leadership again and again, and the region that gives it up dies at some point of it."""
     faults: list[Fault] = []
     for count in range(5):
@@ -137,22 +137,22 @@ def the_leader_dies_in_a_switch(seed: int) -> Plan:
         faults.append(Fault(at=at, kind="order", order="switch", target="us" if count % 2 == 0 else "eu"))
         dies_at = at + 0.05 + (seed * 7 + count) % 40 / 100
         faults.append(Fault(at=dies_at, kind="crash-region", target="leader", seconds=3.0))
-    return Plan(seed=seed, seconds=70, faults=tuple(faults))
+    return FaultPlan(seed=seed, seconds=70, faults=tuple(faults))
 
 
-def the_leader_dies_in_the_middle_of_a_record(seed: int) -> Plan:
+def the_leader_dies_in_the_middle_of_a_record(seed: int) -> FaultPlan:
     """A leader dies again and again when it has sent half a record."""
     faults: list[Fault] = []
     for count in range(6):
         at = 6.0 + 8 * count + seed % 9 / 10
         faults.append(Fault(at=at, kind="crash-in-record", target="leader", seconds=4.0, amount=0.3 + seed % 8 / 10))
-    return Plan(seed=seed, seconds=75, faults=tuple(faults))
+    return FaultPlan(seed=seed, seconds=75, faults=tuple(faults))
 
 
-def the_leader_forgets_its_promise(seed: int) -> Plan:
+def the_leader_forgets_its_promise(seed: int) -> FaultPlan:
     """A leader dies, loses its promise, and is back before anybody misses it: it is heard, and may not lead."""
     faults = (Fault(at=7.0 + seed % 10 / 10, kind="lose-promise", target="leader", seconds=0.4),)
-    return Plan(seed=seed, seconds=50, faults=faults)
+    return FaultPlan(seed=seed, seconds=50, faults=faults)
 
 
 def always(value: object) -> Callable[..., object]:
@@ -304,6 +304,6 @@ def test_the_plan_of_a_drained_region_that_is_ahead_notices_a_choice_that_puts_o
     ],
     ids=lambda plan: plan.__name__,
 )
-def test_the_same_plans_break_nothing_when_the_rules_hold(plan: Callable[[int], Plan]) -> None:
+def test_the_same_plans_break_nothing_when_the_rules_hold(plan: Callable[[int], FaultPlan]) -> None:
     for seed in range(5):
         assert run_plan(plan(seed)).violation is None

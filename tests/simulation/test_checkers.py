@@ -21,7 +21,7 @@ from infra.simulation.campaign import IDLE_WHERE_ALL_IS_WELL, QUIET_AMONG, Summa
 from infra.simulation.checkers import CHECKERS, IN_EACH_RUN, Checkers, Liveness, Violated
 from infra.simulation.member import Member
 from infra.simulation.node import Node
-from infra.simulation.plans import Fault, Plan
+from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import Report, Run, run_plan
 from infra.simulation.wal import Entry
 from infra.simulation.workload import Workload
@@ -347,7 +347,7 @@ def test_a_run_that_gave_a_checker_nothing_has_not_passed(idle: str) -> None:
 
 @pytest.mark.parametrize("faults", [(), (Fault(at=9.0, kind="clock-jump"),)], ids=["no fault", "a fault"])
 def test_a_run_without_a_write_has_not_passed(monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]) -> None:
-    plan = Plan(seed=1, seconds=15.0, faults=faults)
+    plan = FaultPlan(seed=1, seconds=15.0, faults=faults)
     assert run_plan(plan).violation is None
 
     def idle(_workload: Workload) -> None:
@@ -362,7 +362,7 @@ def test_a_run_without_a_write_has_not_passed(monkeypatch: pytest.MonkeyPatch, f
 
 def sound_report(**changes: Any) -> Report:
     facts = dict.fromkeys(CHECKERS, 1)
-    report = Report(plan=Plan(seed=1, seconds=1), commits=1)
+    report = Report(plan=FaultPlan(seed=1, seconds=1), commits=1)
     report.facts.update(facts)
     for name, value in changes.items():
         setattr(report, name, value)

@@ -7,7 +7,7 @@ import pytest
 
 from infra.simulation import regressions
 from infra.simulation.campaign import Summary, replay, run_seeds
-from infra.simulation.plans import Fault, Plan
+from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import run_plan, run_seed
 from infra.simulation.shrink import Shrinker
 
@@ -63,6 +63,6 @@ def test_no_seed_of_many_breaks_a_rule() -> None:
 def test_a_shrunk_plan_still_resumes_what_it_paused() -> None:
     paused = Fault(at=1.0, kind="order", order="pause")
     resumed = Fault(at=2.0, kind="order", order="resume")
-    assert Plan(seed=1, seconds=9.0, faults=()).is_resumed
-    assert Plan(seed=1, seconds=9.0, faults=(resumed, paused)).is_resumed
-    assert not Plan(seed=1, seconds=9.0, faults=(paused,)).is_resumed
+    assert FaultPlan(seed=1, seconds=9.0, faults=()).is_resumed
+    assert FaultPlan(seed=1, seconds=9.0, faults=(resumed, paused)).is_resumed
+    assert not FaultPlan(seed=1, seconds=9.0, faults=(paused,)).is_resumed

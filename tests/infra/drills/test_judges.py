@@ -14,7 +14,7 @@ import pytest
 
 from infra.drills import judges
 from infra.drills.drill import Drill, Load
-from infra.drills.evidence import Evidence, Holdings, Regions, Span, Stall, hurt_spans, slowest_write_s, stalls_of
+from infra.drills.evidence import Evidence, Holdings, Regions, Span, WriteOutage, hurt_spans, slowest_write_s, stalls_of
 from infra.drills.judges import JUDGES, Check, Judge, judge
 from infra.drills.runner import Outcome
 from regions.identity import CellId
@@ -52,7 +52,7 @@ def sent(t: float, key: str, region: str = "eu", *, keyed: bool = True) -> Recor
     return {"t": t, "kind": "sent", "key": key, "region": region, "attempt": 0, "keyed": keyed}
 
 
-def told(
+def answered(
     kind: str, t: float, key: str, *, after: float = 0.01, region: str = "eu", keyed: bool = True, **more: Any
 ) -> Record:
     known: Record = {"t": t, "kind": kind, "key": key, "region": region, "sent": t - after, "keyed": keyed}
@@ -65,7 +65,7 @@ def write(t: float, key: str, *, region: str = "eu", keyed: bool = True, lsn: in
     position = None if lsn is None else encode_token(CELL, Position(1, lsn))
     return [
         sent(t, key, region, keyed=keyed),
-        told("acknowledged", t + 0.01, key, region=region, keyed=keyed, position=position),
+        answered("acknowledged", t + 0.01, key, region=region, keyed=keyed, position=position),
     ]
 
 
@@ -109,7 +109,7 @@ RECORDS: list[Record] = [
     mark(1.1, "done", 1, "cut"),
     mark(1.1, "began", 2, "writes"),
     sent(1.2, "d"),
-    told("refused", 1.3, "d", status=503, retry_after="1"),
+    answered("refused", 1.3, "d", status=503, retry_after="1"),
     status(1.4, 2, "eu", "recruiting", refusal="no quorum: 1 of 3"),
     status(1.9, 2, "eu"),
     *write(1.95, "d"),
@@ -203,7 +203,7 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
     judges.no_key_is_applied_twice: [
         ("two rows", holding(ledger=[*ROWS, ("id-x", "a", 1)]), "key a is 2 rows"),
         ("nobody's row", holding(ledger=[*ROWS, ("id-x", "x", 1)]), "row id-x is of nobody's key"),
-        ("another id", and_also(told("acknowledged", 2, "a", id="id-z")), "a was answered with id-z and is id-a"),
+        ("another id", and_also(answered("acknowledged", 2, "a", id="id-z")), "a was answered with id-z and is id-a"),
     ],
     judges.one_writer_per_epoch: [
         ("agents disagree", and_also(status(2.9, 2, "us")), "epoch 2 has eu and us"),
@@ -226,25 +226,25 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
     ],
     judges.nobody_is_told_of_an_internal_error: [
         ("a reader", and_also(read(2.8, 2.9, 1, served="", code=500)), "at 2.900 s eu answered 500 to what"),
-        ("a writer", and_also(told("refused", 2.9, "x", status=500)), "at 2.900 s eu answered 500 to what"),
+        ("a writer", and_also(answered("refused", 2.9, "x", status=500)), "at 2.900 s eu answered 500 to what"),
     ],
     judges.unkeyed_writers_are_told_clearly: [
-        ("no Retry-After", and_also(told("refused", 2.9, "x", keyed=False, status=503)), "eu answered 503"),
-        ("500", and_also(told("refused", 2.9, "x", keyed=False, status=500, retry_after="1")), "eu answered 500"),
-        ("broken", and_also(told("unknown", 2.9, "x", keyed=False)), "eu answered nothing a reason"),
+        ("no Retry-After", and_also(answered("refused", 2.9, "x", keyed=False, status=503)), "eu answered 503"),
+        ("500", and_also(answered("refused", 2.9, "x", keyed=False, status=500, retry_after="1")), "eu answered 500"),
+        ("broken", and_also(answered("unknown", 2.9, "x", keyed=False)), "eu answered nothing a reason"),
         (
             "a dying edge says 400",
-            and_also(step(2.8, "kill", "eu"), told("refused", 2.9, "x", keyed=False, status=400)),
+            and_also(step(2.8, "kill", "eu"), answered("refused", 2.9, "x", keyed=False, status=400)),
             "eu answered 400",
         ),
         ("none after the fault", without(key="g"), "too little evidence: 0 samples after the fault"),
     ],
     judges.keyed_writers_see_no_error: [
-        ("503", and_also(told("refused", 2.9, "x", status=503, retry_after="1")), "eu answered 503"),
-        ("broken", and_also(told("unknown", 2.9, "x")), "eu answered nothing a reason to what was asked at"),
-        ("before the window", and_also(told("refused", 0.9, "x", status=503)), "at 0.900 s eu answered 503"),
-        ("no answer in the window", and_also(told("unknown", 1.5, "x")), "at 1.500 s eu answered nothing"),
-        ("400 in the window", and_also(told("refused", 1.5, "x", status=400)), "at 1.500 s eu answered 400"),
+        ("503", and_also(answered("refused", 2.9, "x", status=503, retry_after="1")), "eu answered 503"),
+        ("broken", and_also(answered("unknown", 2.9, "x")), "eu answered nothing a reason to what was asked at"),
+        ("before the window", and_also(answered("refused", 0.9, "x", status=503)), "at 0.900 s eu answered 503"),
+        ("no answer in the window", and_also(answered("unknown", 1.5, "x")), "at 1.500 s eu answered nothing"),
+        ("400 in the window", and_also(answered("refused", 1.5, "x", status=400)), "at 1.500 s eu answered 400"),
         (
             "the window of another edge",
             expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "leader"}),)),
@@ -348,7 +348,7 @@ def test_a_drill_in_which_nothing_was_written_fails_every_check() -> None:
 
 
 def test_a_drill_whose_writes_are_refused_to_the_end_fails() -> None:
-    refused = [told("refused", 1 + number / 10, "x", status=503) for number in range(10)]
+    refused = [answered("refused", 1 + number / 10, "x", status=503) for number in range(10)]
     outage = [record for record in RECORDS if record["t"] < 1 or "key" not in record]
     evidence = replace(SOUND, records=[*outage, sent(1.0, "x"), *refused], end=30.0)
     failed = {check.name for check in judge(evidence) if check.failed}
@@ -401,7 +401,7 @@ def test_the_fault_has_enough_when_each_edge_took_the_writes_that_it_owes() -> N
 def test_a_check_counts_what_was_excused() -> None:
     (check,) = judges.keyed_writers_see_no_error(SOUND)
     assert (check.counted, check.excused, check.failed) == (6, 1, ())
-    hurt = and_also(step(2.8, "kill", "eu"), told("unknown", 2.9, "x"))(SOUND)
+    hurt = and_also(step(2.8, "kill", "eu"), answered("unknown", 2.9, "x"))(SOUND)
     (check,) = judges.keyed_writers_see_no_error(hurt)
     assert (check.excused, check.failed) == (2, ())
 
@@ -423,25 +423,30 @@ def test_a_stall_is_measured_from_the_first_write_that_suffered_it() -> None:
     stalled = [
         sent(1.95, "first"),
         sent(2.5, "second"),
-        told("acknowledged", 4.0, "second"),
-        told("acknowledged", 4.1, "first"),
+        answered("acknowledged", 4.0, "second"),
+        answered("acknowledged", 4.1, "first"),
     ]
     assert stalls_of(steady, end=9) == []
-    assert stalls_of([*steady, *stalled], end=9) == [Stall(first=1.95, end=4.0)]
+    assert stalls_of([*steady, *stalled], end=9) == [WriteOutage(first=1.95, end=4.0)]
 
 
 def test_a_stall_that_does_not_end_lasts_to_the_end_of_the_drill() -> None:
     steady = [record for number in range(20) for record in write(number * 0.1, f"k{number}")]
-    assert stalls_of([*steady, sent(1.95, "open")], end=9) == [Stall(first=1.95, end=9)]
-    assert stalls_of([sent(1.0, "open")], end=9) == [Stall(first=1.0, end=9)]
-    late = [sent(1.0, "late"), sent(4.0, "b"), told("acknowledged", 4.25, "b"), told("acknowledged", 4.3, "late")]
-    assert stalls_of(late, end=9) == [Stall(first=1.0, end=4.25)]
+    assert stalls_of([*steady, sent(1.95, "open")], end=9) == [WriteOutage(first=1.95, end=9)]
+    assert stalls_of([sent(1.0, "open")], end=9) == [WriteOutage(first=1.0, end=9)]
+    late = [
+        sent(1.0, "late"),
+        sent(4.0, "b"),
+        answered("acknowledged", 4.25, "b"),
+        answered("acknowledged", 4.3, "late"),
+    ]
+    assert stalls_of(late, end=9) == [WriteOutage(first=1.0, end=4.25)]
     assert stalls_of([], end=9) == []
 
 
 def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_others() -> None:
     others = [record for number in range(20) for record in write(number * 0.3, f"k{number}", region="us")]
-    waits = [sent(0.9, "cut-off"), told("acknowledged", 5.0, "cut-off")]
+    waits = [sent(0.9, "cut-off"), answered("acknowledged", 5.0, "cut-off")]
     cut = Span(region="eu", since=1, until=5)
     assert max(one.seconds for one in stalls_of([*others, *waits], end=9)) > 3.5
     assert max(one.seconds for one in stalls_of([*others, *waits], end=9, apart=[cut])) < 1
@@ -458,21 +463,21 @@ def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_o
         # It waited at the cut edge, which held it for as long as it may, and then at the other one.
         [
             sent(0.9, "x"),
-            told("refused", 4.6, "x", after=3.7, status=503),
+            answered("refused", 4.6, "x", after=3.7, status=503),
             sent(4.6, "x", "us"),
-            told("acknowledged", 5.0, "x", after=0.4, region="us"),
+            answered("acknowledged", 5.0, "x", after=0.4, region="us"),
         ],
         # It came to the cut edge from another one.
         [
             sent(0.9, "x", "us"),
-            told("refused", 1.0, "x", after=0.1, region="us", status=None),
+            answered("refused", 1.0, "x", after=0.1, region="us", status=None),
             sent(1.0, "x"),
-            told("unknown", 2.0, "x", after=1.0),
+            answered("unknown", 2.0, "x", after=1.0),
             sent(2.0, "x", "us"),
-            told("acknowledged", 5.0, "x", after=3.0, region="us"),
+            answered("acknowledged", 5.0, "x", after=3.0, region="us"),
         ],
         # Nobody answered its last attempt.
-        [sent(0.9, "x", "us"), told("unknown", 3.0, "x", after=2.1, region="us"), sent(3.0, "x")],
+        [sent(0.9, "x", "us"), answered("unknown", 3.0, "x", after=2.1, region="us"), sent(3.0, "x")],
     ],
 )
 def test_a_write_with_an_attempt_at_the_edge_that_may_refuse_is_no_stall_of_the_others(attempts: list[Record]) -> None:
@@ -498,23 +503,23 @@ def test_a_window_of_refusals_ends_at_each_edge_when_that_edge_takes_writes() ->
 
     # The first acknowledgement was eu's: us may not know yet who leads.
     assert ends() == {"us": 5.0, "eu": 2.0}
-    late = told("refused", 2.4, "y", after=0.2, region="us", status=503)
+    late = answered("refused", 2.4, "y", after=0.2, region="us", status=503)
     assert ends(late, *write(2.6, "y", region="us")) == {"us": 2.61, "eu": 2.0}
     # A write that was sent before says nothing, and neither does one without a key.
-    early = told("acknowledged", 2.2, "early", after=1.15, region="us")
+    early = answered("acknowledged", 2.2, "early", after=1.15, region="us")
     assert ends(early, *write(2.3, "n", region="us", keyed=False)) == {"us": 5.0, "eu": 2.0}
     # An edge that takes none until the method is over is late, and one of another window is no matter.
     assert ends(until=2.5) == {"us": 2.5, "eu": 2.0}
     alone = expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "leader"}),))(SOUND).drill
     assert ends(*write(2.6, "y", region="us"), drill=alone) == {"us": 2.61}
     # What is refused after that is an error.
-    refused = and_also(told("refused", 2.9, "z", region="us", status=503, after=0.1))(SOUND)
+    refused = and_also(answered("refused", 2.9, "z", region="us", status=503, after=0.1))(SOUND)
     assert "at 2.900 s us answered 503" in str(lines_of(judges.keyed_writers_see_no_error(refused)))
 
 
 def test_the_slowest_write_is_measured_from_its_first_attempt_and_may_be_one_that_still_waits() -> None:
-    sent_twice = [sent(1.0, "a"), sent(1.2, "b"), sent(1.8, "a"), told("acknowledged", 2.0, "b")]
-    assert slowest_write_s([*sent_twice, told("acknowledged", 2.5, "a")], end=9) == pytest.approx(1.5)
+    sent_twice = [sent(1.0, "a"), sent(1.2, "b"), sent(1.8, "a"), answered("acknowledged", 2.0, "b")]
+    assert slowest_write_s([*sent_twice, answered("acknowledged", 2.5, "a")], end=9) == pytest.approx(1.5)
     assert slowest_write_s(sent_twice, end=9) == pytest.approx(8.0)
     assert slowest_write_s([], end=9) is None
 
@@ -526,12 +531,12 @@ def test_an_edge_is_hurt_from_a_kill_until_its_region_is_healthy_again() -> None
 
 
 def test_an_edge_that_takes_writes_again_is_hurt_no_more() -> None:
-    killed = [step(1, "kill", "eu"), told("acknowledged", 1.1, "dying", after=0.05)]
+    killed = [step(1, "kill", "eu"), answered("acknowledged", 1.1, "dying", after=0.05)]
     restarted = [*killed, step(3, "restart", "eu")]
-    back = [*restarted, told("acknowledged", 3.5, "a", after=0.25), step(5, "restarted", "eu")]
+    back = [*restarted, answered("acknowledged", 3.5, "a", after=0.25), step(5, "restarted", "eu")]
     assert hurt_spans(killed, end=9) == [Span(region="eu", since=1, until=9)]
     assert hurt_spans(back, end=9) == [Span(region="eu", since=1, until=3.25)]
-    late = [*restarted, told("acknowledged", 3.5, "a", after=1.5), step(5, "restarted", "eu")]
+    late = [*restarted, answered("acknowledged", 3.5, "a", after=1.5), step(5, "restarted", "eu")]
     assert hurt_spans(late, end=9) == [Span(region="eu", since=1, until=5)]
 
 

@@ -7,7 +7,7 @@ from typing import cast
 
 import pytest
 
-from infra.relay import connection, lane
+from infra.relay import connection, delay_line
 from infra.relay.faults import DELAY_MS_MAX, WINDOW_BYTES_MIN, FaultInvalid
 from infra.relay.socks import GRANTED, METHOD_ACCEPTED, NOT_ALLOWED, REFUSED
 from tests.infra.relay.wire import (
@@ -90,7 +90,7 @@ async def test_jitter_and_loss_keep_the_order_of_bytes() -> None:
 
 
 async def test_a_lost_segment_arrives_after_a_retransmission_timeout(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.relay.lane.random.random", lambda: 0.5)
+    monkeypatch.setattr("infra.relay.delay_line.random.random", lambda: 0.5)
     async with wired() as wire:
         streams = await wire.connect()
         await round_trip(streams)
@@ -178,7 +178,7 @@ async def test_what_a_cut_holds_for_too_long_is_reset_on_both_sides(monkeypatch:
         except ConnectionResetError:
             ended.set()
 
-    monkeypatch.setattr(lane, "HELD_S_MAX", 0.2)
+    monkeypatch.setattr(delay_line, "HELD_S_MAX", 0.2)
     async with wired(listen) as wire:
         reader, writer = await wire.connect()
         writer.write(b"x")

@@ -54,8 +54,10 @@ class Wire:
         return sum(direction.held_bytes for direction in self.network.directions())
 
     def held_items(self) -> int:
-        """What lanes hold, bytes as they were sent and signals."""
-        return sum(len(lane._queue) for direction in self.network.directions() for lane in direction.lanes)
+        """What delay lines hold, bytes as they were sent and signals."""
+        return sum(
+            len(delay_line._queue) for direction in self.network.directions() for delay_line in direction.delay_lines
+        )
 
     def delivered_bytes(self, source: str, target: str) -> int:
         return next(one.bytes_total for one in self.network.directions() if one.pair == (source, target))

@@ -9,7 +9,7 @@ import httpx
 import pytest
 
 from infra.supervisor import orders
-from infra.supervisor.environment import Site
+from infra.supervisor.environment import DeploymentContext
 from infra.supervisor.errors import OrderRefused, UnknownTarget
 from infra.supervisor.layout import create_folders, open_layout
 from infra.supervisor.orders import give_order
@@ -33,7 +33,7 @@ class Agents:
         stays: Whether the leader stays what it is.
     """
 
-    site: Site
+    context: DeploymentContext
     leader: str = EAST
     drained: list[str] = field(default_factory=list[str])
     given: list[tuple[str, str, str]] = field(default_factory=list[tuple[str, str, str]])
@@ -50,7 +50,7 @@ class Agents:
         return {"cells": [cell | {"drained": list(self.drained), "joining": []}]}
 
     def answer(self, request: httpx.Request) -> httpx.Response:
-        agent = next(one for one in REGIONS if self.site.plan.port(one, "agent_internal") == request.url.port)
+        agent = next(one for one in REGIONS if self.context.plan.port(one, "agent_internal") == request.url.port)
         if agent in self.silent:
             raise httpx.ConnectError("nobody listens")
         if request.url.path == "/status":
@@ -71,69 +71,75 @@ class Agents:
 
     async def give(self, kind: str, region: str) -> dict[str, Any]:
         async with httpx.AsyncClient(transport=httpx.MockTransport(self.answer)) as client:
-            return await give_order(client, self.site, self.status, kind=kind, region=region, by="a test")
+            return await give_order(client, self.context, self.status, kind=kind, region=region, by="a test")
 
 
 @pytest.fixture
-def site(tmp_path: Path) -> Site:
+def context(tmp_path: Path) -> DeploymentContext:
     layout = open_layout(tmp_path)
     plan = Plan(deployment="d", regions=REGIONS, view_regions=(CAFE,), port_base=20_000)
     create_folders(layout, plan.all_regions)
-    return Site(
+    return DeploymentContext(
         layout=layout, plan=plan, secrets=load_or_create_secrets(layout.secrets), postgres_bin=tmp_path, os_user=None
     )
 
 
-async def test_a_leader_that_is_drained_hands_on_to_the_first_that_can_lead(site: Site) -> None:
-    agents = Agents(site, refused={("switch", WEST): ["eu-west lags behind, or does not stream"]})
+async def test_a_leader_that_is_drained_hands_on_to_the_first_that_can_lead(context: DeploymentContext) -> None:
+    agents = Agents(context, refused={("switch", WEST): ["eu-west lags behind, or does not stream"]})
     cell = await agents.give("drain", EAST)
     assert (cell["leader"], cell["drained"]) == (SOUTH, [EAST])
     assert agents.given == [(EAST, "drain", EAST), (EAST, "switch", WEST), (EAST, "switch", SOUTH)]
 
 
-async def test_while_a_switch_goes_on_only_the_agent_of_its_target_is_asked(site: Site) -> None:
-    agents = Agents(site, settles=3)
+async def test_while_a_switch_goes_on_only_the_agent_of_its_target_is_asked(context: DeploymentContext) -> None:
+    agents = Agents(context, settles=3)
     cell = await agents.give("switch", WEST)
     assert (cell["leader"], cell["phase"]) == (WEST, "serving")
     assert agents.asked == [WEST] * 4
     assert agents.looks == 2, "who leads before, and what is the case after it"
 
 
-async def test_a_switch_that_ends_elsewhere_says_so(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_switch_that_ends_elsewhere_says_so(
+    context: DeploymentContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(orders, "SETTLED_S_MAX", 0.0)
-    agents = Agents(site, stays=True)
+    agents = Agents(context, stays=True)
     with pytest.raises(OrderRefused, match=r"us-east leads: eu-west was not chosen \(a test\)"):
         await agents.give("switch", WEST)
 
 
-async def test_a_follower_that_is_drained_moves_nothing(site: Site) -> None:
-    agents = Agents(site)
+async def test_a_follower_that_is_drained_moves_nothing(context: DeploymentContext) -> None:
+    agents = Agents(context)
     await agents.give("drain", WEST)
     assert agents.given == [(EAST, "drain", WEST)]
 
 
-async def test_handing_on_is_tried_again_until_a_standby_is_close(site: Site) -> None:
+async def test_handing_on_is_tried_again_until_a_standby_is_close(context: DeploymentContext) -> None:
     lags = "it lags behind, or does not stream"
-    agents = Agents(site, refused={("switch", WEST): [lags, lags], ("switch", SOUTH): [lags, lags]})
+    agents = Agents(context, refused={("switch", WEST): [lags, lags], ("switch", SOUTH): [lags, lags]})
     assert (await agents.give("drain", EAST))["leader"] == WEST
 
 
-async def test_a_drain_that_nobody_can_take_over_says_why(site: Site, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_drain_that_nobody_can_take_over_says_why(
+    context: DeploymentContext, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(orders, "HANDED_ON_S_MAX", 0.0)
-    agents = Agents(site, refused={("switch", one): [f"{one} is silent"] * 9 for one in (WEST, SOUTH)})
+    agents = Agents(context, refused={("switch", one): [f"{one} is silent"] * 9 for one in (WEST, SOUTH)})
     with pytest.raises(OrderRefused, match="drained and still leads"):
         await agents.give("drain", EAST)
 
 
-async def test_the_last_that_may_lead_is_not_drained_while_it_leads(site: Site) -> None:
-    agents = Agents(site, drained=[WEST, SOUTH])
+async def test_the_last_that_may_lead_is_not_drained_while_it_leads(context: DeploymentContext) -> None:
+    agents = Agents(context, drained=[WEST, SOUTH])
     with pytest.raises(OrderRefused, match="undrain one first"):
         await agents.give("drain", EAST)
     assert agents.given == []
 
 
-async def test_a_drain_is_taken_by_any_agent_and_a_change_of_voters_by_the_leader_only(site: Site) -> None:
-    agents = Agents(site, silent=(EAST,))
+async def test_a_drain_is_taken_by_any_agent_and_a_change_of_voters_by_the_leader_only(
+    context: DeploymentContext,
+) -> None:
+    agents = Agents(context, silent=(EAST,))
     await agents.give("undrain", SOUTH)
     assert agents.given == [(WEST, "undrain", SOUTH)]
     for kind in ("add", "remove"):
@@ -143,7 +149,9 @@ async def test_a_drain_is_taken_by_any_agent_and_a_change_of_voters_by_the_leade
 
 @pytest.mark.parametrize("kind", ["switch", "drain", "undrain", "add", "remove"])
 @pytest.mark.parametrize(("region", "says"), [("mars", "unknown region"), (CAFE, "cafe only reads")])
-async def test_a_region_that_can_hold_no_ledger_is_wrong_input(site: Site, kind: str, region: str, says: str) -> None:
-    supervisor = Supervisor(site, {})
+async def test_a_region_that_can_hold_no_ledger_is_wrong_input(
+    context: DeploymentContext, kind: str, region: str, says: str
+) -> None:
+    supervisor = Supervisor(context, {})
     with pytest.raises(UnknownTarget, match=says):
         await supervisor.order(kind, region, "a test")

@@ -11,7 +11,7 @@ import psutil
 import pytest
 
 from infra.supervisor import supervisor as module
-from infra.supervisor.environment import Site
+from infra.supervisor.environment import DeploymentContext
 from infra.supervisor.layout import create_folders, open_layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.process import ProcessSpec, base_environment
@@ -52,13 +52,15 @@ async def never() -> None:
     await asyncio.Event().wait()
 
 
-def sample(site: Site, region: str | None, process: str, code: str = SLEEPS, **changes: Any) -> ProcessSpec:
+def sample(
+    context: DeploymentContext, region: str | None, process: str, code: str = SLEEPS, **changes: Any
+) -> ProcessSpec:
     given: dict[str, Any] = {
         "region": region,
         "process": process,
         "argv": (sys.executable, "-c", code),
         "env": base_environment(),
-        "log": site.layout.log(region, process),
+        "log": context.layout.log(region, process),
         "ready": at_once,
     }
     return ProcessSpec(**(given | changes))
@@ -70,7 +72,7 @@ async def until(condition: Callable[[], object]) -> None:
             await asyncio.sleep(0.01)
 
 
-Specs = Callable[[Site, str], list[ProcessSpec]]
+Specs = Callable[[DeploymentContext, str], list[ProcessSpec]]
 
 
 @asynccontextmanager
@@ -78,17 +80,19 @@ async def supervised(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, specs: Spe
     layout = open_layout(tmp_path / "data")
     create_folders(layout, REGIONS)
     plan = Plan(deployment="d", regions=REGIONS, port_base=64_000)
-    site = Site(plan=plan, secrets=Secrets(), layout=layout, postgres_bin=Path("/nowhere"), os_user=None)
+    context = DeploymentContext(
+        plan=plan, secrets=Secrets(), layout=layout, postgres_bin=Path("/nowhere"), os_user=None
+    )
 
-    def region_specs(site: Site, _: object, region: str) -> list[ProcessSpec]:
-        return specs(site, region)
+    def region_specs(context: DeploymentContext, _: object, region: str) -> list[ProcessSpec]:
+        return specs(context, region)
 
-    def relay_spec(site: Site) -> ProcessSpec:
-        return sample(site, None, "relay")
+    def relay_spec(context: DeploymentContext) -> ProcessSpec:
+        return sample(context, None, "relay")
 
     monkeypatch.setattr(module, "region_specs", region_specs)
     monkeypatch.setattr(module, "relay_spec", relay_spec)
-    supervisor = Supervisor(site, {})
+    supervisor = Supervisor(context, {})
     running = asyncio.create_task(supervisor.run())
     try:
         await until(lambda: len(supervisor.region_states) == len(REGIONS))
@@ -117,11 +121,11 @@ async def listens(supervisor: Supervisor, name: str) -> None:
 
 
 async def test_a_region_can_be_killed_while_it_starts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def specs(site: Site, region: str) -> list[ProcessSpec]:
+    def specs(context: DeploymentContext, region: str) -> list[ProcessSpec]:
         return [
-            sample(site, region, "etcd"),
-            sample(site, region, "envoy", prepare=never),
-            sample(site, region, "write_api", needs=("envoy",)),
+            sample(context, region, "etcd"),
+            sample(context, region, "envoy", prepare=never),
+            sample(context, region, "write_api", needs=("envoy",)),
         ]
 
     async with supervised(tmp_path, monkeypatch, specs) as supervisor:
@@ -134,8 +138,8 @@ async def test_a_region_can_be_killed_while_it_starts(tmp_path: Path, monkeypatc
 
 
 async def test_a_stop_during_a_restart_leaves_nothing_running(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def specs(site: Site, region: str) -> list[ProcessSpec]:
-        return [sample(site, region, "etcd", LINGERS)]
+    def specs(context: DeploymentContext, region: str) -> list[ProcessSpec]:
+        return [sample(context, region, "etcd", LINGERS)]
 
     async with supervised(tmp_path, monkeypatch, specs) as supervisor:
         await started(supervisor, f"{EAST}/etcd")
@@ -151,9 +155,9 @@ async def test_a_killed_region_takes_along_what_its_agent_had_just_started(
 ) -> None:
     folder = tmp_path / "data" / "regions" / EAST / "ledger"
 
-    def specs(site: Site, region: str) -> list[ProcessSpec]:
+    def specs(context: DeploymentContext, region: str) -> list[ProcessSpec]:
         folder.mkdir(exist_ok=True)
-        return [sample(site, region, "region_agent", STARTS_A_LEDGER.format(folder=str(folder)))]
+        return [sample(context, region, "region_agent", STARTS_A_LEDGER.format(folder=str(folder)))]
 
     async with supervised(tmp_path, monkeypatch, specs) as supervisor:
         agent = await started(supervisor, f"{EAST}/region_agent")
@@ -167,9 +171,9 @@ async def test_a_killed_region_takes_along_what_its_agent_had_just_started(
 
 
 async def test_a_paused_region_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def specs(site: Site, region: str) -> list[ProcessSpec]:
+    def specs(context: DeploymentContext, region: str) -> list[ProcessSpec]:
         # Nobody kills it: what does not end by itself does not end.
-        return [sample(site, region, "region_agent", ENDS_AFTER_ITS_CHILD, stop_timeout_s=3600.0)]
+        return [sample(context, region, "region_agent", ENDS_AFTER_ITS_CHILD, stop_timeout_s=3600.0)]
 
     async with supervised(tmp_path, monkeypatch, specs) as supervisor:
         agent = await started(supervisor, f"{EAST}/region_agent")
@@ -187,8 +191,8 @@ async def test_a_start_that_fails_later_is_tried_again(tmp_path: Path, monkeypat
         if failure is not None:
             raise failure
 
-    def specs(site: Site, region: str) -> list[ProcessSpec]:
-        return [sample(site, region, "view", prepare=prepare)] if region == EAST else []
+    def specs(context: DeploymentContext, region: str) -> list[ProcessSpec]:
+        return [sample(context, region, "view", prepare=prepare)] if region == EAST else []
 
     async with supervised(tmp_path, monkeypatch, specs) as supervisor:
         first = await started(supervisor, f"{EAST}/view")

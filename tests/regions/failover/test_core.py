@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from regions.failover.core import TICKETS_AN_INCARNATION, FailoverCore, Watched
-from regions.failover.effects import CloseWrites, OpenWrites, ReadRecord, Told
+from regions.failover.effects import ReadRecord, StartServing, StopServing, Told
 from regions.failover.events import (
     Event,
     Gossip,
@@ -299,7 +299,7 @@ def test_a_leader_says_its_newest_commit_and_never_an_older_one(leader: Driver) 
 def test_who_leads_no_more_says_no_commit(leader: Driver) -> None:
     leader.tell(QuorumCommit(lsn=70))
     leader.tell(LedgerEnded())
-    assert ForCell(cell=MAIN, effect=CloseWrites(epoch=1)) in leader.effects
+    assert ForCell(cell=MAIN, effect=StopServing(epoch=1)) in leader.effects
     leader.run(0.2)
     assert dict(leader.sent()[-1].cells)[MAIN].commit == 0
 
@@ -334,7 +334,7 @@ def test_one_agent_holds_several_cells_with_leaders_of_their_own() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.serve(OTHER, leader=B, region=B)
-    assert ForCell(cell=OTHER, effect=OpenWrites(epoch=1)) in driver.effects
+    assert ForCell(cell=OTHER, effect=StartServing(epoch=1)) in driver.effects
     driver.run(1.2, hearing=(C,))
     # us-east brings no commits in the cell that it leads; in the other it is silent as well.
     assert driver.suspected(MAIN) == {A}

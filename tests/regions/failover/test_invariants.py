@@ -55,7 +55,7 @@ def promoting(epoch: int) -> Working:
 FENCE = FenceWritten(ticket=1, fence_id=UUID(int=2), lsn=5, confirmed=True)
 SWITCH = Order(ticket=1, kind="switch", region=B)
 SERVES = replace(RECORD, phase="serving", fence_id=UUID(int=2))
-OPEN = {"open_epoch": 2, "record": SERVES}
+OPEN = {"serving_epoch": 2, "record": SERVES}
 ANOTHERS = "writes are open under epoch 2, and the record gives it to another"
 TAKEN_BACK = "a promise is taken back"
 
@@ -71,7 +71,7 @@ def storing(promise: Promise) -> Storing:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"open_epoch": 2}, "writes are open under epoch 2, and its fence row is on no quorum"),
+        ({"serving_epoch": 2}, "writes are open under epoch 2, and its fence row is on no quorum"),
         (
             {**OPEN, "ledger": LedgerFound(kind="stopped")},
             "writes are open under epoch 2, and the member is no primary of it",
@@ -127,7 +127,7 @@ def test_a_promise_that_is_taken_back_in_one_part_is_named(part: str) -> None:
     "changes",
     [
         OPEN,
-        {"open_epoch": 2, "fence": FENCE},
+        {"serving_epoch": 2, "fence": FENCE},
         {**OPEN, "cut_short": 1},
         {**OPEN, "handover": SWITCH},
         {**OPEN, "announced": 2},
@@ -179,7 +179,7 @@ def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what:
 def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_grow() -> None:
     serving = replace(RECORD, phase="serving", fence_id=UUID(int=2))
     growing = Storing(ticket=1, promise=Promise(epoch=3, lineage=2), until=1.0)
-    assert not violations(facts(open_epoch=2, record=serving, storing=growing))
+    assert not violations(facts(serving_epoch=2, record=serving, storing=growing))
 
 
 def test_all_is_well_with_a_copy_that_a_promise_overtook() -> None:

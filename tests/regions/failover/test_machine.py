@@ -7,7 +7,6 @@ import pytest
 from regions.failover.effects import (
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     DrainLedger,
     FollowLedger,
     FreezeLedger,
@@ -15,6 +14,7 @@ from regions.failover.effects import (
     ReadRecord,
     SetQuorum,
     StopLedger,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -177,7 +177,7 @@ def test_a_second_heartbeat_that_tells_of_an_epoch_does_not_begin_the_read_again
 
 def test_a_record_that_names_another_leader_of_the_same_epoch_closes_writes_before_the_stop(leader: Driver) -> None:
     leader.tell(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
-    assert [kind for kind in leader.kinds() if kind in (CloseWrites, StopLedger)] == [CloseWrites, StopLedger]
+    assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopServing, StopLedger]
 
 
 def test_an_order_whose_swap_is_lost_is_refused(leader: Driver) -> None:
@@ -197,7 +197,7 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
     assert leader.machine.state == "handing-over"
     leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=1, record=SERVING))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
-    assert leader.kinds()[:2] == [CloseWrites, DrainLedger]
+    assert leader.kinds()[:2] == [StopServing, DrainLedger]
 
 
 # A switch: the epoch after this one is promised, and begins when its leader has given up (rule 20).
@@ -206,10 +206,10 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
 def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(replace(order("switch", B), by="me"))
-    assert leader.machine.facts.open_epoch == 1
+    assert leader.machine.facts.serving_epoch == 1
     assert leader.swapped() == PROMISED
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
-    assert leader.machine.facts.open_epoch == 0
+    assert leader.machine.facts.serving_epoch == 0
 
 
 def test_a_leader_gives_up_when_its_postgres_was_stopped_and_not_before(leader: Driver) -> None:
@@ -246,7 +246,7 @@ def test_an_epoch_that_nobody_confirmed_to_promise_is_promised_anew(leader: Driv
 def test_a_promise_whose_switch_was_given_up_is_taken_back(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
-    assert leader.machine.facts.open_epoch == 1
+    assert leader.machine.facts.serving_epoch == 1
     assert leader.swapped().succession is None
 
 

@@ -8,18 +8,18 @@ import pytest
 from regions.failover.effects import (
     AnswerOrder,
     AnswerStrongReads,
-    CloseWrites,
     CopyLedger,
     DrainLedger,
     FollowLedger,
     FreezeLedger,
     LedgerEffect,
-    OpenWrites,
     PromoteLedger,
     ReadRecord,
     RewindLedger,
     SetQuorum,
+    StartServing,
     StopLedger,
+    StopServing,
     StorePromise,
     SwapRecord,
     WriteFence,
@@ -260,7 +260,7 @@ def test_a_swap_that_keeps_what_an_earlier_order_promised_announces_nothing(lead
         leader.tell(order("switch", C, ticket=9))
     leader.tell(SwapAnswered(ticket=swap.ticket, outcome="applied", revision=3))
     assert leader.machine.facts.announced == 0
-    assert leader.machine.facts.open_epoch == 1
+    assert leader.machine.facts.serving_epoch == 1
     if not again:
         assert leader.swapped().succession is None
         return
@@ -293,7 +293,7 @@ def test_a_swap_that_another_has_overtaken_announces_nothing(leader: Driver) -> 
     leader.tell(RecordSeen(revision=3, record=replace(SERVING, drained=(C,))))
     leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
     assert leader.machine.facts.announced == 0
-    assert leader.machine.facts.open_epoch == 1
+    assert leader.machine.facts.serving_epoch == 1
 
 
 def test_a_later_swap_does_not_announce_again_what_is_announced(leader: Driver) -> None:
@@ -309,9 +309,9 @@ def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
     leader.tell(order("switch", B))
     swap = leader.ticket(SwapRecord)
     leader.tell(WaitCutShort(epoch=1))
-    assert leader.kinds().count(CloseWrites) == 1
+    assert leader.kinds().count(StopServing) == 1
     leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
-    assert CloseWrites not in leader.kinds()
+    assert StopServing not in leader.kinds()
     assert leader.machine.facts.announced == 2
 
 
@@ -322,7 +322,7 @@ def test_a_wait_that_is_cut_short_is_of_this_primary_and_told_once(leader: Drive
     leader.tell(WaitCutShort(epoch=2))
     assert leader.effects == []
     leader.tell(WaitCutShort(epoch=1))
-    assert CloseWrites(epoch=1) in leader.effects
+    assert StopServing(epoch=1) in leader.effects
     assert leader.machine.facts.cut_short == 1
     leader.tell(WaitCutShort(epoch=1))
     assert leader.effects == []
@@ -332,7 +332,7 @@ def test_a_wait_that_is_cut_short_before_writes_were_open_closes_none() -> None:
     driver = Driver(B)
     driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     driver.tell(WaitCutShort(epoch=2))
-    assert CloseWrites not in driver.kinds()
+    assert StopServing not in driver.kinds()
     assert driver.machine.facts.cut_short == 2
 
 
@@ -404,7 +404,7 @@ def test_an_answer_of_the_member_belongs_to_one_request(leader: Driver) -> None:
     assert leader.machine.facts.drained is None
     leader.tell(LedgerDrained(ticket=ticket, lsn=500))
     assert leader.machine.facts.drained == 500
-    assert [kind for kind in leader.kinds() if kind in (CloseWrites, StopLedger)] == [StopLedger]
+    assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopLedger]
 
 
 def test_a_promotion_that_failed_is_under_way_no_more() -> None:
@@ -432,11 +432,11 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
     facts = driver.machine.facts
     assert facts.ledger == LedgerFound(kind="primary", epoch=2)
     assert (facts.quorum, facts.frozen, facts.promoting) == ((A, C), None, 0)
-    assert OpenWrites not in driver.kinds(), "its fence row is on no quorum yet"
+    assert StartServing not in driver.kinds(), "its fence row is on no quorum yet"
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
     driver.tell(QuorumCommit(lsn=800))
     driver.tell(fence)
-    assert OpenWrites(epoch=2) in driver.effects
+    assert StartServing(epoch=2) in driver.effects
     assert facts.commit == 800
     driver.tell(QuorumCommit(lsn=750))
     assert facts.commit == 800
@@ -458,7 +458,7 @@ def test_a_stop_that_fails_ends_no_order() -> None:
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     driver.tell(RecordSeen(revision=2, record=replace(four, leader=B)))
-    assert OpenWrites not in driver.kinds()
+    assert StartServing not in driver.kinds()
     driver.tell(LedgerFailed(ticket=driver.ticket(StopLedger), reason="no"))
     assert StopLedger in driver.kinds(), "a demotion does not pause"
     assert AnswerOrder not in driver.kinds()
@@ -483,7 +483,7 @@ def test_nothing_is_asked_of_a_member_during_a_pause_but_its_stop(leader: Driver
     assert leader.effects == []
     # The same epoch, so that nothing is forgiven: writes close, then PostgreSQL stops.
     leader.tell(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
-    assert [kind for kind in leader.kinds() if kind in (CloseWrites, StopLedger)] == [CloseWrites, StopLedger]
+    assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopServing, StopLedger]
 
 
 def test_a_promise_is_not_written_during_a_pause_nor_twice(follower: Driver) -> None:
@@ -538,7 +538,7 @@ def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() 
     driver.wait(DEFAULTS.ledger_s_max)
     facts = driver.machine.facts
     assert driver.machine.state == "refusing"
-    assert (facts.open_epoch, facts.working, facts.swapping, facts.storing) == (0, None, None, None)
+    assert (facts.serving_epoch, facts.working, facts.swapping, facts.storing) == (0, None, None, None)
 
 
 # Writes open when the fence row is on a quorum, for who leads and is sure of it.
@@ -552,11 +552,11 @@ def test_a_leader_that_was_away_takes_no_writes_before_it_has_read_the_epoch() -
     driver.tell(Lagged())
     read = driver.ticket(ReadRecord)
     driver.tell(fence)
-    assert OpenWrites not in driver.kinds()
+    assert StartServing not in driver.kinds()
     driver.tell(RecordRead(ticket=read, revision=1, record=CHOSEN))
-    assert driver.effects.count(OpenWrites(epoch=2)) == 1
+    assert driver.effects.count(StartServing(epoch=2)) == 1
     driver.tell(Tick())
-    assert OpenWrites not in driver.kinds()
+    assert StartServing not in driver.kinds()
 
 
 def test_the_first_epoch_takes_writes_when_the_record_says_that_it_serves() -> None:
@@ -566,16 +566,16 @@ def test_the_first_epoch_takes_writes_when_the_record_says_that_it_serves() -> N
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=1), lsn=700, confirmed=True)
     driver.tell(fence)
-    assert OpenWrites not in driver.kinds()
+    assert StartServing not in driver.kinds()
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
-    assert OpenWrites(epoch=1) in driver.effects
+    assert StartServing(epoch=1) in driver.effects
 
 
 def test_a_spent_epoch_takes_no_writes_again(leader: Driver) -> None:
     leader.tell(WaitCutShort(epoch=1))
     leader.tell(Tick())
-    assert OpenWrites not in leader.kinds()
-    assert leader.machine.facts.open_epoch == 0
+    assert StartServing not in leader.kinds()
+    assert leader.machine.facts.serving_epoch == 0
 
 
 # Gossip.
@@ -741,7 +741,7 @@ def test_who_has_handed_over_is_of_the_next_epoch_at_once(leader: Driver) -> Non
 def test_a_member_that_ends_by_itself_is_told_of_and_one_that_does_not_run_is_not(leader: Driver) -> None:
     leader.tell(LedgerEnded())
     assert leader.tells("PostgreSQL ended, it was primary")
-    assert CloseWrites(epoch=1) in leader.effects
+    assert StopServing(epoch=1) in leader.effects
     leader.tell(LedgerEnded())
     assert not leader.tells("PostgreSQL ended")
 

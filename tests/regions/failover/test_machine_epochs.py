@@ -7,12 +7,12 @@ import pytest
 from regions.failover.effects import (
     Acting,
     AnswerOrder,
-    CloseWrites,
     CopyLedger,
     FollowLedger,
     FreezeLedger,
     ReadRecord,
     SetQuorum,
+    StopServing,
     StorePromise,
     SwapRecord,
     Told,
@@ -180,14 +180,14 @@ def test_a_leader_takes_nothing_of_its_epoch_into_the_next(leader: Driver) -> No
     leader.tell(QuorumCommit(lsn=900))
     leader.tell(RecordSeen(revision=2, record=RECRUITING))
     facts = leader.machine.facts
-    assert leader.effects[0] == CloseWrites(epoch=1), "before anything else"
-    assert leader.kinds().count(CloseWrites) == 1
-    assert (facts.open_epoch, facts.quorum, facts.commit, facts.standbys) == (0, None, 0, frozenset())
+    assert leader.effects[0] == StopServing(epoch=1), "before anything else"
+    assert leader.kinds().count(StopServing) == 1
+    assert (facts.serving_epoch, facts.quorum, facts.commit, facts.standbys) == (0, None, 0, frozenset())
 
 
 def test_who_takes_no_writes_has_none_to_close(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
-    assert CloseWrites not in follower.kinds()
+    assert StopServing not in follower.kinds()
 
 
 def test_a_fence_row_is_of_one_epoch() -> None:

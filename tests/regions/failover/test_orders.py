@@ -37,7 +37,7 @@ def leading() -> Facts:
         ledger=LedgerFound(kind="primary", epoch=1),
         record=RECORD,
         revision=1,
-        open_epoch=1,
+        serving_epoch=1,
         standbys=frozenset({B, C}),
     )
 
@@ -76,7 +76,7 @@ def test_who_does_not_lead_names_who_does(kind: OrderKind) -> None:
 
 @pytest.mark.parametrize("kind", ["switch", "add", "remove"])
 def test_a_leader_that_is_not_open_takes_no_such_order(kind: OrderKind) -> None:
-    facts = changed(leading(), open_epoch=0)
+    facts = changed(leading(), serving_epoch=0)
     refused = "us-east does not take writes at the moment: ask again"
     assert orders.plan(facts, order(kind, C)) == orders.Answer(refused=refused)
 

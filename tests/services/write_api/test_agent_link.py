@@ -10,7 +10,7 @@ import pytest
 
 from regions.switcher import Switcher
 from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
-from services.region_agent.reports import ReportDesk
+from services.region_agent.reports import ReportHandler
 from services.telemetry.internal import internal_app
 from services.write_api.agent_link import AgentLink
 from tests.services.write_api.conftest import until
@@ -40,7 +40,7 @@ class Heard(Switcher):
 @contextlib.asynccontextmanager
 async def linked(switcher: Switcher, secret: str = SECRET) -> AsyncGenerator[tuple[AgentLink, httpx.AsyncClient]]:
     """A link to the desk of an agent, over the agent's own internal application."""
-    desk = ReportDesk(switcher, SECRET)
+    desk = ReportHandler(switcher, SECRET)
     app = internal_app(missing=list, status=dict, orders={CUT_SHORT_PATH: desk.cut_short, CURRENT_PATH: desk.current})
     transport = httpx.ASGITransport(app)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
     headers = {"authorization": f"Bearer {secret}"}

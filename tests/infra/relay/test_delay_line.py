@@ -1,28 +1,30 @@
-"""One lane without sockets, in virtual time: what it delivers, when it slows its sender down, what it drops."""
+"""One delay line without sockets, in virtual time: what it delivers, when it slows its sender down, what it drops."""
 
 from collections.abc import Generator
 from types import SimpleNamespace
 
 import pytest
 
-from infra.relay import lane as module
+from infra.relay import delay_line as module
+from infra.relay.delay_line import HELD_S_MAX, DelayLine, Direction, Item, Signal
 from infra.relay.faults import WINDOW_BYTES_MIN, Fault
-from infra.relay.lane import HELD_S_MAX, Direction, Item, Lane, Signal
 from tests.virtual_loop import VirtualLoop
 
 
 class Ends:
-    """Both ends of a lane, and what they were told."""
+    """Both ends of a delay line, and what they were told."""
 
     def __init__(self, loop: VirtualLoop, fault: Fault) -> None:
         self.direction = Direction(("a", "b"), fault)
         self.delivered: list[Item] = []
         self.slowed: list[bool] = []
         self.expired = 0
-        self.lane = loop.run_until_complete(self._lane())
+        self.delay_line = loop.run_until_complete(self._lane())
 
-    async def _lane(self) -> Lane:
-        return Lane(self.direction, deliver=self.delivered.append, slow_down=self.slowed.append, expire=self._expire)
+    async def _lane(self) -> DelayLine:
+        return DelayLine(
+            self.direction, deliver=self.delivered.append, slow_down=self.slowed.append, expire=self._expire
+        )
 
     def _expire(self) -> None:
         self.expired += 1
@@ -33,7 +35,7 @@ CUT = Fault(cut=True)
 
 @pytest.fixture
 def loop(monkeypatch: pytest.MonkeyPatch) -> Generator[VirtualLoop]:
-    """A loop whose clock is the lane's."""
+    """A loop whose clock is the delay line's."""
     made = VirtualLoop()
     monkeypatch.setattr(module, "time", SimpleNamespace(monotonic=made.time))
     yield made
@@ -42,17 +44,17 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Generator[VirtualLoop]:
 
 def test_a_clear_lane_delivers_within_push(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault())
-    ends.lane.push(b"one")
-    ends.lane.push(Signal.END)
+    ends.delay_line.push(b"one")
+    ends.delay_line.push(Signal.END)
     assert ends.delivered == [b"one", Signal.END]
     assert (ends.direction.bytes_total, ends.direction.held_bytes) == (3, 0)
 
 
 def test_the_sender_is_slowed_above_the_window_and_let_go_below_half_of_it(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
-    ends.lane.push(bytes(WINDOW_BYTES_MIN))
+    ends.delay_line.push(bytes(WINDOW_BYTES_MIN))
     assert ends.slowed == []
-    ends.lane.push(b"x")
+    ends.delay_line.push(b"x")
     assert ends.slowed == [True]
     ends.direction.apply(Fault())
     loop.advance(0)
@@ -62,20 +64,20 @@ def test_the_sender_is_slowed_above_the_window_and_let_go_below_half_of_it(loop:
 
 def test_a_blocked_receiver_slows_the_sender_and_gets_the_rest_in_order(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault())
-    ends.lane.block()
+    ends.delay_line.block()
     for number in range(5):
-        ends.lane.push(bytes([number]))
+        ends.delay_line.push(bytes([number]))
     assert (ends.delivered, ends.slowed) == ([], [True])
-    ends.lane.unblock()
+    ends.delay_line.unblock()
     assert ends.delivered == [bytes([number]) for number in range(5)]
     assert ends.slowed == [True, False]
 
 
 def test_a_reset_passes_a_receiver_that_takes_no_bytes(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault())
-    ends.lane.block()
-    ends.lane.push(b"never")
-    ends.lane.push(Signal.RESET)
+    ends.delay_line.block()
+    ends.delay_line.push(b"never")
+    ends.delay_line.push(Signal.RESET)
     loop.advance(HELD_S_MAX)
     assert ends.delivered == [Signal.RESET]
     assert ends.direction.held_bytes == 0
@@ -83,7 +85,7 @@ def test_a_reset_passes_a_receiver_that_takes_no_bytes(loop: VirtualLoop) -> Non
 
 def test_a_cut_stops_what_is_under_way_already(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault(delay_ms=20))
-    ends.lane.push(b"late")
+    ends.delay_line.push(b"late")
     ends.direction.apply(CUT)
     loop.advance(HELD_S_MAX / 2)
     assert ends.delivered == []
@@ -94,8 +96,8 @@ def test_a_cut_stops_what_is_under_way_already(loop: VirtualLoop) -> None:
 
 def test_a_cut_that_holds_for_too_long_is_said_once(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
-    ends.lane.push(b"one")
-    ends.lane.push(b"two")
+    ends.delay_line.push(b"one")
+    ends.delay_line.push(b"two")
     loop.advance(HELD_S_MAX - 0.001)
     assert ends.expired == 0
     loop.advance(0.001)
@@ -106,7 +108,7 @@ def test_a_cut_that_holds_for_too_long_is_said_once(loop: VirtualLoop) -> None:
 
 def test_a_cut_that_heals_in_time_breaks_nothing(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
-    ends.lane.push(b"one")
+    ends.delay_line.push(b"one")
     loop.advance(HELD_S_MAX - 0.001)
     ends.direction.apply(Fault())
     loop.advance(10 * HELD_S_MAX)
@@ -115,8 +117,8 @@ def test_a_cut_that_heals_in_time_breaks_nothing(loop: VirtualLoop) -> None:
 
 def test_a_closed_lane_counts_nothing_and_hears_no_change(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
-    ends.lane.push(b"lost")
-    ends.lane.close()
+    ends.delay_line.push(b"lost")
+    ends.delay_line.close()
     ends.direction.apply(Fault())
     loop.advance(10 * HELD_S_MAX)
-    assert (ends.delivered, ends.direction.held_bytes, ends.direction.lanes) == ([], 0, set())
+    assert (ends.delivered, ends.direction.held_bytes, ends.direction.delay_lines) == ([], 0, set())

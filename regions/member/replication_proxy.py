@@ -28,7 +28,7 @@ from typing import Any, Final
 from regions.identity import physical_slot_name
 from regions.member.messages import (
     IDENTIFY,
-    LineBroken,
+    ConnectionBroken,
     identity,
     is_physical,
     message,
@@ -41,7 +41,7 @@ from regions.member.messages import (
     timeline_of,
 )
 from regions.member.ready import CONNECT_S_MAX, Ready
-from regions.member.settings import MemberSettings, line_conninfo, line_name, line_user
+from regions.member.settings import MemberSettings, proxy_conninfo, proxy_name, proxy_user
 from regions.topology import Address
 
 ASKED_S_MAX: Final = 0.3
@@ -64,7 +64,7 @@ class _Open:
     serving: "set[asyncio.Task[None]]" = field(default_factory=set[asyncio.Task[None]])
 
 
-class WalLine:
+class ReplicationProxy:
     """The way on which one member's receiver reaches the others.
 
     Attributes:
@@ -108,8 +108,8 @@ class WalLine:
             # A promotion takes the next number, but where somebody else was promoted meanwhile.
             slot = physical_slot_name(self._settings.region)
             ready.say_ahead(start_replication(slot, start, ready.timeline + 1))
-        except LineBroken as error:
-            _log.debug("wal line: %s: %s", leader, error)
+        except ConnectionBroken as error:
+            _log.debug("replication proxy: %s: %s", leader, error)
             ready.end()
         else:
             self._ahead = leader, ready
@@ -134,7 +134,7 @@ class WalLine:
             self._open.timeline, self._open.left = timeline, left
             return True
         self._shut()
-        listening = None if line_user() is None else self._listen(leader)
+        listening = None if proxy_user() is None else self._listen(leader)
         if listening is None:
             # PostgreSQL will ask for the slot by itself.
             self.take_back()
@@ -147,11 +147,11 @@ class WalLine:
         listening = socket.socket(socket.AF_UNIX)
         listening.setblocking(False)
         try:
-            listening.bind(f"\0{line_name(self._settings)}/.s.PGSQL.{leader.port}")
+            listening.bind(f"\0{proxy_name(self._settings)}/.s.PGSQL.{leader.port}")
             listening.listen()
         except OSError as error:
             listening.close()
-            _log.warning("wal line: not open, so that PostgreSQL connects by itself: %s", error)
+            _log.warning("replication proxy: not open, so that PostgreSQL connects by itself: %s", error)
             return None
         return listening
 
@@ -186,13 +186,13 @@ class WalLine:
         lives = self._lives
         try:
             if ready is None:
-                ready = await Ready.connect(line_conninfo(self._settings, address))
+                ready = await Ready.connect(proxy_conninfo(self._settings, address))
             else:
                 await ready.identify()
             if self._lives == lives and address not in self._ready:
                 self._ready[address], ready = ready, None
-        except LineBroken as error:
-            _log.debug("wal line: %s: %s", address, error)
+        except ConnectionBroken as error:
+            _log.debug("replication proxy: %s: %s", address, error)
         finally:
             if ready is not None:
                 ready.end()
@@ -210,7 +210,7 @@ class WalLine:
         except (BlockingIOError, ConnectionError):
             return
         except OSError as error:
-            _log.warning("wal line: closed, so that PostgreSQL connects by itself: %s", error)
+            _log.warning("replication proxy: closed, so that PostgreSQL connects by itself: %s", error)
             self.close()
             return
         near.setblocking(False)
@@ -221,8 +221,8 @@ class WalLine:
         try:
             if self._is_ours(near):
                 await self._lead(near, opened)
-        except (LineBroken, OSError) as error:
-            _log.debug("wal line: %s", error)
+        except (ConnectionBroken, OSError) as error:
+            _log.debug("replication proxy: %s", error)
 
     def _is_ours(self, near: socket.socket) -> bool:
         account = self._settings.account
@@ -230,7 +230,7 @@ class WalLine:
         raw = near.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
         _, uid, _ = struct.unpack("3i", raw)
         if uid != allowed:
-            _log.warning("wal line: a process of user %d was turned away", uid)
+            _log.warning("replication proxy: a process of user %d was turned away", uid)
         return uid == allowed
 
     async def _lead(self, near: socket.socket, opened: _Open) -> None:
@@ -241,7 +241,7 @@ class WalLine:
             self.passed += 1
             await self._pass_through(near, startup, opened.leader)
             return
-        ready = self._told(opened.leader) or await self._take(opened.leader)
+        ready = self._take_ahead(opened.leader) or await self._take(opened.leader)
         self.taken[ready is not None] += 1
         if ready is None:
             await self._pass_through(near, startup, opened.leader)
@@ -252,7 +252,7 @@ class WalLine:
                 await send(near, identity(ready.system, max(ready.timeline, opened.timeline)))
             if opened.left and timeline_of(asked) < opened.timeline:
                 opened.left, self.refused = False, self.refused + 1
-                _log.info("wal line: a receiver asked for a timeline that was left: it is told to look again")
+                _log.info("replication proxy: a receiver asked for a timeline that was left: it is told to look again")
                 await send(near, refusal("timeline was left, and the history of the next is here"))
                 ready = self._given_back(opened.leader, ready)
                 return
@@ -274,7 +274,7 @@ class WalLine:
             return ready
         return None
 
-    def _told(self, leader: Address) -> Ready | None:
+    def _take_ahead(self, leader: Address) -> Ready | None:
         """Take the connection on which this leader was told ahead, if one was."""
         if self._ahead is None or self._ahead[0] != leader:
             return None

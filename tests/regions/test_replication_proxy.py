@@ -16,8 +16,8 @@ from regions.identity import RegionName, physical_slot_name
 from regions.member import quorum_names
 from regions.member.moving import Diverged, MovingMember
 from regions.member.ready import Ready
-from regions.member.settings import SEGMENT_MB, line_name
-from regions.member.wal_line import WalLine
+from regions.member.replication_proxy import ReplicationProxy
+from regions.member.settings import SEGMENT_MB, proxy_name
 from tests.regions.deployment import REGIONS, Deployment, until
 from tests.regions.test_moving import has, keep, kept, kill, promote_by_hand, take_over, three
 
@@ -37,7 +37,7 @@ async def senders(made: Deployment, region: RegionName, of: RegionName, state: s
 
 
 def path(member: MovingMember, leader: RegionName, made: Deployment) -> str:
-    return f"\0{line_name(member.settings)}/.s.PGSQL.{made.ledger(leader).port}"
+    return f"\0{proxy_name(member.settings)}/.s.PGSQL.{made.ledger(leader).port}"
 
 
 @contextlib.contextmanager
@@ -62,9 +62,9 @@ async def test_a_receiver_is_led_over_the_connection_that_was_kept_ready() -> No
         await everybody_but(made, west)
         ready = await senders(made, EAST, WEST, "startup")
         assert len(ready) == 1
-        before = west.line.taken[True]
+        before = west.proxy.taken[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
-        assert west.line.taken[True] == before + 1
+        assert west.proxy.taken[True] == before + 1
         assert await senders(made, EAST, WEST, "streaming") == ready
         await keep(made, EAST, range(100))
         await until(lambda: has(made, WEST, 100))
@@ -74,14 +74,14 @@ async def test_the_line_passes_small_messages_on_at_once_whether_a_connection_wa
     """Without TCP_NODELAY a follower's reply waits 40 ms for a delayed acknowledgement, and a commit for the reply."""
     async with three() as (made, members):
         west = members[WEST]
-        passed_through = west.line.taken[False]
+        passed_through = west.proxy.taken[False]
         assert passed_through, "nothing was ready when it followed first"
         assert delaying(made, EAST) == []
         await west.freeze()
         await everybody_but(made, west)
-        led = west.line.taken[True]
+        led = west.proxy.taken[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
-        assert west.line.taken[True] > led
+        assert west.proxy.taken[True] > led
         assert delaying(made, EAST) == []
 
 
@@ -163,7 +163,7 @@ async def test_what_was_said_ahead_is_what_the_receiver_asks_for() -> None:
         await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
         await following
         await keep(made, WEST, range(100, 120))
-        assert members[SOUTH].line.guessed == {True: 1, False: 0}
+        assert members[SOUTH].proxy.guessed == {True: 1, False: 0}
         assert await senders(made, WEST, SOUTH, "streaming") == ahead
         assert (await members[WEST].ledger.read_standbys([SOUTH]))[0].sync_state == "quorum"
         await until(lambda: has(made, SOUTH, 120))
@@ -178,16 +178,16 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
         if history:
             written[member.settings.data / f"pg_wal/{timeline:08X}.history"] = history
 
-    async def lead(line: WalLine, near: socket.socket, opened: Any) -> None:
+    async def lead(line: ReplicationProxy, near: socket.socket, opened: Any) -> None:
         # PostgreSQL has begun a receiver by now, and could not have seen the history before.
         while written:
             path, history = written.popitem()
             path.write_text(history)
         await leads(line, near, opened)
 
-    leads = WalLine._lead  # a moment that no order of calls brings about
+    leads = ReplicationProxy._lead  # a moment that no order of calls brings about
     monkeypatch.setattr(MovingMember, "_take_history", later)
-    monkeypatch.setattr(WalLine, "_lead", lead)
+    monkeypatch.setattr(ReplicationProxy, "_lead", lead)
     async with told_ahead() as (made, members, following):
         south = members[SOUTH]
         ahead = await told(made, WEST, SOUTH)
@@ -196,8 +196,8 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
         # What it follows with is the receiver that is refused; the next one comes by itself.
         await keep(made, WEST, range(100, 120))
         await until(lambda: has(made, SOUTH, 120))
-        assert south.line.refused == 1
-        assert south.line.guessed == {True: 1, False: 0}
+        assert south.proxy.refused == 1
+        assert south.proxy.guessed == {True: 1, False: 0}
         assert await senders(made, WEST, SOUTH, "streaming") == ahead
         # The way without it: the leader ends the stream, and PostgreSQL asks again half a second later.
         assert "replication terminated by primary server" not in south.settings.log.read_text()
@@ -218,7 +218,7 @@ async def test_a_member_that_lacks_the_end_of_a_timeline_which_was_left_gets_tha
         await keep(made, WEST, range(100, 120))
         await until(lambda: has(made, SOUTH, 120))
         assert "on timeline 1" in south.settings.log.read_text()
-        assert south.line.refused == 0
+        assert south.proxy.refused == 0
 
 
 async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_connection() -> None:
@@ -234,7 +234,7 @@ async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_con
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await south.follow(epoch=2, leader=made.ledger(WEST))
         await keep(made, WEST, range(100, 120))
-        assert south.line.guessed == {True: 0, False: 1}
+        assert south.proxy.guessed == {True: 0, False: 1}
         assert await senders(made, WEST, SOUTH, "streaming") == ready
         await until(lambda: has(made, SOUTH, 120))
 
@@ -243,7 +243,7 @@ async def test_what_was_said_ahead_and_refused_is_asked_for_again() -> None:
     async with told_ahead() as (made, members, following):
         await members[WEST].promote(epoch=2, followers=[EAST])  # so that SOUTH has no slot yet
         await following
-        await until(lambda: asyncio.sleep(0, members[SOUTH].line.guessed[True]))
+        await until(lambda: asyncio.sleep(0, members[SOUTH].proxy.guessed[True]))
         await members[WEST].ledger.prepare_follower_slots([SOUTH])
         await keep(made, WEST, range(100, 120))
         await until(lambda: has(made, SOUTH, 120))
@@ -300,7 +300,7 @@ async def test_what_was_said_ahead_confirms_nothing() -> None:
         kill(members[EAST])
         await frozen_with_a_quorum(west, south)
         end = (await south.ledger.read_state()).lsn
-        await south.line.say_ahead(made.ledger(WEST), end - end % (SEGMENT_MB << 20))
+        await south.proxy.say_ahead(made.ledger(WEST), end - end % (SEGMENT_MB << 20))
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await until(lambda: senders(made, WEST, SOUTH, "streaming"))
         writing = asyncio.create_task(keep(made, WEST, range(100)))
@@ -315,7 +315,7 @@ async def test_a_member_that_is_frozen_takes_back_what_it_said_ahead() -> None:
     async with three() as (made, members):
         south = members[SOUTH]
         await everybody_but(made, south)
-        await south.line.say_ahead(made.ledger(WEST), 0)
+        await south.proxy.say_ahead(made.ledger(WEST), 0)
         await until(lambda: told(made, WEST, SOUTH))
         await south.freeze()
         await until(lambda: is_gone(made, WEST, SOUTH))
@@ -338,7 +338,7 @@ async def test_a_member_that_is_never_promoted_waits_for_a_while_and_holds_no_sl
         west, south = members[WEST], members[SOUTH]
         await everybody_but(made, south)
         await west.ledger.prepare_follower_slots([SOUTH])
-        await south.line.say_ahead(made.ledger(WEST), 0)
+        await south.proxy.say_ahead(made.ledger(WEST), 0)
         waits = await told(made, WEST, SOUTH)
 
         async def refused() -> bool:
@@ -346,7 +346,7 @@ async def test_a_member_that_is_never_promoted_waits_for_a_while_and_holds_no_sl
 
         await until(refused)
         assert await senders(made, WEST, SOUTH, "startup") == waits
-        south.line.take_back()
+        south.proxy.take_back()
         await until(lambda: is_gone(made, WEST, SOUTH))
 
 
@@ -357,8 +357,8 @@ async def test_to_a_primary_nothing_is_said_ahead() -> None:
         await everybody_but(made, west)
         await west.follow(epoch=1, leader=made.ledger(EAST))
         await keep(made, EAST, range(100))
-        assert west.line.taken[True] > 0
-        assert west.line.guessed == {True: 0, False: 0}
+        assert west.proxy.taken[True] > 0
+        assert west.proxy.guessed == {True: 0, False: 0}
 
 
 async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_asked_again() -> None:
@@ -372,8 +372,8 @@ async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_ask
         await south.follow(epoch=2, leader=made.ledger(WEST))
         await keep(made, WEST, range(100))
         await until(lambda: has(made, SOUTH, 100))
-        assert south.line.taken[True] > 0
-        assert south.line.guessed == {True: 0, False: 0}
+        assert south.proxy.taken[True] > 0
+        assert south.proxy.guessed == {True: 0, False: 0}
 
 
 async def test_without_the_agent_postgresql_connects_by_itself() -> None:
@@ -414,9 +414,9 @@ async def test_a_connection_that_was_made_while_everything_ended_is_not_kept(mon
     monkeypatch.setattr(Ready, "identify", late)
     async with three() as (made, members):
         west = members[WEST]
-        keeping = asyncio.create_task(west.line.keep([made.ledger(SOUTH)]))
+        keeping = asyncio.create_task(west.proxy.keep([made.ledger(SOUTH)]))
         await connected.wait()
-        west.line.end()
+        west.proxy.end()
         ended.set()
         await keeping
 
@@ -448,7 +448,7 @@ async def test_who_copies_slots_asks_over_the_line_too() -> None:
             return 'replication slot "kept"' in members[WEST].settings.log.read_text()
 
         await until(heard_of)
-        assert members[WEST].line.passed == 1
+        assert members[WEST].proxy.passed == 1
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another account")

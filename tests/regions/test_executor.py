@@ -36,9 +36,9 @@ from regions.failover.events import (
     StandbysStreaming,
 )
 from regions.identity import RegionName, physical_slot_name
-from regions.member import lane, ledger, moving, quorum_names, supervision
+from regions.member import executor, ledger, moving, quorum_names, supervision
 from regions.member.errors import MemberFailed, MemberRefused
-from regions.member.lane import FULL_LOOKS, LedgerLane, Surroundings
+from regions.member.executor import FULL_LOOKS, MemberExecutor, Surroundings
 from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
 from regions.member.process import WatchedProcess
@@ -57,7 +57,7 @@ GATE = "SELECT pg_try_advisory_xact_lock_shared(hashtextextended('palaver.write_
 
 @dataclass
 class Driven:
-    """A lane, what it has told, and the promise that it believes to be on disk.
+    """A executor, what it has told, and the promise that it believes to be on disk.
 
     Attributes:
         begun: How many effects it has begun: it looks at the promise first.
@@ -65,7 +65,7 @@ class Driven:
         heard: Everything that it has told, also what was passed over.
     """
 
-    lane: LedgerLane
+    executor: MemberExecutor
     promise: Promise = field(default_factory=Promise)
     begun: int = 0
     asked: int = 0
@@ -96,14 +96,14 @@ class Driven:
     async def begin(self, effect: LedgerEffect) -> None:
         """Perform an effect; return when it has begun."""
         before = self.begun
-        self.lane.perform(effect)
+        self.executor.perform(effect)
         await until(lambda: asyncio.sleep(0, self.begun > before))
 
     async def read_commit(self) -> None:
         """Have it look for a commit on the quorum; return when it has."""
-        self.lane.read_commit()
-        assert self.lane._committing is not None
-        await self.lane._committing
+        self.executor.read_commit()
+        assert self.executor._committing is not None
+        await self.executor._committing
 
     def has_told(self, kind: type[Event]) -> list[Event]:
         """What it has told by now; news of other kinds are passed over."""
@@ -114,7 +114,7 @@ class Driven:
 
     async def perform(self, effect: LedgerEffect) -> Event:
         """Perform an effect and wait for its answer."""
-        self.lane.perform(effect)
+        self.executor.perform(effect)
         return await self.answer((LedgerDone, LedgerFailed, LedgerFrozen, FenceWritten))
 
 
@@ -130,8 +130,8 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
         durable=lambda: driven.durable(),  # noqa: PLW0108 - the same
         tell=lambda event: driven.tell(event),  # noqa: PLW0108 - the same
     )
-    driven = Driven(LedgerLane(member, around), followers=around.others)
-    running = asyncio.create_task(driven.lane.run())
+    driven = Driven(MemberExecutor(member, around), followers=around.others)
+    running = asyncio.create_task(driven.executor.run())
     try:
         yield driven
     finally:
@@ -142,7 +142,7 @@ async def driving(made: Deployment, region: RegionName, member: MovingMember) ->
 async def test_an_effect_below_the_promise_on_disk_is_dropped() -> None:
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         west.promise = Promise(epoch=3)
-        west.lane.perform(StopLedger(ticket=1, epoch=2))
+        west.executor.perform(StopLedger(ticket=1, epoch=2))
         assert await west.perform(FreezeLedger(ticket=2, epoch=3)) == await_frozen(await members[WEST].freeze(), 2)
         assert members[WEST].running
 
@@ -198,7 +198,7 @@ async def test_a_member_that_will_be_promoted_keeps_wal_for_its_followers_with_i
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It looks after its slots in each turn of the event loop.
-    monkeypatch.setattr(lane, "STANDBYS_S", 0.0)
+    monkeypatch.setattr(executor, "STANDBYS_S", 0.0)
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         await west.perform(FreezeLedger(ticket=1, epoch=2))
         assert await slots_of(members[WEST]) == set()
@@ -211,7 +211,7 @@ async def test_a_member_that_will_be_promoted_keeps_wal_for_its_followers_with_i
 
 
 async def test_a_member_that_follows_on_after_all_keeps_wal_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(lane, "TOUCH_S", 60.0)
+    monkeypatch.setattr(executor, "TOUCH_S", 60.0)
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         for ticket in (1, 11):
             await west.perform(FreezeLedger(ticket=ticket, epoch=1))
@@ -235,11 +235,11 @@ async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked()
 async def test_a_follower_that_an_agent_finds_follows_on_while_its_quorum_to_be_is_put_in_force(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lane, "TOUCH_S", 0.05)
+    monkeypatch.setattr(executor, "TOUCH_S", 0.05)
     async with three() as (made, members):
         members[WEST].leave()
         member = MovingMember(made.settings(WEST))
-        found = LedgerLane(member, surroundings_of_a_voter(made, WEST))
+        found = MemberExecutor(member, surroundings_of_a_voter(made, WEST))
         assert await found.found() == LedgerFound(kind="following", epoch=1)
         running = asyncio.create_task(found.run())
         await until(lambda: stands_by(member))
@@ -272,13 +272,13 @@ def surroundings_of_a_voter(made: Deployment, region: RegionName) -> Surrounding
 async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(lane, "QUIET_S", 3600.0)
+    monkeypatch.setattr(executor, "QUIET_S", 3600.0)
     async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         connection = await made.connect(EAST)
         async with connection.transaction():
             assert await connection.fetchval(GATE)
-            east.lane.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
+            east.executor.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
             await until(lambda: waits_for_the_gate(connection))
             assert east.has_told(LedgerDrained) == []
             await connection.execute("INSERT INTO palaver.kept VALUES (1)")
@@ -287,14 +287,14 @@ async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything(
         drained = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
         assert answer == LedgerDrained(ticket=2, lsn=parse_lsn(drained))
         assert await kept(made, SOUTH) == {1}
-        east.lane.read_commit()
-        assert east.lane._committing is None, "a proof of life would be a write"
+        east.executor.read_commit()
+        assert east.executor._committing is None, "a proof of life would be a write"
         assert await members[SOUTH].commit_of(made.ledger(EAST), (WEST, SOUTH), 1) is not None
         # What it wrote now, or had written for others, could reach another member and not the target.
         assert await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text") == drained
-        east.lane.open_writes()
+        east.executor.admit_writes()
         await until(lambda: connection.fetchval(GATE))
-        east.lane.read_commit()
+        east.executor.read_commit()
         await east.answer(QuorumCommit)
         await connection.close()
 
@@ -308,7 +308,7 @@ async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_si
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         commits: list[int] = []
         while len(commits) < 3 or commits[-1] == commits[0]:
-            east.lane.read_commit()
+            east.executor.read_commit()
             told = await east.answer(QuorumCommit)
             assert isinstance(told, QuorumCommit)
             commits.append(told.lsn)
@@ -335,11 +335,11 @@ async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_whe
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
         for _ in range(FULL_LOOKS - 1):
-            east.lane.read_commit()
+            east.executor.read_commit()
             assert isinstance(await east.answer((LedgerEnded, QuorumCommit)), QuorumCommit), (
                 "it may be full for a moment"
             )
-        east.lane.read_commit()
+        east.executor.read_commit()
         assert await east.answer((LedgerEnded, QuorumCommit)) == LedgerEnded()
         assert not members[EAST].running
         refused = await east.perform(FreezeLedger(ticket=2, epoch=2))
@@ -362,7 +362,7 @@ async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_non
         await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
         await members[SOUTH].follow(epoch=1, leader=made.ledger(EAST))
         await until(lambda: tells(east, {WEST, SOUTH}))
-        assert east.lane.quorum == ((WEST,), 1), "it streams, and counts for nothing yet"
+        assert east.executor.quorum == ((WEST,), 1), "it streams, and counts for nothing yet"
 
         # While it reads from its slot, that stays; it goes when the member has stopped.
         east.followers = (WEST,)
@@ -400,7 +400,7 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
     wait = WatchedProcess.wait
 
     async def noted(process: WatchedProcess) -> None:
-        """As the method does, and note when the lane begins to watch a process, and when it has seen its end."""
+        """As the method does, and note when the executor begins to watch a process, and when it has seen its end."""
         task = asyncio.current_task()
         name = "" if task is None else task.get_name()
         watched.append((f"{name} begins", process.pid))
@@ -411,13 +411,13 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
         monkeypatch.setattr(WatchedProcess, "wait", noted)
         kill(members[WEST])
         assert await west.answer(LedgerEnded) == LedgerEnded()
-        assert await west.lane.found() == LedgerFound(kind="stopped")
+        assert await west.executor.found() == LedgerFound(kind="stopped")
         assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
         ordered = members[WEST].process
         assert ordered is not None
         await until(lambda: asyncio.sleep(0, ("ledger end begins", ordered.pid) in watched))
         assert await west.perform(StopLedger(ticket=2, epoch=1)) == LedgerDone(ticket=2)
-        # Between that and what the lane tells of it, it waits for nothing.
+        # Between that and what the executor tells of it, it waits for nothing.
         await until(lambda: asyncio.sleep(0, ("ledger end seen", ordered.pid) in watched))
         assert west.heard.count(LedgerEnded()) == 1
 
@@ -469,10 +469,10 @@ async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied
         else:
             await members[WEST].stop()
         # What it has since then would count as further on than what was acknowledged.
-        assert await west.lane.found() == LedgerFound(kind="absent")
+        assert await west.executor.found() == LedgerFound(kind="absent")
         assert not members[WEST].running
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
-        assert await west.lane.found() == LedgerFound(kind="stopped")
+        assert await west.executor.found() == LedgerFound(kind="stopped")
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
         await until(lambda: has(made, WEST, 5))
 
@@ -488,7 +488,7 @@ async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no
         assert isinstance(answer, LedgerFailed)
         assert "promoted by somebody else" in answer.reason
         assert not members[WEST].running
-        assert await west.lane.found() == LedgerFound(kind="absent")
+        assert await west.executor.found() == LedgerFound(kind="absent")
 
 
 async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -502,7 +502,7 @@ async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: py
         # At 32 kB a second it takes minutes.
         monkeypatch.setattr(MovingMember, "_run", run_slowly)
         copy = members[WEST].settings.data.with_name("ledger.copy")
-        west.lane.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
+        west.executor.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
         await until(lambda: asyncio.sleep(0, (copy / "backup_label").exists()))
         answer = await west.perform(FreezeLedger(ticket=2, epoch=2))
         assert isinstance(answer, LedgerFrozen)
@@ -521,7 +521,7 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
             await members[region].lose_touch()
             again = MovingMember(made.settings(region))
             async with driving(made, region, again) as driven:
-                found[region] = await driven.lane.found()
+                found[region] = await driven.executor.found()
             members[region] = again
         assert found == {
             EAST: LedgerFound(kind="primary", epoch=1),
@@ -530,7 +530,7 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
         }
         await members[SOUTH].freeze()
         async with driving(made, SOUTH, members[SOUTH]) as driven:
-            assert await driven.lane.found() == LedgerFound(kind="frozen")
+            assert await driven.executor.found() == LedgerFound(kind="frozen")
         with contextlib.suppress(asyncpg.PostgresError, OSError):
             await keep(made, EAST, range(1))
 

@@ -83,7 +83,7 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Surroundings:
-    """What the lane needs of its region.
+    """What the executor needs of its region.
 
     Attributes:
         region: The own one.
@@ -129,7 +129,7 @@ def _again(commit: _Commit[_T] | None, key: object, work: Callable[[], Coroutine
     return _Commit(key, asyncio.create_task(work()))
 
 
-class LedgerLane:
+class MemberExecutor:
     """Drives one member.
 
     Attributes:
@@ -227,7 +227,7 @@ class LedgerLane:
             _log.debug("ledger of %s: no quorum commit: %s", leader, error)
             return None
 
-    def open_writes(self) -> None:
+    def admit_writes(self) -> None:
         """Let writes in, again after a drain, and see to it that all is there that a leader needs."""
         self._quiet_until = 0.0
         if self._gate is not None:
@@ -262,7 +262,7 @@ class LedgerLane:
         """Somebody's commit came back before its quorum."""
         self._around.tell(WaitCutShort(epoch=epoch))
 
-    # The lane.
+    # The executor.
 
     async def _work(self) -> None:
         while True:

@@ -33,16 +33,24 @@ Item = bytes | Signal
 
 
 class Direction:
-    """A directed pair of regions: its fault at present, the lanes it has, and its counts."""
+    """A directed pair of regions: its fault at present, the delay lines it has, and its counts."""
 
     __slots__ = (
-        "bytes_total", "clear", "connections_open", "connections_total", "fault", "held_bytes", "lanes", "pair",
-        "refused_total", "window_bytes",
+        "bytes_total",
+        "clear",
+        "connections_open",
+        "connections_total",
+        "delay_lines",
+        "fault",
+        "held_bytes",
+        "pair",
+        "refused_total",
+        "window_bytes",
     )  # fmt: skip
 
     def __init__(self, pair: Pair, fault: Fault = CLEAR) -> None:
         self.pair = pair
-        self.lanes: set[Lane] = set()
+        self.delay_lines: set[DelayLine] = set()
         self.bytes_total = 0
         self.held_bytes = 0
         self.connections_total = 0
@@ -58,11 +66,11 @@ class Direction:
         self.fault = fault
         self.clear = fault.is_clear
         self.window_bytes = fault.window_bytes
-        for lane in tuple(self.lanes):
-            lane.fault_changed(healed=healed)
+        for delay_line in tuple(self.delay_lines):
+            delay_line.fault_changed(healed=healed)
 
 
-class Lane:
+class DelayLine:
     """Carries the items of one connection in one direction, in order."""
 
     __slots__ = (
@@ -78,7 +86,7 @@ class Lane:
         slow_down: Callable[[bool], None],
         expire: Callable[[], None],
     ) -> None:
-        """Make an empty lane.
+        """Make an empty delay line.
 
         Args:
             direction: whose fault it obeys.
@@ -99,7 +107,7 @@ class Lane:
         self._slowed = False
         self._timer: asyncio.TimerHandle | None = None
         self._expiry: asyncio.TimerHandle | None = None
-        direction.lanes.add(self)
+        direction.delay_lines.add(self)
 
     def push(self, item: Item) -> None:
         """Send an item; it is delivered now when nothing delays it."""
@@ -144,8 +152,8 @@ class Lane:
         self._regulate()
 
     def close(self) -> None:
-        """Drop what is under way and stop all timers; the lane is not used afterwards."""
-        self._direction.lanes.discard(self)
+        """Drop what is under way and stop all timers; the delay line is not used afterwards."""
+        self._direction.delay_lines.discard(self)
         self._drop_queue()
         self._cancel_timer()
         if self._expiry is not None:
