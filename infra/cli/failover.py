@@ -51,7 +51,7 @@ def history(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     if as_json:
         print_json(document)
         return
-    for line in history_lines(document["epochs"], document["orders"]):
+    for line in history_lines(document["epochs"], document.get("orders", [])):
         typer.echo(line)
 
 

@@ -73,7 +73,7 @@ def _fault(  # noqa: PLR0913, PLR0917 - the arguments of three commands
 def restart(
     region: REGION,
     healthy_within_s: Annotated[
-        float, typer.Option(min=0.0, help="How long to wait until the region is healthy, in seconds.")
+        float, typer.Option(min=0.0, help="How long to wait until the region is healthy, in seconds; 0 does not wait.")
     ] = HEALTHY_WITHIN_S,
     data: Data = DEFAULT_DATA,
     as_json: Json = False,
@@ -82,7 +82,7 @@ def restart(
     began = time.monotonic()
     with ControlClient(open_layout(data)) as control:
         control.post("/region/restart", region=region)
-        while not (found := _region(control, region))["healthy"]:
+        while not (found := _region(control, region))["healthy"] and healthy_within_s:
             if time.monotonic() - began > healthy_within_s:
                 missing = "; ".join(found["missing"]) or found["state"]
                 raise DeploymentError(
@@ -94,7 +94,8 @@ def restart(
     if as_json:
         print_json({"region": region, "seconds": round(took_s, 1), "role": found["role"], "pids": found["pids"]})
     else:
-        typer.echo(f"{region} is healthy after {took_s:.1f} s ({found['role']})")
+        state = f"healthy after {took_s:.1f} s" if found["healthy"] else "starting"
+        typer.echo(f"{region} is {state} ({found['role']})")
 
 
 def _region(control: ControlClient, region: str) -> dict[str, Any]:

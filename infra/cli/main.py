@@ -66,6 +66,8 @@ class NumberCommand(TyperCommand):
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the arguments; an unknown option is refused as in every other command."""
+        if "--" in args:
+            return super().parse_args(ctx, args)
         options = {option for parameter in self.get_params(ctx) for option in parameter.opts}
         unknown = [one for one in args if one.startswith("-") and one.partition("=")[0] not in options]
         numbers = [one for one in unknown if NEGATIVE_NUMBER.fullmatch(one)]

@@ -19,8 +19,13 @@ def where_logs_are(layout: Layout) -> str:
     )
 
 
-def fault_lines(faults: Sequence[Mapping[str, Any]]) -> list[str]:
-    """Return a line for each cut and each delay between two regions; one line if both directions are alike."""
+def fault_lines(faults: Sequence[Mapping[str, Any]] | None) -> list[str]:
+    """Return a line for each cut and each delay between two regions; one line if both directions are alike.
+
+    Without an answer of the relay (None) the faults are not known.
+    """
+    if faults is None:
+        return ["faults: unknown, because the relay does not answer"]
     known = {(one["source"], one["target"]): _fault_text(one) for one in faults}
     lines: list[str] = []
     for (source, target), text in known.items():
@@ -61,7 +66,7 @@ def print_status(document: Mapping[str, Any]) -> None:
         for region in document["regions"]
     ]
     print_table("", ("region", "role", "healthy", "lag ms", "edge", "restarts"), rows)
-    for line in fault_lines(document.get("faults") or []):
+    for line in fault_lines(document.get("faults", ())):
         typer.echo(line)
     for region in document["regions"]:
         if region["state"] == "killed":

@@ -113,6 +113,8 @@ def family(*ancestors: psutil.Process) -> list[psutil.Process]:
 
     One pass over the processes of the machine, however many ancestors: it blocks the loop of its caller.
     """
+    # A cached entry of another process with the same pid would hide the one that lives.
+    psutil.process_iter.cache_clear()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter(["ppid"]):
         children[process.info["ppid"]].append(process)

@@ -113,7 +113,6 @@ hot_standby_feedback = on
 # replay: with the default of 30 s, a failover took 23 s.
 max_standby_streaming_delay = '250ms'
 max_standby_archive_delay = '250ms'
-log_recovery_conflict_waits = on
 sync_replication_slots = on
 # Rule 8: after a crash, rows that no standby has become visible; only the agent may start it again.
 restart_after_crash = off

@@ -1,7 +1,12 @@
 """What `palaver fault` prints, and how its commands take numbers, against a played control interface."""
 
+import sys
+from pathlib import Path
+
 import pytest
 
+from infra.cli import main
+from infra.cli.output import fault_lines
 from tests.infra.cli.control import Control, Palaver
 
 
@@ -25,6 +30,16 @@ def test_a_clock_is_set_back_by_a_negative_number(palaver: Palaver, control: Con
     assert control.orders == [{"region": "eu-west", "offset_s": -3600.0, "path": "/fault/clock"}]
 
 
+def test_a_negative_number_may_also_follow_two_dashes(
+    control: Control, data: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sys, "argv", ["palaver", "fault", "clock", "--data", str(data), "eu-west", "--", "-5"])
+    with pytest.raises(SystemExit) as ended:
+        main.run()
+    assert ended.value.code == 0
+    assert control.orders == [{"region": "eu-west", "offset_s": -5.0, "path": "/fault/clock"}]
+
+
 def test_a_negative_delay_is_refused_as_a_number_and_an_unknown_option_as_an_option(palaver: Palaver) -> None:
     code, _, err = palaver("fault", "delay", "us-east", "eu-west", "-5")
     assert (code, len(err.splitlines())) == (2, 1)
@@ -33,3 +48,8 @@ def test_a_negative_delay_is_refused_as_a_number_and_an_unknown_option_as_an_opt
     code, _, err = palaver("fault", "delay", "us-east", "eu-west", "-5", "--los", "0.1")
     assert code == 2
     assert "No such option: --los" in err
+
+
+def test_faults_are_unknown_without_the_relay() -> None:
+    assert fault_lines(None) == ["faults: unknown, because the relay does not answer"]
+    assert fault_lines([]) == []

@@ -56,6 +56,14 @@ def test_a_restart_that_does_not_become_healthy_says_what_is_missing(
     assert now_s[-1] - now_s[0] == pytest.approx(3, abs=2 * faults.POLL_S)
 
 
+def test_a_restart_with_a_wait_of_zero_does_not_wait(palaver: Palaver, control: Control) -> None:
+    control.regions = [[region("ledger: not running")]]
+    code, out, err = palaver("region", "restart", "eu-west", "--healthy-within-s", "0")
+    assert (code, err) == (0, "")
+    assert out.startswith("eu-west is starting")
+    assert control.orders == [{"region": "eu-west", "path": "/region/restart"}]
+
+
 def test_a_restart_as_json_is_one_document(palaver: Palaver, control: Control) -> None:
     control.regions = [[region(role="leader")]]
     code, out, _ = palaver("region", "restart", "eu-west", "--json")

@@ -112,9 +112,23 @@ def test_a_family_has_all_descendants_once_and_nobody_that_is_gone(sleeper: Slee
     gone.kill()
     gone.wait()
     child = psutil.Process(sleeper().pid)
-    members = family(psutil.Process(), child, ended)
+    members = family(psutil.Process(), ended)
     assert members[0].pid == os.getpid()
-    assert [member.pid for member in members].count(child.pid) == 1
-    assert child in family(child)
+    assert child in members
+    again = family(psutil.Process(), child, ended)
+    assert [member.pid for member in again].count(child.pid) == 1
+    assert family(child) == [child]
     assert ended not in members
     assert family(ended) == []
+
+
+def test_a_process_whose_pid_another_one_had_before_is_of_the_family(
+    sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    child = psutil.Process(sleeper().pid)
+    assert child in family(psutil.Process())
+    # psutil keeps what it has seen between two passes.
+    known: dict[int, psutil.Process] = vars(psutil)["_pmap"]
+    if child.pid in known:
+        monkeypatch.setattr(known[child.pid], "_ident", (child.pid, 1.0))
+    assert child in family(psutil.Process())
