@@ -26,11 +26,13 @@ def note_order(path: Path, *, kind: str, region: str | None, by: str, refused: s
     entry = {"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "order": kind, "region": region, "by": by}
     line = orjson.dumps(entry | {"refused": refused}) + b"\n"
     try:
-        kept = path.read_bytes().splitlines(keepends=True)[-ORDERS_MAX:] if _is_full(path) else None
-        if kept is not None:
-            path.write_bytes(b"".join(kept))
+        if _is_full(path):
+            shorter = path.with_name(f"{path.name}.new")
+            shorter.write_bytes(b"\n".join(_lines(path)) + b"\n")
+            shorter.replace(path)
+        cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("ab") as file:
-            file.write(line)
+            file.write(b"\n" + line if cut_short else line)
     except OSError as error:
         log.warning("the journal of orders cannot be written: %s", error)
 
@@ -38,7 +40,7 @@ def note_order(path: Path, *, kind: str, region: str | None, by: str, refused: s
 def read_orders(path: Path) -> list[dict[str, Any]]:
     """Return the newest orders, the oldest first; a line that was cut short is left out."""
     try:
-        lines = path.read_bytes().splitlines()[-ORDERS_MAX:]
+        lines = _lines(path)
     except OSError:
         return []
     found: list[dict[str, Any]] = []
@@ -50,6 +52,11 @@ def read_orders(path: Path) -> list[dict[str, Any]]:
         if isinstance(entry, dict) and "at" in entry:
             found.append(cast("dict[str, Any]", entry))
     return found
+
+
+def _lines(path: Path) -> list[bytes]:
+    """The newest entries; lines that are empty are none."""
+    return [line for line in path.read_bytes().splitlines() if line][-ORDERS_MAX:]
 
 
 def _is_full(path: Path) -> bool:

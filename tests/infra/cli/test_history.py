@@ -71,5 +71,12 @@ def test_the_journal_is_bounded_and_survives_half_a_line(tmp_path: Path, monkeyp
     assert read_orders(path)[-1]["order"] == "resume"
 
 
+def test_an_order_after_half_a_line_is_kept(tmp_path: Path) -> None:
+    journal = tmp_path / "orders.jsonl"
+    journal.write_bytes(b'{"at": "2026-11-30T1')
+    note_order(journal, kind="pause", region=None, by="me", refused=None)
+    assert [one["order"] for one in read_orders(journal)] == ["pause"]
+
+
 def test_an_order_is_carried_out_when_the_journal_cannot_be_written(tmp_path: Path) -> None:
     note_order(tmp_path / "no-folder" / "orders.jsonl", kind="pause", region=None, by="ann: x", refused=None)
