@@ -292,7 +292,7 @@ class Coordination:
             raise EtcdUnavailable(str(error)) from error
         failure = "there is no other member that answers"
         for name in to:
-            # While etcd waits for one that is gone to take the leadership it takes no writes.
+            # etcd accepts no writes while it waits for an unreachable member to take the leadership.
             if others.get(name) not in alive:
                 continue
             try:
@@ -304,12 +304,17 @@ class Coordination:
         raise EtcdUnavailable(f"etcd's leadership stays: {failure}")
 
     async def _members_that_answer(self) -> set[int]:
-        """The ids of etcd's members that can be reached from here."""
-        answers = await asyncio.gather(*(endpoint.who_leads() for endpoint in self._endpoints), return_exceptions=True)
-        for answer in answers:
-            if isinstance(answer, BaseException) and not isinstance(answer, EndpointFailed):
-                raise answer
-        return {answer[0] for answer in answers if not isinstance(answer, BaseException)}
+        """Return the ids of etcd's members that can be reached from here."""
+
+        async def member_of(endpoint: Endpoint) -> int | None:
+            try:
+                member, _ = await endpoint.who_leads()
+            except EndpointFailed:
+                return None
+            return member
+
+        answers = await asyncio.gather(*map(member_of, self._endpoints))
+        return {member for member in answers if member is not None}
 
     async def _any_endpoint(self, operation: Callable[[Endpoint], Awaitable[_T]]) -> _T:
         """Return the first answer to an operation that may be repeated."""

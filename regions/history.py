@@ -57,7 +57,7 @@ class EpochEntry:
         }
 
 
-def parse_chapter(stored: bytes) -> dict[str, Any] | None:
+def parse_entry(stored: bytes) -> dict[str, Any] | None:
     """Return a stored entry; None for what is none."""
     try:
         fields = json.loads(stored)
@@ -71,7 +71,7 @@ class EpochHistory:
 
     def __init__(self, region: RegionName) -> None:
         self._region = region
-        self._chapter: EpochEntry | None = None
+        self._entry: EpochEntry | None = None
         self._phase: str | None = None
         self._since = 0.0
 
@@ -83,34 +83,34 @@ class EpochHistory:
             now: Monotonic seconds.
         """
         finished: list[EpochEntry] = []
-        chapter = self._chapter
-        if chapter is not None and record.epoch < chapter.epoch:
+        entry = self._entry
+        if entry is not None and record.epoch < entry.epoch:
             return finished
-        if chapter is None or chapter.epoch != record.epoch:
-            if chapter is not None and not chapter.served and chapter.leader == self._region:
-                finished.append(chapter)
-            chapter = self._chapter = EpochEntry(
+        if entry is None or entry.epoch != record.epoch:
+            if entry is not None and not entry.served and entry.leader == self._region:
+                finished.append(entry)
+            entry = self._entry = EpochEntry(
                 epoch=record.epoch, leader=record.leader, reason=record.reason, began=record.since
             )
             # An agent that comes when it serves already has nothing to tell of it.
-            chapter.served = record.phase == "serving"
+            entry.served = record.phase == "serving"
             self._phase, self._since = record.phase, now
             return finished
-        chapter.leader = record.leader
+        entry.leader = record.leader
         # One that a release has begun was not written then.
-        chapter.began = chapter.began or record.since
+        entry.began = entry.began or record.since
         if record.phase != self._phase:
             assert self._phase is not None, "an epoch has a phase"
-            chapter.phases_ms[self._phase] = (now - self._since) * 1000
+            entry.phases_ms[self._phase] = (now - self._since) * 1000
             self._phase, self._since = record.phase, now
             if record.phase == "serving":
-                chapter.served = True
+                entry.served = True
                 if record.leader == self._region:
-                    finished.append(chapter)
+                    finished.append(entry)
         return finished
 
     def note_step(self, epoch: Epoch, name: str, took_ms: float) -> None:
         """Take how long an effect on the own member took, for the epoch that it was for."""
-        chapter = self._chapter
-        if chapter is not None and chapter.epoch == epoch and not chapter.served and len(chapter.steps_ms) < STEPS_MAX:
-            chapter.steps_ms[name] = took_ms
+        entry = self._entry
+        if entry is not None and entry.epoch == epoch and not entry.served and len(entry.steps_ms) < STEPS_MAX:
+            entry.steps_ms[name] = took_ms

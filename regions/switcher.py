@@ -134,7 +134,7 @@ class Switcher:
         self._next_number = 0
         self._refused_in: Epoch = 0
         self._witness = Witness(topology.cell)
-        self._chronicle = EpochHistory(topology.region)
+        self._history = EpochHistory(topology.region)
         self._seen: Leadership | None = None
         self.stepped: Callable[[str, float], None] = lambda _name, _ms: None
         self.adopted: Callable[[Leadership], None] = lambda _record: None
@@ -379,7 +379,7 @@ class Switcher:
     def note_step(self, effect: LedgerEffect, took_ms: float) -> None:
         """Take how long an effect on the member took, for the history and the metrics."""
         name = type(effect).__name__
-        self._chronicle.note_step(effect.epoch, name, took_ms)
+        self._history.note_step(effect.epoch, name, took_ms)
         self.stepped(name, took_ms)
 
     def _note_record(self) -> None:
@@ -389,16 +389,16 @@ class Switcher:
             return
         self._seen = record
         self.adopted(record)
-        for chapter in self._chronicle.note_record(record, now=_now()):
-            self._begin(self._keep(chapter))
+        for entry in self._history.note_record(record, now=_now()):
+            self._begin(self._keep(entry))
 
-    async def _keep(self, chapter: EpochEntry) -> None:
+    async def _keep(self, entry: EpochEntry) -> None:
         """Store an entry, for as long as etcd takes; a region that is lost meanwhile loses it."""
-        for phase, ms in chapter.phases_ms.items():
+        for phase, ms in entry.phases_ms.items():
             self.stepped(phase, ms)
         while True:
             try:
-                await self._coordination.write_history(self._cell, chapter.epoch, chapter.to_json())
+                await self._coordination.write_history(self._cell, entry.epoch, entry.to_json())
             except CoordinationError as error:
                 _log.debug("history: not written: %s", error)
                 await asyncio.sleep(self._settings.retry_s_max)

@@ -58,7 +58,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
 ) -> None:
     """Start a deployment, or the one that the data folder holds; without --detach, run it until Ctrl-C."""
     layout = open_layout(data)
-    wish = DeploymentOptions(
+    options = DeploymentOptions(
         regions=_names(regions),
         view_regions=_names(view_regions),
         rtt_ms=rtt_ms,
@@ -67,7 +67,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
         limit_clients=limit_clients,
     )
     if detach:
-        _up_detached(layout, wish)
+        _up_detached(layout, options)
         with ControlClient(layout) as control:
             _print_status(control.get("/status"), as_json=as_json)
         return
@@ -84,7 +84,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
         asyncio.run(
             run_deployment(
                 layout,
-                wish,
+                options,
                 on_progress=display.update,
                 alongside=lambda supervisor: asyncio.ensure_future(accompany(supervisor)),
             )
@@ -105,10 +105,10 @@ def stopped_text(layout: Layout) -> str:
     return f"stopped; the data is kept in {layout.data}"
 
 
-def _up_detached(layout: Layout, wish: DeploymentOptions) -> None:
+def _up_detached(layout: Layout, options: DeploymentOptions) -> None:
     """Start a supervisor of its own session and wait until everything is ready."""
     find_servers()
-    settle_plan(layout, wish)
+    settle_plan(layout, options)
     started = subprocess.Popen(
         [sys.executable, "-P", "-m", "infra.supervisor", str(layout.data)],
         stdin=subprocess.DEVNULL,

@@ -265,18 +265,11 @@ def _writable_root(roots: Sequence[Path]) -> Path:
 @contextlib.contextmanager
 def _lock(path: Path, report: Report) -> Generator[None]:
     """Let one build run at a time; the lock goes with its process, however that ends."""
-    announced = False
-
-    def patience_s() -> float:
-        nonlocal announced
-        if not announced:
-            report("another build of etcd is running; waiting for it")
-            announced = True
-        return LOCK_TIMEOUT_S
-
     with path.open("a") as file:
-        if not locked_within(file, patience_s):
-            raise BuildFailed(f"another build holds {path} for {LOCK_TIMEOUT_S:.0f} s")
+        if not locked_within(file, lambda: 0.0):
+            report("another build of etcd is running; waiting for it")
+            if not locked_within(file, lambda: LOCK_TIMEOUT_S):
+                raise BuildFailed(f"another build holds {path} for {LOCK_TIMEOUT_S:.0f} s")
         yield
 
 

@@ -1,4 +1,4 @@
-"""From a wish to a running deployment: checks first, writes then, starts last.
+"""From options to a running deployment: checks first, writes then, starts last.
 
 Every refusal comes before the first process, so that nothing half-started is left behind.
 """
@@ -62,51 +62,51 @@ class DeploymentOptions:
     limit_clients: bool | None = None
 
 
-def settle_plan(layout: Layout, wish: DeploymentOptions) -> Plan:
+def settle_plan(layout: Layout, options: DeploymentOptions) -> Plan:
     """The plan of a folder: read, or made at the first start and written.
 
     Raises:
-        InvalidPlan: The wish cannot be.
+        InvalidPlan: The options contradict each other or the folder.
         PlanMismatch: The folder holds a deployment of another shape.
         PortTaken: `port_base` is not free.
         AlreadyRunning: The deployment runs.
         DataFolderUnusable: The folder cannot be written.
-        ClocksMissing: Clocks are wished for and cannot be had.
+        ClocksMissing: Clocks are asked for and libfaketime is missing.
     """
     before = load_plan(layout.plan)
     made = None
     if before is None:
         made = make_plan(
-            regions=wish.regions or DEFAULT_REGIONS,
-            view_regions=wish.view_regions or (),
-            rtt_ms=wish.rtt_ms_default if wish.rtt_ms is None else wish.rtt_ms,
-            port_base=wish.port_base,
+            regions=options.regions or DEFAULT_REGIONS,
+            view_regions=options.view_regions or (),
+            rtt_ms=options.rtt_ms_default if options.rtt_ms is None else options.rtt_ms,
+            port_base=options.port_base,
             deployment=uuid.uuid4().hex,
         )
         create_folders(layout, made.all_regions)
     else:
-        _refuse_another_shape(layout, before, wish)
+        _refuse_another_shape(layout, before, options)
     # A running deployment keeps its plan, and of two first starts at once the second takes the first's.
     with owned_lock(layout, SUPERVISOR):
         found = load_plan(layout.plan) or made
         assert found is not None, "it was there before the lock, and nobody removes it"
-        _refuse_another_shape(layout, found, wish)
-        plan = found if wish.rtt_ms is None else with_rtt(found, wish.rtt_ms)
-        if wish.limit_clients is not None:
-            plan = replace(plan, limit_clients=wish.limit_clients)
+        _refuse_another_shape(layout, found, options)
+        plan = found if options.rtt_ms is None else with_rtt(found, options.rtt_ms)
+        if options.limit_clients is not None:
+            plan = replace(plan, limit_clients=options.limit_clients)
         create_folders(layout, plan.all_regions)
-        if wish.clocks:
+        if options.clocks:
             find_library()
             layout.clocks.mkdir(exist_ok=True)
         write_private(layout.plan, dump_plan(plan))
     return plan
 
 
-def _refuse_another_shape(layout: Layout, found: Plan, wish: DeploymentOptions) -> None:
+def _refuse_another_shape(layout: Layout, found: Plan, options: DeploymentOptions) -> None:
     asked = {
-        "--regions": (wish.regions, found.regions),
-        "--view-regions": (wish.view_regions, found.view_regions),
-        "--port-base": (wish.port_base, found.port_base),
+        "--regions": (options.regions, found.regions),
+        "--view-regions": (options.view_regions, found.view_regions),
+        "--port-base": (options.port_base, found.port_base),
     }
     for option, (wanted, stored) in asked.items():
         if wanted is not None and wanted != stored:
@@ -168,7 +168,7 @@ def ownership(layout: Layout, plan: Plan) -> Generator[None]:
 
 async def run_deployment(
     layout: Layout,
-    wish: DeploymentOptions,
+    options: DeploymentOptions,
     *,
     on_progress: Callable[[Supervisor], None] = lambda _: None,
     alongside: Callable[[Supervisor], asyncio.Future[None] | None] = lambda _: None,
@@ -177,7 +177,7 @@ async def run_deployment(
 
     Args:
         layout: The data folder.
-        wish: What it should be.
+        options: What it should be.
         on_progress: Told after every change.
         alongside: Started once the supervisor exists; may return a future that is cancelled at the end.
 
@@ -185,7 +185,7 @@ async def run_deployment(
         DeploymentError: One clear line; nothing is left running.
     """
     servers = find_servers()
-    plan = settle_plan(layout, wish)
+    plan = settle_plan(layout, options)
     handler = log_to(layout.log(None, "supervisor"), "supervisor")
     try:
         with ownership(layout, plan):

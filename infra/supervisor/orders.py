@@ -161,7 +161,7 @@ async def read_history(context: DeploymentContext) -> list[dict[str, Any]]:
     """
     # Late: every command imports this package, and only this one speaks to etcd.
     from regions.coordination import Coordination, CoordinationError
-    from regions.history import parse_chapter
+    from regions.history import parse_entry
     from regions.identity import CellId
     from regions.topology import parse_address
 
@@ -171,4 +171,4 @@ async def read_history(context: DeploymentContext) -> list[dict[str, Any]]:
             stored = await coordination.read_history(CellId(context.plan.cell))
     except CoordinationError as error:
         raise OrderRefused(str(error)) from error
-    return [chapter for entry in stored if (chapter := parse_chapter(entry)) is not None]
+    return [entry for text in stored if (entry := parse_entry(text)) is not None]

@@ -393,10 +393,10 @@ async def test_etcds_leadership_is_handed_to_who_is_preferred_and_only_by_the_me
         assert await coordination.hand_etcd_leadership(parse_address("127.0.0.1:1"), ["member-0"]) is None
 
 
-async def test_etcds_leadership_is_offered_to_nobody_who_does_not_answer(
+async def test_etcd_leadership_is_not_offered_to_an_unreachable_member(
     cluster: EtcdCluster, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """For as long as etcd waits for one that is gone it takes no writes."""
+    """etcd accepts no writes while it waits for such a member."""
     offered: list[int] = []
 
     async def noted(endpoint: Endpoint, member: int) -> None:

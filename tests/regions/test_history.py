@@ -3,7 +3,7 @@
 from dataclasses import replace
 from uuid import UUID
 
-from regions.history import EpochHistory, parse_chapter
+from regions.history import EpochHistory, parse_entry
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
@@ -16,14 +16,14 @@ SERVING = replace(PROMOTING, phase="serving", fence_id=UUID(int=2))
 
 
 def test_the_leader_tells_why_when_and_how_long_once() -> None:
-    chronicle = EpochHistory(WEST)
-    assert chronicle.note_record(RECRUITING, now=10.0) == []
-    chronicle.note_step(2, "FreezeLedger", 31.0)
-    chronicle.note_step(1, "StopLedger", 99.0)
-    assert chronicle.note_record(PROMOTING, now=10.25) == []
-    chronicle.note_step(2, "PromoteLedger", 120.0)
-    (chapter,) = chronicle.note_record(SERVING, now=11.5)
-    assert chapter.document() == {
+    history = EpochHistory(WEST)
+    assert history.note_record(RECRUITING, now=10.0) == []
+    history.note_step(2, "FreezeLedger", 31.0)
+    history.note_step(1, "StopLedger", 99.0)
+    assert history.note_record(PROMOTING, now=10.25) == []
+    history.note_step(2, "PromoteLedger", 120.0)
+    (entry,) = history.note_record(SERVING, now=11.5)
+    assert entry.document() == {
         "epoch": 2,
         "leader": WEST,
         "reason": "us-east is silent",
@@ -32,42 +32,42 @@ def test_the_leader_tells_why_when_and_how_long_once() -> None:
         "phases_ms": {"recruiting": 250.0, "promoting": 1250.0},
         "steps_ms": {"FreezeLedger": 31.0, "PromoteLedger": 120.0},
     }
-    assert parse_chapter(chapter.to_json()) == chapter.document()
-    assert chronicle.note_record(replace(SERVING, automatic=False), now=20.0) == []
-    chronicle.note_step(2, "SetQuorum", 5.0)
-    assert "SetQuorum" not in chapter.steps_ms
+    assert parse_entry(entry.to_json()) == entry.document()
+    assert history.note_record(replace(SERVING, automatic=False), now=20.0) == []
+    history.note_step(2, "SetQuorum", 5.0)
+    assert "SetQuorum" not in entry.steps_ms
 
 
 def test_the_others_tell_nothing() -> None:
-    chronicle = EpochHistory(EAST)
+    history = EpochHistory(EAST)
     for now, record in enumerate((RECRUITING, PROMOTING, SERVING)):
-        assert chronicle.note_record(record, now=float(now)) == []
+        assert history.note_record(record, now=float(now)) == []
 
 
 def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
-    chronicle = EpochHistory(WEST)
-    chronicle.note_record(PROMOTING, now=0.0)
+    history = EpochHistory(WEST)
+    history.note_record(PROMOTING, now=0.0)
     later = replace(RECRUITING, epoch=3, leader=EAST, reason="epoch 2 stays promoting")
-    (chapter,) = chronicle.note_record(later, now=2.0)
-    assert (chapter.epoch, chapter.served) == (2, False)
-    assert chronicle.note_record(RECRUITING, now=3.0) == [], "an older record is no news"
+    (entry,) = history.note_record(later, now=2.0)
+    assert (entry.epoch, entry.served) == (2, False)
+    assert history.note_record(RECRUITING, now=3.0) == [], "an older record is no news"
 
 
 def test_an_epoch_that_begins_before_it_is_written_began_when_it_was() -> None:
-    chronicle = EpochHistory(WEST)
-    chronicle.note_record(replace(PROMOTING, since=""), now=0.0)
-    chronicle.note_record(PROMOTING, now=0.2)
-    (chapter,) = chronicle.note_record(SERVING, now=0.5)
-    assert (chapter.began, chapter.phases_ms) == ("later", {"promoting": 500.0})
+    history = EpochHistory(WEST)
+    history.note_record(replace(PROMOTING, since=""), now=0.0)
+    history.note_record(PROMOTING, now=0.2)
+    (entry,) = history.note_record(SERVING, now=0.5)
+    assert (entry.began, entry.phases_ms) == ("later", {"promoting": 500.0})
 
 
 def test_an_agent_that_comes_when_it_serves_has_nothing_to_tell() -> None:
-    chronicle = EpochHistory(WEST)
-    assert chronicle.note_record(SERVING, now=0.0) == []
-    assert chronicle.note_record(replace(RECRUITING, epoch=3, leader=EAST), now=1.0) == []
+    history = EpochHistory(WEST)
+    assert history.note_record(SERVING, now=0.0) == []
+    assert history.note_record(replace(RECRUITING, epoch=3, leader=EAST), now=1.0) == []
 
 
 def test_what_is_no_entry_is_passed_over() -> None:
-    assert parse_chapter(b"{") is None
-    assert parse_chapter(b"[]") is None
-    assert parse_chapter(b"{}") is None
+    assert parse_entry(b"{") is None
+    assert parse_entry(b"[]") is None
+    assert parse_entry(b"{}") is None

@@ -70,7 +70,7 @@ async def test_a_receiver_is_led_over_the_connection_that_was_kept_ready() -> No
         await until(lambda: has(made, WEST, 100))
 
 
-async def test_the_line_passes_small_messages_on_at_once_whether_a_connection_was_kept_ready_or_not() -> None:
+async def test_the_replication_proxy_sets_tcp_nodelay_on_new_and_on_prepared_connections() -> None:
     """Without TCP_NODELAY a follower's reply waits 40 ms for a delayed acknowledgement, and a commit for the reply."""
     async with three() as (made, members):
         west = members[WEST]
@@ -242,9 +242,12 @@ async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_con
 async def test_what_was_said_ahead_and_refused_is_asked_for_again() -> None:
     async with told_ahead() as (made, members, following):
         await members[WEST].promote(epoch=2, followers=[EAST])  # so that SOUTH has no slot yet
-        await following
         await until(lambda: asyncio.sleep(0, members[SOUTH].proxy.guessed[True]))
+        refused = f'replication slot "{physical_slot_name(SOUTH)}" does not exist'
+        await until(lambda: asyncio.sleep(0, refused in members[SOUTH].settings.log.read_text()))
+        # A receiver that is refused looks alive for a moment: `follow` ends for certain only if there is a slot.
         await members[WEST].ledger.prepare_follower_slots([SOUTH])
+        await following
         await keep(made, WEST, range(100, 120))
         await until(lambda: has(made, SOUTH, 120))
 

@@ -18,6 +18,7 @@ from tests.services.read_api.conftest import Api, api_alone
 from tests.services.read_api.conftest import Writer as ViewWriter
 from tests.sync.conftest import database_servers, rig
 from tests.sync.rig import CELL, Rig, running, until, writing
+from tests.tcp_proxy import TcpProxy
 
 __all__ = ["database_servers", "rig"]
 
@@ -41,46 +42,26 @@ class ViewOfRig(PostgresServer):
         return self._rig.view_url
 
 
-class Proxy:
-    """Connections to a server that answers nothing any more once a client has sent a certain text."""
+class Proxy(TcpProxy):
+    """Passes no response any more once a client has sent a certain text."""
 
     def __init__(self, port: int) -> None:
-        self._port = port
-        self._writers: list[asyncio.StreamWriter] = []
+        super().__init__(port)
         self.last_question: bytes | None = None
         self._swallows = False
 
-    @contextlib.asynccontextmanager
-    async def listening(self) -> AsyncGenerator[int]:
-        server = await asyncio.start_server(self._accept, "127.0.0.1", 0)
-        try:
-            yield server.sockets[0].getsockname()[1]
-        finally:
-            server.close()
-            self.cut()
-
     def cut(self) -> None:
-        """Cut the connections; others are good again."""
+        """Close the connections; new ones pass responses again."""
         self.last_question, self._swallows = None, False
-        for writer in self._writers:
-            writer.close()
-        self._writers.clear()
+        super().cut()
 
-    async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        there, to_server = await asyncio.open_connection("127.0.0.1", self._port)
-        self._writers += [writer, to_server]
-        with contextlib.suppress(OSError):
-            await asyncio.gather(self._pass_on(reader, to_server, answers=False), self._pass_on(there, writer))
+    def pass_request(self, data: bytes) -> bytes:
+        if self.last_question is not None and self.last_question in data:
+            self._swallows = True
+        return data
 
-    async def _pass_on(
-        self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter, *, answers: bool = True
-    ) -> None:
-        while data := await reader.read(65536):
-            if not answers and self.last_question is not None and self.last_question in data:
-                self._swallows = True
-            if not (answers and self._swallows):
-                writer.write(data)
-        writer.close()
+    def pass_response(self, data: bytes) -> bytes:
+        return b"" if self._swallows else data
 
 
 class Region:

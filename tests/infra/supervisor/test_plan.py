@@ -47,7 +47,7 @@ def test_every_listener_has_a_port_of_its_own_inside_the_block(voters: int, view
 
 
 @pytest.mark.parametrize(
-    ("wish", "says"),
+    ("options", "says"),
     [
         ({"regions": ("us-east", "eu-west")}, "3 or 5"),
         ({"regions": ("us-east", "eu-west", "us-east")}, "twice"),
@@ -60,8 +60,8 @@ def test_every_listener_has_a_port_of_its_own_inside_the_block(voters: int, view
         ({"regions": THREE, "port_base": 65_500}, "--port-base"),
     ],
 )
-def test_a_wish_that_cannot_be_is_refused_with_its_reason(wish: dict[str, Any], says: str) -> None:
-    asked: dict[str, Any] = {"view_regions": (), "rtt_ms": 0.0, "port_base": None, "deployment": "d"} | wish
+def test_impossible_options_are_refused_with_a_reason(options: dict[str, Any], says: str) -> None:
+    asked: dict[str, Any] = {"view_regions": (), "rtt_ms": 0.0, "port_base": None, "deployment": "d"} | options
     with pytest.raises(InvalidPlan, match=says):
         make_plan(**asked)
 

@@ -106,7 +106,7 @@ def test_half_a_record_file_is_no_record(layout: Layout) -> None:
     assert read_records(layout.records) == []
 
 
-def test_a_family_has_all_descendants_once_and_nobody_that_is_gone(sleeper: Sleeper) -> None:
+def test_family_lists_each_living_descendant_once(sleeper: Sleeper) -> None:
     gone = sleeper()
     ended = psutil.Process(gone.pid)
     gone.kill()
@@ -122,9 +122,7 @@ def test_a_family_has_all_descendants_once_and_nobody_that_is_gone(sleeper: Slee
     assert family(ended) == []
 
 
-def test_a_process_whose_pid_another_one_had_before_is_of_the_family(
-    sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_family_finds_a_child_with_a_reused_pid(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
     child = psutil.Process(sleeper().pid)
     assert child in family(psutil.Process())
     # psutil keeps what it has seen between two passes.
