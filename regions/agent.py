@@ -153,7 +153,7 @@ class RegionAgent:
         facts = self.switcher.facts
         if facts is None:
             return None
-        if facts.unable is None and facts.alone:
+        if facts.unable is None and facts.peers.in_minority:
             return "it hears no majority of the voters: nobody takes over until enough of them can agree"
         return facts.unable
 

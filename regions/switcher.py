@@ -24,12 +24,12 @@ from regions.failover.effects import (
     Effect,
     Gossiped,
     LedgerEffect,
+    Log,
     ReadRecord,
     StartServing,
     StopServing,
     StorePromise,
     SwapRecord,
-    Told,
 )
 from regions.failover.events import (
     Event,
@@ -369,7 +369,7 @@ class Switcher:
                     _settle(self._reads.pop(number, None), current)
             case AnswerOrder(ticket=ticket, refused=refused):
                 _settle(self._orders.pop(ticket, None), refused)
-            case Told(level=level, text=text):
+            case Log(level=level, text=text):
                 _log.log(_LEVELS[level], "%s", text)
             case Gossiped() | Acting():
                 raise AssertionError("the core keeps these to itself")
@@ -487,7 +487,7 @@ class Switcher:
             OrderRefused: They do not come, or nobody answers there.
         """
         facts, executor = self.facts, self._executor
-        if facts is None or executor is None or facts.record is None or not facts.reigns:
+        if facts is None or executor is None or facts.record is None or not facts.commits_on_quorum:
             return
         if region == facts.region or region not in facts.record.voters:
             return

@@ -95,7 +95,7 @@ def expired(world: World, state: State, region: int, slot: str) -> Iterator[Move
     """The machine waits no longer for what it asked for."""
 
     def past(facts: Facts) -> None:
-        setattr(facts, slot, replace(getattr(facts, slot), until=LONG_AGO))
+        setattr(facts.requests, slot, replace(getattr(facts.requests, slot), until=LONG_AGO))
 
     return world.react(state, region, ("gives up", region, slot), lambda node: step(node, Tick(), past))
 

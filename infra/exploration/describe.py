@@ -17,7 +17,7 @@ REGIONS = (RegionName("a"), RegionName("b"), RegionName("c"))
 PLAIN = {"a": "a", "b": "b", "c": "c"}
 MIRRORED = {"a": "a", "b": "c", "c": "b"}
 
-_SILENT = frozenset({"ticket", "next_ticket", "until", "reason", "since", "fence_id", "region", "cell", "settings"})
+_SILENT = frozenset({"ticket", "last_ticket", "until", "reason", "since", "fence_id", "region", "cell", "settings"})
 """Tickets are drawn anew, times are normalised before, and the rest is for people or never changes."""
 
 _UNORDERED = frozenset({"voters", "standbys", "quorum", "drained"})

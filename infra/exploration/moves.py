@@ -23,6 +23,7 @@ from regions.failover.events import (
     WaitCutShort,
 )
 from regions.failover.facts import NO_RETRY, Facts
+from regions.failover.handover import Preparing, RestartDelayed
 from regions.identity import RegionName
 
 _ALL = range(len(REGIONS))
@@ -65,7 +66,7 @@ def _by_agent(world: World, state: State, region: int, node: Node) -> Iterator[M
 
 def _watch(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
     assert node.machine is not None
-    revision = node.machine.facts.revision + 1
+    revision = node.machine.facts.etcd.revision + 1
     history = state.etcd.value.history
     if revision <= len(history):
         number = history[revision - 1]
@@ -81,17 +82,17 @@ def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Mo
     record = facts.record
     if record is None:
         return
-    held = facts.gossip.get(REGIONS[sender])
+    held = facts.peers.gossip.get(REGIONS[sender])
     for word in state.nodes[sender].said:
-        news = word.epoch > record.epoch and not facts.reread
+        news = word.epoch > record.epoch and not facts.etcd.must_read
         counts = word.vote is not None and word.vote.epoch == record.epoch and facts.leads
         vote = counts and record.phase == "recruiting" and (held is None or held.vote != word.vote)
-        agrees = word.suspects == record.epoch and record.leader in facts.suspected
+        agrees = word.suspects == record.epoch and record.leader in facts.peers.suspected
         suspicion = agrees and (held is None or held.suspects != word.suspects)
         release = word.release is not None and word.release.epoch == record.epoch and facts.release != word.release
         succeeds = record.succession is not None and record.succession.region == REGIONS[region]
         drained = REGIONS[sender] == record.leader and word.drained == record.epoch and succeeds
-        relief = drained != (facts.relieved_until is not None) and REGIONS[sender] == record.leader
+        relief = drained != isinstance(facts.handover, Preparing) and REGIONS[sender] == record.leader
         if news or vote or suspicion or release or relief:
             event = GossipHeard(sender=REGIONS[sender], gossip=word)
             yield from tell(world, state, region, event, ("hears", region, sender, word))
@@ -100,19 +101,20 @@ def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Mo
 def _timers(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
     assert node.machine is not None
     facts = node.machine.facts
-    if facts.ledger_retry.at is not None:
+    if facts.requests.ledger_retry.at is not None:
         yield from _fire(world, state, region, "tries its member again", _end_ledger_pause)
-    if facts.etcd_retry.at is not None:
+    if facts.requests.etcd_retry.at is not None:
         yield from _fire(world, state, region, "tries etcd again", _end_etcd_pause)
-    if facts.relieved_until is not None:
+    if isinstance(facts.handover, Preparing):
         yield from _fire(world, state, region, "waits no longer for its predecessor", _end_relief)
-    if facts.resting_until is not None:
+    if isinstance(facts.handover, RestartDelayed):
         yield from _fire(world, state, region, "has rested", _end_rest)
     record = facts.record
     stalls = record is not None and record.phase not in ("serving", "bootstrapping")
     if record is not None and stalls and record.epoch < world.bounds.epochs_max:
         yield from _fire(world, state, region, "has waited long", _begin_long_ago)
-    if facts.working is not None and not any(one.effect.ticket == facts.working.ticket for one in node.requests):
+    working = facts.requests.working
+    if working is not None and not any(one.effect.ticket == working.ticket for one in node.requests):
         yield from _fire(world, state, region, "gives up what was dropped", _give_up_work)
 
 
@@ -121,28 +123,28 @@ def _fire(world: World, state: State, region: int, what: str, prepare: Callable[
 
 
 def _end_ledger_pause(facts: Facts) -> None:
-    facts.ledger_retry = NO_RETRY
+    facts.requests.ledger_retry = NO_RETRY
 
 
 def _end_etcd_pause(facts: Facts) -> None:
-    facts.etcd_retry = NO_RETRY
+    facts.requests.etcd_retry = NO_RETRY
 
 
 def _end_relief(facts: Facts) -> None:
-    facts.relieved_until = LONG_AGO
+    facts.handover = Preparing(until=LONG_AGO)
 
 
 def _end_rest(facts: Facts) -> None:
-    facts.resting_until = LONG_AGO
+    facts.handover = RestartDelayed(until=LONG_AGO)
 
 
 def _begin_long_ago(facts: Facts) -> None:
-    facts.record_at = LONG_AGO
+    facts.record_since = LONG_AGO
 
 
 def _give_up_work(facts: Facts) -> None:
-    assert facts.working is not None
-    facts.working = replace(facts.working, until=LONG_AGO)
+    assert facts.requests.working is not None
+    facts.requests.working = replace(facts.requests.working, until=LONG_AGO)
 
 
 def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
@@ -152,7 +154,7 @@ def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[
     if budget is None or facts.record is None or facts.leads:
         return
     leader = facts.record.leader
-    suspected = leader not in facts.suspected
+    suspected = leader not in facts.peers.suspected
     before = state._replace(budget=world.budgets.one(budget))
     event = Verdict(region=leader, suspected=suspected)
     yield from tell(world, before, region, event, ("suspects" if suspected else "trusts", region, leader))
@@ -162,7 +164,7 @@ def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Mov
     """An operator wants another region to lead, or not to lead, or not to vote, or to vote again."""
     assert node.machine is not None
     yield from _drains(world, state, region, node.machine.facts)
-    if node.machine.facts.serving_epoch:
+    if node.machine.facts.member.serving_epoch:
         yield from _switches(world, state, region)
         yield from _resizes(world, state, region, node.machine.facts)
 
@@ -170,7 +172,7 @@ def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Mov
 def _drains(world: World, state: State, region: int, facts: Facts) -> Iterator[Move]:
     """Any agent takes such an order, at any time."""
     budget = spend(state.budget.value, "drains")
-    if budget is None or facts.record is None or facts.swapping is not None or facts.reread:
+    if budget is None or facts.record is None or facts.requests.swapping is not None or facts.etcd.must_read:
         return
     before = state._replace(budget=world.budgets.one(budget))
     for target in _ALL:
@@ -185,10 +187,15 @@ def _resizes(world: World, state: State, region: int, facts: Facts) -> Iterator[
     assert record is not None, "writes are open without a record"
     if record.joining:
         close = frozenset(REGIONS[one] for one in _ALL if _streams(state, one, region))
-        if close != facts.standbys:
+        if close != facts.member.standbys:
             event, label = StandbysStreaming(regions=close), ("sees who follows", region, tuple(sorted(close)))
             yield from tell(world, state, region, event, label)
-    busy = facts.swapping is not None or facts.reread or facts.handover is not None or facts.resize is not None
+    busy = (
+        facts.requests.swapping is not None
+        or facts.etcd.must_read
+        or facts.switchover is not None
+        or facts.resize is not None
+    )
     if budget is None or busy:
         return
     before = state._replace(budget=world.budgets.one(budget))
@@ -241,7 +248,7 @@ def _ordered(order: Order) -> Callable[[Node], Outcome]:
 
 
 def _stream_from(facts: Facts, close: frozenset[RegionName]) -> None:
-    facts.standbys = close
+    facts.member.standbys = close
 
 
 # Members, clients and etcd.

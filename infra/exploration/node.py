@@ -19,15 +19,16 @@ from regions.failover.effects import (
     Effect,
     Gossiped,
     LedgerEffect,
+    Log,
     ReadRecord,
     StartServing,
     StopServing,
     StorePromise,
     SwapRecord,
-    Told,
 )
 from regions.failover.events import Event, Gossip, LedgerFound, Promise, Started, Vote
 from regions.failover.facts import NO_RETRY, Facts, Retry
+from regions.failover.handover import Preparing, RestartDelayed
 from regions.failover.invariants import violations
 from regions.failover.machine import Machine
 from regions.failover.settings import CellRegions, Settings
@@ -205,18 +206,20 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
                 gate = 0
             case AnswerStrongReads(current=current):
                 proven = current
-            case Gossiped() | Acting() | Told() | AnswerOrder():
+            case Gossiped() | Acting() | Log() | AnswerOrder():
                 pass
             case _:
-                strong = facts.strong_reading is not None and facts.strong_reading.ticket == effect.ticket
+                pending = facts.requests.strong_reading
+                strong = pending is not None and pending.ticket == effect.ticket
                 asked.append(Request(effect=effect, strong=strong))
     waiting = _awaited(facts)
     requests = tuple(one for one in (*node.requests, *asked) if one.effect.ticket in waiting)
     gone = (one.effect for one in node.requests if one.effect.ticket not in waiting and one.mode != "done")
     adrift = next((one for one in gone if isinstance(one, SwapRecord) and not _answers(one, facts)), None)
+    waits = facts.requests.strong_reads or facts.requests.strong_reading is not None
     made = replace(
         node, gate=gate, held=held, requests=requests, said=_words(node, machine.gossip), voted=_voted(node, machine),
-        pledged=node.pledged if facts.strong or facts.strong_reading is not None else None, known=_texts(facts),
+        pledged=node.pledged if waits else None, known=_texts(facts),
     )  # fmt: skip
     chooses = any(isinstance(one.effect, SwapRecord) for one in asked)
     return Outcome(node=made, opened=opened, proven=proven, adrift=adrift, tied=_tied(made) if chooses else None)
@@ -224,11 +227,12 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
 
 def _answers(swap: SwapRecord, facts: Facts) -> bool:
     """Whether the machine has heard that this swap took place."""
-    return facts.revision > swap.expected_revision
+    return facts.etcd.revision > swap.expected_revision
 
 
 def _awaited(facts: Facts) -> frozenset[int]:
-    slots = (facts.reading, facts.strong_reading, facts.swapping, facts.storing, facts.working)
+    asked = facts.requests
+    slots = (asked.reading, asked.strong_reading, asked.swapping, asked.storing, asked.working)
     return frozenset(one.ticket for one in slots if one is not None)
 
 
@@ -262,9 +266,9 @@ def _tied(node: Node) -> Node | None:
     machine = node.machine
     assert machine is not None
     facts = machine.facts
-    if facts.swapping is None or facts.swapping.record.phase != "promoting" or facts.record is None:
+    if facts.requests.swapping is None or facts.requests.swapping.record.phase != "promoting" or facts.record is None:
         return None
-    chosen = facts.swapping.record.leader
+    chosen = facts.requests.swapping.record.leader
     given = steps.votes(facts, facts.record)
     other = next((one for one in REGIONS[1:] if one != chosen), None)
     if other is None or chosen not in REGIONS[1:] or other not in given or chosen not in given:
@@ -272,15 +276,15 @@ def _tied(node: Node) -> Node | None:
     alike = all(
         (
             given[chosen].position == given[other].position,
-            (chosen in facts.suspected) == (other in facts.suspected),
+            (chosen in facts.peers.suspected) == (other in facts.peers.suspected),
             (chosen in facts.record.drained) == (other in facts.record.drained),
         )
     )
     if not alike:
         return None
     twin = machine.clone()
-    record = replace(facts.swapping.record, leader=other, ancestry=given[other].ancestry)
-    twin.facts.swapping = replace(facts.swapping, record=record)
+    record = replace(facts.requests.swapping.record, leader=other, ancestry=given[other].ancestry)
+    twin.facts.requests.swapping = replace(facts.requests.swapping, record=record)
     requests = tuple(_with_record(one, record) for one in node.requests)
     return replace(node, machine=twin, requests=requests, known=_texts(twin.facts))
 
@@ -292,23 +296,24 @@ def _with_record(request: Request, record: Leadership) -> Request:
 
 
 def _take_time_out(facts: Facts) -> None:
-    facts.record_at, facts.failovers, facts.commit = 0.0, (), 0
+    facts.record_since, facts.failovers, facts.member.quorum_commit = 0.0, (), 0
     # What an agent that does not lead had asked for is overtaken by the record that makes it leader. Not so what a
     # previous run had asked for: that may have led by a record of which this one has yet to hear.
-    if facts.unsettled is not None and not (facts.leads and facts.unsettled == facts.revision):
-        facts.unsettled = 0
-    facts.agreed_at = None if facts.agreed_at is None else 0.0
-    facts.relieved_until = None if facts.relieved_until is None else NEVER
-    facts.resting_until = None if facts.resting_until is None else NEVER
-    facts.ledger_retry = NO_RETRY if facts.ledger_retry.at is None else _ARMED
-    facts.etcd_retry = NO_RETRY if facts.etcd_retry.at is None else _ARMED
+    etcd = facts.etcd
+    if etcd.unsettled_revision is not None and not (facts.leads and etcd.unsettled_revision == etcd.revision):
+        etcd.unsettled_revision = 0
+    facts.peers.leader_suspected_since = None if facts.peers.leader_suspected_since is None else 0.0
+    if isinstance(facts.handover, Preparing | RestartDelayed):
+        facts.handover = replace(facts.handover, until=NEVER)
+    facts.requests.ledger_retry = NO_RETRY if facts.requests.ledger_retry.at is None else _ARMED
+    facts.requests.etcd_retry = NO_RETRY if facts.requests.etcd_retry.at is None else _ARMED
     for name in ("reading", "strong_reading", "swapping", "storing", "working"):
-        one = getattr(facts, name)
+        one = getattr(facts.requests, name)
         if one is not None and one.until != NEVER:
-            setattr(facts, name, replace(one, until=NEVER))
+            setattr(facts.requests, name, replace(one, until=NEVER))
     epoch = 0 if facts.record is None else facts.record.epoch
-    heard = {sender: _what_counts(gossip, epoch) for sender, gossip in facts.gossip.items()}
-    facts.gossip = {sender: gossip for sender, gossip in heard.items() if gossip != _NOTHING}
+    heard = {sender: _what_counts(gossip, epoch) for sender, gossip in facts.peers.gossip.items()}
+    facts.peers.gossip = {sender: gossip for sender, gossip in heard.items() if gossip != _NOTHING}
 
 
 _NOTHING = Gossip()

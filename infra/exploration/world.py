@@ -269,10 +269,10 @@ class World:
 
     def _believes(self, state: State, node: Node, region: int) -> None:
         """What a core takes for the record of a revision is what etcd holds at that revision (rule 9)."""
-        if node.machine is None or node.machine.facts.stored is None:
+        if node.machine is None or node.machine.facts.etcd.record is None:
             return
         self.facts["records"] += 1
-        known, revision = node.machine.facts.stored, node.machine.facts.revision
+        known, revision = node.machine.facts.etcd.record, node.machine.facts.etcd.revision
         history = state.etcd.value.history
         held = self.records[history[revision - 1]] if revision <= len(history) else None
         if held is None or (held.epoch, held.phase, held.leader) != (known.epoch, known.phase, known.leader):

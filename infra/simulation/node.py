@@ -25,12 +25,12 @@ from regions.failover.effects import (
     AnswerStrongReads,
     Effect,
     Gossiped,
+    Log,
     ReadRecord,
     StartServing,
     StopServing,
     StorePromise,
     SwapRecord,
-    Told,
 )
 from regions.failover.events import (
     Event,
@@ -332,7 +332,7 @@ class Node:
             case AnswerStrongReads(requests=requests, current=current):
                 for request in requests:
                     self._answers_reads.pop(request, _nobody)(current)
-            case AnswerOrder() | Told() | Acting() | Gossiped():
+            case AnswerOrder() | Log() | Acting() | Gossiped():
                 pass
             case _:
                 assert self.driver is not None, "an effect on a member where none is"

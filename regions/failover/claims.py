@@ -6,7 +6,7 @@ of the preferred region makes them rare.
 
 from dataclasses import replace
 
-from regions.failover import rules, steps
+from regions.failover import handover, rules, steps
 from regions.failover.effects import CopyLedger, RewindLedger
 from regions.failover.events import LedgerFound, Order, Promise
 from regions.failover.facts import Facts
@@ -17,11 +17,11 @@ from regions.leadership import Leadership, Succession
 def proposal(facts: Facts, now: float) -> Leadership | None:
     """Return the record to swap in now, or None."""
     record = facts.record
-    if facts.ledger is None or facts.promise is None:
+    if facts.member.ledger is None or facts.member.promise is None:
         return None
     if record is None:
         return _first(facts)
-    if not rules.may_act(record.epoch, facts.promise) or not facts.votes_here:
+    if not rules.may_act(record.epoch, facts.member.promise) or not facts.votes_here:
         return None
     mine = _of_leader(facts, record, now) if facts.leads else None
     return mine or _claim(facts, record, now)
@@ -29,9 +29,14 @@ def proposal(facts: Facts, now: float) -> Leadership | None:
 
 def refusal(facts: Facts) -> str | None:
     """Return why this region can take no part although it holds a member, or None."""
-    if facts.ledger is None or facts.promise is None or facts.record is not None or not facts.record_read:
+    if (
+        facts.member.ledger is None
+        or facts.member.promise is None
+        or facts.record is not None
+        or not facts.etcd.was_read
+    ):
         return None
-    if facts.ledger.kind != "absent" or facts.promise != Promise():
+    if facts.member.ledger.kind != "absent" or facts.member.promise != Promise():
         # An etcd that has lost its data must not make a ledger start again at epoch 1.
         return "there is a ledger but etcd knows no leadership: restore etcd's data"
     return None
@@ -40,9 +45,9 @@ def refusal(facts: Facts) -> str | None:
 def next_deadline(facts: Facts) -> float | None:
     """Return when a proposal is due if nothing happens before."""
     record = facts.record
-    if record is None or facts.ledger is None or facts.promise is None or not facts.votes_here:
+    if record is None or facts.member.ledger is None or facts.member.promise is None or not facts.votes_here:
         return None
-    if not rules.may_act(record.epoch, facts.promise):
+    if not rules.may_act(record.epoch, facts.member.promise):
         return None
     due, _ = claim_due(facts, record)
     if facts.leads and record.phase == "recruiting" and _waits_for_target(facts, record):
@@ -55,31 +60,31 @@ _NEVER = float("inf")
 
 def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
     """Return when this region is to begin the next epoch, as things are, and why; infinity for never."""
-    assert facts.ledger is not None, "a region without a member claims nothing"
-    assert facts.promise is not None, "a region that cannot promise claims nothing"
-    if record.phase == "bootstrapping" or facts.ledger.kind == "absent":
+    assert facts.member.ledger is not None, "a region without a member claims nothing"
+    assert facts.member.promise is not None, "a region that cannot promise claims nothing"
+    if record.phase == "bootstrapping" or facts.member.ledger.kind == "absent":
         return _NEVER, ""
-    if _lost_its_own(facts, record, facts.ledger, facts.promise):
-        return facts.record_at, f"PostgreSQL of {facts.region} ended"
+    if _lost_its_own(facts, record, facts.member.ledger, facts.member.promise):
+        return facts.record_since, f"PostgreSQL of {facts.region} ended"
     if not steps.may_be_heard(facts, record):
         return _NEVER, ""
-    if facts.leads and facts.is_primary_of(record.epoch) and rules.is_spent(facts.cut_short, record.epoch):
-        return facts.record_at, f"a commit's wait was cut short in {facts.region}"
+    if facts.leads and facts.is_primary_of(record.epoch) and rules.is_spent(facts.member.cut_short_epoch, record.epoch):
+        return facts.record_since, f"a commit's wait was cut short in {facts.region}"
     return min(_by_suspicion(facts, record), _by_stall(facts, record))
 
 
 def _lost_its_own(facts: Facts, record: Leadership, ledger: LedgerFound, promise: Promise) -> bool:
     if not facts.leads or record.phase == "recruiting":
         return False
-    return rules.needs_new_epoch(ledger, promise, record, promoting=facts.promoting)
+    return rules.needs_new_epoch(ledger, promise, record, promoting=facts.member.promoting_epoch)
 
 
 def _by_suspicion(facts: Facts, record: Leadership) -> tuple[float, str]:
-    if facts.agreed_at is None or (record.phase == "serving" and not record.automatic):
+    if facts.peers.leader_suspected_since is None or (record.phase == "serving" and not record.automatic):
         return _NEVER, ""
-    due = facts.agreed_at
+    due = facts.peers.leader_suspected_since
     if record.phase == "serving":
-        due = _held_down_until(facts, facts.agreed_at)
+        due = _held_down_until(facts, facts.peers.leader_suspected_since)
     return due + _head_start_s(facts, record), f"{record.leader} is silent"
 
 
@@ -90,7 +95,7 @@ def _by_stall(facts: Facts, record: Leadership) -> tuple[float, str]:
     attempts = record.epoch - established - 1
     settings = facts.settings
     patience_s = min(settings.stall_s * 2 ** min(attempts, 8), settings.stall_s_max)
-    return facts.record_at + patience_s + _head_start_s(facts, record), f"epoch {record.epoch} stays {record.phase}"
+    return facts.record_since + patience_s + _head_start_s(facts, record), f"epoch {record.epoch} stays {record.phase}"
 
 
 def _is_what_it_waits_for(facts: Facts, record: Leadership) -> bool:
@@ -99,7 +104,7 @@ def _is_what_it_waits_for(facts: Facts, record: Leadership) -> bool:
     With two of three left, the new primary's fence row waits for the other to be copied. That may take longer than
     any patience, and each new epoch would begin the copy again.
     """
-    working = facts.working
+    working = facts.requests.working
     rebuilds = working is not None and isinstance(working.effect, CopyLedger | RewindLedger)
     return rebuilds or facts.is_primary_of(record.epoch)
 
@@ -120,7 +125,7 @@ def _head_start_s(facts: Facts, record: Leadership) -> float:
 
 
 def _first(facts: Facts) -> Leadership | None:
-    if not facts.record_read or facts.region != facts.cell.voters[0] or refusal(facts) is not None:
+    if not facts.etcd.was_read or facts.region != facts.cell.voters[0] or refusal(facts) is not None:
         return None
     return Leadership(
         epoch=1,
@@ -137,15 +142,16 @@ def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | Non
     if record.phase == "recruiting":
         return _choice(facts, record, now)
     if record.phase != "serving":
-        if facts.fence is None or not facts.is_primary_of(record.epoch):
+        if facts.member.fence is None or not facts.is_primary_of(record.epoch):
             return _handed_over(facts, record)
         ancestry = rules.extended(record.ancestry, record.epoch)
-        return replace(record, phase="serving", fence_id=facts.fence.fence_id, ancestry=ancestry, since="")
+        return replace(record, phase="serving", fence_id=facts.member.fence.fence_id, ancestry=ancestry, since="")
     if not facts.is_primary_of(record.epoch):
         return None
-    if facts.handover is not None:
-        promised = rules.may_hand_over(record, facts.handover.region, announced=facts.announced)
-        return None if promised else _announcement(facts.handover, record)
+    if facts.switchover is not None:
+        order, announced = facts.switchover.order, handover.announcement(facts.switchover)
+        promised = rules.may_hand_over(record, order.region, announced=announced)
+        return None if promised else _announcement(order, record)
     if record.succession is not None:
         # The switch was given up while this region led on.
         return replace(record, succession=None, since="")
@@ -155,10 +161,10 @@ def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | Non
 def _resized(facts: Facts, record: Leadership) -> Leadership | None:
     """The record with one voter more or fewer, once the quorum of these is in force."""
     voters = steps.asked_voters(facts, record)
-    if voters != record.voters and not rules.may_resize(facts.revision, facts.unsettled):
+    if voters != record.voters and not rules.may_resize(facts.etcd.revision, facts.etcd.unsettled_revision):
         # Rewrite the record unchanged: a pending swap then fails its comparison.
         return replace(record, since="")
-    if voters != record.voters and facts.quorum == steps.standbys_of(facts.region, voters):
+    if voters != record.voters and facts.member.quorum == steps.standbys_of(facts.region, voters):
         # The new quorum is in force and a commit has passed under it: only now it may be what is frozen.
         joining = tuple(region for region in record.joining if region not in voters)
         return replace(record, voters=voters, joining=joining, since="")
@@ -169,19 +175,19 @@ def _choice(facts: Facts, record: Leadership, now: float) -> Leadership | None:
     given = steps.votes(facts, record)
     if not rules.enough(given, record) or (_waits_for_target(facts, record) and now < _target_deadline(facts)):
         return None
-    chosen = steps.choose(given, record, facts.suspected)
+    chosen = steps.choose(given, record, facts.peers.suspected)
     return replace(record, leader=chosen, phase="promoting", ancestry=given[chosen].ancestry, since="")
 
 
 def _waits_for_target(facts: Facts, record: Leadership) -> bool:
     """Whether a choice could be made, but for the vote of the region that an operator wants."""
     given, target = steps.votes(facts, record), record.target
-    can_vote = target in record.voters and target not in given and target not in facts.suspected
+    can_vote = target in record.voters and target not in given and target not in facts.peers.suspected
     return can_vote and rules.enough(given, record)
 
 
 def _target_deadline(facts: Facts) -> float:
-    return facts.record_at + facts.settings.target_s_max
+    return facts.record_since + facts.settings.target_s_max
 
 
 def _announcement(order: Order, record: Leadership) -> Leadership:
@@ -193,8 +199,8 @@ def _announcement(order: Order, record: Leadership) -> Leadership:
 
 def _handed_over(facts: Facts, record: Leadership) -> Leadership | None:
     """The epoch that a release has begun, for those who have not heard of that."""
-    assert facts.stored is not None, "a record that etcd does not have"
-    return record if facts.stored.epoch < record.epoch else None
+    assert facts.etcd.record is not None, "a record that etcd does not have"
+    return record if facts.etcd.record.epoch < record.epoch else None
 
 
 def _claim(facts: Facts, record: Leadership, now: float) -> Leadership | None:

@@ -189,7 +189,7 @@ class FailoverCore:
             if known is not None and heartbeat.incarnation != known[0]:
                 watched.detectors[sender].forget()
             watched.heard(sender, gossip, now)
-            before = self.machines[cell].facts.gossip.get(sender)
+            before = self.machines[cell].facts.peers.gossip.get(sender)
             if before is None or replace(before, commit=gossip.commit) != gossip:
                 self._tell(cell, GossipHeard(sender=sender, gossip=gossip), now, effects)
 
@@ -225,7 +225,7 @@ class FailoverCore:
         if due:
             # The beat keeps its pace; one that was missed is not made up for.
             self._next_beat = max(self._next_beat + self._settings.heartbeat_interval_s, now)
-            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.reigns)
+            effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.commits_on_quorum)
         if not due and not self._speaks_now:
             return
         self._speaks_now = False

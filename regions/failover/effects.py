@@ -202,7 +202,7 @@ class Acting:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Told:
+class Log:
     """A line of the story, for the log and the history.
 
     Attributes:
@@ -247,5 +247,5 @@ Effect = (
     | AnswerOrder
     | Gossiped
     | Acting
-    | Told
+    | Log
 )

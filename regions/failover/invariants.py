@@ -6,7 +6,7 @@ region to be seen (one epoch acknowledges, nothing acknowledged is lost) is thei
 
 from collections.abc import Iterator
 
-from regions.failover import steps
+from regions.failover import handover, steps
 from regions.failover.effects import CopyLedger, InitialiseLedger, PromoteLedger, WriteFence
 from regions.failover.facts import Facts
 
@@ -17,23 +17,23 @@ def violations(facts: Facts) -> tuple[str, ...]:
 
 
 def _of_writes(facts: Facts) -> Iterator[str]:
-    epoch, record = facts.serving_epoch, facts.record
+    epoch, record = facts.member.serving_epoch, facts.record
     if not epoch:
         return
     if not facts.is_primary_of(epoch):
         yield f"writes are open under epoch {epoch}, and the member is no primary of it"
     if record is None or record.epoch != epoch or not facts.leads:
         yield f"writes are open under epoch {epoch}, and the record gives it to another"
-    elif record.phase != "serving" and facts.fence is None:
+    elif record.phase != "serving" and facts.member.fence is None:
         yield f"writes are open under epoch {epoch}, and its fence row is on no quorum"
-    if facts.cut_short == epoch:
+    if facts.member.cut_short_epoch == epoch:
         yield f"writes are open under epoch {epoch}, and a wait under it was cut short"
-    if facts.handover is not None and facts.announced:
+    if facts.switchover is not None and handover.announcement(facts.switchover):
         yield f"writes are open under epoch {epoch}, and it is being handed over"
 
 
 def _of_promises(facts: Facts) -> Iterator[str]:
-    promise, vote = facts.promise, steps.published_vote(facts)
+    promise, vote = facts.member.promise, steps.published_vote(facts)
     if promise is None:
         assert vote is None, "an agent whose promise cannot be read publishes no vote"
         return
@@ -41,20 +41,24 @@ def _of_promises(facts: Facts) -> Iterator[str]:
         yield f"a vote for epoch {vote.epoch} is published, and epoch {promise.epoch} is promised"
     if vote is not None and vote.position.epoch < promise.floor:
         yield f"a vote at epoch {vote.position.epoch} is published below the floor {promise.floor}"
-    if facts.ledger is not None and facts.ledger.kind == "primary" and facts.ledger.epoch > promise.epoch:
-        yield f"the member is primary of epoch {facts.ledger.epoch}, and epoch {promise.epoch} is promised"
-    if facts.storing is not None:
-        stored = facts.storing.promise
+    if (
+        facts.member.ledger is not None
+        and facts.member.ledger.kind == "primary"
+        and facts.member.ledger.epoch > promise.epoch
+    ):
+        yield f"the member is primary of epoch {facts.member.ledger.epoch}, and epoch {promise.epoch} is promised"
+    if facts.requests.storing is not None:
+        stored = facts.requests.storing.promise
         falls = stored.epoch < promise.epoch or stored.lineage < promise.lineage
         if falls or stored.floor < promise.floor or stored.copying < promise.copying:
             yield f"a promise is taken back: {promise} becomes {stored}"
 
 
 def _of_requests(facts: Facts) -> Iterator[str]:
-    promise = facts.promise
-    if facts.working is None:
+    promise = facts.member.promise
+    if facts.requests.working is None:
         return
-    effect = facts.working.effect
+    effect = facts.requests.working.effect
     # A copy goes on when its epoch is over, and what was promised for the copy after it may be overtaken as well.
     goes_on = isinstance(effect, CopyLedger)
     if promise is None or (effect.epoch < promise.epoch and not goes_on):

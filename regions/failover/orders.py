@@ -63,9 +63,9 @@ def plan(facts: Facts, order: Order) -> Plan:
         case "switch" | "add" | "remove":
             if not facts.leads:
                 return Answer(refused=f"{facts.region} does not lead: ask {record.leader}")
-            if facts.handover is not None or facts.resize is not None:
+            if facts.switchover is not None or facts.resize is not None:
                 return Answer(refused="another order is being carried out")
-            if not facts.serving_epoch:
+            if not facts.member.serving_epoch:
                 return Answer(refused=f"{facts.region} does not take writes at the moment: ask again")
             return _of_leader(facts, record, order, region)
         case _:
@@ -111,9 +111,9 @@ def _switch(facts: Facts, record: Leadership, region: RegionName) -> Plan:
         return Answer(refused=None)
     if region not in record.voters:
         return Answer(refused=f"{region} holds no ledger")
-    if region in facts.suspected:
+    if region in facts.peers.suspected:
         return Answer(refused=f"{region} is silent")
-    if region not in facts.standbys:
+    if region not in facts.member.standbys:
         return Answer(refused=f"{region} lags behind, or does not stream")
     return HandOver()
 
@@ -128,4 +128,4 @@ def _unless_busy(facts: Facts, record: Leadership, wanted: Leadership) -> Plan:
 
 def _is_busy(facts: Facts) -> bool:
     """A swap or re-read is pending, so the known record may be out of date."""
-    return facts.swapping is not None or facts.reread
+    return facts.requests.swapping is not None or facts.etcd.must_read

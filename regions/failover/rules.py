@@ -208,7 +208,7 @@ def release_of(order: Order, record: Leadership, *, announced: int, drained: int
     return Release(epoch=record.epoch, revision=announced, successor=order.region, lsn=drained)
 
 
-def meaning(record: Leadership, revision: int, release: Release | None) -> Leadership:
+def effective_record(record: Leadership, revision: int, release: Release | None) -> Leadership:
     """What a record of etcd means with a release: its own epoch, or the one that it has promised (rule 20).
 
     Whoever knows both knows the same, so that the successor need not wait for etcd.

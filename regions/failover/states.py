@@ -45,7 +45,7 @@ MEANINGS: dict[State, str] = {
 
 def state_of(facts: Facts) -> State:
     """Return the state that the facts amount to."""
-    record, ledger = facts.record, facts.ledger
+    record, ledger = facts.record, facts.member.ledger
     if facts.unable is not None:
         return "refusing"
     if record is None:
@@ -69,9 +69,9 @@ def _acting(facts: Facts) -> State:
         return "bootstrapping"
     if record.phase == "recruiting":
         return "recruiting"
-    if facts.handover is not None:
+    if facts.switchover is not None:
         return "handing-over"
-    if facts.serving_epoch == record.epoch:
+    if facts.member.serving_epoch == record.epoch:
         return "leading"
     return "promoting" if record.phase != "serving" else "stepping-down"
 

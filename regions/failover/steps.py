@@ -7,7 +7,7 @@ crashed goes on where its disk, etcd and its member say it was. Tickets are fill
 from dataclasses import replace
 from typing import assert_never
 
-from regions.failover import rules
+from regions.failover import handover, rules
 from regions.failover.effects import (
     CopyLedger,
     DrainLedger,
@@ -23,6 +23,7 @@ from regions.failover.effects import (
 )
 from regions.failover.events import LedgerFound, Promise, Release, Vote
 from regions.failover.facts import Facts
+from regions.failover.handover import Preparing, RestartDelayed
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
 
@@ -32,10 +33,10 @@ Step = LedgerEffect | Promise | None
 
 def ledger_step(facts: Facts) -> Step:
     """Return what the member needs next."""
-    record, promise, ledger = facts.record, facts.promise, facts.ledger
+    record, promise, ledger = facts.record, facts.member.promise, facts.member.ledger
     if record is None or promise is None or ledger is None or not rules.may_act(record.epoch, promise):
         return None
-    if facts.doubtful and promise == Promise():
+    if facts.outdated and promise == Promise():
         return None
     if ledger.kind == "primary" and (ledger.epoch < record.epoch or record.leader != facts.region):
         return rules.demotion(0, record.epoch)
@@ -57,7 +58,7 @@ def ledger_step(facts: Facts) -> Step:
 def _freeze(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
     if ledger.kind == "absent":
         return None
-    if facts.frozen is None or facts.frozen.epoch != record.epoch:
+    if facts.member.frozen_vote is None or facts.member.frozen_vote.epoch != record.epoch:
         return FreezeLedger(ticket=0, epoch=record.epoch)
     if promise.epoch < record.epoch:
         return replace(promise, epoch=record.epoch)
@@ -70,61 +71,65 @@ def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: Ledge
         if promise.lineage < record.epoch:
             return replace(promise, epoch=record.epoch, lineage=record.epoch)
         return InitialiseLedger(ticket=0, epoch=record.epoch)
-    if facts.quorum != standbys_of(facts.region, record.voters):
-        known = rules.may_set_quorum(facts.unsettled)
+    if facts.member.quorum != standbys_of(facts.region, record.voters):
+        known = rules.may_set_quorum(facts.etcd.unsettled_revision)
         return quorum_of(facts.region, record.voters, record.epoch) if known else None
-    return WriteFence(ticket=0, epoch=record.epoch) if facts.fence is None else None
+    return WriteFence(ticket=0, epoch=record.epoch) if facts.member.fence is None else None
 
 
 def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
     if facts.is_primary_of(record.epoch):
-        return _reign(facts, record)
-    if rules.needs_new_epoch(ledger, promise, record, promoting=facts.promoting):
+        return _lead_as_primary(facts, record)
+    if rules.needs_new_epoch(ledger, promise, record, promoting=facts.member.promoting_epoch):
         return None
     before = _freeze(facts, record, promise, ledger)
     # One to whom the leadership was handed publishes no vote, and promises once, when it is about to be promoted.
     once = isinstance(before, Promise) and record.handed_over_at is not None
     if (before is not None and not once) or ledger.kind != "frozen":
         return before
-    if not rules.may_promote(quorum_set=facts.quorum == standbys_of(facts.region, record.voters)):
+    if not rules.may_promote(quorum_set=facts.member.quorum == standbys_of(facts.region, record.voters)):
         return quorum_of(facts.region, record.voters, record.epoch)
-    assert facts.frozen is not None, "it is frozen"
-    if not rules.has_all(facts.frozen.position, record):
+    assert facts.member.frozen_vote is not None, "it is frozen"
+    if not rules.has_all(facts.member.frozen_vote.position, record):
         return None
     if promise.lineage < record.epoch:
         return replace(promise, epoch=record.epoch, lineage=record.epoch)
-    return None if facts.doubtful else PromoteLedger(ticket=0, epoch=record.epoch)
+    return None if facts.outdated else PromoteLedger(ticket=0, epoch=record.epoch)
 
 
-def _reign(facts: Facts, record: Leadership) -> Step:
-    if facts.fence is None and record.phase != "serving":
-        return None if facts.doubtful else WriteFence(ticket=0, epoch=record.epoch)
-    if facts.handover is not None and rules.may_hand_over(record, facts.handover.region, announced=facts.announced):
-        assert facts.handover.region is not None, "a switch names its region"
-        if facts.drained is None:
-            return DrainLedger(ticket=0, epoch=record.epoch, target=facts.handover.region)
+def _lead_as_primary(facts: Facts, record: Leadership) -> Step:
+    if facts.member.fence is None and record.phase != "serving":
+        return None if facts.outdated else WriteFence(ticket=0, epoch=record.epoch)
+    switchover = facts.switchover
+    if switchover is not None and rules.may_hand_over(
+        record, switchover.order.region, announced=handover.announcement(switchover)
+    ):
+        assert switchover.order.region is not None, "a switch names its region"
+        if handover.drained(switchover) is None:
+            return DrainLedger(ticket=0, epoch=record.epoch, target=switchover.order.region)
         return rules.demotion(0, record.epoch)
     wanted = wanted_voters(facts, record)
-    moves = facts.quorum != standbys_of(facts.region, wanted)
-    if facts.handover is None and moves and rules.may_set_quorum(facts.unsettled):
+    moves = facts.member.quorum != standbys_of(facts.region, wanted)
+    if switchover is None and moves and rules.may_set_quorum(facts.etcd.unsettled_revision):
         return quorum_of(facts.region, wanted, record.epoch)
     return None
 
 
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
-    if facts.resting_until is not None and ledger.kind == "stopped" and _is_spare(facts, record):
+    if isinstance(facts.handover, RestartDelayed) and ledger.kind == "stopped" and _is_spare(facts, record):
         return None
-    if facts.relieved_until is not None and ledger.kind == "frozen":
-        # What it takes to be ready to lead passes while the leader stops, too; it means nothing to a standby.
-        ready = facts.quorum == standbys_of(facts.region, record.voters)
+    prepares = isinstance(facts.handover, Preparing)
+    if prepares and ledger.kind == "frozen":
+        # The quorum is set while the leader stops, so the promotion need not wait for it. A standby ignores it.
+        ready = facts.member.quorum == standbys_of(facts.region, record.voters)
         return None if ready else quorum_of(facts.region, record.voters, record.epoch)
     if ledger == LedgerFound(kind="following", epoch=record.epoch):
-        # What a freeze takes passes while the leader stops.
-        return None if facts.relieved_until is None else FreezeLedger(ticket=0, epoch=record.epoch)
+        # The successor freezes while the leader stops, so the promotion need not wait for it.
+        return FreezeLedger(ticket=0, epoch=record.epoch) if prepares else None
     # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
-    again = facts.diverged and facts.rebuilt == record.epoch
+    again = facts.member.diverged and facts.member.rebuilt_epoch == record.epoch
     must_copy = again or rules.must_copy(ledger, promise, record)
-    if again or ((must_copy or facts.diverged) and facts.rebuilt != record.epoch):
+    if again or ((must_copy or facts.member.diverged) and facts.member.rebuilt_epoch != record.epoch):
         copies = must_copy or not rules.may_rewind(record)
         before = (rules.before_copy if copies else rules.before_rewind)(promise, record.epoch)
         if before != promise:
@@ -149,17 +154,21 @@ def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
     While the record is being swapped it may be either of two, so that the quorum stays where it is. A swap over an
     older record, or of another epoch, can change nothing any more.
     """
-    swapping = facts.swapping
-    if swapping is not None and (swapping.record.epoch, swapping.expected) == (record.epoch, facts.revision):
+    swapping = facts.requests.swapping
+    if swapping is not None and (swapping.record.epoch, swapping.expected) == (record.epoch, facts.etcd.revision):
         return swapping.record.voters
-    return asked_voters(facts, record) if rules.may_resize(facts.revision, facts.unsettled) else record.voters
+    return (
+        asked_voters(facts, record)
+        if rules.may_resize(facts.etcd.revision, facts.etcd.unsettled_revision)
+        else record.voters
+    )
 
 
 def asked_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
     """Return who should vote in the end: without the one to be removed, or with one that has joined."""
     if facts.resize is not None:
         return facts.resize[0]
-    ready = next((region for region in record.joining if region in facts.standbys), None)
+    ready = next((region for region in record.joining if region in facts.member.standbys), None)
     return record.voters if ready is None else (*record.voters, ready)
 
 
@@ -168,7 +177,9 @@ def needs_newest_record(facts: Facts) -> bool:
     record = facts.record
     if record is None or not facts.leads or not facts.is_primary_of(record.epoch):
         return False
-    return not rules.may_set_quorum(facts.unsettled) and facts.quorum != standbys_of(facts.region, record.voters)
+    return not rules.may_set_quorum(facts.etcd.unsettled_revision) and facts.member.quorum != standbys_of(
+        facts.region, record.voters
+    )
 
 
 def standbys_of(region: RegionName, voters: tuple[RegionName, ...]) -> tuple[RegionName, ...]:
@@ -184,7 +195,7 @@ def quorum_of(region: RegionName, voters: tuple[RegionName, ...], epoch: Epoch) 
 
 def published_vote(facts: Facts) -> Vote | None:
     """Return the vote that others may hear of."""
-    record, promise, vote = facts.record, facts.promise, facts.frozen
+    record, promise, vote = facts.record, facts.member.promise, facts.member.frozen_vote
     if record is None or promise is None or vote is None or vote.epoch != record.epoch or not facts.votes_here:
         return None
     if record.phase == "serving":
@@ -195,7 +206,7 @@ def published_vote(facts: Facts) -> Vote | None:
 
 def published_release(facts: Facts) -> Release | None:
     """Return the release that others may not have heard of: that of which etcd does not know yet what came of it."""
-    release, stored = facts.release, facts.stored
+    release, stored = facts.release, facts.etcd.record
     if release is None or stored is None:
         return release
     return release if release.epoch >= stored.epoch else None
@@ -203,7 +214,7 @@ def published_release(facts: Facts) -> Release | None:
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
     """Return the votes for the record's epoch that count, the own one among them."""
-    said = {region: gossip.vote for region, gossip in facts.gossip.items() if gossip.vote is not None}
+    said = {region: gossip.vote for region, gossip in facts.peers.gossip.items() if gossip.vote is not None}
     own = published_vote(facts)
     if own is not None:
         said[facts.region] = own
@@ -228,20 +239,20 @@ def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[R
 
 def observers(facts: Facts, record: Leadership) -> int:
     """Return how many regions, this one included, suspect the region that acts under the record."""
-    if record.leader == facts.region or record.leader not in facts.suspected:
+    if record.leader == facts.region or record.leader not in facts.peers.suspected:
         return 0
     # The suspected region is not heard either, so that it is none of the others.
     others = (
         region
-        for region, gossip in facts.gossip.items()
-        if gossip.suspects == record.epoch and region not in facts.suspected
+        for region, gossip in facts.peers.gossip.items()
+        if gossip.suspects == record.epoch and region not in facts.peers.suspected
     )
     return 1 + sum(1 for _ in others)
 
 
 def heard(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
     """Return the voters that can be heard, this region included."""
-    return tuple(voter for voter in record.voters if voter == facts.region or voter not in facts.suspected)
+    return tuple(voter for voter in record.voters if voter == facts.region or voter not in facts.peers.suspected)
 
 
 def may_be_heard(facts: Facts, record: Leadership) -> bool:

@@ -110,9 +110,9 @@ def _failover(agent: RegionAgent) -> dict[str, object] | None:
         "automatic": facts.record is None or facts.record.automatic,
         "promise": promise and {"epoch": promise.epoch, "lineage": promise.lineage, "floor": promise.floor},
         "phi": {region: round(phi, 2) for region, phi in switcher.phi().items()},
-        "suspects": sorted(facts.suspected),
-        "hears_majority": not facts.alone,
-        "diverged": facts.diverged,
+        "suspects": sorted(facts.peers.suspected),
+        "hears_majority": not facts.peers.in_minority,
+        "diverged": facts.member.diverged,
         "held_down_s": held_s and round(held_s, 1),
         "heartbeats": {"sent": dict(switcher.links.sent), "dropped": dict(switcher.links.dropped)},
     }
@@ -236,7 +236,7 @@ class AgentCollector(Collector):
         yield _gauge(
             "palaver_member_diverged",
             "Whether the member has WAL that the leader's history does not have.",
-            facts is not None and facts.diverged,
+            facts is not None and facts.member.diverged,
         )
         missing = GaugeMetricFamily(
             "palaver_voter_missing", "Whether no commit can wait for another voter.", labels=["voter"]

@@ -83,7 +83,7 @@ class _Place:
     outermost: str
 
 
-_TOLD = {"_tell", "Told"}
+_LOGGED = {"log", "Log"}
 """What is told to people: whether it is told counts, its words do not."""
 
 
@@ -121,7 +121,7 @@ def _is_left_alone(node: ast.AST, field: str, parent: ast.AST) -> bool:
         return _is_type(node.value) or _is_table(node.targets[0])
     if isinstance(node, ast.AnnAssign) and isinstance(parent, ast.Module):
         return _is_table(node.target)
-    if isinstance(parent, ast.Call) and field == "args" and _name(parent.func) in _TOLD:
+    if isinstance(parent, ast.Call) and field == "args" and _name(parent.func) in _LOGGED:
         return True
     return isinstance(node, ast.Subscript) and _name(node.value) == "Literal"
 
@@ -280,7 +280,7 @@ def _called(node: ast.Call) -> Iterator[Change]:
             left = [one for index, one in enumerate(node.args) if index != at]
             after = left[0] if len(left) == 1 else _like(node, args=left)
             yield _text(node), _text(after), (), after
-    if name == "replace" or (name[:1].isupper() and name != "Told"):
+    if name == "replace" or (name[:1].isupper() and name != "Log"):
         for at, keyword in enumerate(node.keywords):
             yield _text(node), f"without {keyword.arg}", (("keywords", at),), None
 

@@ -94,7 +94,7 @@ async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() 
         for one in (WEST, SOUTH):
             facts = running.agents[one].switcher.facts
             assert facts is not None
-            assert EAST not in facts.suspected
+            assert EAST not in facts.peers.suspected
         # Its word counts only as long as its ledger does.
         await running.agents[EAST].member.adopt()
         await running.kill_ledger(EAST)
@@ -157,7 +157,7 @@ async def test_an_operator_moves_the_leadership() -> None:
 
 async def is_close(running: Cell, region: RegionName) -> bool:
     facts = running.agents[EAST].switcher.facts
-    return facts is not None and region in facts.standbys
+    return facts is not None and region in facts.member.standbys
 
 
 async def test_two_of_three_lost_is_refused_and_ends_when_one_returns() -> None:
@@ -180,7 +180,7 @@ async def test_two_of_three_lost_is_refused_and_ends_when_one_returns() -> None:
 
 async def is_alone(running: Cell, region: RegionName) -> bool:
     facts = running.agents[region].switcher.facts
-    return facts is not None and facts.alone
+    return facts is not None and facts.peers.in_minority
 
 
 async def test_a_switch_waits_for_the_copies_of_the_streams_and_is_refused_without_them(

@@ -15,6 +15,7 @@ from regions.failover.effects import (
     Gossiped,
     InitialiseLedger,
     LedgerEffect,
+    Log,
     PromoteLedger,
     ReadRecord,
     RewindLedger,
@@ -24,7 +25,6 @@ from regions.failover.effects import (
     StopServing,
     StorePromise,
     SwapRecord,
-    Told,
     WriteFence,
 )
 from regions.failover.events import Promise
@@ -56,7 +56,7 @@ def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
 ) -> str | None:
     """Return an effect as a line; None for what a transcript leaves out: what heartbeats carry and mere news."""
     match effect:
-        case Told(level=level, text=text):
+        case Log(level=level, text=text):
             return None if level == "info" else f"{level}: {text}"
         case Gossiped() | Acting():
             return None

@@ -14,9 +14,9 @@ from regions.failover.effects import (
     AnswerStrongReads,
     Effect,
     Gossiped,
+    Log,
     StartServing,
     StopServing,
-    Told,
 )
 from regions.failover.events import Event, LedgerFound, Promise, QuorumCommit, RecordSeen, Started, Tick
 from regions.failover.heartbeats import (
@@ -175,11 +175,11 @@ class World:
             self._handle(region, InCell(cell=CELL, event=QuorumCommit(lsn=self._lsn)))
 
     def _note(self, region: RegionName, agent: Agent, effect: Effect) -> None:
-        text = text_of(effect, agent.machine.facts.stored)
+        text = text_of(effect, agent.machine.facts.etcd.record)
         if text is not None:
             self.say(region, text)
         match effect:
-            case Told() | Acting() | Gossiped() | StartServing() | StopServing() | AnswerOrder() | AnswerStrongReads():
+            case Log() | Acting() | Gossiped() | StartServing() | StopServing() | AnswerOrder() | AnswerStrongReads():
                 pass
             case _:
                 agent.open.append(effect)

@@ -122,7 +122,7 @@ def _promised_and_open(state: State) -> bool:
     facts = None if machine is None else machine.facts
     if facts is None or facts.record is None or facts.record.succession is None:
         return False
-    return facts.handover is None and facts.serving_epoch == 1
+    return facts.switchover is None and facts.member.serving_epoch == 1
 
 
 REMOVED_AND_ADDED = [

@@ -66,7 +66,7 @@ def believe_what_etcd_does_not_hold(cell: Cell) -> None:
     def how(node: Node) -> Outcome:
         assert node.machine is not None
         machine = node.machine.clone()
-        machine.facts.revision = 99
+        machine.facts.etcd.revision = 99
         return Outcome(node=replace(node, machine=machine, known=("broken", "broken")))
 
     cell.react(B, how)

@@ -8,11 +8,11 @@ from regions.failover.effects import (
     DrainLedger,
     Effect,
     FreezeLedger,
+    Log,
     ReadRecord,
     SetQuorum,
     StopLedger,
     SwapRecord,
-    Told,
 )
 from regions.failover.events import (
     Event,
@@ -119,7 +119,7 @@ class Driver:
         self.tell(Tick())
 
     def tells(self, text: str) -> bool:
-        return any(isinstance(effect, Told) and text in effect.text for effect in self.effects)
+        return any(isinstance(effect, Log) and text in effect.text for effect in self.effects)
 
 
 def leading() -> Driver:

@@ -10,10 +10,12 @@ from regions.failover import claims
 from regions.failover.effects import CopyLedger, FollowLedger, LedgerEffect, RewindLedger
 from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Vote
 from regions.failover.facts import Facts, Working
+from regions.failover.handover import Announcing, Draining
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.identity import RegionName
 from regions.leadership import Leadership, Succession
 from regions.position import Position
+from tests.regions.failover.knowledge import facts_of, with_facts
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
 SERVING = Leadership(
@@ -31,23 +33,23 @@ def facts(**changes: Any) -> Facts:
         "region": B,
         "cell": CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
         "settings": DEFAULTS,
-        "next_ticket": 1,
+        "last_ticket": 1,
         "started": True,
         "promise": Promise(epoch=2, lineage=2),
         "ledger": LedgerFound(kind="following", epoch=2),
         "record": SERVING,
-        "record_at": 50.0,
-        "record_read": True,
-        "stored": SERVING,
+        "record_since": 50.0,
+        "was_read": True,
+        "etcd_record": SERVING,
         "revision": 4,
-        "unsettled": 0,
+        "unsettled_revision": 0,
     }
-    return Facts(**{**fields, **changes})
+    return facts_of(**{**fields, **changes})
 
 
 def suspecting(**changes: Any) -> Facts:
     """The same, and it agrees with others since 100 s that A is silent."""
-    return facts(**{"suspected": frozenset({A}), "agreed_at": 100.0, **changes})
+    return facts(**{"suspected": frozenset({A}), "leader_suspected_since": 100.0, **changes})
 
 
 def leading(**changes: Any) -> Facts:
@@ -58,7 +60,7 @@ def leading(**changes: Any) -> Facts:
 
 def recruiting(**changes: Any) -> Facts:
     """A is the candidate of epoch 3 since 50 s."""
-    known: dict[str, Any] = {"region": A, "record": RECRUITING, "stored": RECRUITING, "promise": Promise(epoch=3)}
+    known: dict[str, Any] = {"region": A, "record": RECRUITING, "etcd_record": RECRUITING, "promise": Promise(epoch=3)}
     return facts(**{**known, "ledger": LedgerFound(kind="frozen"), **changes})
 
 
@@ -66,7 +68,7 @@ def promoted(**changes: Any) -> Facts:
     """A was chosen for epoch 3 and promoted."""
     known: dict[str, Any] = {
         "record": PROMOTING,
-        "stored": PROMOTING,
+        "etcd_record": PROMOTING,
         "promise": Promise(epoch=3, lineage=3),
         "ledger": LedgerFound(kind="primary", epoch=3),
     }
@@ -103,7 +105,7 @@ def test_who_may_not_begin_an_epoch_proposes_nothing_and_waits_for_no_time(chang
 
 
 def test_without_a_record_there_is_no_time_to_wait_for() -> None:
-    assert claims.next_deadline(facts(record=None, stored=None)) is None
+    assert claims.next_deadline(facts(record=None, etcd_record=None)) is None
 
 
 # A new cell.
@@ -111,7 +113,7 @@ def test_without_a_record_there_is_no_time_to_wait_for() -> None:
 
 def beginning(**changes: Any) -> Facts:
     """A has asked etcd, which has no record, and has no data."""
-    known: dict[str, Any] = {"region": A, "record": None, "stored": None, "ledger": LedgerFound(kind="absent")}
+    known: dict[str, Any] = {"region": A, "record": None, "etcd_record": None, "ledger": LedgerFound(kind="absent")}
     return facts(**{**known, "promise": Promise(), **changes})
 
 
@@ -127,14 +129,14 @@ LOST = "there is a ledger but etcd knows no leadership: restore etcd's data"
 @pytest.mark.parametrize(
     ("changes", "refusal"),
     [
-        ({"record_read": False}, None),
+        ({"was_read": False}, None),
         ({"region": B}, None),
         ({"ledger": None}, None),
         ({"promise": None}, None),
         ({"ledger": LedgerFound(kind="stopped")}, LOST),
         ({"promise": Promise(epoch=1)}, LOST),
         ({"ledger": LedgerFound(kind="following", epoch=1), "promise": Promise(epoch=1, lineage=1)}, LOST),
-        ({"ledger": LedgerFound(kind="stopped"), "record_read": False}, None),
+        ({"ledger": LedgerFound(kind="stopped"), "was_read": False}, None),
     ],
     ids=[
         "etcd was not read",
@@ -172,7 +174,7 @@ def test_a_ledger_beside_a_record_is_no_reason_to_refuse() -> None:
         (suspecting(region=C), 100.25, "us-east is silent"),
         (suspecting(record=replace(SERVING, voters=(A, C, B))), 100.25, "us-east is silent"),
         (suspecting(record=replace(SERVING, automatic=False)), NEVER, ""),
-        (suspecting(record=replace(RECRUITING, automatic=False), record_at=99.0), 100.0, "us-east is silent"),
+        (suspecting(record=replace(RECRUITING, automatic=False), record_since=99.0), 100.0, "us-east is silent"),
         (suspecting(suspected=frozenset({A, C})), NEVER, ""),
         (suspecting(ledger=LedgerFound(kind="absent")), NEVER, ""),
         (suspecting(record=replace(SERVING, phase="bootstrapping")), NEVER, ""),
@@ -211,7 +213,7 @@ def test_rule_17_after_three_failovers_within_45_s_the_next_one_waits(
     failovers: tuple[float, ...], record: Leadership, due: float
 ) -> None:
     # The record is new, so that it has not stalled.
-    known = suspecting(record=record, failovers=failovers, record_at=99.0)
+    known = suspecting(record=record, failovers=failovers, record_since=99.0)
     assert claims.claim_due(known, record)[0] == due
 
 
@@ -246,12 +248,12 @@ def under_way(effect: LedgerEffect) -> Working:
         (recruiting(region=C), 52.25),
         (recruiting(), 52.5),
         (recruiting(record=replace(RECRUITING, leader=C), region=B), 52.25),
-        (facts(record_at=50.0), NEVER),
+        (facts(record_since=50.0), NEVER),
         (recruiting(region=B, working=under_way(FollowLedger(ticket=0, epoch=3, leader=A))), 52.0),
         (recruiting(region=B, working=under_way(CopyLedger(ticket=0, epoch=3, leader=A))), NEVER),
         (recruiting(region=B, working=under_way(RewindLedger(ticket=0, epoch=3, leader=A))), NEVER),
         (promoted(), NEVER),
-        (promoted(ledger=LedgerFound(kind="frozen"), promoting=3), 52.5),
+        (promoted(ledger=LedgerFound(kind="frozen"), promoting_epoch=3), 52.5),
     ],
     ids=[
         "by the first in the order of voters",
@@ -273,7 +275,7 @@ def test_who_begins_the_epoch_after_one_that_stalls(known: Facts, due: float) ->
 
 def test_the_sooner_of_silence_and_stall_decides() -> None:
     for agreed_at, due in ((51.0, (51.0, "us-east is silent")), (53.0, (52.0, "epoch 3 stays recruiting"))):
-        known = recruiting(region=B, suspected=frozenset({A}), agreed_at=agreed_at)
+        known = recruiting(region=B, suspected=frozenset({A}), leader_suspected_since=agreed_at)
         assert claims.claim_due(known, RECRUITING) == due
 
 
@@ -290,12 +292,12 @@ def test_the_sooner_of_silence_and_stall_decides() -> None:
         (promoted(ledger=LedgerFound(kind="frozen")), 50.0, "PostgreSQL of us-east ended"),
         (recruiting(promise=Promise(epoch=3, lineage=3)), 52.5, "epoch 3 stays recruiting"),
         (facts(ledger=LedgerFound(kind="stopped")), NEVER, ""),
-        (leading(cut_short=2), 50.0, "a commit's wait was cut short in us-east"),
-        (leading(cut_short=1), NEVER, ""),
-        (leading(cut_short=2, suspected=frozenset({B, C})), NEVER, ""),
-        (facts(cut_short=2), NEVER, ""),
-        (facts(cut_short=2, ledger=LedgerFound(kind="primary", epoch=2)), NEVER, ""),
-        (leading(cut_short=2, ledger=LedgerFound(kind="frozen"), promise=Promise(epoch=2, lineage=1)), NEVER, ""),
+        (leading(cut_short_epoch=2), 50.0, "a commit's wait was cut short in us-east"),
+        (leading(cut_short_epoch=1), NEVER, ""),
+        (leading(cut_short_epoch=2, suspected=frozenset({B, C})), NEVER, ""),
+        (facts(cut_short_epoch=2), NEVER, ""),
+        (facts(cut_short_epoch=2, ledger=LedgerFound(kind="primary", epoch=2)), NEVER, ""),
+        (leading(cut_short_epoch=2, ledger=LedgerFound(kind="frozen"), promise=Promise(epoch=2, lineage=1)), NEVER, ""),
     ],
     ids=[
         "not while all is well",
@@ -341,7 +343,11 @@ def test_a_leader_comes_back_where_it_was_while_automatic_failover_is_paused(
 ) -> None:
     record = replace(PROMOTING, automatic=automatic)
     ended = promoted(record=record, ledger=LedgerFound(kind="stopped"))
-    known = ended if region == A else recruiting(region=B, record=record, suspected=frozenset({A}), agreed_at=50.0)
+    known = (
+        ended
+        if region == A
+        else recruiting(region=B, record=record, suspected=frozenset({A}), leader_suspected_since=50.0)
+    )
     proposed = claims.proposal(known, 60.0)
     assert proposed is not None
     assert (proposed.epoch, proposed.leader, proposed.target) == (4, region, target)
@@ -351,7 +357,7 @@ def test_a_leader_comes_back_where_it_was_while_automatic_failover_is_paused(
 
 
 def test_a_candidate_chooses_when_a_majority_is_frozen() -> None:
-    own = {"frozen": vote(500)}
+    own = {"frozen_vote": vote(500)}
     assert claims.proposal(recruiting(**own), 50.0) is None
     heard = recruiting(**own, gossip=votes(eu=vote(510, fence=1)))
     assert claims.proposal(heard, 50.0) == replace(PROMOTING, leader=A, ancestry=(1, 2), since="")
@@ -364,7 +370,7 @@ def test_a_candidate_chooses_when_a_majority_is_frozen() -> None:
 
 def test_the_chosen_member_gives_the_record_its_ancestry() -> None:
     other = Vote(epoch=3, position=Position(2, 600), ancestry=(2,))
-    known = recruiting(frozen=vote(500), gossip=votes(ap=other))
+    known = recruiting(frozen_vote=vote(500), gossip=votes(ap=other))
     assert claims.proposal(known, 50.0) == replace(PROMOTING, leader=C, ancestry=(2,), since="")
 
 
@@ -385,7 +391,9 @@ WANTED = replace(RECRUITING, target=C)
 def test_a_candidate_waits_two_seconds_for_the_vote_that_an_operator_wants(
     changes: dict[str, Any], waits: bool
 ) -> None:
-    known = recruiting(**{"record": WANTED, "frozen": vote(500), "settings": replace(DEFAULTS, stall_s=8.0), **changes})
+    known = recruiting(
+        **{"record": WANTED, "frozen_vote": vote(500), "settings": replace(DEFAULTS, stall_s=8.0), **changes}
+    )
     assert (claims.proposal(known, 51.99) is None) is waits
     assert claims.proposal(known, 52.0) is not None
     # Without a wait the next time is that of the stall.
@@ -393,23 +401,25 @@ def test_a_candidate_waits_two_seconds_for_the_vote_that_an_operator_wants(
 
 
 def test_a_candidate_without_a_majority_waits_for_more_than_the_target() -> None:
-    known = recruiting(record=WANTED, frozen=vote(500), settings=replace(DEFAULTS, stall_s=8.0))
+    known = recruiting(record=WANTED, frozen_vote=vote(500), settings=replace(DEFAULTS, stall_s=8.0))
     assert claims.next_deadline(known) == 58.5
     assert claims.proposal(known, 58.0) is None
 
 
 def test_who_has_chosen_waits_for_the_wanted_vote_no_more() -> None:
     # It chose itself after two seconds without the vote of C.
-    known = promoted(record=replace(PROMOTING, target=C), ledger=LedgerFound(kind="frozen"), promoting=3)
-    voted = replace(known, frozen=vote(500), gossip=votes(eu=vote(500)))
+    known = promoted(record=replace(PROMOTING, target=C), ledger=LedgerFound(kind="frozen"), promoting_epoch=3)
+    voted = with_facts(known, frozen_vote=vote(500), gossip=votes(eu=vote(500)))
     assert claims.next_deadline(voted) == 52.5
 
 
 def test_only_the_candidate_chooses() -> None:
     voted = votes(us=vote(500), ap=vote(500))
-    known = recruiting(region=B, record=WANTED, frozen=vote(500), gossip=voted, settings=replace(DEFAULTS, stall_s=8.0))
+    known = recruiting(
+        region=B, record=WANTED, frozen_vote=vote(500), gossip=voted, settings=replace(DEFAULTS, stall_s=8.0)
+    )
     assert claims.proposal(known, 57.0) is None
-    assert claims.next_deadline(replace(known, gossip=votes(us=vote(500)))) == 58.0
+    assert claims.next_deadline(with_facts(known, gossip=votes(us=vote(500)))) == 58.0
 
 
 # The leader's own changes.
@@ -429,17 +439,17 @@ def test_a_fence_row_on_a_quorum_makes_the_epoch_serve() -> None:
 
 
 def test_a_fence_row_of_a_member_that_is_no_primary_any_more_makes_nothing_serve() -> None:
-    restarted = promoted(fence=FENCE, ledger=LedgerFound(kind="frozen"), promoting=3)
+    restarted = promoted(fence=FENCE, ledger=LedgerFound(kind="frozen"), promoting_epoch=3)
     assert claims.proposal(restarted, 50.0) is None
 
 
 def test_an_epoch_that_a_release_has_begun_is_written_where_etcd_lacks_it() -> None:
     handed_over = replace(PROMOTING, handed_over_at=Position(2, 500))
-    known = promoted(record=handed_over, stored=SERVING, ledger=LedgerFound(kind="frozen"), promoting=3)
+    known = promoted(record=handed_over, etcd_record=SERVING, ledger=LedgerFound(kind="frozen"), promoting_epoch=3)
     assert claims.proposal(known, 50.0) == handed_over
-    assert claims.proposal(replace(known, stored=handed_over), 50.0) is None
+    assert claims.proposal(with_facts(known, etcd_record=handed_over), 50.0) is None
     # Also when its fence row is not written yet.
-    assert claims.proposal(promoted(record=handed_over, stored=SERVING), 50.0) == handed_over
+    assert claims.proposal(promoted(record=handed_over, etcd_record=SERVING), 50.0) == handed_over
 
 
 SWITCH = Order(ticket=1, kind="switch", region=B, by="an operator")
@@ -451,13 +461,20 @@ PROMISED_TO_C = replace(PROMISED, succession=Succession(region=C, reason="switch
     ("changes", "proposed"),
     [
         ({}, None),
-        ({"handover": SWITCH}, PROMISED),
-        ({"handover": SWITCH, "record": PROMISED}, PROMISED),
-        ({"handover": SWITCH, "record": PROMISED, "announced": 4}, None),
-        ({"handover": replace(SWITCH, region=C), "record": PROMISED, "announced": 4}, PROMISED_TO_C),
+        ({"handover": Announcing(order=SWITCH)}, PROMISED),
+        ({"handover": Announcing(order=SWITCH), "record": PROMISED}, PROMISED),
+        ({"handover": Draining(order=SWITCH, revision=4), "record": PROMISED}, None),
+        ({"handover": Draining(order=replace(SWITCH, region=C), revision=4), "record": PROMISED}, PROMISED_TO_C),
         ({"record": replace(PROMISED, since="noon")}, replace(SERVING, since="")),
         ({"record": PROMISED, "ledger": LedgerFound(kind="frozen"), "promise": Promise(epoch=2, lineage=1)}, None),
-        ({"handover": SWITCH, "ledger": LedgerFound(kind="frozen"), "promise": Promise(epoch=2, lineage=1)}, None),
+        (
+            {
+                "handover": Announcing(order=SWITCH),
+                "ledger": LedgerFound(kind="frozen"),
+                "promise": Promise(epoch=2, lineage=1),
+            },
+            None,
+        ),
     ],
     ids=[
         "nothing without an order",
@@ -490,9 +507,9 @@ REMOVAL = ((A, B), Order(ticket=1, kind="remove", region=C))
         ),
         ({"resize": REMOVAL}, None),
         ({"resize": REMOVAL, "quorum": (B,)}, replace(SERVING, voters=(A, B), since="")),
-        ({"resize": REMOVAL, "quorum": (B,), "unsettled": 4}, replace(SERVING, since="")),
-        ({"resize": REMOVAL, "quorum": (B, C), "unsettled": None}, replace(SERVING, since="")),
-        ({"unsettled": 4}, None),
+        ({"resize": REMOVAL, "quorum": (B,), "unsettled_revision": 4}, replace(SERVING, since="")),
+        ({"resize": REMOVAL, "quorum": (B, C), "unsettled_revision": None}, replace(SERVING, since="")),
+        ({"unsettled_revision": 4}, None),
         ({"quorum": None}, None),
     ],
     ids=[
@@ -517,7 +534,7 @@ def test_a_leader_records_the_voters_for_whom_its_commits_wait(
 def test_settings_give_the_times() -> None:
     settings = Settings(claim_stagger_s=1.0, target_s_max=5.0, stall_s=20.0, stall_s_max=20.0)
     assert claims.claim_due(suspecting(region=C, settings=settings), SERVING)[0] == 101.0
-    known = recruiting(record=WANTED, frozen=vote(500), gossip=votes(eu=vote(500)), settings=settings)
+    known = recruiting(record=WANTED, frozen_vote=vote(500), gossip=votes(eu=vote(500)), settings=settings)
     assert claims.next_deadline(known) == 55.0
     impatient = replace(settings, claim_stagger_s=0.25, stall_s=1.0)
     assert claims.next_deadline(replace(known, settings=impatient)) == 51.5

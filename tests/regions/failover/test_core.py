@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from regions.failover.core import TICKETS_AN_INCARNATION, FailoverCore, Watched
-from regions.failover.effects import ReadRecord, StartServing, StopServing, Told
+from regions.failover.effects import Log, ReadRecord, StartServing, StopServing
 from regions.failover.events import (
     Event,
     Gossip,
@@ -117,10 +117,10 @@ class Driver:
 
     def warned(self, text: str) -> bool:
         told = [one.effect for one in self.effects if isinstance(one, ForCell)]
-        return any(isinstance(one, Told) and text in one.text for one in told)
+        return any(isinstance(one, Log) and text in one.text for one in told)
 
     def suspected(self, cell: CellId = MAIN) -> frozenset[RegionName]:
-        return self.core.machines[cell].facts.suspected
+        return self.core.machines[cell].facts.peers.suspected
 
 
 def record(leader: RegionName = A) -> Leadership:
@@ -274,12 +274,12 @@ def test_a_new_incarnation_begins_its_sequence_anew_and_owes_a_commit_all_the_sa
 def test_an_agent_does_not_hear_itself_nor_strangers(follower: Driver) -> None:
     follower.hear(B, suspects=1)
     follower.hear(RegionName("mars"), suspects=1)
-    assert follower.core.machines[MAIN].facts.gossip == {}
+    assert follower.core.machines[MAIN].facts.peers.gossip == {}
 
 
 def test_a_cell_that_is_not_held_here_is_passed_over(follower: Driver) -> None:
     follower.hear(A, commit=5, cells=(OTHER, MAIN))
-    assert set(follower.core.machines[MAIN].facts.gossip) == {A}
+    assert set(follower.core.machines[MAIN].facts.peers.gossip) == {A}
 
 
 def test_only_a_leader_reads_its_commits(leader: Driver, follower: Driver) -> None:
@@ -349,7 +349,7 @@ def test_a_cell_that_has_not_started_is_left_alone() -> None:
     driver.hear(A, commit=5, cells=(MAIN, OTHER))
     driver.run(2.0)
     assert not driver.core.machines[OTHER].facts.started
-    assert driver.core.machines[OTHER].facts.suspected == frozenset()
+    assert driver.core.machines[OTHER].facts.peers.suspected == frozenset()
 
 
 def test_tickets_of_an_incarnation_lie_above_those_of_all_before() -> None:
@@ -360,9 +360,9 @@ def test_tickets_of_an_incarnation_lie_above_those_of_all_before() -> None:
 
 
 def test_an_answer_to_the_incarnation_before_is_none(leader: Driver) -> None:
-    before = leader.core.machines[MAIN].facts.quorum
+    before = leader.core.machines[MAIN].facts.member.quorum
     leader.tell(LedgerDone(ticket=7))
-    assert leader.core.machines[MAIN].facts.quorum == before
+    assert leader.core.machines[MAIN].facts.member.quorum == before
 
 
 def test_a_ticket_has_its_incarnation_above_and_a_count_in_the_lower_32_bits() -> None:
@@ -401,7 +401,7 @@ def test_what_is_due_in_one_cell_happens_with_an_event_of_another() -> None:
     driver.now = DEFAULTS.request_s_max
     driver.tell(Tick())
     told = [one.effect for one in driver.effects if isinstance(one, ForCell) and one.cell == OTHER]
-    assert any(isinstance(one, Told) and "etcd does not answer" in one.text for one in told)
+    assert any(isinstance(one, Log) and "etcd does not answer" in one.text for one in told)
 
 
 def test_a_new_incarnation_of_a_peer_has_a_new_history(follower: Driver) -> None:
@@ -416,9 +416,9 @@ def test_a_new_incarnation_of_a_peer_has_a_new_history(follower: Driver) -> None
 def test_a_heartbeat_that_brings_nothing_but_a_commit_is_no_news_to_the_machine(follower: Driver) -> None:
     follower.hear(A, commit=5)
     follower.hear(A, commit=6)
-    assert follower.core.machines[MAIN].facts.gossip[A].commit == 5
+    assert follower.core.machines[MAIN].facts.peers.gossip[A].commit == 5
     follower.hear(A, commit=7, suspects=1)
-    assert follower.core.machines[MAIN].facts.gossip[A].commit == 7
+    assert follower.core.machines[MAIN].facts.peers.gossip[A].commit == 7
 
 
 def test_who_begins_to_act_has_a_whole_patience_and_any_commit_is_its_first(follower: Driver) -> None:

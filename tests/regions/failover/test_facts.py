@@ -1,15 +1,17 @@
 """What follows from the facts of one cell by itself."""
 
+from dataclasses import fields
 from typing import Any
 from uuid import UUID
 
 import pytest
 
 from regions.failover.events import LedgerFound, Promise
-from regions.failover.facts import Facts, Retry
+from regions.failover.facts import Facts, Requests, Retry
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership, Phase
+from tests.regions.failover.knowledge import facts_of
 
 A, B, C = (RegionName(name) for name in ("us-east", "eu-west", "ap-south"))
 
@@ -26,11 +28,11 @@ def facts(**changes: Any) -> Facts:
         "region": A,
         "cell": CellRegions(voters=(A, B), regions=(A, B, C)),
         "settings": DEFAULTS,
-        "next_ticket": 1,
+        "last_ticket": 1,
         "record": record(),
         "ledger": LedgerFound(kind="primary", epoch=2),
     }
-    return Facts(**{**known, **changes})
+    return facts_of(**{**known, **changes})
 
 
 def test_a_pause_is_over_when_its_time_has_come_and_its_length_is_kept_for_the_next() -> None:
@@ -58,7 +60,7 @@ def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
 
 
 @pytest.mark.parametrize(
-    ("changes", "reigns"),
+    ("changes", "commits"),
     [
         ({}, True),
         ({"serving_epoch": 2}, True),
@@ -69,9 +71,9 @@ def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
         ({"ledger": LedgerFound(kind="frozen")}, False),
         ({"ledger": LedgerFound(kind="primary", epoch=1)}, False),
         ({"record": None, "serving_epoch": 2}, False),
-        ({"cut_short": 2}, False),
-        ({"cut_short": 2, "serving_epoch": 2}, False),
-        ({"cut_short": 1}, True),
+        ({"cut_short_epoch": 2}, False),
+        ({"cut_short_epoch": 2, "serving_epoch": 2}, False),
+        ({"cut_short_epoch": 1}, True),
     ],
     ids=[
         "a leader that serves",
@@ -88,19 +90,30 @@ def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
         "not when that was in an older epoch",
     ],
 )
-def test_who_brings_commits_onto_a_quorum(changes: dict[str, Any], reigns: bool) -> None:
-    assert facts(**changes).reigns is reigns
+def test_who_brings_commits_onto_a_quorum(changes: dict[str, Any], commits: bool) -> None:
+    assert facts(**changes).commits_on_quorum is commits
 
 
 def test_an_agent_that_starts_has_promised_nothing_and_nothing_is_under_way() -> None:
     cell = CellRegions(voters=(A, B))
-    first = Facts(region=A, cell=cell, settings=DEFAULTS, next_ticket=1)
-    assert first.asked == Promise()
-    assert (first.ledger_retry, first.etcd_retry) == (Retry(), Retry())
-    assert first.gossip == {}
+    first = Facts(region=A, cell=cell, settings=DEFAULTS, requests=Requests(last_ticket=1))
+    assert first.requests.requested_promise == Promise()
+    assert (first.requests.ledger_retry, first.requests.etcd_retry) == (Retry(), Retry())
+    assert first.peers.gossip == {}
     # Everything else is False, 0, empty or None.
-    passed = {"region", "cell", "settings", "next_ticket"}
-    given = passed | {"asked", "ledger_retry", "etcd_retry", "gossip"}
-    left = {name: getattr(first, name) for name in Facts.__dataclass_fields__ if name not in given}
-    assert {name: value for name, value in left.items() if value} == {}
-    assert first.unsettled is None, "no swap of an earlier run is known to be settled"
+    given = {"region", "cell", "settings", "last_ticket", "requested_promise", "ledger_retry", "etcd_retry", "gossip"}
+    groups = {"etcd": first.etcd, "member": first.member, "peers": first.peers, "requests": first.requests}
+    parts = [first, *groups.values()]
+    names = [(part, field.name) for part in parts for field in fields(part) if field.name not in given | set(groups)]
+    assert len(names) > 30
+    assert {name: getattr(part, name) for part, name in names if getattr(part, name)} == {}
+    assert first.etcd.unsettled_revision is None, "no swap of an earlier run is known to be settled"
+
+
+def test_a_snapshot_shares_no_group_with_the_facts_that_it_was_taken_from() -> None:
+    known = facts()
+    twin = known.snapshot()
+    assert twin == known
+    twin.etcd.revision, twin.member.serving_epoch, twin.peers.in_minority, twin.requests.last_ticket = 9, 9, True, 9
+    left = (known.etcd.revision, known.member.serving_epoch, known.peers.in_minority, known.requests.last_ticket)
+    assert left == (0, 0, False, 1)

@@ -16,11 +16,13 @@ from regions.failover.effects import (
 )
 from regions.failover.events import FenceWritten, LedgerFound, Order, Promise, Vote
 from regions.failover.facts import Facts, Storing, Working
+from regions.failover.handover import Announcing, Draining, Preparing
 from regions.failover.invariants import violations
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.position import Position
+from tests.regions.failover.knowledge import facts_of, with_facts
 
 A, B = RegionName("a"), RegionName("b")
 VOTERS = (A, B, RegionName("c"))
@@ -35,13 +37,13 @@ def facts(**changes: Any) -> Facts:
         "region": A,
         "cell": CellRegions(voters=VOTERS),
         "settings": DEFAULTS,
-        "next_ticket": 1,
+        "last_ticket": 1,
         "started": True,
         "promise": Promise(epoch=2, lineage=2),
         "ledger": LedgerFound(kind="primary", epoch=2),
         "record": RECORD,
     }
-    return Facts(**{**fields, **changes})
+    return facts_of(**{**fields, **changes})
 
 
 def copying(epoch: int) -> Working:
@@ -83,9 +85,9 @@ def storing(promise: Promise) -> Storing:
         ({**OPEN, "record": None}, ANOTHERS),
         ({**OPEN, "record": replace(SERVES, leader=B)}, ANOTHERS),
         ({**OPEN, "record": replace(SERVES, epoch=3)}, ANOTHERS),
-        ({**OPEN, "cut_short": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
+        ({**OPEN, "cut_short_epoch": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
         (
-            {**OPEN, "handover": SWITCH, "announced": 2},
+            {**OPEN, "handover": Draining(order=SWITCH, revision=2)},
             "writes are open under epoch 2, and it is being handed over",
         ),
         ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),
@@ -128,10 +130,10 @@ def test_a_promise_that_is_taken_back_in_one_part_is_named(part: str) -> None:
     [
         OPEN,
         {"serving_epoch": 2, "fence": FENCE},
-        {**OPEN, "cut_short": 1},
-        {**OPEN, "handover": SWITCH},
-        {**OPEN, "announced": 2},
-        {"handover": SWITCH, "announced": 2},
+        {**OPEN, "cut_short_epoch": 1},
+        {**OPEN, "handover": Announcing(order=SWITCH)},
+        {**OPEN, "handover": Preparing(until=9.0)},
+        {"handover": Draining(order=SWITCH, revision=2)},
         {"promise": Promise(epoch=3, lineage=2)},
         {"ledger": LedgerFound(kind="following", epoch=3)},
         {"ledger": None},
@@ -169,11 +171,11 @@ def test_what_may_be_is_not_named(changes: dict[str, Any]) -> None:
 )
 def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what: str) -> None:
     recruiting = replace(RECORD, phase="recruiting", leader=B)
-    voting = facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen=FROZEN, promise=promise)
+    voting = facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen_vote=FROZEN, promise=promise)
     assert not violations(voting)
     with patch.object(rules, "may_publish", return_value=True):
         assert violations(voting) == (what,)
-        assert not violations(replace(voting, promise=Promise(epoch=2, floor=1))), "at the floor is not below it"
+        assert not violations(with_facts(voting, promise=Promise(epoch=2, floor=1))), "at the floor is not below it"
 
 
 def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_grow() -> None:
@@ -193,5 +195,5 @@ def test_all_is_well_with_a_member_that_follows_and_one_that_votes() -> None:
     following = Working(ticket=1, effect=FollowLedger(ticket=0, epoch=2, leader=B), until=1.0)
     assert not violations(facts(ledger=LedgerFound(kind="stopped"), working=following))
     recruiting = replace(RECORD, phase="recruiting", leader=B)
-    assert not violations(facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen=FROZEN))
+    assert not violations(facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen_vote=FROZEN))
     assert not violations(facts(promise=None, ledger=LedgerFound(kind="stopped")))

@@ -10,6 +10,7 @@ from regions.failover.effects import (
     DrainLedger,
     FollowLedger,
     FreezeLedger,
+    Log,
     PromoteLedger,
     ReadRecord,
     SetQuorum,
@@ -17,7 +18,6 @@ from regions.failover.effects import (
     StopServing,
     StorePromise,
     SwapRecord,
-    Told,
     WriteFence,
 )
 from regions.failover.events import (
@@ -45,7 +45,7 @@ from regions.failover.events import (
     Tick,
     Verdict,
 )
-from regions.failover.machine import STRONG_READS_MAX
+from regions.failover.requests import STRONG_READS_MAX
 from regions.failover.settings import DEFAULTS
 from regions.identity import RegionName
 from regions.leadership import ANCESTRY_MAX, Succession
@@ -66,6 +66,7 @@ from tests.regions.failover.driver import (
     order,
     restarted,
 )
+from tests.regions.failover.knowledge import announced_at
 
 
 def test_started_comes_first_and_once(follower: Driver) -> None:
@@ -120,9 +121,9 @@ def test_a_vote_keeps_the_bound_of_an_ancestry(follower: Driver) -> None:
         ticket=follower.ticket(FreezeLedger), receiving=False, received=1, replayed=1, ancestry=epochs
     )
     follower.tell(answer)
-    assert follower.machine.facts.frozen is not None
-    assert follower.machine.facts.frozen.ancestry == epochs[-ANCESTRY_MAX:]
-    assert follower.machine.facts.frozen.position.epoch == epochs[-1]
+    assert follower.machine.facts.member.frozen_vote is not None
+    assert follower.machine.facts.member.frozen_vote.ancestry == epochs[-ANCESTRY_MAX:]
+    assert follower.machine.facts.member.frozen_vote.position.epoch == epochs[-1]
 
 
 def test_a_member_that_is_absent_has_no_vote() -> None:
@@ -163,7 +164,7 @@ def test_a_read_that_began_before_the_doubt_does_not_end_it(follower: Driver) ->
     before = follower.ticket(ReadRecord)
     follower.tell(Lagged())
     follower.tell(RecordRead(ticket=before, revision=1, record=SERVING))
-    assert follower.machine.facts.doubtful
+    assert follower.machine.facts.outdated
 
 
 def test_a_second_heartbeat_that_tells_of_an_epoch_does_not_begin_the_read_again(follower: Driver) -> None:
@@ -192,7 +193,7 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
     leader.tell(order("pause", ticket=7))
     swap = leader.ticket(SwapRecord)
     leader.tell(order("switch", B, ticket=8))
-    assert leader.kinds() == [Told]
+    assert leader.kinds() == [Log]
     leader.tell(SwapAnswered(ticket=swap, outcome="lost"))
     assert leader.machine.state == "handing-over"
     leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=1, record=SERVING))
@@ -206,10 +207,10 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
 def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(replace(order("switch", B), by="me"))
-    assert leader.machine.facts.serving_epoch == 1
+    assert leader.machine.facts.member.serving_epoch == 1
     assert leader.swapped() == PROMISED
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
-    assert leader.machine.facts.serving_epoch == 0
+    assert leader.machine.facts.member.serving_epoch == 0
 
 
 def test_a_leader_gives_up_when_its_postgres_was_stopped_and_not_before(leader: Driver) -> None:
@@ -238,15 +239,15 @@ def test_an_epoch_that_nobody_confirmed_to_promise_is_promised_anew(leader: Driv
     read = leader.ticket(ReadRecord)
     leader.tell(order("switch", B, ticket=8))
     leader.tell(RecordRead(ticket=read, revision=2, record=PROMISED))
-    assert leader.machine.facts.announced == 0
+    assert announced_at(leader.machine.facts) == 0
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
-    assert leader.machine.facts.announced == 3
+    assert announced_at(leader.machine.facts) == 3
 
 
 def test_a_promise_whose_switch_was_given_up_is_taken_back(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
-    assert leader.machine.facts.serving_epoch == 1
+    assert leader.machine.facts.member.serving_epoch == 1
     assert leader.swapped().succession is None
 
 
@@ -293,7 +294,7 @@ def test_a_leader_that_has_handed_over_comes_back_when_it_may_be_needed(leader: 
 
 def test_of_two_voters_none_may_rest(leader: Driver) -> None:
     leader.tell(RecordSeen(revision=2, record=replace(SERVING, voters=(A, B))))
-    leader.machine.facts.quorum = (B,)
+    leader.machine.facts.member.quorum = (B,)
     leader.tell(StandbysStreaming(regions=frozenset({B})))
     leader.tell(replace(order("switch", B), by="me"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
@@ -309,7 +310,7 @@ def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_ag
         ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
     )
     successor.tell(frozen)
-    assert successor.kinds() == [Told, SetQuorum], "it gets ready to lead, and votes for nobody"
+    assert successor.kinds() == [Log, SetQuorum], "it gets ready to lead, and votes for nobody"
     assert successor.machine.gossip.vote is None
     successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
     assert successor.kinds() == [], "it waits"
@@ -330,8 +331,8 @@ def test_what_is_being_frozen_when_the_leader_gives_up_is_not_begun_anew(success
     successor.tell(
         LedgerFrozen(ticket=under_way, receiving=False, received=RELEASE.lsn, replayed=RELEASE.lsn, ancestry=(1,))
     )
-    assert successor.machine.facts.frozen is not None
-    assert successor.machine.facts.frozen.epoch == 2
+    assert successor.machine.facts.member.frozen_vote is not None
+    assert successor.machine.facts.member.frozen_vote.epoch == 2
     assert SetQuorum in successor.kinds()
 
 
@@ -347,13 +348,13 @@ def test_a_quorum_does_not_outlive_what_it_was_put_in_force_for(successor: Drive
     successor.tell(LedgerDone(ticket=gets_ready(successor)))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
     successor.tell(LedgerDone(ticket=successor.ticket(FollowLedger)))
-    assert successor.machine.facts.quorum is None
+    assert successor.machine.facts.member.quorum is None
 
 
 def test_a_quorum_is_put_in_force_again_for_an_epoch_that_was_not_handed_over(successor: Driver) -> None:
     successor.tell(LedgerDone(ticket=gets_ready(successor)))
     successor.tell(RecordSeen(revision=3, record=replace(PROMISED, epoch=3, leader=C, phase="recruiting")))
-    assert successor.machine.facts.quorum is None
+    assert successor.machine.facts.member.quorum is None
     assert FreezeLedger in successor.kinds()
 
 
@@ -426,8 +427,11 @@ def test_whoever_finds_the_leader_dead_leaves_the_promised_epoch_to_the_release(
     driver.tell(GossipHeard(sender=B if region == C else C, gossip=Gossip(epoch=1, suspects=1)))
     driver.now += DEFAULTS.claim_stagger_s
     driver.tell(Tick())
-    assert driver.machine.facts.swapping is not None
-    assert (driver.machine.facts.swapping.record.epoch, driver.machine.facts.swapping.record.phase) == (3, "recruiting")
+    assert driver.machine.facts.requests.swapping is not None
+    assert (
+        driver.machine.facts.requests.swapping.record.epoch,
+        driver.machine.facts.requests.swapping.record.phase,
+    ) == (3, "recruiting")
 
 
 def test_a_resize_is_refused_when_another_epoch_begins() -> None:
@@ -464,7 +468,7 @@ def is_unsure(driver: Driver) -> None:
     """Let the answer be lost; etcd has not taken the swap when it is asked."""
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=replace(FOUR, automatic=False)))
-    driver.tell(LedgerDone(ticket=driver.machine.facts.next_ticket))
+    driver.tell(LedgerDone(ticket=driver.machine.facts.requests.last_ticket))
 
 
 def test_after_a_swap_of_its_own_nothing_is_in_doubt(leader_of_four: Driver) -> None:
@@ -478,7 +482,7 @@ def test_commits_wait_for_the_same_voters_while_the_record_is_being_swapped(lead
 
 def test_another_voter_is_removed_after_a_swap_that_overtakes_the_one_in_doubt(leader_of_four: Driver) -> None:
     is_unsure(leader_of_four)
-    assert leader_of_four.machine.facts.quorum == (B, C, D)
+    assert leader_of_four.machine.facts.member.quorum == (B, C, D)
     leader_of_four.tell(order("remove", C, ticket=8))
     assert SetQuorum not in leader_of_four.kinds()
     assert leader_of_four.swapped() == replace(FOUR, automatic=False)
@@ -529,7 +533,7 @@ def test_a_quorum_is_set_after_a_read_of_all_of_etcd_and_not_after_that_of_one_m
     newer = RecordSeen(revision=10, record=replace(FOUR, drained=(D,)))
     driver.tell(newer)
     assert SetQuorum not in driver.kinds()
-    driver.tell(RecordRead(ticket=driver.machine.facts.next_ticket, revision=10, record=newer.record))
+    driver.tell(RecordRead(ticket=driver.machine.facts.requests.last_ticket, revision=10, record=newer.record))
     assert SetQuorum in driver.kinds()
 
 
@@ -542,8 +546,8 @@ def test_a_record_that_is_seen_after_a_read_of_one_member_settles_nothing() -> N
     assert driver.swapped() == FOUR
     driver.tell(RecordRead(ticket=read, revision=10, record=FOUR))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    assert driver.machine.facts.quorum == (B, C, D)
-    driver.tell(SwapAnswered(ticket=driver.machine.facts.swapping.ticket, outcome="applied", revision=11))  # pyright: ignore[reportOptionalMemberAccess]
+    assert driver.machine.facts.member.quorum == (B, C, D)
+    driver.tell(SwapAnswered(ticket=driver.machine.facts.requests.swapping.ticket, outcome="applied", revision=11))  # pyright: ignore[reportOptionalMemberAccess]
     (quorum,) = (effect for effect in driver.effects if isinstance(effect, SetQuorum))
     assert quorum.standbys == (B, D)
 
@@ -552,9 +556,9 @@ def test_a_swap_of_its_own_without_an_outcome_does_not_settle_what_an_earlier_ru
     driver = restarted(FOUR)
     driver.tell(order("pause"))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
-    assert driver.machine.facts.unsettled is None
+    assert driver.machine.facts.etcd.unsettled_revision is None
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=10, record=FOUR))
-    assert driver.machine.facts.unsettled == 10
+    assert driver.machine.facts.etcd.unsettled_revision == 10
 
 
 def test_a_primary_of_the_first_epoch_sets_its_quorum_after_a_read_of_all_of_etcd() -> None:
@@ -577,12 +581,12 @@ def test_a_swap_without_an_outcome_is_in_doubt_over_the_revision_that_it_expecte
     swap = leader_of_four.ticket(SwapRecord)
     leader_of_four.tell(RecordSeen(revision=3, record=replace(FOUR, automatic=False)))
     leader_of_four.tell(SwapAnswered(ticket=swap, outcome="unknown"))
-    assert leader_of_four.machine.facts.unsettled == 2
+    assert leader_of_four.machine.facts.etcd.unsettled_revision == 2
 
 
 def test_a_quorum_of_the_old_voters_that_fails_leaves_the_order_as_it_is(leader_of_four: Driver) -> None:
     is_unsure(leader_of_four)
-    leader_of_four.machine.facts.quorum = None
+    leader_of_four.machine.facts.member.quorum = None
     leader_of_four.tell(order("remove", C, ticket=8))
     old = leader_of_four.ticket(SetQuorum)
     leader_of_four.tell(LedgerFailed(ticket=old, reason="disk"))
@@ -624,7 +628,7 @@ def test_a_clone_goes_its_own_way(follower: Driver) -> None:
     twin.handle(RecordSeen(revision=2, record=RECRUITING), now=0.0)
     assert twin.state == "freezing"
     assert follower.machine.state == "following"
-    assert follower.machine.facts.revision == 1
+    assert follower.machine.facts.etcd.revision == 1
 
 
 def test_the_same_events_at_the_same_times_give_the_same_effects() -> None:

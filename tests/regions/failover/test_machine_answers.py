@@ -49,7 +49,8 @@ from regions.failover.events import (
     Verdict,
     WaitCutShort,
 )
-from regions.failover.machine import STRONG_READS_MAX
+from regions.failover.handover import RestartDelayed
+from regions.failover.requests import STRONG_READS_MAX
 from regions.failover.settings import DEFAULTS
 from regions.identity import RegionName
 from regions.leadership import Succession
@@ -73,6 +74,7 @@ from tests.regions.failover.driver import (
     order,
     restarted,
 )
+from tests.regions.failover.knowledge import announced_at, drained_to, prepares_until, restart_delayed_until
 
 # Reads of etcd.
 
@@ -86,8 +88,8 @@ def test_a_plain_read_and_a_strong_one_are_answered_each_by_its_own(leader: Driv
     facts = leader.machine.facts
     leader.tell(RecordRead(ticket=plain, revision=1, record=SERVING))
     assert AnswerStrongReads not in leader.kinds()
-    assert facts.strong_reading is not None
-    assert facts.reading is None
+    assert facts.requests.strong_reading is not None
+    assert facts.requests.reading is None
     leader.tell(RecordRead(ticket=strong, revision=1, record=SERVING))
     assert leader.effects == [AnswerStrongReads(requests=(1,), current=True)]
 
@@ -97,8 +99,8 @@ def test_the_answer_of_a_strong_read_does_not_end_a_plain_one(leader: Driver) ->
     strong = leader.ticket(ReadRecord)
     leader.tell(Lagged())
     leader.tell(RecordRead(ticket=strong, revision=1, record=SERVING))
-    assert leader.machine.facts.reading is not None
-    assert leader.machine.facts.doubtful
+    assert leader.machine.facts.requests.reading is not None
+    assert leader.machine.facts.outdated
 
 
 def test_a_read_that_failed_ends_the_one_to_which_it_belongs(leader: Driver) -> None:
@@ -110,9 +112,9 @@ def test_a_read_that_failed_ends_the_one_to_which_it_belongs(leader: Driver) -> 
     assert leader.effects == []
     leader.tell(ReadFailed(ticket=strong))
     assert leader.effects == [AnswerStrongReads(requests=(1, 2), current=False)]
-    assert leader.machine.facts.reading is not None
+    assert leader.machine.facts.requests.reading is not None
     leader.tell(ReadFailed(ticket=plain))
-    assert leader.machine.facts.reading is None
+    assert leader.machine.facts.requests.reading is None
 
 
 def test_a_strong_read_shows_a_leader_that_has_just_started_that_its_record_is_the_newest() -> None:
@@ -120,7 +122,7 @@ def test_a_strong_read_shows_a_leader_that_has_just_started_that_its_record_is_t
     driver.tell(StrongReads(requests=(1,)))
     assert SetQuorum not in driver.kinds()
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
-    assert driver.machine.facts.unsettled == 8
+    assert driver.machine.facts.etcd.unsettled_revision == 8
     assert SetQuorum in driver.kinds()
 
 
@@ -128,9 +130,9 @@ def test_a_read_does_not_settle_a_swap_of_this_run(leader: Driver) -> None:
     # It expected revision 1. What etcd shows later says nothing about it: it was overtaken long ago.
     leader.tell(order("pause"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
-    assert leader.machine.facts.unsettled == 1
+    assert leader.machine.facts.etcd.unsettled_revision == 1
     leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=3, record=replace(SERVING, drained=(C,))))
-    assert leader.machine.facts.unsettled == 1
+    assert leader.machine.facts.etcd.unsettled_revision == 1
 
 
 @pytest.mark.parametrize(("promised", "pauses"), [(1, False), (2, False), (3, True)])
@@ -141,7 +143,7 @@ def test_etcd_is_behind_when_it_knows_less_than_was_promised(promised: int, *, p
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
     driver.tell(Lagged())
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
-    assert (driver.machine.facts.etcd_retry.at is not None) is pauses
+    assert (driver.machine.facts.requests.etcd_retry.at is not None) is pauses
     assert driver.tells("restore etcd's data") is pauses
 
 
@@ -156,7 +158,7 @@ def test_strong_reads_are_taken_up_to_the_bound(leader: Driver) -> None:
     assert leader.effects == []
     leader.tell(StrongReads(requests=(7001, 7002)))
     assert leader.effects == [AnswerStrongReads(requests=(7002,), current=False)]
-    read = leader.machine.facts.strong_reading
+    read = leader.machine.facts.requests.strong_reading
     assert read is not None
     leader.tell(RecordRead(ticket=read.ticket, revision=1, record=SERVING))
     assert leader.effects[0] == AnswerStrongReads(requests=(0,), current=True)
@@ -164,7 +166,7 @@ def test_strong_reads_are_taken_up_to_the_bound(leader: Driver) -> None:
     asked = leader.asked(ReadRecord)
     assert asked.linearizable
     assert asked.ticket > read.ticket
-    following_read = leader.machine.facts.strong_reading
+    following_read = leader.machine.facts.requests.strong_reading
     assert following_read is not None
     assert following_read.strong == (*range(1, STRONG_READS_MAX), 7001)
     assert following_read.linearizable
@@ -180,11 +182,11 @@ def test_the_answer_of_another_swap_is_none(leader: Driver) -> None:
     ticket = leader.ticket(SwapRecord)
     leader.tell(SwapAnswered(ticket=ticket + 1, outcome="applied", revision=2))
     assert leader.effects == []
-    assert leader.machine.facts.revision == 1
+    assert leader.machine.facts.etcd.revision == 1
     leader.tell(SwapAnswered(ticket=ticket, outcome="applied", revision=2))
     facts = leader.machine.facts
     assert leader.effects == [AnswerOrder(ticket=7, refused=None)]
-    assert (facts.swapping, facts.revision, facts.unsettled) == (None, 2, 0)
+    assert (facts.requests.swapping, facts.etcd.revision, facts.etcd.unsettled_revision) == (None, 2, 0)
     assert facts.record == replace(SERVING, automatic=False)
 
 
@@ -241,7 +243,7 @@ def test_a_swap_that_was_lost_leaves_nothing_in_doubt(leader: Driver) -> None:
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
     leader.tell(order("resume"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
-    assert leader.machine.facts.unsettled == 0
+    assert leader.machine.facts.etcd.unsettled_revision == 0
 
 
 # Rule 20: what announces a handover is the leader's own swap, confirmed, and the newest.
@@ -259,8 +261,8 @@ def test_a_swap_that_keeps_what_an_earlier_order_promised_announces_nothing(lead
     if again:
         leader.tell(order("switch", C, ticket=9))
     leader.tell(SwapAnswered(ticket=swap.ticket, outcome="applied", revision=3))
-    assert leader.machine.facts.announced == 0
-    assert leader.machine.facts.serving_epoch == 1
+    assert announced_at(leader.machine.facts) == 0
+    assert leader.machine.facts.member.serving_epoch == 1
     if not again:
         assert leader.swapped().succession is None
         return
@@ -273,16 +275,16 @@ def test_a_swap_that_promises_nothing_announces_nothing(leader: Driver) -> None:
     swap = leader.ticket(SwapRecord)
     leader.tell(order("switch", B, ticket=8))
     leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
-    assert leader.machine.facts.announced == 0
+    assert announced_at(leader.machine.facts) == 0
     assert leader.swapped().succession is not None
 
 
 def test_a_handover_begins_with_nothing_announced_and_nothing_drained(leader: Driver) -> None:
-    # Whatever an earlier one might have left: with either it would give up too early.
-    leader.machine.facts.announced, leader.machine.facts.drained = 1, 400
+    # Also after an earlier hand-over: with either it would release its epoch too early.
+    leader.machine.facts.handover = RestartDelayed(until=9.0)
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
-    assert (leader.machine.facts.announced, leader.machine.facts.drained) == (0, None)
+    assert (announced_at(leader.machine.facts), drained_to(leader.machine.facts)) == (0, None)
     assert StopLedger not in leader.kinds()
 
 
@@ -292,8 +294,8 @@ def test_a_swap_that_another_has_overtaken_announces_nothing(leader: Driver) -> 
     swap = leader.ticket(SwapRecord)
     leader.tell(RecordSeen(revision=3, record=replace(SERVING, drained=(C,))))
     leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
-    assert leader.machine.facts.announced == 0
-    assert leader.machine.facts.serving_epoch == 1
+    assert announced_at(leader.machine.facts) == 0
+    assert leader.machine.facts.member.serving_epoch == 1
 
 
 def test_a_later_swap_does_not_announce_again_what_is_announced(leader: Driver) -> None:
@@ -301,7 +303,7 @@ def test_a_later_swap_does_not_announce_again_what_is_announced(leader: Driver) 
     hands_over(leader)
     leader.tell(order("pause", ticket=8))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
-    assert leader.machine.facts.announced == 2
+    assert announced_at(leader.machine.facts) == 2
 
 
 def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
@@ -312,7 +314,7 @@ def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
     assert leader.kinds().count(StopServing) == 1
     leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
     assert StopServing not in leader.kinds()
-    assert leader.machine.facts.announced == 2
+    assert announced_at(leader.machine.facts) == 2
 
 
 # Rule 7: a commit's wait that was cut short ends the epoch of the primary under which it was.
@@ -323,7 +325,7 @@ def test_a_wait_that_is_cut_short_is_of_this_primary_and_told_once(leader: Drive
     assert leader.effects == []
     leader.tell(WaitCutShort(epoch=1))
     assert StopServing(epoch=1) in leader.effects
-    assert leader.machine.facts.cut_short == 1
+    assert leader.machine.facts.member.cut_short_epoch == 1
     leader.tell(WaitCutShort(epoch=1))
     assert leader.effects == []
 
@@ -333,7 +335,7 @@ def test_a_wait_that_is_cut_short_before_writes_were_open_closes_none() -> None:
     driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     driver.tell(WaitCutShort(epoch=2))
     assert StopServing not in driver.kinds()
-    assert driver.machine.facts.cut_short == 2
+    assert driver.machine.facts.member.cut_short_epoch == 2
 
 
 # Promises.
@@ -346,16 +348,16 @@ def test_a_promotion_is_under_way_when_the_lineage_of_who_leads_is_durable_and_n
     promise = driver.asked(StorePromise)
     assert (promise.promise.epoch, promise.promise.lineage) == (2, 1)
     driver.tell(PromiseStored(ticket=promise.ticket))
-    assert driver.machine.facts.promoting == 0
+    assert driver.machine.facts.member.promoting_epoch == 0
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     lineage = driver.asked(StorePromise)
     assert lineage.promise.lineage == 2
-    assert driver.machine.facts.promoting == 0
+    assert driver.machine.facts.member.promoting_epoch == 0
     driver.tell(PromiseStored(ticket=lineage.ticket + 1))
-    assert driver.machine.facts.promise == promise.promise
+    assert driver.machine.facts.member.promise == promise.promise
     driver.tell(PromiseStored(ticket=lineage.ticket))
-    assert driver.machine.facts.promoting == 2
-    assert driver.machine.facts.storing is None
+    assert driver.machine.facts.member.promoting_epoch == 2
+    assert driver.machine.facts.requests.storing is None
     assert PromoteLedger in driver.kinds()
 
 
@@ -367,8 +369,8 @@ def test_who_follows_has_no_promotion_under_way() -> None:
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(RecordSeen(revision=3, record=CHOSEN))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    assert driver.machine.facts.promise == Promise(epoch=2, lineage=2)
-    assert driver.machine.facts.promoting == 0
+    assert driver.machine.facts.member.promise == Promise(epoch=2, lineage=2)
+    assert driver.machine.facts.member.promoting_epoch == 0
     assert FollowLedger in driver.kinds()
 
 
@@ -378,8 +380,8 @@ def test_the_first_epoch_promotes_nothing() -> None:
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    assert driver.machine.facts.promise == Promise(epoch=1, lineage=1)
-    assert driver.machine.facts.promoting == 0
+    assert driver.machine.facts.member.promise == Promise(epoch=1, lineage=1)
+    assert driver.machine.facts.member.promoting_epoch == 0
 
 
 def test_a_promise_that_was_given_up_is_not_gone_below(follower: Driver) -> None:
@@ -387,11 +389,11 @@ def test_a_promise_that_was_given_up_is_not_gone_below(follower: Driver) -> None
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.freezes(500)
     facts = follower.machine.facts
-    facts.asked = Promise(epoch=2, lineage=1, floor=3, copying=4)
-    facts.storing = None
+    facts.requests.requested_promise = Promise(epoch=2, lineage=1, floor=3, copying=4)
+    facts.requests.storing = None
     follower.tell(Tick())
     stored = follower.asked(StorePromise).promise
-    assert stored == Promise(epoch=2, lineage=1, floor=3, copying=4) == facts.asked
+    assert stored == Promise(epoch=2, lineage=1, floor=3, copying=4) == facts.requests.requested_promise
 
 
 # The member.
@@ -401,9 +403,9 @@ def test_an_answer_of_the_member_belongs_to_one_request(leader: Driver) -> None:
     hands_over(leader)
     ticket = leader.ticket(DrainLedger)
     leader.tell(LedgerDrained(ticket=ticket - 1, lsn=400))
-    assert leader.machine.facts.drained is None
+    assert drained_to(leader.machine.facts) is None
     leader.tell(LedgerDrained(ticket=ticket, lsn=500))
-    assert leader.machine.facts.drained == 500
+    assert drained_to(leader.machine.facts) == 500
     assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopLedger]
 
 
@@ -415,7 +417,7 @@ def test_a_promotion_that_failed_is_under_way_no_more() -> None:
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerFailed(ticket=driver.ticket(PromoteLedger), reason="no"))
-    assert driver.machine.facts.promoting == 0
+    assert driver.machine.facts.member.promoting_epoch == 0
     assert driver.swapped().epoch == 3
 
 
@@ -430,16 +432,16 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(PromoteLedger)))
     facts = driver.machine.facts
-    assert facts.ledger == LedgerFound(kind="primary", epoch=2)
-    assert (facts.quorum, facts.frozen, facts.promoting) == ((A, C), None, 0)
+    assert facts.member.ledger == LedgerFound(kind="primary", epoch=2)
+    assert (facts.member.quorum, facts.member.frozen_vote, facts.member.promoting_epoch) == ((A, C), None, 0)
     assert StartServing not in driver.kinds(), "its fence row is on no quorum yet"
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
     driver.tell(QuorumCommit(lsn=800))
     driver.tell(fence)
     assert StartServing(epoch=2) in driver.effects
-    assert facts.commit == 800
+    assert facts.member.quorum_commit == 800
     driver.tell(QuorumCommit(lsn=750))
-    assert facts.commit == 800
+    assert facts.member.quorum_commit == 800
 
 
 def test_a_quorum_that_cannot_be_put_in_force_is_asked_for_again() -> None:
@@ -477,8 +479,10 @@ def test_a_quorum_that_failed_ends_no_order_but_that_of_its_voters(leader: Drive
 
 
 def test_nothing_is_asked_of_a_member_during_a_pause_but_its_stop(leader: Driver) -> None:
-    leader.machine.facts.ledger_retry = replace(leader.machine.facts.ledger_retry, at=9.0, pause_s=1.0)
-    leader.machine.facts.quorum = None
+    leader.machine.facts.requests.ledger_retry = replace(
+        leader.machine.facts.requests.ledger_retry, at=9.0, pause_s=1.0
+    )
+    leader.machine.facts.member.quorum = None
     leader.tell(Tick())
     assert leader.effects == []
     # The same epoch, so that nothing is forgiven: writes close, then PostgreSQL stops.
@@ -490,7 +494,7 @@ def test_a_promise_is_not_written_during_a_pause_nor_twice(follower: Driver) -> 
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.freezes(500)
     first = follower.asked(StorePromise)
-    assert follower.machine.facts.asked == first.promise
+    assert follower.machine.facts.requests.requested_promise == first.promise
     follower.tell(Tick())
     assert follower.effects == [], "it is being written"
     follower.tell(PromiseFailed(ticket=first.ticket, reason="no space left"))
@@ -505,23 +509,23 @@ def test_what_is_asked_for_already_is_not_asked_for_again(follower: Driver) -> N
     ticket = follower.ticket(FreezeLedger)
     follower.tell(Tick())
     assert follower.effects == []
-    assert follower.machine.facts.working is not None
-    assert follower.machine.facts.working.ticket == ticket
+    assert follower.machine.facts.requests.working is not None
+    assert follower.machine.facts.requests.working.ticket == ticket
 
 
 def test_a_quorum_is_unknown_while_another_is_put_in_force(leader: Driver) -> None:
     four = replace(SERVING, voters=(A, B, C, D))
     leader.tell(RecordSeen(revision=2, record=four))
     assert leader.asked(SetQuorum).standbys == (B, C, D)
-    assert leader.machine.facts.quorum is None
+    assert leader.machine.facts.member.quorum is None
 
 
 def test_a_quorum_of_the_successor_is_unknown_once_it_is_frozen_again(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
-    successor.machine.facts.quorum = (A, C)
+    successor.machine.facts.member.quorum = (A, C)
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert FreezeLedger in successor.kinds()
-    assert successor.machine.facts.quorum is None
+    assert successor.machine.facts.member.quorum is None
 
 
 # Who cannot take part does nothing at all.
@@ -538,7 +542,12 @@ def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() 
     driver.wait(DEFAULTS.ledger_s_max)
     facts = driver.machine.facts
     assert driver.machine.state == "refusing"
-    assert (facts.serving_epoch, facts.working, facts.swapping, facts.storing) == (0, None, None, None)
+    assert (facts.member.serving_epoch, facts.requests.working, facts.requests.swapping, facts.requests.storing) == (
+        0,
+        None,
+        None,
+        None,
+    )
 
 
 # Writes open when the fence row is on a quorum, for who leads and is sure of it.
@@ -575,7 +584,7 @@ def test_a_spent_epoch_takes_no_writes_again(leader: Driver) -> None:
     leader.tell(WaitCutShort(epoch=1))
     leader.tell(Tick())
     assert StartServing not in leader.kinds()
-    assert leader.machine.facts.serving_epoch == 0
+    assert leader.machine.facts.member.serving_epoch == 0
 
 
 # Gossip.
@@ -604,13 +613,13 @@ def test_only_the_successor_lets_go_and_only_of_a_leader_that_has_drained_this_e
     driver = following(region)
     driver.tell(RecordSeen(revision=2, record=PROMISED))
     driver.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=1, drained=drained)))
-    assert (driver.machine.facts.relieved_until is not None) is relieved
+    assert (prepares_until(driver.machine.facts) is not None) is relieved
 
 
 def test_what_another_says_does_not_end_the_relief(successor: Driver) -> None:
     gets_ready(successor)
     successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=1)))
-    assert successor.machine.facts.relieved_until == DEFAULTS.stall_s
+    assert prepares_until(successor.machine.facts) == DEFAULTS.stall_s
 
 
 def test_a_copy_that_is_under_way_when_the_leader_gives_up_stays_of_its_epoch() -> None:
@@ -620,7 +629,7 @@ def test_a_copy_that_is_under_way_when_the_leader_gives_up_stays_of_its_epoch() 
     driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=1))))
     assert driver.machine.facts.record == HANDED_OVER
-    working = driver.machine.facts.working
+    working = driver.machine.facts.requests.working
     assert working is not None
     assert isinstance(working.effect, CopyLedger)
     assert working.effect.epoch == 1
@@ -650,7 +659,7 @@ def test_who_does_not_lead_tells_no_commit_and_whom_it_suspects(follower: Driver
     assert follower.machine.gossip == Gossip(epoch=1, suspects=1)
     follower.tell(Verdict(region=A, suspected=False))
     assert follower.machine.gossip == Gossip(epoch=1)
-    assert follower.machine.facts.suspected == {B}
+    assert follower.machine.facts.peers.suspected == {B}
 
 
 # Rule 1: who is cut off says so, once.
@@ -661,12 +670,12 @@ def test_who_hears_no_majority_says_so_once_and_that_it_hears_one_again(follower
     assert not follower.tells("nobody takes over")
     follower.tell(Verdict(region=B, suspected=True))
     assert follower.tells("hears only ap-south; nobody takes over until 2 can agree")
-    assert follower.machine.facts.alone
+    assert follower.machine.facts.peers.in_minority
     follower.tell(Tick())
     assert follower.effects == []
     follower.tell(Verdict(region=B, suspected=False))
     assert follower.tells("hears a majority of the voters again")
-    assert not follower.machine.facts.alone
+    assert not follower.machine.facts.peers.in_minority
 
 
 def test_who_has_no_vote_does_not_say_whether_it_hears_a_majority() -> None:
@@ -680,16 +689,16 @@ def test_who_has_no_vote_does_not_say_whether_it_hears_a_majority() -> None:
 def test_agreement_about_the_leader_is_told_once_and_counts_from_then(follower: Driver) -> None:
     follower.now = 5.0
     follower.tell(Verdict(region=A, suspected=True))
-    assert follower.machine.facts.agreed_at is None
+    assert follower.machine.facts.peers.leader_suspected_since is None
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     assert follower.tells("is silent, and others agree")
-    assert follower.machine.facts.agreed_at == 5.0
+    assert follower.machine.facts.peers.leader_suspected_since == 5.0
     follower.now = 5.1
     follower.tell(Tick())
     assert follower.effects == []
-    assert follower.machine.facts.agreed_at == 5.0
+    assert follower.machine.facts.peers.leader_suspected_since == 5.0
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1)))
-    assert follower.machine.facts.agreed_at is None
+    assert follower.machine.facts.peers.leader_suspected_since is None
 
 
 # The end of a handover, and the rest after it.
@@ -698,7 +707,7 @@ def test_agreement_about_the_leader_is_told_once_and_counts_from_then(follower: 
 def test_a_stop_for_another_reason_gives_nothing_up(leader: Driver) -> None:
     leader.tell(RecordSeen(revision=2, record=RECRUITING))
     leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
-    assert leader.machine.facts.resting_until is None
+    assert restart_delayed_until(leader.machine.facts) is None
     assert leader.machine.facts.release is None
 
 
@@ -708,7 +717,7 @@ def test_a_leader_that_is_stopped_before_it_has_drained_gives_nothing_up(leader:
     leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
     assert leader.machine.facts.handover is not None
     assert leader.machine.facts.release is None
-    assert leader.machine.facts.resting_until is None
+    assert restart_delayed_until(leader.machine.facts) is None
 
 
 @pytest.mark.parametrize("kind", [DrainLedger, WriteFence, FreezeLedger])
@@ -722,7 +731,7 @@ def test_what_has_an_answer_of_its_own_is_not_answered_by_a_mere_done(kind: type
     else:
         driver = following(C)
         driver.tell(RecordSeen(revision=2, record=RECRUITING))
-    working = driver.machine.facts.working
+    working = driver.machine.facts.requests.working
     assert working is not None
     assert isinstance(working.effect, kind)
     with pytest.raises(AssertionError, match=f"{kind.__name__} has an answer of its own"):
@@ -734,8 +743,8 @@ def test_who_has_handed_over_is_of_the_next_epoch_at_once(leader: Driver) -> Non
     assert leader.tells("epoch 1: given up at 1F4; the next is eu-west's")
     facts = leader.machine.facts
     assert facts.record == HANDED_OVER
-    assert facts.ledger == LedgerFound(kind="stopped")
-    assert (facts.handover, facts.announced, facts.drained) == (None, 0, None)
+    assert facts.member.ledger == LedgerFound(kind="stopped")
+    assert (facts.switchover, announced_at(facts), drained_to(facts)) == (None, 0, None)
 
 
 def test_a_member_that_ends_by_itself_is_told_of_and_one_that_does_not_run_is_not(leader: Driver) -> None:
@@ -778,8 +787,8 @@ def test_the_story_of_a_member_that_follows_again(ancestry: tuple[int, ...], how
         driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(RewindLedger if how == "rewound" else CopyLedger)))
     assert driver.tells(f"epoch 2: {how} from eu-west")
-    assert driver.machine.facts.rebuilt == 2
-    assert not driver.machine.facts.diverged
+    assert driver.machine.facts.member.rebuilt_epoch == 2
+    assert not driver.machine.facts.member.diverged
     if how == "copied":
         driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(FollowLedger)))

@@ -10,12 +10,12 @@ from regions.failover.effects import (
     CopyLedger,
     FollowLedger,
     FreezeLedger,
+    Log,
     ReadRecord,
     SetQuorum,
     StopServing,
     StorePromise,
     SwapRecord,
-    Told,
 )
 from regions.failover.events import (
     Gossip,
@@ -59,6 +59,7 @@ from tests.regions.failover.driver import (
     has_handed_over,
     order,
 )
+from tests.regions.failover.knowledge import announced_at, drained_to, prepares_until, restart_delayed_until
 
 
 def serving(epoch: int, leader: RegionName = B) -> Leadership:
@@ -73,7 +74,7 @@ def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_abo
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
     assert driver.kinds() == [ReadRecord]
     assert not driver.asked(ReadRecord).linearizable
-    assert not driver.machine.facts.doubtful
+    assert not driver.machine.facts.outdated
 
 
 def test_tickets_count_on_from_those_of_earlier_runs() -> None:
@@ -91,7 +92,7 @@ def test_an_agent_that_promised_nothing_reads_from_all_of_etcd() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(), ledger=LedgerFound(kind="stopped")))
     assert driver.asked(ReadRecord).linearizable
-    assert driver.machine.facts.doubtful
+    assert driver.machine.facts.outdated
 
 
 def test_a_region_without_a_member_needs_no_promise() -> None:
@@ -142,7 +143,7 @@ def test_an_etcd_without_a_record_has_lost_it_when_there_is_a_ledger(*, lagged: 
     assert driver.effects == [], "it is said once"
     driver.tell(RecordSeen(revision=1, record=SERVING))
     assert driver.machine.facts.unable is None
-    assert "error" not in [one.level for one in driver.effects if isinstance(one, Told)]
+    assert "error" not in [one.level for one in driver.effects if isinstance(one, Log)]
 
 
 def test_before_the_first_record_an_agent_has_nothing_to_say() -> None:
@@ -182,7 +183,12 @@ def test_a_leader_takes_nothing_of_its_epoch_into_the_next(leader: Driver) -> No
     facts = leader.machine.facts
     assert leader.effects[0] == StopServing(epoch=1), "before anything else"
     assert leader.kinds().count(StopServing) == 1
-    assert (facts.serving_epoch, facts.quorum, facts.commit, facts.standbys) == (0, None, 0, frozenset())
+    assert (facts.member.serving_epoch, facts.member.quorum, facts.member.quorum_commit, facts.member.standbys) == (
+        0,
+        None,
+        0,
+        frozenset(),
+    )
 
 
 def test_who_takes_no_writes_has_none_to_close(follower: Driver) -> None:
@@ -193,9 +199,9 @@ def test_who_takes_no_writes_has_none_to_close(follower: Driver) -> None:
 def test_a_fence_row_is_of_one_epoch() -> None:
     driver = Driver(B)
     driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
-    driver.machine.facts.fence = object()  # pyright: ignore[reportAttributeAccessIssue]
+    driver.machine.facts.member.fence = object()  # pyright: ignore[reportAttributeAccessIssue]
     driver.tell(RecordSeen(revision=2, record=replace(CHOSEN, epoch=3)))
-    assert driver.machine.facts.fence is None
+    assert driver.machine.facts.member.fence is None
 
 
 def test_what_was_found_out_by_following_is_of_one_leader(follower: Driver) -> None:
@@ -204,10 +210,10 @@ def test_what_was_found_out_by_following_is_of_one_leader(follower: Driver) -> N
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no", diverged=True))
     facts = follower.machine.facts
-    assert facts.diverged
-    facts.rebuilt = 2
+    assert facts.member.diverged
+    facts.member.rebuilt_epoch = 2
     follower.tell(RecordSeen(revision=3, record=replace(serving(3, A), ancestry=(1, 2, 3))))
-    assert (facts.diverged, facts.rebuilt) == (False, 0)
+    assert (facts.member.diverged, facts.member.rebuilt_epoch) == (False, 0)
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     assert follower.asked(FollowLedger).leader == A
 
@@ -219,7 +225,7 @@ def test_a_vote_for_an_earlier_epoch_does_not_freeze_a_member_for_one_that_is_ha
     driver.freezes(500)
     later = replace(HANDED_OVER, epoch=5, handed_over_at=Position(4, 400))
     driver.tell(RecordSeen(revision=5, record=later))
-    assert driver.machine.facts.frozen is None
+    assert driver.machine.facts.member.frozen_vote is None
     assert driver.asked(FreezeLedger).epoch == 5
 
 
@@ -232,23 +238,23 @@ def test_a_member_that_may_receive_again_is_frozen_anew_for_the_epoch_that_is_ha
     assert successor.effects == []
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
     assert successor.asked(FreezeLedger).epoch == 2
-    assert successor.machine.facts.frozen is None
+    assert successor.machine.facts.member.frozen_vote is None
 
 
 def test_a_freezing_that_failed_is_asked_for_again_in_the_epoch_that_is_handed_over(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     successor.tell(LedgerFailed(ticket=successor.ticket(FreezeLedger), reason="no"))
-    assert successor.machine.facts.relieved_until is not None
+    assert prepares_until(successor.machine.facts) is not None
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
     assert successor.asked(FreezeLedger).epoch == 2
 
 
 def test_relief_ends_with_the_epoch(successor: Driver) -> None:
     gets_ready(successor)
-    assert successor.machine.facts.relieved_until is not None
+    assert prepares_until(successor.machine.facts) is not None
     successor.tell(RecordSeen(revision=3, record=HANDED_OVER))
-    assert successor.machine.facts.relieved_until is None
+    assert prepares_until(successor.machine.facts) is None
 
 
 # What counts from when.
@@ -269,7 +275,7 @@ def test_the_time_of_an_epoch_counts_from_each_change_of_who_acts_and_how(follow
     for at, record in enumerate(changes):
         follower.now = float(at)
         follower.tell(RecordSeen(revision=at + 2, record=record))
-        times.append(follower.machine.facts.record_at)
+        times.append(follower.machine.facts.record_since)
     assert times == [0, 0, 2, 2, 4, 5, 5, 7]
 
 
@@ -280,15 +286,15 @@ def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alon
     follower.tell(Lagged())
     follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
     facts = follower.machine.facts
-    facts.ledger_retry = replace(facts.etcd_retry, pause_s=0.4)
-    before = (facts.agreed_at, facts.etcd_retry, facts.ledger_retry)
+    facts.requests.ledger_retry = replace(facts.requests.etcd_retry, pause_s=0.4)
+    before = (facts.peers.leader_suspected_since, facts.requests.etcd_retry, facts.requests.ledger_retry)
     assert before[0] == 0
     follower.tell(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
-    assert (facts.agreed_at, facts.etcd_retry, facts.ledger_retry) == before
+    assert (facts.peers.leader_suspected_since, facts.requests.etcd_retry, facts.requests.ledger_retry) == before
     follower.tell(RecordSeen(revision=3, record=RECRUITING))
-    assert facts.agreed_at is None
-    assert facts.etcd_retry.at is None
-    assert (facts.etcd_retry.pause_s, facts.ledger_retry.pause_s) == (0, 0)
+    assert facts.peers.leader_suspected_since is None
+    assert facts.requests.etcd_retry.at is None
+    assert (facts.requests.etcd_retry.pause_s, facts.requests.ledger_retry.pause_s) == (0, 0)
 
 
 def test_agreement_about_a_candidate_counts_anew_once_it_was_chosen(follower: Driver) -> None:
@@ -296,10 +302,10 @@ def test_agreement_about_a_candidate_counts_anew_once_it_was_chosen(follower: Dr
     follower.now = 0.1
     follower.tell(Verdict(region=B, suspected=True))
     follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, suspects=2)))
-    assert follower.machine.facts.agreed_at == 0.1
+    assert follower.machine.facts.peers.leader_suspected_since == 0.1
     follower.now = 0.2
     follower.tell(RecordSeen(revision=3, record=CHOSEN))
-    assert follower.machine.facts.agreed_at == 0.2
+    assert follower.machine.facts.peers.leader_suspected_since == 0.2
 
 
 def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch_again(follower: Driver) -> None:
@@ -313,7 +319,7 @@ def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch
         follower.now = at
         drained = (C,) if at in (2.0, 4.0) else ()
         follower.tell(RecordSeen(revision=int(at) + 1, record=replace(SERVING, automatic=automatic, drained=drained)))
-        agreed.append(facts.agreed_at)
+        agreed.append(facts.peers.leader_suspected_since)
         if at == 3.0:
             assert follower.machine.next_deadline() == 3.0 + DEFAULTS.claim_stagger_s
     assert agreed == [1.0, 3.0, 3.0, 3.0]
@@ -324,7 +330,7 @@ def test_what_the_story_tells_of_a_record(follower: Driver) -> None:
     changes = [CHOSEN, replace(CHOSEN, drained=(A,)), serving(2), replace(serving(2), drained=(C,))]
     for at, record in enumerate([RECRUITING, *changes]):
         follower.tell(RecordSeen(revision=at + 2, record=record))
-        said.append([one.text for one in follower.effects if isinstance(one, Told)])
+        said.append([one.text for one in follower.effects if isinstance(one, Log)])
     assert said == [
         ["epoch 2: eu-west recruiting: first start"],
         ["epoch 2: eu-west was chosen"],
@@ -384,7 +390,7 @@ def test_a_handover_ends_with_the_epoch_and_is_done_when_the_next_is_of_its_targ
     leader.tell(RecordSeen(revision=3, record=record))
     facts = leader.machine.facts
     assert AnswerOrder(ticket=7, refused=refused) in leader.effects
-    assert (facts.handover, facts.announced, facts.drained) == (None, 0, None)
+    assert (facts.switchover, announced_at(facts), drained_to(facts)) == (None, 0, None)
 
 
 # Who has handed over rests only for the successor to whom it did.
@@ -403,15 +409,15 @@ def test_who_has_handed_over_comes_back_when_its_successor_is_not_on_its_way_any
     leader: Driver, record: Leadership
 ) -> None:
     has_handed_over(leader)
-    assert leader.machine.facts.resting_until == DEFAULTS.rest_s
+    assert restart_delayed_until(leader.machine.facts) == DEFAULTS.rest_s
     leader.tell(RecordSeen(revision=4, record=record))
-    assert leader.machine.facts.resting_until is None
+    assert restart_delayed_until(leader.machine.facts) is None
 
 
 def test_who_has_handed_over_rests_on_while_its_successor_is_promoted(leader: Driver) -> None:
     has_handed_over(leader)
     leader.tell(RecordSeen(revision=4, record=replace(HANDED_OVER, automatic=False)))
-    assert leader.machine.facts.resting_until == DEFAULTS.rest_s
+    assert restart_delayed_until(leader.machine.facts) == DEFAULTS.rest_s
 
 
 # Releases.
@@ -451,10 +457,10 @@ def test_the_time_of_an_epoch_counts_from_the_end_of_its_copy() -> None:
     driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.now = 100.0
-    driver.tell(LedgerDone(ticket=driver.machine.facts.working.ticket))  # pyright: ignore[reportOptionalMemberAccess]
+    driver.tell(LedgerDone(ticket=driver.machine.facts.requests.working.ticket))  # pyright: ignore[reportOptionalMemberAccess]
     facts = driver.machine.facts
-    assert (facts.record_at, facts.rebuilt, facts.diverged) == (100.0, 1, False)
-    assert facts.ledger == LedgerFound(kind="stopped")
+    assert (facts.record_since, facts.member.rebuilt_epoch, facts.member.diverged) == (100.0, 1, False)
+    assert facts.member.ledger == LedgerFound(kind="stopped")
 
 
 def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -> None:
@@ -463,8 +469,8 @@ def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(CopyLedger)))
     driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="broken page", torn=True))
-    assert driver.machine.facts.ledger == LedgerFound(kind="absent")
-    assert driver.machine.facts.rebuilt == 0
+    assert driver.machine.facts.member.ledger == LedgerFound(kind="absent")
+    assert driver.machine.facts.member.rebuilt_epoch == 0
     driver.wait(DEFAULTS.retry_s)
     assert CopyLedger in driver.kinds()
 
@@ -474,17 +480,17 @@ def test_a_following_that_failed_for_another_reason_is_tried_again(follower: Dri
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no route"))
     facts = follower.machine.facts
-    assert not facts.diverged
-    assert facts.ledger_retry.pause_s == DEFAULTS.retry_s
+    assert not facts.member.diverged
+    assert facts.requests.ledger_retry.pause_s == DEFAULTS.retry_s
     follower.wait(DEFAULTS.retry_s)
     follower.tell(LedgerDone(ticket=follower.ticket(FollowLedger)))
-    assert facts.ledger_retry.pause_s == 0
+    assert facts.requests.ledger_retry.pause_s == 0
 
 
 def test_only_a_following_that_failed_says_that_histories_part(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="no", diverged=True))
-    assert not follower.machine.facts.diverged
+    assert not follower.machine.facts.member.diverged
 
 
 def test_a_member_that_followed_and_ended_follows_again_without_a_rewind(follower: Driver) -> None:
@@ -502,7 +508,7 @@ def test_a_member_that_is_absent_or_that_nobody_holds_does_not_end() -> None:
         driver.start(ledger, Promise())
         driver.tell(LedgerEnded())
         assert driver.effects == []
-        assert driver.machine.facts.ledger == ledger
+        assert driver.machine.facts.member.ledger == ledger
 
 
 def test_a_member_that_ends_is_asked_for_anew_at_once(follower: Driver) -> None:

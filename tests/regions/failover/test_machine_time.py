@@ -61,6 +61,7 @@ from tests.regions.failover.driver import (
     leading,
     order,
 )
+from tests.regions.failover.knowledge import restart_delayed_until
 
 
 def suspects_the_leader(driver: Driver) -> None:
@@ -101,13 +102,13 @@ def test_a_request_to_etcd_is_given_up_after_its_time_and_not_before(begins: Cal
     match begins:
         case _ if begins is reads:
             assert driver.tells("etcd does not answer")
-            assert facts.reading is None
+            assert facts.requests.reading is None
         case _ if begins is reads_strongly:
             assert driver.effects == [AnswerStrongReads(requests=(1,), current=False)]
-            assert facts.strong_reading is None
+            assert facts.requests.strong_reading is None
         case _:
             assert AnswerOrder in driver.kinds()
-            assert facts.swapping is None
+            assert facts.requests.swapping is None
 
 
 def test_a_promise_that_is_not_answered_is_written_again_after_its_time_and_not_before() -> None:
@@ -165,11 +166,11 @@ def test_an_effect_on_the_member_is_given_up_after_its_time_and_not_before(
     begun, ticket = driver.now, driver.asked(effect).ticket
     driver.now = begun + patience_s - 0.001
     driver.tell(Tick())
-    assert driver.machine.facts.working is not None
-    assert driver.machine.facts.working.ticket == ticket
+    assert driver.machine.facts.requests.working is not None
+    assert driver.machine.facts.requests.working.ticket == ticket
     driver.now = begun + patience_s
     driver.tell(Tick())
-    working = driver.machine.facts.working
+    working = driver.machine.facts.requests.working
     assert working is None or working.ticket != ticket
     if effect is DrainLedger:
         assert AnswerOrder(ticket=7, refused="the target did not catch up in time") in driver.effects
@@ -195,10 +196,10 @@ def test_a_promotion_that_is_not_answered_is_under_way_no_more() -> None:
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    assert driver.machine.facts.promoting == 2
+    assert driver.machine.facts.member.promoting_epoch == 2
     assert PromoteLedger in driver.kinds()
     driver.wait(DEFAULTS.ledger_s_max)
-    assert driver.machine.facts.promoting == 0
+    assert driver.machine.facts.member.promoting_epoch == 0
     assert PromoteLedger not in driver.kinds()
     assert driver.swapped().epoch == 3
 
@@ -221,14 +222,14 @@ def test_the_successor_waits_for_its_leader_for_as_long_as_an_epoch_may_stall(su
 def test_who_has_handed_over_rests_for_its_time_and_not_longer(leader: Driver) -> None:
     leader.now = 10.0
     has_handed_over(leader)
-    leader.tell(SwapAnswered(ticket=leader.machine.facts.next_ticket, outcome="applied", revision=3))
+    leader.tell(SwapAnswered(ticket=leader.machine.facts.requests.last_ticket, outcome="applied", revision=3))
     leader.now = 10.0 + DEFAULTS.rest_s - 0.001
     leader.tell(Tick())
-    assert leader.machine.facts.resting_until == 10.0 + DEFAULTS.rest_s == leader.machine.next_deadline()
+    assert restart_delayed_until(leader.machine.facts) == 10.0 + DEFAULTS.rest_s == leader.machine.next_deadline()
     assert leader.effects == []
     leader.now = 10.0 + DEFAULTS.rest_s
     leader.tell(Tick())
-    assert leader.machine.facts.resting_until is None
+    assert restart_delayed_until(leader.machine.facts) is None
     assert StorePromise in leader.kinds()
 
 
@@ -277,7 +278,7 @@ def pauses_after(driver: Driver, failures: int) -> list[float]:
     pauses: list[float] = []
     for _ in range(failures):
         driver.tell(LedgerFailed(ticket=driver.ticket(FreezeLedger), reason="disk"))
-        retry = driver.machine.facts.ledger_retry
+        retry = driver.machine.facts.requests.ledger_retry
         assert retry.at is not None
         assert driver.machine.next_deadline() is not None
         assert FreezeLedger not in driver.kinds()
@@ -313,11 +314,11 @@ def test_a_member_that_is_not_frozen_yet_is_looked_at_again_and_nobody_is_told(
     )
     follower.tell(answer)
     assert follower.effects == []
-    assert follower.machine.facts.frozen is None
+    assert follower.machine.facts.member.frozen_vote is None
     assert follower.machine.next_deadline() == DEFAULTS.retry_s
     follower.wait(DEFAULTS.retry_s)
     follower.freezes(500)
-    assert follower.machine.facts.ledger_retry == type(follower.machine.facts.ledger_retry)()
+    assert follower.machine.facts.requests.ledger_retry == type(follower.machine.facts.requests.ledger_retry)()
     assert StorePromise in follower.kinds()
 
 
@@ -327,16 +328,16 @@ def test_a_promise_that_cannot_be_stored_is_tried_again_after_a_pause(follower: 
     asked = follower.asked(StorePromise)
     follower.tell(PromiseFailed(ticket=asked.ticket - 1, reason="of an earlier one"))
     assert follower.effects == []
-    assert follower.machine.facts.storing is not None
+    assert follower.machine.facts.requests.storing is not None
     follower.tell(PromiseFailed(ticket=asked.ticket, reason="no space left"))
     assert follower.tells("no space left")
     assert StorePromise not in follower.kinds()
-    assert follower.machine.facts.promise == Promise(epoch=1, lineage=1)
+    assert follower.machine.facts.member.promise == Promise(epoch=1, lineage=1)
     assert follower.machine.next_deadline() == DEFAULTS.retry_s
     follower.wait(DEFAULTS.retry_s)
     assert follower.asked(StorePromise).promise == asked.promise
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
-    assert follower.machine.facts.ledger_retry.pause_s == 0
+    assert follower.machine.facts.requests.ledger_retry.pause_s == 0
     assert follower.machine.gossip.vote is not None
 
 
@@ -344,22 +345,22 @@ def test_etcd_is_asked_at_once_again_after_an_answer(follower: Driver) -> None:
     follower.tell(Lagged())
     for _ in range(3):
         follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
-        retry = follower.machine.facts.etcd_retry
+        retry = follower.machine.facts.requests.etcd_retry
         assert retry.at is not None
         follower.now = retry.at
         follower.tell(Tick())
     follower.tell(RecordRead(ticket=follower.ticket(ReadRecord), revision=1, record=SERVING))
-    assert follower.machine.facts.etcd_retry.pause_s == 0
+    assert follower.machine.facts.requests.etcd_retry.pause_s == 0
 
 
 def test_an_answer_of_the_member_ends_its_pauses(leader: Driver) -> None:
     hands_over(leader)
-    leader.machine.facts.ledger_retry = replace(leader.machine.facts.ledger_retry, pause_s=0.4)
+    leader.machine.facts.requests.ledger_retry = replace(leader.machine.facts.requests.ledger_retry, pause_s=0.4)
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
-    assert leader.machine.facts.ledger_retry.pause_s == 0
-    leader.machine.facts.ledger_retry = replace(leader.machine.facts.ledger_retry, pause_s=0.4)
-    leader.tell(LedgerDone(ticket=leader.machine.facts.next_ticket))
-    assert leader.machine.facts.ledger_retry.pause_s == 0
+    assert leader.machine.facts.requests.ledger_retry.pause_s == 0
+    leader.machine.facts.requests.ledger_retry = replace(leader.machine.facts.requests.ledger_retry, pause_s=0.4)
+    leader.tell(LedgerDone(ticket=leader.machine.facts.requests.last_ticket))
+    assert leader.machine.facts.requests.ledger_retry.pause_s == 0
 
 
 def test_a_fence_row_whose_wait_is_cut_short_is_written_again_after_a_pause() -> None:
@@ -368,12 +369,12 @@ def test_a_fence_row_whose_wait_is_cut_short_is_written_again_after_a_pause() ->
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=False)
     driver.tell(fence)
-    assert driver.machine.facts.fence is None
+    assert driver.machine.facts.member.fence is None
     assert WriteFence not in driver.kinds()
     assert driver.machine.next_deadline() == DEFAULTS.retry_s
     driver.wait(DEFAULTS.retry_s)
     confirmed = replace(fence, ticket=driver.ticket(WriteFence), confirmed=True)
     driver.tell(confirmed)
     facts = driver.machine.facts
-    assert (facts.fence, facts.commit, facts.ledger_retry.pause_s) == (confirmed, 700, 0)
+    assert (facts.member.fence, facts.member.quorum_commit, facts.requests.ledger_retry.pause_s) == (confirmed, 700, 0)
     assert driver.swapped().phase == "serving"

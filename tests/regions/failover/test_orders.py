@@ -8,9 +8,11 @@ import pytest
 from regions.failover import orders
 from regions.failover.events import LedgerFound, Order, OrderKind, Promise
 from regions.failover.facts import Facts
+from regions.failover.handover import Announcing
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership
+from tests.regions.failover.knowledge import facts_of, with_facts
 
 A, B, C, D, E = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east", "af-south"))
 RECORD = Leadership(
@@ -27,11 +29,10 @@ RECORD = Leadership(
 
 def leading() -> Facts:
     """What the agent of a leader knows that has all its standbys."""
-    return Facts(
+    return facts_of(
         region=A,
         cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D, E)),
         settings=DEFAULTS,
-        next_ticket=1,
         started=True,
         promise=Promise(epoch=1, lineage=1),
         ledger=LedgerFound(kind="primary", epoch=1),
@@ -47,7 +48,7 @@ def order(kind: OrderKind, region: RegionName | None = None) -> Order:
 
 
 def changed(facts: Facts, **what: object) -> Facts:
-    return replace(facts, **what)  # pyright: ignore[reportArgumentType] - fields by name
+    return with_facts(facts, **what)
 
 
 @pytest.mark.parametrize("kind", ["switch", "add", "remove", "drain", "undrain"])
@@ -81,7 +82,9 @@ def test_a_leader_that_is_not_open_takes_no_such_order(kind: OrderKind) -> None:
     assert orders.plan(facts, order(kind, C)) == orders.Answer(refused=refused)
 
 
-@pytest.mark.parametrize("busy", [{"handover": order("switch", B)}, {"resize": ((A, B), order("remove", C))}])
+@pytest.mark.parametrize(
+    "busy", [{"handover": Announcing(order=order("switch", B))}, {"resize": ((A, B), order("remove", C))}]
+)
 def test_one_change_at_a_time(busy: dict[str, object]) -> None:
     facts = changed(leading(), **busy)
     assert orders.plan(facts, order("add", D)) == orders.Answer(refused="another order is being carried out")
@@ -149,7 +152,7 @@ def test_a_voter_is_removed_by_a_quorum_without_it_first() -> None:
     assert orders.plan(leading(), order("remove", D)) == orders.Answer(refused=None)
 
 
-@pytest.mark.parametrize("busy", [{"reread": True}, {"swapping": object()}])
+@pytest.mark.parametrize("busy", [{"must_read": True}, {"swapping": object()}])
 def test_an_order_does_not_swap_over_a_record_that_may_have_changed(busy: dict[str, object]) -> None:
     facts = changed(leading(), **busy)
     refused = orders.Answer(refused="the record is being written: ask again")

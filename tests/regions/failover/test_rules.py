@@ -236,12 +236,12 @@ def test_rule_20_a_leader_gives_up_when_its_successor_has_everything_and_the_pro
 
 
 def test_rule_20_a_record_and_the_release_of_its_epoch_are_the_next_epoch() -> None:
-    next_one = rules.meaning(PROMISED, 7, RELEASE)
+    next_one = rules.effective_record(PROMISED, 7, RELEASE)
     assert (next_one.epoch, next_one.leader, next_one.phase, next_one.target) == (6, B, "promoting", B)
     assert (next_one.fence_id, next_one.succession, next_one.since) == (None, None, "")
     assert next_one.reason == "switch to b"
     assert next_one.handed_over_at == Position(5, 0x500)
-    assert rules.meaning(PROMISED, 8, RELEASE) == next_one, "a later record of the epoch takes nothing back"
+    assert rules.effective_record(PROMISED, 8, RELEASE) == next_one, "a later record of the epoch takes nothing back"
 
 
 @pytest.mark.parametrize(
@@ -259,7 +259,7 @@ def test_rule_20_a_record_and_the_release_of_its_epoch_are_the_next_epoch() -> N
 def test_rule_20_a_record_means_itself_without_the_release_that_belongs_to_it(
     known: Leadership, revision: int, release: Release | None
 ) -> None:
-    assert rules.meaning(known, revision, release) == known
+    assert rules.effective_record(known, revision, release) == known
 
 
 def test_rule_20_a_successor_that_lacks_something_is_not_promoted() -> None:

@@ -6,11 +6,11 @@ from uuid import UUID
 import pytest
 
 from regions.failover.events import LedgerFound
-from regions.failover.facts import Facts
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.failover.states import State, state_of
 from regions.identity import RegionName
 from regions.leadership import Leadership
+from tests.regions.failover.knowledge import facts_of
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
 SERVING = Leadership(
@@ -43,11 +43,10 @@ RECRUITING = replace(SERVING, phase="recruiting", fence_id=None)
 def test_the_state_of_a_region_that_does_not_lead(
     region: RegionName, record: Leadership, ledger: LedgerFound | None, state: State
 ) -> None:
-    facts = Facts(
+    facts = facts_of(
         region=region,
         cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
         settings=DEFAULTS,
-        next_ticket=1,
         ledger=ledger,
         record=record,
     )

@@ -21,10 +21,12 @@ from regions.failover.effects import (
 )
 from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Release, Vote
 from regions.failover.facts import Facts, Swapping
+from regions.failover.handover import Announcing, Draining, Preparing, Releasing, RestartDelayed
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership, Phase, Succession
 from regions.position import Position
+from tests.regions.failover.knowledge import facts_of, with_facts
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
 SERVING = Leadership(
@@ -39,16 +41,16 @@ def facts(**changes: Any) -> Facts:
         "region": A,
         "cell": CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
         "settings": DEFAULTS,
-        "next_ticket": 1,
+        "last_ticket": 1,
         "started": True,
         "promise": Promise(epoch=2, lineage=2),
         "ledger": LedgerFound(kind="primary", epoch=2),
         "record": SERVING,
-        "stored": SERVING,
+        "etcd_record": SERVING,
         "revision": 4,
-        "unsettled": 0,
+        "unsettled_revision": 0,
     }
-    return Facts(**{**fields, **changes})
+    return facts_of(**{**fields, **changes})
 
 
 def at(epoch: int, lsn: int) -> Vote:
@@ -81,8 +83,8 @@ def chosen(**changes: Any) -> Facts:
         "record": CHOSEN,
         "ledger": FROZEN,
         "promise": Promise(epoch=3, lineage=3),
-        "promoting": 3,
-        "frozen": at(2, 500),
+        "promoting_epoch": 3,
+        "frozen_vote": at(2, 500),
         "quorum": (B, C),
     }
     return facts(**{**known, **changes})
@@ -112,7 +114,7 @@ def beginning(**changes: Any) -> Facts:
         pytest.param(facts(promise=None), None, id="without a promise that can be read nothing"),
         pytest.param(facts(ledger=None), None, id="without a member nothing"),
         pytest.param(facts(promise=Promise(epoch=3, lineage=2)), None, id="for an epoch below the promise nothing"),
-        pytest.param(facts(promise=Promise(), doubtful=True), None, id="on a new disk nothing before etcd is read"),
+        pytest.param(facts(promise=Promise(), outdated=True), None, id="on a new disk nothing before etcd is read"),
         pytest.param(facts(record=RECRUITING), StopLedger(ticket=0, epoch=3), id="a primary of an older epoch stops"),
         pytest.param(
             facts(record=replace(SERVING, leader=B)),
@@ -120,7 +122,7 @@ def beginning(**changes: Any) -> Facts:
             id="a primary stops when another leads its epoch",
         ),
         pytest.param(
-            facts(record=RECRUITING, doubtful=True), StopLedger(ticket=0, epoch=3), id="also when etcd is to be read"
+            facts(record=RECRUITING, outdated=True), StopLedger(ticket=0, epoch=3), id="also when etcd is to be read"
         ),
         pytest.param(
             facts(region=D, ledger=LedgerFound(kind="following", epoch=2)),
@@ -144,22 +146,24 @@ def test_who_may_not_take_part_does_nothing_but_stop(known: Facts, step: steps.S
             id="freezes when an epoch is recruited for",
         ),
         pytest.param(
-            facts(region=C, record=RECRUITING, ledger=STOPPED, doubtful=True),
+            facts(region=C, record=RECRUITING, ledger=STOPPED, outdated=True),
             FreezeLedger(ticket=0, epoch=3),
             id="also when etcd is to be read",
         ),
         pytest.param(
-            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen=replace(at(2, 500), epoch=2)),
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=replace(at(2, 500), epoch=2)),
             FreezeLedger(ticket=0, epoch=3),
             id="freezes again after it was frozen for another epoch",
         ),
         pytest.param(
-            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen=at(2, 500)),
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=at(2, 500)),
             Promise(epoch=3, lineage=2),
             id="promises when it is frozen",
         ),
         pytest.param(
-            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen=at(2, 500), promise=Promise(epoch=3, lineage=2)),
+            facts(
+                region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=at(2, 500), promise=Promise(epoch=3, lineage=2)
+            ),
             None,
             id="waits when it has promised",
         ),
@@ -194,50 +198,52 @@ def test_a_voter_is_frozen_then_promises(known: Facts, step: steps.Step) -> None
             id="and is that of the record",
         ),
         pytest.param(
-            chosen(promise=Promise(epoch=3, lineage=2), promoting=0),
+            chosen(promise=Promise(epoch=3, lineage=2), promoting_epoch=0),
             Promise(epoch=3, lineage=3),
             id="its lineage is on disk before it is promoted",
         ),
         pytest.param(chosen(), PromoteLedger(ticket=0, epoch=3), id="then it is promoted"),
-        pytest.param(chosen(doubtful=True), None, id="not before etcd is read, when that is in doubt"),
-        pytest.param(chosen(promoting=0), None, id="not a second time after a crash"),
+        pytest.param(chosen(outdated=True), None, id="not before etcd is read, when that is in doubt"),
+        pytest.param(chosen(promoting_epoch=0), None, id="not a second time after a crash"),
         pytest.param(
-            chosen(promise=Promise(epoch=2, lineage=2), promoting=0),
+            chosen(promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             Promise(epoch=3, lineage=2),
             id="who was chosen by votes promises first",
         ),
         pytest.param(
-            chosen(promise=Promise(epoch=2, lineage=2), promoting=0, quorum=None),
+            chosen(promise=Promise(epoch=2, lineage=2), promoting_epoch=0, quorum=None),
             Promise(epoch=3, lineage=2),
             id="before its quorum is set",
         ),
         pytest.param(
-            chosen(ledger=STOPPED, frozen=None, promise=Promise(epoch=3, lineage=2), promoting=0),
+            chosen(ledger=STOPPED, frozen_vote=None, promise=Promise(epoch=3, lineage=2), promoting_epoch=0),
             FreezeLedger(ticket=0, epoch=3),
             id="one that was restarted is frozen again",
         ),
         pytest.param(
-            chosen(ledger=ABSENT, frozen=None, promise=Promise(epoch=3, lineage=2), promoting=0, quorum=None),
+            chosen(
+                ledger=ABSENT, frozen_vote=None, promise=Promise(epoch=3, lineage=2), promoting_epoch=0, quorum=None
+            ),
             None,
             id="one without data is not promoted",
         ),
         pytest.param(
-            chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting=0),
+            chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             Promise(epoch=3, lineage=3),
             id="who was handed the leadership promises once",
         ),
         pytest.param(
-            chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting=0, quorum=None),
+            chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting_epoch=0, quorum=None),
             SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
             id="after its quorum is set",
         ),
         pytest.param(
-            chosen(record=HANDED_OVER, frozen=None, promise=Promise(epoch=2, lineage=2), promoting=0),
+            chosen(record=HANDED_OVER, frozen_vote=None, promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             FreezeLedger(ticket=0, epoch=3),
             id="and is frozen first",
         ),
         pytest.param(
-            chosen(record=HANDED_OVER, frozen=at(2, 499), promise=Promise(epoch=2, lineage=2), promoting=0),
+            chosen(record=HANDED_OVER, frozen_vote=at(2, 499), promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             None,
             id="and has all that its predecessor had",
         ),
@@ -255,29 +261,35 @@ def test_who_was_chosen_is_promoted_when_all_is_on_disk_and_in_force(
     ("known", "step"),
     [
         pytest.param(reigning(), WriteFence(ticket=0, epoch=3), id="writes its fence row"),
-        pytest.param(reigning(doubtful=True), None, id="not before etcd is read, when that is in doubt"),
+        pytest.param(reigning(outdated=True), None, id="not before etcd is read, when that is in doubt"),
         pytest.param(reigning(fence=FENCE), None, id="writes it once"),
         pytest.param(leading(), None, id="needs none when it serves"),
         pytest.param(leading(quorum=None), SetQuorum(ticket=0, epoch=2, standbys=(B, C), required=1), id="its quorum"),
-        pytest.param(leading(quorum=None, unsettled=None), None, id="not before the newest record is known"),
+        pytest.param(leading(quorum=None, unsettled_revision=None), None, id="not before the newest record is known"),
         pytest.param(
             leading(record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D})),
             SetQuorum(ticket=0, epoch=2, standbys=(B, C, D), required=2),
             id="one more that streams is waited for",
         ),
         pytest.param(
-            leading(record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D}), handover=SWITCH),
+            leading(
+                record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D}), handover=Announcing(order=SWITCH)
+            ),
             None,
             id="the quorum stays while a switch is under way",
         ),
-        pytest.param(leading(record=PROMISED, handover=SWITCH), None, id="no drain before the promise is confirmed"),
         pytest.param(
-            leading(record=PROMISED, handover=SWITCH, announced=4),
+            leading(record=PROMISED, handover=Announcing(order=SWITCH)),
+            None,
+            id="no drain before the promise is confirmed",
+        ),
+        pytest.param(
+            leading(record=PROMISED, handover=Draining(order=SWITCH, revision=4)),
             DrainLedger(ticket=0, epoch=2, target=B),
             id="a confirmed promise is followed by the drain",
         ),
         pytest.param(
-            leading(record=PROMISED, handover=SWITCH, announced=4, drained=500),
+            leading(record=PROMISED, handover=Releasing(order=SWITCH, revision=4, lsn=500)),
             StopLedger(ticket=0, epoch=2),
             id="the drain by the stop",
         ),
@@ -298,7 +310,7 @@ def test_what_a_primary_needs_next(known: Facts, step: steps.Step) -> None:
             id="a quorum",
         ),
         pytest.param(
-            beginning(ledger=LedgerFound(kind="primary", epoch=1), unsettled=None),
+            beginning(ledger=LedgerFound(kind="primary", epoch=1), unsettled_revision=None),
             None,
             id="no quorum before the newest record is known",
         ),
@@ -355,7 +367,7 @@ REWOUND = Promise(epoch=2, lineage=1, floor=2)
             id="one that has more than the leader is rewound",
         ),
         pytest.param(
-            following(ledger=STOPPED, diverged=True, rebuilt=2, promise=REWOUND),
+            following(ledger=STOPPED, diverged=True, rebuilt_epoch=2, promise=REWOUND),
             Promise(epoch=2, lineage=1, floor=2, copying=2),
             id="it is copied when the rewind left something",
         ),
@@ -370,7 +382,7 @@ REWOUND = Promise(epoch=2, lineage=1, floor=2)
             id="one without data is copied",
         ),
         pytest.param(
-            following(ledger=STOPPED, rebuilt=2, promise=Promise(epoch=2, copying=2)),
+            following(ledger=STOPPED, rebuilt_epoch=2, promise=Promise(epoch=2, copying=2)),
             Promise(epoch=2, lineage=2, copying=2),
             id="one that was copied follows, after its lineage is on disk",
         ),
@@ -382,7 +394,7 @@ def test_what_a_follower_needs_next(known: Facts, step: steps.Step) -> None:
 
 def successor(**changes: Any) -> Facts:
     """B, to whom A hands over, has heard that A has drained."""
-    return following(**{"record": PROMISED, "relieved_until": 9.0, **changes})
+    return following(**{"record": PROMISED, "handover": Preparing(until=9.0), **changes})
 
 
 @pytest.mark.parametrize(
@@ -394,7 +406,7 @@ def successor(**changes: Any) -> Facts:
         ),
         pytest.param(successor(ledger=FROZEN, quorum=(A, C)), None, id="and waits"),
         pytest.param(
-            successor(ledger=FROZEN, quorum=(A, C), relieved_until=None),
+            successor(ledger=FROZEN, quorum=(A, C), handover=None),
             FollowLedger(ticket=0, epoch=2, leader=A),
             id="follows again when the leader goes on",
         ),
@@ -408,7 +420,7 @@ def test_a_successor_gets_ready_while_the_leader_stops(known: Facts, step: steps
     ("changes", "rests"),
     [
         ({}, True),
-        ({"resting_until": None}, False),
+        ({"handover": None}, False),
         ({"suspected": frozenset({A})}, False),
         ({"suspected": frozenset({C})}, False),
         ({"ledger": FROZEN}, False),
@@ -418,7 +430,12 @@ def test_a_successor_gets_ready_while_the_leader_stops(known: Facts, step: steps
 )
 def test_who_has_handed_over_rests_while_the_others_are_a_quorum(changes: dict[str, Any], rests: bool) -> None:
     # B has handed over to A.
-    before = {"record": HANDED_OVER, "ledger": STOPPED, "promise": Promise(epoch=3, lineage=3), "resting_until": 0.5}
+    before = {
+        "record": HANDED_OVER,
+        "ledger": STOPPED,
+        "promise": Promise(epoch=3, lineage=3),
+        "handover": RestartDelayed(until=0.5),
+    }
     step = steps.ledger_step(following(**{**before, **changes}))
     assert step == (None if rests else FollowLedger(ticket=0, epoch=3, leader=A))
 
@@ -511,7 +528,7 @@ def test_commits_wait_for_those_that_an_order_leaves() -> None:
 
 def test_commits_wait_for_the_voters_of_the_record_while_a_swap_is_in_doubt() -> None:
     joining = replace(SERVING, joining=(D,))
-    unsure = facts(unsettled=4, standbys=frozenset({D}))
+    unsure = facts(unsettled_revision=4, standbys=frozenset({D}))
     assert steps.wanted_voters(unsure, joining) == (A, B, C)
     assert steps.asked_voters(unsure, joining) == (A, B, C, D)
 
@@ -533,7 +550,7 @@ def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(change
     ("changes", "needed"),
     [
         ({}, True),
-        ({"unsettled": 4}, False),
+        ({"unsettled_revision": 4}, False),
         ({"quorum": (B, C)}, False),
         ({"quorum": (B,)}, True),
         ({"record": None}, False),
@@ -555,7 +572,7 @@ def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(change
 def test_the_newest_record_is_needed_to_set_the_quorum_of_a_primary_that_runs(
     changes: dict[str, Any], needed: bool
 ) -> None:
-    assert steps.needs_newest_record(facts(**{"unsettled": None, **changes})) is needed
+    assert steps.needs_newest_record(facts(**{"unsettled_revision": None, **changes})) is needed
 
 
 def test_of_two_that_have_joined_the_first_that_streams_is_next() -> None:
@@ -568,12 +585,14 @@ def test_of_two_that_have_joined_the_first_that_streams_is_next() -> None:
 
 
 def test_a_vote_is_heard_while_it_is_asked_for_and_its_promise_is_on_disk() -> None:
-    frozen = facts(record=RECRUITING, frozen=at(2, 500), promise=Promise(epoch=3), ledger=LedgerFound(kind="frozen"))
+    frozen = facts(
+        record=RECRUITING, frozen_vote=at(2, 500), promise=Promise(epoch=3), ledger=LedgerFound(kind="frozen")
+    )
     assert steps.published_vote(frozen) == at(2, 500)
-    assert steps.published_vote(replace(frozen, promise=Promise(epoch=2))) is None
-    assert steps.published_vote(replace(frozen, promise=None)) is None
+    assert steps.published_vote(with_facts(frozen, promise=Promise(epoch=2))) is None
+    assert steps.published_vote(with_facts(frozen, promise=None)) is None
     assert steps.published_vote(replace(frozen, record=None)) is None
-    assert steps.published_vote(replace(frozen, frozen=None)) is None
+    assert steps.published_vote(with_facts(frozen, frozen_vote=None)) is None
     assert steps.published_vote(replace(frozen, record=replace(RECRUITING, epoch=4))) is None
     assert steps.published_vote(replace(frozen, record=replace(RECRUITING, voters=(B, C)))) is None
     serving = replace(RECRUITING, phase="serving", fence_id=UUID(int=3))
@@ -583,7 +602,7 @@ def test_a_vote_is_heard_while_it_is_asked_for_and_its_promise_is_on_disk() -> N
 def test_the_own_vote_counts_beside_those_that_were_heard() -> None:
     frozen = facts(
         record=RECRUITING,
-        frozen=at(2, 500),
+        frozen_vote=at(2, 500),
         promise=Promise(epoch=3),
         gossip={B: Gossip(epoch=3, vote=at(2, 400)), C: Gossip(epoch=3), D: Gossip(epoch=3, vote=at(2, 900))},
     )
@@ -593,6 +612,6 @@ def test_the_own_vote_counts_beside_those_that_were_heard() -> None:
 def test_a_release_is_heard_until_etcd_has_what_came_of_it() -> None:
     release = Release(epoch=2, revision=4, successor=B, lsn=500)
     assert steps.published_release(facts(release=release)) == release
-    assert steps.published_release(facts(release=release, stored=None)) == release
-    assert steps.published_release(facts(release=release, stored=RECRUITING)) is None
+    assert steps.published_release(facts(release=release, etcd_record=None)) == release
+    assert steps.published_release(facts(release=release, etcd_record=RECRUITING)) is None
     assert steps.published_release(facts()) is None

@@ -164,7 +164,7 @@ async def test_a_member_that_diverged_shows(scraped: dict[str, Scraped]) -> None
     assert west.value(name) == 0
     facts = west.facts()
     assert west.value(name) == 0
-    facts.diverged = True
+    facts.member.diverged = True
     assert west.value(name) == 1
     assert part(west, "failover")["diverged"] is True
     assert scraped["view-only"].value(name) is None
