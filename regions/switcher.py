@@ -18,11 +18,10 @@ from typing import Any, Final, assert_never
 from regions.coordination import Coordination, CoordinationError, OutcomeUnknown
 from regions.failover.core import FailoverCore
 from regions.failover.effects import (
-    Acting,
     AnswerOrder,
     AnswerStrongReads,
     Effect,
-    Gossiped,
+    GossipChanged,
     LedgerEffect,
     Log,
     ReadRecord,
@@ -30,6 +29,7 @@ from regions.failover.effects import (
     StopServing,
     StorePromise,
     SwapRecord,
+    WatchLeader,
 )
 from regions.failover.events import (
     Event,
@@ -49,10 +49,10 @@ from regions.failover.events import (
 from regions.failover.facts import Facts
 from regions.failover.heartbeats import (
     AgentEvent,
-    ForCell,
+    CellEffect,
+    CellEvent,
     Heartbeat,
     HeartbeatReceived,
-    InCell,
     LedgerRefused,
     ReadCommit,
     SendHeartbeat,
@@ -266,7 +266,7 @@ class Switcher:
 
     def tell(self, event: Event) -> None:
         """Tell the core something about its cell."""
-        self._handle(InCell(cell=self._cell, event=event))
+        self._handle(CellEvent(cell=self._cell, event=event))
 
     def _hear(self, heartbeat: Heartbeat) -> None:
         counted = self._witness.take(heartbeat, now=_now())
@@ -334,7 +334,7 @@ class Switcher:
                 case ReadCommit():
                     if self._executor is not None:
                         self._executor.read_commit()
-                case ForCell(effect=inner):
+                case CellEffect(effect=inner):
                     self._perform(inner)
                 case _:
                     assert_never(effect)
@@ -371,7 +371,7 @@ class Switcher:
                 _settle(self._orders.pop(ticket, None), refused)
             case Log(level=level, text=text):
                 _log.log(_LEVELS[level], "%s", text)
-            case Gossiped() | Acting():
+            case GossipChanged() | WatchLeader():
                 raise AssertionError("the core keeps these to itself")
             case _:
                 self._perform_on_member(effect)

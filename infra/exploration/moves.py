@@ -11,16 +11,16 @@ from infra.exploration.describe import REGIONS
 from infra.exploration.node import Node, Outcome, Violated, during, step
 from infra.exploration.world import Move, State, World
 from regions.failover.events import (
+    AgentPaused,
     GossipHeard,
-    Lagged,
     LedgerEnded,
     Order,
+    QuorumWaitCancelled,
     RecordSeen,
     StandbysStreaming,
     StrongReads,
+    SuspicionChanged,
     Tick,
-    Verdict,
-    WaitCutShort,
 )
 from regions.failover.facts import NO_RETRY, Facts
 from regions.failover.handover import Preparing, RestartDelayed
@@ -60,7 +60,7 @@ def _by_agent(world: World, state: State, region: int, node: Node) -> Iterator[M
     lags = spend(state.budget.value, "lags")
     if lags is not None:
         yield from tell(
-            world, state._replace(budget=world.budgets.one(lags)), region, Lagged(), ("was away", region)
+            world, state._replace(budget=world.budgets.one(lags)), region, AgentPaused(), ("was away", region)
         )  # fmt: skip
 
 
@@ -156,7 +156,7 @@ def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[
     leader = facts.record.leader
     suspected = leader not in facts.peers.suspected
     before = state._replace(budget=world.budgets.one(budget))
-    event = Verdict(region=leader, suspected=suspected)
+    event = SuspicionChanged(region=leader, suspected=suspected)
     yield from tell(world, before, region, event, ("suspects" if suspected else "trusts", region, leader))
 
 
@@ -287,7 +287,7 @@ def _cut_short(world: World, state: State, region: int, member: postgres.Member)
     if budget is not None and len(member.wal) > member.confirmed:
         before = state._replace(budget=world.budgets.one(budget))
         label = ("has a wait cut short", region)
-        yield from tell(world, before, region, WaitCutShort(epoch=member.epoch), label)
+        yield from tell(world, before, region, QuorumWaitCancelled(epoch=member.epoch), label)
 
 
 def _stream(world: World, state: State, region: int, source: int) -> Iterator[Move]:

@@ -13,11 +13,10 @@ from typing import Any, Literal, NamedTuple
 from infra.exploration.describe import MIRRORED, PLAIN, REGIONS, describe
 from regions.failover import steps
 from regions.failover.effects import (
-    Acting,
     AnswerOrder,
     AnswerStrongReads,
     Effect,
-    Gossiped,
+    GossipChanged,
     LedgerEffect,
     Log,
     ReadRecord,
@@ -25,8 +24,9 @@ from regions.failover.effects import (
     StopServing,
     StorePromise,
     SwapRecord,
+    WatchLeader,
 )
-from regions.failover.events import Event, Gossip, LedgerFound, Promise, Started, Vote
+from regions.failover.events import Event, Gossip, MemberState, Promise, Started, Vote
 from regions.failover.facts import NO_RETRY, Facts, Retry
 from regions.failover.handover import Preparing, RestartDelayed
 from regions.failover.invariants import violations
@@ -168,7 +168,7 @@ def _texts(facts: Facts) -> tuple[str, str]:
     return describe(facts, PLAIN), describe(facts, MIRRORED)
 
 
-def start(node: Node, region: int, found: LedgerFound, tickets: int) -> Outcome:
+def start(node: Node, region: int, found: MemberState, tickets: int) -> Outcome:
     """Start the agent of a region whose member is as ``found``."""
     machine = Machine(region=REGIONS[region], cell=_CELL, settings=_SETTINGS, first_ticket=tickets)
     return _advance(replace(node, machine=machine), Started(promise=node.disk, ledger=found), None)
@@ -206,7 +206,7 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
                 gate = 0
             case AnswerStrongReads(current=current):
                 proven = current
-            case Gossiped() | Acting() | Log() | AnswerOrder():
+            case GossipChanged() | WatchLeader() | Log() | AnswerOrder():
                 pass
             case _:
                 pending = facts.requests.strong_reading

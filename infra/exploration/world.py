@@ -20,7 +20,7 @@ from infra.exploration.describe import MIRRORED, REGIONS
 from infra.exploration.node import Node, Nodes, Outcome, Request, Violated, during
 from infra.exploration.postgres import Member
 from regions.failover.effects import SwapRecord
-from regions.failover.events import LedgerFound, Promise
+from regions.failover.events import MemberState, Promise
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
@@ -399,15 +399,15 @@ def judged_nothing(facts: Counter[str], budget: Budget) -> list[str]:
     return [f"{name}: judged on nothing: no {INVARIANTS[name]}" for name in wanted if not facts[name]]
 
 
-def found(member: Member) -> LedgerFound:
+def found(member: Member) -> MemberState:
     """What a driver finds where this member is."""
     if member.kind == "standby":
         return (
-            LedgerFound(kind="frozen")
+            MemberState(kind="frozen")
             if member.source is None
-            else LedgerFound(kind="following", epoch=member.epoch)
+            else MemberState(kind="following", epoch=member.epoch)
         )  # fmt: skip
-    return LedgerFound(kind=member.kind, epoch=member.epoch if member.kind == "primary" else 0)
+    return MemberState(kind=member.kind, epoch=member.epoch if member.kind == "primary" else 0)
 
 
 def put(parts: tuple[Value, Value, Value], region: int, part: Value) -> tuple[Value, Value, Value]:

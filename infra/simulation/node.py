@@ -20,17 +20,17 @@ from infra.simulation.wal import Entry
 from infra.simulation.world import Clock, World
 from regions.failover.core import FailoverCore
 from regions.failover.effects import (
-    Acting,
     AnswerOrder,
     AnswerStrongReads,
     Effect,
-    Gossiped,
+    GossipChanged,
     Log,
     ReadRecord,
     StartServing,
     StopServing,
     StorePromise,
     SwapRecord,
+    WatchLeader,
 )
 from regions.failover.events import (
     Event,
@@ -47,7 +47,7 @@ from regions.failover.events import (
     SwapAnswered,
     Tick,
 )
-from regions.failover.heartbeats import AgentEvent, ForCell, HeartbeatReceived, InCell, ReadCommit, SendHeartbeat
+from regions.failover.heartbeats import AgentEvent, CellEffect, CellEvent, HeartbeatReceived, ReadCommit, SendHeartbeat
 from regions.failover.invariants import violations
 from regions.failover.settings import CellRegions, Settings
 from regions.failover.states import State
@@ -65,7 +65,7 @@ STANDBYS_S = 1.0
 CLOSE_LSN = 50
 """Entries that are less than a second's WAL."""
 
-_TICK = InCell(cell=CELL, event=Tick())
+_TICK = CellEvent(cell=CELL, event=Tick())
 
 
 class NodeWitness(Protocol):
@@ -210,7 +210,7 @@ class Node:
 
     def tell(self, event: Event) -> None:
         """Tell the core something about its cell."""
-        self.deliver(InCell(cell=CELL, event=event))
+        self.deliver(CellEvent(cell=CELL, event=event))
 
     def deliver(self, event: AgentEvent) -> None:
         """Tell the core something, when it runs."""
@@ -235,7 +235,7 @@ class Node:
                 elif isinstance(effect, ReadCommit):
                     commit = self._read_commit()
                     if commit is not None:
-                        later.append(InCell(cell=CELL, event=QuorumCommit(lsn=commit)))
+                        later.append(CellEvent(cell=CELL, event=QuorumCommit(lsn=commit)))
                 else:
                     acted = True
                     self._perform(effect)
@@ -310,7 +310,7 @@ class Node:
         member.write(Entry("other", member.epoch), None)
         return commit
 
-    def _perform(self, for_cell: ForCell) -> None:  # noqa: C901 - one line an effect
+    def _perform(self, for_cell: CellEffect) -> None:  # noqa: C901 - one line an effect
         effect: Effect = for_cell.effect
         if self._world.trace is not None:
             self._world.tell(f"{self.region}: {effect}")
@@ -332,7 +332,7 @@ class Node:
             case AnswerStrongReads(requests=requests, current=current):
                 for request in requests:
                     self._answers_reads.pop(request, _nobody)(current)
-            case AnswerOrder() | Log() | Acting() | Gossiped():
+            case AnswerOrder() | Log() | WatchLeader() | GossipChanged():
                 pass
             case _:
                 assert self.driver is not None, "an effect on a member where none is"

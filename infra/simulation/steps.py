@@ -34,8 +34,8 @@ from regions.failover.events import (
     LedgerDone,
     LedgerDrained,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Promise,
 )
 from regions.identity import RegionName
@@ -98,18 +98,18 @@ class LedgerDriver:
         self._busy_until = 0.0
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
-    def found(self) -> LedgerFound:
+    def found(self) -> MemberState:
         """What an agent that starts finds."""
         member = self.member
         if not member.exists:
-            return LedgerFound(kind="absent")
+            return MemberState(kind="absent")
         if not member.running:
-            return LedgerFound(kind="stopped")
+            return MemberState(kind="stopped")
         if member.primary:
-            return LedgerFound(kind="primary", epoch=member.epoch)
+            return MemberState(kind="primary", epoch=member.epoch)
         if member.conninfo is None:
-            return LedgerFound(kind="frozen")
-        return LedgerFound(kind="following", epoch=member.epoch)
+            return MemberState(kind="frozen")
+        return MemberState(kind="following", epoch=member.epoch)
 
     def abandon(self) -> None:
         """The agent died: what it has begun is given up; a step that PostgreSQL performs may take place."""

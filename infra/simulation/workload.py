@@ -16,7 +16,7 @@ from infra.simulation.node import CELL, Node
 from infra.simulation.wal import Entry
 from infra.simulation.world import World
 from regions.failover import rules
-from regions.failover.events import StrongReads, WaitCutShort
+from regions.failover.events import QuorumWaitCancelled, StrongReads
 from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
 
@@ -197,7 +197,7 @@ class Workload:
             if success:
                 self._witness.acknowledged(member, epoch, entry, end)
             elif self._world.chance(TOLD):
-                self._world.after(self._world.between(*HANDLER_S), node.tell, WaitCutShort(epoch=epoch))
+                self._world.after(self._world.between(*HANDLER_S), node.tell, QuorumWaitCancelled(epoch=epoch))
             self._answer(write, attempt, node.region, committed=success)
 
         member.write(written, released)

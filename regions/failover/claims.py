@@ -8,7 +8,7 @@ from dataclasses import replace
 
 from regions.failover import handover, rules, steps
 from regions.failover.effects import CopyLedger, RewindLedger
-from regions.failover.events import LedgerFound, Order, Promise
+from regions.failover.events import MemberState, Order, Promise
 from regions.failover.facts import Facts
 from regions.identity import RegionName
 from regions.leadership import Leadership, Succession
@@ -68,12 +68,16 @@ def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
         return facts.record_since, f"PostgreSQL of {facts.region} ended"
     if not steps.may_be_heard(facts, record):
         return _NEVER, ""
-    if facts.leads and facts.is_primary_of(record.epoch) and rules.is_spent(facts.member.cut_short_epoch, record.epoch):
+    if (
+        facts.leads
+        and facts.is_primary_of(record.epoch)
+        and rules.is_epoch_over(facts.member.cancelled_wait_epoch, record.epoch)
+    ):
         return facts.record_since, f"a commit's wait was cut short in {facts.region}"
     return min(_by_suspicion(facts, record), _by_stall(facts, record))
 
 
-def _lost_its_own(facts: Facts, record: Leadership, ledger: LedgerFound, promise: Promise) -> bool:
+def _lost_its_own(facts: Facts, record: Leadership, ledger: MemberState, promise: Promise) -> bool:
     if not facts.leads or record.phase == "recruiting":
         return False
     return rules.needs_new_epoch(ledger, promise, record, promoting=facts.member.promoting_epoch)
@@ -144,7 +148,7 @@ def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | Non
     if record.phase != "serving":
         if facts.member.fence is None or not facts.is_primary_of(record.epoch):
             return _handed_over(facts, record)
-        ancestry = rules.extended(record.ancestry, record.epoch)
+        ancestry = rules.extended_ancestry(record.ancestry, record.epoch)
         return replace(record, phase="serving", fence_id=facts.member.fence.fence_id, ancestry=ancestry, since="")
     if not facts.is_primary_of(record.epoch):
         return None
@@ -173,7 +177,7 @@ def _resized(facts: Facts, record: Leadership) -> Leadership | None:
 
 def _choice(facts: Facts, record: Leadership, now: float) -> Leadership | None:
     given = steps.votes(facts, record)
-    if not rules.enough(given, record) or (_waits_for_target(facts, record) and now < _target_deadline(facts)):
+    if not rules.enough_votes(given, record) or (_waits_for_target(facts, record) and now < _target_deadline(facts)):
         return None
     chosen = steps.choose(given, record, facts.peers.suspected)
     return replace(record, leader=chosen, phase="promoting", ancestry=given[chosen].ancestry, since="")
@@ -183,7 +187,7 @@ def _waits_for_target(facts: Facts, record: Leadership) -> bool:
     """Whether a choice could be made, but for the vote of the region that an operator wants."""
     given, target = steps.votes(facts, record), record.target
     can_vote = target in record.voters and target not in given and target not in facts.peers.suspected
-    return can_vote and rules.enough(given, record)
+    return can_vote and rules.enough_votes(given, record)
 
 
 def _target_deadline(facts: Facts) -> float:

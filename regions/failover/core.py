@@ -10,15 +10,15 @@ from typing import assert_never
 
 from regions.failover import rules
 from regions.failover.detector import PhiDetector
-from regions.failover.effects import Acting, Effect, Gossiped
-from regions.failover.events import Event, Gossip, GossipHeard, Lagged, Started, Tick, Verdict
+from regions.failover.effects import Effect, GossipChanged, WatchLeader
+from regions.failover.events import AgentPaused, Event, Gossip, GossipHeard, Started, SuspicionChanged, Tick
 from regions.failover.heartbeats import (
     AgentEffect,
     AgentEvent,
-    ForCell,
+    CellEffect,
+    CellEvent,
     Heartbeat,
     HeartbeatReceived,
-    InCell,
     LedgerRefused,
     ReadCommit,
     SendHeartbeat,
@@ -31,7 +31,7 @@ TICKETS_AN_INCARNATION = 1 << 32
 """Tickets of an incarnation lie above those of all earlier ones."""
 
 
-class Watched:
+class CellMonitor:
     """What an agent hears of the other regions of one cell."""
 
     __slots__ = ("acting", "commit", "detectors", "heard_at", "needs_commits", "suspected")
@@ -59,14 +59,14 @@ class Watched:
         if heard and region == self.acting and self.needs_commits:
             self.detectors[region].hasten()
 
-    def verdicts(self, now: float) -> list[Verdict]:
+    def verdicts(self, now: float) -> list[SuspicionChanged]:
         """The regions about which the opinion changed."""
-        changed: list[Verdict] = []
+        changed: list[SuspicionChanged] = []
         for region, detector in self.detectors.items():
             suspected = now >= detector.trips_at
             if suspected != (region in self.suspected):
                 (self.suspected.add if suspected else self.suspected.discard)(region)
-                changed.append(Verdict(region=region, suspected=suspected))
+                changed.append(SuspicionChanged(region=region, suspected=suspected))
         return changed
 
     def excuse(self, now: float) -> None:
@@ -120,7 +120,7 @@ class FailoverCore:
             for cell, regions in cells.items()
         }
         self._everybody = tuple(dict.fromkeys(peer for peers in self._peers.values() for peer in peers))
-        self._watched: dict[CellId, Watched] = {}
+        self._watched: dict[CellId, CellMonitor] = {}
         self._newest: dict[RegionName, tuple[int, int]] = {}
         self._sequence = 0
         self._next_beat: float | None = None
@@ -136,9 +136,9 @@ class FailoverCore:
                 self._hear(heartbeat, now, effects)
             case LedgerRefused(cell=cell, region=region):
                 self._watched[cell].refused(region, now - _HEARD_BEATS * self._settings.heartbeat_interval_s)
-            case InCell(cell=cell, event=inner):
+            case CellEvent(cell=cell, event=inner):
                 if isinstance(inner, Started):
-                    self._watched[cell] = Watched(self._peers[cell], self._settings, now)
+                    self._watched[cell] = CellMonitor(self._peers[cell], self._settings, now)
                     self._next_beat = self._next_beat if self._next_beat is not None else now
                 self._tell(cell, inner, now, effects)
             case _:
@@ -173,7 +173,7 @@ class FailoverCore:
             return
         for cell, watched in self._watched.items():
             watched.excuse(now)
-            self._tell(cell, Lagged(), now, effects)
+            self._tell(cell, AgentPaused(), now, effects)
 
     def _hear(self, heartbeat: Heartbeat, now: float, effects: list[AgentEffect]) -> None:
         sender = heartbeat.sender
@@ -207,16 +207,16 @@ class FailoverCore:
 
     def _pass_on(self, cell: CellId, effect: Effect, now: float, effects: list[AgentEffect]) -> None:
         match effect:
-            case Gossiped():
+            case GossipChanged():
                 self._speaks_now = True
-            case Acting(region=region, needs_commits=needs_commits):
+            case WatchLeader(region=region, needs_commits=needs_commits):
                 watched = self._watched[cell]
                 watched.acting, watched.needs_commits, watched.commit = region, needs_commits, 0
                 if region is not None:
                     # What it did before says nothing about what it does now: it has a whole patience from here.
                     watched.detectors[region].restart(now)
             case _:
-                effects.append(ForCell(cell=cell, effect=effect))
+                effects.append(CellEffect(cell=cell, effect=effect))
 
     def _beat(self, now: float, effects: list[AgentEffect]) -> None:
         if self._next_beat is None:

@@ -182,14 +182,14 @@ class AnswerOrder:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Gossiped:
+class GossipChanged:
     """What this agent has to say changed: send it at once, not with the next heartbeat."""
 
     gossip: Gossip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Acting:
+class WatchLeader:
     """Another region acts for the cell, or none: whose heartbeats, and which of them, count from now on.
 
     Attributes:
@@ -245,7 +245,7 @@ Effect = (
     | StopServing
     | AnswerStrongReads
     | AnswerOrder
-    | Gossiped
-    | Acting
+    | GossipChanged
+    | WatchLeader
     | Log
 )

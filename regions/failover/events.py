@@ -41,7 +41,7 @@ LedgerKind = Literal["absent", "stopped", "frozen", "following", "primary"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class LedgerFound:
+class MemberState:
     """A ledger member as its driver knows it.
 
     Attributes:
@@ -121,7 +121,7 @@ class Started:
     """
 
     promise: Promise | None
-    ledger: LedgerFound | None
+    ledger: MemberState | None
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -267,7 +267,7 @@ class LedgerEnded:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class WaitCutShort:
+class QuorumWaitCancelled:
     """A commit on this member came back before its quorum: SQLSTATE 01000, or an end of its backend (rule 7).
 
     Attributes:
@@ -302,7 +302,7 @@ class GossipHeard:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Verdict:
+class SuspicionChanged:
     """The detector changed its mind about a region.
 
     Attributes:
@@ -326,7 +326,7 @@ class QuorumCommit:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Lagged:
+class AgentPaused:
     """The agent itself was away (paused, starved) for so long that what it knows may be old."""
 
 
@@ -378,12 +378,12 @@ Event = (
     | LedgerDone
     | LedgerFailed
     | LedgerEnded
-    | WaitCutShort
+    | QuorumWaitCancelled
     | StandbysStreaming
     | GossipHeard
-    | Verdict
+    | SuspicionChanged
     | QuorumCommit
-    | Lagged
+    | AgentPaused
     | StrongReads
     | Order
 )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 
 from regions.failover import handover, rules
 from regions.failover.effects import LedgerEffect
-from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Release, Ticket, Vote
+from regions.failover.events import FenceWritten, Gossip, MemberState, Order, Promise, Release, Ticket, Vote
 from regions.failover.handover import HandOver, OfLeader
 from regions.failover.settings import CellRegions, Settings
 from regions.identity import Epoch, RegionName
@@ -18,7 +18,7 @@ from regions.leadership import Leadership
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Reading:
+class PendingRead:
     """A read of the record that was asked for; ``strong``: the strong reads that wait for its answer."""
 
     ticket: Ticket
@@ -28,7 +28,7 @@ class Reading:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Swapping:
+class PendingSwap:
     """A swap of the record that was asked for.
 
     Attributes:
@@ -47,7 +47,7 @@ class Swapping:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Storing:
+class PendingPromise:
     """A promise that is being written."""
 
     ticket: Ticket
@@ -56,7 +56,7 @@ class Storing:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Working:
+class PendingEffect:
     """An effect on the member that was asked for; ``effect`` without its ticket, to be compared."""
 
     ticket: Ticket
@@ -120,13 +120,13 @@ class MemberFacts:
     """
 
     promise: Promise | None = None
-    ledger: LedgerFound | None = None
+    ledger: MemberState | None = None
     frozen_vote: Vote | None = None
     quorum: tuple[RegionName, ...] | None = None
     promoting_epoch: Epoch = 0
     fence: FenceWritten | None = None
     serving_epoch: Epoch = 0
-    cut_short_epoch: Epoch = 0
+    cancelled_wait_epoch: Epoch = 0
     diverged: bool = False
     rebuilt_epoch: Epoch = 0
     quorum_commit: int = 0
@@ -169,13 +169,13 @@ class Requests:
     """
 
     last_ticket: Ticket
-    reading: Reading | None = None
-    swapping: Swapping | None = None
-    storing: Storing | None = None
-    working: Working | None = None
+    reading: PendingRead | None = None
+    swapping: PendingSwap | None = None
+    storing: PendingPromise | None = None
+    working: PendingEffect | None = None
     requested_promise: Promise = field(default_factory=Promise)
     strong_reads: tuple[int, ...] = ()
-    strong_reading: Reading | None = None
+    strong_reading: PendingRead | None = None
     ledger_retry: Retry = NO_RETRY
     etcd_retry: Retry = NO_RETRY
 
@@ -250,7 +250,7 @@ class Facts:
     def commits_on_quorum(self) -> bool:
         """Whether its member brings commits onto a quorum: it accepts writes, or has stopped only for a hand-over."""
         record = self.record
-        if record is None or rules.is_spent(self.member.cut_short_epoch, record.epoch):
+        if record is None or rules.is_epoch_over(self.member.cancelled_wait_epoch, record.epoch):
             return False
         serves = record.phase == "serving" and self.leads and self.is_primary_of(record.epoch)
         return self.member.serving_epoch > 0 or serves

@@ -40,7 +40,7 @@ class LedgerRefused:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class InCell:
+class CellEvent:
     """An event of one cell."""
 
     cell: CellId
@@ -48,7 +48,7 @@ class InCell:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class ForCell:
+class CellEffect:
     """An effect of one cell."""
 
     cell: CellId
@@ -74,5 +74,5 @@ class ReadCommit:
     cell: CellId
 
 
-AgentEvent = HeartbeatReceived | LedgerRefused | InCell
-AgentEffect = ForCell | SendHeartbeat | ReadCommit
+AgentEvent = HeartbeatReceived | LedgerRefused | CellEvent
+AgentEffect = CellEffect | SendHeartbeat | ReadCommit

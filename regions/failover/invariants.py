@@ -26,7 +26,7 @@ def _of_writes(facts: Facts) -> Iterator[str]:
         yield f"writes are open under epoch {epoch}, and the record gives it to another"
     elif record.phase != "serving" and facts.member.fence is None:
         yield f"writes are open under epoch {epoch}, and its fence row is on no quorum"
-    if facts.member.cut_short_epoch == epoch:
+    if facts.member.cancelled_wait_epoch == epoch:
         yield f"writes are open under epoch {epoch}, and a wait under it was cut short"
     if facts.switchover is not None and handover.announcement(facts.switchover):
         yield f"writes are open under epoch {epoch}, and it is being handed over"

@@ -14,13 +14,13 @@ from dataclasses import replace
 from typing import assert_never
 
 from regions.failover import handover, member_changes, peer_changes, record_changes, requests, steps
-from regions.failover.effects import Acting, Effect, Gossiped
+from regions.failover.effects import Effect, GossipChanged, WatchLeader
 from regions.failover.events import (
+    AgentPaused,
     Event,
     FenceWritten,
     Gossip,
     GossipHeard,
-    Lagged,
     LedgerDone,
     LedgerDrained,
     LedgerEnded,
@@ -31,17 +31,17 @@ from regions.failover.events import (
     PromiseFailed,
     PromiseStored,
     QuorumCommit,
+    QuorumWaitCancelled,
     ReadFailed,
     RecordRead,
     RecordSeen,
     StandbysStreaming,
     Started,
     StrongReads,
+    SuspicionChanged,
     SwapAnswered,
     Tick,
     Ticket,
-    Verdict,
-    WaitCutShort,
 )
 from regions.failover.facts import Facts, Requests
 from regions.failover.settings import CellRegions, Settings
@@ -118,7 +118,7 @@ class Machine:
         acting = _acting(facts)
         if acting != self._acting:
             self._acting = acting
-            turn.effects.append(Acting(region=acting[0], needs_commits=acting[1]))
+            turn.effects.append(WatchLeader(region=acting[0], needs_commits=acting[1]))
         epoch: Epoch = 0 if record is None else record.epoch
         suspects = epoch if record is not None and record.leader in facts.peers.suspected else 0
         commit = facts.member.quorum_commit if facts.commits_on_quorum else 0
@@ -127,7 +127,7 @@ class Machine:
         gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=vote, release=release, drained=drained)
         said, self._gossiped = self._gossiped, gossip
         if replace(said, commit=commit) != gossip:
-            turn.effects.append(Gossiped(gossip=gossip))
+            turn.effects.append(GossipChanged(gossip=gossip))
 
 
 def _take(turn: Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one case for each event
@@ -153,7 +153,7 @@ def _take(turn: Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one case f
             member_changes.take_answer(turn, event)
         case LedgerEnded():
             member_changes.take_end(turn)
-        case WaitCutShort(epoch=epoch):
+        case QuorumWaitCancelled(epoch=epoch):
             member_changes.take_cut_wait(turn, epoch)
         case StandbysStreaming(regions=regions):
             facts.member.standbys = regions
@@ -161,9 +161,9 @@ def _take(turn: Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one case f
             facts.member.quorum_commit = max(facts.member.quorum_commit, lsn)
         case GossipHeard(sender=sender, gossip=gossip):
             peer_changes.take_gossip(turn, sender, gossip)
-        case Verdict():
+        case SuspicionChanged():
             peer_changes.take_verdict(turn, event)
-        case Lagged():
+        case AgentPaused():
             # Rule 2: an agent that was paused reads the epoch again before it acts.
             facts.outdated = True
             turn.read_again()

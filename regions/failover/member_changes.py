@@ -22,8 +22,8 @@ from regions.failover.events import (
     LedgerDone,
     LedgerDrained,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Ticket,
     Vote,
 )
@@ -64,16 +64,16 @@ def take_end(turn: Turn) -> None:
     ledger = turn.facts.member.ledger
     if ledger is not None and ledger.kind not in ("absent", "stopped"):
         turn.log("warning", f"ledger: PostgreSQL ended, it was {ledger.kind}")
-        turn.change_ledger(LedgerFound(kind="stopped"))
+        turn.change_ledger(MemberState(kind="stopped"))
         turn.facts.requests.working = None
 
 
 def take_cut_wait(turn: Turn, epoch: Epoch) -> None:
     """Take that a commit's quorum wait was cancelled under an epoch (rule 7)."""
     facts = turn.facts
-    if not facts.is_primary_of(epoch) or rules.is_spent(facts.member.cut_short_epoch, epoch):
+    if not facts.is_primary_of(epoch) or rules.is_epoch_over(facts.member.cancelled_wait_epoch, epoch):
         return
-    facts.member.cut_short_epoch = epoch
+    facts.member.cancelled_wait_epoch = epoch
     turn.log("warning", f"epoch {epoch}: a commit's quorum wait was cancelled, so this leader steps down")
     turn.stop_serving()
 
@@ -106,7 +106,7 @@ def take_answer(turn: Turn, event: LedgerAnswer) -> None:
 def _take_failure(turn: Turn, event: LedgerFailed, effect: LedgerEffect) -> None:
     member = turn.facts.member
     if event.torn:
-        turn.change_ledger(LedgerFound(kind="absent"))
+        turn.change_ledger(MemberState(kind="absent"))
         member.rebuilt_epoch = 0
     if event.diverged and isinstance(effect, FollowLedger):
         member.diverged = True
@@ -124,7 +124,7 @@ def _is_of_resize(turn: Turn, effect: SetQuorum) -> bool:
 
 def _take_frozen(turn: Turn, event: LedgerFrozen, epoch: Epoch) -> None:
     facts = turn.facts
-    turn.change_ledger(LedgerFound(kind="frozen"))
+    turn.change_ledger(MemberState(kind="frozen"))
     if not rules.is_frozen(event):
         turn.pause_ledger(None)
         return
@@ -151,14 +151,14 @@ def _take_done(turn: Turn, effect: LedgerEffect) -> None:
     match effect:
         case InitialiseLedger(epoch=epoch) | PromoteLedger(epoch=epoch):
             quorum = member.quorum if isinstance(effect, PromoteLedger) else None
-            turn.change_ledger(LedgerFound(kind="primary", epoch=epoch))
+            turn.change_ledger(MemberState(kind="primary", epoch=epoch))
             member.quorum = quorum
             turn.log("info", f"epoch {epoch}: its ledger is primary here")
         case FollowLedger(epoch=epoch, leader=leader):
-            turn.change_ledger(LedgerFound(kind="following", epoch=epoch))
+            turn.change_ledger(MemberState(kind="following", epoch=epoch))
             turn.log("info", f"epoch {epoch}: follows {leader}")
         case RewindLedger(epoch=epoch, leader=leader) | CopyLedger(epoch=epoch, leader=leader):
-            turn.change_ledger(LedgerFound(kind="stopped"))
+            turn.change_ledger(MemberState(kind="stopped"))
             member.rebuilt_epoch, member.diverged = epoch, False
             # The epoch may have waited for this member alone, so its patience begins again.
             facts.record_since = turn.now
@@ -167,7 +167,7 @@ def _take_done(turn: Turn, effect: LedgerEffect) -> None:
         case SetQuorum(standbys=standbys):
             member.quorum = standbys
         case StopLedger(epoch=epoch):
-            turn.change_ledger(LedgerFound(kind="stopped"))
+            turn.change_ledger(MemberState(kind="stopped"))
             release(turn, epoch)
         case FreezeLedger() | WriteFence() | DrainLedger():
             raise AssertionError(f"{type(effect).__name__} has an answer of its own")

@@ -1,14 +1,14 @@
 """How facts change by what other agents say, and by what the detector thinks of them."""
 
 from regions.failover import rules, steps
-from regions.failover.events import Gossip, Verdict
+from regions.failover.events import Gossip, SuspicionChanged
 from regions.failover.handover import Preparing
 from regions.failover.record_changes import hear_release
 from regions.failover.turn import Turn
 from regions.identity import RegionName
 
 
-def take_verdict(turn: Turn, event: Verdict) -> None:
+def take_verdict(turn: Turn, event: SuspicionChanged) -> None:
     """Take that the detector suspects a region, or no longer does."""
     peers = turn.facts.peers
     others = peers.suspected - {event.region}

@@ -24,7 +24,7 @@ from regions.failover.effects import (
     SwapRecord,
 )
 from regions.failover.events import Order, Promise, SwapAnswered
-from regions.failover.facts import Facts, Reading, Storing, Swapping, Working
+from regions.failover.facts import Facts, PendingEffect, PendingPromise, PendingRead, PendingSwap
 from regions.failover.handover import Announcing, deadline
 from regions.failover.turn import Turn
 from regions.leadership import Leadership
@@ -118,7 +118,7 @@ def _read(turn: Turn) -> None:
     linearizable = facts.etcd.must_read or stale or steps.needs_newest_record(facts)
     if requests.reading is None and requests.etcd_retry.at is None and (linearizable or missing):
         until = turn.now + facts.settings.request_s_max
-        requests.reading = Reading(ticket=turn.ticket(), linearizable=linearizable, until=until)
+        requests.reading = PendingRead(ticket=turn.ticket(), linearizable=linearizable, until=until)
         turn.effects.append(ReadRecord(ticket=requests.reading.ticket, linearizable=linearizable))
 
 
@@ -127,7 +127,7 @@ def _read_for_strong_reads(turn: Turn) -> None:
     if requests.strong_reads and requests.strong_reading is None:
         # Rule 10: the read of etcd begins after the reads that wait for it have arrived.
         until, waiting = turn.now + facts.settings.request_s_max, requests.strong_reads
-        requests.strong_reading = Reading(ticket=turn.ticket(), linearizable=True, until=until, strong=waiting)
+        requests.strong_reading = PendingRead(ticket=turn.ticket(), linearizable=True, until=until, strong=waiting)
         requests.strong_reads = ()
         turn.effects.append(ReadRecord(ticket=requests.strong_reading.ticket, linearizable=True))
 
@@ -145,7 +145,7 @@ def _act_on(turn: Turn, step: steps.Step) -> None:
     if requests.ledger_retry.at is not None and not isinstance(step, StopLedger):
         return
     ticket = turn.ticket()
-    requests.working = Working(ticket=ticket, effect=step, until=turn.now + _patience_s(facts, step))
+    requests.working = PendingEffect(ticket=ticket, effect=step, until=turn.now + _patience_s(facts, step))
     if isinstance(step, StopLedger):
         turn.stop_serving()
     if isinstance(step, SetQuorum | FreezeLedger):
@@ -161,13 +161,13 @@ def _store(turn: Turn, promise: Promise) -> None:
     assert promise.lineage >= durable.lineage, "a lineage only grows"
     assert promise.floor >= durable.floor, "a floor only grows"
     # A write that was given up may have reached the disk, or still may: the next one must not go below it.
-    promise = rules.joined(promise, requests.requested_promise)
+    promise = rules.joined_promise(promise, requests.requested_promise)
     under_way = requests.storing is not None and requests.storing.promise == promise
     if requests.ledger_retry.at is not None or under_way:
         return
     requests.requested_promise = promise
     until = turn.now + facts.settings.request_s_max
-    requests.storing = Storing(ticket=turn.ticket(), promise=promise, until=until)
+    requests.storing = PendingPromise(ticket=turn.ticket(), promise=promise, until=until)
     turn.effects.append(StorePromise(ticket=requests.storing.ticket, promise=promise))
 
 
@@ -186,7 +186,7 @@ def _serve_if_established(turn: Turn) -> None:
     # A fence row on a quorum is what admits writes. A cell's first epoch ("bootstrapping") is not admitted before the
     # record says that it serves, because its member may be started again until then.
     established = record.phase == "serving" or (record.phase == "promoting" and member.fence is not None)
-    spent = facts.outdated or rules.is_spent(member.cut_short_epoch, record.epoch)
+    spent = facts.outdated or rules.is_epoch_over(member.cancelled_wait_epoch, record.epoch)
     if established and member.serving_epoch != record.epoch and not spent:
         member.serving_epoch = record.epoch
         turn.effects.append(StartServing(epoch=record.epoch))
@@ -210,5 +210,5 @@ def _swap(turn: Turn, record: Leadership, order: Order | None) -> None:
     facts = turn.facts
     ticket, until = turn.ticket(), turn.now + facts.settings.request_s_max
     expected = rules.expected_revision(facts.etcd.revision)
-    facts.requests.swapping = Swapping(ticket=ticket, record=record, expected=expected, until=until, order=order)
+    facts.requests.swapping = PendingSwap(ticket=ticket, record=record, expected=expected, until=until, order=order)
     turn.effects.append(SwapRecord(ticket=ticket, expected_revision=expected, record=record))

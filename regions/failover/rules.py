@@ -8,7 +8,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
 from regions.failover.effects import LedgerEffect, StopLedger
-from regions.failover.events import FenceWritten, LedgerFound, LedgerFrozen, Order, Promise, Release, Ticket, Vote
+from regions.failover.events import FenceWritten, LedgerFrozen, MemberState, Order, Promise, Release, Ticket, Vote
 from regions.identity import Epoch, RegionName
 from regions.leadership import ANCESTRY_MAX, Leadership
 from regions.position import Position
@@ -51,7 +51,7 @@ def shows_newest(*, linearizable: bool) -> bool:
     return linearizable
 
 
-def counted(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[RegionName, Vote]:
+def counted_votes(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[RegionName, Vote]:
     """The votes that count for an epoch: of its voters, for it and no other, and given, never presumed.
 
     Time stands for nobody's vote: a leader whose lease would be over may still be writing (rule 14).
@@ -63,7 +63,7 @@ def counted(votes: Mapping[RegionName, Vote], record: Leadership) -> dict[Region
     }  # fmt: skip
 
 
-def enough(votes: Mapping[RegionName, Vote], record: Leadership) -> bool:
+def enough_votes(votes: Mapping[RegionName, Vote], record: Leadership) -> bool:
     """Whether every quorum that may have acknowledged a write has a member among those frozen (rule 1)."""
     return len(votes) >= majority(record.voters)
 
@@ -109,7 +109,7 @@ def is_on_quorum(fence: FenceWritten) -> bool:
     return fence.confirmed
 
 
-def is_spent(cut_short: Epoch, epoch: Epoch) -> bool:
+def is_epoch_over(cut_short: Epoch, epoch: Epoch) -> bool:
     """Whether an epoch is over for its leader: a commit's wait under it was cut short (rule 7).
 
     The leader's member shows a row that no other may have, and nobody can tell when it is on a quorum after all. The
@@ -126,7 +126,7 @@ def is_settled(seen: int, quorum: int) -> bool:
     return seen <= quorum
 
 
-def needs_new_epoch(ledger: LedgerFound, durable: Promise, record: Leadership, *, promoting: Epoch) -> bool:
+def needs_new_epoch(ledger: MemberState, durable: Promise, record: Leadership, *, promoting: Epoch) -> bool:
     """Whether the leader's member may have been primary of this epoch, and is not: it shows rows that no standby has.
 
     So it may not be started again as primary but under another epoch, with another fence row (rule 8). The
@@ -141,7 +141,7 @@ def proves_leadership(read: Leadership | None, serving_epoch: Epoch, region: Reg
     return read is not None and serving_epoch > 0 and read.epoch == serving_epoch and read.leader == region
 
 
-def must_copy(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool:
+def must_copy(ledger: MemberState, durable: Promise, record: Leadership) -> bool:
     """Whether a member can only follow this leader after a base backup (rule 11).
 
     A member whose last epoch has no fence row in the leader's WAL has seen a history that was given up, and
@@ -169,7 +169,7 @@ def before_copy(durable: Promise, epoch: Epoch) -> Promise:
     return replace(durable, epoch=max(epoch, durable.epoch), copying=max(epoch, durable.copying))
 
 
-def joined(one: Promise, other: Promise) -> Promise:
+def joined_promise(one: Promise, other: Promise) -> Promise:
     """The least promise that keeps both (rule 2)."""
     return Promise(
         epoch=max(one.epoch, other.epoch),
@@ -232,7 +232,7 @@ def effective_record(record: Leadership, revision: int, release: Release | None)
     )
 
 
-def has_all(position: Position, record: Leadership) -> bool:
+def has_predecessors_wal(position: Position, record: Leadership) -> bool:
     """Whether a member that was handed the leadership has what its predecessor had: else others choose (rule 20)."""
     return record.handed_over_at is None or position >= record.handed_over_at
 
@@ -250,6 +250,6 @@ def shows_life(*, commit: int, newest: int, needs_commits: bool) -> bool:
     return commit > newest or not needs_commits
 
 
-def extended(ancestry: tuple[Epoch, ...], epoch: Epoch) -> tuple[Epoch, ...]:
+def extended_ancestry(ancestry: tuple[Epoch, ...], epoch: Epoch) -> tuple[Epoch, ...]:
     """An ancestry with one epoch more, within its bound."""
     return (*(one for one in ancestry if one < epoch), epoch)[-ANCESTRY_MAX:]

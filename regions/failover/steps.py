@@ -21,7 +21,7 @@ from regions.failover.effects import (
     StopLedger,
     WriteFence,
 )
-from regions.failover.events import LedgerFound, Promise, Release, Vote
+from regions.failover.events import MemberState, Promise, Release, Vote
 from regions.failover.facts import Facts
 from regions.failover.handover import Preparing, RestartDelayed
 from regions.identity import Epoch, RegionName
@@ -55,7 +55,7 @@ def ledger_step(facts: Facts) -> Step:
             assert_never(record.phase)
 
 
-def _freeze(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+def _freeze(facts: Facts, record: Leadership, promise: Promise, ledger: MemberState) -> Step:
     if ledger.kind == "absent":
         return None
     if facts.member.frozen_vote is None or facts.member.frozen_vote.epoch != record.epoch:
@@ -65,7 +65,7 @@ def _freeze(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
     return None
 
 
-def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: MemberState) -> Step:
     # Nothing was acknowledged under this epoch yet, so a member that ended may start again under it.
     if ledger.kind != "primary":
         if promise.lineage < record.epoch:
@@ -77,7 +77,7 @@ def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: Ledge
     return WriteFence(ticket=0, epoch=record.epoch) if facts.member.fence is None else None
 
 
-def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: MemberState) -> Step:
     if facts.is_primary_of(record.epoch):
         return _lead_as_primary(facts, record)
     if rules.needs_new_epoch(ledger, promise, record, promoting=facts.member.promoting_epoch):
@@ -90,7 +90,7 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFoun
     if not rules.may_promote(quorum_set=facts.member.quorum == standbys_of(facts.region, record.voters)):
         return quorum_of(facts.region, record.voters, record.epoch)
     assert facts.member.frozen_vote is not None, "it is frozen"
-    if not rules.has_all(facts.member.frozen_vote.position, record):
+    if not rules.has_predecessors_wal(facts.member.frozen_vote.position, record):
         return None
     if promise.lineage < record.epoch:
         return replace(promise, epoch=record.epoch, lineage=record.epoch)
@@ -115,7 +115,7 @@ def _lead_as_primary(facts: Facts, record: Leadership) -> Step:
     return None
 
 
-def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFound) -> Step:
+def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: MemberState) -> Step:
     if isinstance(facts.handover, RestartDelayed) and ledger.kind == "stopped" and _is_spare(facts, record):
         return None
     prepares = isinstance(facts.handover, Preparing)
@@ -123,7 +123,7 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: LedgerFo
         # The quorum is set while the leader stops, so the promotion need not wait for it. A standby ignores it.
         ready = facts.member.quorum == standbys_of(facts.region, record.voters)
         return None if ready else quorum_of(facts.region, record.voters, record.epoch)
-    if ledger == LedgerFound(kind="following", epoch=record.epoch):
+    if ledger == MemberState(kind="following", epoch=record.epoch):
         # The successor freezes while the leader stops, so the promotion need not wait for it.
         return FreezeLedger(ticket=0, epoch=record.epoch) if prepares else None
     # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
@@ -218,7 +218,7 @@ def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
     own = published_vote(facts)
     if own is not None:
         said[facts.region] = own
-    return rules.counted(said, record)
+    return rules.counted_votes(said, record)
 
 
 def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:

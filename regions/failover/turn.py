@@ -9,7 +9,7 @@ from typing import Literal
 
 from regions.failover import handover
 from regions.failover.effects import AnswerOrder, Effect, Log, StopServing
-from regions.failover.events import LedgerFound, Order, Ticket
+from regions.failover.events import MemberState, Order, Ticket
 from regions.failover.facts import Facts, Retry
 from regions.failover.handover import HandOver
 
@@ -62,7 +62,7 @@ class Turn:
         """Swap nothing before a linearizable read that begins now; one under way may have begun too early."""
         self.facts.etcd.must_read, self.facts.requests.reading = True, None
 
-    def change_ledger(self, found: LedgerFound) -> None:
+    def change_ledger(self, found: MemberState) -> None:
         """Note what the member is now; what depended on its former kind is void."""
         member = self.facts.member
         if member.ledger == found:

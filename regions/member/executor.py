@@ -33,13 +33,13 @@ from regions.failover.events import (
     LedgerDrained,
     LedgerEnded,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Promise,
     QuorumCommit,
+    QuorumWaitCancelled,
     StandbysStreaming,
     Ticket,
-    WaitCutShort,
 )
 from regions.failover.rules import required_standbys
 from regions.identity import Epoch, RegionName
@@ -156,7 +156,7 @@ class MemberExecutor:
         self._followers: tuple[RegionName, ...] = ()
         self._slots_for: tuple[RegionName, ...] | None = None
 
-    async def found(self) -> LedgerFound:
+    async def found(self) -> MemberState:
         """Find the member as an earlier agent left it; one that does not answer is stopped.
 
         Raises:
@@ -168,9 +168,9 @@ class MemberExecutor:
                 _log.error("ledger: it was promoted by somebody else: it counts for nothing, and is copied anew")
             if await member.adopt():
                 await member.stop()
-            return LedgerFound(kind="absent")
+            return MemberState(kind="absent")
         if not await member.adopt():
-            return LedgerFound(kind="stopped")
+            return MemberState(kind="stopped")
         remembered = member.record
         assert remembered is not None, "a member that nobody remembers is not adopted"
         try:
@@ -179,16 +179,16 @@ class MemberExecutor:
         except MemberFailed as error:
             _log.warning("ledger: the running postgres does not answer (%s): it is stopped", error)
             await member.stop()
-            return LedgerFound(kind="stopped")
+            return MemberState(kind="stopped")
         if not row["in_recovery"]:
             member.remember(names=names)
-            return LedgerFound(kind="primary", epoch=remembered.epoch)
+            return MemberState(kind="primary", epoch=remembered.epoch)
         if not row["primary_conninfo"]:
             member.remember(names=names)
-            return LedgerFound(kind="frozen")
+            return MemberState(kind="frozen")
         others = tuple(map(self._around.ledger_of, self._around.others))
         member.remember(names=names, primary_conninfo=row["primary_conninfo"], others=others)
-        return LedgerFound(kind="following", epoch=remembered.epoch)
+        return MemberState(kind="following", epoch=remembered.epoch)
 
     async def run(self) -> None:
         """Perform what is wanted, watch the member, and look who follows it, until cancelled."""
@@ -260,7 +260,7 @@ class MemberExecutor:
 
     def cut_short(self, epoch: Epoch) -> None:
         """Somebody's commit came back before its quorum."""
-        self._around.tell(WaitCutShort(epoch=epoch))
+        self._around.tell(QuorumWaitCancelled(epoch=epoch))
 
     # The executor.
 

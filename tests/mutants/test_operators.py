@@ -88,10 +88,10 @@ def test_a_mutant_takes_the_place_of_its_function_and_of_nothing_else() -> None:
 
     def spent() -> tuple[bool, bool]:
         install(turned)
-        return rules.is_spent(5, 5), rules.is_settled(5, 5)
+        return rules.is_epoch_over(5, 5), rules.is_settled(5, 5)
 
     assert in_fork(spent) == Ended(how="returned", answer=(False, True))
-    assert rules.is_spent(5, 5)
+    assert rules.is_epoch_over(5, 5)
 
 
 def broken() -> None:

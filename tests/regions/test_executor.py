@@ -29,8 +29,8 @@ from regions.failover.events import (
     LedgerDrained,
     LedgerEnded,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Promise,
     QuorumCommit,
     StandbysStreaming,
@@ -240,7 +240,7 @@ async def test_a_follower_that_an_agent_finds_follows_on_while_its_quorum_to_be_
         members[WEST].leave()
         member = MovingMember(made.settings(WEST))
         found = MemberExecutor(member, surroundings_of_a_voter(made, WEST))
-        assert await found.found() == LedgerFound(kind="following", epoch=1)
+        assert await found.found() == MemberState(kind="following", epoch=1)
         running = asyncio.create_task(found.run())
         await until(lambda: stands_by(member))
         running.cancel()
@@ -411,7 +411,7 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
         monkeypatch.setattr(WatchedProcess, "wait", noted)
         kill(members[WEST])
         assert await west.answer(LedgerEnded) == LedgerEnded()
-        assert await west.executor.found() == LedgerFound(kind="stopped")
+        assert await west.executor.found() == MemberState(kind="stopped")
         assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
         ordered = members[WEST].process
         assert ordered is not None
@@ -469,10 +469,10 @@ async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied
         else:
             await members[WEST].stop()
         # What it has since then would count as further on than what was acknowledged.
-        assert await west.executor.found() == LedgerFound(kind="absent")
+        assert await west.executor.found() == MemberState(kind="absent")
         assert not members[WEST].running
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
-        assert await west.executor.found() == LedgerFound(kind="stopped")
+        assert await west.executor.found() == MemberState(kind="stopped")
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
         await until(lambda: has(made, WEST, 5))
 
@@ -488,7 +488,7 @@ async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no
         assert isinstance(answer, LedgerFailed)
         assert "promoted by somebody else" in answer.reason
         assert not members[WEST].running
-        assert await west.executor.found() == LedgerFound(kind="absent")
+        assert await west.executor.found() == MemberState(kind="absent")
 
 
 async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -514,7 +514,7 @@ async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: py
 
 async def test_a_member_is_found_as_an_agent_left_it() -> None:
     async with three() as (made, members):
-        found: dict[RegionName, LedgerFound] = {}
+        found: dict[RegionName, MemberState] = {}
         for region in REGIONS:
             members[region].leave()
             await members[region].ledger.close()
@@ -524,13 +524,13 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
                 found[region] = await driven.executor.found()
             members[region] = again
         assert found == {
-            EAST: LedgerFound(kind="primary", epoch=1),
-            WEST: LedgerFound(kind="following", epoch=1),
-            SOUTH: LedgerFound(kind="following", epoch=1),
+            EAST: MemberState(kind="primary", epoch=1),
+            WEST: MemberState(kind="following", epoch=1),
+            SOUTH: MemberState(kind="following", epoch=1),
         }
         await members[SOUTH].freeze()
         async with driving(made, SOUTH, members[SOUTH]) as driven:
-            assert await driven.executor.found() == LedgerFound(kind="frozen")
+            assert await driven.executor.found() == MemberState(kind="frozen")
         with contextlib.suppress(asyncpg.PostgresError, OSError):
             await keep(made, EAST, range(1))
 

@@ -24,7 +24,7 @@ from regions.failover.effects import (
     SwapRecord,
 )
 from regions.failover.events import (
-    LedgerFound,
+    MemberState,
     Promise,
     PromiseFailed,
     PromiseStored,
@@ -35,7 +35,7 @@ from regions.failover.events import (
     SwapAnswered,
     Tick,
 )
-from regions.failover.heartbeats import Gossip, Heartbeat, HeartbeatReceived, InCell, LedgerRefused
+from regions.failover.heartbeats import CellEvent, Gossip, Heartbeat, HeartbeatReceived, LedgerRefused
 from regions.failover.settings import Settings
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -96,7 +96,7 @@ class PlayedCore:
 
     def handle(self, event: object, *, now: float) -> list[object]:
         del now
-        self.heard.append(event.event if isinstance(event, InCell) else event)
+        self.heard.append(event.event if isinstance(event, CellEvent) else event)
         if self.broken:
             raise ZeroDivisionError
         return []
@@ -118,8 +118,8 @@ class PlayedLane:
     opened: int = 0
     asked: list[object] = field(default_factory=list[object])
 
-    async def found(self) -> LedgerFound:
-        return LedgerFound(kind=self.kind)
+    async def found(self) -> MemberState:
+        return MemberState(kind=self.kind)
 
     def admit_writes(self) -> None:
         self.opened += 1
@@ -324,7 +324,7 @@ async def test_a_start_promises_anew_only_where_nothing_can_have_been_promised(
 
     monkeypatch.setattr(module, "FailoverCore", core)
     await stand.switcher._start()
-    assert stand.core.heard == [Started(promise=told, ledger=LedgerFound(kind=kind))]
+    assert stand.core.heard == [Started(promise=told, ledger=MemberState(kind=kind))]
     assert (stand.etcd.asked == [("count", WEST)]) == counted
     # Above every earlier one, and one more at the next start.
     expected = (7 << module.STARTS_BITS) + 1 if counted else 6

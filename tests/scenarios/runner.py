@@ -29,21 +29,21 @@ from regions.failover.events import (
     LedgerDrained,
     LedgerEnded,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
     LedgerKind,
+    MemberState,
     Order,
     OrderKind,
     Promise,
     PromiseFailed,
     PromiseStored,
+    QuorumWaitCancelled,
     ReadFailed,
     RecordRead,
     RecordSeen,
     StandbysStreaming,
     StrongReads,
     SwapAnswered,
-    WaitCutShort,
 )
 from regions.identity import RegionName
 from regions.leadership import Leadership
@@ -150,7 +150,7 @@ def _serve(world: World, leader: RegionName, ancestry: tuple[int, ...]) -> None:
         votes = region in world.cell.voters
         agent.promise = Promise(epoch=epoch, lineage=epoch) if votes else Promise()
         kind: LedgerKind = "primary" if region == leader else "following"
-        world.start(region, LedgerFound(kind=kind, epoch=epoch) if votes else None)
+        world.start(region, MemberState(kind=kind, epoch=epoch) if votes else None)
         _answer(world, region, "done", "read", "")
     _answer(world, leader, "done", "read", "")
     _answer(world, leader, "done", "quorum", "")
@@ -194,7 +194,7 @@ def _starts(world: World, region: RegionName, found: re.Match[str]) -> None:
     agent.promise = _promise_found(agent.promise, found[3])
     text = found[1]
     kind: LedgerKind = text  # pyright: ignore[reportAssignmentType] - the pattern names the kinds
-    world.start(region, None if text == "no ledger" else LedgerFound(kind=kind, epoch=int(found[2] or 0)))
+    world.start(region, None if text == "no ledger" else MemberState(kind=kind, epoch=int(found[2] or 0)))
 
 
 def _promise_found(kept: Promise | None, words: str | None) -> Promise | None:
@@ -237,7 +237,7 @@ def _ends(world: World, region: RegionName, _found: re.Match[str]) -> None:
 
 
 def _cut_short(world: World, region: RegionName, found: re.Match[str]) -> None:
-    world.tell(region, WaitCutShort(epoch=int(found[1])))
+    world.tell(region, QuorumWaitCancelled(epoch=int(found[1])))
 
 
 def _standbys(world: World, region: RegionName, found: re.Match[str]) -> None:

@@ -4,7 +4,6 @@ from dataclasses import fields
 from typing import assert_never
 
 from regions.failover.effects import (
-    Acting,
     AnswerOrder,
     AnswerStrongReads,
     CopyLedger,
@@ -12,7 +11,7 @@ from regions.failover.effects import (
     Effect,
     FollowLedger,
     FreezeLedger,
-    Gossiped,
+    GossipChanged,
     InitialiseLedger,
     LedgerEffect,
     Log,
@@ -25,6 +24,7 @@ from regions.failover.effects import (
     StopServing,
     StorePromise,
     SwapRecord,
+    WatchLeader,
     WriteFence,
 )
 from regions.failover.events import Promise
@@ -58,7 +58,7 @@ def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
     match effect:
         case Log(level=level, text=text):
             return None if level == "info" else f"{level}: {text}"
-        case Gossiped() | Acting():
+        case GossipChanged() | WatchLeader():
             return None
         case ReadRecord(linearizable=linearizable):
             return "read" if linearizable else "read any"

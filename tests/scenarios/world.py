@@ -9,22 +9,22 @@ from dataclasses import dataclass, field
 
 from regions.failover.core import FailoverCore
 from regions.failover.effects import (
-    Acting,
     AnswerOrder,
     AnswerStrongReads,
     Effect,
-    Gossiped,
+    GossipChanged,
     Log,
     StartServing,
     StopServing,
+    WatchLeader,
 )
-from regions.failover.events import Event, LedgerFound, Promise, QuorumCommit, RecordSeen, Started, Tick
+from regions.failover.events import Event, MemberState, Promise, QuorumCommit, RecordSeen, Started, Tick
 from regions.failover.heartbeats import (
     AgentEvent,
-    ForCell,
+    CellEffect,
+    CellEvent,
     Heartbeat,
     HeartbeatReceived,
-    InCell,
     ReadCommit,
     SendHeartbeat,
 )
@@ -100,7 +100,7 @@ class World:
     def revision(self) -> int:
         return len(self.records)
 
-    def start(self, region: RegionName, ledger: LedgerFound | None) -> None:
+    def start(self, region: RegionName, ledger: MemberState | None) -> None:
         agent = self.agent(region)
         agent.incarnation += 1
         agent.core = FailoverCore(region=region, incarnation=agent.incarnation, cells={CELL: self.cell})
@@ -109,7 +109,7 @@ class World:
 
     def tell(self, region: RegionName, event: Event) -> None:
         """Tell a region an event of the cell, and carry what it says to the others."""
-        self._handle(region, InCell(cell=CELL, event=event))
+        self._handle(region, CellEvent(cell=CELL, event=event))
         self._carry()
 
     def _carry(self) -> None:
@@ -134,9 +134,9 @@ class World:
         self.records.append(record)
         for region, agent in self.agents.items():
             if region == by and answer is not None:
-                self._handle(region, InCell(cell=CELL, event=answer))
+                self._handle(region, CellEvent(cell=CELL, event=answer))
             elif region != by and agent.runs and agent.watches:
-                self._handle(region, InCell(cell=CELL, event=RecordSeen(revision=self.revision, record=record)))
+                self._handle(region, CellEvent(cell=CELL, event=RecordSeen(revision=self.revision, record=record)))
         self._carry()
 
     def say(self, region: RegionName, text: str) -> None:
@@ -164,7 +164,7 @@ class World:
             match effect:
                 case SendHeartbeat(to=to, heartbeat=heartbeat):
                     self._messages.append((to, heartbeat))
-                case ForCell(effect=inner):
+                case CellEffect(effect=inner):
                     self._note(region, agent, inner)
                 case ReadCommit():
                     self._commit(region, agent)
@@ -172,14 +172,22 @@ class World:
     def _commit(self, region: RegionName, agent: Agent) -> None:
         if agent.commits:
             self._lsn += 8
-            self._handle(region, InCell(cell=CELL, event=QuorumCommit(lsn=self._lsn)))
+            self._handle(region, CellEvent(cell=CELL, event=QuorumCommit(lsn=self._lsn)))
 
     def _note(self, region: RegionName, agent: Agent, effect: Effect) -> None:
         text = text_of(effect, agent.machine.facts.etcd.record)
         if text is not None:
             self.say(region, text)
         match effect:
-            case Log() | Acting() | Gossiped() | StartServing() | StopServing() | AnswerOrder() | AnswerStrongReads():
+            case (
+                Log()
+                | WatchLeader()
+                | GossipChanged()
+                | StartServing()
+                | StopServing()
+                | AnswerOrder()
+                | AnswerStrongReads()
+            ):
                 pass
             case _:
                 agent.open.append(effect)

@@ -29,8 +29,8 @@ from regions.failover.effects import LedgerEffect, SetQuorum
 from regions.failover.events import (
     LedgerAnswer,
     LedgerDrained,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Promise,
     Release,
     SwapAnswered,
@@ -199,7 +199,7 @@ def led_by_belief(read: Leadership | None, serving_epoch: Epoch, region: RegionN
     return serving_epoch > 0
 
 
-def copy_only_when_absent(ledger: LedgerFound, durable: Promise, record: Leadership) -> bool:
+def copy_only_when_absent(ledger: MemberState, durable: Promise, record: Leadership) -> bool:
     del durable, record
     return ledger.kind == "absent"
 
@@ -294,7 +294,7 @@ UNSEEN = ((node, "violations", nothing), (node, "is_durable", yes))
 MUTATIONS = (
     Mutation(
         name="a member is promoted by its own vote alone", rule="1",
-        broken=[(rules, "enough", enough_with_one)],
+        broken=[(rules, "enough_votes", enough_with_one)],
         legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
@@ -376,7 +376,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a leader goes on after a commit's wait was cut short", rule="7",
-        broken=[(rules, "is_spent", no)],
+        broken=[(rules, "is_epoch_over", no)],
         legs=[leg(writes=1, cuts=1)], caught="a wait under it was cut short",
     ),
     Mutation(
@@ -429,7 +429,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="the silent leader's vote is presumed", rule="14",
-        broken=[(rules, "counted", presume_the_silent)],
+        broken=[(rules, "counted_votes", presume_the_silent)],
         legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
@@ -454,7 +454,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a target is taken to have everything, and does not look", rule="20",
-        broken=[(answers, "has_drained", yes), (rules, "has_all", yes)],
+        broken=[(answers, "has_drained", yes), (rules, "has_predecessors_wal", yes)],
         legs=[leg(writes=1, switches=1)], caught=LOST,
     ),
     Mutation(

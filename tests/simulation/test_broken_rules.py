@@ -22,7 +22,7 @@ from infra.simulation.runner import run_plan
 from regions.failover import rules
 from regions.failover import steps as choosing
 from regions.failover.effects import SetQuorum
-from regions.failover.events import LedgerFound, LedgerFrozen, Promise, Vote
+from regions.failover.events import LedgerFrozen, MemberState, Promise, Vote
 from regions.leadership import Leadership
 from regions.position import Position
 from tests.simulation.mutations import not_the_drained
@@ -176,7 +176,7 @@ def only_what_was_replayed(_member: Member, replayed: int) -> int:
     return replayed
 
 
-def copies_nothing_but_the_absent(ledger: LedgerFound, _durable: Promise, _record: Leadership) -> bool:
+def copies_nothing_but_the_absent(ledger: MemberState, _durable: Promise, _record: Leadership) -> bool:
     return ledger.kind == "absent"
 
 
@@ -227,7 +227,7 @@ BREAKS = (
     Break(rule="6", where=rules, name="demotion", by=never_stops, plan=leader_is_away_and_its_ledger_is_not),
     Break(rule="7", where=rules, name="is_on_quorum", by=always(True), plan=waits_are_cancelled),
     Break(rule="7", where=rules, name="is_settled", by=always(True), plan=commits_are_cancelled),
-    Break(rule="7", where=rules, name="is_spent", by=always(False), plan=commits_are_cancelled),
+    Break(rule="7", where=rules, name="is_epoch_over", by=always(False), plan=commits_are_cancelled),
     Break(
         rule="8",
         where=rules,

@@ -20,8 +20,8 @@ from regions.failover.events import (
     GossipHeard,
     LedgerDone,
     LedgerDrained,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Order,
     Promise,
     RecordRead,
@@ -87,7 +87,7 @@ class Driver:
         self.effects = self.machine.handle(event, now=self.now)
         assert violations(self.machine.facts) == ()
 
-    def start(self, ledger: LedgerFound | None, promise: Promise | None, record: Leadership = SERVING) -> None:
+    def start(self, ledger: MemberState | None, promise: Promise | None, record: Leadership = SERVING) -> None:
         self.tell(Started(promise=promise, ledger=ledger))
         self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
         if ReadRecord in self.kinds():
@@ -125,7 +125,7 @@ class Driver:
 def leading() -> Driver:
     """The agent of A, which leads epoch 1 and takes writes; its quorum is in force."""
     driver = Driver(A)
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     return driver
 
@@ -133,7 +133,7 @@ def leading() -> Driver:
 def restarted(record: Leadership = SERVING) -> Driver:
     """The agent of A, whose PostgreSQL takes writes; one etcd member has answered, and all are being asked."""
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=record))
     return driver
 
@@ -141,7 +141,7 @@ def restarted(record: Leadership = SERVING) -> Driver:
 def following(region: RegionName) -> Driver:
     """The agent of another region, whose member follows A."""
     driver = Driver(region)
-    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
     return driver
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from regions.failover import claims
 from regions.failover.effects import CopyLedger, FollowLedger, LedgerEffect, RewindLedger
-from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Vote
-from regions.failover.facts import Facts, Working
+from regions.failover.events import FenceWritten, Gossip, MemberState, Order, Promise, Vote
+from regions.failover.facts import Facts, PendingEffect
 from regions.failover.handover import Announcing, Draining
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.identity import RegionName
@@ -36,7 +36,7 @@ def facts(**changes: Any) -> Facts:
         "last_ticket": 1,
         "started": True,
         "promise": Promise(epoch=2, lineage=2),
-        "ledger": LedgerFound(kind="following", epoch=2),
+        "ledger": MemberState(kind="following", epoch=2),
         "record": SERVING,
         "record_since": 50.0,
         "was_read": True,
@@ -54,14 +54,14 @@ def suspecting(**changes: Any) -> Facts:
 
 def leading(**changes: Any) -> Facts:
     """A leads, and its quorum is that of the record."""
-    known: dict[str, Any] = {"region": A, "ledger": LedgerFound(kind="primary", epoch=2), "quorum": (B, C)}
+    known: dict[str, Any] = {"region": A, "ledger": MemberState(kind="primary", epoch=2), "quorum": (B, C)}
     return facts(**{**known, **changes})
 
 
 def recruiting(**changes: Any) -> Facts:
     """A is the candidate of epoch 3 since 50 s."""
     known: dict[str, Any] = {"region": A, "record": RECRUITING, "etcd_record": RECRUITING, "promise": Promise(epoch=3)}
-    return facts(**{**known, "ledger": LedgerFound(kind="frozen"), **changes})
+    return facts(**{**known, "ledger": MemberState(kind="frozen"), **changes})
 
 
 def promoted(**changes: Any) -> Facts:
@@ -70,7 +70,7 @@ def promoted(**changes: Any) -> Facts:
         "record": PROMOTING,
         "etcd_record": PROMOTING,
         "promise": Promise(epoch=3, lineage=3),
-        "ledger": LedgerFound(kind="primary", epoch=3),
+        "ledger": MemberState(kind="primary", epoch=3),
     }
     return leading(**{**known, **changes})
 
@@ -113,7 +113,7 @@ def test_without_a_record_there_is_no_time_to_wait_for() -> None:
 
 def beginning(**changes: Any) -> Facts:
     """A has asked etcd, which has no record, and has no data."""
-    known: dict[str, Any] = {"region": A, "record": None, "etcd_record": None, "ledger": LedgerFound(kind="absent")}
+    known: dict[str, Any] = {"region": A, "record": None, "etcd_record": None, "ledger": MemberState(kind="absent")}
     return facts(**{**known, "promise": Promise(), **changes})
 
 
@@ -133,10 +133,10 @@ LOST = "there is a ledger but etcd knows no leadership: restore etcd's data"
         ({"region": B}, None),
         ({"ledger": None}, None),
         ({"promise": None}, None),
-        ({"ledger": LedgerFound(kind="stopped")}, LOST),
+        ({"ledger": MemberState(kind="stopped")}, LOST),
         ({"promise": Promise(epoch=1)}, LOST),
-        ({"ledger": LedgerFound(kind="following", epoch=1), "promise": Promise(epoch=1, lineage=1)}, LOST),
-        ({"ledger": LedgerFound(kind="stopped"), "was_read": False}, None),
+        ({"ledger": MemberState(kind="following", epoch=1), "promise": Promise(epoch=1, lineage=1)}, LOST),
+        ({"ledger": MemberState(kind="stopped"), "was_read": False}, None),
     ],
     ids=[
         "etcd was not read",
@@ -160,7 +160,7 @@ def test_nobody_else_begins_a_cell_and_who_has_a_ledger_says_that_etcd_has_lost_
 def test_a_ledger_beside_a_record_is_no_reason_to_refuse() -> None:
     assert claims.refusal(beginning()) is None
     assert claims.refusal(facts()) is None
-    assert claims.refusal(facts(ledger=LedgerFound(kind="absent"), promise=Promise())) is None
+    assert claims.refusal(facts(ledger=MemberState(kind="absent"), promise=Promise())) is None
 
 
 # When the next epoch is begun.
@@ -176,7 +176,7 @@ def test_a_ledger_beside_a_record_is_no_reason_to_refuse() -> None:
         (suspecting(record=replace(SERVING, automatic=False)), NEVER, ""),
         (suspecting(record=replace(RECRUITING, automatic=False), record_since=99.0), 100.0, "us-east is silent"),
         (suspecting(suspected=frozenset({A, C})), NEVER, ""),
-        (suspecting(ledger=LedgerFound(kind="absent")), NEVER, ""),
+        (suspecting(ledger=MemberState(kind="absent")), NEVER, ""),
         (suspecting(record=replace(SERVING, phase="bootstrapping")), NEVER, ""),
     ],
     ids=[
@@ -225,7 +225,7 @@ def test_an_epoch_that_stays_in_one_phase_is_replaced_and_each_attempt_has_twice
     epoch: int, ancestry: tuple[int, ...], seconds: float
 ) -> None:
     record = replace(RECRUITING, epoch=epoch, ancestry=ancestry)
-    known = facts(record=record, promise=Promise(epoch=epoch), ledger=LedgerFound(kind="frozen"))
+    known = facts(record=record, promise=Promise(epoch=epoch), ledger=MemberState(kind="frozen"))
     assert claims.claim_due(known, record) == (50.0 + seconds, f"epoch {epoch} stays recruiting")
 
 
@@ -237,8 +237,8 @@ def test_the_time_of_an_attempt_does_not_double_for_ever() -> None:
         assert claims.claim_due(known, record)[0] == 50.0 + seconds
 
 
-def under_way(effect: LedgerEffect) -> Working:
-    return Working(ticket=1, effect=effect, until=3600.0)
+def under_way(effect: LedgerEffect) -> PendingEffect:
+    return PendingEffect(ticket=1, effect=effect, until=3600.0)
 
 
 @pytest.mark.parametrize(
@@ -253,7 +253,7 @@ def under_way(effect: LedgerEffect) -> Working:
         (recruiting(region=B, working=under_way(CopyLedger(ticket=0, epoch=3, leader=A))), NEVER),
         (recruiting(region=B, working=under_way(RewindLedger(ticket=0, epoch=3, leader=A))), NEVER),
         (promoted(), NEVER),
-        (promoted(ledger=LedgerFound(kind="frozen"), promoting_epoch=3), 52.5),
+        (promoted(ledger=MemberState(kind="frozen"), promoting_epoch=3), 52.5),
     ],
     ids=[
         "by the first in the order of voters",
@@ -283,21 +283,25 @@ def test_the_sooner_of_silence_and_stall_decides() -> None:
     ("known", "due", "reason"),
     [
         (leading(), NEVER, ""),
-        (leading(ledger=LedgerFound(kind="stopped")), 50.0, "PostgreSQL of us-east ended"),
+        (leading(ledger=MemberState(kind="stopped")), 50.0, "PostgreSQL of us-east ended"),
         (
-            leading(ledger=LedgerFound(kind="stopped"), suspected=frozenset({B, C})),
+            leading(ledger=MemberState(kind="stopped"), suspected=frozenset({B, C})),
             50.0,
             "PostgreSQL of us-east ended",
         ),
-        (promoted(ledger=LedgerFound(kind="frozen")), 50.0, "PostgreSQL of us-east ended"),
+        (promoted(ledger=MemberState(kind="frozen")), 50.0, "PostgreSQL of us-east ended"),
         (recruiting(promise=Promise(epoch=3, lineage=3)), 52.5, "epoch 3 stays recruiting"),
-        (facts(ledger=LedgerFound(kind="stopped")), NEVER, ""),
-        (leading(cut_short_epoch=2), 50.0, "a commit's wait was cut short in us-east"),
-        (leading(cut_short_epoch=1), NEVER, ""),
-        (leading(cut_short_epoch=2, suspected=frozenset({B, C})), NEVER, ""),
-        (facts(cut_short_epoch=2), NEVER, ""),
-        (facts(cut_short_epoch=2, ledger=LedgerFound(kind="primary", epoch=2)), NEVER, ""),
-        (leading(cut_short_epoch=2, ledger=LedgerFound(kind="frozen"), promise=Promise(epoch=2, lineage=1)), NEVER, ""),
+        (facts(ledger=MemberState(kind="stopped")), NEVER, ""),
+        (leading(cancelled_wait_epoch=2), 50.0, "a commit's wait was cut short in us-east"),
+        (leading(cancelled_wait_epoch=1), NEVER, ""),
+        (leading(cancelled_wait_epoch=2, suspected=frozenset({B, C})), NEVER, ""),
+        (facts(cancelled_wait_epoch=2), NEVER, ""),
+        (facts(cancelled_wait_epoch=2, ledger=MemberState(kind="primary", epoch=2)), NEVER, ""),
+        (
+            leading(cancelled_wait_epoch=2, ledger=MemberState(kind="frozen"), promise=Promise(epoch=2, lineage=1)),
+            NEVER,
+            "",
+        ),
     ],
     ids=[
         "not while all is well",
@@ -342,7 +346,7 @@ def test_a_leader_comes_back_where_it_was_while_automatic_failover_is_paused(
     region: RegionName, automatic: bool, target: RegionName | None
 ) -> None:
     record = replace(PROMOTING, automatic=automatic)
-    ended = promoted(record=record, ledger=LedgerFound(kind="stopped"))
+    ended = promoted(record=record, ledger=MemberState(kind="stopped"))
     known = (
         ended
         if region == A
@@ -408,7 +412,7 @@ def test_a_candidate_without_a_majority_waits_for_more_than_the_target() -> None
 
 def test_who_has_chosen_waits_for_the_wanted_vote_no_more() -> None:
     # It chose itself after two seconds without the vote of C.
-    known = promoted(record=replace(PROMOTING, target=C), ledger=LedgerFound(kind="frozen"), promoting_epoch=3)
+    known = promoted(record=replace(PROMOTING, target=C), ledger=MemberState(kind="frozen"), promoting_epoch=3)
     voted = with_facts(known, frozen_vote=vote(500), gossip=votes(eu=vote(500)))
     assert claims.next_deadline(voted) == 52.5
 
@@ -433,19 +437,19 @@ def test_a_fence_row_on_a_quorum_makes_the_epoch_serve() -> None:
     assert claims.proposal(promoted(fence=FENCE), 50.0) == serving
     first = replace(PROMOTING, epoch=1, phase="bootstrapping", ancestry=())
     begun = promoted(
-        record=first, promise=Promise(epoch=1, lineage=1), fence=FENCE, ledger=LedgerFound(kind="primary", epoch=1)
+        record=first, promise=Promise(epoch=1, lineage=1), fence=FENCE, ledger=MemberState(kind="primary", epoch=1)
     )
     assert claims.proposal(begun, 50.0) == replace(serving, epoch=1, ancestry=(1,))
 
 
 def test_a_fence_row_of_a_member_that_is_no_primary_any_more_makes_nothing_serve() -> None:
-    restarted = promoted(fence=FENCE, ledger=LedgerFound(kind="frozen"), promoting_epoch=3)
+    restarted = promoted(fence=FENCE, ledger=MemberState(kind="frozen"), promoting_epoch=3)
     assert claims.proposal(restarted, 50.0) is None
 
 
 def test_an_epoch_that_a_release_has_begun_is_written_where_etcd_lacks_it() -> None:
     handed_over = replace(PROMOTING, handed_over_at=Position(2, 500))
-    known = promoted(record=handed_over, etcd_record=SERVING, ledger=LedgerFound(kind="frozen"), promoting_epoch=3)
+    known = promoted(record=handed_over, etcd_record=SERVING, ledger=MemberState(kind="frozen"), promoting_epoch=3)
     assert claims.proposal(known, 50.0) == handed_over
     assert claims.proposal(with_facts(known, etcd_record=handed_over), 50.0) is None
     # Also when its fence row is not written yet.
@@ -466,11 +470,11 @@ PROMISED_TO_C = replace(PROMISED, succession=Succession(region=C, reason="switch
         ({"handover": Draining(order=SWITCH, revision=4), "record": PROMISED}, None),
         ({"handover": Draining(order=replace(SWITCH, region=C), revision=4), "record": PROMISED}, PROMISED_TO_C),
         ({"record": replace(PROMISED, since="noon")}, replace(SERVING, since="")),
-        ({"record": PROMISED, "ledger": LedgerFound(kind="frozen"), "promise": Promise(epoch=2, lineage=1)}, None),
+        ({"record": PROMISED, "ledger": MemberState(kind="frozen"), "promise": Promise(epoch=2, lineage=1)}, None),
         (
             {
                 "handover": Announcing(order=SWITCH),
-                "ledger": LedgerFound(kind="frozen"),
+                "ledger": MemberState(kind="frozen"),
                 "promise": Promise(epoch=2, lineage=1),
             },
             None,

@@ -5,28 +5,28 @@ from uuid import UUID
 
 import pytest
 
-from regions.failover.core import TICKETS_AN_INCARNATION, FailoverCore, Watched
+from regions.failover.core import TICKETS_AN_INCARNATION, CellMonitor, FailoverCore
 from regions.failover.effects import Log, ReadRecord, StartServing, StopServing
 from regions.failover.events import (
     Event,
     Gossip,
     LedgerDone,
     LedgerEnded,
-    LedgerFound,
+    MemberState,
     Promise,
     QuorumCommit,
     RecordRead,
     RecordSeen,
     Started,
+    SuspicionChanged,
     Tick,
-    Verdict,
 )
 from regions.failover.heartbeats import (
     AgentEffect,
-    ForCell,
+    CellEffect,
+    CellEvent,
     Heartbeat,
     HeartbeatReceived,
-    InCell,
     LedgerRefused,
     ReadCommit,
     SendHeartbeat,
@@ -56,11 +56,11 @@ class Driver:
         self.beats: dict[RegionName, int] = {}
 
     def tell(self, event: Event, cell: CellId = MAIN) -> None:
-        self.effects = self.core.handle(InCell(cell=cell, event=event), now=self.now)
+        self.effects = self.core.handle(CellEvent(cell=cell, event=event), now=self.now)
 
     def serve(self, cell: CellId, *, leader: RegionName, region: RegionName) -> None:
         """Start in a cell that is led by ``leader``."""
-        found = LedgerFound(kind="primary" if leader == region else "following", epoch=1)
+        found = MemberState(kind="primary" if leader == region else "following", epoch=1)
         self.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=found), cell)
         ticket = self.asked(ReadRecord).ticket
         self.tell(RecordRead(ticket=ticket, revision=1, record=record(leader)), cell)
@@ -110,13 +110,13 @@ class Driver:
         self.now, self.effects = until, told
 
     def asked(self, kind: type[ReadRecord]) -> ReadRecord:
-        return next(one.effect for one in self.effects if isinstance(one, ForCell) and isinstance(one.effect, kind))
+        return next(one.effect for one in self.effects if isinstance(one, CellEffect) and isinstance(one.effect, kind))
 
     def sent(self) -> list[Heartbeat]:
         return [one.heartbeat for one in self.effects if isinstance(one, SendHeartbeat)]
 
     def warned(self, text: str) -> bool:
-        told = [one.effect for one in self.effects if isinstance(one, ForCell)]
+        told = [one.effect for one in self.effects if isinstance(one, CellEffect)]
         return any(isinstance(one, Log) and text in one.text for one in told)
 
     def suspected(self, cell: CellId = MAIN) -> frozenset[RegionName]:
@@ -299,7 +299,7 @@ def test_a_leader_says_its_newest_commit_and_never_an_older_one(leader: Driver) 
 def test_who_leads_no_more_says_no_commit(leader: Driver) -> None:
     leader.tell(QuorumCommit(lsn=70))
     leader.tell(LedgerEnded())
-    assert ForCell(cell=MAIN, effect=StopServing(epoch=1)) in leader.effects
+    assert CellEffect(cell=MAIN, effect=StopServing(epoch=1)) in leader.effects
     leader.run(0.2)
     assert dict(leader.sent()[-1].cells)[MAIN].commit == 0
 
@@ -327,14 +327,14 @@ def test_a_little_lateness_is_none(follower: Driver) -> None:
     assert due is not None
     follower.now = due + DEFAULTS.lag_s_max
     follower.tell(Tick())
-    assert not any(isinstance(one, ForCell) and isinstance(one.effect, ReadRecord) for one in follower.effects)
+    assert not any(isinstance(one, CellEffect) and isinstance(one.effect, ReadRecord) for one in follower.effects)
 
 
 def test_one_agent_holds_several_cells_with_leaders_of_their_own() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.serve(OTHER, leader=B, region=B)
-    assert ForCell(cell=OTHER, effect=StartServing(epoch=1)) in driver.effects
+    assert CellEffect(cell=OTHER, effect=StartServing(epoch=1)) in driver.effects
     driver.run(1.2, hearing=(C,))
     # us-east brings no commits in the cell that it leads; in the other it is silent as well.
     assert driver.suspected(MAIN) == {A}
@@ -355,7 +355,7 @@ def test_a_cell_that_has_not_started_is_left_alone() -> None:
 def test_tickets_of_an_incarnation_lie_above_those_of_all_before() -> None:
     first, second = Driver(B, MAIN, incarnation=1), Driver(B, MAIN, incarnation=2)
     for driver in (first, second):
-        driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+        driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert second.asked(ReadRecord).ticket - first.asked(ReadRecord).ticket == TICKETS_AN_INCARNATION
 
 
@@ -367,20 +367,20 @@ def test_an_answer_to_the_incarnation_before_is_none(leader: Driver) -> None:
 
 def test_a_ticket_has_its_incarnation_above_and_a_count_in_the_lower_32_bits() -> None:
     driver = Driver(B, MAIN, incarnation=2)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert driver.asked(ReadRecord).ticket == (2 << 32) + 1
 
 
 def test_the_first_heartbeat_of_an_incarnation_is_its_number_one() -> None:
     driver = Driver(B, MAIN, incarnation=3)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert {(one.incarnation, one.sequence) for one in driver.sent()} == {(3, 1)}
 
 
 def test_the_voters_of_a_cell_are_its_regions_when_no_others_are_named() -> None:
     core = FailoverCore(region=B, incarnation=1, cells={MAIN: CellRegions(voters=VOTERS)})
-    started = Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped"))
-    effects = core.handle(InCell(cell=MAIN, event=started), now=0.0)
+    started = Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped"))
+    effects = core.handle(CellEvent(cell=MAIN, event=started), now=0.0)
     assert [one.to for one in effects if isinstance(one, SendHeartbeat)] == [A, C]
 
 
@@ -388,19 +388,19 @@ def test_a_second_cell_that_starts_does_not_change_the_pace() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.now = 0.05
-    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")), OTHER)
+    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
     assert driver.sent() == []
     assert driver.core.next_deadline() == BEAT_S
 
 
 def test_what_is_due_in_one_cell_happens_with_an_event_of_another() -> None:
     driver = Driver(B, MAIN, OTHER)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")), OTHER)
+    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.run(DEFAULTS.request_s_max - 0.05)
     driver.now = DEFAULTS.request_s_max
     driver.tell(Tick())
-    told = [one.effect for one in driver.effects if isinstance(one, ForCell) and one.cell == OTHER]
+    told = [one.effect for one in driver.effects if isinstance(one, CellEffect) and one.cell == OTHER]
     assert any(isinstance(one, Log) and "etcd does not answer" in one.text for one in told)
 
 
@@ -435,9 +435,9 @@ def test_who_begins_to_act_has_a_whole_patience_and_any_commit_is_its_first(foll
 # Whom one cell of an agent hears.
 
 
-def watching(acting: RegionName | None = A, *, needs_commits: bool = True) -> Watched:
+def watching(acting: RegionName | None = A, *, needs_commits: bool = True) -> CellMonitor:
     """A acts for the cell since the time 0, and nobody was heard."""
-    watched = Watched((A, C, RegionName("sa-east")), DEFAULTS, 0.0)
+    watched = CellMonitor((A, C, RegionName("sa-east")), DEFAULTS, 0.0)
     watched.acting, watched.needs_commits = acting, needs_commits
     return watched
 
@@ -511,8 +511,8 @@ def test_an_opinion_is_told_when_it_changes() -> None:
     assert watched.verdicts(1.0) == []
     watched.heard(C, gossip(), 1.0)
     watched.heard(RegionName("sa-east"), gossip(), 1.0)
-    assert watched.verdicts(1.5) == [Verdict(region=A, suspected=True)]
+    assert watched.verdicts(1.5) == [SuspicionChanged(region=A, suspected=True)]
     assert watched.verdicts(1.6) == []
     watched.heard(A, gossip(1), 1.7)
-    assert watched.verdicts(1.7) == [Verdict(region=A, suspected=False)]
+    assert watched.verdicts(1.7) == [SuspicionChanged(region=A, suspected=False)]
     assert watched.verdicts(1.8) == []

@@ -6,7 +6,7 @@ from uuid import UUID
 
 import pytest
 
-from regions.failover.events import LedgerFound, Promise
+from regions.failover.events import MemberState, Promise
 from regions.failover.facts import Facts, Requests, Retry
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
@@ -30,7 +30,7 @@ def facts(**changes: Any) -> Facts:
         "settings": DEFAULTS,
         "last_ticket": 1,
         "record": record(),
-        "ledger": LedgerFound(kind="primary", epoch=2),
+        "ledger": MemberState(kind="primary", epoch=2),
     }
     return facts_of(**{**known, **changes})
 
@@ -56,7 +56,7 @@ def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
     assert facts().is_primary_of(2)
     assert not facts().is_primary_of(1)
     assert not facts(ledger=None).is_primary_of(2)
-    assert not facts(ledger=LedgerFound(kind="following", epoch=2)).is_primary_of(2)
+    assert not facts(ledger=MemberState(kind="following", epoch=2)).is_primary_of(2)
 
 
 @pytest.mark.parametrize(
@@ -68,12 +68,12 @@ def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
         ({"record": record("promoting"), "serving_epoch": 2}, True),
         ({"record": record("promoting", epoch=1), "serving_epoch": 1}, True),
         ({"record": record(leader=B)}, False),
-        ({"ledger": LedgerFound(kind="frozen")}, False),
-        ({"ledger": LedgerFound(kind="primary", epoch=1)}, False),
+        ({"ledger": MemberState(kind="frozen")}, False),
+        ({"ledger": MemberState(kind="primary", epoch=1)}, False),
         ({"record": None, "serving_epoch": 2}, False),
-        ({"cut_short_epoch": 2}, False),
-        ({"cut_short_epoch": 2, "serving_epoch": 2}, False),
-        ({"cut_short_epoch": 1}, True),
+        ({"cancelled_wait_epoch": 2}, False),
+        ({"cancelled_wait_epoch": 2, "serving_epoch": 2}, False),
+        ({"cancelled_wait_epoch": 1}, True),
     ],
     ids=[
         "a leader that serves",

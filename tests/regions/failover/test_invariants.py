@@ -14,8 +14,8 @@ from regions.failover.effects import (
     PromoteLedger,
     WriteFence,
 )
-from regions.failover.events import FenceWritten, LedgerFound, Order, Promise, Vote
-from regions.failover.facts import Facts, Storing, Working
+from regions.failover.events import FenceWritten, MemberState, Order, Promise, Vote
+from regions.failover.facts import Facts, PendingEffect, PendingPromise
 from regions.failover.handover import Announcing, Draining, Preparing
 from regions.failover.invariants import violations
 from regions.failover.settings import DEFAULTS, CellRegions
@@ -40,18 +40,18 @@ def facts(**changes: Any) -> Facts:
         "last_ticket": 1,
         "started": True,
         "promise": Promise(epoch=2, lineage=2),
-        "ledger": LedgerFound(kind="primary", epoch=2),
+        "ledger": MemberState(kind="primary", epoch=2),
         "record": RECORD,
     }
     return facts_of(**{**fields, **changes})
 
 
-def copying(epoch: int) -> Working:
-    return Working(ticket=1, effect=CopyLedger(ticket=0, epoch=epoch, leader=B), until=1.0)
+def copying(epoch: int) -> PendingEffect:
+    return PendingEffect(ticket=1, effect=CopyLedger(ticket=0, epoch=epoch, leader=B), until=1.0)
 
 
-def promoting(epoch: int) -> Working:
-    return Working(ticket=1, effect=PromoteLedger(ticket=0, epoch=epoch), until=1.0)
+def promoting(epoch: int) -> PendingEffect:
+    return PendingEffect(ticket=1, effect=PromoteLedger(ticket=0, epoch=epoch), until=1.0)
 
 
 FENCE = FenceWritten(ticket=1, fence_id=UUID(int=2), lsn=5, confirmed=True)
@@ -62,12 +62,12 @@ ANOTHERS = "writes are open under epoch 2, and the record gives it to another"
 TAKEN_BACK = "a promise is taken back"
 
 
-def doing(effect: LedgerEffect) -> Working:
-    return Working(ticket=1, effect=effect, until=1.0)
+def doing(effect: LedgerEffect) -> PendingEffect:
+    return PendingEffect(ticket=1, effect=effect, until=1.0)
 
 
-def storing(promise: Promise) -> Storing:
-    return Storing(ticket=1, promise=promise, until=1.0)
+def storing(promise: Promise) -> PendingPromise:
+    return PendingPromise(ticket=1, promise=promise, until=1.0)
 
 
 @pytest.mark.parametrize(
@@ -75,17 +75,17 @@ def storing(promise: Promise) -> Storing:
     [
         ({"serving_epoch": 2}, "writes are open under epoch 2, and its fence row is on no quorum"),
         (
-            {**OPEN, "ledger": LedgerFound(kind="stopped")},
+            {**OPEN, "ledger": MemberState(kind="stopped")},
             "writes are open under epoch 2, and the member is no primary of it",
         ),
         (
-            {**OPEN, "ledger": LedgerFound(kind="primary", epoch=1)},
+            {**OPEN, "ledger": MemberState(kind="primary", epoch=1)},
             "writes are open under epoch 2, and the member is no primary of it",
         ),
         ({**OPEN, "record": None}, ANOTHERS),
         ({**OPEN, "record": replace(SERVES, leader=B)}, ANOTHERS),
         ({**OPEN, "record": replace(SERVES, epoch=3)}, ANOTHERS),
-        ({**OPEN, "cut_short_epoch": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
+        ({**OPEN, "cancelled_wait_epoch": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
         (
             {**OPEN, "handover": Draining(order=SWITCH, revision=2)},
             "writes are open under epoch 2, and it is being handed over",
@@ -130,12 +130,12 @@ def test_a_promise_that_is_taken_back_in_one_part_is_named(part: str) -> None:
     [
         OPEN,
         {"serving_epoch": 2, "fence": FENCE},
-        {**OPEN, "cut_short_epoch": 1},
+        {**OPEN, "cancelled_wait_epoch": 1},
         {**OPEN, "handover": Announcing(order=SWITCH)},
         {**OPEN, "handover": Preparing(until=9.0)},
         {"handover": Draining(order=SWITCH, revision=2)},
         {"promise": Promise(epoch=3, lineage=2)},
-        {"ledger": LedgerFound(kind="following", epoch=3)},
+        {"ledger": MemberState(kind="following", epoch=3)},
         {"ledger": None},
         {"working": promoting(2)},
         {"working": doing(WriteFence(ticket=0, epoch=2)), "promise": Promise(epoch=2)},
@@ -171,7 +171,7 @@ def test_what_may_be_is_not_named(changes: dict[str, Any]) -> None:
 )
 def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what: str) -> None:
     recruiting = replace(RECORD, phase="recruiting", leader=B)
-    voting = facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen_vote=FROZEN, promise=promise)
+    voting = facts(ledger=MemberState(kind="frozen"), record=recruiting, frozen_vote=FROZEN, promise=promise)
     assert not violations(voting)
     with patch.object(rules, "may_publish", return_value=True):
         assert violations(voting) == (what,)
@@ -180,20 +180,20 @@ def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what:
 
 def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_grow() -> None:
     serving = replace(RECORD, phase="serving", fence_id=UUID(int=2))
-    growing = Storing(ticket=1, promise=Promise(epoch=3, lineage=2), until=1.0)
+    growing = PendingPromise(ticket=1, promise=Promise(epoch=3, lineage=2), until=1.0)
     assert not violations(facts(serving_epoch=2, record=serving, storing=growing))
 
 
 def test_all_is_well_with_a_copy_that_a_promise_overtook() -> None:
     # The next leader was chosen, another copy was promised, and then the next candidate began.
     begun = replace(RECORD, epoch=4, phase="recruiting", leader=B)
-    absent = LedgerFound(kind="absent")
+    absent = MemberState(kind="absent")
     assert violations(facts(record=begun, ledger=absent, promise=Promise(epoch=3, copying=3), working=copying(1))) == ()
 
 
 def test_all_is_well_with_a_member_that_follows_and_one_that_votes() -> None:
-    following = Working(ticket=1, effect=FollowLedger(ticket=0, epoch=2, leader=B), until=1.0)
-    assert not violations(facts(ledger=LedgerFound(kind="stopped"), working=following))
+    following = PendingEffect(ticket=1, effect=FollowLedger(ticket=0, epoch=2, leader=B), until=1.0)
+    assert not violations(facts(ledger=MemberState(kind="stopped"), working=following))
     recruiting = replace(RECORD, phase="recruiting", leader=B)
-    assert not violations(facts(ledger=LedgerFound(kind="frozen"), record=recruiting, frozen_vote=FROZEN))
-    assert not violations(facts(promise=None, ledger=LedgerFound(kind="stopped")))
+    assert not violations(facts(ledger=MemberState(kind="frozen"), record=recruiting, frozen_vote=FROZEN))
+    assert not violations(facts(promise=None, ledger=MemberState(kind="stopped")))

@@ -21,16 +21,16 @@ from regions.failover.effects import (
     WriteFence,
 )
 from regions.failover.events import (
+    AgentPaused,
     Event,
     Gossip,
     GossipHeard,
-    Lagged,
     LedgerDone,
     LedgerDrained,
     LedgerEnded,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Promise,
     PromiseFailed,
     PromiseStored,
@@ -41,9 +41,9 @@ from regions.failover.events import (
     StandbysStreaming,
     Started,
     StrongReads,
+    SuspicionChanged,
     SwapAnswered,
     Tick,
-    Verdict,
 )
 from regions.failover.requests import STRONG_READS_MAX
 from regions.failover.settings import DEFAULTS
@@ -95,7 +95,7 @@ def test_an_epoch_that_goes_back_is_a_broken_etcd(follower: Driver) -> None:
         LedgerFailed(ticket=1, reason="no"),
         LedgerFrozen(ticket=1, receiving=False, received=1, replayed=1, ancestry=(1,)),
         RecordSeen(revision=1, record=RECRUITING),
-        Verdict(region=B, suspected=False),
+        SuspicionChanged(region=B, suspected=False),
         QuorumCommit(lsn=0),
     ],
     ids=lambda event: type(event).__name__,
@@ -109,7 +109,7 @@ def test_an_answer_that_nobody_waits_for_changes_nothing(follower: Driver, event
 
 def test_the_end_of_a_member_that_does_not_run_is_no_news() -> None:
     driver = Driver(C)
-    driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1))
     driver.tell(LedgerEnded())
     assert driver.effects == []
 
@@ -128,7 +128,7 @@ def test_a_vote_keeps_the_bound_of_an_ancestry(follower: Driver) -> None:
 
 def test_a_member_that_is_absent_has_no_vote() -> None:
     driver = Driver(C)
-    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(RecordSeen(revision=2, record=RECRUITING))
     assert FreezeLedger not in driver.kinds()
     assert driver.machine.state == "freezing"
@@ -142,7 +142,7 @@ def test_strong_reads_beyond_the_bound_are_answered_at_once(leader: Driver) -> N
 
 
 def test_a_read_of_etcd_that_is_not_answered_is_begun_again_with_pauses_that_grow(follower: Driver) -> None:
-    follower.tell(Lagged())
+    follower.tell(AgentPaused())
     pauses: list[float] = []
     for _ in range(7):
         assert follower.kinds() == [ReadRecord]
@@ -160,9 +160,9 @@ def test_a_read_of_etcd_that_is_not_answered_is_begun_again_with_pauses_that_gro
 
 
 def test_a_read_that_began_before_the_doubt_does_not_end_it(follower: Driver) -> None:
-    follower.tell(Lagged())
+    follower.tell(AgentPaused())
     before = follower.ticket(ReadRecord)
-    follower.tell(Lagged())
+    follower.tell(AgentPaused())
     follower.tell(RecordRead(ticket=before, revision=1, record=SERVING))
     assert follower.machine.facts.outdated
 
@@ -280,9 +280,9 @@ def test_a_leader_that_has_handed_over_comes_back_when_it_may_be_needed(leader: 
             leader.now += DEFAULTS.rest_s
             leader.tell(Tick())
         case "another voter is silent":
-            leader.tell(Verdict(region=C, suspected=True))
+            leader.tell(SuspicionChanged(region=C, suspected=True))
         case "the successor is silent":
-            leader.tell(Verdict(region=B, suspected=True))
+            leader.tell(SuspicionChanged(region=B, suspected=True))
         case _:
             leader.tell(RecordSeen(revision=4, record=replace(PROMISED, epoch=3, leader=C, phase="recruiting")))
             assert FreezeLedger in leader.kinds()
@@ -421,9 +421,9 @@ def test_a_successor_that_lacks_what_the_leader_had_is_not_promoted(successor: D
 def test_whoever_finds_the_leader_dead_leaves_the_promised_epoch_to_the_release(region: RegionName) -> None:
     # The successor as well: without the release nobody knows what the leader has acknowledged.
     driver = Driver(region)
-    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(RecordSeen(revision=2, record=PROMISED))
-    driver.tell(Verdict(region=A, suspected=True))
+    driver.tell(SuspicionChanged(region=A, suspected=True))
     driver.tell(GossipHeard(sender=B if region == C else C, gossip=Gossip(epoch=1, suspects=1)))
     driver.now += DEFAULTS.claim_stagger_s
     driver.tell(Tick())
@@ -437,7 +437,7 @@ def test_whoever_finds_the_leader_dead_leaves_the_promised_epoch_to_the_release(
 def test_a_resize_is_refused_when_another_epoch_begins() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     driver.tell(RecordSeen(revision=2, record=replace(four, epoch=2, leader=B, phase="recruiting", fence_id=None)))
@@ -451,7 +451,7 @@ def test_a_resize_is_refused_when_another_epoch_begins() -> None:
 def leader_of_four() -> Driver:
     """A leader that has begun to remove D, and whose swap to the three others was not answered."""
     driver = Driver(A)
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("pause", ticket=6))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
@@ -564,7 +564,7 @@ def test_a_swap_of_its_own_without_an_outcome_does_not_settle_what_an_earlier_ru
 def test_a_primary_of_the_first_epoch_sets_its_quorum_after_a_read_of_all_of_etcd() -> None:
     driver = Driver(A)
     bootstrapping = replace(SERVING, phase="bootstrapping", fence_id=None)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=bootstrapping))
     assert driver.kinds().count(SetQuorum) == 0
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=9, record=FOUR))
@@ -573,7 +573,7 @@ def test_a_primary_of_the_first_epoch_sets_its_quorum_after_a_read_of_all_of_etc
 
 def test_a_follower_asks_etcd_once() -> None:
     driver = Driver(C)
-    driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
     assert ReadRecord not in driver.kinds()
 
 
@@ -596,7 +596,7 @@ def test_a_quorum_of_the_old_voters_that_fails_leaves_the_order_as_it_is(leader_
 
 def test_a_quorum_of_the_new_voters_that_fails_ends_the_order() -> None:
     driver = Driver(A)
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
@@ -634,7 +634,7 @@ def test_a_clone_goes_its_own_way(follower: Driver) -> None:
 def test_the_same_events_at_the_same_times_give_the_same_effects() -> None:
     one, other = Driver(C), Driver(C)
     for driver in (one, other):
-        driver.start(LedgerFound(kind="following", epoch=1), Promise(epoch=1, lineage=1))
+        driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
         driver.tell(RecordSeen(revision=2, record=RECRUITING))
     assert one.effects == other.effects
     assert one.machine.facts == other.machine.facts

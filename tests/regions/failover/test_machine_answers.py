@@ -25,29 +25,29 @@ from regions.failover.effects import (
     WriteFence,
 )
 from regions.failover.events import (
+    AgentPaused,
     FenceWritten,
     Gossip,
     GossipHeard,
-    Lagged,
     LedgerDone,
     LedgerDrained,
     LedgerEnded,
     LedgerFailed,
-    LedgerFound,
+    MemberState,
     Promise,
     PromiseFailed,
     PromiseStored,
     QuorumCommit,
+    QuorumWaitCancelled,
     ReadFailed,
     RecordRead,
     RecordSeen,
     StandbysStreaming,
     Started,
     StrongReads,
+    SuspicionChanged,
     SwapAnswered,
     Tick,
-    Verdict,
-    WaitCutShort,
 )
 from regions.failover.handover import RestartDelayed
 from regions.failover.requests import STRONG_READS_MAX
@@ -80,7 +80,7 @@ from tests.regions.failover.knowledge import announced_at, drained_to, prepares_
 
 
 def test_a_plain_read_and_a_strong_one_are_answered_each_by_its_own(leader: Driver) -> None:
-    leader.tell(Lagged())
+    leader.tell(AgentPaused())
     plain = leader.ticket(ReadRecord)
     leader.tell(StrongReads(requests=(1,)))
     strong = leader.ticket(ReadRecord)
@@ -97,14 +97,14 @@ def test_a_plain_read_and_a_strong_one_are_answered_each_by_its_own(leader: Driv
 def test_the_answer_of_a_strong_read_does_not_end_a_plain_one(leader: Driver) -> None:
     leader.tell(StrongReads(requests=(1,)))
     strong = leader.ticket(ReadRecord)
-    leader.tell(Lagged())
+    leader.tell(AgentPaused())
     leader.tell(RecordRead(ticket=strong, revision=1, record=SERVING))
     assert leader.machine.facts.requests.reading is not None
     assert leader.machine.facts.outdated
 
 
 def test_a_read_that_failed_ends_the_one_to_which_it_belongs(leader: Driver) -> None:
-    leader.tell(Lagged())
+    leader.tell(AgentPaused())
     plain = leader.ticket(ReadRecord)
     leader.tell(StrongReads(requests=(1, 2)))
     strong = leader.ticket(ReadRecord)
@@ -139,9 +139,9 @@ def test_a_read_does_not_settle_a_swap_of_this_run(leader: Driver) -> None:
 def test_etcd_is_behind_when_it_knows_less_than_was_promised(promised: int, *, pauses: bool) -> None:
     # The record promises epoch 2 to a successor, which begins without etcd.
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=promised, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=promised, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
-    driver.tell(Lagged())
+    driver.tell(AgentPaused())
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
     assert (driver.machine.facts.requests.etcd_retry.at is not None) is pauses
     assert driver.tells("restore etcd's data") is pauses
@@ -310,7 +310,7 @@ def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
     swap = leader.ticket(SwapRecord)
-    leader.tell(WaitCutShort(epoch=1))
+    leader.tell(QuorumWaitCancelled(epoch=1))
     assert leader.kinds().count(StopServing) == 1
     leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
     assert StopServing not in leader.kinds()
@@ -321,21 +321,21 @@ def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
 
 
 def test_a_wait_that_is_cut_short_is_of_this_primary_and_told_once(leader: Driver) -> None:
-    leader.tell(WaitCutShort(epoch=2))
+    leader.tell(QuorumWaitCancelled(epoch=2))
     assert leader.effects == []
-    leader.tell(WaitCutShort(epoch=1))
+    leader.tell(QuorumWaitCancelled(epoch=1))
     assert StopServing(epoch=1) in leader.effects
-    assert leader.machine.facts.member.cut_short_epoch == 1
-    leader.tell(WaitCutShort(epoch=1))
+    assert leader.machine.facts.member.cancelled_wait_epoch == 1
+    leader.tell(QuorumWaitCancelled(epoch=1))
     assert leader.effects == []
 
 
 def test_a_wait_that_is_cut_short_before_writes_were_open_closes_none() -> None:
     driver = Driver(B)
-    driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
-    driver.tell(WaitCutShort(epoch=2))
+    driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
+    driver.tell(QuorumWaitCancelled(epoch=2))
     assert StopServing not in driver.kinds()
-    assert driver.machine.facts.member.cut_short_epoch == 2
+    assert driver.machine.facts.member.cancelled_wait_epoch == 2
 
 
 # Promises.
@@ -376,7 +376,7 @@ def test_who_follows_has_no_promotion_under_way() -> None:
 
 def test_the_first_epoch_promotes_nothing() -> None:
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(), ledger=LedgerFound(kind="absent")))
+    driver.tell(Started(promise=Promise(), ledger=MemberState(kind="absent")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
@@ -432,7 +432,7 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(PromoteLedger)))
     facts = driver.machine.facts
-    assert facts.member.ledger == LedgerFound(kind="primary", epoch=2)
+    assert facts.member.ledger == MemberState(kind="primary", epoch=2)
     assert (facts.member.quorum, facts.member.frozen_vote, facts.member.promoting_epoch) == ((A, C), None, 0)
     assert StartServing not in driver.kinds(), "its fence row is on no quorum yet"
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
@@ -446,7 +446,7 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
 
 def test_a_quorum_that_cannot_be_put_in_force_is_asked_for_again() -> None:
     driver = Driver(A)
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(LedgerFailed(ticket=driver.ticket(SetQuorum), reason="no"))
     assert AnswerOrder not in driver.kinds()
     driver.wait(DEFAULTS.retry_s)
@@ -456,7 +456,7 @@ def test_a_quorum_that_cannot_be_put_in_force_is_asked_for_again() -> None:
 def test_a_stop_that_fails_ends_no_order() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), four)
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), four)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     driver.tell(RecordSeen(revision=2, record=replace(four, leader=B)))
@@ -498,7 +498,7 @@ def test_a_promise_is_not_written_during_a_pause_nor_twice(follower: Driver) -> 
     follower.tell(Tick())
     assert follower.effects == [], "it is being written"
     follower.tell(PromiseFailed(ticket=first.ticket, reason="no space left"))
-    follower.tell(Verdict(region=B, suspected=True))
+    follower.tell(SuspicionChanged(region=B, suspected=True))
     assert StorePromise not in follower.kinds()
     follower.wait(DEFAULTS.retry_s)
     assert StorePromise in follower.kinds()
@@ -534,7 +534,7 @@ def test_a_quorum_of_the_successor_is_unknown_once_it_is_frozen_again(successor:
 def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() -> None:
     # It may have promised a later epoch; and nothing is promised over what cannot be read.
     driver = Driver(A)
-    driver.tell(Started(promise=None, ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(Started(promise=None, ledger=MemberState(kind="primary", epoch=1)))
     assert driver.tells("the promise of this member cannot be read")
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     driver.tell(StrongReads(requests=(1,)))
@@ -555,10 +555,10 @@ def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() 
 
 def test_a_leader_that_was_away_takes_no_writes_before_it_has_read_the_epoch() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=LedgerFound(kind="primary", epoch=2)))
+    driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=MemberState(kind="primary", epoch=2)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
-    driver.tell(Lagged())
+    driver.tell(AgentPaused())
     read = driver.ticket(ReadRecord)
     driver.tell(fence)
     assert StartServing not in driver.kinds()
@@ -571,7 +571,7 @@ def test_a_leader_that_was_away_takes_no_writes_before_it_has_read_the_epoch() -
 def test_the_first_epoch_takes_writes_when_the_record_says_that_it_serves() -> None:
     bootstrapping = replace(SERVING, phase="bootstrapping", fence_id=None, ancestry=())
     driver = Driver(A)
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), bootstrapping)
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), bootstrapping)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=1), lsn=700, confirmed=True)
     driver.tell(fence)
@@ -581,7 +581,7 @@ def test_the_first_epoch_takes_writes_when_the_record_says_that_it_serves() -> N
 
 
 def test_a_spent_epoch_takes_no_writes_again(leader: Driver) -> None:
-    leader.tell(WaitCutShort(epoch=1))
+    leader.tell(QuorumWaitCancelled(epoch=1))
     leader.tell(Tick())
     assert StartServing not in leader.kinds()
     assert leader.machine.facts.member.serving_epoch == 0
@@ -598,7 +598,7 @@ def test_only_who_tells_of_an_epoch_that_nobody_told_of_has_etcd_asked(follower:
 
 def test_gossip_before_the_first_record_asks_nothing_more() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert driver.effects == []
 
@@ -624,7 +624,7 @@ def test_what_another_says_does_not_end_the_relief(successor: Driver) -> None:
 
 def test_a_copy_that_is_under_way_when_the_leader_gives_up_stays_of_its_epoch() -> None:
     driver = Driver(B)
-    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1), PROMISED)
+    driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1), PROMISED)
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=1))))
@@ -653,11 +653,11 @@ def test_a_leader_tells_its_commit_and_that_it_has_drained_and_a_follower_neithe
 
 def test_who_does_not_lead_tells_no_commit_and_whom_it_suspects(follower: Driver) -> None:
     follower.tell(QuorumCommit(lsn=900))
-    follower.tell(Verdict(region=B, suspected=True))
+    follower.tell(SuspicionChanged(region=B, suspected=True))
     assert follower.machine.gossip == Gossip(epoch=1)
-    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(SuspicionChanged(region=A, suspected=True))
     assert follower.machine.gossip == Gossip(epoch=1, suspects=1)
-    follower.tell(Verdict(region=A, suspected=False))
+    follower.tell(SuspicionChanged(region=A, suspected=False))
     assert follower.machine.gossip == Gossip(epoch=1)
     assert follower.machine.facts.peers.suspected == {B}
 
@@ -666,14 +666,14 @@ def test_who_does_not_lead_tells_no_commit_and_whom_it_suspects(follower: Driver
 
 
 def test_who_hears_no_majority_says_so_once_and_that_it_hears_one_again(follower: Driver) -> None:
-    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(SuspicionChanged(region=A, suspected=True))
     assert not follower.tells("nobody takes over")
-    follower.tell(Verdict(region=B, suspected=True))
+    follower.tell(SuspicionChanged(region=B, suspected=True))
     assert follower.tells("hears only ap-south; nobody takes over until 2 can agree")
     assert follower.machine.facts.peers.in_minority
     follower.tell(Tick())
     assert follower.effects == []
-    follower.tell(Verdict(region=B, suspected=False))
+    follower.tell(SuspicionChanged(region=B, suspected=False))
     assert follower.tells("hears a majority of the voters again")
     assert not follower.machine.facts.peers.in_minority
 
@@ -681,14 +681,14 @@ def test_who_hears_no_majority_says_so_once_and_that_it_hears_one_again(follower
 def test_who_has_no_vote_does_not_say_whether_it_hears_a_majority() -> None:
     driver = Driver(D)
     driver.start(None, Promise())
-    driver.tell(Verdict(region=A, suspected=True))
-    driver.tell(Verdict(region=B, suspected=True))
+    driver.tell(SuspicionChanged(region=A, suspected=True))
+    driver.tell(SuspicionChanged(region=B, suspected=True))
     assert driver.effects == []
 
 
 def test_agreement_about_the_leader_is_told_once_and_counts_from_then(follower: Driver) -> None:
     follower.now = 5.0
-    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(SuspicionChanged(region=A, suspected=True))
     assert follower.machine.facts.peers.leader_suspected_since is None
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     assert follower.tells("is silent, and others agree")
@@ -727,7 +727,7 @@ def test_what_has_an_answer_of_its_own_is_not_answered_by_a_mere_done(kind: type
         hands_over(driver)
     elif kind is WriteFence:
         driver = Driver(B)
-        driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
+        driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     else:
         driver = following(C)
         driver.tell(RecordSeen(revision=2, record=RECRUITING))
@@ -743,7 +743,7 @@ def test_who_has_handed_over_is_of_the_next_epoch_at_once(leader: Driver) -> Non
     assert leader.tells("epoch 1: given up at 1F4; the next is eu-west's")
     facts = leader.machine.facts
     assert facts.record == HANDED_OVER
-    assert facts.member.ledger == LedgerFound(kind="stopped")
+    assert facts.member.ledger == MemberState(kind="stopped")
     assert (facts.switchover, announced_at(facts), drained_to(facts)) == (None, 0, None)
 
 
@@ -778,7 +778,7 @@ def test_the_story_of_a_member_that_is_chosen() -> None:
 def test_the_story_of_a_member_that_follows_again(ancestry: tuple[int, ...], how: str) -> None:
     driver = Driver(C)
     record = replace(SERVING, epoch=2, leader=B, ancestry=ancestry)
-    driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1), record)
+    driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1), record)
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     if how == "rewound":
         driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="histories part", diverged=True))

@@ -5,7 +5,6 @@ from dataclasses import replace
 import pytest
 
 from regions.failover.effects import (
-    Acting,
     AnswerOrder,
     CopyLedger,
     FollowLedger,
@@ -16,15 +15,16 @@ from regions.failover.effects import (
     StopServing,
     StorePromise,
     SwapRecord,
+    WatchLeader,
 )
 from regions.failover.events import (
+    AgentPaused,
     Gossip,
     GossipHeard,
-    Lagged,
     LedgerDone,
     LedgerEnded,
     LedgerFailed,
-    LedgerFound,
+    MemberState,
     Promise,
     PromiseStored,
     QuorumCommit,
@@ -34,8 +34,8 @@ from regions.failover.events import (
     Release,
     StandbysStreaming,
     Started,
+    SuspicionChanged,
     Tick,
-    Verdict,
 )
 from regions.failover.settings import DEFAULTS
 from regions.identity import RegionName
@@ -71,7 +71,7 @@ def serving(epoch: int, leader: RegionName = B) -> Leadership:
 
 def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_about_who_acts() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     assert driver.kinds() == [ReadRecord]
     assert not driver.asked(ReadRecord).linearizable
     assert not driver.machine.facts.outdated
@@ -79,10 +79,10 @@ def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_abo
 
 def test_tickets_count_on_from_those_of_earlier_runs() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     tickets = [driver.ticket(ReadRecord)]
     for _ in range(2):
-        driver.tell(Lagged())
+        driver.tell(AgentPaused())
         tickets.append(driver.ticket(ReadRecord))
     assert tickets == [101, 102, 103]
 
@@ -90,7 +90,7 @@ def test_tickets_count_on_from_those_of_earlier_runs() -> None:
 def test_an_agent_that_promised_nothing_reads_from_all_of_etcd() -> None:
     # Its disk may have been replaced, and etcd may know what it promised.
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(), ledger=LedgerFound(kind="stopped")))
+    driver.tell(Started(promise=Promise(), ledger=MemberState(kind="stopped")))
     assert driver.asked(ReadRecord).linearizable
     assert driver.machine.facts.outdated
 
@@ -101,21 +101,21 @@ def test_a_region_without_a_member_needs_no_promise() -> None:
     assert driver.kinds() == [ReadRecord]
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     assert driver.machine.state == "observing"
-    driver.tell(Lagged())
+    driver.tell(AgentPaused())
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     assert driver.machine.next_deadline() is None
 
 
 def test_a_region_that_does_not_begin_the_cell_asks_an_empty_etcd_once() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=0, lineage=0, floor=1), ledger=LedgerFound(kind="absent")))
+    driver.tell(Started(promise=Promise(epoch=0, lineage=0, floor=1), ledger=MemberState(kind="absent")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     assert ReadRecord not in driver.kinds()
 
 
 def test_a_record_that_the_watch_brings_makes_the_first_read_needless() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
     driver.tell(RecordSeen(revision=1, record=SERVING))
     assert ReadRecord not in driver.kinds()
@@ -125,7 +125,7 @@ def test_a_record_that_the_watch_brings_makes_the_first_read_needless() -> None:
 
 def test_an_agent_whose_record_is_older_than_its_promise_reads_from_all_of_etcd() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=2, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=2, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     assert driver.asked(ReadRecord).linearizable
 
@@ -133,13 +133,13 @@ def test_an_agent_whose_record_is_older_than_its_promise_reads_from_all_of_etcd(
 @pytest.mark.parametrize("lagged", [True, False])
 def test_an_etcd_without_a_record_has_lost_it_when_there_is_a_ledger(*, lagged: bool) -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     if lagged:
-        driver.tell(Lagged())
+        driver.tell(AgentPaused())
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     assert driver.tells("there is a ledger but etcd knows no leadership")
     assert driver.tells("etcd knows epoch 0, but 1 was promised") is lagged
-    driver.tell(Verdict(region=B, suspected=True))
+    driver.tell(SuspicionChanged(region=B, suspected=True))
     assert driver.effects == [], "it is said once"
     driver.tell(RecordSeen(revision=1, record=SERVING))
     assert driver.machine.facts.unable is None
@@ -148,29 +148,29 @@ def test_an_etcd_without_a_record_has_lost_it_when_there_is_a_ledger(*, lagged: 
 
 def test_before_the_first_record_an_agent_has_nothing_to_say() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
-    driver.tell(Verdict(region=A, suspected=True))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.tell(SuspicionChanged(region=A, suspected=True))
     assert driver.machine.gossip == Gossip()
 
 
 @pytest.mark.parametrize(
     ("record", "acting"),
     [
-        (SERVING, Acting(region=A, needs_commits=True)),
-        (replace(SERVING, phase="promoting", fence_id=None), Acting(region=A, needs_commits=False)),
-        (RECRUITING, Acting(region=B, needs_commits=False)),
+        (SERVING, WatchLeader(region=A, needs_commits=True)),
+        (replace(SERVING, phase="promoting", fence_id=None), WatchLeader(region=A, needs_commits=False)),
+        (RECRUITING, WatchLeader(region=B, needs_commits=False)),
         (replace(SERVING, phase="bootstrapping", fence_id=None), None),
         (replace(SERVING, leader=C), None),
     ],
     ids=["serving", "promoting", "recruiting", "bootstrapping", "itself"],
 )
-def test_whose_heartbeats_count_and_which(record: Leadership, acting: Acting | None) -> None:
+def test_whose_heartbeats_count_and_which(record: Leadership, acting: WatchLeader | None) -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=LedgerFound(kind="stopped")))
+    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=record))
-    assert [one for one in driver.effects if isinstance(one, Acting)] == ([] if acting is None else [acting])
+    assert [one for one in driver.effects if isinstance(one, WatchLeader)] == ([] if acting is None else [acting])
     driver.tell(Tick())
-    assert Acting not in driver.kinds()
+    assert WatchLeader not in driver.kinds()
 
 
 # Writes, votes, quorums and what is known of others are of one epoch.
@@ -198,7 +198,7 @@ def test_who_takes_no_writes_has_none_to_close(follower: Driver) -> None:
 
 def test_a_fence_row_is_of_one_epoch() -> None:
     driver = Driver(B)
-    driver.start(LedgerFound(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
+    driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     driver.machine.facts.member.fence = object()  # pyright: ignore[reportAttributeAccessIssue]
     driver.tell(RecordSeen(revision=2, record=replace(CHOSEN, epoch=3)))
     assert driver.machine.facts.member.fence is None
@@ -280,10 +280,10 @@ def test_the_time_of_an_epoch_counts_from_each_change_of_who_acts_and_how(follow
 
 
 def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alone(follower: Driver) -> None:
-    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(SuspicionChanged(region=A, suspected=True))
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     follower.now = 0.1
-    follower.tell(Lagged())
+    follower.tell(AgentPaused())
     follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
     facts = follower.machine.facts
     facts.requests.ledger_retry = replace(facts.requests.etcd_retry, pause_s=0.4)
@@ -300,7 +300,7 @@ def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alon
 def test_agreement_about_a_candidate_counts_anew_once_it_was_chosen(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.now = 0.1
-    follower.tell(Verdict(region=B, suspected=True))
+    follower.tell(SuspicionChanged(region=B, suspected=True))
     follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, suspects=2)))
     assert follower.machine.facts.peers.leader_suspected_since == 0.1
     follower.now = 0.2
@@ -313,7 +313,7 @@ def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch
     agreed: list[float | None] = []
     follower.tell(RecordSeen(revision=2, record=replace(SERVING, automatic=False)))
     follower.now = 1.0
-    follower.tell(Verdict(region=A, suspected=True))
+    follower.tell(SuspicionChanged(region=A, suspected=True))
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     for at, automatic in ((2.0, False), (3.0, True), (4.0, True), (5.0, False)):
         follower.now = at
@@ -367,7 +367,7 @@ def test_a_failover_counts_for_who_saw_how_it_ended(follower: Driver) -> None:
 def test_an_order_to_resize_outlives_a_change_of_the_record_that_leaves_the_voters_alone() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
-    driver.start(LedgerFound(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
+    driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
     driver.tell(order("remove", D))
     driver.tell(RecordSeen(revision=2, record=replace(four, drained=(C,))))
@@ -444,7 +444,7 @@ def test_an_older_release_does_not_replace_a_newer_one(successor: Driver) -> Non
 
 def test_a_release_that_names_no_revision_means_nothing_to_who_knows_no_record() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="following", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(release=replace(RELEASE, revision=0))))
     assert driver.machine.facts.record is None
 
@@ -454,22 +454,22 @@ def test_a_release_that_names_no_revision_means_nothing_to_who_knows_no_record()
 
 def test_the_time_of_an_epoch_counts_from_the_end_of_its_copy() -> None:
     driver = Driver(C)
-    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.now = 100.0
     driver.tell(LedgerDone(ticket=driver.machine.facts.requests.working.ticket))  # pyright: ignore[reportOptionalMemberAccess]
     facts = driver.machine.facts
     assert (facts.record_since, facts.member.rebuilt_epoch, facts.member.diverged) == (100.0, 1, False)
-    assert facts.member.ledger == LedgerFound(kind="stopped")
+    assert facts.member.ledger == MemberState(kind="stopped")
 
 
 def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -> None:
     driver = Driver(C)
-    driver.start(LedgerFound(kind="absent"), Promise(epoch=1, lineage=1))
+    driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(CopyLedger)))
     driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="broken page", torn=True))
-    assert driver.machine.facts.member.ledger == LedgerFound(kind="absent")
+    assert driver.machine.facts.member.ledger == MemberState(kind="absent")
     assert driver.machine.facts.member.rebuilt_epoch == 0
     driver.wait(DEFAULTS.retry_s)
     assert CopyLedger in driver.kinds()
@@ -503,7 +503,7 @@ def test_a_member_that_followed_and_ended_follows_again_without_a_rewind(followe
 
 
 def test_a_member_that_is_absent_or_that_nobody_holds_does_not_end() -> None:
-    for ledger in (LedgerFound(kind="absent"), None):
+    for ledger in (MemberState(kind="absent"), None):
         driver = Driver(D)
         driver.start(ledger, Promise())
         driver.tell(LedgerEnded())

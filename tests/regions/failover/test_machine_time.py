@@ -23,27 +23,27 @@ from regions.failover.effects import (
     WriteFence,
 )
 from regions.failover.events import (
+    AgentPaused,
     FenceWritten,
     Gossip,
     GossipHeard,
-    Lagged,
     LedgerDone,
     LedgerDrained,
     LedgerFailed,
-    LedgerFound,
     LedgerFrozen,
+    MemberState,
     Promise,
     PromiseFailed,
     PromiseStored,
+    QuorumWaitCancelled,
     ReadFailed,
     RecordRead,
     RecordSeen,
     Started,
     StrongReads,
+    SuspicionChanged,
     SwapAnswered,
     Tick,
-    Verdict,
-    WaitCutShort,
 )
 from regions.failover.settings import DEFAULTS
 from tests.regions.failover.driver import (
@@ -66,7 +66,7 @@ from tests.regions.failover.knowledge import restart_delayed_until
 
 def suspects_the_leader(driver: Driver) -> None:
     """Let it and another region suspect A."""
-    driver.tell(Verdict(region=A, suspected=True))
+    driver.tell(SuspicionChanged(region=A, suspected=True))
     driver.tell(GossipHeard(sender=C if driver.machine.facts.region == B else B, gossip=Gossip(epoch=1, suspects=1)))
 
 
@@ -74,7 +74,7 @@ def suspects_the_leader(driver: Driver) -> None:
 
 
 def reads(driver: Driver) -> None:
-    driver.tell(Lagged())
+    driver.tell(AgentPaused())
 
 
 def reads_strongly(driver: Driver) -> None:
@@ -134,7 +134,7 @@ def works(effect: type[LedgerEffect]) -> Driver:
         shares = effect is RewindLedger
         driver = Driver(C)
         record = replace(SERVING, epoch=2, ancestry=(1, 2) if shares else (2,))
-        driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1), record)
+        driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1), record)
         if shares:
             driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
             driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="no", diverged=True))
@@ -145,7 +145,7 @@ def works(effect: type[LedgerEffect]) -> Driver:
         driver.tell(RecordSeen(revision=2, record=RECRUITING))
     else:
         driver = Driver(C)
-        driver.start(LedgerFound(kind="stopped"), Promise(epoch=1, lineage=1))
+        driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1))
     return driver
 
 
@@ -181,7 +181,7 @@ def test_an_effect_on_the_member_is_given_up_after_its_time_and_not_before(
 
 def test_the_first_initialisation_has_the_time_of_a_copy() -> None:
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(), ledger=LedgerFound(kind="absent")))
+    driver.tell(Started(promise=Promise(), ledger=MemberState(kind="absent")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
@@ -258,11 +258,11 @@ def test_a_claim_that_has_to_wait_for_etcd_is_not_due() -> None:
 
 def test_a_leader_whose_epoch_is_spent_begins_the_next_when_etcd_can_be_asked() -> None:
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=LedgerFound(kind="primary", epoch=1)))
+    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
     driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
     driver.now = 0.01
-    driver.tell(WaitCutShort(epoch=1))
+    driver.tell(QuorumWaitCancelled(epoch=1))
     assert SwapRecord not in driver.kinds()
     assert driver.machine.next_deadline() == DEFAULTS.retry_s
     driver.now = DEFAULTS.retry_s
@@ -342,7 +342,7 @@ def test_a_promise_that_cannot_be_stored_is_tried_again_after_a_pause(follower: 
 
 
 def test_etcd_is_asked_at_once_again_after_an_answer(follower: Driver) -> None:
-    follower.tell(Lagged())
+    follower.tell(AgentPaused())
     for _ in range(3):
         follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
         retry = follower.machine.facts.requests.etcd_retry
@@ -365,7 +365,7 @@ def test_an_answer_of_the_member_ends_its_pauses(leader: Driver) -> None:
 
 def test_a_fence_row_whose_wait_is_cut_short_is_written_again_after_a_pause() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=LedgerFound(kind="primary", epoch=2)))
+    driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=MemberState(kind="primary", epoch=2)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=False)
     driver.tell(fence)

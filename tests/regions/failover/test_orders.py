@@ -6,7 +6,7 @@ from uuid import UUID
 import pytest
 
 from regions.failover import orders
-from regions.failover.events import LedgerFound, Order, OrderKind, Promise
+from regions.failover.events import MemberState, Order, OrderKind, Promise
 from regions.failover.facts import Facts
 from regions.failover.handover import Announcing
 from regions.failover.settings import DEFAULTS, CellRegions
@@ -35,7 +35,7 @@ def leading() -> Facts:
         settings=DEFAULTS,
         started=True,
         promise=Promise(epoch=1, lineage=1),
-        ledger=LedgerFound(kind="primary", epoch=1),
+        ledger=MemberState(kind="primary", epoch=1),
         record=RECORD,
         revision=1,
         serving_epoch=1,

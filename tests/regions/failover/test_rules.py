@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from regions.failover import rules
-from regions.failover.events import LedgerFound, LedgerFrozen, Order, Promise, Release, Vote
+from regions.failover.events import LedgerFrozen, MemberState, Order, Promise, Release, Vote
 from regions.identity import RegionName
 from regions.leadership import ANCESTRY_MAX, Leadership, Succession
 from regions.position import Position
@@ -79,13 +79,13 @@ def test_rule_1_a_read_of_one_member_of_etcd_may_show_an_old_record() -> None:
 
 
 def test_rule_1_two_of_three_are_enough_and_one_is_not() -> None:
-    assert rules.enough({A: vote(), C: vote()}, record())
-    assert not rules.enough({C: vote()}, record())
+    assert rules.enough_votes({A: vote(), C: vote()}, record())
+    assert not rules.enough_votes({C: vote()}, record())
 
 
 def test_rule_1_only_votes_of_voters_for_this_epoch_count() -> None:
     given_votes = {A: vote(), B: vote(4), D: vote()}
-    assert rules.counted(given_votes, record()) == {A: vote()}
+    assert rules.counted_votes(given_votes, record()) == {A: vote()}
 
 
 def test_rule_2_nobody_acts_for_an_epoch_below_his_promise() -> None:
@@ -128,9 +128,9 @@ def test_a_member_without_any_fence_row_is_at_epoch_zero() -> None:
 
 
 def test_rule_7_an_epoch_is_spent_when_a_wait_under_it_was_cut_short() -> None:
-    assert rules.is_spent(5, 5)
-    assert not rules.is_spent(0, 5)
-    assert not rules.is_spent(4, 5)
+    assert rules.is_epoch_over(5, 5)
+    assert not rules.is_epoch_over(0, 5)
+    assert not rules.is_epoch_over(4, 5)
 
 
 def test_rule_7_a_strong_read_shows_only_what_a_quorum_has() -> None:
@@ -141,17 +141,17 @@ def test_rule_7_a_strong_read_shows_only_what_a_quorum_has() -> None:
 @pytest.mark.parametrize(
     ("ledger", "lineage", "promoting", "needs"),
     [
-        (LedgerFound(kind="frozen"), 4, 0, False),
-        (LedgerFound(kind="frozen"), 5, 5, False),
-        (LedgerFound(kind="frozen"), 5, 0, True),
-        (LedgerFound(kind="stopped"), 5, 4, True),
-        (LedgerFound(kind="primary", epoch=5), 5, 0, False),
-        (LedgerFound(kind="primary", epoch=4), 5, 0, True),
-        (LedgerFound(kind="following", epoch=5), 5, 0, True),
+        (MemberState(kind="frozen"), 4, 0, False),
+        (MemberState(kind="frozen"), 5, 5, False),
+        (MemberState(kind="frozen"), 5, 0, True),
+        (MemberState(kind="stopped"), 5, 4, True),
+        (MemberState(kind="primary", epoch=5), 5, 0, False),
+        (MemberState(kind="primary", epoch=4), 5, 0, True),
+        (MemberState(kind="following", epoch=5), 5, 0, True),
     ],
 )
 def test_rule_8_a_member_that_may_have_been_primary_is_not_started_again_under_the_same_epoch(
-    ledger: LedgerFound, lineage: int, promoting: int, *, needs: bool
+    ledger: MemberState, lineage: int, promoting: int, *, needs: bool
 ) -> None:
     assert rules.needs_new_epoch(ledger, Promise(epoch=5, lineage=lineage), record(), promoting=promoting) == needs
 
@@ -177,12 +177,12 @@ def test_rule_10_a_strong_read_is_current_when_etcd_says_that_this_region_leads_
     ],
 )
 def test_rule_11_a_member_of_an_epoch_that_was_given_up_is_copied(kind: str, lineage: int, *, copies: bool) -> None:
-    ledger = LedgerFound(kind=kind)  # pyright: ignore[reportArgumentType] - a parameter of the test
+    ledger = MemberState(kind=kind)  # pyright: ignore[reportArgumentType] - a parameter of the test
     assert rules.must_copy(ledger, Promise(epoch=5, lineage=lineage), record()) == copies
 
 
 def test_rule_11_a_member_that_may_be_a_copy_of_another_epoch_is_copied() -> None:
-    ledger = LedgerFound(kind="stopped")
+    ledger = MemberState(kind="stopped")
     assert rules.must_copy(ledger, Promise(epoch=5, lineage=3, copying=4), record())
     assert not rules.must_copy(ledger, Promise(epoch=5, lineage=5, copying=5), record())
 
@@ -204,8 +204,8 @@ def test_rule_12_nothing_is_rewound_for_a_leader_that_has_no_quorum_without_it()
 
 def test_rule_2_a_promise_keeps_what_one_before_it_may_have_written() -> None:
     one, other = Promise(epoch=5, lineage=3, floor=1), Promise(epoch=4, lineage=4, copying=4)
-    assert rules.joined(one, other) == Promise(epoch=5, lineage=4, floor=1, copying=4)
-    assert rules.joined(other, one) == rules.joined(one, other)
+    assert rules.joined_promise(one, other) == Promise(epoch=5, lineage=4, floor=1, copying=4)
+    assert rules.joined_promise(other, one) == rules.joined_promise(one, other)
 
 
 def test_rule_12_a_member_votes_only_with_the_fence_row_of_the_epoch_that_it_joined() -> None:
@@ -264,10 +264,10 @@ def test_rule_20_a_record_means_itself_without_the_release_that_belongs_to_it(
 
 def test_rule_20_a_successor_that_lacks_something_is_not_promoted() -> None:
     handed = replace(record(), handed_over_at=Position(5, 0x500))
-    assert rules.has_all(Position(5, 0x500), handed)
-    assert not rules.has_all(Position(5, 0x4FF), handed)
-    assert not rules.has_all(Position(4, 0x900), handed)
-    assert rules.has_all(Position(4, 0x100), record()), "whom votes have chosen has the greatest position"
+    assert rules.has_predecessors_wal(Position(5, 0x500), handed)
+    assert not rules.has_predecessors_wal(Position(5, 0x4FF), handed)
+    assert not rules.has_predecessors_wal(Position(4, 0x900), handed)
+    assert rules.has_predecessors_wal(Position(4, 0x100), record()), "whom votes have chosen has the greatest position"
 
 
 def test_a_leader_is_alive_by_newer_commits_and_others_by_heartbeats() -> None:
@@ -277,7 +277,7 @@ def test_a_leader_is_alive_by_newer_commits_and_others_by_heartbeats() -> None:
 
 
 def test_an_ancestry_grows_at_its_end_and_keeps_its_bound() -> None:
-    assert rules.extended((1, 3), 5) == (1, 3, 5)
-    assert rules.extended((1, 3, 5), 5) == (1, 3, 5)
+    assert rules.extended_ancestry((1, 3), 5) == (1, 3, 5)
+    assert rules.extended_ancestry((1, 3, 5), 5) == (1, 3, 5)
     full = tuple(range(1, ANCESTRY_MAX + 1))
-    assert rules.extended(full, 99) == (*full[1:], 99)
+    assert rules.extended_ancestry(full, 99) == (*full[1:], 99)

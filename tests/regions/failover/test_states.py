@@ -5,7 +5,7 @@ from uuid import UUID
 
 import pytest
 
-from regions.failover.events import LedgerFound
+from regions.failover.events import MemberState
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.failover.states import State, state_of
 from regions.identity import RegionName
@@ -31,17 +31,17 @@ RECRUITING = replace(SERVING, phase="recruiting", fence_id=None)
     [
         (B, SERVING, None, "observing"),
         (D, SERVING, None, "observing"),
-        (B, replace(SERVING, voters=(A, C)), LedgerFound(kind="frozen"), "observing"),
-        (B, SERVING, LedgerFound(kind="following", epoch=2), "following"),
-        (B, SERVING, LedgerFound(kind="following", epoch=1), "rejoining"),
-        (B, RECRUITING, LedgerFound(kind="following", epoch=2), "freezing"),
-        (D, SERVING, LedgerFound(kind="following", epoch=2), "following"),
-        (D, RECRUITING, LedgerFound(kind="following", epoch=2), "following"),
-        (D, RECRUITING, LedgerFound(kind="absent"), "rejoining"),
+        (B, replace(SERVING, voters=(A, C)), MemberState(kind="frozen"), "observing"),
+        (B, SERVING, MemberState(kind="following", epoch=2), "following"),
+        (B, SERVING, MemberState(kind="following", epoch=1), "rejoining"),
+        (B, RECRUITING, MemberState(kind="following", epoch=2), "freezing"),
+        (D, SERVING, MemberState(kind="following", epoch=2), "following"),
+        (D, RECRUITING, MemberState(kind="following", epoch=2), "following"),
+        (D, RECRUITING, MemberState(kind="absent"), "rejoining"),
     ],
 )
 def test_the_state_of_a_region_that_does_not_lead(
-    region: RegionName, record: Leadership, ledger: LedgerFound | None, state: State
+    region: RegionName, record: Leadership, ledger: MemberState | None, state: State
 ) -> None:
     facts = facts_of(
         region=region,

@@ -19,8 +19,8 @@ from regions.failover.effects import (
     StopLedger,
     WriteFence,
 )
-from regions.failover.events import FenceWritten, Gossip, LedgerFound, Order, Promise, Release, Vote
-from regions.failover.facts import Facts, Swapping
+from regions.failover.events import FenceWritten, Gossip, MemberState, Order, Promise, Release, Vote
+from regions.failover.facts import Facts, PendingSwap
 from regions.failover.handover import Announcing, Draining, Preparing, Releasing, RestartDelayed
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
@@ -44,7 +44,7 @@ def facts(**changes: Any) -> Facts:
         "last_ticket": 1,
         "started": True,
         "promise": Promise(epoch=2, lineage=2),
-        "ledger": LedgerFound(kind="primary", epoch=2),
+        "ledger": MemberState(kind="primary", epoch=2),
         "record": SERVING,
         "etcd_record": SERVING,
         "revision": 4,
@@ -60,10 +60,10 @@ def at(epoch: int, lsn: int) -> Vote:
 # What the member of a region needs next. An epoch is 3 in what follows a choice, and 2 in what serves.
 
 PRIMARY, FROZEN, STOPPED, ABSENT = (
-    LedgerFound(kind="primary", epoch=2),
-    LedgerFound(kind="frozen"),
-    LedgerFound(kind="stopped"),
-    LedgerFound(kind="absent"),
+    MemberState(kind="primary", epoch=2),
+    MemberState(kind="frozen"),
+    MemberState(kind="stopped"),
+    MemberState(kind="absent"),
 )
 SWITCH = Order(ticket=1, kind="switch", region=B)
 PROMISED = replace(SERVING, succession=Succession(region=B, reason=""))
@@ -92,12 +92,12 @@ def chosen(**changes: Any) -> Facts:
 
 def reigning(**changes: Any) -> Facts:
     """A was promoted, and its fence row is not written yet."""
-    return leading(**{"record": CHOSEN, "ledger": LedgerFound(kind="primary", epoch=3), **changes})
+    return leading(**{"record": CHOSEN, "ledger": MemberState(kind="primary", epoch=3), **changes})
 
 
 def following(**changes: Any) -> Facts:
     """B follows A."""
-    return facts(**{"region": B, "ledger": LedgerFound(kind="following", epoch=2), **changes})
+    return facts(**{"region": B, "ledger": MemberState(kind="following", epoch=2), **changes})
 
 
 def beginning(**changes: Any) -> Facts:
@@ -125,7 +125,7 @@ def beginning(**changes: Any) -> Facts:
             facts(record=RECRUITING, outdated=True), StopLedger(ticket=0, epoch=3), id="also when etcd is to be read"
         ),
         pytest.param(
-            facts(region=D, ledger=LedgerFound(kind="following", epoch=2)),
+            facts(region=D, ledger=MemberState(kind="following", epoch=2)),
             StopLedger(ticket=0, epoch=2),
             id="who neither votes nor joins stops",
         ),
@@ -305,22 +305,22 @@ def test_what_a_primary_needs_next(known: Facts, step: steps.Step) -> None:
         pytest.param(beginning(), InitialiseLedger(ticket=0, epoch=1), id="data"),
         pytest.param(beginning(promise=Promise()), Promise(epoch=1, lineage=1), id="its lineage before them"),
         pytest.param(
-            beginning(ledger=LedgerFound(kind="primary", epoch=1)),
+            beginning(ledger=MemberState(kind="primary", epoch=1)),
             SetQuorum(ticket=0, epoch=1, standbys=(B, C), required=1),
             id="a quorum",
         ),
         pytest.param(
-            beginning(ledger=LedgerFound(kind="primary", epoch=1), unsettled_revision=None),
+            beginning(ledger=MemberState(kind="primary", epoch=1), unsettled_revision=None),
             None,
             id="no quorum before the newest record is known",
         ),
         pytest.param(
-            beginning(ledger=LedgerFound(kind="primary", epoch=1), quorum=(B, C)),
+            beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C)),
             WriteFence(ticket=0, epoch=1),
             id="a fence row",
         ),
         pytest.param(
-            beginning(ledger=LedgerFound(kind="primary", epoch=1), quorum=(B, C), fence=FENCE), None, id="nothing more"
+            beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C), fence=FENCE), None, id="nothing more"
         ),
         pytest.param(
             beginning(region=B, promise=Promise()), Promise(epoch=1, copying=1), id="others a copy, and promise it"
@@ -344,7 +344,7 @@ REWOUND = Promise(epoch=2, lineage=1, floor=2)
     [
         pytest.param(following(), None, id="one that follows this epoch needs nothing"),
         pytest.param(
-            following(ledger=LedgerFound(kind="following", epoch=1)),
+            following(ledger=MemberState(kind="following", epoch=1)),
             FollowLedger(ticket=0, epoch=2, leader=A),
             id="one that follows an older epoch follows anew",
         ),
@@ -424,7 +424,7 @@ def test_a_successor_gets_ready_while_the_leader_stops(known: Facts, step: steps
         ({"suspected": frozenset({A})}, False),
         ({"suspected": frozenset({C})}, False),
         ({"ledger": FROZEN}, False),
-        ({"ledger": LedgerFound(kind="following", epoch=2)}, False),
+        ({"ledger": MemberState(kind="following", epoch=2)}, False),
     ],
     ids=["the others are enough", "its time is over", "the next is silent", "a third is silent", "it runs", "follows"],
 )
@@ -534,7 +534,7 @@ def test_commits_wait_for_the_voters_of_the_record_while_a_swap_is_in_doubt() ->
 
 
 def test_commits_wait_for_the_voters_that_are_being_recorded() -> None:
-    swapping = Swapping(ticket=1, record=replace(SERVING, voters=(A, B)), until=1.0, expected=4)
+    swapping = PendingSwap(ticket=1, record=replace(SERVING, voters=(A, B)), until=1.0, expected=4)
     assert steps.wanted_voters(facts(swapping=swapping), SERVING) == (A, B)
 
 
@@ -542,7 +542,7 @@ def test_commits_wait_for_the_voters_that_are_being_recorded() -> None:
 def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(changes: dict[str, int]) -> None:
     expected, epoch = changes.get("expected", 4), changes.get("epoch", 2)
     record = replace(SERVING, epoch=epoch, voters=(A, B))
-    swapping = Swapping(ticket=1, record=record, until=1.0, expected=expected)
+    swapping = PendingSwap(ticket=1, record=record, until=1.0, expected=expected)
     assert steps.wanted_voters(facts(swapping=swapping), SERVING) == (A, B, C)
 
 
@@ -555,8 +555,8 @@ def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(change
         ({"quorum": (B,)}, True),
         ({"record": None}, False),
         ({"record": replace(SERVING, leader=B)}, False),
-        ({"ledger": LedgerFound(kind="frozen")}, False),
-        ({"ledger": LedgerFound(kind="primary", epoch=1)}, False),
+        ({"ledger": MemberState(kind="frozen")}, False),
+        ({"ledger": MemberState(kind="primary", epoch=1)}, False),
     ],
     ids=[
         "a primary whose quorum is not known",
@@ -586,7 +586,7 @@ def test_of_two_that_have_joined_the_first_that_streams_is_next() -> None:
 
 def test_a_vote_is_heard_while_it_is_asked_for_and_its_promise_is_on_disk() -> None:
     frozen = facts(
-        record=RECRUITING, frozen_vote=at(2, 500), promise=Promise(epoch=3), ledger=LedgerFound(kind="frozen")
+        record=RECRUITING, frozen_vote=at(2, 500), promise=Promise(epoch=3), ledger=MemberState(kind="frozen")
     )
     assert steps.published_vote(frozen) == at(2, 500)
     assert steps.published_vote(with_facts(frozen, promise=Promise(epoch=2))) is None

@@ -152,7 +152,7 @@ class Read:
         self.messages.append(message)
 
 
-class Reading:
+class PendingRead:
     """One process that reads, and everything around it."""
 
     def __init__(self, chance: random.Random) -> None:
@@ -373,18 +373,18 @@ class Reading:
 
 
 WEIGHTS: Final = {
-    Reading.commit: 6,
-    Reading.apply: 6,
-    Reading.note: 7,
-    Reading.tell: 7,
-    Reading.hear: 16,
-    Reading.the_view_answers: 16,
-    Reading.redis_answers: 16,
-    Reading.read: 16,
-    Reading.time_passes: 3,
-    Reading.go_away: 1,
-    Reading.restart_the_replicator: 2,
-    Reading.lose_or_find_the_subscription: 2,
+    PendingRead.commit: 6,
+    PendingRead.apply: 6,
+    PendingRead.note: 7,
+    PendingRead.tell: 7,
+    PendingRead.hear: 16,
+    PendingRead.the_view_answers: 16,
+    PendingRead.redis_answers: 16,
+    PendingRead.read: 16,
+    PendingRead.time_passes: 3,
+    PendingRead.go_away: 1,
+    PendingRead.restart_the_replicator: 2,
+    PendingRead.lose_or_find_the_subscription: 2,
 }
 """How often a step is taken: those that end something more often than those that begin it."""
 
@@ -399,7 +399,7 @@ def token(lsn: int) -> str:
 def walk(seed: int) -> "collections.Counter[tuple[str, str, str]]":
     """Take steps by chance; return what was judged. The steps are logged, for a failure to be read."""
     chance = random.Random(seed)  # noqa: S311 - a test, not a secret
-    reading = Reading(chance)
+    reading = PendingRead(chance)
     steps: list[str] = []
     try:
         # Each walk has steps that it prefers and others that it avoids: what is slow lets all others overtake it.
@@ -416,78 +416,86 @@ def walk(seed: int) -> "collections.Counter[tuple[str, str, str]]":
     return reading.judged
 
 
-def do(reading: Reading, *steps: Callable[[Reading], None]) -> None:
+def do(reading: PendingRead, *steps: Callable[[PendingRead], None]) -> None:
     for step in steps:
         step(reading)
         reading.judge_all()
 
 
 @pytest.fixture
-def reading() -> Generator[Reading]:
+def reading() -> Generator[PendingRead]:
     """A process that hears the channel and keeps the page of a thread, in which one comment is."""
-    reading = Reading(random.Random(0))  # noqa: S311 - a test, not a secret
-    do(reading, Reading.the_view_answers, Reading.commit, Reading.apply, Reading.note, Reading.tell, hear_all)
+    reading = PendingRead(random.Random(0))  # noqa: S311 - a test, not a secret
+    do(
+        reading,
+        PendingRead.the_view_answers,
+        PendingRead.commit,
+        PendingRead.apply,
+        PendingRead.note,
+        PendingRead.tell,
+        hear_all,
+    )
     reading.ask(reading.log[0], "eventual", 0)
-    do(reading, Reading.redis_answers, answer_page, Reading.redis_answers)
+    do(reading, PendingRead.redis_answers, answer_page, PendingRead.redis_answers)
     assert (reading.view.pages, reading.judged.total()) == (1, 1)
     yield reading
     reading.close()
 
 
-def hear_all(reading: Reading) -> None:
+def hear_all(reading: PendingRead) -> None:
     while reading.channel:
         reading.hear()
 
 
-def answer_page(reading: Reading) -> None:
+def answer_page(reading: PendingRead) -> None:
     """The view answers what was asked last, which is no poll here."""
     reading.view.reading.pop().set_result(None)
     reading.loop.settle()
 
 
-def test_a_session_read_of_a_write_elsewhere_is_answered_at_once_when_it_was_heard(reading: Reading) -> None:
+def test_a_session_read_of_a_write_elsewhere_is_answered_at_once_when_it_was_heard(reading: PendingRead) -> None:
     kept = reading.log[0]
     reading.ask(kept, "session", 1)
     reading.log.append(next(key for key in KEYS if key != kept))
-    do(reading, Reading.apply, Reading.note, Reading.tell, hear_all)
+    do(reading, PendingRead.apply, PendingRead.note, PendingRead.tell, hear_all)
     reading.ask(kept, "session", 2)
     assert reading.judged["session", "session", "at once"] == 2
     assert reading.view.pages == 1
 
 
-def test_a_session_read_that_is_early_waits_for_the_word_and_reads_no_view(reading: Reading) -> None:
+def test_a_session_read_that_is_early_waits_for_the_word_and_reads_no_view(reading: PendingRead) -> None:
     kept = reading.log[0]
     reading.log.append(next(key for key in KEYS if key != kept))
     polls = len(reading.view.reading)
     reading.ask(kept, "session", 2)
-    do(reading, Reading.apply, Reading.note)
+    do(reading, PendingRead.apply, PendingRead.note)
     assert reading.reads
     # Neither the page nor, for as long as the word may come, the checkpoint.
     assert (reading.view.pages, len(reading.view.reading)) == (1, polls)
-    do(reading, Reading.tell, hear_all)
+    do(reading, PendingRead.tell, hear_all)
     assert reading.judged["session", "session", "by the application"] == 1
     assert (reading.view.pages, len(reading.view.reading)) == (1, polls)
 
 
-def test_a_word_that_does_not_come_is_waited_for_briefly_and_the_page_is_read(reading: Reading) -> None:
+def test_a_word_that_does_not_come_is_waited_for_briefly_and_the_page_is_read(reading: PendingRead) -> None:
     kept = reading.log[0]
     reading.log.append(kept)
-    do(reading, Reading.apply)
+    do(reading, PendingRead.apply)
     reading.loop.advance(POLL_INTERVAL_S)
     answer_page(reading)  # the poll, which sees the position
     reading.ask(kept, "session", 2)
     assert reading.view.pages == 1
     reading.loop.advance(WORD_WAIT_S)
     assert reading.view.pages == 2
-    do(reading, answer_page, Reading.redis_answers)
+    do(reading, answer_page, PendingRead.redis_answers)
     assert reading.judged["session", "session", "by the application"] == 1
 
 
-def test_a_channel_that_is_lost_ends_the_wait_for_its_word(reading: Reading) -> None:
+def test_a_channel_that_is_lost_ends_the_wait_for_its_word(reading: PendingRead) -> None:
     kept = reading.log[0]
     reading.log.append(kept)
     reading.ask(kept, "session", 2)
-    do(reading, Reading.apply, Reading.lose_or_find_the_subscription)
+    do(reading, PendingRead.apply, PendingRead.lose_or_find_the_subscription)
     answer_page(reading)  # the poll, which begins at once
     assert reading.view.pages == 2
     do(reading, answer_page)

@@ -14,7 +14,7 @@ from regions.edge import EdgeFeed, EdgeSettings
 from regions.failover.core import FailoverCore
 from regions.failover.events import Promise, Started
 from regions.failover.facts import Facts
-from regions.failover.heartbeats import InCell
+from regions.failover.heartbeats import CellEvent
 from regions.failover.settings import CellRegions
 from regions.leadership import Leadership
 from regions.member import LedgerState, Override, Standby
@@ -65,7 +65,7 @@ class Scraped:
         topology = self.agent.topology
         cell = CellRegions(voters=REGIONS, regions=tuple(one.name for one in topology.regions))
         core = FailoverCore(region=topology.region, incarnation=1, cells={topology.cell: cell})
-        core.handle(InCell(cell=topology.cell, event=Started(promise=Promise(), ledger=None)), now=0.0)
+        core.handle(CellEvent(cell=topology.cell, event=Started(promise=Promise(), ledger=None)), now=0.0)
         self.agent.switcher._core = core
         assert self.agent.switcher.facts is not None
         return self.agent.switcher.facts
