@@ -112,7 +112,7 @@ class MemberFacts:
         promoting_epoch: The epoch for which this incarnation of the agent has a promotion under way; 0 for none.
         fence: The fence row of the record's epoch that its member wrote, and that is on a quorum.
         serving_epoch: The epoch under which it accepts writes; 0 for none.
-        cut_short_epoch: The epoch under which a commit's quorum wait on its member was cancelled; 0 for none.
+        cancelled_wait_epoch: The epoch under which a commit's quorum wait on its member was cancelled; 0 for none.
         diverged: Whether its member has WAL that the leader's history lacks.
         rebuilt_epoch: The epoch for which the member was last copied or rewound; 0 for none.
         quorum_commit: The newest LSN that it, as leader, knows on a quorum.
