@@ -1,6 +1,6 @@
-"""What the record should become next, and when: pure functions of facts and time.
+"""Which record this region proposes next, and when: pure functions of facts and time.
 
-A proposal is swapped in only over the record that was read, so two candidates at once are safe; the head start
+A proposal replaces only the record that was read (compare-and-swap), so two candidates at once are safe. The head start
 of the preferred region makes them rare.
 """
 
@@ -28,7 +28,7 @@ def proposal(facts: Facts, now: float) -> Leadership | None:
 
 
 def refusal(facts: Facts) -> str | None:
-    """Return why this region can take no part although it holds a member, or None."""
+    """Return why this region cannot take part although it has a member, or None."""
     if (
         facts.member.ledger is None
         or facts.member.promise is None
@@ -37,13 +37,13 @@ def refusal(facts: Facts) -> str | None:
     ):
         return None
     if facts.member.ledger.kind != "absent" or facts.member.promise != Promise():
-        # An etcd that has lost its data must not make a ledger start again at epoch 1.
+        # An etcd that has lost its data must not restart an existing ledger at epoch 1.
         return "there is a ledger but etcd knows no leadership: restore etcd's data"
     return None
 
 
 def next_deadline(facts: Facts) -> float | None:
-    """Return when a proposal is due if nothing happens before."""
+    """Return when a proposal is due if no event comes before."""
     record = facts.record
     if record is None or facts.member.ledger is None or facts.member.promise is None or not facts.votes_here:
         return None
@@ -59,7 +59,7 @@ _NEVER = float("inf")
 
 
 def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
-    """Return when this region is to begin the next epoch, as things are, and why; infinity for never."""
+    """Return when this region begins the next epoch if no event comes before, and why; infinity for never."""
     assert facts.member.ledger is not None, "a region without a member claims nothing"
     assert facts.member.promise is not None, "a region that cannot promise claims nothing"
     if record.phase == "bootstrapping" or facts.member.ledger.kind == "absent":
@@ -103,10 +103,10 @@ def _by_stall(facts: Facts, record: Leadership) -> tuple[float, str]:
 
 
 def _is_what_it_waits_for(facts: Facts, record: Leadership) -> bool:
-    """Whether the epoch may wait only for this member, which is getting there, or is itself the primary that waits.
+    """Whether the epoch may wait for this member alone: it is being copied or rewound, or it is the primary.
 
-    With two of three left, the new primary's fence row waits for the other to be copied. That may take longer than
-    any patience, and each new epoch would begin the copy again.
+    With two of three members left, the new primary's fence row waits until the other is copied. That may take longer
+    than any timeout, and each new epoch would begin the copy again.
     """
     working = facts.requests.working
     rebuilds = working is not None and isinstance(working.effect, CopyLedger | RewindLedger)
@@ -114,7 +114,7 @@ def _is_what_it_waits_for(facts: Facts, record: Leadership) -> bool:
 
 
 def _held_down_until(facts: Facts, now: float) -> float:
-    """Rule 17: after several failovers in a short time the next one waits."""
+    """Delay the next failover after several in a short time (rule 17)."""
     settings = facts.settings
     if len(facts.failovers) < settings.failovers_max:
         return now
@@ -122,7 +122,7 @@ def _held_down_until(facts: Facts, now: float) -> float:
 
 
 def _head_start_s(facts: Facts, record: Leadership) -> float:
-    # Who acts under the epoch that leads nowhere is the last to begin the next.
+    # The leader or candidate of the failed epoch is the last to begin the next one.
     order = [voter for voter in record.voters if voter != record.leader]
     at = order.index(facts.region) if facts.region in order else len(order)
     return at * facts.settings.claim_stagger_s
@@ -157,19 +157,19 @@ def _of_leader(facts: Facts, record: Leadership, now: float) -> Leadership | Non
         promised = rules.may_hand_over(record, order.region, announced=announced)
         return None if promised else _announcement(order, record)
     if record.succession is not None:
-        # The switch was given up while this region led on.
+        # The switchover failed, and this region still leads: withdraw the announcement.
         return replace(record, succession=None, since="")
     return _resized(facts, record)
 
 
 def _resized(facts: Facts, record: Leadership) -> Leadership | None:
-    """The record with one voter more or fewer, once the quorum of these is in force."""
+    """The record with one voter more or fewer, after the quorum of these voters is in force."""
     voters = steps.asked_voters(facts, record)
     if voters != record.voters and not rules.may_resize(facts.etcd.revision, facts.etcd.unsettled_revision):
         # Rewrite the record unchanged: a pending swap then fails its comparison.
         return replace(record, since="")
     if voters != record.voters and facts.member.quorum == steps.standbys_of(facts.region, voters):
-        # The new quorum is in force and a commit has passed under it: only now it may be what is frozen.
+        # The new quorum is in force and a commit has passed under it. Only now may an election freeze these voters.
         joining = tuple(region for region in record.joining if region not in voters)
         return replace(record, voters=voters, joining=joining, since="")
     return None
@@ -184,7 +184,7 @@ def _choice(facts: Facts, record: Leadership, now: float) -> Leadership | None:
 
 
 def _waits_for_target(facts: Facts, record: Leadership) -> bool:
-    """Whether a choice could be made, but for the vote of the region that an operator wants."""
+    """Whether only the vote of the region that an operator wants is missing for the choice."""
     given, target = steps.votes(facts, record), record.target
     can_vote = target in record.voters and target not in given and target not in facts.peers.suspected
     return can_vote and rules.enough_votes(given, record)
@@ -195,15 +195,15 @@ def _target_deadline(facts: Facts) -> float:
 
 
 def _announcement(order: Order, record: Leadership) -> Leadership:
-    """The record that promises the next epoch to the target, under which the leader takes writes still."""
+    """The record that announces the successor; the leader still accepts writes under it."""
     target = order.region
     assert target is not None, "a switch names its region"
     return replace(record, succession=Succession(region=target, reason=f"switch to {target}: {order.by}"), since="")
 
 
 def _handed_over(facts: Facts, record: Leadership) -> Leadership | None:
-    """The epoch that a release has begun, for those who have not heard of that."""
-    assert facts.etcd.record is not None, "a record that etcd does not have"
+    """The record of the epoch that a release has begun, if etcd does not have it yet."""
+    assert facts.etcd.record is not None, "a release without a record in etcd"
     return record if facts.etcd.record.epoch < record.epoch else None
 
 
@@ -211,7 +211,7 @@ def _claim(facts: Facts, record: Leadership, now: float) -> Leadership | None:
     due, reason = claim_due(facts, record)
     if now < due:
         return None
-    # While automatic failover is paused, a leader whose PostgreSQL ended comes back where it was.
+    # While automatic failover is paused, a leader whose PostgreSQL ended becomes the leader again.
     stays = record.leader == facts.region and not record.automatic
     return _next_epoch(record, leader=facts.region, target=facts.region if stays else None, reason=reason)
 

@@ -1,7 +1,7 @@
-"""The failover core of one agent: its cells, whom it hears, and when it speaks.
+"""The failover core of one agent: its cells, the agents that it hears, and its heartbeats.
 
-It turns heartbeats into verdicts for the machine of each cell, and what the machines have to say into
-heartbeats. Like everything in this package it has no clock and no I/O; time is passed in.
+It turns heartbeats into suspicions for the machine of each cell, and the machines' gossip into heartbeats. Like
+everything in this package it has no clock and no I/O; time is passed in.
 """
 
 from collections.abc import Mapping
@@ -28,11 +28,11 @@ from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.identity import CellId, RegionName
 
 TICKETS_AN_INCARNATION = 1 << 32
-"""Tickets of an incarnation lie above those of all earlier ones."""
+"""The tickets of an incarnation are above those of all earlier ones."""
 
 
 class CellMonitor:
-    """What an agent hears of the other regions of one cell."""
+    """The detectors of an agent for the other regions of one cell."""
 
     __slots__ = ("acting", "commit", "detectors", "heard_at", "needs_commits", "suspected")
 
@@ -45,7 +45,7 @@ class CellMonitor:
         self.commit = 0
 
     def heard(self, sender: RegionName, gossip: Gossip, now: float) -> None:
-        """Count a heartbeat, if it counts."""
+        """Take a heartbeat; it counts as a sign of life by rule ``shows_life``."""
         self.heard_at[sender] = now
         acts = sender == self.acting and self.needs_commits
         if rules.shows_life(commit=gossip.commit, newest=self.commit, needs_commits=acts):
@@ -54,13 +54,13 @@ class CellMonitor:
             self.commit = max(self.commit, gossip.commit)
 
     def refused(self, region: RegionName, heard_since: float) -> None:
-        """Lose patience with who acts, while others are heard: a ledger that is not there is not late."""
+        """Suspect the leader sooner, if others are heard: its host refuses connections to its ledger."""
         heard = any(at >= heard_since for name, at in self.heard_at.items() if name != region)
         if heard and region == self.acting and self.needs_commits:
             self.detectors[region].hasten()
 
     def verdicts(self, now: float) -> list[SuspicionChanged]:
-        """The regions about which the opinion changed."""
+        """Return the regions whose suspicion has changed."""
         changed: list[SuspicionChanged] = []
         for region, detector in self.detectors.items():
             suspected = now >= detector.trips_at
@@ -70,13 +70,13 @@ class CellMonitor:
         return changed
 
     def excuse(self, now: float) -> None:
-        """Forgive the silence until ``now``: it was the observer's own."""
+        """Ignore the silence until ``now``: the observer itself did not run."""
         for region, detector in self.detectors.items():
             if region not in self.suspected:
                 detector.restart(now)
 
     def next_trip(self) -> float:
-        """When the next region will be suspected if nothing is heard."""
+        """Return when the next region will be suspected if nothing is heard."""
         silent = self.suspected
         return min((one.trips_at for region, one in self.detectors.items() if region not in silent), default=_NEVER)
 
@@ -84,12 +84,11 @@ class CellMonitor:
 _NEVER = float("inf")
 
 _HEARD_BEATS = 3
-"""Heartbeats within which somebody else has to be heard for a refusal to count: else the own network may be what is
-dead."""
+"""A refusal counts if another agent was heard within so many heartbeats: otherwise the own network may have failed."""
 
 
 class FailoverCore:
-    """All cells of one region's agent."""
+    """The failover core of one region's agent, with all its cells."""
 
     def __init__(
         self,
@@ -103,7 +102,7 @@ class FailoverCore:
 
         Args:
             region: Its own region.
-            incarnation: Above every one that this region's agent had before, from 1.
+            incarnation: Higher than every earlier one of this region's agent; the first is 1.
             cells: The cells that it takes part in.
             settings: The numbers.
         """
@@ -149,7 +148,7 @@ class FailoverCore:
         return effects
 
     def next_deadline(self) -> float | None:
-        """Return when ``Tick`` of any cell is due if nothing happens before."""
+        """Return when ``Tick`` of any cell is due if no event comes before."""
         return self._due
 
     def _deadline(self) -> float | None:
@@ -164,11 +163,11 @@ class FailoverCore:
         return due
 
     def phi(self, cell: CellId, region: RegionName, *, now: float) -> float:
-        """The suspicion of another region, for people."""
+        """Return phi of another region, for status and metrics."""
         return self._watched[cell].detectors[region].phi(now)
 
     def _notice_lag(self, now: float, effects: list[AgentEffect]) -> None:
-        """An agent that was late itself must not take its own absence for others' silence."""
+        """An agent that did not run must not take its own pause for the silence of others."""
         if self._due is None or now <= self._due + self._settings.lag_s_max:
             return
         for cell, watched in self._watched.items():
@@ -213,7 +212,7 @@ class FailoverCore:
                 watched = self._watched[cell]
                 watched.acting, watched.needs_commits, watched.commit = region, needs_commits, 0
                 if region is not None:
-                    # What it did before says nothing about what it does now: it has a whole patience from here.
+                    # Its earlier heartbeats say nothing about its new role: the full timeout begins here.
                     watched.detectors[region].restart(now)
             case _:
                 effects.append(CellEffect(cell=cell, effect=effect))
@@ -223,7 +222,7 @@ class FailoverCore:
             return
         due = now >= self._next_beat
         if due:
-            # The beat keeps its pace; one that was missed is not made up for.
+            # Heartbeats keep their interval; a missed one is not sent later.
             self._next_beat = max(self._next_beat + self._settings.heartbeat_interval_s, now)
             effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.commits_on_quorum)
         if not due and not self._speaks_now:

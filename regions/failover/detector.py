@@ -1,8 +1,8 @@
-"""Phi accrual: how suspicious is the silence of a region?
+"""The phi accrual failure detector: how suspicious is the silence of a region?
 
-Each heartbeat's interval goes into a window; phi is the negative logarithm of the chance that a heartbeat
-comes even later than now, were intervals normally distributed. Doubling the silence does not double phi,
-it makes it jump: so one threshold suits calm and shaky networks. Time is passed in, monotonic, in seconds.
+A window keeps the intervals between heartbeats. Phi is the negative decimal logarithm of the probability that a
+heartbeat comes even later than now, if intervals are normally distributed. Phi grows much faster than the silence, so
+one threshold suits both stable and unstable networks. Time is passed in, monotonic, in seconds.
 
 Source: Hayashibara et al., The phi accrual failure detector, 2004; failover.md for the parameters.
 """
@@ -14,10 +14,10 @@ from functools import cache
 from regions.failover.settings import Settings
 
 _SURVIVAL_MIN = 1e-300
-"""``erfc`` reaches zero at about 38 deviations; its logarithm has to stay finite."""
+"""``erfc`` reaches zero at about 38 deviations; the logarithm must stay finite."""
 
 _PRIOR_INTERVALS = 20
-"""Intervals that a new history begins with, at the pace that is configured: one late packet is no pattern."""
+"""Intervals of the configured length with which a history begins, so that one late packet changes little."""
 
 
 def phi_of(deviations: float) -> float:
@@ -36,7 +36,7 @@ def deviations_at(phi: float) -> float:
 
 
 class PhiDetector:
-    """The suspicion of one observer about one region."""
+    """How much one observer suspects one region."""
 
     __slots__ = (
         "_deviations",
@@ -52,7 +52,7 @@ class PhiDetector:
     )
 
     def __init__(self, settings: Settings, *, now: float) -> None:
-        """Begin a history; the region counts as heard ``now``."""
+        """Begin a history; the region counts as heard at ``now``."""
         self._intervals: deque[float] = deque(maxlen=settings.phi_window)
         self._interval_s = settings.heartbeat_interval_s
         self._pauses_s = settings.phi_pause_s, settings.refused_pause_s
@@ -63,7 +63,7 @@ class PhiDetector:
         self.forget()
 
     def forget(self) -> None:
-        """Begin the history anew, for a peer that began anew; what it still owes stays as old as it is."""
+        """Discard the history, for a peer that has restarted; the time of its last heartbeat is kept."""
         self._intervals.clear()
         self._sum = self._squares = 0.0
         for _ in range(_PRIOR_INTERVALS):
@@ -71,25 +71,25 @@ class PhiDetector:
         self.trips_at = self.last_s + self._patience_s()
 
     def heard(self, now: float) -> None:
-        """A heartbeat that counts arrived."""
-        # A silence that was suspicious is an outage, not a pace: remembered, it would blind the detector.
+        """Note a heartbeat that counts."""
+        # A silence that was suspected is an outage. In the window it would make the detector slow.
         if now < self.trips_at:
             self._remember(now - self.last_s)
         self.restart(now)
 
     def restart(self, now: float) -> None:
-        """Count from ``now`` on, without taking the silence until then for an interval."""
+        """Begin a new silence at ``now``; the one until then does not enter the window."""
         self.last_s = now
         self._pause_s = self._pauses_s[0]
         self.trips_at = now + self._patience_s()
 
     def hasten(self) -> None:
-        """Forgive less of the silence that lasts: there is another sign that the region is dead."""
+        """Use the shorter acceptable pause for this silence: there is another sign that the region has failed."""
         self._pause_s = self._pauses_s[1]
         self.trips_at = self.last_s + self._patience_s()
 
     def phi(self, now: float) -> float:
-        """The suspicion at ``now``; 0.3 when a heartbeat is just due, the threshold at ``trips_at``."""
+        """Return phi at ``now``: 0.3 when a heartbeat is just due, the threshold at ``trips_at``."""
         expected = self._mean_s() + self._pause_s
         return phi_of((now - self.last_s - expected) / self._stddev_s())
 

@@ -1,9 +1,9 @@
-"""What the failover core asks for. Data only; a driver performs them and answers with events.
+"""The output of the failover core. Data only; a driver performs the effects and answers with events.
 
-**Effects on the member** (``LedgerEffect``) are performed one after the other. A newer one supersedes an
-older one that has not been answered: the driver gives the older up (never by cancelling a COMMIT) and its
-answer no longer matters. Each can be repeated after a crash at any point, and each names its epoch: the
-driver performs it only when the promise on its disk is not above that epoch, and else drops it (rule 2).
+**Effects on the member** (``LedgerEffect``) are performed one after the other. A newer one supersedes an older one that
+is not answered: the driver aborts the older one (never by cancelling a COMMIT), and its answer no longer counts. Each
+can be repeated after a crash at any point. Each names its epoch: the driver performs it only if the promise on its disk
+is not above that epoch, and drops it otherwise (rule 2).
 """
 
 from dataclasses import dataclass
@@ -20,8 +20,8 @@ class ReadRecord:
 
     Attributes:
         ticket: Of this request.
-        linearizable: Whether the answer must hold everything written before the request; else any
-            member of etcd may answer, also one that is cut off from the others.
+        linearizable: Whether the answer must include everything written before the request. Otherwise any member of
+            etcd may answer, including one that is cut off from the others.
     """
 
     ticket: Ticket
@@ -30,7 +30,7 @@ class ReadRecord:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SwapRecord:
-    """Replace the record if it is still the one of ``expected_revision`` (0: if there is none). Tried once."""
+    """Replace the record if its revision is still ``expected_revision`` (0: if there is no record). Never retried."""
 
     ticket: Ticket
     expected_revision: int
@@ -47,7 +47,7 @@ class StorePromise:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class InitialiseLedger:
-    """Make an empty ledger where there is none and run it as primary, without a quorum, for the first epoch."""
+    """Create an empty ledger and run it as primary, without a quorum, for the first epoch."""
 
     ticket: Ticket
     epoch: Epoch
@@ -55,7 +55,7 @@ class InitialiseLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FreezeLedger:
-    """Make the member, whatever it is, a running standby that receives from nobody (rule 4).
+    """Make the member a running standby that receives no WAL (rule 4).
 
     No ``primary_conninfo``, no ``restore_command``, all its WAL replayed. A primary is stopped first.
     """
@@ -66,9 +66,9 @@ class FreezeLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SetQuorum:
-    """Set ``synchronous_standby_names`` to any ``required`` of ``standbys``; answer when it is in force (rule 5).
+    """Set ``synchronous_standby_names`` to any ``required`` of ``standbys``; answered when it is in force (rule 5).
 
-    On a primary it is answered when a commit has passed under it.
+    On a primary it is answered after a commit under it.
     """
 
     ticket: Ticket
@@ -79,7 +79,7 @@ class SetQuorum:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromoteLedger:
-    """Promote the frozen member. A crash of the new primary never starts it again by itself (rule 8)."""
+    """Promote the frozen member. After a crash the new primary does not restart by itself (rule 8)."""
 
     ticket: Ticket
     epoch: Epoch
@@ -87,7 +87,7 @@ class PromoteLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteFence:
-    """Commit the fence row of the epoch and wait for the quorum, for as long as it takes."""
+    """Commit the fence row of the epoch and wait for the quorum, without a timeout."""
 
     ticket: Ticket
     epoch: Epoch
@@ -95,10 +95,10 @@ class WriteFence:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FollowLedger:
-    """Run as a standby of ``leader`` once that is primary; answer when WAL streams.
+    """Run as a standby of ``leader`` after that is primary; answered when WAL streams.
 
-    Not before: a standby lets others stream as well, and whether this member's WAL is in the leader's history shows
-    only when the leader has begun its own timeline.
+    Not before it is primary: a standby also serves WAL, and whether this member's WAL is in the leader's history can be
+    decided only after the leader has begun its own timeline.
     """
 
     ticket: Ticket
@@ -108,7 +108,7 @@ class FollowLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RewindLedger:
-    """Stop, wait for the postmaster's end, CHECKPOINT on ``leader``, then ``pg_rewind`` from it (rule 13)."""
+    """Stop, wait until the postmaster has ended, CHECKPOINT on ``leader``, then ``pg_rewind`` from it (rule 13)."""
 
     ticket: Ticket
     epoch: Epoch
@@ -117,10 +117,10 @@ class RewindLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CopyLedger:
-    """Take a base backup of ``leader`` beside the data, and put it in their place, stopped, once it is whole.
+    """Take a base backup of ``leader`` beside the data; when it is complete, replace the data with it, stopped.
 
-    A copy that is given up leaves what was there: until the leader has a quorum, this member may be half of the
-    only one that can still choose another.
+    An aborted copy leaves the old data: until the leader has a quorum, this member may be needed for the majority that
+    elects another one.
     """
 
     ticket: Ticket
@@ -130,7 +130,7 @@ class CopyLedger:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DrainLedger:
-    """Take no more writes, end those under way, and wait until ``target`` has all of the WAL on disk.
+    """Accept no more writes, complete those in progress, and wait until ``target`` has all WAL on disk.
 
     Answered by ``LedgerDrained``.
     """
@@ -167,7 +167,7 @@ class StopServing:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerStrongReads:
-    """Answer reads: ``current`` says that this region led when etcd was asked after they arrived (rule 10)."""
+    """Answer strong reads; ``current``: a later read of etcd shows this region as the leader (rule 10)."""
 
     requests: tuple[int, ...]
     current: bool
@@ -175,7 +175,7 @@ class AnswerStrongReads:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AnswerOrder:
-    """Tell the operator; ``refused`` None: done, or done already."""
+    """Answer an operator's order; ``refused`` None: done, or done before."""
 
     ticket: Ticket
     refused: str | None
@@ -183,18 +183,18 @@ class AnswerOrder:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GossipChanged:
-    """What this agent has to say changed: send it at once, not with the next heartbeat."""
+    """The gossip of this agent has changed: send a heartbeat at once."""
 
     gossip: Gossip
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WatchLeader:
-    """Another region acts for the cell, or none: whose heartbeats, and which of them, count from now on.
+    """The leader or candidate of the cell has changed: watch this region from now on.
 
     Attributes:
-        region: Who acts; None for nobody to be suspected.
-        needs_commits: Whether only heartbeats with a newer quorum commit count (the leader's), or all.
+        region: The region to watch; None for none.
+        needs_commits: Whether only its heartbeats with a newer quorum commit count (a leader's), or all.
     """
 
     region: RegionName | None
@@ -203,10 +203,10 @@ class WatchLeader:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Log:
-    """A line of the story, for the log and the history.
+    """A line for the log and the history.
 
     Attributes:
-        level: How loud.
+        level: The log level.
         text: The line.
     """
 

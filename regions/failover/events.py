@@ -1,11 +1,11 @@
-"""What the failover core is told: facts, answers to its effects, and orders. Data only.
+"""The input of the failover core: news, answers to its effects, and orders. Data only.
 
-Every request that the core makes carries a ticket, and its answer carries it back. An answer may be late,
-come twice or never; the core takes the one to the request that it is waiting for and drops the others.
-Tickets are never used again, not even by the next incarnation of an agent.
+Every request of the core carries a ticket, and its answer carries the same ticket. An answer may come late, twice or
+never. The core accepts the answer to the request that it waits for and drops all others. Tickets are never reused, not
+even by the next incarnation of an agent.
 
-Times are monotonic seconds that go on while a machine sleeps (CLOCK_BOOTTIME); they are passed beside an
-event, never in it. LSNs are bytes, unsigned 64 bit.
+Times are monotonic seconds that continue while a machine sleeps (CLOCK_BOOTTIME). They are passed beside an event,
+never in it. LSNs are bytes, unsigned 64 bit.
 """
 
 from dataclasses import dataclass
@@ -24,11 +24,11 @@ class Promise:
     """What an agent keeps on its own disk; each part only grows.
 
     Attributes:
-        epoch: It acts for no lower one, ever (rule 2).
+        epoch: The agent never acts for a lower one (rule 2).
         lineage: The last epoch under which its member wrote or received WAL (rule 11).
-        floor: Its member's position counts only when it holds the fence row of this epoch (rule 12).
-        copying: Its member's data may be a copy of the ledger that led this epoch (rule 11); above ``lineage`` only
-            while that is not known.
+        floor: Its member's position counts only if its WAL has the fence row of this epoch (rule 12).
+        copying: Its member's data may be a copy of the ledger that led this epoch (rule 11). It is above ``lineage``
+            only until the copy is known to be complete.
     """
 
     epoch: Epoch = 0
@@ -42,12 +42,12 @@ LedgerKind = Literal["absent", "stopped", "frozen", "following", "primary"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberState:
-    """A ledger member as its driver knows it.
+    """What a member of the ledger is at the moment.
 
     Attributes:
-        kind: ``absent``: no data, or data that was never finished. ``frozen``: runs as a standby that
-            receives from nobody. ``following``, ``primary``: runs as such.
-        epoch: Under which epoch it follows or writes; 0 for the other kinds.
+        kind: ``absent``: no data, or an incomplete copy. ``frozen``: runs as a standby without a WAL receiver.
+            ``following``, ``primary``: runs as such.
+        epoch: The epoch under which it follows or writes; 0 for the other kinds.
     """
 
     kind: LedgerKind
@@ -56,10 +56,10 @@ class MemberState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Vote:
-    """A promise that was published, with the position at which the member is frozen.
+    """A published promise, with the position at which the member is frozen.
 
     Attributes:
-        epoch: What was promised.
+        epoch: The promised epoch.
         position: (epoch of the newest fence row in its WAL, end of its WAL).
         ancestry: The epochs of all fence rows in its WAL, ascending, the newest ``ANCESTRY_MAX``.
     """
@@ -71,16 +71,16 @@ class Vote:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Release:
-    """A leader has given its epoch up for the successor that the record names, and nothing is written under it again.
+    """A leader has ended its epoch in favour of the successor that the record names; nothing is written under it again.
 
-    Its PostgreSQL has ended, after its writes had been closed and the successor had all of them on disk. With the
-    record this is the beginning of the next epoch, whether etcd has heard of it or not (rule 20).
+    The leader has accepted no more writes, the successor has all of them on disk, and then the leader's PostgreSQL has
+    stopped. Together with the record the release begins the next epoch, before etcd has a record of it (rule 20).
 
     Attributes:
-        epoch: What was given up.
-        revision: What wrote the succession: a record of this epoch that is older may name another.
-        successor: Whose the next epoch is.
-        lsn: Where the WAL ended that the successor has on disk.
+        epoch: The epoch that has ended.
+        revision: The revision that announced the successor: an older record of this epoch may name another one.
+        successor: The leader of the next epoch.
+        lsn: Where the WAL ends that the successor has on disk.
     """
 
     epoch: Epoch
@@ -91,16 +91,16 @@ class Release:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Gossip:
-    """What an agent says about a cell in each heartbeat. Only the newest counts, so losing one is harmless.
+    """What each heartbeat of an agent says about a cell. Only the newest counts, so the loss of one is harmless.
 
     Attributes:
         epoch: The highest epoch that it knows of.
         commit: The newest LSN that it, as leader of that epoch, knows on a quorum; 0 otherwise.
-        suspects: The epoch whose acting region it suspects; 0 for none.
-        vote: Its vote in this epoch, once its promise is durable.
-        release: The last that it knows of, while etcd may not have heard of what came of it.
-        drained: The epoch whose writes it has brought to the successor, all of them, as its leader: who that is needs
-            nothing more from it, and may get ready. 0 for none.
+        suspects: The epoch whose leader it suspects; 0 for none.
+        vote: Its vote in this epoch, after its promise is durable.
+        release: The newest release that it knows of, while etcd may not have the epoch that it has begun.
+        drained: The epoch that it leads and whose writes the successor has all on disk: the successor needs no more WAL
+            and may prepare. 0 for none.
     """
 
     epoch: Epoch = 0
@@ -116,8 +116,8 @@ class Started:
     """The agent started. The first event of a core, once.
 
     Attributes:
-        promise: What its disk says; None when the file is missing beside a ledger, or cannot be read.
-        ledger: Its member; None in a region that holds none.
+        promise: The promise on its disk; None if the file is missing although there is a ledger, or cannot be read.
+        ledger: Its member; None in a region without one.
     """
 
     promise: Promise | None
@@ -126,15 +126,15 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Tick:
-    """Time has passed: ``next_deadline()`` is here, or the driver felt like it."""
+    """Time has passed: ``next_deadline()`` is reached. A tick that is not due changes nothing."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordSeen:
-    """etcd's watch delivered the record. It may be late, but is never in the wrong order.
+    """etcd's watch delivered the record. It may be late, but never out of order.
 
     Attributes:
-        revision: etcd's revision that wrote it.
+        revision: The revision of etcd that wrote it.
         record: The record.
     """
 
@@ -144,7 +144,7 @@ class RecordSeen:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RecordRead:
-    """The answer to ``ReadRecord``; record None and revision 0: there is none yet."""
+    """The answer to ``ReadRecord``; record None and revision 0: there is no record yet."""
 
     ticket: Ticket
     revision: int
@@ -164,7 +164,7 @@ class SwapAnswered:
 
     Attributes:
         ticket: Of the request.
-        outcome: ``unknown``: the answer was lost, the swap may have taken place (rule 9).
+        outcome: ``unknown``: the answer was lost, and the swap may have succeeded (rule 9).
         revision: The revision that it wrote, when applied.
     """
 
@@ -182,7 +182,7 @@ class PromiseStored:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PromiseFailed:
-    """``StorePromise`` could not be written; the old promise holds."""
+    """``StorePromise`` could not be written; the old promise remains."""
 
     ticket: Ticket
     reason: str
@@ -190,11 +190,11 @@ class PromiseFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerFrozen:
-    """The answer to ``Freeze``: a standby that was told to receive from nobody (rule 4).
+    """The answer to ``FreezeLedger``: a standby without a connection string to any leader (rule 4).
 
     Attributes:
         ticket: Of the request.
-        receiving: Whether there still is a walreceiver, also one that has not connected yet.
+        receiving: Whether there still is a WAL receiver, including one that has not connected yet.
         received: ``pg_last_wal_receive_lsn()``; None after a restart.
         replayed: ``pg_last_wal_replay_lsn()``.
         ancestry: The epochs of the fence rows that it has replayed, ascending.
@@ -213,9 +213,9 @@ class FenceWritten:
 
     Attributes:
         ticket: Of the request.
-        fence_id: Identity of the row.
+        fence_id: Identifies the row.
         lsn: Where its commit ends.
-        confirmed: False when the wait for the quorum was cut short: SQLSTATE 01000 (rule 7).
+        confirmed: False if the quorum wait was cancelled: SQLSTATE 01000 (rule 7).
     """
 
     ticket: Ticket
@@ -226,7 +226,7 @@ class FenceWritten:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerDrained:
-    """The answer to ``Drain``: no write is under way, and the target has all of the WAL on disk.
+    """The answer to ``DrainLedger``: no write is in progress, and the target has all WAL on disk.
 
     Attributes:
         ticket: Of the request.
@@ -239,20 +239,20 @@ class LedgerDrained:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerDone:
-    """The answer to any other effect on the member: it took place."""
+    """The answer to any other effect on the member: it is done."""
 
     ticket: Ticket
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerFailed:
-    """An effect on the member failed; it can be asked again.
+    """An effect on the member failed; it can be requested again.
 
     Attributes:
         ticket: Of the request.
         reason: One line for people.
-        diverged: ``Follow`` only: the member has WAL that the leader's history does not have.
-        torn: The data cannot be used any more: a copy or a rewind was given up half-way.
+        diverged: ``FollowLedger`` only: the member has WAL that the leader's history does not have.
+        torn: The data can no longer be used: a copy or a rewind was aborted.
     """
 
     ticket: Ticket
@@ -263,15 +263,15 @@ class LedgerFailed:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerEnded:
-    """The member's PostgreSQL ended without being asked to."""
+    """The member's PostgreSQL ended unexpectedly."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class QuorumWaitCancelled:
-    """A commit on this member came back before its quorum: SQLSTATE 01000, or an end of its backend (rule 7).
+    """A commit on this member returned before its quorum had it: SQLSTATE 01000, or its backend ended (rule 7).
 
     Attributes:
-        epoch: Under which the member was written to; one that is over means nothing any more.
+        epoch: The epoch of the write; an epoch that is over is ignored.
     """
 
     epoch: Epoch
@@ -279,10 +279,10 @@ class QuorumWaitCancelled:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StandbysStreaming:
-    """The leader's member told who follows it closely: within a second's WAL, streaming.
+    """The leader's member reported which standbys stream and are close behind: within a second's WAL.
 
     Attributes:
-        regions: Those that do.
+        regions: The regions of those standbys.
     """
 
     regions: frozenset[RegionName]
@@ -290,11 +290,11 @@ class StandbysStreaming:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class GossipHeard:
-    """Another agent's newest word on this cell.
+    """A heartbeat brought another agent's gossip about this cell.
 
     Attributes:
-        sender: Its region.
-        gossip: What it said.
+        sender: The agent's region.
+        gossip: Its gossip.
     """
 
     sender: RegionName
@@ -303,11 +303,11 @@ class GossipHeard:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SuspicionChanged:
-    """The detector changed its mind about a region.
+    """The detector began or ceased to suspect a region.
 
     Attributes:
-        region: About whom.
-        suspected: Whether phi is over its threshold.
+        region: The region.
+        suspected: Whether phi is above its threshold.
     """
 
     region: RegionName
@@ -327,15 +327,15 @@ class QuorumCommit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class AgentPaused:
-    """The agent itself was away (paused, starved) for so long that what it knows may be old."""
+    """The agent itself did not run (paused, starved) for so long that its knowledge may be outdated."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class StrongReads:
-    """Reads that want the newest state arrived at the leader's region.
+    """Strong reads arrived, which need proof that this region leads.
 
     Attributes:
-        requests: Their numbers, given back in the answer.
+        requests: Their numbers, returned in the answer.
     """
 
     requests: tuple[int, ...]
@@ -346,13 +346,13 @@ OrderKind = Literal["switch", "pause", "resume", "drain", "undrain", "add", "rem
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Order:
-    """An operator's order; answered by ``AnswerOrder``. Giving it twice does no harm.
+    """An operator's order; answered by ``AnswerOrder``. Orders are idempotent.
 
     Attributes:
-        ticket: Of the operator, given back in the answer.
-        kind: What to do. ``switch``, ``add`` and ``remove`` are for the leader's agent.
-        region: About whom; None for ``pause`` and ``resume``.
-        by: Who and why, for the record.
+        ticket: The operator's, returned in the answer.
+        kind: What to do. Only the leader's agent carries out ``switch``, ``add`` and ``remove``.
+        region: The region that it concerns; None for ``pause`` and ``resume``.
+        by: The operator and the reason, for the record.
     """
 
     ticket: Ticket

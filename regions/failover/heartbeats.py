@@ -1,4 +1,4 @@
-"""What agents say to each other each heartbeat interval, and what the core of a whole agent is told and asks for."""
+"""The heartbeat between agents, and the events and effects of a whole agent's core."""
 
 from dataclasses import dataclass
 
@@ -9,13 +9,13 @@ from regions.identity import CellId, RegionName
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Heartbeat:
-    """One message from an agent to another; losing, doubling or reordering it is harmless.
+    """One message from an agent to another; its loss, duplication or reordering is harmless.
 
     Attributes:
         sender: Region of the agent.
         incarnation: Grows with each start of the agent; a lower one than the last heard is dropped.
         sequence: Grows with each heartbeat of an incarnation; one that is not higher is dropped.
-        cells: What it says about each cell that it holds.
+        cells: Its gossip about each of its cells.
     """
 
     sender: RegionName
@@ -26,14 +26,14 @@ class Heartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HeartbeatReceived:
-    """A heartbeat arrived, authenticated."""
+    """An authenticated heartbeat arrived."""
 
     heartbeat: Heartbeat
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerRefused:
-    """The host of a silent leader's ledger said that nobody listens there: silence with a reason."""
+    """The host of a silent leader's ledger refused a connection: no process listens on the ledger's port."""
 
     cell: CellId
     region: RegionName
@@ -65,9 +65,9 @@ class SendHeartbeat:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ReadCommit:
-    """Write a little WAL in the leader's member and tell ``QuorumCommit`` with the newest LSN on a quorum.
+    """Write a little WAL on the leader's member and answer ``QuorumCommit`` with the newest LSN on a quorum.
 
-    It waits for no quorum itself: the answer is what the standbys had confirmed before. A member whose disk
+    It does not wait for a quorum: the answer is the LSN that the standbys had confirmed before. A member whose disk
     hangs never answers, and one that lost its standbys answers with the same LSN again.
     """
 

@@ -1,7 +1,7 @@
-"""What must hold in one core after each event: a pure function of its facts.
+"""The invariants of one core, checked after each event: a pure function of its facts.
 
-It decides nothing and repairs nothing; tests, the simulation and the exploration ask it. What needs more than one
-region to be seen (one epoch acknowledges, nothing acknowledged is lost) is theirs. Source: failover.md, rules.
+It decides nothing and repairs nothing; tests, the simulation and the exploration call it. They check themselves what
+needs more than one region (one epoch acknowledges, nothing acknowledged is lost). Source: docs/failover.md, rules.
 """
 
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ from regions.failover.facts import Facts
 
 
 def violations(facts: Facts) -> tuple[str, ...]:
-    """Return what does not hold, one line each; empty when all is well."""
+    """Return the violated invariants, one line each; empty if there are none."""
     return (*_of_writes(facts), *_of_promises(facts), *_of_requests(facts))
 
 
@@ -59,7 +59,7 @@ def _of_requests(facts: Facts) -> Iterator[str]:
     if facts.requests.working is None:
         return
     effect = facts.requests.working.effect
-    # A copy goes on when its epoch is over, and what was promised for the copy after it may be overtaken as well.
+    # A copy continues when its epoch is over, so its epoch may be below a promise that was made for the next copy.
     goes_on = isinstance(effect, CopyLedger)
     if promise is None or (effect.epoch < promise.epoch and not goes_on):
         yield f"{type(effect).__name__} is asked for epoch {effect.epoch}, below the promise"
@@ -71,5 +71,5 @@ def _of_requests(facts: Facts) -> Iterator[str]:
 
 
 def _leaders(facts: Facts) -> tuple[str, ...]:
-    # A record that is newer than the effect under way: the member is about to be told.
+    # The record may be newer than the effect under way, which the next step supersedes.
     return () if facts.record is None else (facts.record.leader,)

@@ -1,7 +1,7 @@
-"""What an operator's order comes to: an answer at once, another record, a handover, or another quorum.
+"""Which plan an operator's order leads to: an answer at once, another record, a hand-over, or another quorum.
 
-Orders are idempotent: what is already so is answered as done. A refusal is one line that says why, and what
-would end it.
+Orders are idempotent: an order whose result already exists is answered as done. A refusal is one line that names the
+reason and what the operator can do.
 """
 
 from dataclasses import dataclass, replace
@@ -15,7 +15,7 @@ from regions.leadership import Leadership
 BUSY = "the record is being written: ask again"
 
 VOTERS_MIN = 3
-"""With two voters the loss of either stops all writes; so nobody is removed from three."""
+"""With two voters the loss of either stops all writes, so no voter is removed from three."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -27,19 +27,19 @@ class Answer:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Swap:
-    """Swap in this record; the order is done when it took place."""
+    """Swap in this record; the order is done when the swap has succeeded."""
 
     record: Leadership
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class HandOver:
-    """Promise the next epoch to the region that was ordered, close, drain, and give the own epoch up."""
+    """Announce the ordered region as the successor, drain to it, and release the epoch."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Resize:
-    """Make commits wait for these voters, then record them."""
+    """Make commits wait for a majority of these voters, then write them to the record."""
 
     voters: tuple[RegionName, ...]
 
@@ -48,7 +48,7 @@ Plan = Answer | Swap | HandOver | Resize
 
 
 def plan(facts: Facts, order: Order) -> Plan:
-    """Return what an order comes to."""
+    """Return the plan of an order."""
     record = facts.record
     if record is None:
         return Answer(refused="the cell has no leadership yet")

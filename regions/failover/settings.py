@@ -1,4 +1,4 @@
-"""Every number of the failover core: its unit, its limit, and what happens when it is too small or too large."""
+"""All settings of the failover core: unit, limits, and the effect of a value that is too small or too large."""
 
 from dataclasses import dataclass, field
 
@@ -14,34 +14,34 @@ _LIMITS = {
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Settings:
-    """What an agent's core may be tuned by; the same for all its cells.
+    """The settings of an agent's core; the same for all its cells.
 
     Attributes:
-        heartbeat_interval_s: Seconds between heartbeats, 0.02 to 1. Shorter detects sooner and costs more.
-        phi_threshold: Phi at which a region is suspected, 1 to 16. At 8 a false suspicion by chance alone has
-            odds of 1 in 10^8 per interval; lower trips sooner.
-        phi_window: Intervals that are remembered, 20 to 10,000. Short forgets a slow network quickly.
-        phi_stddev_min_s: Smallest deviation assumed, seconds. Too small makes a steady network nervous.
-        phi_pause_s: Silence that is forgiven on top, seconds: garbage collection, a stalled disk, a lost packet.
-            It is the largest part of the time to detect.
-        refused_pause_s: The same for a leader whose ledger's host says that nobody listens there, seconds: a dead
-            process is certain, and what is forgiven is only a heartbeat under way.
-        observers_min: Regions that must suspect before anybody acts, 2 to 31: with 1 a bad link would decide.
-        lag_s_max: Lateness of this agent's own loop beyond which it trusts no silence, seconds.
-        claim_stagger_s: Head start of each region over the next in the order of preference, seconds. Zero is
-            safe and makes two candidates at once likely.
+        heartbeat_interval_s: Seconds between heartbeats, 0.02 to 1. A shorter interval detects sooner and costs more.
+        phi_threshold: Phi at which a region is suspected, 1 to 16. At 8 the probability of a false suspicion is 1 in
+            10^8 per interval; a lower threshold suspects sooner.
+        phi_window: Number of intervals in the window, 20 to 10,000. A short window forgets a slow network quickly.
+        phi_stddev_min_s: Smallest standard deviation assumed, seconds. Too small a value suspects on a steady network.
+        phi_pause_s: Acceptable pause in addition, seconds: garbage collection, a stalled disk, a lost packet. It is the
+            largest part of the time to detect.
+        refused_pause_s: The acceptable pause if the host of the leader's ledger refuses connections, seconds: the
+            process is certainly gone, and only a heartbeat in flight is waited for.
+        observers_min: Regions that must suspect before any of them acts, 2 to 31: with 1 a bad link would decide.
+        lag_s_max: Lateness of this agent's own loop above which it ignores the silence of others, seconds.
+        claim_stagger_s: Head start of each region over the next in the order of preference, seconds. Zero is safe, and
+            makes two candidates at once likely.
         stall_s: How long an epoch may stay in one phase before another candidate begins the next, seconds.
-        stall_s_max: The same after several failed attempts; it doubles with each.
-        rest_s: How long a leader that has handed over leaves its PostgreSQL stopped while others are enough for its
-            successor's quorum, seconds. Its recovery flushes every file, and the first commits wait for disks and
-            processors that it may share. Longer leaves one member fewer for longer.
-        hold_down_s: After ``failovers_max`` failovers within this time, the next by suspicion waits, seconds.
-        failovers_max: Failovers by suspicion that are free within ``hold_down_s``.
-        request_s_max: How long etcd and the promise file may take to answer before they are asked again, seconds.
+        stall_s_max: The same after several failed attempts; the time doubles with each.
+        rest_s: How long the old leader leaves its PostgreSQL stopped after a hand-over, while the others are enough for
+            the successor's quorum, seconds. Its recovery flushes every file, and the first commits may wait for the
+            shared disks and processors. A longer delay leaves the cell with one member fewer for longer.
+        hold_down_s: After ``failovers_max`` failovers within this time, the next after suspicion is delayed, seconds.
+        failovers_max: Failovers after suspicion within ``hold_down_s`` that are not delayed.
+        request_s_max: How long etcd and the promise file may take to answer before the core asks again, seconds.
         ledger_s_max: The same for short effects on the member.
         rebuild_s_max: The same for copies, rewinds and the first initialisation.
-        retry_s: Pause after something failed, seconds; doubles up to ``retry_s_max``.
-        retry_s_max: Its bound: how late a region may notice that what it waits for is possible again.
+        retry_s: Pause after a failure, seconds; it doubles up to ``retry_s_max``.
+        retry_s_max: Longest pause: how late a region may notice that its next step is possible again.
         target_s_max: How long a candidate waits for the vote of the region that an operator wants, seconds.
     """
 
@@ -70,7 +70,7 @@ class Settings:
         for name, (low, high) in _LIMITS.items():
             assert low <= getattr(self, name) <= high, f"{name} is not between {low} and {high}"
         assert self.retry_s <= self.retry_s_max, "retry bound below its start"
-        assert self.refused_pause_s <= self.phi_pause_s, "more is forgiven to the dead"
+        assert self.refused_pause_s <= self.phi_pause_s, "the pause of a refused ledger is the shorter one"
         assert self.stall_s <= self.stall_s_max, "stall bound below its start"
 
 
@@ -82,8 +82,8 @@ class CellRegions:
     """The regions of a cell, each list in order of preference for leadership.
 
     Attributes:
-        voters: Those whose members make up the ledger when the cell is first started.
-        regions: All that run an agent, voters included.
+        voters: The regions whose members form the ledger when the cell is created.
+        regions: All regions with an agent, voters included.
     """
 
     voters: tuple[RegionName, ...]

@@ -1,8 +1,7 @@
 """The states of an agent in a cell and the transitions between them, as data.
 
-A state is read off the facts; it decides nothing. It exists for people, for logs and for the coverage of
-tests: ``machine.py`` refuses a change that is not in the table, and the diagram in ARCHITECTURE.md is made
-from it.
+A state is computed from the facts and decides nothing. It exists for people, for logs and for the coverage of tests.
+``machine.py`` refuses a transition that is not in the table, and the diagram in ARCHITECTURE.md is made from the table.
 """
 
 from typing import Literal
@@ -44,7 +43,7 @@ MEANINGS: dict[State, str] = {
 
 
 def state_of(facts: Facts) -> State:
-    """Return the state that the facts amount to."""
+    """Return the state that follows from the facts."""
     record, ledger = facts.record, facts.member.ledger
     if facts.unable is not None:
         return "refusing"
@@ -83,7 +82,7 @@ USUAL: dict[tuple[State, State], str] = {
     ("starting", "rejoining"): "its member does not follow the leader yet",
     ("starting", "freezing"): "a candidate recruits",
     ("starting", "leading"): "its member was left running and leads",
-    ("starting", "stepping-down"): "its member is, or was, a primary that may not go on",
+    ("starting", "stepping-down"): "its member is, or was, a primary that may not continue",
     ("starting", "refusing"): "the promise is lost, or etcd has lost the record",
     ("bootstrapping", "leading"): "the fence row is on a quorum, and the record says so",
     ("observing", "rejoining"): "an operator adds the region",
@@ -95,8 +94,8 @@ USUAL: dict[tuple[State, State], str] = {
     ("rejoining", "following"): "WAL streams",
     ("rejoining", "freezing"): "another candidate recruits",
     ("rejoining", "recruiting"): "it is the candidate",
-    ("rejoining", "promoting"): "the leader has handed over to it; it had let go of it already",
-    ("freezing", "promised"): "the promise is on disk, the vote is heard",
+    ("rejoining", "promoting"): "the leader has handed over to it, and it was frozen before",
+    ("freezing", "promised"): "the promise is on disk, the vote is published",
     ("freezing", "rejoining"): "another was chosen without its vote",
     ("freezing", "recruiting"): "the epoch stalls, or its candidate is silent: it begins the next one",
     ("promised", "promoting"): "it was chosen",
@@ -106,27 +105,27 @@ USUAL: dict[tuple[State, State], str] = {
     ("recruiting", "promoting"): "it chose itself",
     ("recruiting", "rejoining"): "it chose another",
     ("recruiting", "freezing"): "another candidate began the next epoch",
-    ("promoting", "leading"): "the fence row is on a quorum: writes open",
+    ("promoting", "leading"): "the fence row is on a quorum: it accepts writes",
     ("promoting", "recruiting"): "its PostgreSQL may have been primary and is not: it begins the next epoch",
     ("promoting", "freezing"): "the epoch stalled, and another candidate recruits",
     ("promoting", "stepping-down"): "the epoch stalled when its member was primary already",
     ("leading", "handing-over"): "an operator switches to another region",
     ("leading", "stepping-down"): "a later epoch, or PostgreSQL ended",
-    ("handing-over", "rejoining"): "its PostgreSQL is stopped, and the next epoch is the other's",
-    ("handing-over", "leading"): "the switch failed: writes are open, or open again",
+    ("handing-over", "rejoining"): "its PostgreSQL is stopped, and the successor's epoch has begun",
+    ("handing-over", "leading"): "the switchover failed: it accepts writes, or accepts them again",
     ("handing-over", "stepping-down"): "another region began an epoch, or etcd has to be read first",
     ("stepping-down", "freezing"): "PostgreSQL is stopped, and a candidate recruits",
     ("stepping-down", "rejoining"): "PostgreSQL is stopped, and there is another leader",
     ("stepping-down", "recruiting"): "PostgreSQL ended: it begins the next epoch itself",
     ("stepping-down", "leading"): "etcd was read: it still leads",
 }
-"""What happens in the order of the protocol: from one state to another, and by what."""
+"""The transitions of the protocol, and what causes each."""
 
 RARE: dict[tuple[State, State], str] = {
     ("starting", "recruiting"): "it was the candidate before it crashed",
     ("starting", "promoting"): "it was chosen before it crashed",
     ("refusing", "observing"): "etcd has the record again, and the region has no vote in it",
-    ("refusing", "bootstrapping"): "etcd has the record again, of a cell that was being begun",
+    ("refusing", "bootstrapping"): "etcd has the record again, of a cell that was being created",
     ("refusing", "following"): "etcd has the record again",
     ("refusing", "rejoining"): "etcd has the record again",
     ("refusing", "freezing"): "etcd has the record again, and a candidate recruits",
@@ -156,7 +155,7 @@ RARE: dict[tuple[State, State], str] = {
     (
         "freezing",
         "following",
-    ): "it crashed as a follower, and the first etcd member that it asked still told of the election",
+    ): "it crashed as a follower, and the first etcd member that it asked still showed the election",
     ("freezing", "stepping-down"): "a promotion that was under way took place, and another leads by now",
     ("freezing", "promoting"): "it was chosen by a vote from before its PostgreSQL ended",
     ("freezing", "observing"): "it missed that the region was removed",
@@ -165,7 +164,7 @@ RARE: dict[tuple[State, State], str] = {
     (
         "recruiting",
         "leading",
-    ): "it crashed as the leader, and the first etcd member that it asked still told of the election",
+    ): "it crashed as the leader, and the first etcd member that it asked still showed the election",
     ("recruiting", "stepping-down"): "the same, and its PostgreSQL was being frozen",
     ("promoting", "rejoining"): "it missed a whole epoch: another leads",
     ("promoting", "observing"): "it missed that the region was removed",
@@ -181,7 +180,7 @@ RARE: dict[tuple[State, State], str] = {
     ("stepping-down", "observing"): "PostgreSQL is stopped, and the region was removed",
     ("stepping-down", "promoting"): "it was chosen by a vote from before an effect on its member took place after all",
 }
-"""What crashes, lost news and late answers do besides: a region that was away may come back epochs later."""
+"""The transitions after crashes, lost messages and late answers: an agent that was away may miss epochs."""
 
 TRANSITIONS = {**USUAL, **RARE}
-"""All that may happen; ``machine.py`` refuses anything else."""
+"""All transitions; ``machine.py`` refuses any other."""

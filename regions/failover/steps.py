@@ -1,7 +1,7 @@
-"""What an agent's member should do next, and what the agent should make of the record: pure functions of facts.
+"""Which effect the member needs next, and which votes and suspicions count: pure functions of facts.
 
-``ledger_step`` is asked after every event, and answers the same until the world has changed, so an agent that
-crashed goes on where its disk, etcd and its member say it was. Tickets are filled in by ``machine.py``.
+``machine.py`` calls ``ledger_step`` after every event. It returns the same step until the facts change, so an agent
+that restarts after a crash continues from its disk, etcd and its member. ``requests.py`` fills in the tickets.
 """
 
 from dataclasses import replace
@@ -28,11 +28,11 @@ from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
 
 Step = LedgerEffect | Promise | None
-"""An effect on the member, a promise that has to be durable first, or nothing."""
+"""An effect on the member, a promise that must be durable first, or nothing."""
 
 
 def ledger_step(facts: Facts) -> Step:
-    """Return what the member needs next."""
+    """Return the next effect on the member."""
     record, promise, ledger = facts.record, facts.member.promise, facts.member.ledger
     if record is None or promise is None or ledger is None or not rules.may_act(record.epoch, promise):
         return None
@@ -66,7 +66,7 @@ def _freeze(facts: Facts, record: Leadership, promise: Promise, ledger: MemberSt
 
 
 def _bootstrap(facts: Facts, record: Leadership, promise: Promise, ledger: MemberState) -> Step:
-    # Nothing was acknowledged under this epoch yet, so a member that ended may start again under it.
+    # No write was acknowledged under this epoch yet, so a member that ended may start again under it.
     if ledger.kind != "primary":
         if promise.lineage < record.epoch:
             return replace(promise, epoch=record.epoch, lineage=record.epoch)
@@ -83,7 +83,7 @@ def _lead(facts: Facts, record: Leadership, promise: Promise, ledger: MemberStat
     if rules.needs_new_epoch(ledger, promise, record, promoting=facts.member.promoting_epoch):
         return None
     before = _freeze(facts, record, promise, ledger)
-    # One to whom the leadership was handed publishes no vote, and promises once, when it is about to be promoted.
+    # The successor of a hand-over publishes no vote. It stores one promise, immediately before its promotion.
     once = isinstance(before, Promise) and record.handed_over_at is not None
     if (before is not None and not once) or ledger.kind != "frozen":
         return before
@@ -126,7 +126,7 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: MemberSt
     if ledger == MemberState(kind="following", epoch=record.epoch):
         # The successor freezes while the leader stops, so the promotion need not wait for it.
         return FreezeLedger(ticket=0, epoch=record.epoch) if prepares else None
-    # A rewind that left WAL which the leader lacks saw nothing to do, and a second one would see the same.
+    # A rewind that found nothing to do left WAL that the leader lacks; a second rewind would find the same.
     again = facts.member.diverged and facts.member.rebuilt_epoch == record.epoch
     must_copy = again or rules.must_copy(ledger, promise, record)
     if again or ((must_copy or facts.member.diverged) and facts.member.rebuilt_epoch != record.epoch):
@@ -136,23 +136,23 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: MemberSt
             return before
         rebuild = CopyLedger if copies else RewindLedger
         return rebuild(ticket=0, epoch=record.epoch, leader=record.leader)
-    # Durable before the first byte of this epoch arrives: it is what decides about a copy later.
-    # (A lineage is never above the epoch that is promised: both are raised together.)
+    # The lineage is durable before the first byte of this epoch arrives: it decides later whether a copy is needed.
+    # (A lineage is never above the promised epoch: both are raised together.)
     if promise.lineage < record.epoch:
         return replace(promise, epoch=record.epoch, lineage=record.epoch)
     return FollowLedger(ticket=0, epoch=record.epoch, leader=record.leader)
 
 
 def _is_spare(facts: Facts, record: Leadership) -> bool:
-    """Whether the others that are heard are enough for a quorum without this member."""
+    """Whether the other members that are heard are enough for a quorum without this one."""
     return sum(1 for voter in heard(facts, record) if voter != facts.region) >= rules.majority(record.voters)
 
 
 def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
-    """Return for whom commits are to wait: one more or one fewer than in the record, or the same.
+    """Return the voters whose majority commits should wait for: one more or fewer than in the record, or the same.
 
-    While the record is being swapped it may be either of two, so that the quorum stays where it is. A swap over an
-    older record, or of another epoch, can change nothing any more.
+    While a swap is pending, etcd may have either of two records, so the quorum stays as it is. A pending swap that
+    expects an older record, or another epoch, can no longer succeed.
     """
     swapping = facts.requests.swapping
     if swapping is not None and (swapping.record.epoch, swapping.expected) == (record.epoch, facts.etcd.revision):
@@ -165,7 +165,7 @@ def wanted_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
 
 
 def asked_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
-    """Return who should vote in the end: without the one to be removed, or with one that has joined."""
+    """Return the voters after the change that is asked for: without the removed one, or with one that has joined."""
     if facts.resize is not None:
         return facts.resize[0]
     ready = next((region for region in record.joining if region in facts.member.standbys), None)
@@ -173,7 +173,7 @@ def asked_voters(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
 
 
 def needs_newest_record(facts: Facts) -> bool:
-    """Whether a quorum is to be set in a primary that runs already, and the known record may be an old one."""
+    """Whether a running primary needs another quorum while the known record may be outdated."""
     record = facts.record
     if record is None or not facts.leads or not facts.is_primary_of(record.epoch):
         return False
@@ -183,7 +183,7 @@ def needs_newest_record(facts: Facts) -> bool:
 
 
 def standbys_of(region: RegionName, voters: tuple[RegionName, ...]) -> tuple[RegionName, ...]:
-    """Return whom a primary in ``region`` has for standbys."""
+    """Return the standbys of a primary in ``region``."""
     return tuple(voter for voter in voters if voter != region)
 
 
@@ -194,18 +194,18 @@ def quorum_of(region: RegionName, voters: tuple[RegionName, ...], epoch: Epoch) 
 
 
 def published_vote(facts: Facts) -> Vote | None:
-    """Return the vote that others may hear of."""
+    """Return the vote that heartbeats may carry; None if there is none, or its promise is not durable."""
     record, promise, vote = facts.record, facts.member.promise, facts.member.frozen_vote
     if record is None or promise is None or vote is None or vote.epoch != record.epoch or not facts.votes_here:
         return None
     if record.phase == "serving":
-        # It is frozen because its leader has drained; nobody has asked.
+        # The member is frozen for a hand-over, and no candidate asks for votes.
         return None
     return vote if rules.may_publish(vote, promise) else None
 
 
 def published_release(facts: Facts) -> Release | None:
-    """Return the release that others may not have heard of: that of which etcd does not know yet what came of it."""
+    """Return the release that heartbeats carry: as long as etcd may not have the epoch that it has begun."""
     release, stored = facts.release, facts.etcd.record
     if release is None or stored is None:
         return release
@@ -213,7 +213,7 @@ def published_release(facts: Facts) -> Release | None:
 
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
-    """Return the votes for the record's epoch that count, the own one among them."""
+    """Return the votes that count for the record's epoch, the own one included."""
     said = {region: gossip.vote for region, gossip in facts.peers.gossip.items() if gossip.vote is not None}
     own = published_vote(facts)
     if own is not None:
@@ -222,7 +222,7 @@ def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
 
 
 def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
-    """Return the member to promote: the greatest position; then the target, then who is not to be avoided."""
+    """Return the member to promote: by position, then the target, then one that is neither drained nor suspected."""
 
     def worth(region: RegionName) -> tuple[object, ...]:
         at = record.voters.index(region)
@@ -238,10 +238,10 @@ def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[R
 
 
 def observers(facts: Facts, record: Leadership) -> int:
-    """Return how many regions, this one included, suspect the region that acts under the record."""
+    """Return how many regions, this one included, suspect the record's leader."""
     if record.leader == facts.region or record.leader not in facts.peers.suspected:
         return 0
-    # The suspected region is not heard either, so that it is none of the others.
+    # A suspected region is not heard, so its older gossip does not count.
     others = (
         region
         for region, gossip in facts.peers.gossip.items()
@@ -256,5 +256,5 @@ def heard(facts: Facts, record: Leadership) -> tuple[RegionName, ...]:
 
 
 def may_be_heard(facts: Facts, record: Leadership) -> bool:
-    """Whether a majority of the voters can be heard: without it an epoch leads nowhere."""
+    """Whether a majority of the voters is heard: without it an epoch cannot succeed."""
     return len(heard(facts, record)) >= rules.majority(record.voters)

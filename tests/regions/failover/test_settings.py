@@ -62,7 +62,7 @@ def test_a_number_is_taken_within_its_limits_and_refused_beyond(name: str, low: 
     ("name", "bound", "why"),
     [
         ("retry_s", DEFAULTS.retry_s_max, "retry bound below its start"),
-        ("refused_pause_s", DEFAULTS.phi_pause_s, "more is forgiven to the dead"),
+        ("refused_pause_s", DEFAULTS.phi_pause_s, "the pause of a refused ledger is the shorter one"),
         ("stall_s", DEFAULTS.stall_s_max, "stall bound below its start"),
     ],
 )
