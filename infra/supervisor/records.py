@@ -1,7 +1,6 @@
-"""Which processes a deployment has started, and how exactly those are ended after a crash of their owner.
+"""Records the processes that a deployment has started, and ends exactly those after a crash of their owner.
 
-A pid alone is no identity: the kernel uses it again. A process is named by its pid and its birth, counted from
-the boot of the machine, because a time of day moves with every step of the clock.
+A record has the pid and what `birth_of` returns, because the kernel reuses pids (``regions.process_identity``).
 """
 
 from __future__ import annotations
@@ -17,6 +16,8 @@ from typing import TYPE_CHECKING
 import orjson
 import psutil
 
+from regions.process_identity import ProcessIdentity, works_in
+
 if TYPE_CHECKING:
     from infra.supervisor.layout import Layout
 
@@ -31,7 +32,7 @@ class ProcessRecord:
     Attributes:
         name: `region/process` or `process`.
         pid: Process id.
-        born: As `birth_of` tells it.
+        born: What `birth_of` returned for it.
     """
 
     name: str
@@ -40,13 +41,9 @@ class ProcessRecord:
 
 
 def birth_of(pid: int) -> str | None:
-    """Boot and clock ticks since then at which a process started (proc(5)); None when it is gone."""
-    try:
-        fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-        boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-    except OSError:
-        return None
-    return f"{boot}:{fields[19]}"  # field 22, counted from the one after the command name
+    """Return boot id and start time of a process, zombies included, as text; None if there is no such process."""
+    identity = ProcessIdentity.of(pid, ended=True)
+    return None if identity is None else f"{identity.boot_id}:{identity.started_ticks}"
 
 
 def record_of(name: str, pid: int) -> ProcessRecord | None:
@@ -80,7 +77,7 @@ def postmaster(pid_file: Path) -> psutil.Process | None:
     try:
         pid = int(pid_file.read_text().splitlines()[0])
         process = psutil.Process(pid)
-        fits = _works_in(pid, pid_file.parent.resolve()) and process.name().startswith("postgres")
+        fits = works_in(pid, pid_file.parent.resolve()) and process.name().startswith("postgres")
         return process if fits and process.status() != psutil.STATUS_ZOMBIE else None
     except (OSError, ValueError, IndexError, psutil.Error):
         return None
@@ -95,17 +92,10 @@ def working_in(folder: Path) -> list[psutil.Process]:
     found: list[psutil.Process] = []
     target = folder.resolve()
     for pid in psutil.pids():
-        if _works_in(pid, target):
+        if works_in(pid, target):
             with contextlib.suppress(psutil.NoSuchProcess):
                 found.append(psutil.Process(pid))
     return found
-
-
-def _works_in(pid: int, folder: Path) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink() == folder
-    except OSError:
-        return False
 
 
 def family(*ancestors: psutil.Process) -> list[psutil.Process]:

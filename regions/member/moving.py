@@ -17,12 +17,12 @@ from regions.leadership import ANCESTRY_MAX
 from regions.member import record
 from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
-from regions.member.process import ProcessIdentity
 from regions.member.record import write_durably, write_whole
 from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import DATABASE, SUPERUSER, MemberSettings
 from regions.member.supervision import Member
 from regions.position import parse_lsn
+from regions.process_identity import ProcessIdentity
 from regions.topology import Address
 
 POLL_S = 0.005

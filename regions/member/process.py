@@ -16,9 +16,7 @@ from pathlib import Path
 from typing import Self
 
 from regions.member.errors import MemberFailed
-
-_START_TIME_FIELD = 19
-"""Field 22 of /proc/PID/stat, counted from the one after the command name (proc(5))."""
+from regions.process_identity import ProcessIdentity, works_in
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,37 +30,6 @@ class Account:
 
     uid: int
     gid: int
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ProcessIdentity:
-    """What names one process for ever.
-
-    Attributes:
-        pid: Its id, which the kernel reuses.
-        started_ticks: When it started, in clock ticks since boot.
-        boot_id: Which boot that was.
-    """
-
-    pid: int
-    started_ticks: int
-    boot_id: str
-
-    @classmethod
-    def of(cls, pid: int, *, ended: bool = False) -> Self | None:
-        """Return the identity of the process that has this pid now, or None when none lives.
-
-        With ``ended`` also of one that has ended and was not reaped yet.
-        """
-        try:
-            stat = Path(f"/proc/{pid}/stat").read_text()
-            boot_id = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
-        except OSError:
-            return None
-        fields = stat.rpartition(")")[2].split()
-        if fields[0] in ("Z", "X") and not ended:
-            return None
-        return cls(pid=pid, started_ticks=int(fields[_START_TIME_FIELD]), boot_id=boot_id)
 
 
 class WatchedProcess:
@@ -201,18 +168,11 @@ def processes_in(folder: Path) -> list[ProcessIdentity]:
     """Return the processes that work in ``folder``: PostgreSQL and its programs work in their data folder."""
     found: list[ProcessIdentity] = []
     for entry in Path("/proc").iterdir():
-        if entry.name.isdigit() and _works_in(int(entry.name), folder):
+        if entry.name.isdigit() and works_in(int(entry.name), folder):
             identity = ProcessIdentity.of(int(entry.name))
             if identity is not None:
                 found.append(identity)
     return found
-
-
-def _works_in(pid: int, folder: Path) -> bool:
-    try:
-        return Path(f"/proc/{pid}/cwd").readlink() == folder
-    except OSError:
-        return False
 
 
 def last_line(log: Path) -> str:

@@ -18,7 +18,8 @@ from typing import Any, Literal, Self, cast
 
 from regions.identity import Epoch
 from regions.member.errors import MemberUnusable
-from regions.member.process import Account, ProcessIdentity
+from regions.member.process import Account
+from regions.process_identity import ProcessIdentity
 
 Role = Literal["primary", "standby"]
 

@@ -20,7 +20,6 @@ from regions.member.ledger import Ledger
 from regions.member.process import (
     Account,
     Command,
-    ProcessIdentity,
     WatchedProcess,
     last_line,
     processes_in,
@@ -41,6 +40,7 @@ from regions.member.settings import (
     main_configuration,
     passfile,
 )
+from regions.process_identity import ProcessIdentity
 from regions.topology import Address
 
 MAJOR_VERSION = "18"

@@ -15,8 +15,9 @@ from regions.identity import RegionName
 from regions.member import Member, MemberFailed, MemberUnusable, ledger, moving, quorum_names
 from regions.member.ledger import Ledger
 from regions.member.moving import MovingMember
-from regions.member.process import ProcessIdentity, processes_in
+from regions.member.process import processes_in
 from regions.member.record import begin_building
+from regions.process_identity import ProcessIdentity
 from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,

@@ -8,7 +8,6 @@ import pytest
 
 from regions.failover.events import Promise
 from regions.member.errors import MemberUnusable
-from regions.member.process import ProcessIdentity
 from regions.member.promise import load_promise, load_starts, store_promise, store_starts
 from regions.member.record import (
     MemberRecord,
@@ -21,6 +20,7 @@ from regions.member.record import (
     write_durably,
     write_whole,
 )
+from regions.process_identity import ProcessIdentity
 from tests.regions.power import Files, losing_power
 
 BEFORE, AFTER = Promise(epoch=4, lineage=3), Promise(epoch=5, lineage=4, floor=2, copying=1)

@@ -13,7 +13,7 @@ import httpx
 import pytest
 
 from infra.servers.unprivileged import account
-from regions.member.process import ProcessIdentity
+from regions.process_identity import ProcessIdentity
 from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from tests import servers
 from tests.child_processes import Child, free_port
