@@ -17,7 +17,6 @@ import os
 import socket
 import struct
 from dataclasses import dataclass
-from importlib import resources
 from typing import Final, Self
 
 import psycopg
@@ -37,6 +36,7 @@ from regions.member.messages import (
     read_message,
     send,
 )
+from regions.promotion import await_promotion
 
 CONNECT_S_MAX: Final = 4.0
 ANSWER_S_MAX: Final = 2.0
@@ -50,7 +50,8 @@ _PARAMETERS: Final = (
 _STANDBY: Final = b"in_hot_standby"
 """The parameter of which a server that is promoted sends word."""
 
-_AWAIT_PROMOTION: Final = query(resources.files("regions.member").joinpath("sql", "await_promotion.sql").read_bytes())
+_AWAIT_PROMOTION: Final = query(await_promotion("4 s").encode())
+"""A follower waits for 4 s until the member that it follows is primary."""
 
 _log = logging.getLogger(__name__)
 

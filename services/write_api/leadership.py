@@ -16,6 +16,7 @@ import asyncpg
 
 from regions.coordination import Leadership, LeadershipView
 from regions.identity import Epoch, RegionName
+from regions.promotion import await_promotion
 from services import ledger
 from services.api.problems import Problem, unavailable
 from services.api.requests import INTEGER_DIGITS_MAX
@@ -30,7 +31,7 @@ OPENING_S_MAX: Final = 0.8
 FENCE_POLL_S: Final = 0.01
 
 _EPOCH: Final = ledger.statement("newest_epoch")
-_AWAIT_PROMOTION: Final = ledger.statement("await_promotion")
+_AWAIT_PROMOTION: Final = await_promotion("250 ms")
 _log = logging.getLogger("palaver.write_api.leadership")
 
 
