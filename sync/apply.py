@@ -8,7 +8,7 @@ change that the view refuses ends in `dead_letters` with its reason and stops no
 
 What a committed batch moved is told by `on_applied`, and may get lost: the view's reply does not arrive, or a task ends
 between the commit and the call. The batch is then dropped as known. So each time the checkpoint was read,
-`on_begin` says that nobody may have been told what is up to it.
+`on_checkpoint_read` says that nobody may have been told what is up to it.
 """
 
 import asyncio
@@ -31,9 +31,9 @@ from sync.checkpoint import (
     CheckpointMove,
     advance_checkpoint,
     lock_apply,
+    raising_checkpoint_moved,
     read_checkpoint,
     read_freshness,
-    refusals_of,
 )
 from sync.lag import LagMeter
 from sync.statements import load_sql
@@ -50,7 +50,7 @@ BACKOFF_MAX_S: Final = 2.0
 STATEMENT_TIMEOUT_S: Final = 30.0
 """One batch takes milliseconds; a statement that takes this long waits for something that is broken."""
 
-POISON = (
+POISON_ERRORS = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
@@ -58,7 +58,7 @@ POISON = (
 """SQLSTATE classes 22, 23 and 54: the change is at fault, and trying again will not help. Everything else
 is the view's trouble and is tried again."""
 
-VIEW_TROUBLE = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
+VIEW_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 """What a view that restarts, or a connection that breaks half-way, raises."""
 
 _log = logging.getLogger(__name__)
@@ -83,7 +83,7 @@ class Projection(Protocol[E_co]):
     """What rows become in the view.
 
     Both methods must have the same result when some of the changes are in the view already, and raise
-    `PoisonChange` when a change is at fault. Errors in `POISON` mean the same.
+    `PoisonChange` when a change is at fault. Errors in `POISON_ERRORS` mean the same.
     """
 
     async def project_and_advance(
@@ -145,7 +145,7 @@ class Applier(Generic[E]):
         view_url: str,
         projection: Projection[E],
         meter: LagMeter,
-        on_begin: Callable[[Position, int], None],
+        on_checkpoint_read: Callable[[Position, int], None],
         on_applied: Callable[[Applied[E]], Awaitable[None]],
     ) -> None:
         """Prepare.
@@ -155,16 +155,16 @@ class Applier(Generic[E]):
             view_url: The view, as its owner.
             projection: What rows become in the view.
             meter: Is told where the view stands.
-            on_begin: Called with the checkpoint and its freshness (as in `Applied`) each time it was read, under the
-                lock of the one apply and before anything more is applied. What was committed up to it may not have
-                been told to ``on_applied``.
+            on_checkpoint_read: Called with the checkpoint and its freshness (as in `Applied`) each time it was read,
+                under the apply lock and before the next batch. ``on_applied`` may not have been called for batches up
+                to this checkpoint.
             on_applied: Called after each commit, in order; should return soon.
         """
         self._cell: CellId = cell
         self._view_url = view_url
         self._projection = projection
         self._meter = meter
-        self._on_begin = on_begin
+        self._on_checkpoint_read = on_checkpoint_read
         self._on_applied = on_applied
         self._position = ZERO
         self._fresh_at_us = 0
@@ -178,8 +178,8 @@ class Applier(Generic[E]):
         while True:
             batches_before = self.counts.batches
             try:
-                self.trouble = await self._apply_until_trouble(channel)
-            except* (*VIEW_TROUBLE, SyncError) as group:
+                self.trouble = await self._apply_until_error(channel)
+            except* (*VIEW_ERRORS, SyncError) as group:
                 self.trouble = _first_reason(group)
             _log.warning("apply starts again from its checkpoint: %s", self.trouble)
             self.counts.restarts += 1
@@ -187,7 +187,7 @@ class Applier(Generic[E]):
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
-    async def _apply_until_trouble(self, channel: Channel) -> str:
+    async def _apply_until_error(self, channel: Channel) -> str:
         """Apply until something breaks; return what it was.
 
         The error ends here, inside of the subscription. On its way out through the subscription's TaskGroup it
@@ -200,7 +200,7 @@ class Applier(Generic[E]):
                     applied = await self.apply(connection, await subscription.take())
                     subscription.acknowledge(applied.position)
                     await self._on_applied(applied)
-            except (*VIEW_TROUBLE, SyncError) as error:
+            except (*VIEW_ERRORS, SyncError) as error:
                 return _first_reason(error)
 
     @asynccontextmanager
@@ -224,7 +224,7 @@ class Applier(Generic[E]):
             await lock_apply(connection, self._cell)
             self._position = await read_checkpoint(connection, self._cell)
             self._fresh_at_us = await read_freshness(connection, self._cell)
-            self._on_begin(self._position, self._fresh_at_us)
+            self._on_checkpoint_read(self._position, self._fresh_at_us)
             self._meter.note_applied(self._position)
             self.dead_letters = await connection.fetchval(load_sql("count_dead_letters"), self._cell)
             self.trouble = None
@@ -242,7 +242,7 @@ class Applier(Generic[E]):
             asyncpg.PostgresError: The view refused; nothing of the batch is there.
             CheckpointMoved: Somebody else applied; nothing of the batch is there.
         """
-        transactions, position, fresh_at_us = self._news(items)
+        transactions, position, fresh_at_us = self._select_new(items)
         move = CheckpointMove(
             cell=self._cell,
             position=position,
@@ -257,8 +257,8 @@ class Applier(Generic[E]):
         dead = 0
         effects: Sequence[E]
         try:
-            effects = await self._apply_at_once(connection, changes, move)
-        except (*POISON, PoisonChange):
+            effects = await self._apply_in_one_statement(connection, changes, move)
+        except (*POISON_ERRORS, PoisonChange):
             async with _transaction(connection):
                 effects, dead = await self._isolate(connection, changes)
                 await advance_checkpoint(connection, move)
@@ -271,7 +271,7 @@ class Applier(Generic[E]):
         self.dead_letters += dead
         return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
 
-    def _news(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
+    def _select_new(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
         """Return what the view does not have, the position after it, and how fresh that is.
 
         A time of the ledger that is later than this region's counts as now: the clock of a leader may be ahead, and its
@@ -293,11 +293,11 @@ class Applier(Generic[E]):
                     position, fresh_at_us = item.position, max(fresh_at_us, min(item.commit_ts_us, now_us))
         return transactions, position, fresh_at_us
 
-    async def _apply_at_once(
+    async def _apply_in_one_statement(
         self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove
     ) -> Sequence[E]:
         """Apply a batch with one statement, which is a transaction by itself."""
-        with _cut_when_cancelled(connection), refusals_of(move):
+        with _terminate_when_cancelled(connection), raising_checkpoint_moved(move):
             if changes:
                 return await self._projection.project_and_advance(connection, changes, move)
             await advance_checkpoint(connection, move)
@@ -312,7 +312,7 @@ class Applier(Generic[E]):
         try:
             async with _transaction(connection):
                 return list(await self._projection.project(connection, changes)), 0
-        except (*POISON, PoisonChange) as error:
+        except (*POISON_ERRORS, PoisonChange) as error:
             if len(changes) == 1:
                 await self._record_dead_letter(connection, changes[0], error)
                 return [], 1
@@ -344,7 +344,7 @@ async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
     transaction = connection.transaction()
     await transaction.start()
     try:
-        with _cut_when_cancelled(connection):
+        with _terminate_when_cancelled(connection):
             yield
     except Exception:
         await transaction.rollback()
@@ -353,7 +353,7 @@ async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
 
 
 @contextmanager
-def _cut_when_cancelled(connection: "ViewConnection") -> "Generator[None]":
+def _terminate_when_cancelled(connection: "ViewConnection") -> "Generator[None]":
     """End the connection when the caller is cancelled: what it was saying may still be under way."""
     try:
         yield

@@ -33,10 +33,10 @@ from sync.walsender import (
     FirstFence,
     SlotLost,
     connect,
-    first_fence_of,
     one_line,
-    readable,
+    read_first_fence,
     start_replication,
+    wait_readable,
 )
 
 RECEIVE_ITEMS_MAX: Final = 500
@@ -90,13 +90,13 @@ async def open_capture(
     connection = await connect(conninfo)
     try:
         await start_replication(connection, slot=slot, start=start, epoch=epoch)
-        first_fence = await first_fence_of(conninfo, start)
+        first_fence = await read_first_fence(conninfo, start)
         capture = Capture(connection, start=start, epoch=epoch, first_fence=first_fence, counts=counts)
-        capture.begin()
+        capture.start_feedback()
         try:
             yield capture
         finally:
-            capture.end()
+            capture.stop_feedback()
     except psycopg.Error as error:
         raise StreamEnded(one_line(error)) from error
     finally:
@@ -131,7 +131,7 @@ class Capture:
         self._first_fence = first_fence
         self._position = start
         self._confirmed_lsn = 0
-        self._progress_told_us = 0
+        self._progress_sent_us = 0
         self._loop = asyncio.get_running_loop()
         self._timer: asyncio.TimerHandle | None = None
 
@@ -140,17 +140,17 @@ class Capture:
         """The latest position that `receive` has returned."""
         return self._position
 
-    def begin(self) -> None:
+    def start_feedback(self) -> None:
         """Start the regular feedback."""
         self._pgconn.nonblocking = 1
         self._tick()
 
-    def end(self) -> None:
+    def stop_feedback(self) -> None:
         """Stop the regular feedback."""
         if self._timer is not None:
             self._timer.cancel()
 
-    async def beginning(self) -> list[Item]:
+    async def receive_first(self) -> list[Item]:
         """Return the first items, once it is sure that the stream begins where the consumer needs it to.
 
         Raises:
@@ -168,17 +168,17 @@ class Capture:
 
         Raises:
             StreamEnded: By the ledger.
-            SlotLost: Only before `beginning` has returned.
+            SlotLost: Only before `receive_first` has returned.
             MalformedMessage: What came is not understood.
         """
         while True:
             items = self._drain()
             if items:
                 return items
-            await readable(self._pgconn)
+            await wait_readable(self._pgconn)
             self._read_socket()
 
-    def received(self) -> list[Item]:
+    def receive_nowait(self) -> list[Item]:
         """Return what is there without waiting, bounded, in order, perhaps nothing.
 
         Raises:
@@ -213,7 +213,7 @@ class Capture:
             if data is None:
                 break
             self.counts.bytes_read += len(data)
-            item = self._take(data)
+            item = self._decode(data)
             if item is None:
                 continue
             if isinstance(item, Progress) and items and isinstance(items[-1], Progress):
@@ -234,29 +234,29 @@ class Capture:
         reason = "" if result is None else result.get_error_message()
         raise StreamEnded(reason.strip() or "the ledger ended the stream")
 
-    def _take(self, data: bytes) -> Item | None:
+    def _decode(self, data: bytes) -> Item | None:
         try:
             match data[:1]:
                 case b"w":
-                    return self._take_data(data[_XLOG_DATA.size :])
+                    return self._decode_data(data[_XLOG_DATA.size :])
                 case b"k":
-                    return self._take_keepalive(*_KEEPALIVE.unpack(data))
+                    return self._decode_keepalive(*_KEEPALIVE.unpack(data))
                 case _:
                     raise MalformedMessage(f"stream message of kind {data[:1]!r}")
         except struct.error as error:
             raise MalformedMessage(f"stream message {data[:1]!r}: {error}") from error
 
-    def _take_data(self, payload: bytes) -> Transaction | None:
+    def _decode_data(self, payload: bytes) -> Transaction | None:
         transaction = self._assembler.feed(payload)
         if transaction is None:
             return None
-        self._check_beginning()
+        self._check_first_fence()
         if not transaction.partial:
             self.counts.transactions += 1
             self._position = max(self._position, transaction.position)
         return transaction
 
-    def _check_beginning(self) -> None:
+    def _check_first_fence(self) -> None:
         """A consumer that has nothing needs the stream from the ledger's first fence row on."""
         if self._first_fence is not None:
             found = self._assembler.first_fence_epoch
@@ -264,7 +264,7 @@ class Capture:
                 raise SlotLost(f"stream begins at epoch {found}, the ledger at {self._first_fence.epoch}")
             self._first_fence = None
 
-    def _take_keepalive(self, wal_end: int, sent_at_us: int, reply_requested: int) -> Progress | None:
+    def _decode_keepalive(self, wal_end: int, sent_at_us: int, reply_requested: int) -> Progress | None:
         if reply_requested:
             self._send_status(ask_for_reply=False)
         if not self._assembler.between_transactions:
@@ -275,9 +275,9 @@ class Capture:
         caught_up = self._assembler.epoch == self._epoch
         if caught_up and wal_end > self._position.lsn:
             self._position = Position(self._epoch, wal_end)
-        elif sent_at_us - self._progress_told_us < PROGRESS_INTERVAL_US:
+        elif sent_at_us - self._progress_sent_us < PROGRESS_INTERVAL_US:
             return None
-        self._progress_told_us = sent_at_us
+        self._progress_sent_us = sent_at_us
         # Before the fence row of the serving epoch the consumer has seen nothing of it: it hears that the
         # stream lives, and not that it is fresh.
         return Progress(position=self._position, sent_at_us=sent_at_us if caught_up else 0)

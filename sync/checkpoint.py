@@ -91,12 +91,12 @@ async def advance_checkpoint(connection: "ViewConnection", move: CheckpointMove)
     Raises:
         CheckpointMoved: It is already further.
     """
-    with refusals_of(move):
+    with raising_checkpoint_moved(move):
         await connection.execute(load_sql("advance_checkpoint"), *move.arguments())
 
 
 @contextmanager
-def refusals_of(move: CheckpointMove) -> "Generator[None]":
+def raising_checkpoint_moved(move: CheckpointMove) -> "Generator[None]":
     """Turn what the view says to a statement that makes this move into `CheckpointMoved`, if it means that."""
     try:
         yield

@@ -20,25 +20,25 @@ from regions.position import parse_lsn
 from sync.statements import load_sql
 from sync.walsender import SourceUnavailable, connect, one_line
 
-LOOK_PAUSE_S_MIN: Final = 0.001
-LOOK_PAUSE_S_MAX: Final = 0.005
-LOOKS_OF_A_WAIT: Final = 16
+POLL_PAUSE_S_MIN: Final = 0.001
+POLL_PAUSE_S_MAX: Final = 0.005
+POLLS_PER_WAIT: Final = 16
 """The pause between two looks is a sixteenth of how long the last wait took, or this one has taken so far if that is
 longer, within these bounds: between regions a quorum takes 80 ms, and a look costs the ledger 0.1 ms. A quorum that is
 gone is not asked for each millisecond."""
 
-GLANCE_S: Final = 0.2
+MARK_AGE_S_MAX: Final = 0.2
 """How old the mark may be when nothing waits for it: what an idle ledger's progress is told with."""
 
-TROUBLE_PAUSE_S: Final = 0.2
+RETRY_PAUSE_S: Final = 0.2
 """Until a ledger that did not answer is asked again; the stream itself will end as well."""
 
 _log = logging.getLogger(__name__)
 
 
-def look_pause_s(waited_s: float) -> float:
+def poll_pause_s(waited_s: float) -> float:
     """Return the pause between two looks, seconds, when a wait for a quorum takes so long."""
-    return min(LOOK_PAUSE_S_MAX, max(LOOK_PAUSE_S_MIN, waited_s / LOOKS_OF_A_WAIT))
+    return min(POLL_PAUSE_S_MAX, max(POLL_PAUSE_S_MIN, waited_s / POLLS_PER_WAIT))
 
 
 class HighWaterMark:
@@ -53,9 +53,9 @@ class HighWaterMark:
         self.lsn = 0
         self._conninfo = conninfo
         self._connection: psycopg.AsyncConnection | None = None
-        self._looking = asyncio.Lock()
-        self._looked_at = 0.0
-        self._pause_s = LOOK_PAUSE_S_MIN
+        self._polling = asyncio.Lock()
+        self._polled_at = 0.0
+        self._pause_s = POLL_PAUSE_S_MIN
         self._users = 0
 
     @asynccontextmanager
@@ -74,32 +74,32 @@ class HighWaterMark:
         loop = asyncio.get_running_loop()
         began = loop.time()
         while self.lsn < lsn:
-            async with self._looking:
+            async with self._polling:
                 if self.lsn < lsn:
-                    await self._look()
+                    await self._poll()
                     if self.lsn < lsn:
-                        await asyncio.sleep(max(self._pause_s, look_pause_s(loop.time() - began)))
+                        await asyncio.sleep(max(self._pause_s, poll_pause_s(loop.time() - began)))
                     else:
-                        self._pause_s = look_pause_s(loop.time() - began)
+                        self._pause_s = poll_pause_s(loop.time() - began)
 
     async def wait_for_all(self) -> None:
         """Wait until everything that is flushed on the leader now is on a quorum."""
-        async with self._looking:
-            flushed = await self._look()
+        async with self._polling:
+            flushed = await self._poll()
             while flushed is None:
-                await asyncio.sleep(LOOK_PAUSE_S_MAX)
-                flushed = await self._look()
+                await asyncio.sleep(POLL_PAUSE_S_MAX)
+                flushed = await self._poll()
         await self.wait_for(flushed)
 
-    async def glance(self) -> None:
+    async def refresh(self) -> None:
         """Ask once, unless somebody just did."""
         loop = asyncio.get_running_loop()
-        if loop.time() - self._looked_at > GLANCE_S:
-            async with self._looking:
-                if loop.time() - self._looked_at > GLANCE_S:
-                    await self._look()
+        if loop.time() - self._polled_at > MARK_AGE_S_MAX:
+            async with self._polling:
+                if loop.time() - self._polled_at > MARK_AGE_S_MAX:
+                    await self._poll()
 
-    async def _look(self) -> int | None:
+    async def _poll(self) -> int | None:
         """Ask the ledger; return what it has flushed itself, None when it does not say."""
         try:
             if self._connection is None:
@@ -109,13 +109,13 @@ class HighWaterMark:
         except (psycopg.Error, OSError, SourceUnavailable) as error:
             await self._drop()
             _log.warning("the quorum of the ledger is not known: %s", one_line(error))
-            await asyncio.sleep(TROUBLE_PAUSE_S)
+            await asyncio.sleep(RETRY_PAUSE_S)
             return None
         except BaseException:
             # What was asked may still be answered: nobody else must be taken for the one who asked.
             await self._drop()
             raise
-        self._looked_at = asyncio.get_running_loop().time()
+        self._polled_at = asyncio.get_running_loop().time()
         quorum, flushed = row or (None, None)
         if quorum is not None:
             self.lsn = max(self.lsn, parse_lsn(quorum))

@@ -23,12 +23,12 @@ class LagMeter:
     """
 
     def __init__(self, *, now: float) -> None:
-        """Begin at ``now``, monotonic seconds, with nothing heard."""
+        """Begin at ``now``, monotonic seconds, with nothing received."""
         self.applied: Position | None = None
-        self.heard: Position | None = None
+        self.received: Position | None = None
         self.source: RegionName | None = None
         self.trouble: str | None = "not connected yet"
-        self._heard_at = now
+        self._received_at = now
         self._snapshot_since: float | None = None
         self._snapshot_end: Position | None = None
         # Bounded by what the channel and apply hold between them.
@@ -60,10 +60,10 @@ class LagMeter:
         """There is no stream, for this reason."""
         self.source, self.trouble = None, trouble
 
-    def note_heard(self, item: Item, *, now: float) -> None:
+    def note_received(self, item: Item, *, now: float) -> None:
         """The source sent ``item``."""
-        self._heard_at = now
-        self.heard = max(self.heard or ZERO, item.position)
+        self._received_at = now
+        self.received = max(self.received or ZERO, item.position)
         if isinstance(item, Transaction) and not item.partial:
             self._waiting.append((item.position, item.commit_ts_us))
             if self.takes_snapshot and self._snapshot_end is None:
@@ -88,12 +88,12 @@ class LagMeter:
             now: Monotonic seconds.
             now_us: Wall clock, microseconds since 1970; compared with the ledger's commit times.
         """
-        silent_ms = int((now - self._heard_at) * 1000)
+        silent_ms = int((now - self._received_at) * 1000)
         if self._snapshot_since is not None:
             silent_ms = max(silent_ms, int((now - self._snapshot_since) * 1000))
         waiting_ms = max(0, now_us - self._waiting[0][1]) // 1000 if self._waiting else 0
         if not self.connected or self.takes_snapshot:
             return max(silent_ms, waiting_ms)
-        if self.heard is None or self.applied is None:
+        if self.received is None or self.applied is None:
             return silent_ms
-        return 0 if self.applied >= self.heard else waiting_ms
+        return 0 if self.applied >= self.received else waiting_ms

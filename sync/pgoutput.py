@@ -168,10 +168,10 @@ def _parse(reader: "_Reader") -> Message:
             count, _ = reader.fields(_TRUNCATE)
             return Truncate(oids=tuple(reader.fields(_OID)[0] for _ in range(count)))
         case _:
-            return _parse_aside(kind, reader)
+            return _parse_other(kind, reader)
 
 
-def _parse_aside(kind: str, reader: "_Reader") -> Message:
+def _parse_other(kind: str, reader: "_Reader") -> Message:
     """Parse what is neither a transaction's frame nor a row."""
     match kind:
         case "M":

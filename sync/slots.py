@@ -15,8 +15,8 @@ from psycopg.conninfo import make_conninfo
 
 from sync.statements import load_sql
 
-LOOK_INTERVAL_S: Final = 5.0
-LOOK_TIMEOUT_S: Final = 3.0
+POLL_INTERVAL_S: Final = 5.0
+POLL_TIMEOUT_S: Final = 3.0
 """postgres_exporter is scraped each 15 s as a rule; a slot that fills a disk takes minutes."""
 
 _log = logging.getLogger(__name__)
@@ -47,7 +47,7 @@ class SlotWatch:
     def __init__(self, *, conninfo: str, leads: Callable[[], bool]) -> None:
         """Prepare; ``conninfo`` is of the own ledger member."""
         self._conninfo = make_conninfo(
-            conninfo, connect_timeout=int(LOOK_TIMEOUT_S), application_name="palaver-slot-watch"
+            conninfo, connect_timeout=int(POLL_TIMEOUT_S), application_name="palaver-slot-watch"
         )
         self._leads = leads
         self.slots: dict[str, SlotFacts] = {}
@@ -56,14 +56,14 @@ class SlotWatch:
         """Look for ever."""
         while True:
             try:
-                self.slots = await self._look() if self._leads() else {}
+                self.slots = await self._poll() if self._leads() else {}
             except (psycopg.Error, OSError, TimeoutError) as error:
                 self.slots = {}
                 _log.warning("slots cannot be seen: %s", " ".join(str(error).split()))
-            await asyncio.sleep(LOOK_INTERVAL_S)
+            await asyncio.sleep(POLL_INTERVAL_S)
 
-    async def _look(self) -> dict[str, SlotFacts]:
-        async with asyncio.timeout(LOOK_TIMEOUT_S):
+    async def _poll(self) -> dict[str, SlotFacts]:
+        async with asyncio.timeout(POLL_TIMEOUT_S):
             connection = await psycopg.AsyncConnection.connect(self._conninfo, autocommit=True)
             async with connection:
                 cursor = await connection.execute(load_sql("slots"))

@@ -39,8 +39,8 @@ PART_CHARACTERS: Final = 256 * 1024
 FETCH_ROWS: Final = 50
 """Rows that are in memory at once, beside a part; one may have 100,000 characters."""
 
-BEGUN_S_MAX: Final = 15.0
-DECIDED_PAUSE_S: Final = 0.02
+PREPARE_S_MAX: Final = 15.0
+OLDER_PAUSE_S: Final = 0.02
 """A write waits for its quorum for a round trip or two; without a quorum there is no snapshot either."""
 
 _log = logging.getLogger(__name__)
@@ -76,7 +76,7 @@ class Snapshot:
                 async with aclosing(self._changes(table, level)) as chunks:
                     async for changes in chunks:
                         yield self._part(changes, partial=True)
-            if await _begin_of(self._connection, self._slot) != self.position.lsn:
+            if await _slot_start(self._connection, self._slot) != self.position.lsn:
                 raise SlotLost(f"slot {self._slot} was lost while its snapshot was read: more WAL has to be kept")
         except psycopg.Error as error:
             raise SourceUnavailable(one_line(error)) from error
@@ -142,8 +142,8 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
     """
     try:
         async with await connect(conninfo, replication=False) as connection:
-            lsn = await _in_time(_made_anew(connection, slot))
-            await _in_time(_until_decided(connection))
+            lsn = await _within_bound(_recreate_slot(connection, slot))
+            await _within_bound(_wait_for_older_transactions(connection))
             await connection.set_isolation_level(psycopg.IsolationLevel.REPEATABLE_READ)
             await connection.set_read_only(True)
             async with connection.transaction():
@@ -152,33 +152,33 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
                 assert row is not None, "one row, always"
                 flushed, taken_at_us = row
                 # Whatever it sees was flushed by then; a failover must not be able to take it back.
-                await _in_time(mark.wait_for(parse_lsn(flushed)))
+                await _within_bound(mark.wait_for(parse_lsn(flushed)))
                 yield Snapshot(connection, slot, Position(epoch, lsn), int(taken_at_us))
     except psycopg.Error as error:
         raise SourceUnavailable(one_line(error)) from error
 
 
-async def _made_anew(connection: psycopg.AsyncConnection, slot: str) -> int:
+async def _recreate_slot(connection: psycopg.AsyncConnection, slot: str) -> int:
     """Make the slot anew and return the LSN from which it brings every commit.
 
     What an old one would still bring is in the snapshot; meanwhile it would hold back all of that WAL, and might be
     lost for it before the snapshot is through.
     """
     await connection.execute(load_sql("drop_slot"), {"slot": slot})
-    await connection.execute(load_sql("make_slot"), {"slot": slot})
-    lsn = await _begin_of(connection, slot)
+    await connection.execute(load_sql("create_slot"), {"slot": slot})
+    lsn = await _slot_start(connection, slot)
     if lsn is None:
         raise SourceUnavailable(f"slot {slot} is not there yet")
     return lsn
 
 
-async def _begin_of(connection: psycopg.AsyncConnection, slot: str) -> int | None:
-    cursor = await connection.execute(load_sql("slot_begins"), {"slot": slot})
+async def _slot_start(connection: psycopg.AsyncConnection, slot: str) -> int | None:
+    cursor = await connection.execute(load_sql("slot_start"), {"slot": slot})
     row = await cursor.fetchone()
     return None if row is None or row[0] is None else parse_lsn(row[0])
 
 
-async def _until_decided(connection: psycopg.AsyncConnection) -> None:
+async def _wait_for_older_transactions(connection: psycopg.AsyncConnection) -> None:
     """Wait until every transaction that may have committed before now has become visible, or has ended.
 
     A commit is in the WAL, and behind the slot, while it still waits for its quorum; until that is there nobody sees
@@ -187,17 +187,17 @@ async def _until_decided(connection: psycopg.AsyncConnection) -> None:
     cursor = await connection.execute(load_sql("newest_transaction"))
     row = await cursor.fetchone()
     while True:
-        cursor = await connection.execute(load_sql("are_older_decided"), row)
+        cursor = await connection.execute(load_sql("are_older_transactions_ended"), row)
         if await cursor.fetchone() == (True,):
             return
-        await asyncio.sleep(DECIDED_PAUSE_S)
+        await asyncio.sleep(OLDER_PAUSE_S)
 
 
-async def _in_time(work: Awaitable[_T]) -> _T:
+async def _within_bound(work: Awaitable[_T]) -> _T:
     try:
-        async with asyncio.timeout(BEGUN_S_MAX):
+        async with asyncio.timeout(PREPARE_S_MAX):
             return await work
     except TimeoutError:
         raise SourceUnavailable(
-            f"no snapshot: transactions that are under way, or their quorum, took more than {BEGUN_S_MAX:g} s"
+            f"no snapshot: transactions that are under way, or their quorum, took more than {PREPARE_S_MAX:g} s"
         ) from None

@@ -85,7 +85,7 @@ async def connect(conninfo: str, *, replication: bool = True) -> psycopg.AsyncCo
         raise SourceUnavailable(one_line(error)) from error
 
 
-async def first_fence_of(conninfo: str, start: Position) -> FirstFence | None:
+async def read_first_fence(conninfo: str, start: Position) -> FirstFence | None:
     """Ask the ledger what the stream of a consumer with nothing begins with; None for any other."""
     if start != ZERO:
         return None
@@ -149,7 +149,7 @@ async def _execute(connection: psycopg.AsyncConnection, command: bytes) -> pq.ab
     pgconn.send_query(command)
     pgconn.flush()
     while pgconn.is_busy():
-        await readable(pgconn)
+        await wait_readable(pgconn)
         pgconn.consume_input()
     result = pgconn.get_result()
     assert result is not None
@@ -159,7 +159,7 @@ async def _execute(connection: psycopg.AsyncConnection, command: bytes) -> pq.ab
     return result
 
 
-async def readable(pgconn: pq.abc.PGconn) -> None:
+async def wait_readable(pgconn: pq.abc.PGconn) -> None:
     """Wait until the ledger has sent something."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()

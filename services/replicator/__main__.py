@@ -132,7 +132,7 @@ def _build(
             view_url=settings.view_url.get_secret_value(),
             projection=ViewProjection(),
             meter=meter,
-            on_begin=invalidator.void,
+            on_checkpoint_read=invalidator.void,
             on_applied=on_applied,
         ),
         invalidator=invalidator,

@@ -73,7 +73,7 @@ class ReplicatorMetrics(Collector):
     def _leader_metrics(self) -> Iterator[Metric]:
         captured = CounterMetricFamily("palaver_capture_transactions", "Captured.", labels=["subscriber"])
         read = CounterMetricFamily("palaver_capture_bytes", "Bytes of WAL decoded.", labels=["subscriber"])
-        for region, counts in self._parts.server.totals.items():
+        for region, counts in self._parts.server.source.totals.items():
             captured.add_metric([region], counts.transactions)
             read.add_metric([region], counts.bytes_read)
         retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL kept for a slot.", labels=["slot"])

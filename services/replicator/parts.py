@@ -63,7 +63,7 @@ class Parts:
         return {
             "region": self.topology.region,
             "applied_position": None if meter.applied is None else encode_token(cell, meter.applied),
-            "source_position": None if meter.heard is None else encode_token(cell, meter.heard),
+            "source_position": None if meter.received is None else encode_token(cell, meter.received),
             "lag_ms": self.lag_ms(),
             "connected": meter.connected,
             "source": meter.source,

@@ -26,13 +26,13 @@ class BufferedSubscription:
 
     Attributes:
         received: Highest position of a complete item; where a new stream begins.
-        source: URL that acknowledgements go to while a stream is open.
+        acknowledge_url: URL that acknowledgements go to while a stream is open.
     """
 
     def __init__(self, start: Position) -> None:
         """Begin after ``start``."""
         self.received = start
-        self.source: str | None = None
+        self.acknowledge_url: str | None = None
         self._items: deque[tuple[Item, int]] = deque()
         self._bytes = 0
         self._filled = asyncio.Event()
@@ -40,7 +40,7 @@ class BufferedSubscription:
         self._acknowledged = ZERO
         self._acknowledgement = asyncio.Event()
 
-    def is_news(self, item: Item) -> bool:
+    def is_new(self, item: Item) -> bool:
         """Whether ``item`` is not a repetition of what a former stream brought."""
         return item.position > self.received or (isinstance(item, Progress) and item.position == self.received)
 

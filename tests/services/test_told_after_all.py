@@ -74,7 +74,7 @@ class Region:
             view_url=view_url,
             projection=ViewProjection(),
             meter=rig.meter,
-            on_begin=self.invalidator.void,
+            on_checkpoint_read=self.invalidator.void,
             on_applied=self._on_applied,
         )
         self.rig = rig

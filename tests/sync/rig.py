@@ -63,7 +63,7 @@ class Servers:
         ledger.migrate(self.ledger.url("ledger_template"))
 
 
-class StillLeaders:
+class SettableLeadership:
     """A leadership that a test sets; the form of `regions.coordination.LeadershipView`."""
 
     def __init__(self, current: Leadership | None) -> None:
@@ -134,7 +134,7 @@ class Rig:
     servers: Servers
     number: int = field(default_factory=lambda: next(_numbers))
     applied: list[Applied[Invalidation]] = field(default_factory=list[Applied[Invalidation]])
-    begun: list[tuple[Position, int]] = field(default_factory=list[tuple[Position, int]])
+    checkpoints_read: list[tuple[Position, int]] = field(default_factory=list[tuple[Position, int]])
     port: int = field(default_factory=free_port)
 
     def __post_init__(self) -> None:
@@ -145,7 +145,7 @@ class Rig:
         self.stream_url = self.servers.ledger.url(f"ledger_{self.number}", user="palaver_replication")
         self.view_url = self.servers.view.url(f"view_{self.number}")
         self.topology = topology(self.region, {self.region: self.port})
-        self.leaders = StillLeaders(leadership(self.region))
+        self.leaders = SettableLeadership(leadership(self.region))
         self.meter = LagMeter(now=time.monotonic())
 
     def sql(self, text: str, *parameters: object) -> list[tuple[object, ...]]:
@@ -187,7 +187,7 @@ class Rig:
             view_url=self.view_url,
             projection=ViewProjection(),
             meter=self.meter,
-            on_begin=lambda position, fresh_at_us: self.begun.append((position, fresh_at_us)),
+            on_checkpoint_read=lambda position, fresh_at_us: self.checkpoints_read.append((position, fresh_at_us)),
             on_applied=note,
         )
 

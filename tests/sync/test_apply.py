@@ -268,7 +268,7 @@ async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good
     applier = rig.applier()
     failures = 3
 
-    class Moody:
+    class FailingProjection:
         async def project_and_advance(
             self, connection: Any, changes: Sequence[LocatedChange], move: CheckpointMove
         ) -> list[Any]:
@@ -286,13 +286,13 @@ async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good
                 raise PoisonChange("no fences here")
             return []
 
-    applier._projection = Moody()
+    applier._projection = FailingProjection()
     async with rig.serving(), running(applier.run(rig.channel())):
         await until(lambda: applier.dead_letters > 0)
     assert applier.counts.restarts >= 2
 
 
-class LingeringChannel:
+class SlowChannel:
     """A channel that breaks at once, and whose subscription takes its time to end."""
 
     def __init__(self) -> None:
@@ -300,7 +300,7 @@ class LingeringChannel:
         self.release = asyncio.Event()
 
     @contextlib.asynccontextmanager
-    async def subscribe(self, start: Position) -> AsyncGenerator["LingeringChannel"]:
+    async def subscribe(self, start: Position) -> AsyncGenerator["SlowChannel"]:
         del start
         async with asyncio.TaskGroup() as group:
             task = group.create_task(self._linger())
@@ -325,7 +325,7 @@ class LingeringChannel:
 
 
 async def test_trouble_does_not_hide_that_apply_was_told_to_end(rig: Rig) -> None:
-    channel = LingeringChannel()
+    channel = SlowChannel()
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         applying = group.create_task(rig.applier().run(channel))
         await channel.leaving.wait()

@@ -48,17 +48,17 @@ async def test_repeated_progress_takes_the_space_of_one() -> None:
 
 async def test_what_was_received_before_is_no_news() -> None:
     subscription = BufferedSubscription(Position(1, 10))
-    assert not subscription.is_news(transaction(10))
-    assert subscription.is_news(progress(10))
-    assert not subscription.is_news(progress(9))
-    assert subscription.is_news(transaction(11))
+    assert not subscription.is_new(transaction(10))
+    assert subscription.is_new(progress(10))
+    assert not subscription.is_new(progress(9))
+    assert subscription.is_new(transaction(11))
 
 
 async def test_a_part_does_not_move_the_place_to_resume_from() -> None:
     subscription = BufferedSubscription(Position(1, 10))
     await subscription.put(transaction(15, partial=True), 1)
     assert subscription.received == Position(1, 10)
-    assert subscription.is_news(transaction(15, partial=True))
+    assert subscription.is_new(transaction(15, partial=True))
 
 
 async def test_only_the_latest_acknowledgement_is_told_and_only_once() -> None:

@@ -120,12 +120,12 @@ async def test_a_slot_made_after_the_first_fence_row_cannot_feed_an_empty_view(r
     async with asyncio.timeout(WAIT_S):
         with pytest.raises(SlotLost, match="first fence row"):
             async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
-                await capture.beginning()
+                await capture.receive_first()
     rig.fence(2)
     async with asyncio.timeout(WAIT_S):
         with pytest.raises(SlotLost, match="epoch 2"):
             async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=2) as capture:
-                await capture.beginning()
+                await capture.receive_first()
 
 
 async def test_a_ledger_that_is_not_there_is_told_as_unavailable(rig: Rig) -> None:

@@ -13,10 +13,10 @@ from sync.change import Item, Progress, Transaction, decode_line
 from sync.channel.buffer import BUFFER_BYTES_MAX, BufferedSubscription
 from sync.channel.direct import client as direct_client
 from sync.channel.direct.client import DirectChannel
-from sync.channel.direct.server import BUSY_ITEMS_PER_S, smoothed
+from sync.channel.direct.pacing import BUSY_ITEMS_PER_S, smoothed_rate
 from sync.lag import LagMeter
 from tests.child_processes import free_port
-from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, StillLeaders, leadership, topology, until, writing
+from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, SettableLeadership, leadership, topology, until, writing
 
 pytestmark = pytest.mark.integration
 
@@ -149,7 +149,7 @@ async def test_two_regions_stream_beside_each_other(rig: Rig) -> None:
 async def test_the_client_follows_the_leadership(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
-    rig.leaders = StillLeaders(None)
+    rig.leaders = SettableLeadership(None)
     async with rig.serving(), rig.channel().subscribe(ZERO) as subscription:
         await until(lambda: rig.meter.trouble == "no leader is known")
         rig.leaders.set(leadership(rig.region))
@@ -186,19 +186,19 @@ async def answering(
 
 
 @dataclass
-class Answers:
+class CannedServer:
     """Says the same to everybody who connects, and counts them."""
 
-    said: bytes
-    stays: bool = False
+    answer: bytes
+    keeps_open: bool = False
     connections: int = 0
 
     async def __call__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self.connections += 1
         await reader.readuntil(b"\r\n\r\n")
-        writer.write(self.said)
+        writer.write(self.answer)
         await writer.drain()
-        if self.stays:
+        if self.keeps_open:
             await reader.read()
 
 
@@ -208,11 +208,11 @@ ENDS = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_client, "SILENCE_MAX_S", 0.2)
-    silent = Answers(SILENT, stays=True)
+    silent = CannedServer(SILENT, keeps_open=True)
     port = free_port()
     channel = DirectChannel(
         topology=topology("here", {"here": port}),
-        leaders=StillLeaders(leadership("here")),
+        leaders=SettableLeadership(leadership("here")),
         token=TOKEN,
         meter=LagMeter(now=0),
     )
@@ -225,9 +225,9 @@ PROMISED = replace(leadership("here"), succession=Succession(region=RegionName("
 
 
 async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_open() -> None:
-    silent = Answers(SILENT, stays=True)
+    silent = CannedServer(SILENT, keeps_open=True)
     port, meter = free_port(), LagMeter(now=0)
-    leaders = StillLeaders(replace(PROMISED, succession=None))
+    leaders = SettableLeadership(replace(PROMISED, succession=None))
     channel = DirectChannel(topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=meter)
     async with answering(port, silent), channel.subscribe(ZERO):
         await until(lambda: meter.connected)
@@ -243,8 +243,8 @@ async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that(monkeypatc
     monkeypatch.setattr(direct_client, "BACKOFF_MIN_S", 0.0)
     monkeypatch.setattr(direct_client, "BACKOFF_MAX_S", 0.0)
     monkeypatch.setattr(direct_client, "SUCCESSION_S_MAX", 3600.0)
-    ends = Answers(ENDS)
-    port, leaders = free_port(), StillLeaders(PROMISED)
+    ends = CannedServer(ENDS)
+    port, leaders = free_port(), SettableLeadership(PROMISED)
     channel = DirectChannel(
         topology=topology("here", {"here": port}), leaders=leaders, token=TOKEN, meter=LagMeter(now=0)
     )
@@ -261,12 +261,12 @@ async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that(monkeypatc
 
 
 async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
-    garbage = Answers(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
+    garbage = CannedServer(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
     port = free_port()
     meter = LagMeter(now=0)
     channel = DirectChannel(
         topology=topology("here", {"here": port}),
-        leaders=StillLeaders(leadership("here")),
+        leaders=SettableLeadership(leadership("here")),
         token=TOKEN,
         meter=meter,
     )
@@ -296,10 +296,10 @@ async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing
                 while read != before:
                     read = before
                     await asyncio.sleep(0.5)
-                    before = server.totals[rig.region].bytes_read
+                    before = server.source.totals[rig.region].bytes_read
             assert subscription._bytes <= BUFFER_BYTES_MAX + 2 * 1024 * 1024
             # What the two sides, their libraries and the kernel hold is bounded; the rest stays in the WAL.
-            assert server.totals[rig.region].bytes_read < count * len(body) * 0.7
+            assert server.source.totals[rig.region].bytes_read < count * len(body) * 0.7
             found: list[Transaction] = []
             while sum(len(one.changes) for one in found) < count + 3:
                 # Of each batch, not of all: a busy machine takes its time for 60 MB.
@@ -320,10 +320,10 @@ async def test_closing_the_server_ends_its_streams(rig: Rig) -> None:
 async def test_a_subscription_ends_cleanly_in_every_state(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
-    rig.leaders = StillLeaders(None)
+    rig.leaders = SettableLeadership(None)
     async with rig.channel().subscribe(ZERO):
         pass
-    rig.leaders = StillLeaders(leadership(RegionName(rig.region)))
+    rig.leaders = SettableLeadership(leadership(RegionName(rig.region)))
     channel = rig.channel()
     async with channel.subscribe(ZERO):
         await until(lambda: channel.reconnects > 0)
@@ -332,7 +332,7 @@ async def test_a_subscription_ends_cleanly_in_every_state(rig: Rig) -> None:
     assert not rig.meter.connected
 
 
-class LingeringLeaders(StillLeaders):
+class SlowLeadershipSource(SettableLeadership):
     """A leadership whose watchers take their time to end."""
 
     def __init__(self, current: Leadership) -> None:
@@ -349,7 +349,7 @@ class LingeringLeaders(StillLeaders):
 
 
 async def test_a_stream_that_breaks_does_not_hide_the_end_of_its_subscription() -> None:
-    leaders = LingeringLeaders(leadership("region-x"))
+    leaders = SlowLeadershipSource(leadership("region-x"))
     channel = DirectChannel(
         topology=topology("region-x", {"region-x": free_port()}),  # nobody listens there
         leaders=leaders,
@@ -365,11 +365,11 @@ async def test_a_stream_that_breaks_does_not_hide_the_end_of_its_subscription() 
 def test_a_rate_is_smoothed_so_that_a_few_that_come_together_are_not_busy() -> None:
     steady = 0.0
     for _ in range(500):
-        steady = smoothed(steady, 2, 0.01)
+        steady = smoothed_rate(steady, 2, 0.01)
     assert steady == pytest.approx(200, rel=0.01)
-    assert smoothed(steady, 5, 0.01) < BUSY_ITEMS_PER_S, "five at once, among two hundred a second"
+    assert smoothed_rate(steady, 5, 0.01) < BUSY_ITEMS_PER_S, "five at once, among two hundred a second"
     busy = steady
     for _ in range(100):
-        busy = smoothed(busy, 5, 0.01)
+        busy = smoothed_rate(busy, 5, 0.01)
     assert busy > BUSY_ITEMS_PER_S, "five hundred a second, for a second"
-    assert smoothed(0.0, 3, 0.0) == pytest.approx(3 / 0.5), "no time at all has passed"
+    assert smoothed_rate(0.0, 3, 0.0) == pytest.approx(3 / 0.5), "no time at all has passed"

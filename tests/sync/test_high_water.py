@@ -14,7 +14,7 @@ from regions.position import ZERO, Position
 from sync.assembly import PART_BYTES_MAX
 from sync.change import Item, Progress, Transaction
 from sync.channel.buffer import BufferedSubscription
-from sync.high_water import LOOK_PAUSE_S_MAX, LOOK_PAUSE_S_MIN, HighWaterMark, look_pause_s
+from sync.high_water import POLL_PAUSE_S_MAX, POLL_PAUSE_S_MIN, HighWaterMark, poll_pause_s
 from tests import servers
 from tests.servers import PostgresServer
 from tests.sync.rig import WAIT_S, Rig, Servers, until
@@ -38,13 +38,13 @@ def quorum_rig(quorum_servers: Servers) -> Generator[Rig]:
     rig = Rig(servers=quorum_servers)
     rig.create_slot()
     rig.fence()
-    require(quorum_servers.ledger, "ANY 1 (west, south)")
+    set_standby_names(quorum_servers.ledger, "ANY 1 (west, south)")
     yield rig
-    require(quorum_servers.ledger, "")
+    set_standby_names(quorum_servers.ledger, "")
     rig.discard()
 
 
-def require(server: PostgresServer, names: str) -> None:
+def set_standby_names(server: PostgresServer, names: str) -> None:
     """Have commits wait for these standbys."""
     server.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
     server.sql("SELECT pg_reload_conf()")
@@ -56,13 +56,13 @@ def require(server: PostgresServer, names: str) -> None:
     ("waited_s", "pause_s"), [(0.0, 0.001), (0.016, 0.001), (0.032, 0.002), (0.08, 0.005), (9.0, 0.005)]
 )
 def test_looks_come_as_often_as_a_quorum_is_quick(waited_s: float, pause_s: float) -> None:
-    assert look_pause_s(waited_s) == pytest.approx(pause_s)
+    assert poll_pause_s(waited_s) == pytest.approx(pause_s)
 
 
 STEP_S = 0.0005
 
 
-class Ledger(HighWaterMark):
+class ScriptedMark(HighWaterMark):
     """A mark whose ledger has a quorum when it is told, and which notes when it was asked."""
 
     quorum = False
@@ -71,7 +71,7 @@ class Ledger(HighWaterMark):
         super().__init__("")
         self.asked_s: list[float] = []
 
-    async def _look(self) -> int | None:
+    async def _poll(self) -> int | None:
         self.asked_s.append(asyncio.get_running_loop().time())
         self.lsn += self.quorum
         return None
@@ -81,7 +81,7 @@ class Ledger(HighWaterMark):
 
 
 def test_a_quorum_that_does_not_come_is_asked_for_less_often() -> None:
-    loop, mark = VirtualLoop(), Ledger()
+    loop, mark = VirtualLoop(), ScriptedMark()
 
     def wait(seconds: float) -> None:
         for _ in range(round(seconds / STEP_S)):
@@ -89,18 +89,18 @@ def test_a_quorum_that_does_not_come_is_asked_for_less_often() -> None:
 
     waiting = loop.start(mark.wait_for(1))
     wait(0.2)
-    assert mark.pauses_s()[0] == pytest.approx(LOOK_PAUSE_S_MIN, abs=STEP_S)
-    assert mark.pauses_s()[-1] == pytest.approx(LOOK_PAUSE_S_MAX, abs=STEP_S)
+    assert mark.pauses_s()[0] == pytest.approx(POLL_PAUSE_S_MIN, abs=STEP_S)
+    assert mark.pauses_s()[-1] == pytest.approx(POLL_PAUSE_S_MAX, abs=STEP_S)
     mark.quorum = True
-    wait(2 * LOOK_PAUSE_S_MAX)
+    wait(2 * POLL_PAUSE_S_MAX)
     assert waiting.done()
     # The next quorum may be as slow.
     mark.quorum, before = False, len(mark.asked_s)
     again = loop.start(mark.wait_for(2))
-    wait(2 * LOOK_PAUSE_S_MAX)
-    assert mark.pauses_s()[before] == pytest.approx(LOOK_PAUSE_S_MAX, abs=STEP_S)
+    wait(2 * POLL_PAUSE_S_MAX)
+    assert mark.pauses_s()[before] == pytest.approx(POLL_PAUSE_S_MAX, abs=STEP_S)
     mark.quorum = True
-    wait(2 * LOOK_PAUSE_S_MAX)
+    wait(2 * POLL_PAUSE_S_MAX)
     assert again.done()
     loop.close()
 
@@ -124,7 +124,7 @@ def standby(server: PostgresServer, name: str, folder: Path) -> Generator[None]:
         process.wait()
 
 
-ALONE = "WITH alone AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)) "
+WITHOUT_QUORUM = "WITH alone AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)) "
 """Commits on the leader without waiting: what a leader that is cut off has on its disk."""
 
 WRITE_FENCE = "INSERT INTO palaver.fence (epoch, fence_id, leader) SELECT %s, gen_random_uuid(), 'x' FROM alone"
@@ -135,7 +135,7 @@ WRITE_SITES = (
 )
 
 
-async def take_words(subscription: BufferedSubscription) -> list[Item]:
+async def take_until_keepalives(subscription: BufferedSubscription) -> list[Item]:
     """Take what comes until the stream has shown thrice that it lives; whatever was to be told came before."""
     found: list[Item] = []
     for _ in range(3):
@@ -165,7 +165,7 @@ async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: 
     async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
         transactions = Transactions(subscription)
         with standby(server, "a-base-backup", tmp_path):
-            held = await take_words(subscription)
+            held = await take_until_keepalives(subscription)
             # The stream lives, and says neither that there is nothing nor that it is fresh.
             assert held
             assert all(isinstance(item, Progress) for item in held)
@@ -174,9 +174,9 @@ async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: 
         with standby(server, "south", tmp_path):
             fence = await transactions.next()
             assert fence.position.epoch == 1
-        await until(lambda: gone(server, "south"))
-        quorum_rig.sql(ALONE + WRITE_FENCE, 2)
-        assert not any(isinstance(item, Transaction) for item in await take_words(subscription))
+        await until(lambda: is_gone(server, "south"))
+        quorum_rig.sql(WITHOUT_QUORUM + WRITE_FENCE, 2)
+        assert not any(isinstance(item, Transaction) for item in await take_until_keepalives(subscription))
         # Any of those that count will do.
         with standby(server, "west", tmp_path):
             second = await transactions.next()
@@ -190,9 +190,9 @@ async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig
         transactions = Transactions(subscription)
         with standby(server, "west", tmp_path):
             await transactions.next()
-        await until(lambda: gone(server, "west"))
-        quorum_rig.sql(ALONE + WRITE_SITES, SITES)
-        assert not any(isinstance(item, Transaction) for item in await take_words(subscription))
+        await until(lambda: is_gone(server, "west"))
+        quorum_rig.sql(WITHOUT_QUORUM + WRITE_SITES, SITES)
+        assert not any(isinstance(item, Transaction) for item in await take_until_keepalives(subscription))
         with standby(server, "south", tmp_path):
             found = [await transactions.next()]
             assert found[0].partial
@@ -201,7 +201,7 @@ async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig
         assert sum(len(one.changes) for one in found) == SITES
 
 
-def gone(server: PostgresServer, name: str) -> bool:
+def is_gone(server: PostgresServer, name: str) -> bool:
     return server.sql("SELECT count(*) FROM pg_stat_replication WHERE application_name = %s", name) == [(0,)]
 
 
@@ -214,7 +214,7 @@ async def test_progress_is_never_told_beyond_the_mark(quorum_rig: Rig, tmp_path:
         ((confirmed,),) = server.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
         for _ in range(20):
             server.sql("SELECT pg_logical_emit_message(false, 'heartbeat', '', true)")
-        told = await take_words(subscription)
+        told = await take_until_keepalives(subscription)
         assert max(item.position for item in told) <= Position(1, int(confirmed))
         assert fence.position <= max(item.position for item in told)
 

@@ -19,15 +19,15 @@ def connected() -> LagMeter:
 
 def test_a_view_that_has_all_that_was_heard_has_no_lag() -> None:
     meter = connected()
-    meter.note_heard(transaction(10, 0), now=1)
+    meter.note_received(transaction(10, 0), now=1)
     meter.note_applied(Position(1, 10))
     assert meter.lag_ms(now=9, now_us=9 * SECOND_US) == 0
 
 
 def test_the_lag_is_the_age_of_the_oldest_change_that_is_not_applied() -> None:
     meter = connected()
-    meter.note_heard(transaction(10, 1 * SECOND_US), now=1)
-    meter.note_heard(transaction(20, 3 * SECOND_US), now=3)
+    meter.note_received(transaction(10, 1 * SECOND_US), now=1)
+    meter.note_received(transaction(20, 3 * SECOND_US), now=3)
     assert meter.lag_ms(now=5, now_us=5 * SECOND_US) == 4000
     meter.note_applied(Position(1, 10))
     assert meter.lag_ms(now=5, now_us=5 * SECOND_US) == 2000
@@ -35,7 +35,7 @@ def test_the_lag_is_the_age_of_the_oldest_change_that_is_not_applied() -> None:
 
 def test_without_a_stream_the_lag_grows_with_the_silence() -> None:
     meter = connected()
-    meter.note_heard(Progress(position=Position(1, 5), sent_at_us=0), now=2)
+    meter.note_received(Progress(position=Position(1, 5), sent_at_us=0), now=2)
     meter.note_disconnected("cut off")
     assert (meter.connected, meter.trouble) == (False, "cut off")
     assert meter.lag_ms(now=5, now_us=0) == 3000
@@ -50,14 +50,14 @@ def test_before_anything_was_heard_the_lag_grows_from_the_start() -> None:
 
 def test_clocks_that_disagree_never_make_a_negative_lag() -> None:
     meter = connected()
-    meter.note_heard(transaction(10, 100 * SECOND_US), now=1)
+    meter.note_received(transaction(10, 100 * SECOND_US), now=1)
     assert meter.lag_ms(now=1, now_us=SECOND_US) == 0
 
 
 def test_what_is_dropped_at_a_restart_is_not_waited_for() -> None:
     meter = connected()
-    meter.note_heard(transaction(10, 0), now=1)
-    meter.note_heard(transaction(15, 0, partial=True), now=1)
+    meter.note_received(transaction(10, 0), now=1)
+    meter.note_received(transaction(15, 0, partial=True), now=1)
     meter.note_restarted()
     meter.note_applied(Position(1, 10))
     assert meter.lag_ms(now=9, now_us=9 * SECOND_US) == 0
@@ -67,12 +67,12 @@ def test_while_a_snapshot_is_taken_the_lag_grows_until_its_end_is_applied() -> N
     meter = connected()
     east = RegionName("us-east")
     meter.note_snapshot(east, now=10)
-    meter.note_heard(transaction(50, 11 * SECOND_US, partial=True), now=11)
+    meter.note_received(transaction(50, 11 * SECOND_US, partial=True), now=11)
     assert meter.lag_ms(now=12, now_us=12 * SECOND_US) == 2000
     meter.note_disconnected("cut off")
     meter.note_snapshot(east, now=13)
     assert meter.lag_ms(now=14, now_us=14 * SECOND_US) == 4000, "a second one for the same changes"
-    meter.note_heard(transaction(60, 14 * SECOND_US), now=14)
+    meter.note_received(transaction(60, 14 * SECOND_US), now=14)
     meter.note_connected(east)
     assert meter.takes_snapshot, "its end was heard and not applied"
     meter.note_applied(Position(1, 60))

@@ -15,7 +15,7 @@ pytestmark = pytest.mark.integration
 PAUSE_S_MAX = 0.06
 
 
-class Part:
+class RestartablePart:
     """Something that runs, is ended without a goodbye, and runs again."""
 
     def __init__(self, group: asyncio.TaskGroup, begin: Callable[[], Awaitable[None]]) -> None:
@@ -106,8 +106,8 @@ async def disturb(rig: Rig, draw: random.Random, faults: list[str]) -> None:
     async with writing(rig) as writer, asyncio.TaskGroup() as group:
         work = group.create_task(write(writer, draw, stop))
         parts = {
-            "server": Part(group, serve),
-            "apply": Part(group, lambda: rig.applier().run(rig.channel())),
+            "server": RestartablePart(group, serve),
+            "apply": RestartablePart(group, lambda: rig.applier().run(rig.channel())),
         }
         for fault in faults:
             await asyncio.sleep(draw.random() * PAUSE_S_MAX)

@@ -17,7 +17,7 @@ from regions.identity import Epoch
 from regions.position import ZERO, Position, encode_token
 from sync import snapshot as module
 from sync.change import Progress, Transaction
-from sync.channel.direct import server
+from sync.channel.direct import keepalive
 from sync.high_water import HighWaterMark
 from sync.snapshot import Snapshot, open_snapshot
 from sync.walsender import SlotLost, SourceUnavailable
@@ -26,7 +26,7 @@ from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, Writer, differences, until,
 pytestmark = pytest.mark.integration
 
 
-def move_on(rig: Rig, slot: str) -> None:
+def advance_slot(rig: Rig, slot: str) -> None:
     """Let the slot forget what nobody has read."""
     rig.sql(
         "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots"
@@ -36,7 +36,7 @@ def move_on(rig: Rig, slot: str) -> None:
 
 
 @asynccontextmanager
-async def taken(rig: Rig, slot: str, epoch: Epoch = 1) -> AsyncGenerator[Snapshot]:
+async def open_test_snapshot(rig: Rig, slot: str, epoch: Epoch = 1) -> AsyncGenerator[Snapshot]:
     mark = HighWaterMark(rig.stream_url)
     async with mark.in_use(), open_snapshot(rig.stream_url, slot=slot, epoch=epoch, mark=mark) as snapshot:
         yield snapshot
@@ -55,7 +55,7 @@ def unsent(port: int, client: asyncio.StreamWriter) -> int:
     return 0
 
 
-def accepts(port: int) -> bool:
+def is_listening(port: int) -> bool:
     with socket.socket() as knocking:
         return knocking.connect_ex(("127.0.0.1", port)) == 0
 
@@ -77,7 +77,7 @@ async def test_a_view_whose_changes_are_gone_gets_everything_and_goes_on(
             await rig.caught_up()
         await write_some(writer)
         await writer.connection.execute("UPDATE palaver.comments SET body = 'edited', version = version + 1")
-        move_on(rig, slot)
+        advance_slot(rig, slot)
         async with rig.replicating() as applier:
             await rig.caught_up()
             assert differences(rig) == []
@@ -94,7 +94,7 @@ async def test_a_view_that_was_lost_is_built_anew(rig: Rig) -> None:
     rig.fence()
     async with writing(rig) as writer:
         await write_some(writer)
-        move_on(rig, slot)
+        advance_slot(rig, slot)
         async with rig.replicating():
             await rig.caught_up()
     assert differences(rig) == []
@@ -133,7 +133,7 @@ async def test_what_is_written_while_it_is_taken_is_in_it_or_comes_after_it(
         group.create_task(write(other))
         for _ in range(8):
             await asyncio.sleep(0.05)
-            move_on(rig, slot)
+            advance_slot(rig, slot)
             async with rig.replicating():
                 await asyncio.sleep(draw.choice((0.02, 0.1, 0.4)))
         stop.set()
@@ -151,7 +151,7 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkey
         del connection, slot
         return 1
 
-    monkeypatch.setattr(module, "_made_anew", there)
+    monkeypatch.setattr(module, "_recreate_slot", there)
     rig.fence()
     async with writing(rig) as writer, writing(rig) as late:
         await write_some(writer)
@@ -161,7 +161,7 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkey
         found: list[Transaction] = []
 
         async def take() -> None:
-            async with taken(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
+            async with open_test_snapshot(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
                 found.append(await anext(parts))
                 found.append(await anext(parts))
 
@@ -178,7 +178,7 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkey
 async def test_without_an_end_of_what_is_under_way_there_is_no_snapshot(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "BEGUN_S_MAX", 0.1)
+    monkeypatch.setattr(module, "PREPARE_S_MAX", 0.1)
     slot = rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:
@@ -186,7 +186,7 @@ async def test_without_an_end_of_what_is_under_way_there_is_no_snapshot(
         await hanging.start()
         await writer.create_thread("/")
         with pytest.raises(SourceUnavailable, match="under way"):
-            async with taken(rig, slot):
+            async with open_test_snapshot(rig, slot):
                 pass
         await hanging.rollback()
 
@@ -200,9 +200,9 @@ async def test_it_comes_in_bounded_parts_parents_first_and_only_its_end_moves_th
     async with writing(rig) as writer:
         for _ in range(2):
             await write_some(writer)
-        move_on(rig, slot)
+        advance_slot(rig, slot)
         await write_some(writer)
-    async with taken(rig, slot, epoch=4) as snapshot:
+    async with open_test_snapshot(rig, slot, epoch=4) as snapshot:
         parts = [part async for part in snapshot.parts()]
     assert [part.partial for part in parts] == [True] * (len(parts) - 1) + [False]
     assert all(len(part.changes) <= 2 for part in parts)
@@ -224,7 +224,7 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_aga
     rig.fence()
     async with writing(rig) as writer:
         await write_some(writer)
-        move_on(rig, slot)
+        advance_slot(rig, slot)
         async with rig.replicating():
             await until(lambda: caplog.text.count("was cut short") >= 2)
             assert rig.view_sql("SELECT name FROM sites") == [("site",)], "its first part came"
@@ -246,7 +246,7 @@ def test_every_table_that_is_published_is_copied(rig: Rig) -> None:
 async def test_a_snapshot_whose_slot_is_lost_meanwhile_has_no_end(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
-    async with taken(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
+    async with open_test_snapshot(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
         rig.sql("SELECT pg_drop_replication_slot(%s)", slot)
         with pytest.raises(SlotLost, match="more WAL"):
             assert [part.partial async for part in parts] == [], "nothing is in it"
@@ -260,7 +260,7 @@ async def test_a_part_is_bounded_by_its_size_too(rig: Rig, monkeypatch: pytest.M
         thread = await writer.create_thread()
         for _ in range(20):
             await writer.post(thread, body="x" * 1_000)
-    async with taken(rig, slot) as snapshot:
+    async with open_test_snapshot(rig, slot) as snapshot:
         parts = [part async for part in snapshot.parts()]
     sizes = [len(part.changes) for part in parts if part.changes and part.changes[0].table == "comments"]
     assert sum(sizes) == 20
@@ -269,16 +269,16 @@ async def test_a_part_is_bounded_by_its_size_too(rig: Rig, monkeypatch: pytest.M
 
 async def test_two_regions_want_one_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """One after the other; who waits hears that its stream lives."""
-    monkeypatch.setattr(server, "HELD_WORD_S", 0.05)
+    monkeypatch.setattr(keepalive, "KEEPALIVE_INTERVAL_S", 0.05)
     rig.fence()
     async with writing(rig) as writer:
         await write_some(writer)
         async with rig.serving() as serving:
-            await serving.one_snapshot.acquire()
+            await serving.source.snapshot_lock.acquire()
             async with rig.channel().subscribe(ZERO) as subscription:
                 items = await subscription.take()
                 assert items == [Progress(position=ZERO, sent_at_us=0)]
-                serving.one_snapshot.release()
+                serving.source.snapshot_lock.release()
                 while subscription.received == ZERO:
                     await subscription.take()
 
@@ -286,20 +286,20 @@ async def test_two_regions_want_one_at_once(rig: Rig, monkeypatch: pytest.Monkey
 async def test_a_subscriber_hears_that_its_stream_lives_until_the_first_part_is_there(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(server, "HELD_WORD_S", 0.05)
+    monkeypatch.setattr(keepalive, "KEEPALIVE_INTERVAL_S", 0.05)
     slot = rig.create_slot()
     rig.fence()
-    parts, heard = Snapshot.parts, asyncio.Event()
+    parts, received = Snapshot.parts, asyncio.Event()
 
     async def late(self: Snapshot) -> AsyncGenerator[Transaction]:
-        await heard.wait()
+        await received.wait()
         async for part in parts(self):
             yield part
 
     monkeypatch.setattr(Snapshot, "parts", late)
     async with writing(rig) as writer:
         await write_some(writer)
-        move_on(rig, slot)
+        advance_slot(rig, slot)
         async with rig.serving():
             channel = rig.channel()
             async with asyncio.timeout(WAIT_S), channel.subscribe(ZERO) as subscription:
@@ -307,7 +307,7 @@ async def test_a_subscriber_hears_that_its_stream_lives_until_the_first_part_is_
                 while len(items) < 3:
                     items += await subscription.take()
                 assert set(items) == {Progress(position=ZERO, sent_at_us=0)}
-                heard.set()
+                received.set()
                 while subscription.received == ZERO:
                     await subscription.take()
     assert channel.snapshots == 1
@@ -326,14 +326,14 @@ async def test_a_subscriber_that_does_not_read_its_snapshot_does_not_lock_its_re
     query = f"region={rig.region}&from={encode_token(CELL, ZERO)}"
     request = f"GET /v1/changes?{query} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
     async with rig.serving() as serving:
-        await until(lambda: accepts(rig.port))
+        await until(lambda: is_listening(rig.port))
         # It takes what the kernel takes and no more.
         reader, stalled = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
         stalled.write(request.encode())
         await reader.readexactly(100)
-        await until(serving.one_snapshot.locked)
+        await until(serving.source.snapshot_lock.locked)
         await until(lambda: unsent(rig.port, stalled) > 0)  # all that takes anything is full
-        assert serving.one_snapshot.locked(), "it is not through"
+        assert serving.source.snapshot_lock.locked(), "it is not through"
         async with asyncio.timeout(WAIT_S), rig.channel().subscribe(ZERO) as subscription:
             while subscription.received == ZERO:
                 await subscription.take()

@@ -16,7 +16,7 @@ SNAPSHOT_HEADER: Final = "palaver-snapshot"
 """Of a stream that is a snapshot: why the changes after the subscriber's position are gone."""
 
 
-class Leaders(Protocol):
+class LeadershipSource(Protocol):
     """What both halves need of `regions.coordination.LeadershipView`."""
 
     current: Leadership | None
@@ -26,7 +26,7 @@ class Leaders(Protocol):
         ...
 
 
-async def until_another(leaders: Leaders, leadership: Leadership) -> None:
+async def wait_for_new_leadership(leaders: LeadershipSource, leadership: Leadership) -> None:
     """Return when another epoch, leader or phase is in force; what else a record says is nothing to a stream."""
     current = leadership
     while (current.epoch, current.leader, current.phase) == (leadership.epoch, leadership.leader, leadership.phase):

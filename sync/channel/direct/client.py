@@ -24,7 +24,7 @@ from regions.position import Position, encode_token
 from regions.topology import Topology
 from sync.change import SyncError, decode_line
 from sync.channel.buffer import BufferedSubscription
-from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders, until_another
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, LeadershipSource, wait_for_new_leadership
 from sync.lag import LagMeter
 
 SILENCE_MAX_S: Final = 5.0
@@ -63,7 +63,7 @@ class DirectChannel:
         snapshots: Streams that were a snapshot, because the changes were gone, for metrics.
     """
 
-    def __init__(self, *, topology: Topology, leaders: Leaders, token: str, meter: LagMeter) -> None:
+    def __init__(self, *, topology: Topology, leaders: LeadershipSource, token: str, meter: LagMeter) -> None:
         """Prepare a channel for the topology's own region."""
         self._topology = topology
         self._leaders = leaders
@@ -113,7 +113,7 @@ class DirectChannel:
             self.reconnects += 1
             advanced = subscription.received > received_before
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
-            await self._pause(leadership, pause_max_s)
+            await self._back_off(leadership, pause_max_s)
 
     async def _serving(self) -> Leadership:
         """Wait for a leadership that serves."""
@@ -124,7 +124,7 @@ class DirectChannel:
             leadership = await self._leaders.next_after(leadership)
         return leadership
 
-    async def _pause(self, leadership: Leadership, pause_max_s: float) -> None:
+    async def _back_off(self, leadership: Leadership, pause_max_s: float) -> None:
         """Back off with jitter; another leader ends the wait at once."""
         current = self._leaders.current
         if current is not None and current.succession is not None:
@@ -132,7 +132,7 @@ class DirectChannel:
         pause_s = pause_max_s * random.uniform(0.5, 1.0)  # noqa: S311 - jitter, not a secret
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(pause_s):
-                await until_another(self._leaders, leadership)
+                await wait_for_new_leadership(self._leaders, leadership)
 
     async def _stream_under(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
@@ -143,15 +143,15 @@ class DirectChannel:
             SyncError: It broke.
         """
         async with asyncio.TaskGroup() as group:
-            stream = group.create_task(self._attempt(leadership, client, subscription))
-            another = group.create_task(until_another(self._leaders, leadership))
+            stream = group.create_task(self._stream_or_error(leadership, client, subscription))
+            another = group.create_task(wait_for_new_leadership(self._leaders, leadership))
             await asyncio.wait([stream, another], return_when=asyncio.FIRST_COMPLETED)
             stream.cancel()
             another.cancel()
         if not stream.cancelled() and (failure := stream.result()) is not None:
             raise failure
 
-    async def _attempt(
+    async def _stream_or_error(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
     ) -> SyncError | None:
         """Stream until it breaks, and return how.
@@ -188,14 +188,14 @@ class DirectChannel:
                         query["from"], lost, leadership.leader,
                     )  # fmt: skip
                     self._meter.note_snapshot(leadership.leader, now=time.monotonic())
-                subscription.source = f"http://{address}{ACK_PATH}"
+                subscription.acknowledge_url = f"http://{address}{ACK_PATH}"
                 await self._read(response, subscription)
         except httpx.TimeoutException as error:
             raise StreamFailed(f"{leadership.leader} was silent for too long") from error
         except (httpx.HTTPError, httpx.StreamError) as error:
             raise StreamFailed(f"{leadership.leader}: {error or type(error).__name__}") from error
         finally:
-            subscription.source = None
+            subscription.acknowledge_url = None
 
     async def _read(self, response: httpx.Response, subscription: BufferedSubscription) -> None:
         rest = b""
@@ -206,16 +206,16 @@ class DirectChannel:
                 raise StreamFailed(f"a line of more than {LINE_BYTES_MAX} bytes")
             for line in lines:
                 item = decode_line(line)
-                if subscription.is_news(item):
-                    self._meter.note_heard(item, now=time.monotonic())
+                if subscription.is_new(item):
+                    self._meter.note_received(item, now=time.monotonic())
                     await subscription.put(item, len(line))
 
     async def _acknowledge(self, client: httpx.AsyncClient, subscription: BufferedSubscription) -> None:
         """Send the latest acknowledgement, at most each interval; the next makes up for a lost one."""
         while True:
             position = await subscription.next_acknowledgement()
-            source = subscription.source
-            if source is not None:
+            url = subscription.acknowledge_url
+            if url is not None:
                 body = orjson.dumps(
                     {
                         "region": self._topology.region,
@@ -223,7 +223,7 @@ class DirectChannel:
                     }
                 )
                 try:
-                    await client.post(source, content=body)
+                    await client.post(url, content=body)
                 except httpx.HTTPError as error:
                     _log.debug("acknowledgement was not sent: %r", error)
             await asyncio.sleep(ACK_INTERVAL_S)
