@@ -91,6 +91,21 @@ def kill(member: MovingMember) -> None:
     os.kill(member.process.pid, signal.SIGKILL)
 
 
+async def lose_leader(members: dict[RegionName, MovingMember]) -> None:
+    """Kill EAST when both followers have its WAL, so WEST may be chosen: a member that is behind another is not."""
+    flushed = (await members[EAST].ledger.read_state()).lsn
+    await asyncio.gather(*(until(lambda one=members[region]: caught_up(one, flushed)) for region in (WEST, SOUTH)))
+    kill(members[EAST])
+
+
+async def freeze_both(members: dict[RegionName, MovingMember]) -> None:
+    """Freeze SOUTH, and WEST when it has at least as much: while EAST runs, either may be ahead."""
+    south = await members[SOUTH].freeze()
+    end = max(south.received or 0, south.replayed)
+    await until(lambda: caught_up(members[WEST], end))
+    await members[WEST].freeze()
+
+
 async def take_over(made: Deployment, members: dict[RegionName, MovingMember], *, epoch: int) -> None:
     """What the failover core orders when EAST is lost and WEST is chosen."""
     west, south = members[WEST], members[SOUTH]
@@ -130,7 +145,7 @@ async def test_a_transaction_on_a_follower_does_not_delay_a_failover() -> None:
         await leader.execute("LOCK TABLE palaver.kept; ALTER TABLE palaver.kept ADD COLUMN more int")
         await leader.close()
         await keep(made, EAST, range(5, 10))
-        kill(members[EAST])
+        await lose_leader(members)
         await take_over(made, members, epoch=2)
         assert await kept(made, WEST) == set(range(10))
         for reader in readers:
@@ -148,7 +163,7 @@ async def has(made: Deployment, region: RegionName, count: int) -> bool:
 async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion() -> None:
     async with three() as (made, members):
         await keep(made, EAST, range(100))
-        kill(members[EAST])
+        await lose_leader(members)
         await take_over(made, members, epoch=2)
         await keep(made, WEST, range(100, 120))
         assert await kept(made, WEST) == set(range(120))
@@ -163,7 +178,7 @@ async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_le
         await west.stand_by(names, (EAST, SOUTH))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         checkpoints = await restartpoints(west)
-        kill(members[EAST])
+        await lose_leader(members)
         await west.freeze()
         await west.set_quorum(names)
         assert await restartpoints(west) == checkpoints, "nobody waited for a checkpoint"
@@ -185,7 +200,7 @@ async def test_slots_that_stand_by_keep_no_wal_until_who_has_them_leads() -> Non
         await west.stand_by(quorum_names((EAST, SOUTH), 1), (EAST, SOUTH))
         names = {physical_slot_name(EAST), physical_slot_name(SOUTH)}
         assert await reserving(west) == dict.fromkeys(names, False)
-        kill(members[EAST])
+        await lose_leader(members)
         await take_over(made, members, epoch=2)
         assert await reserving(west) == {physical_slot_name(EAST): False, physical_slot_name(SOUTH): True}, "it reads"
         # As the leader does each second: for who is away WAL is kept as well.
@@ -233,7 +248,7 @@ async def test_a_quorum_that_is_said_to_be_known_and_is_not_in_force_is_an_error
 
 async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects() -> None:
     async with three() as (made, members):
-        kill(members[EAST])
+        await lose_leader(members)
         await take_over(made, members, epoch=2)
         log = members[SOUTH].settings.log.read_text()
         assert re.search(r"treaming (WAL|at).* on timeline 2", log)
@@ -419,7 +434,7 @@ async def receives(member: MovingMember) -> bool:
 async def test_an_old_primary_with_wal_of_its_own_is_rewound_and_loses_it() -> None:
     async with three() as (made, members):
         await keep(made, EAST, range(10))
-        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        await freeze_both(members)
         # Nobody confirms this row: it is on the old primary's disk alone.
         connection = await made.connect(EAST)
         waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (666)"))
@@ -444,7 +459,7 @@ async def test_an_old_primary_with_wal_of_its_own_is_rewound_and_loses_it() -> N
 
 async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> None:
     async with three() as (made, members):
-        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        await freeze_both(members)
         await keep_alone(made, EAST, 666)
         kill(members[EAST])
         await take_over(made, members, epoch=2)
@@ -519,7 +534,7 @@ async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monke
         await connection.execute("SELECT pg_switch_wal()")
         await connection.close()
         await keep(made, EAST, range(5))
-        await asyncio.gather(members[WEST].freeze(), members[SOUTH].freeze())
+        await freeze_both(members)
         await keep_alone(made, EAST, 666)
         kill(members[EAST])
         await take_over(made, members, epoch=2)
@@ -562,8 +577,7 @@ async def test_a_member_that_was_rewound_from_another_leader_says_so_until_it_ha
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     async with three() as (made, members):
-        await members[WEST].freeze()
-        await members[SOUTH].freeze()
+        await freeze_both(members)
         await keep_alone(made, EAST, 666)
         kill(members[EAST])
         await take_over(made, members, epoch=2)

@@ -19,7 +19,7 @@ from regions.member.ready import Ready
 from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import SEGMENT_MB, proxy_name
 from tests.regions.deployment import REGIONS, Deployment, until
-from tests.regions.test_moving import has, keep, kept, kill, promote_by_hand, take_over, three
+from tests.regions.test_moving import has, keep, kept, kill, lose_leader, promote_by_hand, take_over, three
 
 pytestmark = pytest.mark.integration
 
@@ -102,7 +102,7 @@ async def test_what_was_made_ready_with_a_standby_leads_to_the_leader_that_it_be
         await keep(made, EAST, range(100))
         await everybody_but(made, south)
         ready = await senders(made, WEST, SOUTH, "startup")
-        kill(members[EAST])
+        await lose_leader(members)
         await take_over(made, members, epoch=2)
         assert await senders(made, WEST, SOUTH, "streaming") == ready
         await keep(made, WEST, range(100, 120))
@@ -130,7 +130,7 @@ async def told_ahead() -> AsyncGenerator[tuple[Deployment, dict[RegionName, Movi
         west, south = members[WEST], members[SOUTH]
         await keep(made, EAST, range(100))
         await everybody_but(made, south)
-        kill(members[EAST])
+        await lose_leader(members)
         await frozen_with_a_quorum(west, south)
         following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
         await until(lambda: told(made, WEST, SOUTH))
@@ -300,7 +300,7 @@ async def test_what_was_said_ahead_confirms_nothing() -> None:
     async with three() as (made, members):
         west, south = members[WEST], members[SOUTH]
         await everybody_but(made, south)
-        kill(members[EAST])
+        await lose_leader(members)
         await frozen_with_a_quorum(west, south)
         end = (await south.ledger.read_state()).lsn
         await south.proxy.say_ahead(made.ledger(WEST), end - end % (SEGMENT_MB << 20))

@@ -711,6 +711,14 @@ def test_a_stop_for_another_reason_gives_nothing_up(leader: Driver) -> None:
     assert leader.machine.facts.release is None
 
 
+def test_a_drain_that_is_answered_after_its_switchover_has_ended_releases_nothing(leader: Driver) -> None:
+    hands_over(leader)
+    leader.machine.facts.handover = None
+    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    assert leader.machine.facts.handover is None
+    assert (leader.machine.gossip.drained, leader.machine.facts.release) == (0, None)
+
+
 def test_a_leader_that_is_stopped_before_it_has_drained_gives_nothing_up(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(RecordSeen(revision=3, record=replace(PROMISED, leader=C)))
