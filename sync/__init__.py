@@ -1,5 +1,5 @@
-"""How changes travel from the ledger to the views: capture, channel, apply, checkpoint.
+"""Replicates changes from the ledger to the views: capture, channel, apply, checkpoint.
 
-Knows rows and positions; refuses to know comments, HTTP APIs and who decides on leadership. The guarantee
-and the reasons for it are in `DESIGN.md`.
+Knows rows and positions. Does not know comments, HTTP APIs, or how a leader is chosen. `DESIGN.md` has the guarantee
+and the reasons for it.
 """

@@ -1,14 +1,14 @@
-"""Apply: brings batches of changes into the view, exactly once in effect.
+"""Applies batches of changes to the view, each change exactly once in effect.
 
-Decides what is one transaction of the view, what is dropped as known, and what is set aside as poison.
-Refuses to know what rows mean: that is the `Projection`'s. A batch is one statement, and with it one round trip
-and one transaction; only a batch with poison in it takes more. **A change and the checkpoint that covers it
-are one transaction: after any crash a change is in the view if and only if the checkpoint says so; a
-change that the view refuses ends in `dead_letters` with its reason and stops nothing else.**
+Decides which changes are one transaction of the view, which are dropped as already applied, and which become dead
+letters. Does not know what rows mean; the `Projection` does. A batch is one statement, and so one round trip and one
+transaction; only a batch with a change that the view rejects needs more. **One transaction writes a change and the
+checkpoint that covers it: after a crash the view has a change if the checkpoint covers it. If the view rejects a
+change, the change becomes a row of `dead_letters` with the reason, and does not stop other changes.**
 
-What a committed batch moved is told by `on_applied`, and may get lost: the view's reply does not arrive, or a task ends
-between the commit and the call. The batch is then dropped as known. So each time the checkpoint was read,
-`on_checkpoint_read` says that nobody may have been told what is up to it.
+`on_applied` reports the effects of a committed batch. This report can be lost: the view's reply does not arrive, or a
+task ends between the commit and the call. Apply then drops the batch as already applied. Therefore apply calls
+`on_checkpoint_read` each time it has read the checkpoint: effects up to it may not have been reported.
 """
 
 import asyncio
@@ -45,21 +45,21 @@ if TYPE_CHECKING:
 
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
-"""The view is a neighbour: when it is back, apply goes on within two seconds."""
+"""The view runs in the same region. When it is back, apply continues within two seconds."""
 
 STATEMENT_TIMEOUT_S: Final = 30.0
-"""One batch takes milliseconds; a statement that takes this long waits for something that is broken."""
+"""A batch takes milliseconds. A statement that takes this long waits for a broken component."""
 
 POISON_ERRORS = (
     asyncpg.DataError,
     asyncpg.IntegrityConstraintViolationError,
     asyncpg.ProgramLimitExceededError,
 )
-"""SQLSTATE classes 22, 23 and 54: the change is at fault, and trying again will not help. Everything else
-is the view's trouble and is tried again."""
+"""SQLSTATE classes 22, 23 and 54: the change itself is invalid, and a retry cannot succeed. Apply retries after any
+other error of the view."""
 
 VIEW_ERRORS = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
-"""What a view that restarts, or a connection that breaks half-way, raises."""
+"""The errors of a view that restarts, and of a connection that breaks."""
 
 _log = logging.getLogger(__name__)
 
@@ -68,35 +68,35 @@ E_co = TypeVar("E_co", covariant=True)
 
 
 class PoisonChange(SyncError):
-    """A projection cannot make sense of a change; raised inside of a savepoint, so nothing of it stays."""
+    """A projection cannot interpret a change. It raises this inside of a savepoint, so the change leaves no rows."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocatedChange:
-    """A change and where it stands in history."""
+    """A change and the position of its transaction."""
 
     position: Position
     change: Change
 
 
 class Projection(Protocol[E_co]):
-    """What rows become in the view.
+    """Maps rows of the ledger to rows of the view.
 
-    Both methods must have the same result when some of the changes are in the view already, and raise
-    `PoisonChange` when a change is at fault. Errors in `POISON_ERRORS` mean the same.
+    Both methods must have the same result if the view already has some of the changes. They raise `PoisonChange`, or an
+    error in `POISON_ERRORS`, if a change is invalid.
     """
 
     async def project_and_advance(
         self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove
     ) -> Sequence[E_co]:
-        """Bring changes into the view and make the checkpoint's move, in one statement; return what moved.
+        """Write changes to the view and move the checkpoint, in one statement; return the effects.
 
-        The view's own error for a checkpoint that is further (`MOVED_SQLSTATE`) passes through.
+        The caller handles the view's error for a checkpoint that is already further (`MOVED_SQLSTATE`).
         """
         ...
 
     async def project(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> Sequence[E_co]:
-        """Bring changes into the view, inside of the caller's transaction; return what moved."""
+        """Write changes to the view, inside of the caller's transaction; return the effects."""
         ...
 
 
@@ -105,10 +105,10 @@ class Applied(Generic[E]):
     """One committed batch.
 
     Attributes:
-        position: Where the view stands now.
-        fresh_at_us: The ledger's time up to which the view has everything, as far as it was told.
-        transactions: In the order in which they were applied; empty when only progress was made.
-        effects: What the projection says has moved.
+        position: The new checkpoint.
+        fresh_at_us: The ledger's time up to which the view is known to have all changes, microseconds since 1970.
+        transactions: In the order in which they were applied; empty if the batch had only progress.
+        effects: What the projection returned, such as invalidations.
     """
 
     position: Position
@@ -119,7 +119,7 @@ class Applied(Generic[E]):
 
 @dataclass(slots=True, kw_only=True)
 class ApplyCounts:
-    """What apply has done since it started, for metrics."""
+    """The work of apply since its start, for metrics."""
 
     transactions: int = 0
     changes: int = 0
@@ -134,11 +134,11 @@ class Applier(Generic[E]):
 
     Attributes:
         counts: For metrics.
-        dead_letters: Rows in the view's table, 0 before the view was reached.
-        trouble: Why it does not apply, one sentence; None while it does.
+        dead_letters: Number of rows in the view's table; 0 before the first connection to the view.
+        trouble: Why it does not apply changes, one sentence; None while it does.
     """
 
-    def __init__(  # noqa: PLR0913 - the composition root hands over what it built, by name
+    def __init__(  # noqa: PLR0913 - the composition root passes what it built, by name
         self,
         *,
         cell: CellId,
@@ -151,14 +151,14 @@ class Applier(Generic[E]):
         """Prepare.
 
         Args:
-            cell: Whose changes are applied.
-            view_url: The view, as its owner.
-            projection: What rows become in the view.
-            meter: Is told where the view stands.
+            cell: The cell whose changes are applied.
+            view_url: URL of the view, with the role that owns it.
+            projection: Maps rows to the view.
+            meter: Receives the position of the view.
             on_checkpoint_read: Called with the checkpoint and its freshness (as in `Applied`) each time it was read,
                 under the apply lock and before the next batch. ``on_applied`` may not have been called for batches up
                 to this checkpoint.
-            on_applied: Called after each commit, in order; should return soon.
+            on_applied: Called after each commit, in order. The next batch waits for it.
         """
         self._cell: CellId = cell
         self._view_url = view_url
@@ -173,7 +173,7 @@ class Applier(Generic[E]):
         self.trouble: str | None = "the view was not reached yet"
 
     async def run(self, channel: Channel) -> None:
-        """Apply what the channel brings, for ever."""
+        """Apply the items of the channel, until cancelled."""
         backoff_s = BACKOFF_MIN_S
         while True:
             batches_before = self.counts.batches
@@ -181,18 +181,17 @@ class Applier(Generic[E]):
                 self.trouble = await self._apply_until_error(channel)
             except* (*VIEW_ERRORS, SyncError) as group:
                 self.trouble = _first_reason(group)
-            _log.warning("apply starts again from its checkpoint: %s", self.trouble)
+            _log.warning("apply restarts from its checkpoint: %s", self.trouble)
             self.counts.restarts += 1
             advanced = self.counts.batches > batches_before
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
     async def _apply_until_error(self, channel: Channel) -> str:
-        """Apply until something breaks; return what it was.
+        """Apply until an error; return its message.
 
-        The error ends here, inside of the subscription. On its way out through the subscription's TaskGroup it
-        would replace a cancellation that arrives in the same moment (Python before 3.13), and nobody would ever
-        stop applying.
+        The error is caught here, inside of the subscription. Before Python 3.13 an error that leaves the subscription's
+        TaskGroup can replace a cancellation that arrives at the same moment, and apply would continue.
         """
         async with self._view() as connection, channel.subscribe(self._position) as subscription:
             try:
@@ -205,15 +204,15 @@ class Applier(Generic[E]):
 
     @asynccontextmanager
     async def _view(self) -> "AsyncGenerator[ViewConnection]":
-        """Connect to the view as the one who applies, and read where it stands."""
+        """Connect to the view, take the apply lock and read the checkpoint."""
         connection = await asyncpg.connect(
             self._view_url,
             timeout=STATEMENT_TIMEOUT_S,
             command_timeout=STATEMENT_TIMEOUT_S,
             server_settings={
                 "application_name": "palaver-apply",
-                # A plan made while a table was small must stay good when it is large: batches are short
-                # lists of keys, so only index lookups are wanted, whatever the statistics say.
+                # A plan that was made for a small table must also suit a large one. Batches are short lists of keys, so
+                # index lookups are right, whatever the statistics are.
                 "enable_seqscan": "off",
                 "enable_hashjoin": "off",
                 "enable_mergejoin": "off",
@@ -230,17 +229,17 @@ class Applier(Generic[E]):
             self.trouble = None
             yield connection
         finally:
-            # A connection that is broken has nobody to say goodbye to, and one that works needs no goodbye.
+            # Closing politely would wait for the server if the connection is broken, and is not needed if it works.
             connection.terminate()
 
     async def apply(self, connection: "ViewConnection", items: Sequence[Item]) -> Applied[E]:
-        """Apply one batch in one transaction and return what it did.
+        """Apply one batch in one transaction.
 
-        When it is cancelled, the batch may have been committed or not: the checkpoint at the next start says so.
+        If the call is cancelled, the batch may or may not be committed. The checkpoint at the next start shows it.
 
         Raises:
-            asyncpg.PostgresError: The view refused; nothing of the batch is there.
-            CheckpointMoved: Somebody else applied; nothing of the batch is there.
+            asyncpg.PostgresError: The view rejected the batch; the view has no change of it.
+            CheckpointMoved: Another process moved the checkpoint; the view has no change of this batch.
         """
         transactions, position, fresh_at_us = self._select_new(items)
         move = CheckpointMove(
@@ -272,10 +271,10 @@ class Applier(Generic[E]):
         return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
 
     def _select_new(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
-        """Return what the view does not have, the position after it, and how fresh that is.
+        """Return the transactions that the view lacks, the position after them, and the freshness there (microseconds).
 
-        A time of the ledger that is later than this region's counts as now: the clock of a leader may be ahead, and its
-        time would be kept until then, whatever right clocks say.
+        A ledger's time that is later than this region's clock counts as now. Otherwise the freshness of a leader whose
+        clock is ahead would stay in the view until correct clocks reach it.
         """
         now_us = time.time_ns() // 1000
         position = self._position
@@ -296,7 +295,7 @@ class Applier(Generic[E]):
     async def _apply_in_one_statement(
         self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove
     ) -> Sequence[E]:
-        """Apply a batch with one statement, which is a transaction by itself."""
+        """Apply a batch with one statement, which is a transaction of its own."""
         with _terminate_when_cancelled(connection), raising_checkpoint_moved(move):
             if changes:
                 return await self._projection.project_and_advance(connection, changes, move)
@@ -304,10 +303,10 @@ class Applier(Generic[E]):
             return []
 
     async def _isolate(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> tuple[list[E], int]:
-        """Apply a batch that holds poison: halve to find the changes at fault; they become dead letters.
+        """Apply a batch with invalid changes: find these by bisection, and write them to `dead_letters`.
 
         Returns:
-            What moved, and how many changes became dead letters.
+            The effects, and the number of new dead letters.
         """
         try:
             async with _transaction(connection):
@@ -323,7 +322,7 @@ class Applier(Generic[E]):
 
     async def _record_dead_letter(self, connection: "ViewConnection", located: LocatedChange, error: Exception) -> None:
         reason = f"{type(error).__name__}: {error}"
-        _log.error("change of %s %s is dead: %s", located.change.table, dict(located.change.key), reason)
+        _log.error("change of %s %s became a dead letter: %s", located.change.table, dict(located.change.key), reason)
         await connection.execute(
             load_sql("record_dead_letter"),
             self._cell,
@@ -338,8 +337,8 @@ class Applier(Generic[E]):
 async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
     """A transaction, or a savepoint inside of one.
 
-    Unlike asyncpg's own context it says no ROLLBACK when it is cancelled: the statement that was cancelled
-    may still be under way, and a connection that is cut rolls back by itself.
+    Unlike asyncpg's own context it sends no ROLLBACK if it is cancelled: the cancelled statement may still run.
+    PostgreSQL rolls back when the connection closes.
     """
     transaction = connection.transaction()
     await transaction.start()
@@ -354,7 +353,7 @@ async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
 
 @contextmanager
 def _terminate_when_cancelled(connection: "ViewConnection") -> "Generator[None]":
-    """End the connection when the caller is cancelled: what it was saying may still be under way."""
+    """Terminate the connection if the caller is cancelled, because its statement may still run."""
     try:
         yield
     except asyncio.CancelledError:

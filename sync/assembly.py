@@ -1,9 +1,8 @@
-"""From the messages of a replication stream to transactions under an epoch.
+"""Assembles the messages of a replication stream into transactions.
 
-Decides which changes belong together, which position they have and under which epoch they were
-written: the epoch of the latest `fence` row seen in the WAL. Refuses to know sockets and slots.
-**Transactions come out in commit order, each under the epoch that was in force when it committed,
-and memory is bounded by `part_bytes_max` whatever the size of a transaction.**
+Decides which changes are one transaction, and its position and epoch. The epoch is that of the latest `fence` row in
+the WAL. Does not know sockets and slots. **Transactions are returned in commit order, each with the epoch in which it
+committed. `part_bytes_max` bounds the memory for a transaction of any size.**
 """
 
 from typing import Final, assert_never
@@ -27,27 +26,27 @@ from sync.pgoutput import (
 )
 
 PART_BYTES_MAX: Final = 1024 * 1024
-"""A transaction above this travels in parts. PostgreSQL streams above logical_decoding_work_mem (64 MB);
-here the bound is what one batch of the consumer should be."""
+"""A larger transaction is sent in parts. PostgreSQL streams a transaction above logical_decoding_work_mem (64 MB). Here
+the bound is the size of one batch of the consumer."""
 
 FENCE_TABLE: Final = "fence"
 TRACE_PREFIX: Final = "trace"
 
 
 class UnexpectedMessage(SyncError):
-    """A well-formed message at a place where the protocol does not allow it."""
+    """A well-formed message that the protocol does not allow at this point."""
 
 
 class Assembler:
-    """Collects the messages of one stream.
+    """Assembles the messages of one stream.
 
     Attributes:
-        epoch: In force at this point of the stream; 0 when neither the consumer nor a fence row told.
-        first_fence_epoch: Of the first fence row seen, None before.
+        epoch: In force at this point of the stream; 0 before the first fence row if the consumer has nothing.
+        first_fence_epoch: Epoch of the first fence row of the stream; None before that row.
     """
 
     def __init__(self, *, epoch: Epoch, part_bytes_max: int = PART_BYTES_MAX) -> None:
-        """Start between two transactions, under the epoch of the consumer's position."""
+        """Start between two transactions, in the epoch of the consumer's position."""
         self.epoch = epoch
         self.first_fence_epoch: Epoch | None = None
         self._part_bytes_max = part_bytes_max
@@ -59,15 +58,15 @@ class Assembler:
 
     @property
     def between_transactions(self) -> bool:
-        """Whether every message so far belongs to a transaction that has come out."""
+        """Whether every message so far belongs to a transaction that was returned."""
         return self._begin is None
 
     def feed(self, data: bytes) -> Transaction | None:
-        """Take one message; return the transaction, or the part of one, that it completes.
+        """Process one message; return the transaction, or the part of one, that it completes.
 
         Raises:
-            MalformedMessage: The bytes are no message.
-            UnexpectedMessage: The message does not fit here.
+            MalformedMessage: The bytes are not a message.
+            UnexpectedMessage: The protocol does not allow the message at this point.
         """
         message = parse_message(data)
         match message:
@@ -121,8 +120,8 @@ class Assembler:
         if not self._changes:
             return None
         part = Transaction(
-            # The commit record starts at final_lsn and ends at the transaction's own position: this
-            # point lies between the two, so no other transaction and no progress has it.
+            # The commit record starts at final_lsn, and ends at the position of the transaction. No other transaction
+            # and no progress has a position between the two.
             position=Position(self.epoch, begin.final_lsn + 1),
             commit_ts_us=begin.commit_ts_us,
             trace=self._trace,

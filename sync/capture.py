@@ -1,13 +1,13 @@
-"""Capture: the change stream of one region, read from its logical slot on the leader's ledger.
+"""Reads the changes of one region from its logical slot on the leader's ledger.
 
-Decides how the stream is opened, when it is read and what is confirmed to the slot. Refuses to know
-who leads and who listens. **Everything that committed after `start` comes out once, in commit order,
-or `SlotLost` says that it cannot; nothing is confirmed to the slot before the consumer said so; a
-consumer that does not take stops the reading, so memory is bounded.**
+Decides how the stream is opened, when it is read, and which position is confirmed to the slot. Does not know which
+region leads and where the changes go. **Capture returns every transaction that committed after `start` once, in commit
+order, or raises `SlotLost`. It confirms a position only after the consumer has acknowledged it. If the consumer does
+not call `receive`, capture reads nothing, so memory is bounded.**
 
-Where reading starts: under the epoch of the consumer's position the LSN means the same history, so the
-stream starts there. Under another epoch it may not (see DESIGN.md), so the stream starts at what the
-slot has confirmed, and the consumer drops what it has.
+Start of the stream: if the consumer's position has the serving epoch, its LSN belongs to the same history, and the
+stream starts there. Otherwise the LSN may belong to another history (DESIGN.md), so the stream starts at the slot's
+confirmed LSN, and the consumer drops the changes that it has.
 
 Source: PostgreSQL 18, "Streaming Replication Protocol" and "Logical Streaming Replication Parameters".
 """
@@ -41,14 +41,14 @@ from sync.walsender import (
 
 RECEIVE_ITEMS_MAX: Final = 500
 RECEIVE_BYTES_MAX: Final = 1024 * 1024
-"""What one `receive` returns at most; Debezium's max.batch.size is 2,048 events."""
+"""The bounds of one `receive`. Debezium's max.batch.size is 2,048 events."""
 
 FEEDBACK_INTERVAL_S: Final = 1.0
-"""A status each second asks for a keepalive, so that silence longer than a few seconds means a dead
-stream; PostgreSQL's wal_receiver_status_interval is 10 s, its wal_sender_timeout 60 s."""
+"""A status message each second requests a keepalive, so that a silence of a few seconds means a dead stream.
+PostgreSQL's wal_receiver_status_interval is 10 s, its wal_sender_timeout 60 s."""
 
 PROGRESS_INTERVAL_US: Final = 500_000
-"""Progress that repeats a position is passed on at most this often."""
+"""The least time between two progress items with the same position."""
 
 _XLOG_DATA: Final = struct.Struct("!xQQq")
 _KEEPALIVE: Final = struct.Struct("!xQqB")
@@ -63,7 +63,7 @@ class StreamEnded(CaptureError):
 
 @dataclass(slots=True, kw_only=True)
 class CaptureCounts:
-    """What a capture has done, for metrics."""
+    """The work of a capture, for metrics."""
 
     transactions: int = 0
     bytes_read: int = 0
@@ -73,19 +73,19 @@ class CaptureCounts:
 async def open_capture(
     conninfo: str, *, slot: str, start: Position, epoch: Epoch, counts: CaptureCounts | None = None
 ) -> AsyncGenerator["Capture"]:
-    """Open the stream of ``slot`` after ``start``; the slot is free again when the context ends.
+    """Open the stream of ``slot`` after ``start``. The slot is free again when the context has ended.
 
     Args:
         conninfo: libpq conninfo of the ledger's primary, a role with REPLICATION.
         slot: Name of a logical slot that uses pgoutput.
-        start: Checkpoint of the consumer; `ZERO` when it has nothing.
-        epoch: Under which the ledger is led now.
-        counts: Where to count, when they go on over several streams.
+        start: Checkpoint of the consumer; `ZERO` if it has nothing.
+        epoch: The serving epoch.
+        counts: Counts to continue; None for new ones.
 
     Raises:
         SlotLost: The slot is missing, invalidated, or past ``start``.
-        SlotBusy: Another walsender holds it.
-        SourceUnavailable: No connection, or no primary.
+        SlotBusy: Another walsender holds the slot.
+        SourceUnavailable: The ledger does not answer, or is not the primary.
     """
     connection = await connect(conninfo)
     try:
@@ -104,7 +104,7 @@ async def open_capture(
 
 
 class Capture:
-    """An open stream. Call `receive` from one task; `confirm` from any."""
+    """An open stream. Call `receive` from one task only, and `confirm` from any task of the same loop."""
 
     def __init__(
         self,
@@ -118,11 +118,11 @@ class Capture:
         """Wrap a connection in COPY BOTH mode.
 
         Args:
-            connection: On which the replication has been started.
-            start: What the consumer has.
-            epoch: Under which the ledger is led.
-            first_fence: What the stream must begin with when the consumer has nothing.
-            counts: Where to count.
+            connection: A connection on which START_REPLICATION has succeeded.
+            start: The position of the consumer.
+            epoch: The serving epoch.
+            first_fence: The row with which the stream must begin if the consumer has nothing, else None.
+            counts: Counts to continue; None for new ones.
         """
         self.counts = CaptureCounts() if counts is None else counts
         self._pgconn = connection.pgconn
@@ -141,22 +141,22 @@ class Capture:
         return self._position
 
     def start_feedback(self) -> None:
-        """Start the regular feedback."""
+        """Start the periodic status messages."""
         self._pgconn.nonblocking = 1
         self._tick()
 
     def stop_feedback(self) -> None:
-        """Stop the regular feedback."""
+        """Stop the periodic status messages."""
         if self._timer is not None:
             self._timer.cancel()
 
     async def receive_first(self) -> list[Item]:
-        """Return the first items, once it is sure that the stream begins where the consumer needs it to.
+        """Return the first items, after checking that the stream begins where the consumer needs it.
 
         Raises:
-            SlotLost: It does not.
-            StreamEnded: By the ledger.
-            MalformedMessage: What came is not understood.
+            SlotLost: The stream begins later.
+            StreamEnded: The ledger ended the stream.
+            MalformedMessage: A message cannot be parsed.
         """
         items = await self.receive()
         while self._first_fence is not None:
@@ -164,12 +164,12 @@ class Capture:
         return items
 
     async def receive(self) -> list[Item]:
-        """Wait for something and return what is there, bounded, in order, at least one item.
+        """Wait for items; return those that have arrived, in order, at least one, up to the bounds.
 
         Raises:
-            StreamEnded: By the ledger.
-            SlotLost: Only before `receive_first` has returned.
-            MalformedMessage: What came is not understood.
+            StreamEnded: The ledger ended the stream.
+            SlotLost: The stream begins too late; only before `receive_first` has returned.
+            MalformedMessage: A message cannot be parsed.
         """
         while True:
             items = self._drain()
@@ -179,20 +179,20 @@ class Capture:
             self._read_socket()
 
     def receive_nowait(self) -> list[Item]:
-        """Return what is there without waiting, bounded, in order, perhaps nothing.
+        """Return the items that have arrived, in order, up to the bounds; none if there are none. Does not wait.
 
         Raises:
-            StreamEnded: By the ledger.
-            MalformedMessage: What came is not understood.
+            StreamEnded: The ledger ended the stream.
+            MalformedMessage: A message cannot be parsed.
         """
         self._read_socket()
         return self._drain()
 
     def confirm(self, position: Position) -> None:
-        """Tell the slot that the consumer has everything up to ``position`` on its disk.
+        """Confirm to the slot that the consumer has committed everything up to ``position``.
 
-        A position of an earlier epoch is ignored, for its LSN may name another history, and so is one that
-        was not sent. The consumer's next one will do.
+        A position of another epoch is ignored, because its LSN may belong to another history. A position that was not
+        sent is ignored, too. A later acknowledgement of the consumer covers it.
         """
         if position.epoch == self._epoch and position <= self._position:
             self._confirmed_lsn = max(self._confirmed_lsn, position.lsn)
@@ -205,7 +205,7 @@ class Capture:
             raise StreamEnded(one_line(error)) from error
 
     def _drain(self) -> list[Item]:
-        """Take what libpq has, up to the bounds."""
+        """Return what libpq has buffered, up to the bounds."""
         items: list[Item] = []
         bytes_before = self.counts.bytes_read
         while len(items) < RECEIVE_ITEMS_MAX and self.counts.bytes_read - bytes_before < RECEIVE_BYTES_MAX:
@@ -257,7 +257,7 @@ class Capture:
         return transaction
 
     def _check_first_fence(self) -> None:
-        """A consumer that has nothing needs the stream from the ledger's first fence row on."""
+        """Check that the stream of a consumer with nothing begins with the ledger's first fence row."""
         if self._first_fence is not None:
             found = self._assembler.first_fence_epoch
             if found != self._first_fence.epoch:
@@ -278,8 +278,8 @@ class Capture:
         elif sent_at_us - self._progress_sent_us < PROGRESS_INTERVAL_US:
             return None
         self._progress_sent_us = sent_at_us
-        # Before the fence row of the serving epoch the consumer has seen nothing of it: it hears that the
-        # stream lives, and not that it is fresh.
+        # Before the serving epoch's fence row the consumer has no change of that epoch. The progress shows that the
+        # stream works, and not that the view is fresh.
         return Progress(position=self._position, sent_at_us=sent_at_us if caught_up else 0)
 
     def _tick(self) -> None:
@@ -287,10 +287,10 @@ class Capture:
         self._timer = self._loop.call_later(FEEDBACK_INTERVAL_S, self._tick)
 
     def _send_status(self, *, ask_for_reply: bool) -> None:
-        """Report what is confirmed as written, flushed and applied alike.
+        """Report the confirmed position as written, flushed and applied.
 
-        The written position is deliberately not what was received: a walsender tells an idle stream's
-        progress at once only while the client seems to lag.
+        The written position is deliberately not the received one: a walsender reports the progress of an idle stream
+        at once only while its client appears to lag.
         """
         lsn = self._confirmed_lsn
         now_us = time.time_ns() // 1000 - POSTGRES_EPOCH_US
@@ -298,5 +298,5 @@ class Capture:
             self._pgconn.put_copy_data(_STATUS.pack(b"r", lsn, lsn, lsn, now_us, ask_for_reply))
             self._pgconn.flush()
         except psycopg.Error as error:
-            # The reading side meets the same broken connection and ends the stream with its reason.
+            # The next read fails on the same broken connection, and ends the stream with the reason.
             _log.debug("feedback was not sent: %s", one_line(error))

@@ -1,12 +1,12 @@
-"""The words of the change stream: a change, a transaction of changes, progress, and their JSON lines.
+"""The data types of the change stream (change, transaction, progress) and their encoding as JSON lines.
 
-Decides the one form in which changes travel between regions: one JSON document a line, values in
-PostgreSQL's text form. Refuses to know what the tables mean. **A line decodes to exactly what was
-encoded, or it raises: no field is guessed.**
+Decides the form in which changes are sent between regions: one JSON document per line, values in PostgreSQL's text
+format. Does not know what the tables mean. **A line decodes to exactly the item that was encoded, or decoding raises an
+error; no field has a guessed value.**
 
-A transaction that is larger than `capture` keeps in memory travels in parts. Parts carry
-`partial=True` and a position inside the transaction, so that a consumer applies them but moves its
-checkpoint only with the last one, which is not partial.
+A transaction that is larger than `capture` keeps in memory is sent in parts. A part has `partial=True` and a position
+inside of the transaction. A consumer applies each part, but moves its checkpoint only with the last one, which is not
+partial.
 """
 
 from collections.abc import Mapping
@@ -23,7 +23,7 @@ _OPERATIONS = frozenset(get_args(Operation))
 
 
 class SyncError(Exception):
-    """Root of what can go wrong while changes travel."""
+    """Base class of the errors of this package."""
 
 
 class InvalidLine(SyncError):
@@ -32,14 +32,14 @@ class InvalidLine(SyncError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One row image out of the WAL.
+    """One row image from the WAL.
 
     Attributes:
         table: Name of the ledger's table, without its schema.
-        op: What happened to the row; ``truncate`` concerns the whole table and has no key.
-        key: Primary key columns before the change, in text form.
-        row: Columns after the change in text form, None for NULL. A column is absent when its TOASTed
-            value did not change, and all are absent in a delete.
+        op: The operation on the row. ``truncate`` concerns the whole table and has no key.
+        key: Primary key columns before the change, in text format.
+        row: Columns after the change in text format, None for NULL. A column is absent if its TOASTed value did not
+            change. In a delete all columns are absent.
     """
 
     table: str
@@ -53,11 +53,11 @@ class Transaction:
     """A committed transaction of the ledger, or a part of a large one.
 
     Attributes:
-        position: Epoch and commit end LSN. Of a part: a point that only this transaction covers.
+        position: Epoch and commit end LSN. For a part: a position inside of the commit record, which nothing else has.
         commit_ts_us: Commit time by the ledger's clock, microseconds since 1970.
-        trace: W3C traceparent of the request that wrote it, when it was sampled.
+        trace: W3C traceparent of the request that wrote it, if the request was sampled.
         changes: In the order of the WAL.
-        partial: More of this transaction follows; its position must not become a checkpoint.
+        partial: More of this transaction follows. The position must not become a checkpoint.
     """
 
     position: Position
@@ -69,11 +69,12 @@ class Transaction:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """Everything up to a position has been sent.
+    """States that everything up to a position has been sent.
 
     Attributes:
-        position: Where the stream stands.
-        sent_at_us: When the ledger said so, by its clock, microseconds since 1970.
+        position: The position of the stream.
+        sent_at_us: When the ledger reported this, by its clock, microseconds since 1970; 0 if the stream may not be
+            up to date.
     """
 
     position: Position
@@ -84,7 +85,7 @@ Item = Transaction | Progress
 
 
 def encode_line(item: Item) -> bytes:
-    """Return ``item`` as one line, ending in a newline."""
+    """Return ``item`` as one line that ends with a newline."""
     if isinstance(item, Progress):
         fields: dict[str, object] = {
             "progress": _position_fields(item.position),
@@ -103,10 +104,10 @@ def encode_line(item: Item) -> bytes:
 
 
 def decode_line(line: bytes) -> Item:
-    """Return what ``line`` says; the newline at its end is optional.
+    """Return the item that ``line`` encodes; the newline at its end is optional.
 
     Raises:
-        InvalidLine: It is no JSON, a field is missing or has another type.
+        InvalidLine: The line is not JSON, or a field is missing or has the wrong type.
     """
     try:
         fields = cast("dict[str, Any]", orjson.loads(line))
@@ -124,7 +125,7 @@ def decode_line(line: bytes) -> Item:
 
 
 def change_fields(change: Change) -> dict[str, object]:
-    """Return ``change`` as a JSON-serialisable document, for a person who reads a dead letter."""
+    """Return ``change`` as a JSON-serialisable document, for people who read dead letters."""
     return {"table": change.table, "op": change.op, "key": dict(change.key), "row": dict(change.row)}
 
 
@@ -144,7 +145,7 @@ def _parse_change(fields: dict[str, Any]) -> Change:
 
 
 def _columns(value: object) -> dict[str, Any]:
-    # Values are checked where a type makes a difference: the view casts each of them in SQL.
+    # The types of the values are not checked here: the view casts each value in SQL.
     if not isinstance(value, dict):
         raise TypeError("columns are an object")
     return cast("dict[str, Any]", value)

@@ -1,9 +1,10 @@
-"""The checkpoint: how far a view has applied a cell's changes, kept in the view itself.
+"""Reads, locks and moves the checkpoint, the position up to which a view has applied a cell's changes.
 
-Decides that the checkpoint only moves forwards and that one process moves it. Refuses to know what was
-applied. **What the checkpoint covers is in the view, and nothing else is, because both are written by
-one transaction; two applies never run at once.** The view's function `advance_checkpoint` moves it; who brings
-rows in may call it in the same statement, with the arguments of a `CheckpointMove`.
+Decides that the checkpoint only moves forwards, and that only one process moves it. Does not know which rows were
+applied. **The view contains exactly the complete transactions that the checkpoint covers, because one transaction
+writes both, and the parts of a large transaction that is not complete. Only one apply runs at a time.** The view's
+function `advance_checkpoint` moves the checkpoint. A projection can call it in the statement that writes its rows, with
+the arguments of a `CheckpointMove`.
 """
 
 import asyncio
@@ -21,21 +22,21 @@ from sync.statements import load_sql
 if TYPE_CHECKING:
     from collections.abc import Generator
 
-    # At run time the stubs' type parameter does not exist.
+    # The type parameter exists in the stubs only, not at run time.
     from asyncpg import Connection, Record
 
     ViewConnection = Connection[Record]
 
 LOCK_ATTEMPTS_MAX: Final = 25
 LOCK_PAUSE_S: Final = 0.2
-"""Five seconds: PostgreSQL drops a dead client's lock as soon as its socket closes."""
+"""Five seconds in all. PostgreSQL releases a dead client's lock as soon as its socket closes."""
 
 MOVED_SQLSTATE: Final = "PA001"
-"""What the view's `advance_checkpoint` raises when the checkpoint is further; a class of our own."""
+"""The error of the view's `advance_checkpoint` if the checkpoint is further; its SQLSTATE class is our own."""
 
 
 class CheckpointMoved(SyncError):
-    """The checkpoint is further than this process thought: it must be read again."""
+    """The checkpoint is further than this process assumed; it must be read again."""
 
 
 class ApplyLocked(SyncError):
@@ -44,11 +45,12 @@ class ApplyLocked(SyncError):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class CheckpointMove:
-    """A step of a cell's checkpoint.
+    """A new value of a cell's checkpoint.
 
     Attributes:
-        commit_ts_us: The ledger's time of the newest transaction, microseconds since 1970; None without one.
-        fresh_at_us: The ledger's time up to which the view has everything then; 0 when nothing is known.
+        commit_ts_us: Commit time of the newest transaction by the ledger's clock, microseconds since 1970; None if the
+            batch has no transaction.
+        fresh_at_us: The ledger's time up to which the view then has all changes, microseconds since 1970; 0 if unknown.
     """
 
     cell: CellId
@@ -57,15 +59,15 @@ class CheckpointMove:
     fresh_at_us: int
 
     def arguments(self) -> tuple[CellId, int, int, int | None, int]:
-        """Return the arguments of the view's `advance_checkpoint`, in its order."""
+        """Return the arguments of the view's `advance_checkpoint`, in order."""
         return self.cell, self.position.epoch, self.position.lsn, self.commit_ts_us, self.fresh_at_us
 
 
 async def lock_apply(connection: "ViewConnection", cell: CellId) -> None:
-    """Become the one who applies, for the life of the connection.
+    """Take the lock of the cell's only apply; the connection holds it until it closes.
 
     Raises:
-        ApplyLocked: Somebody else is, and did not end in time.
+        ApplyLocked: Another process holds the lock, and did not release it in time.
     """
     for _ in range(LOCK_ATTEMPTS_MAX):
         if await connection.fetchval(load_sql("lock_apply"), cell):
@@ -75,21 +77,21 @@ async def lock_apply(connection: "ViewConnection", cell: CellId) -> None:
 
 
 async def read_checkpoint(connection: "ViewConnection", cell: CellId) -> Position:
-    """Return the checkpoint, `ZERO` before the first."""
+    """Return the checkpoint; `ZERO` if there is none yet."""
     row = await connection.fetchrow(load_sql("read_checkpoint"), cell)
     return ZERO if row is None else Position(row["epoch"], row["lsn"])
 
 
 async def read_freshness(connection: "ViewConnection", cell: CellId) -> int:
-    """Return the ledger's time up to which the view has everything, microseconds since 1970; 0: not known."""
+    """Return the ledger's time up to which the view has all changes, microseconds since 1970; 0 if unknown."""
     return await connection.fetchval(load_sql("read_freshness"), cell)
 
 
 async def advance_checkpoint(connection: "ViewConnection", move: CheckpointMove) -> None:
-    """Move the checkpoint, inside of the transaction that applies what it covers, if there is such a thing.
+    """Move the checkpoint. Call it in the transaction that applies the changes, if the batch has any.
 
     Raises:
-        CheckpointMoved: It is already further.
+        CheckpointMoved: The checkpoint is already further.
     """
     with raising_checkpoint_moved(move):
         await connection.execute(load_sql("advance_checkpoint"), *move.arguments())
@@ -97,7 +99,7 @@ async def advance_checkpoint(connection: "ViewConnection", move: CheckpointMove)
 
 @contextmanager
 def raising_checkpoint_moved(move: CheckpointMove) -> "Generator[None]":
-    """Turn what the view says to a statement that makes this move into `CheckpointMoved`, if it means that."""
+    """Raise `CheckpointMoved` in place of the view's error (`MOVED_SQLSTATE`) for a statement that makes this move."""
     try:
         yield
     except asyncpg.PostgresError as error:

@@ -1,11 +1,12 @@
-"""The high-water mark: how far the leader's WAL is on a quorum of regions, so that it can no longer be lost.
+"""Tracks the high-water mark: the LSN up to which a quorum has the leader's WAL, so that a failover cannot discard it.
 
-Decides what may leave the leader. A walsender decodes what is flushed on the leader alone, which a failover may give
-up: without this mark a view would show a comment that never was. **What `wait_for` has returned for is in the WAL of
-every later leader.** The mark is of one history: each epoch has a mark of its own.
+Decides which changes may leave the leader. A walsender decodes WAL that only the leader has flushed, and a failover may
+discard such WAL; without the mark, a view could show a comment that no later leader has. **When `wait_for` has returned
+for an LSN, every later leader has the WAL up to it.** Each epoch has a mark of its own, because an LSN is valid in one
+history only.
 
-It is asked of the ledger, which counts its standbys as its commits do, and not of the agent: one truth, and one process
-less that must be there. Asked only while somebody waits, by one of those who wait.
+The ledger is polled and not the agent: it counts its standbys as its commits do, and no further process has to be
+available. It is polled only while a caller waits, by one of the callers that wait.
 """
 
 import asyncio
@@ -23,21 +24,21 @@ from sync.walsender import SourceUnavailable, connect, one_line
 POLL_PAUSE_S_MIN: Final = 0.001
 POLL_PAUSE_S_MAX: Final = 0.005
 POLLS_PER_WAIT: Final = 16
-"""The pause between two looks is a sixteenth of how long the last wait took, or this one has taken so far if that is
-longer, within these bounds: between regions a quorum takes 80 ms, and a look costs the ledger 0.1 ms. A quorum that is
-gone is not asked for each millisecond."""
+"""The pause between two polls is a sixteenth of the duration of the last wait, or of the current wait so far if that is
+longer, within these bounds. Between regions a quorum takes 80 ms, and a poll costs the ledger 0.1 ms. If there is no
+quorum, the ledger is not polled each millisecond."""
 
 MARK_AGE_S_MAX: Final = 0.2
-"""How old the mark may be when nothing waits for it: what an idle ledger's progress is told with."""
+"""How old the mark may be when it is used for progress, which nothing waits for."""
 
 RETRY_PAUSE_S: Final = 0.2
-"""Until a ledger that did not answer is asked again; the stream itself will end as well."""
+"""Pause after a failed poll. If the ledger is unavailable, the stream ends as well."""
 
 _log = logging.getLogger(__name__)
 
 
 def poll_pause_s(waited_s: float) -> float:
-    """Return the pause between two looks, seconds, when a wait for a quorum takes so long."""
+    """Return the pause between two polls, seconds, if a wait for a quorum takes ``waited_s``."""
     return min(POLL_PAUSE_S_MAX, max(POLL_PAUSE_S_MIN, waited_s / POLLS_PER_WAIT))
 
 
@@ -45,11 +46,11 @@ class HighWaterMark:
     """The mark of one epoch.
 
     Attributes:
-        lsn: The highest LSN known to be on a quorum; only grows.
+        lsn: The highest LSN that a quorum is known to have; it only increases.
     """
 
     def __init__(self, conninfo: str) -> None:
-        """Prepare; ``conninfo`` is of the ledger's primary, a role that may see its standbys (pg_read_all_stats)."""
+        """Prepare. ``conninfo`` names the ledger's primary and a role with pg_read_all_stats, to see its standbys."""
         self.lsn = 0
         self._conninfo = conninfo
         self._connection: psycopg.AsyncConnection | None = None
@@ -60,7 +61,7 @@ class HighWaterMark:
 
     @asynccontextmanager
     async def in_use(self) -> AsyncGenerator[None]:
-        """Keep the connection for as long as one of the contexts lasts."""
+        """Keep the connection open while at least one of these contexts is open."""
         self._users += 1
         try:
             yield
@@ -70,7 +71,7 @@ class HighWaterMark:
                 await self._drop()
 
     async def wait_for(self, lsn: int) -> None:
-        """Wait until everything up to ``lsn`` is on a quorum, however long that takes."""
+        """Wait until a quorum has everything up to ``lsn``, without a time limit."""
         loop = asyncio.get_running_loop()
         began = loop.time()
         while self.lsn < lsn:
@@ -83,7 +84,7 @@ class HighWaterMark:
                         self._pause_s = poll_pause_s(loop.time() - began)
 
     async def wait_for_all(self) -> None:
-        """Wait until everything that is flushed on the leader now is on a quorum."""
+        """Wait until a quorum has everything that the leader has flushed now, without a time limit."""
         async with self._polling:
             flushed = await self._poll()
             while flushed is None:
@@ -92,7 +93,7 @@ class HighWaterMark:
         await self.wait_for(flushed)
 
     async def refresh(self) -> None:
-        """Ask once, unless somebody just did."""
+        """Poll once, unless the mark is younger than `MARK_AGE_S_MAX`."""
         loop = asyncio.get_running_loop()
         if loop.time() - self._polled_at > MARK_AGE_S_MAX:
             async with self._polling:
@@ -100,7 +101,7 @@ class HighWaterMark:
                     await self._poll()
 
     async def _poll(self) -> int | None:
-        """Ask the ledger; return what it has flushed itself, None when it does not say."""
+        """Poll the ledger; return its own flushed LSN, None if it is unknown."""
         try:
             if self._connection is None:
                 self._connection = await connect(self._conninfo, replication=False)
@@ -112,7 +113,7 @@ class HighWaterMark:
             await asyncio.sleep(RETRY_PAUSE_S)
             return None
         except BaseException:
-            # What was asked may still be answered: nobody else must be taken for the one who asked.
+            # The answer may still arrive. The next poll must not take it for its own.
             await self._drop()
             raise
         self._polled_at = asyncio.get_running_loop().time()

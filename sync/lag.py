@@ -1,8 +1,8 @@
-"""How far this region's view is behind the ledger, as far as this region can know.
+"""Computes the lag of this region's view behind the ledger, as far as this region can know it.
 
-Decides what "lag" means. Refuses to read clocks: `now` is passed in. **The lag is never understated
-by a dead stream: without a connection it grows with the time since the last word of the source, and while a snapshot is
-taken with the time since that began.**
+Decides what "lag" means. Reads no clock; callers pass `now`. **A dead stream never makes the lag look small: without a
+connection the lag is at least the time since the last received item, and during a snapshot at least the time since the
+snapshot began.**
 """
 
 from collections import deque
@@ -13,13 +13,13 @@ from sync.change import Item, Transaction
 
 
 class LagMeter:
-    """What was heard, what was applied, and the difference.
+    """Compares the received items with the applied position.
 
     Attributes:
         applied: Position of the view; None before the checkpoint was read.
-        heard: Highest position the source has told; None before it told any.
-        source: The region that the stream comes from, while connected.
-        trouble: Why there is no stream, one sentence; None while there is one.
+        received: Highest received position; None before the first item.
+        source: The region that sends the stream; None while no stream is open.
+        trouble: Why no stream is open, one sentence; None while one is open.
     """
 
     def __init__(self, *, now: float) -> None:
@@ -31,7 +31,7 @@ class LagMeter:
         self._received_at = now
         self._snapshot_since: float | None = None
         self._snapshot_end: Position | None = None
-        # Bounded by what the channel and apply hold between them.
+        # Bounded by the buffers of the channel and of apply.
         self._waiting: deque[tuple[Position, int]] = deque()
 
     @property
@@ -41,27 +41,27 @@ class LagMeter:
 
     @property
     def takes_snapshot(self) -> bool:
-        """Whether the view lacks changes that nobody sends any more, until a snapshot is applied to its end."""
+        """Whether the view waits for a snapshot, because changes are no longer available; until its end is applied."""
         return self._snapshot_since is not None
 
     def note_connected(self, source: RegionName) -> None:
-        """A stream is open."""
+        """Note that a stream of changes is open."""
         self.source, self.trouble = source, None
         if self._snapshot_end is None:
             self._snapshot_since = None
 
     def note_snapshot(self, source: RegionName, *, now: float) -> None:
-        """A stream is open that is a snapshot."""
+        """Note that a stream is open and is a snapshot."""
         self.source, self.trouble = source, None
         self._snapshot_since = now if self._snapshot_since is None else self._snapshot_since
         self._snapshot_end = None
 
     def note_disconnected(self, trouble: str) -> None:
-        """There is no stream, for this reason."""
+        """Note that no stream is open, and why."""
         self.source, self.trouble = None, trouble
 
     def note_received(self, item: Item, *, now: float) -> None:
-        """The source sent ``item``."""
+        """Note that ``item`` was received."""
         self._received_at = now
         self.received = max(self.received or ZERO, item.position)
         if isinstance(item, Transaction) and not item.partial:
@@ -70,7 +70,7 @@ class LagMeter:
                 self._snapshot_end = item.position
 
     def note_applied(self, position: Position) -> None:
-        """The view stands at ``position``."""
+        """Note that the view's checkpoint is ``position``."""
         self.applied = position
         if self._snapshot_end is not None and position >= self._snapshot_end:
             self._snapshot_since = self._snapshot_end = None
@@ -78,7 +78,7 @@ class LagMeter:
             self._waiting.popleft()
 
     def note_restarted(self) -> None:
-        """What was heard and not applied is dropped and will be sent again."""
+        """Note a new subscription: items that were received and not applied are dropped, and will be sent again."""
         self._waiting.clear()
 
     def lag_ms(self, *, now: float, now_us: int) -> int:
@@ -86,7 +86,7 @@ class LagMeter:
 
         Args:
             now: Monotonic seconds.
-            now_us: Wall clock, microseconds since 1970; compared with the ledger's commit times.
+            now_us: Wall clock, microseconds since 1970. It is compared with the ledger's commit times.
         """
         silent_ms = int((now - self._received_at) * 1000)
         if self._snapshot_since is not None:

@@ -1,11 +1,10 @@
-"""Parser of PostgreSQL's logical replication messages, pgoutput protocol version 1.
+"""Parses PostgreSQL's logical replication messages, pgoutput protocol version 1.
 
-Decides what bytes mean, and nothing else: it keeps no state between messages, so a row arrives with
-the number of its relation and without column names. **Every message is parsed to its last byte or
-refused with `MalformedMessage`: a stream that cannot be understood is never skipped over.**
+It keeps no state between messages, so a row has the OID of its relation and no column names. **Every message is parsed
+to its last byte or rejected with `MalformedMessage`; the parser never skips bytes that it does not understand.**
 
-Source: PostgreSQL 18, "Logical Replication Message Formats". Values are asked for in text form
-(option `binary` is off), so a binary value is malformed here.
+Source: PostgreSQL 18, "Logical Replication Message Formats". Values are requested in text format (option `binary` is
+off), so a binary value is malformed here.
 """
 
 import struct
@@ -17,17 +16,17 @@ from typing import Final
 from sync.change import SyncError
 
 POSTGRES_EPOCH_US: Final = 946_684_800_000_000
-"""PostgreSQL counts microseconds from 2000-01-01; everything behind this parser counts from 1970."""
+"""PostgreSQL counts microseconds from 2000-01-01. All other code of this package counts from 1970."""
 
 _KEY_FLAG: Final = 1
 
 
 class MalformedMessage(SyncError):
-    """Bytes that are no message of pgoutput's protocol version 1."""
+    """Bytes that are not a message of pgoutput's protocol version 1."""
 
 
 class Unchanged(Enum):
-    """A TOASTed value that an update left alone; pgoutput does not send it."""
+    """A TOASTed value that an update did not change; pgoutput does not send it."""
 
     UNCHANGED = "u"
 
@@ -40,7 +39,7 @@ Row = tuple[Value, ...]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Begin:
-    """Start of a transaction; all of its messages follow before the next transaction's."""
+    """Start of a transaction. All of its messages precede those of the next transaction."""
 
     final_lsn: int
     commit_ts_us: int
@@ -49,7 +48,7 @@ class Begin:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Commit:
-    """End of a transaction; ``end_lsn`` is the position a consumer may resume from."""
+    """End of a transaction. A consumer can resume from ``end_lsn``."""
 
     commit_lsn: int
     end_lsn: int
@@ -58,7 +57,7 @@ class Commit:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Column:
-    """A column of a relation; ``key`` says that it is part of the replica identity."""
+    """A column of a relation. ``key`` is true if the column belongs to the replica identity."""
 
     name: str
     key: bool
@@ -67,7 +66,7 @@ class Column:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Relation:
-    """Shape of a table, sent before its first row and after each change of shape."""
+    """The columns of a table; sent before its first row, and again after each change of them."""
 
     oid: int
     namespace: str
@@ -85,7 +84,7 @@ class Insert:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Update:
-    """A changed row; ``old`` is there when its key changed or the table's identity is full."""
+    """A changed row. ``old`` is present if the key changed or the table's replica identity is full."""
 
     oid: int
     old: Row | None
@@ -94,7 +93,7 @@ class Update:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Delete:
-    """A removed row; columns outside the replica identity are None in ``old``."""
+    """A deleted row. In ``old``, columns outside of the replica identity are None."""
 
     oid: int
     old: Row
@@ -102,14 +101,14 @@ class Delete:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Truncate:
-    """Emptied tables."""
+    """Truncated tables."""
 
     oids: tuple[int, ...]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LogicalMessage:
-    """What ``pg_logical_emit_message`` wrote."""
+    """A message that ``pg_logical_emit_message`` wrote."""
 
     transactional: bool
     lsn: int
@@ -119,7 +118,7 @@ class LogicalMessage:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Ignored:
-    """A type or an origin: understood, and of no use to a consumer of text values."""
+    """A type or an origin, which consumers of text values do not need."""
 
     kind: str
 
@@ -172,7 +171,7 @@ def _parse(reader: "_Reader") -> Message:
 
 
 def _parse_other(kind: str, reader: "_Reader") -> Message:
-    """Parse what is neither a transaction's frame nor a row."""
+    """Parse a logical message, a type or an origin."""
     match kind:
         case "M":
             flags, lsn = reader.fields(_MESSAGE)
@@ -228,7 +227,7 @@ _COUNT = struct.Struct("!H")
 
 
 class _Reader:
-    """A cursor over one message; everything it returns lies inside the message or it raises."""
+    """A cursor over one message. A read beyond the end of the message raises an error."""
 
     __slots__ = ("data", "offset")
 
@@ -261,7 +260,7 @@ class _Reader:
     def take(self, size: int) -> bytes:
         end = self.offset + size
         if end > len(self.data):
-            raise ValueError(f"{size} bytes announced, {len(self.data) - self.offset} there")
+            raise ValueError(f"{size} bytes announced, {len(self.data) - self.offset} present")
         value = self.data[self.offset : end]
         self.offset = end
         return value

@@ -1,7 +1,7 @@
-"""What the slots of the change streams cost the ledger: WAL that is kept because a region lags.
+"""Monitors the replication slots of the change streams: how much WAL the ledger retains for regions that lag.
 
-Decides how often to look, and only looks. **What it shows is at most a few seconds old, or empty: facts
-of a ledger that this region no longer leads are dropped.**
+Decides how often the ledger is polled, and changes nothing. **The facts are a few seconds old at most. They are empty
+if this region does not lead or the ledger does not answer.**
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from sync.statements import load_sql
 
 POLL_INTERVAL_S: Final = 5.0
 POLL_TIMEOUT_S: Final = 3.0
-"""postgres_exporter is scraped each 15 s as a rule; a slot that fills a disk takes minutes."""
+"""Prometheus usually scrapes postgres_exporter each 15 s. A slot needs minutes to fill a disk."""
 
 _log = logging.getLogger(__name__)
 
@@ -27,9 +27,9 @@ class SlotFacts:
     """One logical slot.
 
     Attributes:
-        retained_bytes: WAL that is kept for it.
-        active: Whether somebody reads it.
-        wal_status: PostgreSQL's word: reserved, extended, unreserved, lost.
+        retained_bytes: WAL that the ledger retains for it.
+        active: Whether a walsender reads it.
+        wal_status: PostgreSQL's status of that WAL: reserved, extended, unreserved or lost.
     """
 
     retained_bytes: int
@@ -38,14 +38,19 @@ class SlotFacts:
 
 
 class SlotWatch:
-    """Looks at the slots while this region leads.
+    """Polls the slots while this region leads.
 
     Attributes:
         slots: The latest facts, by slot.
     """
 
     def __init__(self, *, conninfo: str, leads: Callable[[], bool]) -> None:
-        """Prepare; ``conninfo`` is of the own ledger member."""
+        """Prepare.
+
+        Args:
+            conninfo: libpq conninfo of the own ledger member.
+            leads: Returns whether this region leads and serves.
+        """
         self._conninfo = make_conninfo(
             conninfo, connect_timeout=int(POLL_TIMEOUT_S), application_name="palaver-slot-watch"
         )
@@ -53,13 +58,13 @@ class SlotWatch:
         self.slots: dict[str, SlotFacts] = {}
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Poll until cancelled."""
         while True:
             try:
                 self.slots = await self._poll() if self._leads() else {}
             except (psycopg.Error, OSError, TimeoutError) as error:
                 self.slots = {}
-                _log.warning("slots cannot be seen: %s", " ".join(str(error).split()))
+                _log.warning("slots cannot be read: %s", " ".join(str(error).split()))
             await asyncio.sleep(POLL_INTERVAL_S)
 
     async def _poll(self) -> dict[str, SlotFacts]:

@@ -1,13 +1,13 @@
-"""A snapshot of the ledger in the words of the change stream, for a view whose changes are gone.
+"""Takes a snapshot of the ledger's tables, for a view whose changes are no longer available.
 
-Decides when a snapshot has all that the slot no longer brings, and in which order rows come. Refuses to know what a
-view does with them. **A view that has applied a snapshot to its end, and then what its slot brings after the
-snapshot's position, has everything: what committed before that position is in the snapshot. Nothing leaves before a
-quorum has it.** What committed while the snapshot was taken may come twice; a projection merges by version.
+Decides when a snapshot contains everything that the slot lacks, and the order of its rows. Does not know how a view
+applies them. **A snapshot contains every transaction that committed before its position, and the slot delivers every
+later one. A view that has applied both has everything. Nothing leaves the leader before a quorum has it.** A change
+that committed while the snapshot was taken may be delivered twice; a projection merges it by version.
 
-It travels as one large transaction in parts, so that the checkpoint moves with its end only, and a snapshot that is
-cut short is taken again. Rows that the ledger erased while nobody listened are not told of: the ledger erases none
-(a deleted comment stays as a row), and comparing views with the ledger is the work of repair.
+A snapshot is sent as one large transaction in parts, so that the checkpoint moves only with its end. If a snapshot is
+cut short, the view requests a new one. A snapshot does not report rows that the ledger has erased. The ledger erases
+none (a deleted comment stays as a row), and repair will compare the rows.
 
 Source: PostgreSQL 18, "Logical Decoding Concepts" (what a slot brings) and "Snapshot Synchronization Functions".
 """
@@ -29,19 +29,20 @@ from sync.statements import load_sql
 from sync.walsender import SlotLost, SourceUnavailable, connect, one_line
 
 TABLES: Final[Mapping[str, str | None]] = {"sites": None, "threads": None, "comments": "depth"}
-"""What is copied, in an order in which whatever a row refers to comes before it. A column: rows of the table refer to
-rows with a smaller number in it. There is no other order, because sorting a large table takes as much disk again."""
+"""The tables of a snapshot; a row comes after the rows that it references. If a table has a column here, its rows
+reference rows of the same table with a smaller number in that column, and are sent in the order of that number. Rows
+have no other order, because sorting a large table needs its size again on disk."""
 
 PART_ROWS: Final = 500
 PART_CHARACTERS: Final = 256 * 1024
-"""A part is one transaction of the view, as a batch of the stream is: at most 1 MiB in UTF-8, and one row more."""
+"""A part is one transaction of the view, as a batch is. A part is at most 1 MiB in UTF-8, and one row more."""
 
 FETCH_ROWS: Final = 50
-"""Rows that are in memory at once, beside a part; one may have 100,000 characters."""
+"""Rows that are in memory beside a part. One row may have 100,000 characters."""
 
 PREPARE_S_MAX: Final = 15.0
 OLDER_PAUSE_S: Final = 0.02
-"""A write waits for its quorum for a round trip or two; without a quorum there is no snapshot either."""
+"""A write waits for its quorum for one or two round trips. Without a quorum no snapshot is taken."""
 
 _log = logging.getLogger(__name__)
 
@@ -49,15 +50,15 @@ _T = TypeVar("_T")
 
 
 class Snapshot:
-    """A snapshot that was taken; read it once.
+    """A snapshot whose parts can be read once.
 
     Attributes:
-        position: Where the slot goes on.
-        rows: How many were read so far.
+        position: The position after which the slot delivers all changes.
+        rows: Number of rows that were read so far.
     """
 
     def __init__(self, connection: psycopg.AsyncConnection, slot: str, position: Position, taken_at_us: int) -> None:
-        """Wrap a connection inside of the transaction that sees the snapshot."""
+        """Wrap a connection inside of a REPEATABLE READ transaction."""
         self.position = position
         self._slot = slot
         self.rows = 0
@@ -65,10 +66,10 @@ class Snapshot:
         self._taken_at_us = taken_at_us
 
     async def parts(self) -> AsyncGenerator[Transaction]:
-        """Yield everything, bounded parts first and an empty end that moves the checkpoint.
+        """Yield the rows in bounded parts, then an empty transaction that moves the checkpoint.
 
         Raises:
-            SlotLost: The slot was lost meanwhile, so that nothing would go on from here.
+            SlotLost: The slot was lost meanwhile, so it would not deliver the changes after the snapshot.
             SourceUnavailable: The connection broke.
         """
         try:
@@ -89,7 +90,7 @@ class Snapshot:
 
     async def _changes(self, table: str, level: str | None) -> AsyncGenerator[tuple[Change, ...]]:
         columns = [str(name) for (name,) in await self._fetch(load_sql("published_columns"), {"table": table})]
-        # In text form, as the WAL's decoder gives them.
+        # In text format, as in the WAL decoder's output.
         query = sql.SQL("SELECT {columns} FROM {table}").format(
             columns=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),
             table=sql.Identifier("palaver", table),
@@ -113,7 +114,7 @@ class Snapshot:
                 yield tuple(part)
 
     async def _levels(self, table: str, level: str | None) -> list[sql.Composed]:
-        """Return what chooses the rows of a table in turn, those that others refer to first."""
+        """Return the WHERE clauses that select the rows of a table one after the other, referenced rows first."""
         if level is None:
             return [sql.Composed([])]
         column = sql.Identifier(level)
@@ -129,16 +130,16 @@ class Snapshot:
 
 @asynccontextmanager
 async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWaterMark) -> AsyncGenerator[Snapshot]:
-    """Make ``slot`` anew and take a snapshot that it goes on from.
+    """Recreate ``slot`` and take a snapshot after which the slot delivers all changes.
 
     Args:
         conninfo: libpq conninfo of the ledger's primary, a role with REPLICATION that may read the tables.
         slot: Name of the logical slot of the view's region.
-        epoch: Under which the ledger is led now.
-        mark: What is on a quorum; in use.
+        epoch: The serving epoch.
+        mark: The high-water mark of that epoch; in use.
 
     Raises:
-        SourceUnavailable: No connection, no primary, or commits wait for a quorum that is not there.
+        SourceUnavailable: The ledger does not answer or is not the primary, or commits wait for a missing quorum.
     """
     try:
         async with await connect(conninfo, replication=False) as connection:
@@ -149,9 +150,9 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
             async with connection.transaction():
                 cursor = await connection.execute(load_sql("snapshot_taken"))
                 row = await cursor.fetchone()
-                assert row is not None, "one row, always"
+                assert row is not None, "the statement returns one row"
                 flushed, taken_at_us = row
-                # Whatever it sees was flushed by then; a failover must not be able to take it back.
+                # The leader has flushed all WAL that the snapshot sees. A failover must not be able to discard it.
                 await _within_bound(mark.wait_for(parse_lsn(flushed)))
                 yield Snapshot(connection, slot, Position(epoch, lsn), int(taken_at_us))
     except psycopg.Error as error:
@@ -159,16 +160,16 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
 
 
 async def _recreate_slot(connection: psycopg.AsyncConnection, slot: str) -> int:
-    """Make the slot anew and return the LSN from which it brings every commit.
+    """Drop and create the slot; return the LSN after which it delivers every commit.
 
-    What an old one would still bring is in the snapshot; meanwhile it would hold back all of that WAL, and might be
-    lost for it before the snapshot is through.
+    The snapshot contains the changes that the old slot would still deliver. The old slot would retain their WAL during
+    the snapshot, and could be invalidated for it before the snapshot ends.
     """
     await connection.execute(load_sql("drop_slot"), {"slot": slot})
     await connection.execute(load_sql("create_slot"), {"slot": slot})
     lsn = await _slot_start(connection, slot)
     if lsn is None:
-        raise SourceUnavailable(f"slot {slot} is not there yet")
+        raise SourceUnavailable(f"slot {slot} does not exist yet")
     return lsn
 
 
@@ -179,10 +180,10 @@ async def _slot_start(connection: psycopg.AsyncConnection, slot: str) -> int | N
 
 
 async def _wait_for_older_transactions(connection: psycopg.AsyncConnection) -> None:
-    """Wait until every transaction that may have committed before now has become visible, or has ended.
+    """Wait until every transaction that has begun before now has ended and, if it committed, is visible.
 
-    A commit is in the WAL, and behind the slot, while it still waits for its quorum; until that is there nobody sees
-    its rows. Neither the snapshot nor the slot would bring them.
+    While a commit waits for its quorum, its commit record may already lie before the slot's LSN, and its rows are not
+    visible yet. Neither the slot nor the snapshot would deliver them.
     """
     cursor = await connection.execute(load_sql("newest_transaction"))
     row = await cursor.fetchone()

@@ -1,7 +1,6 @@
-"""The named SQL of this package.
+"""Loads the SQL statements of this package by name.
 
-Decides where statements are: one file each in ``sync/sql``. **A statement that does not exist is an
-error at its first use, never an empty text.**
+Each statement is one file in ``sync/sql``. **A missing file is an error at the first use, never an empty text.**
 """
 
 from functools import cache
@@ -12,5 +11,5 @@ from typing import LiteralString, cast
 @cache
 def load_sql(name: str) -> LiteralString:
     """Return the text of ``sync/sql/<name>.sql``."""
-    # The files are part of the product, not input: they are as literal as a constant.
+    # The files belong to the product and are not input, so they are as trustworthy as literals.
     return cast("LiteralString", files("sync").joinpath("sql", f"{name}.sql").read_text())

@@ -1,8 +1,8 @@
-"""Opens a change stream on the ledger: the connection, the state of the slot, START_REPLICATION.
+"""Opens a change stream on the ledger: connects, checks the slot, sends START_REPLICATION.
 
-Decides from where a stream starts, when a slot counts as lost, and how a slot is taken over from a
-walsender whose connection is gone. Refuses to know what the stream says. **A stream that was started
-begins at or before what the consumer needs, or one of the errors below says why there is none.**
+Decides at which LSN a stream starts, when a slot counts as lost, and how a slot is taken over from a walsender whose
+connection is gone. Does not know the content of the stream. **A stream starts at or before the position that the
+consumer needs, or one of the errors below has the reason why it does not start.**
 """
 
 import asyncio
@@ -23,8 +23,8 @@ CONNECT_TIMEOUT_S: Final = 3
 TAKEOVER_ATTEMPTS_MAX: Final = 20
 TAKEOVER_PAUSE_S: Final = 0.1
 TAKEOVER_POLITE_ATTEMPTS: Final = 5
-"""A slot held by another walsender is waited for this often (half a second), then the holder is ended;
-after all attempts (two seconds) the subscriber is told to come back."""
+"""If another walsender holds the slot, this many attempts wait for it (half a second); each later one terminates it.
+After all attempts (two seconds) the server answers 503 to the subscriber."""
 
 _SESSION_OPTIONS: Final = "-c datestyle=ISO -c intervalstyle=postgres -c timezone=UTC -c extra_float_digits=1"
 
@@ -32,28 +32,28 @@ _log = logging.getLogger(__name__)
 
 
 class CaptureError(SyncError):
-    """The stream could not be opened or ended."""
+    """The stream could not be opened, or it ended."""
 
 
 class SlotLost(CaptureError):
-    """Changes after the consumer's position are no longer available: it needs a new snapshot."""
+    """The slot lacks changes after the consumer's position; the consumer needs a snapshot."""
 
 
 class SlotBusy(CaptureError):
-    """Another walsender holds the slot and did not let go of it in time."""
+    """Another walsender holds the slot, and did not release it in time."""
 
 
 class SourceUnavailable(CaptureError):
-    """The ledger cannot be reached, or is not the primary."""
+    """The ledger does not answer, or is not the primary."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FirstFence:
-    """What the stream of a consumer with nothing begins with.
+    """The first fence row of the ledger, with which the stream of a consumer with nothing begins.
 
     Attributes:
-        epoch: Of the ledger's first fence row.
-        flushed_lsn: The ledger's WAL reached to here when it was asked, so the row lies before.
+        epoch: The epoch of the row.
+        flushed_lsn: The flushed LSN of the ledger when the row was read; the row lies before it.
     """
 
     epoch: Epoch
@@ -64,7 +64,7 @@ async def connect(conninfo: str, *, replication: bool = True) -> psycopg.AsyncCo
     """Connect to the ledger, as a walsender unless ``replication`` is off.
 
     Raises:
-        SourceUnavailable: It does not answer, or refuses.
+        SourceUnavailable: The ledger does not answer, or rejects the connection.
     """
     options: dict[str, str | int] = {
         "connect_timeout": CONNECT_TIMEOUT_S,
@@ -86,7 +86,7 @@ async def connect(conninfo: str, *, replication: bool = True) -> psycopg.AsyncCo
 
 
 async def read_first_fence(conninfo: str, start: Position) -> FirstFence | None:
-    """Ask the ledger what the stream of a consumer with nothing begins with; None for any other."""
+    """Read the first fence row if the consumer has nothing (``start`` is `ZERO`); otherwise return None."""
     if start != ZERO:
         return None
     connection = await connect(conninfo, replication=False)
@@ -99,12 +99,12 @@ async def read_first_fence(conninfo: str, start: Position) -> FirstFence | None:
 
 
 async def start_replication(connection: psycopg.AsyncConnection, *, slot: str, start: Position, epoch: Epoch) -> None:
-    """Start the stream of ``slot``; the connection is in COPY BOTH mode when this returns.
+    """Start the stream of ``slot``. Afterwards the connection is in COPY BOTH mode.
 
     Raises:
         SlotLost: The slot is missing, invalidated, or past ``start``.
-        SlotBusy: Another walsender holds it and cannot be ended.
-        SourceUnavailable: The ledger is not the primary, or refuses.
+        SlotBusy: Another walsender holds the slot and could not be terminated.
+        SourceUnavailable: The ledger is not the primary, or rejects the command.
     """
     from_lsn = start.lsn if start.epoch == epoch else 0
     command = sql.SQL(
@@ -120,14 +120,14 @@ async def start_replication(connection: psycopg.AsyncConnection, *, slot: str, s
             if state != b"55006":
                 raise SourceUnavailable(result.get_error_message().strip())
         elif attempt >= TAKEOVER_POLITE_ATTEMPTS:
-            _log.warning("ending walsender %s, which holds slot %s", holder_pid, slot)
+            _log.warning("terminating walsender %s, which holds slot %s", holder_pid, slot)
             await connection.execute(sql.SQL(load_sql("end_backend")).format(pid=holder_pid))
         await asyncio.sleep(TAKEOVER_PAUSE_S)
     raise SlotBusy(f"slot {slot} is held by another walsender")
 
 
 async def _check_slot(connection: psycopg.AsyncConnection, *, slot: str, start: Position) -> int | None:
-    """Return the process that holds the slot, or None when it is free."""
+    """Return the pid of the walsender that holds the slot; None if the slot is free."""
     cursor = await connection.execute(load_sql("logical_slots"))
     rows = {row[0]: row[1:] for row in await cursor.fetchall()}
     await cursor.close()
@@ -144,7 +144,7 @@ async def _check_slot(connection: psycopg.AsyncConnection, *, slot: str, start: 
 
 
 async def _execute(connection: psycopg.AsyncConnection, command: bytes) -> pq.abc.PGresult:
-    """Run a replication command without blocking the loop, and leave the connection in COPY mode."""
+    """Run a replication command without blocking the event loop, and leave the connection in COPY mode."""
     pgconn = connection.pgconn
     pgconn.send_query(command)
     pgconn.flush()
@@ -160,7 +160,7 @@ async def _execute(connection: psycopg.AsyncConnection, command: bytes) -> pq.ab
 
 
 async def wait_readable(pgconn: pq.abc.PGconn) -> None:
-    """Wait until the ledger has sent something."""
+    """Wait until the socket of the connection is readable."""
     loop = asyncio.get_running_loop()
     ready = loop.create_future()
     descriptor = pgconn.socket

@@ -1,8 +1,8 @@
-"""The channel: how changes come from the leader region to the view of another.
+"""The interface of a channel, which carries changes from the leader's region to a region's view.
 
-Decides what `apply` may expect of any channel, and refuses to know how one works, so that a second
-implementation can stand beside `sync.channel.direct`. **A subscription yields every item after its
-start, in order; after a disturbance it may yield some of them again, and never skips one.**
+Decides what `apply` may expect of every channel. Does not know how a channel works, so that `sync.channel.direct` can
+get a second implementation beside it. **A subscription yields every item after its start, in order. After an
+interruption it may repeat items, and it never skips one.**
 """
 
 from contextlib import AbstractAsyncContextManager
@@ -16,16 +16,16 @@ class Subscription(Protocol):
     """An open subscription; it reconnects by itself for as long as its context lasts."""
 
     async def take(self) -> list[Item]:
-        """Wait for something and return what is there, bounded, in order, at least one item."""
+        """Wait for items; return those that have arrived, in order, at least one, up to the bounds of the channel."""
         ...
 
     def acknowledge(self, position: Position) -> None:
-        """Say that everything up to ``position`` is on disk here; returns at once."""
+        """Report that the view has committed everything up to ``position``. Does not wait."""
         ...
 
 
 class Channel(Protocol):
-    """A way from the leader region to this one."""
+    """A connection from the leader's region to this one."""
 
     def subscribe(self, start: Position) -> AbstractAsyncContextManager[Subscription]:
         """Open a subscription to everything after ``start``."""

@@ -1,8 +1,8 @@
-"""The buffer between a network and one consumer, with the consumer's acknowledgements on the way back.
+"""The bounded buffer between a network connection and one consumer, with the consumer's latest acknowledgement.
 
-Decides how much may wait and how much is one batch. Refuses to know where items come from. **Items leave
-in the order in which they came; a full buffer makes the network wait; repeated progress takes the space
-of one.**
+Decides how many items the buffer holds and how many are one batch. Does not know where items come from. **Items leave
+in the order of their arrival. If the buffer is full, `put` waits, which stops the reading from the network. Successive
+progress items take the space of one.**
 """
 
 import asyncio
@@ -14,23 +14,23 @@ from sync.change import Item, Progress
 
 BUFFER_ITEMS_MAX: Final = 4000
 BUFFER_BYTES_MAX: Final = 4 * 1024 * 1024
-"""Between network and consumer: enough that one view transaction overlaps with reading the next batch."""
+"""Enough to receive the next batch while the view commits one."""
 
 TAKE_ITEMS_MAX: Final = 1000
 TAKE_BYTES_MAX: Final = 1024 * 1024
-"""One batch of the consumer; Debezium's JDBC sink commits 500 records at a time."""
+"""The bounds of one batch. Debezium's JDBC sink commits 500 records at a time."""
 
 
 class BufferedSubscription:
-    """The buffer between the network and one consumer.
+    """The buffer of one subscription.
 
     Attributes:
-        received: Highest position of a complete item; where a new stream begins.
-        acknowledge_url: URL that acknowledgements go to while a stream is open.
+        received: Highest position of a complete item; a new stream begins after it.
+        acknowledge_url: URL for acknowledgements while a stream is open, else None.
     """
 
     def __init__(self, start: Position) -> None:
-        """Begin after ``start``."""
+        """Begin empty; the consumer has everything up to ``start``."""
         self.received = start
         self.acknowledge_url: str | None = None
         self._items: deque[tuple[Item, int]] = deque()
@@ -41,11 +41,11 @@ class BufferedSubscription:
         self._acknowledgement = asyncio.Event()
 
     def is_new(self, item: Item) -> bool:
-        """Whether ``item`` is not a repetition of what a former stream brought."""
+        """Whether no earlier stream has delivered ``item``. Progress at the received position is new, too."""
         return item.position > self.received or (isinstance(item, Progress) and item.position == self.received)
 
     async def put(self, item: Item, size_bytes: int) -> None:
-        """Add an item; waits while the buffer is full."""
+        """Add an item; wait while the buffer is full."""
         while self._bytes > BUFFER_BYTES_MAX or len(self._items) >= BUFFER_ITEMS_MAX:
             self._drained.clear()
             await self._drained.wait()
@@ -58,7 +58,7 @@ class BufferedSubscription:
         self._filled.set()
 
     async def take(self) -> list[Item]:
-        """Wait for something and return what is there, bounded, in order, at least one item."""
+        """Wait for items; return those that have arrived, in order, at least one, up to the bounds of a batch."""
         while not self._items:
             self._filled.clear()
             await self._filled.wait()
@@ -73,13 +73,13 @@ class BufferedSubscription:
         return taken
 
     def acknowledge(self, position: Position) -> None:
-        """Say that everything up to ``position`` is on disk here; returns at once."""
+        """Report that the view has committed everything up to ``position``. Does not wait."""
         if position > self._acknowledged:
             self._acknowledged = position
             self._acknowledgement.set()
 
     async def next_acknowledgement(self) -> Position:
-        """Wait for an acknowledgement that was not returned yet."""
+        """Wait until there is an acknowledgement that this method has not returned yet; return the latest."""
         await self._acknowledgement.wait()
         self._acknowledgement.clear()
         return self._acknowledged

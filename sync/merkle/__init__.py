@@ -1,4 +1,4 @@
-"""The place of Merkle repair: comparing a view with the ledger and sending only what differs.
+"""Reserved for Merkle repair, which will compare a view with the ledger and send only the differences. Empty.
 
-Sans-IO when it is built: the tree and the difference of two trees, without clock, sockets or SQL.
+It will be sans-IO: a tree and the difference of two trees, without clock, sockets or SQL.
 """

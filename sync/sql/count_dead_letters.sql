@@ -1,2 +1,2 @@
--- How many changes the view has refused.
+-- The number of dead letters.
 SELECT count(*) FROM dead_letters WHERE cell = $1

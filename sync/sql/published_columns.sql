@@ -1,3 +1,3 @@
--- The columns of a table that the change stream carries.
+-- The columns of a table that the change stream has.
 SELECT unnest(attnames) FROM pg_publication_tables
 WHERE pubname = 'palaver' AND schemaname = 'palaver' AND tablename = %(table)s

@@ -1,5 +1,5 @@
--- How far the WAL of this primary is on a quorum, in the words of the quorum that its commits wait for: the n-th of the
--- standbys that count for it, or everything that is flushed when it waits for none. NULL: not known, so nothing.
+-- The LSN up to which a quorum has the WAL of this primary, by the setting of which its commits wait: the n-th highest
+-- flush LSN of the standbys that count for the quorum; its own flushed LSN if commits wait for none; NULL if unknown.
 WITH setting AS (
     SELECT current_setting('synchronous_standby_names') AS names
 ), wanted AS (

@@ -1,2 +1,2 @@
--- Where apply stands.
+-- The checkpoint of a cell.
 SELECT epoch, lsn FROM checkpoint WHERE cell = $1

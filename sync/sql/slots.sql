@@ -1,4 +1,4 @@
--- How much WAL each change stream's slot keeps on the ledger, and whether anybody reads it.
+-- For each logical slot: the WAL that the ledger retains for it, and whether a walsender reads it.
 SELECT
     slot_name,
     coalesce(pg_wal_lsn_diff(pg_current_wal_flush_lsn(), restart_lsn), 0)::bigint AS retained_bytes,

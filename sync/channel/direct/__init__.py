@@ -1,8 +1,8 @@
-"""The direct channel: the leader region streams to each region over HTTP.
+"""The direct channel: the leader's region streams changes to each region over HTTP.
 
-Two halves that meet only on the wire: `server` and `client`. One request is one stream of JSON lines
-(`sync.change`); acknowledgements travel in requests of their own, because HTTP/1.1 clients and proxies
-do not read an answer while they still send.
+`server` and `client` are its two halves; they share the protocol only. One request is one stream of JSON lines
+(`sync.change`). Acknowledgements are separate requests, because HTTP/1.1 clients and proxies do not read a response
+while they still send.
 """
 
 from typing import Final, Protocol
@@ -13,21 +13,21 @@ CHANGES_PATH: Final = "/v1/changes"
 ACK_PATH: Final = "/v1/changes/ack"
 
 SNAPSHOT_HEADER: Final = "palaver-snapshot"
-"""Of a stream that is a snapshot: why the changes after the subscriber's position are gone."""
+"""Response header of a stream that is a snapshot: the reason why the changes are no longer available."""
 
 
 class LeadershipSource(Protocol):
-    """What both halves need of `regions.coordination.LeadershipView`."""
+    """The part of `regions.coordination.LeadershipView` that both halves need."""
 
     current: Leadership | None
 
     async def next_after(self, known: Leadership | None) -> Leadership:
-        """Wait until the latest leadership is another than ``known`` and return it."""
+        """Wait until the latest leadership differs from ``known``, and return it."""
         ...
 
 
 async def wait_for_new_leadership(leaders: LeadershipSource, leadership: Leadership) -> None:
-    """Return when another epoch, leader or phase is in force; what else a record says is nothing to a stream."""
+    """Return when another epoch, leader or phase is in force. Streams ignore the other fields of a record."""
     current = leadership
     while (current.epoch, current.leader, current.phase) == (leadership.epoch, leadership.leader, leadership.phase):
         current = await leaders.next_after(current)

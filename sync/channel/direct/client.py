@@ -1,9 +1,8 @@
-"""A region's half of the direct channel: follows the leader and keeps the stream open.
+"""The client of the direct channel: keeps a stream from the serving leader open.
 
-Decides where to connect (the serving leader of the latest leadership), when to give up on a stream and
-when to try again. Refuses to know what happens to the items. **Items come in order and without gaps
-over any number of reconnects; what is taken from the network and not yet taken by the consumer is
-bounded, and beyond that the leader is slowed down.**
+Decides where to connect (to the serving leader of the latest leadership), when to close a stream and when to reconnect.
+Does not know how items are applied. **Items arrive in order and without gaps over any number of reconnects. The buffer
+of received items is bounded; if it is full, the client stops reading, which slows the leader down.**
 """
 
 import asyncio
@@ -28,39 +27,39 @@ from sync.channel.direct import ACK_PATH, CHANGES_PATH, SNAPSHOT_HEADER, Leaders
 from sync.lag import LagMeter
 
 SILENCE_MAX_S: Final = 5.0
-"""The source says something each second: five missed words are a dead stream (as in TCP keepalive
-practice, a handful of probes)."""
+"""The leader sends a line each second. A stream that misses five of them is dead; TCP keepalive also allows a handful
+of probes."""
 
 CONNECT_TIMEOUT_S: Final = 3.0
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
-"""A leader that comes back is found again within two seconds; with jitter, as AWS's "full jitter"."""
+"""The client finds a leader that returns within two seconds. The jitter follows AWS's "full jitter"."""
 
 SUCCESSION_S_MAX: Final = 1.0
-"""A stream that ends while the next epoch is promised to somebody ended for that one, most likely: to ask again at once
-would only have a leader that stops, and what follows it, make processes for it."""
+"""If a stream ends while the record promises the next epoch to a successor, the switchover has most likely ended it. A
+reconnect within this time would only make the old leader, which stops, and its successor start walsenders for it."""
 
 LINE_BYTES_MAX: Final = 64 * 1024 * 1024
-"""No part of a transaction comes near: a line above it is a broken stream."""
+"""Parts of transactions are much smaller, so a longer line means a broken stream."""
 
 ACK_INTERVAL_S: Final = 1.0
 ACK_TIMEOUT_S: Final = 3.0
-"""An acknowledgement frees WAL on the leader; PostgreSQL's own receivers report every 10 s."""
+"""An acknowledgement releases WAL on the leader. PostgreSQL's own receivers report every 10 s."""
 
 _log = logging.getLogger(__name__)
 
 
 class StreamFailed(SyncError):
-    """A stream could not be opened, or broke."""
+    """A stream could not be opened, or it broke."""
 
 
 class DirectChannel:
     """Subscribes to the leader's change server. Implements `sync.channel.Channel`.
 
     Attributes:
-        bytes_received: Of all streams, for metrics.
+        bytes_received: Bytes of all streams, for metrics.
         reconnects: Streams that ended, for metrics.
-        snapshots: Streams that were a snapshot, because the changes were gone, for metrics.
+        snapshots: Streams that were a snapshot, because the changes were no longer available, for metrics.
     """
 
     def __init__(self, *, topology: Topology, leaders: LeadershipSource, token: str, meter: LagMeter) -> None:
@@ -75,7 +74,7 @@ class DirectChannel:
 
     @contextlib.asynccontextmanager
     async def subscribe(self, start: Position) -> AsyncGenerator[BufferedSubscription]:
-        """Open a subscription to everything after ``start``; it follows the leader until it is closed."""
+        """Open a subscription to everything after ``start``. It follows the leader until the context ends."""
         subscription = BufferedSubscription(start)
         self._meter.note_restarted()
         timeout = httpx.Timeout(ACK_TIMEOUT_S, connect=CONNECT_TIMEOUT_S, read=SILENCE_MAX_S)
@@ -97,7 +96,7 @@ class DirectChannel:
                 self._meter.note_disconnected("not subscribed")
 
     async def _follow(self, client: httpx.AsyncClient, subscription: BufferedSubscription) -> None:
-        """Keep one stream open to whoever leads, for ever."""
+        """Keep one stream to the current leader open, until cancelled."""
         backoff_s = BACKOFF_MIN_S
         while True:
             leadership = await self._serving()
@@ -116,7 +115,7 @@ class DirectChannel:
             await self._back_off(leadership, pause_max_s)
 
     async def _serving(self) -> Leadership:
-        """Wait for a leadership that serves."""
+        """Wait for a leadership in phase `serving`."""
         leadership = self._leaders.current
         while leadership is None or leadership.phase != "serving":
             state = "no leader is known" if leadership is None else f"epoch {leadership.epoch} is {leadership.phase}"
@@ -125,7 +124,7 @@ class DirectChannel:
         return leadership
 
     async def _back_off(self, leadership: Leadership, pause_max_s: float) -> None:
-        """Back off with jitter; another leader ends the wait at once."""
+        """Back off with jitter. A new epoch, leader or phase ends the wait at once."""
         current = self._leaders.current
         if current is not None and current.succession is not None:
             pause_max_s = max(pause_max_s, SUCCESSION_S_MAX)
@@ -137,10 +136,10 @@ class DirectChannel:
     async def _stream_under(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
     ) -> None:
-        """Stream until it breaks or another leader, epoch or phase is told.
+        """Stream until the stream ends or the epoch, leader or phase changes.
 
         Raises:
-            SyncError: It broke.
+            SyncError: The stream broke.
         """
         async with asyncio.TaskGroup() as group:
             stream = group.create_task(self._stream_or_error(leadership, client, subscription))
@@ -154,10 +153,10 @@ class DirectChannel:
     async def _stream_or_error(
         self, leadership: Leadership, client: httpx.AsyncClient, subscription: BufferedSubscription
     ) -> SyncError | None:
-        """Stream until it breaks, and return how.
+        """Stream until the stream ends; return its error, None if it had none.
 
-        A task that fails inside of a TaskGroup would replace a cancellation of the whole that arrives in the same
-        moment (Python before 3.13), and the stream would be opened again by somebody who was told to end.
+        The error is returned and not raised, because before Python 3.13 a task that fails in a TaskGroup can replace a
+        cancellation of the group that arrives at the same moment. The cancelled caller would then reconnect.
         """
         try:
             await self._stream(leadership, client, subscription)
@@ -211,7 +210,7 @@ class DirectChannel:
                     await subscription.put(item, len(line))
 
     async def _acknowledge(self, client: httpx.AsyncClient, subscription: BufferedSubscription) -> None:
-        """Send the latest acknowledgement, at most each interval; the next makes up for a lost one."""
+        """Send the latest acknowledgement, at most once per interval. The next one covers a lost one."""
         while True:
             position = await subscription.next_acknowledgement()
             url = subscription.acknowledge_url
