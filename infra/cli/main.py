@@ -40,7 +40,7 @@ COMMANDS = (
 """Module and function of each command; the function has the command's name."""
 
 GROUPS = {
-    "site": ("Sites of a running deployment.", ("site:create", "site:show")),
+    "site": ("Sites of a running deployment.", ("site:create", "site:list_sites", "site:show", "site:set_site")),
     "drill": (
         "Inject faults under load and check what clients saw, on a deployment of its own or (--data) a running one.",
         ("drill:list_drills", "drill:run"),
@@ -58,7 +58,8 @@ GROUPS = {
 WITH_NUMBERS = {"faults:delay", "faults:clock"}
 """Commands with arguments that are numbers, which may be negative."""
 
-NAMES = {"drill:list_drills": "list"}  # a function of that name would hide the builtin
+NAMES = {"drill:list_drills": "list", "site:list_sites": "list", "site:set_site": "set"}
+"""Commands whose function has another name, because a function of that name would hide a builtin."""
 
 
 class NumberCommand(TyperCommand):

@@ -1,9 +1,10 @@
-"""Creates and reads sites, as every holder of the key can do at any edge."""
+"""Creates, lists, reads and edits sites through the edges, with requests that any holder of the key can send."""
 
 from __future__ import annotations
 
 import uuid
 from typing import Any
+from urllib.parse import urlencode
 
 import httpx
 
@@ -14,6 +15,7 @@ from infra.supervisor.plan import Plan
 from infra.supervisor.secrets import load_or_create_secrets
 
 TIMEOUT_S = 15.0  # longer than an edge keeps retrying a keyed write
+PAGE_SITES = 200  # the most that the API returns at once
 
 
 def create_site(layout: Layout, plan: Plan, *, name: str, origins: list[str]) -> dict[str, Any]:
@@ -23,10 +25,54 @@ def create_site(layout: Layout, plan: Plan, *, name: str, origins: list[str]) ->
         InvalidPlan: The API refused the name or an origin.
         DeploymentError: No edge could do it.
     """
-    secrets = load_or_create_secrets(layout.secrets)
     # One key for all edges: whichever answers, one site is made.
-    headers = {"authorization": f"Bearer {secrets.admin_key}", "idempotency-key": uuid.uuid4().hex}
-    return _ask(plan, "POST", "/v1/sites", headers, {"name": name, "origins": origins})
+    headers = _admin(layout) | {"idempotency-key": uuid.uuid4().hex}
+    return _ask(plan, "POST", "/v1/sites", headers, {"name": name, "origins": origins}, name_option="NAME")
+
+
+def list_sites(layout: Layout, plan: Plan) -> list[dict[str, Any]]:
+    """Return all sites, the oldest first.
+
+    Raises:
+        DeploymentError: No edge could do it.
+    """
+    headers = _admin(layout)
+    sites: list[dict[str, Any]] = []
+    query: dict[str, str | int] = {"limit": PAGE_SITES}
+    while True:
+        page = _ask(plan, "GET", f"/v1/sites?{urlencode(query)}", headers, None)
+        sites += page["sites"]
+        if page["next"] is None:
+            return sites
+        query["cursor"] = page["next"]
+
+
+def find_site(layout: Layout, plan: Plan, id_or_name: str) -> uuid.UUID:
+    """Return the id of the site with this id or name; an id is not looked up.
+
+    Raises:
+        InvalidPlan: No site has this name, or several have it.
+        DeploymentError: No edge could do it.
+    """
+    try:
+        return uuid.UUID(id_or_name)
+    except ValueError:
+        found = [site["id"] for site in list_sites(layout, plan) if site["name"] == id_or_name]
+    if not found:
+        raise InvalidPlan(f"no site is named {id_or_name!r}: `palaver site list` prints the sites")
+    if len(found) > 1:
+        raise InvalidPlan(f"{len(found)} sites are named {id_or_name!r}: use an id, {', '.join(found)}")
+    return uuid.UUID(found[0])
+
+
+def edit_site(layout: Layout, plan: Plan, site: uuid.UUID, changes: dict[str, Any]) -> dict[str, Any]:
+    """Replace `name`, `origins` or both of a site through the first edge that answers; return the site.
+
+    Raises:
+        InvalidPlan: There is no such site, or the API refused the name or an origin.
+        DeploymentError: No edge could do it. An edge may have sent the change to the ledger.
+    """
+    return _ask(plan, "PATCH", f"/v1/sites/{site}", _admin(layout), changes, name_option="--name")
 
 
 def read_site(plan: Plan, site: uuid.UUID, api_key: str) -> dict[str, Any]:
@@ -39,7 +85,19 @@ def read_site(plan: Plan, site: uuid.UUID, api_key: str) -> dict[str, Any]:
     return _ask(plan, "GET", f"/v1/sites/{site}", {"authorization": f"Bearer {api_key}"}, None)
 
 
-def _ask(plan: Plan, method: str, path: str, headers: dict[str, str], body: dict[str, Any] | None) -> dict[str, Any]:
+def _admin(layout: Layout) -> dict[str, str]:
+    return {"authorization": f"Bearer {load_or_create_secrets(layout.secrets).admin_key}"}
+
+
+def _ask(  # noqa: PLR0913 - the parts of a request, and what the command line calls one of them
+    plan: Plan,
+    method: str,
+    path: str,
+    headers: dict[str, str],
+    body: dict[str, Any] | None,
+    *,
+    name_option: str = "name",
+) -> dict[str, Any]:
     reasons: list[str] = []
     for region in plan.all_regions:
         try:
@@ -58,18 +116,19 @@ def _ask(plan: Plan, method: str, path: str, headers: dict[str, str], body: dict
         if answer.is_success:
             return document
         if answer.is_client_error:
-            origins: list[str] = [] if body is None else body["origins"]
+            origins: list[str] = (body or {}).get("origins", [])
             fields = "; ".join(
-                f"{_option(entry['field'], origins)}: {entry['message']}" for entry in document.get("errors", [])
+                f"{_option(entry['field'], origins, name_option)}: {entry['message']}"
+                for entry in document.get("errors", [])
             )
             raise InvalidPlan(fields or str(document.get("detail") or document.get("title")))
         reasons.append(f"{region}: {document.get('title')}")
     raise DeploymentError(f"no edge answered ({'; '.join(reasons)}); see `palaver status`")
 
 
-def _option(field: str, origins: list[str]) -> str:
+def _option(field: str, origins: list[str], name_option: str) -> str:
     """Return the argument of the command line that a field of the request came from."""
     name, _, number = field.partition(".")
     if name == "origins":
         return f"--origin {origins[int(number)]!r}" if number.isdigit() and int(number) < len(origins) else "--origin"
-    return "NAME" if name == "name" else field
+    return name_option if name == "name" else field

@@ -18,8 +18,8 @@ READ_METHODS = "^(GET|HEAD)$"
 METHODS = "^(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS)$"
 """Those that some address takes or may take; any other is answered 501 (RFC 9110, section 9.1)."""
 
-SITE_PATH = "/v1/sites/[^/?]+"
-"""Where the leader answers reads, too: of a site, whose keys the ledger alone knows."""
+SITE_PATH = "/v1/sites(?:/[^/?]+)?"
+"""The list of sites and a single site. The leader answers their reads too, because only the ledger has their keys."""
 
 PREVIEW_PATH = "/v1/sites/[^/?]+/preview"
 """What is sent as a write is, and is answered by the region as a read is."""

@@ -23,7 +23,7 @@ class EdgeSettings:
         request_s: How long a request may take to arrive, its body included, in seconds.
         connections_max: Connections of clients at a time; the next one is closed at once.
         client_requests_per_s: Requests of one address a second, 0 for no limit. Twice as many may come at once.
-        client_writes_per_s: The same of writes and of reads of a site, which the leader answers; they are requests too.
+        client_writes_per_s: The same of writes and of reads of sites, which the leader answers; they are requests too.
     """
 
     folder: Path

@@ -7,10 +7,19 @@ coerce nothing.
 """
 
 import re
-from typing import Annotated, Final, Literal
+from typing import Annotated, Final, Literal, Self
 from uuid import UUID
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, StringConstraints, TypeAdapter, WithJsonSchema
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    StringConstraints,
+    TypeAdapter,
+    WithJsonSchema,
+    model_validator,
+)
 
 from services.api.thread_key import KEY_CHARS_MAX
 
@@ -59,7 +68,9 @@ def _bounded(maximum: int) -> StringConstraints:
     return StringConstraints(min_length=1, max_length=maximum)
 
 
+SiteName = Annotated[str, _bounded(SITE_NAME_CHARS_MAX), AfterValidator(_one_line)]
 Origin = Annotated[str, _bounded(URL_CHARS_MAX), AfterValidator(_origin)]
+Origins = Annotated[list[Origin], Field(max_length=ORIGINS_MAX)]
 Body = Annotated[str, StringConstraints(min_length=1)]
 ThreadKey = Annotated[str, _bounded(KEY_CHARS_MAX)]
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "pattern": _TIMESTAMP})]
@@ -74,8 +85,23 @@ class RequestModel(BaseModel):
 class NewSite(RequestModel):
     """A site to create."""
 
-    name: Annotated[str, _bounded(SITE_NAME_CHARS_MAX), AfterValidator(_one_line)]
-    origins: Annotated[list[Origin], Field(max_length=ORIGINS_MAX)] = []
+    name: SiteName
+    origins: Origins = []
+
+
+class SiteChanges(RequestModel):
+    """The fields of a site to replace. A field that is left out stays as it is."""
+
+    model_config = ConfigDict(json_schema_extra={"minProperties": 1})
+
+    name: SiteName = Field(default_factory=str)
+    origins: Origins = Field(default_factory=list[Origin])
+
+    @model_validator(mode="after")
+    def _change_something(self) -> Self:
+        if not self.model_fields_set:
+            raise ValueError("must have name or origins")
+        return self
 
 
 class NewAuthor(RequestModel):
@@ -103,6 +129,7 @@ class CommentBody(RequestModel):
 
 
 NEW_SITE: Final = TypeAdapter(NewSite)
+SITE_CHANGES: Final = TypeAdapter(SiteChanges)
 NEW_COMMENT: Final = TypeAdapter(NewComment)
 COMMENT_BODY: Final = TypeAdapter(CommentBody)
 
@@ -114,11 +141,18 @@ class AnswerModel(BaseModel):
 
 
 class Site(AnswerModel):
-    """A site as whoever holds its API key sees it."""
+    """A site without its secrets."""
 
     id: UUID
     name: str
     origins: list[str]
+
+
+class SitePage(AnswerModel):
+    """A page of the list of sites."""
+
+    sites: list[Site]
+    next: str | None
 
 
 class CreatedSite(AnswerModel):

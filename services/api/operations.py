@@ -28,6 +28,7 @@ EXAMPLE_COMMENT: Final[dict[str, object]] = {
     "score": 0,
     "replies": {"count": 0, "items": [], "next": None},
 }
+_SITE: Final[dict[str, object]] = {"id": EXAMPLE_SITE, "name": "My blog", "origins": ["https://example.com"]}
 _EDITED_COMMENT: Final[dict[str, object]] = {
     **{name: value for name, value in EXAMPLE_COMMENT.items() if name not in {"score", "replies"}},
     "body": "I *love* this.",
@@ -174,15 +175,53 @@ OPERATIONS: Final = (
     ),
     Operation(
         method="GET",
+        template="/v1/sites",
+        name="listSites",
+        summary="List the sites",
+        description="In the order of their creation. The leader answers.",
+        parameters=(
+            Parameter(
+                name="limit",
+                where="query",
+                description="Sites of a page.",
+                schema={"type": "integer", "minimum": 1, "maximum": 200, "default": 50},
+            ),
+            Parameter(name="cursor", where="query", description="`next` of an earlier page.", schema=_TEXT),
+        ),
+        answer=models.SitePage,
+        answer_example={"sites": [_SITE], "next": None},
+        answer_headers=("Link",),
+        problems=("unauthorized", "invalid-request", "invalid-cursor", *_LEADER_PROBLEMS),
+        security="admin",
+        at_leader=True,
+    ),
+    Operation(
+        method="GET",
         template="/v1/sites/{site}",
         name="readSite",
         summary="Read a site",
         description="The leader answers, whose ledger knows the keys: right after the creation, and in each region.",
         answer=models.Site,
-        answer_example={"id": EXAMPLE_SITE, "name": "My blog", "origins": ["https://example.com"]},
+        answer_example=_SITE,
         problems=("unauthorized", "unknown-site", *_LEADER_PROBLEMS),
         security="site",
         at_leader=True,
+    ),
+    Operation(
+        method="PATCH",
+        template="/v1/sites/{site}",
+        name="editSite",
+        summary="Change the name or the origins of a site",
+        description="A field that is left out stays as it is; `origins` replaces the whole list. A second request with"
+        " the same body changes nothing and is answered in the same way. A region uses new origins within about ten"
+        " seconds.",
+        request=models.SiteChanges,
+        request_example={"origins": ["https://example.com", "https://www.example.com"]},
+        answer=models.Site,
+        answer_example={**_SITE, "origins": ["https://example.com", "https://www.example.com"]},
+        answer_headers=("Palaver-Position",),
+        problems=("unauthorized", "unknown-site", *_BODY_PROBLEMS, *_WRITE_PROBLEMS),
+        security="admin",
     ),
     Operation(
         method="POST",

@@ -48,7 +48,9 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     app = fastapi_application("Palaver write API", missing)
     add_endpoint(app, "GET", STRONG_POSITION_PATH, strong.get)
     add_endpoint(app, "POST", "/v1/sites", sites.create)
+    add_endpoint(app, "GET", "/v1/sites", sites.list)
     add_endpoint(app, "GET", "/v1/sites/{site}", sites.read)
+    add_endpoint(app, "PATCH", "/v1/sites/{site}", sites.edit)
     add_endpoint(app, "PATCH", "/v1/sites/{site}/comments/{comment}", comments.edit)
     add_endpoint(app, "DELETE", "/v1/sites/{site}/comments/{comment}", comments.delete)
     # Edges of the release before send previews here; the next release does without.

@@ -7,6 +7,7 @@ import uuid
 import orjson
 import pytest
 
+from services.api.site_origins import FRESH_S
 from tests.integration.stack import REGIONS, Stack, eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
@@ -133,6 +134,41 @@ def test_a_new_site_is_where_its_location_says_at_every_edge(stack: Stack) -> No
         for other in stack.edges.values():
             read = stack.ask("GET", other + made.headers["location"], headers=key)
             assert (read.status_code, read.json()) == (200, {"id": made.json()["id"], **body})
+
+
+def test_new_origins_of_a_site_are_in_force_in_every_region(stack: Stack) -> None:
+    admin = {"authorization": f"Bearer {stack.admin_key}"}
+    old, new = "https://old.example", "https://new.example"
+    made = stack.ask("POST", f"{stack.edges['us-east']}/v1/sites", json={"name": "S", "origins": [old]}, headers=admin)
+    path = made.headers["location"]
+
+    def allowed(region: str, origin: str) -> str | None:
+        counts = f"{stack.edges[region]}{path}/counts"
+        answer = stack.ask("GET", counts, params={"thread": "a"}, headers={"origin": origin})
+        return answer.headers.get("access-control-allow-origin") if answer.is_success else "unknown"
+
+    for region in REGIONS:
+        eventually(
+            lambda region=region: (allowed(region, old), allowed(region, new)),
+            lambda both: both == (old, None),
+            within_s=10,
+            what=f"the new site in {region}",
+        )
+    edited = stack.ask("PATCH", f"{stack.edges['ap-south']}{path}", json={"origins": [new]}, headers=admin)
+    assert (edited.status_code, edited.json()["origins"]) == (200, [new])
+    key = {"authorization": f"Bearer {made.json()['api_key']}"}
+    for region, edge in stack.edges.items():
+        assert stack.ask("GET", f"{edge}{path}", headers=key).json() == edited.json()
+        sites = {
+            one["id"]: one for one in stack.ask("GET", f"{edge}/v1/sites?limit=200", headers=admin).json()["sites"]
+        }
+        assert sites[made.json()["id"]] == edited.json()
+        eventually(
+            lambda region=region: (allowed(region, old), allowed(region, new)),
+            lambda both: both == (None, new),
+            within_s=FRESH_S + 10,
+            what=f"the new origins in {region}",
+        )
 
 
 def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:

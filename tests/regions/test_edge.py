@@ -1,6 +1,7 @@
 """The edge as clients see it: a real Envoy fed with the files of an agent."""
 
 import asyncio
+import itertools
 import json
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -441,18 +442,24 @@ async def test_a_method_that_no_address_takes_is_not_implemented(
     assert [len(backend.requests) for backend in stand.backends.values()] == asked
 
 
-async def test_a_site_is_read_at_the_leader(stand: EdgeStand) -> None:
+async def test_sites_are_read_at_the_leader(stand: EdgeStand) -> None:
     await stand.lead("eu-west", 7)
-    for method in ("GET", "HEAD"):
-        answer = await stand.client.request(method, "/v1/sites/x?y=1")
+    for method, path in itertools.product(("GET", "HEAD"), ("/v1/sites/x?y=1", "/v1/sites", "/v1/sites?limit=1")):
+        answer = await stand.client.request(method, path)
         assert answer.headers["x-backend"] == "write_api eu-west"
         assert stand.backends["write_api eu-west"].requests[-1].headers["palaver-epoch"] == "7"
-    for method, path in (("OPTIONS", "/v1/sites/x"), ("GET", "/v1/sites/x/counts"), ("GET", "/v1/sites")):
+    for method, path in (
+        ("OPTIONS", "/v1/sites/x"),
+        ("OPTIONS", "/v1/sites"),
+        ("GET", "/v1/sites/x/counts"),
+        ("GET", "/v1/sitesx"),
+    ):
         answer = await stand.client.request(method, path)
         assert answer.headers["x-backend"] == "read_api us-east"
     await stand.feed.tell(None, stand.admin)
-    nobody = await stand.client.get("/v1/sites/x?y=1")
-    assert (nobody.status_code, problem_slug(nobody)) == (503, "ledger-unavailable")
+    for path in ("/v1/sites/x?y=1", "/v1/sites?limit=1"):
+        nobody = await stand.client.get(path)
+        assert (nobody.status_code, problem_slug(nobody)) == (503, "ledger-unavailable")
 
 
 @pytest.mark.parametrize(

@@ -210,10 +210,10 @@ async def test_reads_that_the_leader_answers_count_as_writes() -> None:
     async with edge_stand(client_requests_per_s=1_000, client_writes_per_s=1) as stand:
         began = time.monotonic()
         answers = await asked(stand, 20, "POST")
-        for path in ("/v1/sites/x", "/v1/sites/x?y=1"):
+        for path in ("/v1/sites/x", "/v1/sites/x?y=1", "/v1/sites"):
             answers += [await stand.client.get(path) for _ in range(20)]
         assert served(answers) <= most_since(began)
-        others = [await stand.client.get(path) for path in ("/v1/sites", "/v1/sites/x/counts") for _ in range(10)]
+        others = [await stand.client.get(path) for path in ("/v1/sitesx", "/v1/sites/x/counts") for _ in range(10)]
         assert {answer.status_code for answer in others} == {200}
 
 

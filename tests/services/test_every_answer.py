@@ -83,7 +83,7 @@ class Stand:
         if template == ELSEWHERE:
             return Ask(method="GET", path=NOWHERE)
         # Reads are of the site in the view, writes of the one in the ledger: nothing copies between the two here.
-        of_ledger = method in WRITES or template == "/v1/sites/{site}"
+        of_ledger = method in WRITES or template in {"/v1/sites", "/v1/sites/{site}"}
         site, comment = ("site", "comment") if of_ledger else ("view_site", "view_comment")
         path = template.replace("{site}", self.known[site]).replace("{comment}", self.known[comment])
         ask = Ask(method=method, path=path)

@@ -313,11 +313,12 @@ class Ledger(LedgerPool):
         return {
             "outcome": outcome, "site_id": SITE, "lsn": 1, "comment_id": COMMENT,
             "comment_created_at": datetime(2026, 1, 1, tzinfo=UTC), "comment": orjson.dumps(row).decode(),
+            "site_name": "A site", "site_origins": ["https://example.com"],
         }  # fmt: skip
 
     async def fetch(self, statement: str, *arguments: Any, **named: Any) -> Any:
         del statement, arguments, named
-        return [{"name": "A site", "origins": ["https://example.com"], "is_its_key": True}]
+        return [{"id": SITE, "name": "A site", "origins": ["https://example.com"], "is_its_key": True}]
 
 
 class View(ViewReader):
@@ -438,7 +439,7 @@ class Server:
         self.configs: dict[int, uvicorn.Config] = {}
 
     def app_of(self, operation: Operation) -> AsgiApp:
-        at_the_leader = operation.method != "GET" or operation.name == "readSite"
+        at_the_leader = operation.method != "GET" or operation.name in {"listSites", "readSite"}
         return self.write if at_the_leader and operation.name != "previewComment" else self.read
 
     async def ask(self, app: AsgiApp, request: bytes) -> tuple[float, bytes]:

@@ -7,6 +7,7 @@ import sys
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import asyncpg
 import orjson
@@ -319,6 +320,58 @@ async def test_a_site_created_twice_with_one_key_is_one_site(writer: asyncpg.Con
     assert (first["outcome"], second["outcome"]) == ("created", "replayed")
     assert first["site_id"] == second["site_id"]
     assert (await create_site(writer, key, "Other"))["outcome"] == "key_reused"
+
+
+async def edit_site(
+    connection: Connection, site: uuid.UUID, name: str | None = None, origins: list[str] | None = None, epoch: int = 1
+) -> asyncpg.Record:
+    row = await connection.fetchrow(ledger.statement("edit_site"), epoch, site, name, origins, None)
+    assert row is not None
+    return row
+
+
+async def test_an_edit_of_a_site_changes_the_given_fields_and_the_version(
+    writer: asyncpg.Connection, ledger_server: servers.PostgresServer
+) -> None:
+    site: uuid.UUID = (await create_site(writer))["site_id"]
+    renamed = await edit_site(writer, site, name="New")
+    assert (renamed["outcome"], renamed["site_name"], renamed["site_origins"]) == (
+        "edited", "New", ["https://example.com"],
+    )  # fmt: skip
+    moved = await edit_site(writer, site, origins=[])
+    assert (moved["outcome"], moved["site_name"], moved["site_origins"]) == ("edited", "New", [])
+    assert moved["lsn"] > renamed["lsn"]
+    kept = "SELECT name, origins, version, epoch FROM palaver.sites WHERE id = %s"
+    assert ledger_server.sql(kept, site) == [("New", [], 3, 1)]
+    repeated = await edit_site(writer, site, name="New", origins=[])
+    assert repeated["outcome"] == "edited"
+    assert repeated["lsn"] > moved["lsn"], "the answer to a repeated edit has to wait for a quorum as well"
+    assert ledger_server.sql(kept, site) == [("New", [], 3, 1)]
+
+
+async def test_an_edit_of_a_site_is_refused_for_an_unknown_site_and_in_another_epoch(
+    writer: asyncpg.Connection, ledger_server: servers.PostgresServer
+) -> None:
+    site: uuid.UUID = (await create_site(writer))["site_id"]
+    assert (await edit_site(writer, uuid.uuid4(), name="New"))["outcome"] == "no_site"
+    for epoch in (0, 2):
+        assert (await edit_site(writer, site, name="New", epoch=epoch))["outcome"] == "stale_epoch"
+    assert ledger_server.sql("SELECT name, version FROM palaver.sites WHERE id = %s", site) == [("Site", 1)]
+
+
+async def test_concurrent_edits_of_a_site_lose_no_field(
+    writer: asyncpg.Connection, ledger_server: servers.PostgresServer
+) -> None:
+    site: uuid.UUID = (await create_site(writer))["site_id"]
+    async with asyncpg.create_pool(ledger_server.url(user="palaver_writer"), min_size=4, max_size=4) as pool:
+
+        async def edit(**fields: Any) -> None:
+            async with pool.acquire() as connection:
+                assert (await edit_site(connection, site, **fields))["outcome"] == "edited"
+
+        await asyncio.gather(*(edit(**one) for one in ({"name": "New"}, {"origins": ["*"]}) for _ in range(4)))
+    kept = ledger_server.sql("SELECT name, origins, version FROM palaver.sites WHERE id = %s", site)
+    assert kept == [("New", ["*"], 3)]
 
 
 async def test_old_keys_are_purged_in_batches(

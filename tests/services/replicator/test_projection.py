@@ -6,7 +6,7 @@ import asyncpg
 import pytest
 
 from regions.position import Position
-from services import view
+from services import ledger, view
 from services.replicator.projection import ViewProjection
 from sync.apply import LocatedChange
 from sync.change import Change
@@ -37,6 +37,21 @@ async def test_values_of_every_kind_arrive_as_they_are(rig: Rig) -> None:
         )
         await rig.caught_up()
     assert differences(rig) == []
+
+
+async def test_an_edit_of_a_site_arrives_in_the_view(rig: Rig) -> None:
+    rig.create_slot()
+    rig.fence()
+    async with rig.replicating(), writing(rig) as writer:
+        edit = ledger.statement("edit_site")
+        origins = ["https://new.example", "https://other.example"]
+        for name, replaced in (("new", None), (None, origins), ("new", origins)):
+            row = await writer.connection.fetchrow(edit, 1, writer.site, name, replaced, None)
+            assert row is not None
+            assert row["outcome"] == "edited"
+        await rig.caught_up()
+    assert differences(rig) == []
+    assert rig.view_sql("SELECT name, origins, version FROM sites") == [("new", origins, 3)]
 
 
 async def test_a_value_out_of_line_survives_an_update_of_another_column(rig: Rig) -> None:
