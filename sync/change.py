@@ -5,8 +5,8 @@ format. Does not know what the tables mean. **A line decodes to exactly the item
 error; no field has a guessed value.**
 
 A transaction that is larger than `capture` keeps in memory is sent in parts. A part has `partial=True` and a position
-inside of the transaction. A consumer applies each part, but moves its checkpoint only with the last one, which is not
-partial.
+that no other transaction has. A consumer applies each part, but moves its checkpoint only with the last one, which is
+not partial.
 """
 
 from collections.abc import Mapping
@@ -53,7 +53,7 @@ class Transaction:
     """A committed transaction of the ledger, or a part of a large one.
 
     Attributes:
-        position: Epoch and commit end LSN. For a part: a position inside of the commit record, which nothing else has.
+        position: Epoch and commit end LSN. For a part: a position that no other transaction has.
         commit_ts_us: Commit time by the ledger's clock, microseconds since 1970.
         trace: W3C traceparent of the request that wrote it, if the request was sampled.
         changes: In the order of the WAL.

@@ -6,7 +6,7 @@ for an LSN, every later leader has the WAL up to it.** Each epoch has a mark of 
 history only.
 
 The ledger is polled and not the agent: it counts its standbys as its commits do, and no further process has to be
-available. It is polled only while a caller waits, by one of the callers that wait.
+available. It is polled only while a caller waits or sends progress, by one of these callers.
 """
 
 import asyncio

@@ -9,7 +9,8 @@ A snapshot is sent as one large transaction in parts, so that the checkpoint mov
 cut short, the view requests a new one. A snapshot does not report rows that the ledger has erased. The ledger erases
 none (a deleted comment stays as a row), and repair will compare the rows.
 
-Source: PostgreSQL 18, "Logical Decoding Concepts" (what a slot brings) and "Snapshot Synchronization Functions".
+Source: PostgreSQL 18, "Logical Decoding Concepts" (the changes that a slot delivers) and "Snapshot Synchronization
+Functions".
 """
 
 import asyncio

@@ -1,4 +1,4 @@
-"""pgoutput messages built by hand, after the documentation and not after the parser."""
+"""Builds pgoutput messages from PostgreSQL's documentation, independently of the parser."""
 
 import struct
 from collections.abc import Sequence

@@ -1,8 +1,8 @@
-"""A ledger, a view and the parts between them, on two throwaway PostgreSQL servers.
+"""A test rig: a ledger, a view and the sync pipeline between them, on two temporary PostgreSQL servers.
 
-They are two because the view's own commits would be progress of a ledger on the same server. Each test has
-databases of its own, made from migrated templates, and a region name of its own, because the names of
-replication slots are shared by all databases of a server.
+There are two servers because on one server the view's commits would be progress of the ledger. Each test has its own
+databases, copied from migrated templates, and its own region name, because all databases of a server share the names of
+replication slots.
 """
 
 import asyncio
@@ -51,20 +51,20 @@ class Servers:
     view: PostgresServer
 
     def prepare_templates(self) -> None:
-        """Make the databases that each test copies, and the role that reads streams as in production."""
+        """Create the databases that each test copies, and the role that reads streams in production."""
         self.prepare_templates_of_ledger()
         self.view.sql("CREATE DATABASE view_template", database="postgres")
         view.migrate(self.view.url("view_template"))
 
     def prepare_templates_of_ledger(self) -> None:
-        """Make the role and the databases of the ledger's server alone."""
+        """Create the role and the database of the ledger's server only."""
         self.ledger.sql("CREATE ROLE palaver_replication LOGIN REPLICATION PASSWORD 'throwaway'")
         self.ledger.sql("CREATE DATABASE ledger_template", database="postgres")
         ledger.migrate(self.ledger.url("ledger_template"))
 
 
 class SettableLeadership:
-    """A leadership that a test sets; the form of `regions.coordination.LeadershipView`."""
+    """A leadership that a test sets; implements `sync.channel.direct.LeadershipSource`."""
 
     def __init__(self, current: Leadership | None) -> None:
         self.current = current
@@ -86,7 +86,7 @@ class SettableLeadership:
         return self.current
 
     def is_known(self) -> bool:
-        """Whether somebody who knows the current leadership waits for the next one."""
+        """Whether a task that knows the current leadership waits for the next one."""
         return self.current in self._waiting
 
 
@@ -102,7 +102,7 @@ def leadership(leader: str, epoch: int = 1, phase: str = "serving") -> Leadershi
 
 
 def topology(region: str, ports: dict[str, int]) -> Topology:
-    """Regions whose change servers are on these ports, seen from one of them."""
+    """The topology of ``region``, with the port of each region's change server."""
     free = "127.0.0.1:9"
     return parse_topology(
         {
@@ -123,12 +123,12 @@ def topology(region: str, ports: dict[str, int]) -> Topology:
 
 @dataclass(kw_only=True)
 class Rig:
-    """What one test has.
+    """The databases, the region and the pipeline of one test.
 
     Attributes:
         region: The leader, which subscribes to itself.
-        begun: Where apply began, and how fresh the view was then.
-        applied: What was applied, in order.
+        checkpoints_read: The checkpoint and the freshness, each time apply has read them.
+        applied: The applied batches, in order.
     """
 
     servers: Servers
@@ -163,7 +163,7 @@ class Rig:
         self.sql("INSERT INTO palaver.fence (epoch, fence_id, leader) VALUES (%s, gen_random_uuid(), 'x')", epoch)
 
     def discard(self) -> None:
-        """Drop the slots, which would keep WAL for all later tests."""
+        """Drop the slots, which would retain WAL during all later tests."""
         mine = "FROM pg_replication_slots WHERE database = current_database()"
         self.sql(f"SELECT pg_terminate_backend(active_pid) {mine} AND active_pid IS NOT NULL")
         for _ in range(100):
@@ -203,26 +203,26 @@ class Rig:
 
     @contextlib.asynccontextmanager
     async def replicating(self) -> AsyncGenerator[Applier[Invalidation]]:
-        """Run a change server and an apply that follows it."""
+        """Run a change server, and apply its changes."""
         async with self.serving(), self.applying() as applier:
             yield applier
 
     @contextlib.asynccontextmanager
     async def applying(self) -> AsyncGenerator[Applier[Invalidation]]:
-        """Run an apply."""
+        """Apply the changes of a change server."""
         applier = self.applier()
         async with running(applier.run(self.channel())):
             yield applier
 
     async def caught_up(self) -> None:
-        """Wait until the view has all that the ledger has now."""
+        """Wait until the view has all changes that the ledger has now."""
         ((lsn,),) = self.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
         end = int(str(lsn))
         await until(lambda: self.meter.applied is not None and self.meter.applied.lsn >= end)
 
 
 async def until(condition: Callable[[], bool]) -> None:
-    """Wait until something outside of this loop has come true."""
+    """Wait until a condition outside of this event loop is true."""
     async with asyncio.timeout(WAIT_S):
         while not condition():  # noqa: ASYNC110 - databases and other processes set no events
             await asyncio.sleep(0.01)
@@ -230,7 +230,7 @@ async def until(condition: Callable[[], bool]) -> None:
 
 @contextlib.asynccontextmanager
 async def running(work: "asyncio._CoroutineLike[None]") -> AsyncGenerator[asyncio.Task[None]]:  # pyright: ignore[reportPrivateUsage] - the type of what create_task takes
-    """Run something beside the test, and end it with the block."""
+    """Run a task beside the block; cancel it at the end of the block."""
     async with asyncio.TaskGroup() as group:
         task = group.create_task(work)
         try:
@@ -241,7 +241,7 @@ async def running(work: "asyncio._CoroutineLike[None]") -> AsyncGenerator[asynci
 
 @dataclass(kw_only=True)
 class Writer:
-    """Writes to the ledger of a rig and remembers nothing: the ledger itself is what views are compared with."""
+    """Writes to the ledger of a rig. It keeps no journal, because views are compared with the ledger itself."""
 
     connection: "asyncpg.Connection[asyncpg.Record]"
     site: UUID = field(default_factory=uuid.uuid4)
@@ -290,7 +290,7 @@ _COMMENTS = """
 
 
 def differences(rig: Rig) -> list[str]:
-    """Say how the view differs from what the ledger implies; empty when it does not."""
+    """Return the differences between the view and the ledger, one sentence for each table; empty if there are none."""
     found: list[str] = []
     pairs = (
         (_COMMENTS.format(schema="palaver."), _COMMENTS.format(schema="")),

@@ -80,20 +80,20 @@ async def test_the_checkpoint_moves_with_the_changes_and_only_forwards(rig: Rig)
 
 
 async def test_a_batch_and_a_progress_are_one_statement_each(rig: Rig) -> None:
-    said: list[str] = []
+    statements: list[str] = []
 
     def note(query: Any) -> None:
-        said.append(query.query)
+        statements.append(query.query)
 
     async with connected(rig) as connection:
         applier = rig.applier()
-        # The first batch of a connection also asks for the types of the statement's arguments.
+        # The first batch of a connection also queries the types of the statement's arguments.
         await applier.apply(connection, [transaction(10, thread())])
         connection.add_query_logger(note)
         await applier.apply(connection, [transaction(20, comment(1), comment(2))])
         await applier.apply(connection, [Progress(position=Position(1, 30), sent_at_us=1)])
         assert not connection.is_in_transaction()
-    assert len(said) == 2, said
+    assert len(statements) == 2, statements
 
 
 @pytest.mark.parametrize(
@@ -105,7 +105,7 @@ async def test_a_batch_and_a_progress_are_one_statement_each(rig: Rig) -> None:
     ],
     ids=["rows", "poison", "progress"],
 )
-async def test_nothing_of_a_batch_stays_when_somebody_else_moved_the_checkpoint(rig: Rig, batch: list[Item]) -> None:
+async def test_a_batch_leaves_no_rows_when_another_process_moved_the_checkpoint(rig: Rig, batch: list[Item]) -> None:
     async with connected(rig) as connection:
         await advance_checkpoint(connection, move_to(20))
         applier = rig.applier()
@@ -117,7 +117,9 @@ async def test_nothing_of_a_batch_stays_when_somebody_else_moved_the_checkpoint(
     assert applier.counts.batches == 0
 
 
-async def test_a_cancelled_apply_cuts_its_connection_and_the_checkpoint_says_what_stayed(rig: Rig) -> None:
+async def test_a_cancelled_apply_terminates_its_connection_and_the_checkpoint_shows_what_was_committed(
+    rig: Rig,
+) -> None:
     batch = [transaction(10, thread()), transaction(20, comment(1))]
     async with connected(rig) as blocking, connected(rig) as connection:
         backend = connection.get_server_pid()
@@ -136,14 +138,14 @@ async def test_a_cancelled_apply_cuts_its_connection_and_the_checkpoint_says_wha
                 await applying
             assert connection.is_closed()
         await until(lambda: not rig.view_sql("SELECT pid FROM pg_stat_activity WHERE pid = %s", backend))
-        stayed = rig.view_sql("SELECT count FROM threads")
-        assert await read_checkpoint(blocking, CELL) == (Position(1, 20) if stayed else Position(0, 0))
+        committed = rig.view_sql("SELECT count FROM threads")
+        assert await read_checkpoint(blocking, CELL) == (Position(1, 20) if committed else Position(0, 0))
         await rig.applier().apply(blocking, [*batch, transaction(30, comment(2))])
         assert await read_checkpoint(blocking, CELL) == Position(1, 30)
     assert rig.view_sql("SELECT count FROM threads") == [(2,)]
 
 
-async def test_what_is_delivered_again_is_dropped(rig: Rig) -> None:
+async def test_apply_drops_changes_that_are_delivered_again(rig: Rig) -> None:
     batch: list[Item] = [transaction(10, thread()), transaction(20, comment(1))]
     async with connected(rig) as connection:
         applier = rig.applier()
@@ -206,7 +208,7 @@ async def test_a_part_of_a_transaction_is_applied_without_moving_the_checkpoint(
         ),
     ],
 )
-async def test_a_change_that_the_view_refuses_is_buried_and_all_others_are_applied(
+async def test_a_rejected_change_becomes_a_dead_letter_and_all_others_are_applied(
     rig: Rig, poison: Change, reason: str
 ) -> None:
     others = [transaction(100 + number, comment(number)) for number in range(1, 8)]
@@ -225,7 +227,7 @@ async def test_a_change_that_the_view_refuses_is_buried_and_all_others_are_appli
     assert reason in str(text)
 
 
-async def test_trouble_of_the_view_is_no_poison(rig: Rig) -> None:
+async def test_an_error_of_the_view_makes_no_dead_letter(rig: Rig) -> None:
     async with connected(rig) as connection:
         await connection.execute("ALTER TABLE comments RENAME TO elsewhere")
         with pytest.raises(asyncpg.UndefinedTableError):
@@ -245,7 +247,7 @@ async def test_two_applies_of_one_cell_never_run_at_once(rig: Rig, monkeypatch: 
         await lock_apply(two, CELL)
 
 
-async def test_apply_goes_on_when_the_view_comes_back(rig: Rig) -> None:
+async def test_apply_continues_when_the_view_comes_back(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with rig.replicating() as applier, writing(rig) as writer:
@@ -262,7 +264,7 @@ async def test_apply_goes_on_when_the_view_comes_back(rig: Rig) -> None:
     assert differences(rig) == []
 
 
-async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good(rig: Rig) -> None:
+async def test_apply_retries_when_a_projection_fails(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     applier = rig.applier()
@@ -281,7 +283,7 @@ async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good
             del connection
             failures -= 1
             if failures > 0:
-                raise OSError("the disk is tired")
+                raise OSError("the disk failed")
             if any(change.change.table == "fence" for change in changes):
                 raise PoisonChange("no fences here")
             return []
@@ -293,7 +295,7 @@ async def test_a_projection_that_fails_for_its_own_reason_stops_nothing_for_good
 
 
 class SlowChannel:
-    """A channel that breaks at once, and whose subscription takes its time to end."""
+    """A channel that breaks at once, and whose subscription ends only when the test releases it."""
 
     def __init__(self) -> None:
         self.leaving = asyncio.Event()
@@ -324,7 +326,7 @@ class SlowChannel:
         raise AssertionError(position)
 
 
-async def test_trouble_does_not_hide_that_apply_was_told_to_end(rig: Rig) -> None:
+async def test_an_error_does_not_hide_the_cancellation_of_apply(rig: Rig) -> None:
     channel = SlowChannel()
     async with asyncio.timeout(WAIT_S), asyncio.TaskGroup() as group:
         applying = group.create_task(rig.applier().run(channel))
@@ -346,53 +348,55 @@ def progress_at(lsn: int, at_us: int) -> Item:
     return Progress(position=Position(1, lsn), sent_at_us=at_us)
 
 
-def kept_freshness_us(rig: Rig) -> int:
+def stored_freshness_us(rig: Rig) -> int:
     ((fresh_at_us,),) = rig.view_sql("SELECT (extract(epoch FROM fresh_at) * 1000000)::bigint FROM checkpoint")
     return int(str(fresh_at_us or 0))
 
 
 @pytest.mark.parametrize("item", [transaction_at, progress_at])
-async def test_a_leader_whose_clock_is_ahead_makes_the_view_fresh_as_of_now_and_no_later(
+async def test_the_view_is_fresh_as_of_now_and_no_later_when_the_clock_of_the_leader_is_ahead(
     rig: Rig, item: ItemAt
 ) -> None:
     async with connected(rig) as connection:
         applier = rig.applier()
-        told = await applier.apply(connection, [item(10, time.time_ns() // 1000 + DAY_US)])
+        applied = await applier.apply(connection, [item(10, time.time_ns() // 1000 + DAY_US)])
         after_us = time.time_ns() // 1000
-        assert after_us - DAY_US < told.fresh_at_us <= after_us
-        assert kept_freshness_us(rig) <= after_us
-        # What was committed two hours ago is no news of now, and the next leader's clock is right.
-        told = await applier.apply(connection, [item(20, after_us - DAY_US // 12)])
-        assert told.fresh_at_us <= after_us
+        assert after_us - DAY_US < applied.fresh_at_us <= after_us
+        assert stored_freshness_us(rig) <= after_us
+        # The next leader's clock is right. A commit of two hours ago does not make the view fresher.
+        applied = await applier.apply(connection, [item(20, after_us - DAY_US // 12)])
+        assert applied.fresh_at_us <= after_us
         now_us = time.time_ns() // 1000
-        told = await applier.apply(connection, [item(30, now_us)])
-        assert told.fresh_at_us == kept_freshness_us(rig) == now_us
+        applied = await applier.apply(connection, [item(30, now_us)])
+        assert applied.fresh_at_us == stored_freshness_us(rig) == now_us
 
 
-async def test_a_freshness_that_has_not_come_is_not_known_after_a_start_and_ends_with_the_next_word(rig: Rig) -> None:
+async def test_a_freshness_in_the_future_is_unknown_after_a_start_and_is_replaced_by_the_next_item(rig: Rig) -> None:
     async with connected(rig) as connection:
         await advance_checkpoint(connection, move_to(10))
         await connection.execute("UPDATE checkpoint SET fresh_at = clock_timestamp() + interval '1 day'")
         assert await read_freshness(connection, CELL) == 0
         an_hour_ago_us = time.time_ns() // 1000 - DAY_US // 24
-        told = await rig.applier().apply(connection, [transaction_at(20, an_hour_ago_us)])
-        assert told.fresh_at_us == an_hour_ago_us == kept_freshness_us(rig) == await read_freshness(connection, CELL)
+        applied = await rig.applier().apply(connection, [transaction_at(20, an_hour_ago_us)])
+        assert (
+            applied.fresh_at_us == an_hour_ago_us == stored_freshness_us(rig) == await read_freshness(connection, CELL)
+        )
 
 
-async def test_the_view_keeps_no_freshness_that_has_not_come(rig: Rig) -> None:
+async def test_the_view_stores_no_freshness_in_the_future(rig: Rig) -> None:
     async with connected(rig) as connection:
         for lsn in (10, 20):  # the first and a later move
             ahead_us = time.time_ns() // 1000 + DAY_US
             move = CheckpointMove(cell=CELL, position=Position(1, lsn), commit_ts_us=None, fresh_at_us=ahead_us)
             await advance_checkpoint(connection, move)
-            assert ahead_us - 2 * DAY_US < kept_freshness_us(rig) <= time.time_ns() // 1000
+            assert ahead_us - 2 * DAY_US < stored_freshness_us(rig) <= time.time_ns() // 1000
 
 
-async def test_a_move_without_freshness_keeps_what_is_known(rig: Rig) -> None:
+async def test_a_checkpoint_move_without_freshness_keeps_the_known_freshness(rig: Rig) -> None:
     async with connected(rig) as connection:
         await advance_checkpoint(connection, move_to(10))
-        assert kept_freshness_us(rig) == 0
+        assert stored_freshness_us(rig) == 0
         move = CheckpointMove(cell=CELL, position=Position(1, 10), commit_ts_us=None, fresh_at_us=5_000_000)
         await advance_checkpoint(connection, move)
         await advance_checkpoint(connection, move_to(10))
-        assert kept_freshness_us(rig) == 5_000_000
+        assert stored_freshness_us(rig) == 5_000_000

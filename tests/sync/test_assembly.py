@@ -14,7 +14,7 @@ def feed(assembler: Assembler, *data: bytes) -> list[Transaction]:
     return [transaction for one in data if (transaction := assembler.feed(one)) is not None]
 
 
-def test_a_transaction_comes_out_at_its_commit() -> None:
+def test_the_assembler_returns_a_transaction_at_its_commit() -> None:
     found = feed(
         Assembler(epoch=3),
         messages.begin(100, 5),
@@ -81,7 +81,7 @@ def test_the_trace_belongs_to_its_transaction_only() -> None:
     assert [one.trace for one in found] == ["00-1", None]
 
 
-def test_a_large_transaction_comes_out_in_parts_that_only_it_covers() -> None:
+def test_a_large_transaction_is_returned_in_parts_with_positions_that_nothing_else_has() -> None:
     rows = [messages.insert(1, [str(number), "x" * 400, None]) for number in range(10)]
     found = feed(
         Assembler(epoch=1, part_bytes_max=1000),
@@ -96,7 +96,7 @@ def test_a_large_transaction_comes_out_in_parts_that_only_it_covers() -> None:
     assert all(Position(1, 100) < one.position < Position(1, 150) for one in found[:-1])
 
 
-def test_one_row_above_the_bound_is_a_part_of_its_own() -> None:
+def test_a_row_larger_than_the_bound_is_a_part_of_its_own() -> None:
     big = messages.insert(1, ["a", "x" * 5000, None])
     assembler = Assembler(epoch=1, part_bytes_max=1000)
     found = feed(assembler, messages.begin(), COMMENTS, big, big, messages.commit())
@@ -128,6 +128,6 @@ def test_types_and_origins_change_nothing() -> None:
         [messages.begin(), FENCE, messages.insert(2, [None, "x"])],
     ],
 )
-def test_messages_that_do_not_fit_are_refused(data: list[bytes]) -> None:
+def test_the_assembler_rejects_messages_that_the_protocol_does_not_allow(data: list[bytes]) -> None:
     with pytest.raises(UnexpectedMessage):
         feed(Assembler(epoch=1), *data)

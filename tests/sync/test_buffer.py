@@ -26,7 +26,7 @@ async def test_items_leave_in_order_and_in_bounded_batches() -> None:
     assert subscription._bytes == 0
 
 
-async def test_a_full_buffer_makes_the_network_wait() -> None:
+async def test_put_waits_while_the_buffer_is_full() -> None:
     subscription = BufferedSubscription(Position(1, 0))
     await subscription.put(transaction(1), BUFFER_BYTES_MAX + 1)
     waiting = asyncio.create_task(subscription.put(transaction(2), 10))
@@ -46,7 +46,7 @@ async def test_repeated_progress_takes_the_space_of_one() -> None:
     assert await subscription.take() == [progress(99)]
 
 
-async def test_what_was_received_before_is_no_news() -> None:
+async def test_an_item_that_was_received_before_is_not_new() -> None:
     subscription = BufferedSubscription(Position(1, 10))
     assert not subscription.is_new(transaction(10))
     assert subscription.is_new(progress(10))
@@ -54,14 +54,14 @@ async def test_what_was_received_before_is_no_news() -> None:
     assert subscription.is_new(transaction(11))
 
 
-async def test_a_part_does_not_move_the_place_to_resume_from() -> None:
+async def test_a_part_does_not_move_the_position_to_resume_from() -> None:
     subscription = BufferedSubscription(Position(1, 10))
     await subscription.put(transaction(15, partial=True), 1)
     assert subscription.received == Position(1, 10)
     assert subscription.is_new(transaction(15, partial=True))
 
 
-async def test_only_the_latest_acknowledgement_is_told_and_only_once() -> None:
+async def test_only_the_latest_acknowledgement_is_returned_and_only_once() -> None:
     subscription = BufferedSubscription(Position(1, 0))
     for lsn in (5, 9, 7):
         subscription.acknowledge(Position(1, lsn))

@@ -15,7 +15,7 @@ THREADS = "INSERT INTO palaver.threads (site_id, key, epoch) SELECT gen_random_u
 
 
 async def transactions(capture: Capture, count: int) -> list[Transaction]:
-    """The next transactions, and parts of them, until `count` are complete."""
+    """Receive transactions and parts until ``count`` transactions are complete."""
     found: list[Transaction] = []
     async with asyncio.timeout(WAIT_S):
         while sum(not one.partial for one in found) < count:
@@ -44,7 +44,7 @@ def confirmed_lsn(rig: Rig, slot: str) -> int:
     return parse_lsn(str(rows[0][0]))
 
 
-async def test_everything_after_the_first_fence_row_comes_in_commit_order(rig: Rig) -> None:
+async def test_everything_after_the_first_fence_row_is_returned_in_commit_order(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     for number in range(20):
@@ -57,20 +57,20 @@ async def test_everything_after_the_first_fence_row_comes_in_commit_order(rig: R
     assert {one.position.epoch for one in found} == {1}
 
 
-async def test_a_stream_goes_on_exactly_after_a_position(rig: Rig) -> None:
+async def test_a_stream_continues_exactly_after_a_position(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     for number in range(6):
         add_thread(rig, str(number))
     async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
-        all_of_it = await transactions(capture, 7)
+        everything = await transactions(capture, 7)
     for number in range(1, 6):
-        start = all_of_it[number].position
+        start = everything[number].position
         async with open_capture(rig.stream_url, slot=slot, start=start, epoch=1) as capture:
-            assert await transactions(capture, 6 - number) == all_of_it[number + 1 :]
+            assert await transactions(capture, 6 - number) == everything[number + 1 :]
 
 
-async def test_what_is_confirmed_is_what_the_slot_may_forget_and_nothing_else(rig: Rig) -> None:
+async def test_the_slot_releases_confirmed_changes_and_no_others(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     add_thread(rig, "a")
@@ -91,7 +91,7 @@ async def test_what_is_confirmed_is_what_the_slot_may_forget_and_nothing_else(ri
             pass
 
 
-async def test_an_idle_ledger_makes_progress_at_once_and_keeps_saying_so(rig: Rig) -> None:
+async def test_an_idle_ledger_reports_progress_at_once_and_repeatedly(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as capture:
@@ -107,7 +107,7 @@ async def test_an_idle_ledger_makes_progress_at_once_and_keeps_saying_so(rig: Ri
     assert again[-1].sent_at_us > seen.sent_at_us
 
 
-async def test_a_slot_that_is_missing_is_told_as_lost(rig: Rig) -> None:
+async def test_a_missing_slot_is_reported_as_lost(rig: Rig) -> None:
     rig.fence()
     with pytest.raises(SlotLost, match="does not exist"):
         async with open_capture(rig.stream_url, slot="palaver_nowhere", start=ZERO, epoch=1):
@@ -128,7 +128,7 @@ async def test_a_slot_made_after_the_first_fence_row_cannot_feed_an_empty_view(r
                 await capture.receive_first()
 
 
-async def test_a_ledger_that_is_not_there_is_told_as_unavailable(rig: Rig) -> None:
+async def test_a_ledger_that_does_not_answer_or_has_no_fence_row_is_unavailable(rig: Rig) -> None:
     with pytest.raises(SourceUnavailable):
         async with open_capture("host=127.0.0.1 port=9 user=x", slot="x", start=ZERO, epoch=1):
             pass
@@ -138,7 +138,7 @@ async def test_a_ledger_that_is_not_there_is_told_as_unavailable(rig: Rig) -> No
             pass
 
 
-async def test_the_walsender_of_a_dead_connection_is_ended(rig: Rig) -> None:
+async def test_the_walsender_of_a_dead_connection_is_terminated(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     async with open_capture(rig.stream_url, slot=slot, start=ZERO, epoch=1) as dead:
@@ -160,14 +160,14 @@ async def test_a_new_epoch_in_the_stream_begins_with_its_fence_row(rig: Rig) -> 
     async with open_capture(rig.stream_url, slot=slot, start=first[-1].position, epoch=2) as capture:
         again = await transactions(capture, 4)
         fresh = await progress_after(capture, Position(1, 2**60))
-    # The LSN of another epoch is no place to start from: what is not confirmed comes again, under its epoch.
+    # Capture does not start at an LSN of another epoch. Unconfirmed changes are delivered again, with their own epoch.
     assert again[:2] == first
     assert [one.position.epoch for one in again] == [1, 1, 2, 2]
     assert keys(again) == ["a", "b"]
     assert fresh.position.epoch == 2
 
 
-async def test_progress_of_another_epoch_is_never_told_as_fresh(rig: Rig) -> None:
+async def test_progress_of_another_epoch_is_never_fresh(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     async with open_capture(rig.stream_url, slot=slot, start=Position(1, 2**50), epoch=2) as capture:
@@ -188,7 +188,7 @@ async def test_the_trace_of_a_write_arrives_with_it(rig: Rig) -> None:
         assert [one.trace for one in await transactions(capture, 2)] == [None, "00-abc"]
 
 
-async def test_what_was_rolled_back_never_arrives(rig: Rig) -> None:
+async def test_a_transaction_that_was_rolled_back_never_arrives(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     rig.sql("BEGIN; " + THREADS.format(key="'ghost'") + "; ROLLBACK")
@@ -197,10 +197,10 @@ async def test_what_was_rolled_back_never_arrives(rig: Rig) -> None:
         assert keys(await transactions(capture, 2)) == ["real"]
 
 
-async def test_a_body_out_of_line_arrives_once_and_is_absent_when_it_did_not_change(rig: Rig) -> None:
+async def test_a_body_stored_out_of_line_is_absent_when_it_did_not_change(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
-    # Random, so that it does not compress into the row.
+    # Random text, because PostgreSQL would compress other text and store it in the row.
     body = "".join(uuid.uuid4().hex for _ in range(2048))
     async with writing(rig) as writer:
         comment = await writer.post(uuid.uuid4(), body)
@@ -235,7 +235,7 @@ def size(change: Change) -> int:
     return sum(len(value or "") for value in change.row.values())
 
 
-async def test_an_invalidated_slot_is_told_as_lost(rig: Rig) -> None:
+async def test_an_invalidated_slot_is_reported_as_lost(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     server = rig.servers.ledger

@@ -36,7 +36,7 @@ def test_a_line_decodes_to_what_was_encoded(item: Item) -> None:
 
 
 @given(st.binary(max_size=100))
-def test_garbage_is_refused(line: bytes) -> None:
+def test_decoding_garbage_raises_no_other_error(line: bytes) -> None:
     with contextlib.suppress(InvalidLine):
         decode_line(line)
 
@@ -63,6 +63,6 @@ def test_garbage_is_refused(line: bytes) -> None:
         ),
     ],
 )
-def test_a_line_with_a_field_missing_or_wrong_is_refused(line: bytes) -> None:
+def test_a_line_with_a_missing_or_wrong_field_is_rejected(line: bytes) -> None:
     with pytest.raises(InvalidLine):
         decode_line(line)

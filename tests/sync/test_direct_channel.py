@@ -38,7 +38,7 @@ async def http(rig: Rig) -> AsyncGenerator[httpx.AsyncClient]:
         yield client
 
 
-async def test_only_the_bearer_of_the_token_may_subscribe_and_acknowledge(rig: Rig) -> None:
+async def test_subscribing_and_acknowledging_need_the_bearer_token(rig: Rig) -> None:
     async with rig.serving(), http(rig) as client:
         for headers in ({}, {"authorization": "Bearer wrong"}, {"authorization": TOKEN}):
             client.headers = httpx.Headers(headers)
@@ -55,7 +55,7 @@ async def test_only_the_bearer_of_the_token_may_subscribe_and_acknowledge(rig: R
         {"region": "REGION", "from": "other.1.0000000000000000"},
     ],
 )
-async def test_a_subscription_that_makes_no_sense_is_refused(rig: Rig, query: dict[str, str]) -> None:
+async def test_an_invalid_subscription_is_rejected(rig: Rig, query: dict[str, str]) -> None:
     query = {name: value.replace("REGION", rig.region) for name, value in query.items()}
     async with rig.serving(), http(rig) as client:
         response = await client.get("/v1/changes", params=query)
@@ -64,13 +64,13 @@ async def test_a_subscription_that_makes_no_sense_is_refused(rig: Rig, query: di
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b"[]", b"{}", b'{"region":"x","position":"y"}', b" " * 2000])
-async def test_an_acknowledgement_that_makes_no_sense_is_refused(rig: Rig, content: bytes) -> None:
+async def test_an_invalid_acknowledgement_is_rejected(rig: Rig, content: bytes) -> None:
     async with rig.serving(), http(rig) as client:
         response = await client.post("/v1/changes/ack", content=content)
     assert response.status_code in (400, 413)
 
 
-async def test_a_region_that_does_not_lead_says_so(rig: Rig) -> None:
+async def test_a_region_that_does_not_lead_answers_409(rig: Rig) -> None:
     query = {"region": rig.region, "from": START}
     ahead = {"region": rig.region, "from": encode_token(CELL, Position(9, 1))}
     async with rig.serving(), http(rig) as client:
@@ -111,7 +111,7 @@ async def test_acknowledgements_move_the_slot(rig: Rig) -> None:
         )
 
 
-async def test_the_newest_subscription_of_a_region_takes_over(rig: Rig) -> None:
+async def test_the_newest_subscription_of_a_region_replaces_the_older_one(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     query = {"region": rig.region, "from": START}
@@ -129,7 +129,7 @@ async def test_the_newest_subscription_of_a_region_takes_over(rig: Rig) -> None:
         await until(lambda: not server.subscribed)
 
 
-async def test_two_regions_stream_beside_each_other(rig: Rig) -> None:
+async def test_two_regions_stream_at_the_same_time(rig: Rig) -> None:
     rig.create_slot()
     rig.create_slot(f"other-{rig.number}")
     rig.topology = topology(rig.region, {rig.region: rig.port, f"other-{rig.number}": rig.port})
@@ -166,7 +166,7 @@ async def test_the_client_follows_the_leadership(rig: Rig) -> None:
 async def answering(
     port: int, answer: Callable[[asyncio.StreamReader, asyncio.StreamWriter], Awaitable[None]]
 ) -> AsyncGenerator[None]:
-    """Listen on a port, and leave no connection open at the end."""
+    """Listen on a port; close all connections at the end."""
     handlers: set[asyncio.Task[None]] = set()
 
     async def handle(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -187,7 +187,7 @@ async def answering(
 
 @dataclass
 class CannedServer:
-    """Says the same to everybody who connects, and counts them."""
+    """Sends the same answer on each connection, and counts the connections."""
 
     answer: bytes
     keeps_open: bool = False
@@ -206,7 +206,7 @@ SILENT = b"HTTP/1.1 200 OK\r\ntransfer-encoding: chunked\r\n\r\n"
 ENDS = b"HTTP/1.1 200 OK\r\ncontent-length: 0\r\nconnection: close\r\n\r\n"
 
 
-async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_client_reconnects_when_the_leader_is_silent(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(direct_client, "SILENCE_MAX_S", 0.2)
     silent = CannedServer(SILENT, keeps_open=True)
     port = free_port()
@@ -224,7 +224,7 @@ async def test_a_leader_that_is_silent_is_left_and_tried_again(monkeypatch: pyte
 PROMISED = replace(leadership("here"), succession=Succession(region=RegionName("there"), reason="test"))
 
 
-async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_open() -> None:
+async def test_a_stream_stays_open_when_a_record_keeps_epoch_leader_and_phase() -> None:
     silent = CannedServer(SILENT, keeps_open=True)
     port, meter = free_port(), LagMeter(now=0)
     leaders = SettableLeadership(replace(PROMISED, succession=None))
@@ -238,8 +238,8 @@ async def test_a_record_that_leaves_the_leader_where_it_is_leaves_the_stream_ope
         await until(lambda: silent.connections == 2)
 
 
-async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that(monkeypatch: pytest.MonkeyPatch) -> None:
-    # Without a promise it would come again at once.
+async def test_the_client_waits_for_a_promised_epoch_when_its_stream_ends(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Without a promise the client would reconnect at once.
     monkeypatch.setattr(direct_client, "BACKOFF_MIN_S", 0.0)
     monkeypatch.setattr(direct_client, "BACKOFF_MAX_S", 0.0)
     monkeypatch.setattr(direct_client, "SUCCESSION_S_MAX", 3600.0)
@@ -252,7 +252,7 @@ async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that(monkeypatc
         await until(lambda: channel.reconnects > 0)
         for _ in range(50):
             await asyncio.sleep(0)
-        # Whoever connects after it is answered after it.
+        # The server answers in order, so a reconnect of the client would be counted by now.
         async with httpx.AsyncClient(timeout=WAIT_S) as other:
             assert (await other.get(f"http://127.0.0.1:{port}/")).status_code == 200
         assert (ends.connections, channel.reconnects) == (2, 1)
@@ -260,7 +260,7 @@ async def test_a_stream_that_ends_for_a_promised_epoch_waits_for_that(monkeypatc
         await until(lambda: ends.connections > 2)
 
 
-async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
+async def test_the_client_closes_a_stream_of_garbage_and_delivers_nothing() -> None:
     garbage = CannedServer(b"HTTP/1.1 200 OK\r\nconnection: close\r\n\r\n{}\nwhat is this\n")
     port = free_port()
     meter = LagMeter(now=0)
@@ -279,7 +279,7 @@ async def test_a_stream_of_garbage_is_left_and_brings_nothing() -> None:
         assert "not a line" in (meter.trouble or "")
 
 
-async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing(rig: Rig) -> None:
+async def test_capture_stops_reading_when_the_consumer_does_not_take_and_nothing_is_lost(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     count, body = 3000, "x" * 20_000
@@ -298,11 +298,11 @@ async def test_a_consumer_that_does_not_take_stops_the_reading_and_loses_nothing
                     await asyncio.sleep(0.5)
                     before = server.source.totals[rig.region].bytes_read
             assert subscription._bytes <= BUFFER_BYTES_MAX + 2 * 1024 * 1024
-            # What the two sides, their libraries and the kernel hold is bounded; the rest stays in the WAL.
+            # The buffers of both sides, their libraries and the kernel are bounded. The rest stays in the WAL.
             assert server.source.totals[rig.region].bytes_read < count * len(body) * 0.7
             found: list[Transaction] = []
             while sum(len(one.changes) for one in found) < count + 3:
-                # Of each batch, not of all: a busy machine takes its time for 60 MB.
+                # The limit is for each batch, because a busy machine may need long for 60 MB.
                 async with asyncio.timeout(WAIT_S):
                     found += [item for item in await subscription.take() if isinstance(item, Transaction)]
     assert sum(change.table == "comments" for one in found for change in one.changes) == count
@@ -333,7 +333,7 @@ async def test_a_subscription_ends_cleanly_in_every_state(rig: Rig) -> None:
 
 
 class SlowLeadershipSource(SettableLeadership):
-    """A leadership whose watchers take their time to end."""
+    """A leadership whose cancelled watchers end only when the test releases them."""
 
     def __init__(self, current: Leadership) -> None:
         super().__init__(current)
@@ -348,7 +348,7 @@ class SlowLeadershipSource(SettableLeadership):
             await self.release.wait()
 
 
-async def test_a_stream_that_breaks_does_not_hide_the_end_of_its_subscription() -> None:
+async def test_a_broken_stream_does_not_hide_the_cancellation_of_its_subscription() -> None:
     leaders = SlowLeadershipSource(leadership("region-x"))
     channel = DirectChannel(
         topology=topology("region-x", {"region-x": free_port()}),  # nobody listens there
@@ -362,7 +362,7 @@ async def test_a_stream_that_breaks_does_not_hide_the_end_of_its_subscription() 
             asyncio.get_running_loop().call_soon(leaders.release.set)
 
 
-def test_a_rate_is_smoothed_so_that_a_few_that_come_together_are_not_busy() -> None:
+def test_a_short_burst_does_not_make_the_smoothed_rate_busy() -> None:
     steady = 0.0
     for _ in range(500):
         steady = smoothed_rate(steady, 2, 0.01)

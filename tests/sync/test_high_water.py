@@ -1,4 +1,4 @@
-"""What leaves the leader: nothing that a quorum does not have."""
+"""Tests that nothing leaves the leader before a quorum has it."""
 
 import asyncio
 import subprocess
@@ -25,7 +25,7 @@ pytestmark = pytest.mark.integration
 
 @pytest.fixture(scope="module")
 def quorum_servers(database_servers: Servers) -> Generator[Servers]:
-    """A ledger of this module's own, because whom its commits wait for is a setting of the server."""
+    """A ledger for this module only, because the standbys that commits wait for are a setting of the server."""
     with servers.postgres({"max_replication_slots": "20", "max_wal_senders": "20"}) as ledger:
         own = Servers(ledger=ledger, view=database_servers.view)
         own.prepare_templates_of_ledger()
@@ -45,7 +45,7 @@ def quorum_rig(quorum_servers: Servers) -> Generator[Rig]:
 
 
 def set_standby_names(server: PostgresServer, names: str) -> None:
-    """Have commits wait for these standbys."""
+    """Set the standbys that commits wait for."""
     server.sql(f"ALTER SYSTEM SET synchronous_standby_names = '{names}'")
     server.sql("SELECT pg_reload_conf()")
     while server.sql("SHOW synchronous_standby_names") != [(names,)]:
@@ -55,7 +55,7 @@ def set_standby_names(server: PostgresServer, names: str) -> None:
 @pytest.mark.parametrize(
     ("waited_s", "pause_s"), [(0.0, 0.001), (0.016, 0.001), (0.032, 0.002), (0.08, 0.005), (9.0, 0.005)]
 )
-def test_looks_come_as_often_as_a_quorum_is_quick(waited_s: float, pause_s: float) -> None:
+def test_the_pause_between_polls_depends_on_the_duration_of_quorum_waits(waited_s: float, pause_s: float) -> None:
     assert poll_pause_s(waited_s) == pytest.approx(pause_s)
 
 
@@ -63,24 +63,24 @@ STEP_S = 0.0005
 
 
 class ScriptedMark(HighWaterMark):
-    """A mark whose ledger has a quorum when it is told, and which notes when it was asked."""
+    """A mark whose quorum the test sets, and which records when it was polled."""
 
     quorum = False
 
     def __init__(self) -> None:
         super().__init__("")
-        self.asked_s: list[float] = []
+        self.polled_s: list[float] = []
 
     async def _poll(self) -> int | None:
-        self.asked_s.append(asyncio.get_running_loop().time())
+        self.polled_s.append(asyncio.get_running_loop().time())
         self.lsn += self.quorum
         return None
 
     def pauses_s(self) -> list[float]:
-        return [after - before for before, after in pairwise(self.asked_s)]
+        return [after - before for before, after in pairwise(self.polled_s)]
 
 
-def test_a_quorum_that_does_not_come_is_asked_for_less_often() -> None:
+def test_a_missing_quorum_is_polled_less_often() -> None:
     loop, mark = VirtualLoop(), ScriptedMark()
 
     def wait(seconds: float) -> None:
@@ -94,8 +94,8 @@ def test_a_quorum_that_does_not_come_is_asked_for_less_often() -> None:
     mark.quorum = True
     wait(2 * POLL_PAUSE_S_MAX)
     assert waiting.done()
-    # The next quorum may be as slow.
-    mark.quorum, before = False, len(mark.asked_s)
+    # The next wait may be as long, so it begins with the longest pause.
+    mark.quorum, before = False, len(mark.polled_s)
     again = loop.start(mark.wait_for(2))
     wait(2 * POLL_PAUSE_S_MAX)
     assert mark.pauses_s()[before] == pytest.approx(POLL_PAUSE_S_MAX, abs=STEP_S)
@@ -107,7 +107,7 @@ def test_a_quorum_that_does_not_come_is_asked_for_less_often() -> None:
 
 @contextmanager
 def standby(server: PostgresServer, name: str, folder: Path) -> Generator[None]:
-    """Something that flushes WAL and says so, as a member of this name does."""
+    """Run a pg_receivewal that flushes WAL and reports it, as a standby of this name does."""
     target = folder / name
     target.mkdir()
     process = subprocess.Popen(
@@ -125,7 +125,7 @@ def standby(server: PostgresServer, name: str, folder: Path) -> Generator[None]:
 
 
 WITHOUT_QUORUM = "WITH alone AS MATERIALIZED (SELECT set_config('synchronous_commit', 'local', true)) "
-"""Commits on the leader without waiting: what a leader that is cut off has on its disk."""
+"""Commits on the leader without waiting for a quorum, as WAL that only an isolated leader has."""
 
 WRITE_FENCE = "INSERT INTO palaver.fence (epoch, fence_id, leader) SELECT %s, gen_random_uuid(), 'x' FROM alone"
 SITES = 4 * PART_BYTES_MAX // 400
@@ -135,8 +135,8 @@ WRITE_SITES = (
 )
 
 
-async def take_until_keepalives(subscription: BufferedSubscription) -> list[Item]:
-    """Take what comes until the stream has shown thrice that it lives; whatever was to be told came before."""
+async def take_three_batches(subscription: BufferedSubscription) -> list[Item]:
+    """Take three batches. A stream sends a keepalive each second, so items that may be sent are among them by then."""
     found: list[Item] = []
     for _ in range(3):
         async with asyncio.timeout(WAIT_S):
@@ -160,13 +160,13 @@ class Transactions:
                     return item
 
 
-async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: Rig, tmp_path: Path) -> None:
+async def test_a_change_is_sent_when_a_quorum_has_it_and_not_before(quorum_rig: Rig, tmp_path: Path) -> None:
     server = quorum_rig.servers.ledger
     async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
         transactions = Transactions(subscription)
         with standby(server, "a-base-backup", tmp_path):
-            held = await take_until_keepalives(subscription)
-            # The stream lives, and says neither that there is nothing nor that it is fresh.
+            held = await take_three_batches(subscription)
+            # The stream sends keepalives, which do not advance the position and are not fresh.
             assert held
             assert all(isinstance(item, Progress) for item in held)
             assert {item.position for item in held} == {ZERO}
@@ -176,8 +176,8 @@ async def test_a_change_is_told_when_a_quorum_has_it_and_not_before(quorum_rig: 
             assert fence.position.epoch == 1
         await until(lambda: is_gone(server, "south"))
         quorum_rig.sql(WITHOUT_QUORUM + WRITE_FENCE, 2)
-        assert not any(isinstance(item, Transaction) for item in await take_until_keepalives(subscription))
-        # Any of those that count will do.
+        assert not any(isinstance(item, Transaction) for item in await take_three_batches(subscription))
+        # Each of the standbys that count makes a quorum.
         with standby(server, "west", tmp_path):
             second = await transactions.next()
         assert second.position > fence.position
@@ -192,7 +192,7 @@ async def test_a_part_of_a_large_transaction_waits_for_all_of_it(quorum_rig: Rig
             await transactions.next()
         await until(lambda: is_gone(server, "west"))
         quorum_rig.sql(WITHOUT_QUORUM + WRITE_SITES, SITES)
-        assert not any(isinstance(item, Transaction) for item in await take_until_keepalives(subscription))
+        assert not any(isinstance(item, Transaction) for item in await take_three_batches(subscription))
         with standby(server, "south", tmp_path):
             found = [await transactions.next()]
             assert found[0].partial
@@ -205,7 +205,7 @@ def is_gone(server: PostgresServer, name: str) -> bool:
     return server.sql("SELECT count(*) FROM pg_stat_replication WHERE application_name = %s", name) == [(0,)]
 
 
-async def test_progress_is_never_told_beyond_the_mark(quorum_rig: Rig, tmp_path: Path) -> None:
+async def test_progress_never_exceeds_the_mark(quorum_rig: Rig, tmp_path: Path) -> None:
     server = quorum_rig.servers.ledger
     async with quorum_rig.serving(), quorum_rig.channel().subscribe(ZERO) as subscription:
         transactions = Transactions(subscription)
@@ -214,19 +214,19 @@ async def test_progress_is_never_told_beyond_the_mark(quorum_rig: Rig, tmp_path:
         ((confirmed,),) = server.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
         for _ in range(20):
             server.sql("SELECT pg_logical_emit_message(false, 'heartbeat', '', true)")
-        told = await take_until_keepalives(subscription)
-        assert max(item.position for item in told) <= Position(1, int(confirmed))
-        assert fence.position <= max(item.position for item in told)
+        progress = await take_three_batches(subscription)
+        assert max(item.position for item in progress) <= Position(1, int(confirmed))
+        assert fence.position <= max(item.position for item in progress)
 
 
-async def test_a_mark_without_a_quorum_is_what_is_flushed(rig: Rig) -> None:
+async def test_the_mark_is_the_flushed_position_when_commits_wait_for_no_standby(rig: Rig) -> None:
     mark = HighWaterMark(rig.stream_url)
     async with mark.in_use():
         await asyncio.wait_for(mark.wait_for_all(), WAIT_S)
     assert mark.lsn > 0
 
 
-async def test_a_ledger_that_goes_away_and_comes_back_is_asked_again(quorum_rig: Rig, tmp_path: Path) -> None:
+async def test_the_ledger_is_polled_again_when_it_comes_back(quorum_rig: Rig, tmp_path: Path) -> None:
     server = quorum_rig.servers.ledger
     mark = HighWaterMark(quorum_rig.stream_url)
     async with mark.in_use():

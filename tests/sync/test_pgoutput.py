@@ -51,7 +51,7 @@ def parsed(values: list[object]) -> Row:
 
 
 @given(lsns, lsns, times, st.integers(0, 2**32 - 1))
-def test_the_frame_of_a_transaction_is_read(lsn: int, end_lsn: int, time_us: int, xid: int) -> None:
+def test_begin_and_commit_are_parsed(lsn: int, end_lsn: int, time_us: int, xid: int) -> None:
     at_us = time_us + POSTGRES_EPOCH_US
     assert parse_message(messages.begin(lsn, time_us, xid)) == Begin(final_lsn=lsn, commit_ts_us=at_us, xid=xid)
     assert parse_message(messages.commit(lsn, end_lsn, time_us)) == Commit(
@@ -60,7 +60,7 @@ def test_the_frame_of_a_transaction_is_read(lsn: int, end_lsn: int, time_us: int
 
 
 @given(oids, rows)
-def test_every_value_of_a_row_is_read(oid: int, values: list[object]) -> None:
+def test_every_value_of_a_row_is_parsed(oid: int, values: list[object]) -> None:
     assert parse_message(messages.insert(oid, values)) == Insert(oid=oid, new=parsed(values))
     assert parse_message(messages.update(oid, values)) == Update(oid=oid, old=None, new=parsed(values))
     assert parse_message(messages.delete(oid, values)) == Delete(oid=oid, old=parsed(values))
@@ -72,7 +72,7 @@ def test_an_update_of_the_key_has_both_rows(old: list[object], new: list[object]
 
 
 @given(oids, names, st.lists(st.tuples(names, st.booleans()), max_size=8))
-def test_the_shape_of_a_relation_is_read(oid: int, name: str, columns: list[tuple[str, bool]]) -> None:
+def test_the_columns_of_a_relation_are_parsed(oid: int, name: str, columns: list[tuple[str, bool]]) -> None:
     assert parse_message(messages.relation(oid, name, columns)) == Relation(
         oid=oid,
         namespace="palaver",
@@ -82,19 +82,19 @@ def test_the_shape_of_a_relation_is_read(oid: int, name: str, columns: list[tupl
 
 
 @given(names, st.binary(max_size=50), st.booleans())
-def test_a_logical_message_is_read(prefix: str, content: bytes, transactional: bool) -> None:
+def test_a_logical_message_is_parsed(prefix: str, content: bytes, transactional: bool) -> None:
     data = messages.message(prefix, content, transactional=transactional)
     assert parse_message(data) == LogicalMessage(transactional=transactional, lsn=90, prefix=prefix, content=content)
 
 
-def test_types_and_origins_are_understood_and_ignored() -> None:
+def test_types_and_origins_are_parsed_and_ignored() -> None:
     assert parse_message(messages.type_()) == Ignored(kind="Y")
     assert parse_message(messages.origin()) == Ignored(kind="O")
     assert parse_message(messages.truncate(4, 5)) == Truncate(oids=(4, 5))
 
 
 @pytest.mark.parametrize("data", ONE_OF_EACH)
-def test_a_message_that_is_cut_or_too_long_is_refused(data: bytes) -> None:
+def test_a_truncated_or_overlong_message_is_rejected(data: bytes) -> None:
     for end in range(len(data)):
         with pytest.raises(MalformedMessage):
             parse_message(data[:end])
@@ -103,7 +103,7 @@ def test_a_message_that_is_cut_or_too_long_is_refused(data: bytes) -> None:
 
 
 @given(st.binary(max_size=200))
-def test_garbage_is_refused_with_its_own_error(data: bytes) -> None:
+def test_parsing_garbage_raises_no_other_error(data: bytes) -> None:
     with contextlib.suppress(MalformedMessage):
         parse_message(data)
 
@@ -127,6 +127,6 @@ def test_a_damaged_message_never_raises_another_error(data: bytes, at: int, byte
         b"U\0\0\0\1X\0\0",
     ],
 )
-def test_unknown_kinds_binary_values_and_broken_text_are_refused(data: bytes) -> None:
+def test_unknown_kinds_binary_values_and_invalid_text_are_rejected(data: bytes) -> None:
     with pytest.raises(MalformedMessage):
         parse_message(data)

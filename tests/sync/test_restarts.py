@@ -1,4 +1,4 @@
-"""Any part is ended at any moment, as kill -9 would, and begun again: nothing is lost, nothing doubled."""
+"""Stops and restarts parts of the pipeline at random moments, as kill -9 does; no change is lost or applied twice."""
 
 import asyncio
 import random
@@ -16,7 +16,7 @@ PAUSE_S_MAX = 0.06
 
 
 class RestartablePart:
-    """Something that runs, is ended without a goodbye, and runs again."""
+    """A task that a test cancels and starts again."""
 
     def __init__(self, group: asyncio.TaskGroup, begin: Callable[[], Awaitable[None]]) -> None:
         self._group = group
@@ -39,7 +39,7 @@ class RestartablePart:
 
 
 def end_backends(rig: Rig, kind: str) -> None:
-    """End connections from the server's side, as a crash of the network does."""
+    """Terminate connections at the server, as a network failure does."""
     if kind == "walsender":
         rig.sql(
             "SELECT pg_terminate_backend(active_pid) FROM pg_replication_slots"
@@ -84,9 +84,9 @@ async def write(writer: Writer, draw: random.Random, stop: asyncio.Event) -> Non
         await asyncio.sleep(draw.random() * 0.002)
 
 
-# Seeds and not hypothesis: what a fault meets depends on time, so a failure that does not come again is still one.
+# Seeds and not hypothesis: the effect of a fault depends on timing, so hypothesis could not reproduce a failure.
 @pytest.mark.parametrize("seed", range(6))
-def test_the_view_equals_the_ledger_whatever_ends_when(rig: Rig, seed: int) -> None:
+def test_the_view_equals_the_ledger_after_any_sequence_of_faults(rig: Rig, seed: int) -> None:
     draw = random.Random(seed)  # noqa: S311 - a draw that can be repeated
     faults = draw.choices(["server", "apply", "walsender", "view"], k=draw.randint(8, 20))
     asyncio.run(disturb(rig, draw, faults))

@@ -1,4 +1,4 @@
-"""A view whose changes are gone takes a snapshot: everything is there, whatever is written meanwhile."""
+"""Tests that a view gets everything from a snapshot if changes are no longer available, also under writes."""
 
 import asyncio
 import fcntl
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.integration
 
 
 def advance_slot(rig: Rig, slot: str) -> None:
-    """Let the slot forget what nobody has read."""
+    """Advance an inactive slot to the end of the WAL, so that it lacks the changes before."""
     rig.sql(
         "SELECT pg_replication_slot_advance(slot_name, pg_current_wal_flush_lsn()) FROM pg_replication_slots"
         " WHERE slot_name = %s AND NOT active",
@@ -43,11 +43,11 @@ async def open_test_snapshot(rig: Rig, slot: str, epoch: Epoch = 1) -> AsyncGene
 
 
 SIOCOUTQNSD = 0x894B
-"""How many bytes of a connection the other end takes no room for (tcp(7), linux/sockios.h)."""
+"""ioctl: the bytes of a connection that were not sent yet (tcp(7), linux/sockios.h)."""
 
 
 def unsent(port: int, client: asyncio.StreamWriter) -> int:
-    """What a server of this process cannot send to one of its clients."""
+    """Return the number of bytes that a server of this process cannot send to one of its clients."""
     ours = client.get_extra_info("sockname")
     for one in psutil.Process().net_connections("tcp4"):
         if one.fd != -1 and one.raddr == ours and one.laddr.port == port:
@@ -56,8 +56,8 @@ def unsent(port: int, client: asyncio.StreamWriter) -> int:
 
 
 def is_listening(port: int) -> bool:
-    with socket.socket() as knocking:
-        return knocking.connect_ex(("127.0.0.1", port)) == 0
+    with socket.socket() as connection:
+        return connection.connect_ex(("127.0.0.1", port)) == 0
 
 
 async def write_some(writer: Writer) -> None:
@@ -66,7 +66,7 @@ async def write_some(writer: Writer) -> None:
     await writer.post(thread, parent=root)
 
 
-async def test_a_view_whose_changes_are_gone_gets_everything_and_goes_on(
+async def test_a_view_whose_changes_are_unavailable_gets_a_snapshot_and_continues(
     rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
     slot = rig.create_slot()
@@ -85,11 +85,11 @@ async def test_a_view_whose_changes_are_gone_gets_everything_and_goes_on(
             await rig.caught_up()
             assert differences(rig) == []
             assert applier.counts.dead_letters == 0
-    assert "are gone" in caplog.text, "never silent"
+    assert "are gone" in caplog.text, "the loss is logged"
     assert "it gets a snapshot" in caplog.text
 
 
-async def test_a_view_that_was_lost_is_built_anew(rig: Rig) -> None:
+async def test_a_lost_view_is_rebuilt(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:
@@ -100,7 +100,7 @@ async def test_a_view_that_was_lost_is_built_anew(rig: Rig) -> None:
     assert differences(rig) == []
 
 
-async def test_a_slot_that_is_missing_is_made_and_one_that_a_failover_left_behind_is_noticed(rig: Rig) -> None:
+async def test_a_missing_slot_is_created_with_failover_enabled(rig: Rig) -> None:
     rig.fence()
     async with writing(rig) as writer:
         await write_some(writer)
@@ -112,10 +112,9 @@ async def test_a_slot_that_is_missing_is_made_and_one_that_a_failover_left_behin
     assert rig.sql("SELECT failover FROM pg_replication_slots WHERE database = current_database()") == [(True,)]
 
 
-async def test_what_is_written_while_it_is_taken_is_in_it_or_comes_after_it(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Writers, and slots that forget at any moment, and snapshots that are cut short: nothing is missing at the end."""
+async def test_rows_written_during_a_snapshot_are_in_it_or_follow_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Writers run while slots are advanced and snapshots are cut short at random moments. No row is missing at the
+    end."""
     monkeypatch.setattr(module, "PART_ROWS", 3)
     slot = rig.create_slot()
     rig.fence()
@@ -142,16 +141,19 @@ async def test_what_is_written_while_it_is_taken_is_in_it_or_comes_after_it(
     assert differences(rig) == []
 
 
-async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Its commit is in the WAL behind the slot, and nobody sees its rows yet: neither of both would bring them."""
+async def test_a_snapshot_waits_for_a_commit_that_waits_for_its_quorum(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The commit record lies before the slot's LSN and the rows are not visible, so neither slot nor snapshot has
+    them."""
     slot = rig.create_slot()
 
-    async def there(connection: psycopg.AsyncConnection, slot: str) -> int:
-        """As if it had begun after the slot was made, which waits for all that had begun before."""
+    async def keep_slot(connection: psycopg.AsyncConnection, slot: str) -> int:
+        """Skip the creation of the slot, which waits for all transactions that began earlier."""
         del connection, slot
         return 1
 
-    monkeypatch.setattr(module, "_recreate_slot", there)
+    monkeypatch.setattr(module, "_recreate_slot", keep_slot)
     rig.fence()
     async with writing(rig) as writer, writing(rig) as late:
         await write_some(writer)
@@ -166,8 +168,8 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkey
                 found.append(await anext(parts))
 
         taking = asyncio.create_task(take())
-        looks = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s"
-        await until(lambda: bool(rig.sql(looks, "%pg_snapshot_xmin(pg_current_snapshot()) >%")))
+        polls = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s"
+        await until(lambda: bool(rig.sql(polls, "%pg_snapshot_xmin(pg_current_snapshot()) >%")))
         assert not taking.done()
         await waiting.commit()
         await taking
@@ -175,7 +177,7 @@ async def test_a_commit_that_waits_for_its_quorum_is_waited_for(rig: Rig, monkey
     assert "/late" in keys
 
 
-async def test_without_an_end_of_what_is_under_way_there_is_no_snapshot(
+async def test_no_snapshot_is_taken_while_an_older_transaction_does_not_end(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PREPARE_S_MAX", 0.1)
@@ -191,7 +193,7 @@ async def test_without_an_end_of_what_is_under_way_there_is_no_snapshot(
         await hanging.rollback()
 
 
-async def test_it_comes_in_bounded_parts_parents_first_and_only_its_end_moves_the_checkpoint(
+async def test_a_snapshot_has_bounded_parts_with_parents_first_and_only_its_end_moves_the_checkpoint(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(module, "PART_ROWS", 2)
@@ -215,7 +217,7 @@ async def test_it_comes_in_bounded_parts_parents_first_and_only_its_end_moves_th
     assert snapshot.rows == 10
 
 
-async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_again(
+async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_retaken(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = module.TABLES
@@ -227,7 +229,7 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_aga
         advance_slot(rig, slot)
         async with rig.replicating():
             await until(lambda: caplog.text.count("was cut short") >= 2)
-            assert rig.view_sql("SELECT name FROM sites") == [("site",)], "its first part came"
+            assert rig.view_sql("SELECT name FROM sites") == [("site",)], "the first part was applied"
             assert {applied.position for applied in rig.applied} == {ZERO}
             assert rig.meter.applied == ZERO
             assert rig.meter.takes_snapshot
@@ -237,22 +239,22 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_taken_aga
     assert differences(rig) == []
 
 
-def test_every_table_that_is_published_is_copied(rig: Rig) -> None:
-    """But for the fence, which a view does not have."""
+def test_a_snapshot_has_every_published_table_except_the_fence(rig: Rig) -> None:
+    """Views have no fence rows."""
     published = rig.sql("SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'palaver'")
     assert {str(name) for (name,) in published} == {*module.TABLES, "fence"}
 
 
-async def test_a_snapshot_whose_slot_is_lost_meanwhile_has_no_end(rig: Rig) -> None:
+async def test_a_snapshot_has_no_end_when_its_slot_is_lost(rig: Rig) -> None:
     slot = rig.create_slot()
     rig.fence()
     async with open_test_snapshot(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
         rig.sql("SELECT pg_drop_replication_slot(%s)", slot)
         with pytest.raises(SlotLost, match="more WAL"):
-            assert [part.partial async for part in parts] == [], "nothing is in it"
+            assert [part.partial async for part in parts] == [], "the snapshot has no rows"
 
 
-async def test_a_part_is_bounded_by_its_size_too(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_part_of_a_snapshot_is_bounded_by_its_size(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "PART_CHARACTERS", 5_000)
     slot = rig.create_slot()
     rig.fence()
@@ -267,8 +269,9 @@ async def test_a_part_is_bounded_by_its_size_too(rig: Rig, monkeypatch: pytest.M
     assert max(sizes) <= 5
 
 
-async def test_two_regions_want_one_at_once(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """One after the other; who waits hears that its stream lives."""
+async def test_a_subscriber_gets_keepalives_while_another_snapshot_is_taken(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(keepalive, "KEEPALIVE_INTERVAL_S", 0.05)
     rig.fence()
     async with writing(rig) as writer:
@@ -283,7 +286,7 @@ async def test_two_regions_want_one_at_once(rig: Rig, monkeypatch: pytest.Monkey
                     await subscription.take()
 
 
-async def test_a_subscriber_hears_that_its_stream_lives_until_the_first_part_is_there(
+async def test_a_subscriber_gets_keepalives_until_the_first_part_is_ready(
     rig: Rig, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(keepalive, "KEEPALIVE_INTERVAL_S", 0.05)
@@ -313,7 +316,7 @@ async def test_a_subscriber_hears_that_its_stream_lives_until_the_first_part_is_
     assert channel.snapshots == 1
 
 
-async def test_a_subscriber_that_does_not_read_its_snapshot_does_not_lock_its_region_out(rig: Rig) -> None:
+async def test_a_region_can_subscribe_again_when_its_older_subscriber_does_not_read_its_snapshot(rig: Rig) -> None:
     rig.fence()
     async with writing(rig) as writer:
         thread = await writer.create_thread()
@@ -327,13 +330,13 @@ async def test_a_subscriber_that_does_not_read_its_snapshot_does_not_lock_its_re
     request = f"GET /v1/changes?{query} HTTP/1.1\r\nhost: x\r\nauthorization: Bearer {TOKEN}\r\n\r\n"
     async with rig.serving() as serving:
         await until(lambda: is_listening(rig.port))
-        # It takes what the kernel takes and no more.
+        # This client reads no more than its limit and the kernel's buffers hold.
         reader, stalled = await asyncio.open_connection("127.0.0.1", rig.port, limit=1024)
         stalled.write(request.encode())
         await reader.readexactly(100)
         await until(serving.source.snapshot_lock.locked)
-        await until(lambda: unsent(rig.port, stalled) > 0)  # all that takes anything is full
-        assert serving.source.snapshot_lock.locked(), "it is not through"
+        await until(lambda: unsent(rig.port, stalled) > 0)  # all buffers are full
+        assert serving.source.snapshot_lock.locked(), "the snapshot has not ended"
         async with asyncio.timeout(WAIT_S), rig.channel().subscribe(ZERO) as subscription:
             while subscription.received == ZERO:
                 await subscription.take()

@@ -1,6 +1,6 @@
 """Spaces the chunks of a change stream, so that a busy ledger is sent in batches.
 
-Decides how long a stream pauses after a chunk. Does not know what a chunk contains. **A stream that was idle sends its
+Decides how long a stream pauses after a chunk. Does not know the items of a chunk. **A stream that was idle sends its
 first chunk without a pause.**
 """
 

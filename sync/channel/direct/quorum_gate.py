@@ -17,7 +17,7 @@ from sync.high_water import HighWaterMark
 
 HELD_ITEMS_MAX: Final = 50
 """With more items than this, or with parts of a large transaction, the gate does not read the capture until all of them
-have passed. So a stream holds at most what one read returns and 50 transactions, each smaller than a part."""
+have passed. So a stream holds at most the items of one read and 50 transactions, each smaller than a part."""
 
 
 class QuorumGate:
@@ -39,7 +39,7 @@ class QuorumGate:
         """Yield items as soon as a quorum has them, and keepalives while it has none of them.
 
         Args:
-            first: What the capture has returned so far, at least one item.
+            first: The items that the capture has returned so far, at least one.
 
         Raises:
             StreamEnded: The ledger ended the stream.

@@ -1,8 +1,8 @@
 """The change server: the leader's half of the direct channel.
 
-Decides who may subscribe (the bearer token, a region of the topology) and when this region may serve (while it leads).
-Does not know rows. It answers 401 or 400 to a request that it does not accept, 409 if this region does not lead, and
-otherwise a stream (`stream`), which is 503 if the ledger is unavailable.
+Decides which client may subscribe (it has the bearer token and names a region of the topology) and when this region may
+serve (while it leads). Does not know rows. It answers 401 or 400 to a request that it rejects, and 409 if this region
+does not lead. Otherwise it answers with a stream (`stream`), or 503 if the ledger is unavailable.
 """
 
 import hmac

@@ -1,4 +1,4 @@
-"""What the streams of a change server share: the ledger, its high-water mark, the counts and the snapshot lock."""
+"""The state that all streams of a change server share: ledger address, high-water mark, counts, snapshot lock."""
 
 import asyncio
 
@@ -14,7 +14,7 @@ class LedgerSource:
 
     Attributes:
         conninfo: libpq conninfo of the own ledger member; None in a region without one.
-        totals: What ended and running streams have sent, by region.
+        totals: Counts of all streams since the start of the process, by region.
         snapshot_lock: Held while a snapshot is taken.
     """
 

@@ -1,9 +1,9 @@
-"""The response to a subscription: an ASGI application that streams changes to one region.
+"""Streams changes to one region, as the ASGI response to its subscription.
 
-Decides when a stream ends, when a snapshot replaces it, and that the slot is free again afterwards. Does not decide who
-may subscribe (`server`) and what may be sent (`quorum_gate`). **A subscriber gets everything after its position, or a
-snapshot if its slot no longer has that, or 503 with the reason. A subscriber that does not read blocks its own capture
-only.**
+Decides when a stream ends, when a snapshot replaces it, and that the slot is free again afterwards. Does not decide
+which region may subscribe (`server`) or which items may be sent (`quorum_gate`). **A subscriber gets everything after
+its position, or a snapshot if its slot no longer has that, or 503 with the reason. A subscriber that does not read
+blocks its own capture only.**
 """
 
 import asyncio
@@ -133,7 +133,7 @@ class ChangeStream(Response):
                 await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     async def _pump(self, capture: Capture, mark: HighWaterMark, first: list[Item], send: Send) -> None:
-        """Send what passes the quorum gate. While `send` waits for a slow subscriber, nothing is read."""
+        """Send the items that pass the quorum gate. While `send` waits for a slow subscriber, nothing is read."""
         pacer = ChunkPacer()
         gate = QuorumGate(capture, mark, start=self._start)
         try:
