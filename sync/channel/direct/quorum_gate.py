@@ -61,7 +61,7 @@ class QuorumGate:
             if not items:
                 items.extend(await self._capture.receive())
             elif len(items) < HELD_ITEMS_MAX and not any(one.partial for one in items if isinstance(one, Transaction)):
-                # The held items wait for a chunk anyway; items that have arrived since then can go with them.
+                # The held items have waited for the pause between chunks. Later items can be sent with them.
                 items.extend(self._capture.receive_nowait())
 
     def _is_held(self, item: Item) -> bool:
