@@ -1,1 +1,1 @@
-"""What makes, runs, breaks and measures deployments: servers, relay, supervisor, commands, demo, benchmarks."""
+"""Everything outside the services: server binaries, relay, supervisor, command line, demo, drills, benchmarks."""

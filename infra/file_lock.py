@@ -1,4 +1,4 @@
-"""Takes the lock of a file (flock(2)), which the kernel frees with its process. Decides how a process waits for it."""
+"""Takes a file lock (flock(2)). Decides how a process waits for it; the kernel releases it when its process ends."""
 
 import fcntl
 import time
@@ -9,7 +9,12 @@ POLL_S = 0.05
 
 
 def locked_within(file: IO[Any], patience_s: Callable[[], float]) -> bool:
-    """Take the lock; return False if another process holds it for longer than `patience_s()`, asked at each attempt."""
+    """Take the lock; return False if another process holds it for longer than `patience_s()`.
+
+    Args:
+        file: The open file.
+        patience_s: Returns the time limit in seconds; called at each failed attempt, because it may change meanwhile.
+    """
     began = time.monotonic()
     while True:
         try:

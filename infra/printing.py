@@ -1,4 +1,4 @@
-"""Tables for people and JSON for programs, on standard output. Decides their form; refuses to know what they hold."""
+"""Prints tables and JSON documents to standard output. Decides their form and knows nothing of their content."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def print_json(document: object) -> None:
 
 
 def print_table(title: str, columns: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-    """Print a table that stays readable when it is not a terminal."""
+    """Print a table; it is readable also if standard output is not a terminal."""
     Console(soft_wrap=False, width=None).print(_table(title, columns, rows))
 
 

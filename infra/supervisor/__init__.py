@@ -1,5 +1,5 @@
-"""One deployment on one machine: what is to run, and the process that keeps it running.
+"""Runs one deployment on one machine: the plan of its processes, and the supervisor that keeps them running.
 
-The supervisor is the owner of every process of every region. The processes know nothing of it:
-each is started with a command line and an environment that a container would give it as well.
+The supervisor owns every process of every region. The processes know nothing of it: each gets a command line
+and an environment, as it would in a container.
 """

@@ -1,4 +1,4 @@
-"""`python -m infra.supervisor DATA`: supervise a deployment whose plan is settled, without a terminal."""
+"""`python -m infra.supervisor DATA`: supervise a deployment that has a plan, without a terminal."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from infra.supervisor.layout import open_layout
 
 
 def main() -> int:
-    """Run until asked to stop; the last line on standard error is what `palaver up --detach` shows."""
+    """Run until asked to stop; `palaver up --detach` shows the last line on standard error."""
     try:
         asyncio.run(run_deployment(open_layout(Path(sys.argv[1])), DeploymentOptions()))
     except DeploymentError as error:
         print(str(error), file=sys.stderr)
         return 1
-    except Exception as error:  # noqa: BLE001 - the last place where a failure can be told
+    except Exception as error:  # noqa: BLE001 - the last place where a failure can be reported
         traceback.print_exc()
         print(f"the supervisor failed: {type(error).__name__}; see its log", file=sys.stderr)
         return 1

@@ -1,9 +1,9 @@
-"""The wall clocks of regions, where a deployment was started so that they can be set (`palaver up --clocks`).
+"""Gives each region a wall clock that drills can shift, if the deployment was started with `palaver up --clocks`.
 
-Decides how a process is given another wall clock: libfaketime is loaded before it and adds the offset in a file of its
-region to what the kernel says. Monotonic clocks stay as they are, as when somebody sets the real one. Only what takes
-its time from the C library is reached: our own processes, PostgreSQL and Redis; etcd is written in Go and Envoy is left
-alone.
+Decides how a process gets another wall clock: it preloads libfaketime, which adds the offset in a file of the region to
+the kernel's time. Monotonic clocks are not shifted, as when an administrator sets the real clock. This works only for
+programs that take the time from the C library: our own processes, PostgreSQL and Redis. etcd is written in Go, and
+Envoy does not get the library.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ FOLDERS = tuple(Path(folder) for folder in ("/usr/lib", "/usr/lib64", "/usr/loca
 LIBRARY = "faketime/libfaketime.so.1"
 
 READ_AGAIN_S = 1
-"""How long a process goes by what it has read of its clock, whole seconds."""
+"""How long a process uses an offset before it reads the file again, in whole seconds."""
 
 
 class ClocksMissing(DeploymentError):
-    """The clocks of regions cannot be set; the line says what is missing."""
+    """The clocks of regions cannot be shifted; the message names what is missing."""
 
 
 def find_library(folders: Sequence[Path] = FOLDERS) -> Path:
@@ -43,7 +43,7 @@ def find_library(folders: Sequence[Path] = FOLDERS) -> Path:
 
 
 def clocks_can_be_had() -> bool:
-    """Whether a deployment can be started so that its clocks can be set."""
+    """Whether a deployment with shiftable clocks can be started here: libfaketime is installed."""
     try:
         find_library()
     except ClocksMissing:
@@ -52,7 +52,7 @@ def clocks_can_be_had() -> bool:
 
 
 def why_no_clocks() -> str:
-    """Return why the clocks of a deployment that has none of its own cannot be set, and what helps."""
+    """Return why clocks cannot be shifted in a deployment started without `--clocks`, and what to do."""
     try:
         find_library()
     except ClocksMissing as error:
@@ -61,12 +61,12 @@ def why_no_clocks() -> str:
 
 
 def have_clocks(layout: Layout) -> bool:
-    """Whether the regions of a deployment have clocks of their own."""
+    """Whether the regions of a deployment have shiftable clocks."""
     return layout.clocks.is_dir()
 
 
 def create_clocks(layout: Layout, plan: Plan, *, postgres_bin: Path, runs_as: Account | None) -> None:
-    """Give each region a clock that is right, and PostgreSQL programs that go by it. Idempotent.
+    """Give each region a clock with offset 0, and a folder of PostgreSQL programs that use this clock. Idempotent.
 
     Raises:
         ClocksMissing: libfaketime is not installed, or PostgreSQL's account cannot enter the folder.
@@ -78,7 +78,7 @@ def create_clocks(layout: Layout, plan: Plan, *, postgres_bin: Path, runs_as: Ac
         for folder in (layout.clocks, programs.parent, programs):
             folder.chmod(0o755)
         if not reachable(programs, runs_as):
-            assert runs_as is not None, "what is reachable for nobody is asked for an account"
+            assert runs_as is not None, "without an account every folder is reachable"
             raise ClocksMissing(
                 f"wall clocks cannot be shifted: account {runs_as.name} cannot enter {layout.clocks}; "
                 "use a --data that everybody can enter"
@@ -98,21 +98,24 @@ def create_clocks(layout: Layout, plan: Plan, *, postgres_bin: Path, runs_as: Ac
 
 
 def clocked_programs(layout: Layout, region: str) -> Path:
-    """Return the folder of PostgreSQL programs that go by the clock of a region."""
+    """Return the folder of PostgreSQL programs that use the clock of a region."""
     return layout.clocks / region / "bin"
 
 
 def clock_environment(layout: Layout, region: str) -> dict[str, str]:
-    """Return what makes a process go by the clock of its region; nothing where there are no such clocks.
+    """Return the environment variables with which a process uses the clock of its region.
+
+    Returns:
+        An empty dictionary if the deployment has no shiftable clocks.
 
     Raises:
-        ClocksMissing: libfaketime is not installed any more.
+        ClocksMissing: libfaketime was removed since the clocks were made.
     """
     return dict(_variables(find_library(), layout, region)) if have_clocks(layout) else {}
 
 
 def set_clock(layout: Layout, region: str, offset_s: float) -> None:
-    """Make the wall clock of a region wrong by so much from now on; 0 sets it right."""
+    """Shift the wall clock of a region by `offset_s` seconds; 0 removes the shift."""
     path = _offset(layout, region)
     temporary = path.with_suffix(".new")
     temporary.write_text(f"{offset_s:+.6f}\n")
@@ -128,11 +131,11 @@ def _variables(library: Path, layout: Layout, region: str) -> list[tuple[str, st
     return [
         ("LD_PRELOAD", os.fspath(library)),
         ("FAKETIME_TIMESTAMP_FILE", os.fspath(_offset(layout, region))),
-        # Reading the file allocates memory, and PostgreSQL asks for the time in its handler of SIGALRM: read each time,
-        # that ends a backend now and then (abort within 40 ms where every statement times out).
+        # libfaketime allocates memory when it reads the file, and PostgreSQL reads the time in its handler of SIGALRM.
+        # If every call read the file, backends would abort (measured: within 40 ms if every statement times out).
         ("FAKETIME_CACHE_DURATION", str(READ_AGAIN_S)),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
-        # Its own choice makes waits for a condition time out too early: threads of Python starve each other.
+        # With libfaketime's default, waits for a condition time out too early, and Python threads starve each other.
         ("FAKETIME_FORCE_MONOTONIC_FIX", "0"),
         ("NO_FAKE_STAT", "1"),
     ]

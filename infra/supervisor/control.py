@@ -1,6 +1,6 @@
-"""The supervisor's side of its control interface: JSON over HTTP on loopback, behind a token of its owner's.
+"""The server of the supervisor's control interface: JSON over HTTP on loopback, with a bearer token.
 
-The other side is in `control_client.py`.
+The client is in `control_client.py`. `/metrics` needs no token.
 """
 
 from __future__ import annotations
@@ -24,16 +24,16 @@ from infra.supervisor.supervisor import Supervisor
 
 
 class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers: the supervisor has them."""
+    """uvicorn without its own signal handlers, because the supervisor handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
-        """Leave signals alone."""
+        """Install no signal handlers."""
         yield
 
 
 def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small function a route
-    """The routes of the control interface."""
+    """Return the ASGI application of the control interface."""
     token = supervisor.context.secrets.control_token.encode()
 
     def guarded(
@@ -107,7 +107,7 @@ def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small 
 
 
 def progress_document(supervisor: Supervisor) -> dict[str, Any]:
-    """Which processes run and are ready, for a progress display."""
+    """Return which processes run and which are ready; `palaver up --detach` waits for `ready`."""
     return {
         "ready": supervisor.all_ready.is_set(),
         "processes": {
@@ -119,7 +119,7 @@ def progress_document(supervisor: Supervisor) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def serve_control(supervisor: Supervisor) -> AsyncGenerator[None]:
-    """Serve the control interface for as long as the context lasts."""
+    """Serve the control interface until the context ends."""
     config = uvicorn.Config(
         control_app(supervisor),
         host="127.0.0.1",

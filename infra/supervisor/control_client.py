@@ -1,6 +1,6 @@
-"""The commands' side of the supervisor's control interface (`control.py`).
+"""The client of the supervisor's control interface (`control.py`), for commands.
 
-It imports nothing of the supervisor: a command would take twice as long.
+It does not import the supervisor, because a command would then take twice as long to start.
 """
 
 from __future__ import annotations
@@ -17,12 +17,12 @@ from infra.supervisor.layout import Layout
 from infra.supervisor.records import birth_of
 from regions.plain_http import TRUST_NOBODY
 
-# A region restart stops PostgreSQL in order first; everything else answers at once.
+# A region restart first shuts PostgreSQL down cleanly; every other request is answered at once.
 REQUEST_TIMEOUT_S = 60.0
 
 
 class ControlClient:
-    """Asks a running supervisor.
+    """Sends requests to a running supervisor.
 
     Args:
         layout: The data folder.
@@ -46,7 +46,7 @@ class ControlClient:
             headers={"authorization": f"Bearer {document['token']}"},
             timeout=REQUEST_TIMEOUT_S,
             verify=TRUST_NOBODY,
-            trust_env=False,  # loopback is reached by no proxy
+            trust_env=False,  # no proxy for loopback
         )
 
     def __enter__(self) -> Self:
@@ -62,11 +62,11 @@ class ControlClient:
         self._client.close()
 
     def get(self, path: str) -> dict[str, Any]:
-        """Ask for a document."""
+        """GET a document."""
         return self._answer(lambda: self._client.get(path))
 
     def post(self, path: str, **body: object) -> dict[str, Any]:
-        """Order something."""
+        """POST a command with these arguments; return the answer."""
         return self._answer(lambda: self._client.post(path, content=orjson.dumps(body)))
 
     @staticmethod

@@ -1,6 +1,6 @@
-"""From options to a running deployment: checks first, writes then, starts last.
+"""Makes a running deployment from options: it checks first, then writes, then starts processes.
 
-Every refusal comes before the first process, so that nothing half-started is left behind.
+All checks come before the first process starts, so that a refusal leaves no process behind.
 """
 
 from __future__ import annotations
@@ -43,14 +43,15 @@ log = logging.getLogger("infra.supervisor")
 
 
 class ServersMissing(DeploymentError):
-    """A server binary cannot be found; the line says which and what to do."""
+    """A server binary cannot be found; the message names it and what to do."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentOptions:
-    """What the command line asked for; None means: as it was, or the default at a first start.
+    """The options of the command line; None keeps the stored value, or takes the default at the first start.
 
-    Clocks that can be set stay so: processes of one deployment go by the same kind of clock for ever.
+    A deployment that has shiftable clocks keeps them, whatever `clocks` is: all its processes use the same kind of
+    clock.
     """
 
     regions: tuple[str, ...] | None = None
@@ -63,15 +64,15 @@ class DeploymentOptions:
 
 
 def settle_plan(layout: Layout, options: DeploymentOptions) -> Plan:
-    """The plan of a folder: read, or made at the first start and written.
+    """Return the plan of a data folder. The first start makes it, and each start writes it.
 
     Raises:
-        InvalidPlan: The options contradict each other or the folder.
+        InvalidPlan: The options contradict each other or are out of range.
         PlanMismatch: The folder holds a deployment of another shape.
         PortTaken: `port_base` is not free.
         AlreadyRunning: The deployment runs.
         DataFolderUnusable: The folder cannot be written.
-        ClocksMissing: Clocks are asked for and libfaketime is missing.
+        ClocksMissing: `clocks` is set and libfaketime is missing.
     """
     before = load_plan(layout.plan)
     made = None
@@ -86,10 +87,11 @@ def settle_plan(layout: Layout, options: DeploymentOptions) -> Plan:
         create_folders(layout, made.all_regions)
     else:
         _refuse_another_shape(layout, before, options)
-    # A running deployment keeps its plan, and of two first starts at once the second takes the first's.
+    # The lock protects the plan of a running deployment. If two first starts run at once, the second uses the first's
+    # plan.
     with owned_lock(layout, SUPERVISOR):
         found = load_plan(layout.plan) or made
-        assert found is not None, "it was there before the lock, and nobody removes it"
+        assert found is not None, "the plan existed before the lock was taken, and nothing removes a plan"
         _refuse_another_shape(layout, found, options)
         plan = found if options.rtt_ms is None else with_rtt(found, options.rtt_ms)
         if options.limit_clients is not None:
@@ -117,7 +119,7 @@ def _refuse_another_shape(layout: Layout, found: Plan, options: DeploymentOption
 
 
 def find_servers() -> dict[ServerName, Server]:
-    """All server binaries.
+    """Return all server binaries.
 
     Raises:
         ServersMissing: One is missing.
@@ -129,7 +131,7 @@ def find_servers() -> dict[ServerName, Server]:
 
 
 def make_context(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) -> DeploymentContext:
-    """Put together what processes are made of."""
+    """Return what the command lines and environments of processes are made from."""
     runs_as = account()
     for store in prune():
         log.info("removed %s, whose deployment folder is gone", store)
@@ -147,11 +149,11 @@ def make_context(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server
 
 @contextmanager
 def ownership(layout: Layout, plan: Plan) -> Generator[None]:
-    """Own a data folder and its ports; end what a dead owner left.
+    """Own a data folder and its ports; end the processes that a dead supervisor left.
 
     Raises:
-        AlreadyRunning: Somebody else owns the folder.
-        PortTaken: A port is used by a program that is not ours.
+        AlreadyRunning: Another supervisor or guardian owns the folder.
+        PortTaken: Another program uses a port.
     """
     with owned_lock(layout, SUPERVISOR), reserve_block(plan):
         ended = end_living(layout, plan.deployment, plan.all_regions)
@@ -177,12 +179,12 @@ async def run_deployment(
 
     Args:
         layout: The data folder.
-        options: What it should be.
-        on_progress: Told after every change.
-        alongside: Started once the supervisor exists; may return a future that is cancelled at the end.
+        options: The options of the command line.
+        on_progress: Called after every change of a process.
+        alongside: Called once the supervisor exists; may return a future, which is cancelled at the end.
 
     Raises:
-        DeploymentError: One clear line; nothing is left running.
+        DeploymentError: The message is one line for the user; no process is left running.
     """
     servers = find_servers()
     plan = settle_plan(layout, options)
@@ -211,7 +213,7 @@ async def run_deployment(
 
 
 def control_document(context: DeploymentContext) -> bytes:
-    """How commands reach this supervisor."""
+    """Return the content of `control.json`: pid, port and token with which commands reach this supervisor."""
     pid = os.getpid()
     return orjson.dumps(
         {

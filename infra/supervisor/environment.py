@@ -1,7 +1,7 @@
-"""The environment of each process of a region: who is given which address and which secret.
+"""The environment of each process of a region: which process gets which address and which secret.
 
-The processes are the same under any other owner (docker-compose, Kubernetes); what they read is documented in
-`docs/settings.md`. Decides no defaults: a setting that is not named here has the process's own default.
+The processes run unchanged under docker-compose or Kubernetes; `docs/settings.md` documents their settings. This module
+decides no defaults: a setting that it does not name has the process's own default.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ from infra.supervisor.records import DEPLOYMENT_VARIABLE
 from infra.supervisor.secrets import Secrets
 
 LOOPBACK = "127.0.0.1"
-VOTER_SERVICES = ("etcd", "ledger", "write_api")  # a region that only reads has none of these
+VOTER_SERVICES = ("etcd", "ledger", "write_api")  # a view-only region has none of these
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeploymentContext:
-    """What the environments are made of.
+    """What the processes of a deployment are configured from.
 
     Attributes:
         plan: Regions and ports.
         secrets: Passwords and tokens.
         layout: Folders.
         postgres_bin: Folder of the PostgreSQL programs.
-        os_user: Account PostgreSQL runs as, None when we are unprivileged ourselves.
+        os_user: Account that PostgreSQL runs as; None if the supervisor itself is unprivileged.
     """
 
     plan: Plan
@@ -43,12 +43,12 @@ class DeploymentContext:
 
 
 def address(port: int) -> str:
-    """`host:port` on loopback, the only place where anything listens."""
+    """Return `host:port` on loopback. No process of an embedded deployment listens on another interface."""
     return f"{LOOPBACK}:{port}"
 
 
 def topology_document(plan: Plan, source: str) -> bytes:
-    """The topology as `source` sees it: itself directly, everybody else through the relay."""
+    """Return the topology file of `source`: its own services directly, those of other regions through the relay."""
 
     def reached(target: str, service: str) -> str:
         if target == source:
@@ -69,17 +69,17 @@ def topology_document(plan: Plan, source: str) -> bytes:
 
 
 def view_url(context: DeploymentContext, region: str, role: str, password: str) -> str:
-    """URL of the view of a region for one role."""
+    """Return the URL of a region's view for one database role."""
     return f"postgresql://{role}:{password}@{address(context.plan.port(region, 'view'))}/palaver"
 
 
 def redis_url(context: DeploymentContext, region: str) -> str:
-    """URL of the Redis of a region."""
+    """Return the URL of a region's Redis."""
     return f"redis://:{context.secrets.redis}@{address(context.plan.port(region, 'redis'))}/0"
 
 
 def service_environment(context: DeploymentContext, region: str, service: str) -> dict[str, str]:
-    """The whole environment of `python -m services.<service>` in a region."""
+    """Return the whole environment of `python -m services.<service>` in a region."""
     plan, secrets = context.plan, context.secrets
     common = (
         base_environment()

@@ -1,7 +1,7 @@
-"""The static part of Envoy's configuration: its admin socket and the folders that the region agent fills.
+"""Envoy's bootstrap: the admin socket, memory and connection limits, and the folders that the region agent fills.
 
-Everything that can change while a region lives comes by file xDS (see `regions/edge.py`).
-Source: Envoy's documentation of `path_config_source` and `watched_directory`.
+Everything that can change while Envoy runs comes by file xDS (`regions/edge`).
+Source: Envoy's documentation of `path_config_source`, `watched_directory` and the overload manager.
 """
 
 from __future__ import annotations
@@ -14,19 +14,20 @@ import orjson
 from infra.supervisor.secrets import write_private
 
 HEAP_BYTES_MAX = 1 << 30
-"""Envoy's memory. Ten thousand bodies of a tenth of the limit, or a thousand whole answers that nobody reads, fit."""
+"""Envoy's heap limit. It has room for 10,000 request bodies of a tenth of their limit, or for 1,000 whole responses
+that clients do not read."""
 
 CONNECTIONS_MAX = 12_000
-"""Of clients, in all listeners. The listener's own limit is lower and said by the agent."""
+"""Client connections of all listeners together. The region agent sets a lower limit for each listener."""
 
 
 def bootstrap(*, region: str, xds: Path, admin_socket: Path) -> dict[str, Any]:
-    """Envoy's bootstrap document.
+    """Return Envoy's bootstrap document.
 
     Args:
-        region: Goes to the node's identity.
+        region: Envoy's node id.
         xds: Folder with `lds/listeners.json` and `cds/clusters.json`.
-        admin_socket: Unix socket of the admin interface; loopback would be open to every local account.
+        admin_socket: Unix socket of the admin interface. Every local account could connect to a loopback port.
     """
     return {
         "node": {"id": region, "cluster": "palaver-edge"},
@@ -40,7 +41,8 @@ def bootstrap(*, region: str, xds: Path, admin_socket: Path) -> dict[str, Any]:
             "layers": [
                 {
                     "name": "static",
-                    # One request of a connection a turn of the loop: many in one packet do not keep others waiting.
+                    # Envoy starts one request of a connection per event loop iteration, so that a packet with many
+                    # requests does not delay other connections.
                     "static_layer": {"http": {"max_requests_per_io_cycle": 1}},
                 }
             ]
@@ -49,7 +51,7 @@ def bootstrap(*, region: str, xds: Path, admin_socket: Path) -> dict[str, Any]:
 
 
 def _overload_manager() -> dict[str, Any]:
-    """What Envoy does before it runs out of memory, in the order in which it does it."""
+    """Return what Envoy does before it runs out of memory: actions in the order of their heap thresholds."""
     heap, count = "envoy.resource_monitors.fixed_heap", "envoy.resource_monitors.global_downstream_max_connections"
     package = "type.googleapis.com/envoy.extensions.resource_monitors"
 
@@ -86,7 +88,7 @@ def _overload_manager() -> dict[str, Any]:
 
 
 def write_bootstrap(path: Path, document: dict[str, Any]) -> None:
-    """Store the bootstrap where Envoy will read it."""
+    """Write the bootstrap file."""
     write_private(path, orjson.dumps(document, option=orjson.OPT_INDENT_2))
 
 

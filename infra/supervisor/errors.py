@@ -1,14 +1,14 @@
-"""What can go wrong with a deployment as a whole, each as one clear line."""
+"""The errors of commands and of the supervisor. Each message is one line for the user."""
 
 from __future__ import annotations
 
 
 class DeploymentError(Exception):
-    """Base of all errors that end a command with one line: what is wrong and what to do."""
+    """Base of all errors that end a command. The message is one line: what is wrong and what to do."""
 
 
 class InvalidPlan(DeploymentError):
-    """The wish cannot be a deployment: unknown or doubled region, a number that makes no quorum."""
+    """An option is invalid: a malformed or repeated region name, a number of voters other than 3 or 5, a bad value."""
 
 
 class PlanMismatch(DeploymentError):
@@ -16,7 +16,7 @@ class PlanMismatch(DeploymentError):
 
 
 class PortTaken(DeploymentError):
-    """A port of the plan is used by a program that is not ours."""
+    """Another program or deployment uses a port of the plan."""
 
 
 class DataFolderUnusable(DeploymentError):
@@ -24,15 +24,15 @@ class DataFolderUnusable(DeploymentError):
 
 
 class AlreadyRunning(DeploymentError):
-    """Another supervisor owns this data folder."""
+    """Another supervisor, or a guardian that does not end, owns this data folder."""
 
 
 class NotRunning(DeploymentError):
-    """No supervisor answers for this data folder."""
+    """No supervisor runs in this data folder, or it does not answer."""
 
 
 class StartFailed(DeploymentError):
-    """A process of the deployment did not become ready; everything that was started is stopped again."""
+    """A process of the deployment did not become ready; the supervisor stops everything that it started."""
 
 
 class UnknownTarget(DeploymentError):
@@ -40,4 +40,4 @@ class UnknownTarget(DeploymentError):
 
 
 class OrderRefused(DeploymentError):
-    """An operator's order cannot be carried out; the text says why."""
+    """An operator's order cannot be carried out; the message gives the reason."""

@@ -1,8 +1,8 @@
-"""Ends a deployment whose supervisor died without doing so itself (kill -9, out of memory).
+"""Ends the processes of a deployment whose supervisor died before it could (kill -9, out of memory).
 
 Run as `python -m infra.supervisor.guardian DATA`, with the read end of a pipe as standard input. Only the
-supervisor holds the other end, so end-of-file means that it is gone, whatever the way. A supervisor that
-stops in order writes one byte first.
+supervisor holds the write end, so end-of-file means that the supervisor has died. A supervisor that stops
+normally writes one byte first.
 """
 
 from __future__ import annotations
@@ -24,9 +24,11 @@ log = logging.getLogger("infra.supervisor.guardian")
 
 
 def main() -> int:
-    """Wait for the supervisor's end, then act on it."""
+    """Wait until the supervisor ends; if it died, end its processes."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # Ctrl-C reaches the whole terminal; our end is the pipe's.
+        signal.signal(
+            number, signal.SIG_IGN
+        )  # Ctrl-C signals every process of the terminal; only the pipe ends this one.
     if os.read(sys.stdin.fileno(), 1):
         return 0
     layout = open_layout(Path(sys.argv[1]))
@@ -37,7 +39,7 @@ def main() -> int:
         with owned_lock(layout, GUARDIAN):
             _end(layout, plan)
     except AlreadyRunning:
-        pass  # A new supervisor is here already; it ends what was left before it starts its own.
+        pass  # A new supervisor owns the folder; it ends the processes of the dead one before it starts its own.
     return 0
 
 

@@ -1,4 +1,4 @@
-"""Where everything of a deployment lies in its data folder. Decides paths, touches nothing but folders."""
+"""The paths of a deployment's data folder. Decides where each file is; creates folders, but no files."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from infra.supervisor.errors import DataFolderUnusable
 UNIX_SOCKET_PATH_MAX = 100  # sun_path holds 108 bytes with the closing zero (unix(7)); Envoy adds a suffix
 
 UnixSocket = Literal["admin", "read_api", "write_api"]
-"""Envoy's admin interface, and where the APIs take what comes from the edge of their own region."""
+"""Envoy's admin interface, and the sockets on which the APIs accept requests of their own region's edge."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -29,7 +29,7 @@ class Layout:
 
     @property
     def plan(self) -> Path:
-        """The plan, written once."""
+        """The plan of the deployment."""
         return self.data / "deployment.json"
 
     @property
@@ -39,17 +39,17 @@ class Layout:
 
     @property
     def control(self) -> Path:
-        """Who supervises now and how to reach it, mode 0600; absent when nobody does."""
+        """The pid, port and token of the running supervisor, mode 0600; absent while none runs."""
         return self.data / "control.json"
 
     @property
     def lock(self) -> Path:
-        """Held by the supervisor for its whole life."""
+        """The lock that the supervisor holds while it runs."""
         return self.data / "supervisor.lock"
 
     @property
     def records(self) -> Path:
-        """Which processes were started, for whoever must end them after a crash of the supervisor."""
+        """The started processes. The guardian or the next start ends them after a crash of the supervisor."""
         return self.data / "processes.json"
 
     @property
@@ -68,24 +68,24 @@ class Layout:
         return self.data / "logs"
 
     def region(self, region: str) -> Path:
-        """Everything of one region."""
+        """The folder of one region."""
         return self.data / "regions" / region
 
     def log(self, region: str | None, process: str) -> Path:
-        """The log of a process: JSON lines for our own, the server's own format for the others."""
+        """The log of a process: JSON lines for Palaver's processes, the server's own format for the others."""
         folder = self.deployment_logs if region is None else self.region(region) / "logs"
         return folder / f"{process}.log"
 
     def topology(self, region: str) -> Path:
-        """The addresses of all regions as this region reaches them."""
+        """The topology file: the addresses at which this region reaches all regions."""
         return self.region(region) / "topology.json"
 
     def xds(self, region: str) -> Path:
-        """Where the agent writes what Envoy is told."""
+        """The folder of Envoy's xDS files, which the agent writes."""
         return self.region(region) / "envoy" / "xds"
 
     def unix_socket(self, region: str, name: UnixSocket) -> Path:
-        """A unix socket of a region; in a short private folder when the path is too long."""
+        """A unix socket of a region; in a short private folder if the path would be too long."""
         path = self.region(region) / "envoy" / f"{name}.sock"
         if len(os.fsencode(path)) <= UNIX_SOCKET_PATH_MAX:
             return path
@@ -94,37 +94,37 @@ class Layout:
 
     @property
     def clocks(self) -> Path:
-        """What the regions' own wall clocks are made of; there only when they can be set."""
+        """The files of the regions' shiftable clocks; present only after `palaver up --clocks`."""
         return self.data / "clocks"
 
     def postmaster_pid(self, region: str, member: str) -> Path:
-        """PostgreSQL's own pid file of the `ledger` or of the `view`."""
+        """The pid file that PostgreSQL writes for the `ledger` or the `view`."""
         return self.region(region) / member / "postmaster.pid"
 
 
 def _refuse_foreign(folder: Path) -> None:
-    """In a shared temporary folder somebody else may have made ours beforehand.
+    """Refuse a folder that another account owns: in a shared temporary folder, it could have created this one first.
 
     Raises:
-        DataFolderUnusable: It belongs to another account.
+        DataFolderUnusable: The folder belongs to another account.
     """
     if folder.stat().st_uid != os.geteuid():
         raise DataFolderUnusable(f"{folder} belongs to another account; remove it, or use a shorter --data")
 
 
 def open_layout(data: Path) -> Layout:
-    """Name the layout of a folder that may not exist yet."""
+    """Return the layout of a data folder, which need not exist yet."""
     return Layout(data=data.expanduser().absolute())
 
 
 def create_folders(layout: Layout, regions: tuple[str, ...]) -> None:
-    """Make every folder that processes expect.
+    """Create every folder that processes expect.
 
     Raises:
-        DataFolderUnusable: A folder cannot be made or written.
+        DataFolderUnusable: A folder cannot be created or written.
     """
-    # As root, PostgreSQL runs as another account, which must be able to pass through; nothing secret is
-    # readable on the way, because each secret is a file of mode 0600.
+    # If the supervisor is root, PostgreSQL runs as another account, which must be able to enter these folders. This
+    # exposes no secret, because each secret is in a file of mode 0600.
     mode = 0o711 if os.geteuid() == 0 else 0o700
     wanted = [layout.data, layout.deployment_logs]
     for region in regions:
@@ -138,7 +138,7 @@ def create_folders(layout: Layout, regions: tuple[str, ...]) -> None:
             _refuse_foreign(layout.unix_socket(region, "admin").parent)
             layout.xds(region).chmod(0o700)
             layout.unix_socket(region, "admin").parent.chmod(0o700)
-            (layout.region(region) / "etcd").chmod(0o700)  # etcd insists on it
+            (layout.region(region) / "etcd").chmod(0o700)  # etcd requires it
         probe = layout.data / f".writable-{os.getpid()}"
         probe.touch()
         probe.unlink()

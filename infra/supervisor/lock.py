@@ -1,8 +1,8 @@
-"""Who owns a data folder: one supervisor, or the guardian that ends what a dead one left.
+"""The lock of a data folder. Its owner is one supervisor, or the guardian that ends the processes of a dead one.
 
-A file lock (flock(2)), which the kernel frees with its process. The file says which of the two holds it, so
-that a start which comes while a guardian is still at work waits for it instead of giving up. A guardian waits as
-well: when it hears of the supervisor's death, that one may still hold the lock for a moment.
+It is a file lock (flock(2)), which the kernel releases when its process ends. The file contains which of the two holds
+it, so that a start waits while a guardian is at work. A guardian waits as well, because a supervisor that has just died
+may hold the lock for another moment.
 """
 
 from __future__ import annotations
@@ -16,10 +16,13 @@ from infra.supervisor.layout import Layout
 
 SUPERVISOR = "supervisor"
 GUARDIAN = "guardian"
-GUARDIAN_WAIT_S = 40.0  # its grace period twice and its own start, on a machine with other things to do
-SUPERVISOR_WAIT_S = 1.0  # a guardian that has just taken the lock has not said so yet
-DYING_WAIT_S = 10.0  # the kernel closes the guardian's pipe before it frees the lock of the same dead supervisor
-PATIENCE_S = {SUPERVISOR: SUPERVISOR_WAIT_S, GUARDIAN: DYING_WAIT_S}  # with a lock that a supervisor holds
+GUARDIAN_WAIT_S = 40.0  # twice the grace period (`records.GRACE_S`) and its own start, on a busy machine
+SUPERVISOR_WAIT_S = 1.0  # a guardian that has just taken the lock has not written its name yet
+DYING_WAIT_S = 10.0  # the kernel closes the guardian's pipe before it releases the lock of the dead supervisor
+PATIENCE_S = {
+    SUPERVISOR: SUPERVISOR_WAIT_S,
+    GUARDIAN: DYING_WAIT_S,
+}  # by waiting process, while a supervisor holds the lock
 
 
 @contextmanager
@@ -27,7 +30,7 @@ def owned_lock(layout: Layout, owner: str) -> Generator[None]:
     """Hold the lock of a data folder.
 
     Raises:
-        AlreadyRunning: A supervisor holds it, or a guardian does not come to an end.
+        AlreadyRunning: A supervisor holds it, or a guardian does not end within GUARDIAN_WAIT_S.
     """
     with layout.lock.open("a+") as lock:
 

@@ -1,6 +1,6 @@
-"""The logs of the supervisor and its guardian, as JSON lines in the data folder.
+"""Writes the logs of the supervisor and its guardian as JSON lines in the data folder.
 
-The processes write theirs with `services.telemetry`, which this side of the house does not import.
+The services log with `services.telemetry`, which `infra` may not import.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ EXTRAS = ("process_name", "exit", "restarts")
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a record, with the same names as the processes use."""
+    """Formats a record as one JSON object, with the field names of the services' logs."""
 
     def __init__(self, process: str) -> None:
         super().__init__()
@@ -38,7 +38,7 @@ class JsonLines(logging.Formatter):
 
 
 def log_to(path: Path, process: str) -> logging.Handler:
-    """Send all records of this process to a file; the caller closes the handler."""
+    """Write all log records of this process to a file; the caller closes the handler."""
     handler = logging.FileHandler(path)
     handler.setFormatter(JsonLines(process))
     root = logging.getLogger()

@@ -1,4 +1,4 @@
-"""The supervisor's own metrics: what runs, what is ready, how often it was restarted."""
+"""The supervisor's metrics: for each process, whether it runs, whether it is ready, and its restarts."""
 
 from __future__ import annotations
 
@@ -35,7 +35,7 @@ class ProcessCollector(Collector):
 
 
 def exposition(supervisor: Supervisor) -> bytes:
-    """The metrics in Prometheus' text format."""
+    """Return the metrics in Prometheus' text format."""
     registry = CollectorRegistry()
     registry.register(ProcessCollector(supervisor))
     return generate_latest(registry)

@@ -1,7 +1,7 @@
-"""The links between the regions of a deployment, as the relay is told them.
+"""The relay's configuration for a deployment: the links between its regions.
 
-Decides which traffic crosses regions: everything that a topology names as somebody else's address, and the
-peer traffic of etcd. Knows nothing of delays beyond the one that a deployment starts with.
+Decides which traffic goes through the relay: everything that a topology lists as an address of another region, and the
+peer traffic of etcd. Knows only the delay with which a deployment starts; commands change delays at the relay itself.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from infra.supervisor.secrets import write_private
 
 
 def relay_document(context: DeploymentContext) -> dict[str, Any]:
-    """The relay's configuration: one listener a pair and service, one SOCKS listener a region."""
+    """Return the relay's configuration: a listener for each pair and service, and a SOCKS listener for each voter."""
     plan = context.plan
     return {
         "control": address(plan.deployment_port("relay_control")),
@@ -63,7 +63,7 @@ def _socks(plan: Plan, source: str) -> dict[str, Any]:
 
 
 def relay_spec(context: DeploymentContext) -> ProcessSpec:
-    """The relay as a process of the deployment."""
+    """Write the relay's configuration file; return its process specification."""
     config = context.layout.relay_config
     write_private(config, orjson.dumps(relay_document(context), option=orjson.OPT_INDENT_2))
     control = address(context.plan.deployment_port("relay_control"))

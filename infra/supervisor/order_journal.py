@@ -1,7 +1,7 @@
-"""Keeps the operator's orders of a deployment, for `palaver history`: which, when, by whom, why, and what came of each.
+"""Keeps the operators' orders for `palaver history`: the order, its time, operator, reason and result.
 
-etcd's history has epochs only; a pause or a drain begins none. The journal is a file of JSON lines in the data folder.
-An order is carried out even if the journal cannot be written.
+The history in etcd has only epochs, and a pause or a drain begins no epoch. The journal is a file of JSON lines in the
+data folder. An order is carried out even if the journal cannot be written.
 """
 
 from __future__ import annotations
@@ -16,13 +16,13 @@ import orjson
 log = logging.getLogger("infra.supervisor")
 
 ORDERS_MAX = 1000
-"""Entries that are kept at least; an operator gives a few a week."""
+"""The newest entries, which the journal always keeps; an operator gives a few orders a week."""
 
 BYTES_MAX = 2 * ORDERS_MAX * 400  # an entry has up to 400 bytes: the reason is bounded (`infra/cli/failover.py`)
 
 
 def note_order(path: Path, *, kind: str, region: str | None, by: str, refused: str | None) -> None:
-    """Append an order that was carried out, or refused with this reason."""
+    """Append an order; `refused` is the reason of its refusal, None if it was carried out."""
     entry = {"at": f"{datetime.now(UTC):%Y-%m-%dT%H:%M:%S.%fZ}", "order": kind, "region": region, "by": by}
     line = orjson.dumps(entry | {"refused": refused}) + b"\n"
     try:
@@ -38,7 +38,7 @@ def note_order(path: Path, *, kind: str, region: str | None, by: str, refused: s
 
 
 def read_orders(path: Path) -> list[dict[str, Any]]:
-    """Return the newest orders, the oldest first; a line that was cut short is left out."""
+    """Return the newest orders, the oldest first, without incomplete lines."""
     try:
         lines = _lines(path)
     except OSError:
@@ -55,7 +55,7 @@ def read_orders(path: Path) -> list[dict[str, Any]]:
 
 
 def _lines(path: Path) -> list[bytes]:
-    """The newest entries; lines that are empty are none."""
+    """Return the newest lines that are not empty."""
     return [line for line in path.read_bytes().splitlines() if line][-ORDERS_MAX:]
 
 

@@ -1,6 +1,7 @@
-"""Carries an operator's order to the agent that can fulfil it, and reads the history of epochs.
+"""Sends an operator's order to an agent that can carry it out, and reads the history of epochs.
 
-Decides whom to ask. Refuses to decide whether: the failover core of that agent does, and its refusal is passed on.
+Decides which agent gets an order. The failover core of that agent decides whether the order is allowed; this module
+passes its refusal on.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from infra.supervisor.environment import DeploymentContext, address
 from infra.supervisor.errors import OrderRefused
 from infra.supervisor.status import ask
 
-ORDER_TIMEOUT_S = 16.0  # above what an agent itself takes to answer
-SETTLED_S_MAX = 15.0  # a switch between regions 80 ms apart takes one to two seconds
-HANDED_ON_S_MAX = 20.0  # a switch is tried within it; the last one may take as long as an agent's answer
+ORDER_TIMEOUT_S = 16.0  # longer than an agent takes at most to answer an order
+SETTLED_S_MAX = 15.0  # a switchover between regions 80 ms apart takes one to two seconds
+HANDED_OVER_S_MAX = 20.0  # no switchover of a drain starts later; the last may take as long as an agent's answer
 POLL_S = 0.1
 
 FOR_THE_LEADER = ("switch", "add", "remove")
@@ -28,43 +29,43 @@ FOR_THE_LEADER = ("switch", "add", "remove")
 Status = Callable[[], Awaitable[dict[str, Any]]]
 
 
-async def give_order(  # noqa: PLR0913 - what an order consists of
+async def give_order(  # noqa: PLR0913 - the parts of an order
     client: httpx.AsyncClient, context: DeploymentContext, status: Status, *, kind: str, region: str | None, by: str
 ) -> dict[str, Any]:
-    """Carry an order out; return the cell as it is then.
+    """Carry out an order; return the cell of the status document afterwards.
 
-    A region that is drained hands its leadership on first to whom it can. One that is added is joining when this
-    returns: whoever asked waits for the end of its copy.
+    `drain` of the leader includes a switchover to the first voter that can lead. After `add` the region is still
+    joining: the caller waits until its copy of the ledger is complete.
 
     Raises:
-        OrderRefused: It cannot be; the text says why.
+        OrderRefused: The order cannot be carried out; the message gives the reason.
     """
-    desk = _Desk(client, context, status, by)
+    sender = _OrderSender(client, context, status, by)
     if kind == "drain":
         assert region is not None, "a drain names its region"
-        return await desk.drain(region)
-    await desk.give(kind, region)
+        return await sender.drain(region)
+    await sender.send(kind, region)
     if kind == "switch":
         assert region is not None, "a switch names its region"
-        return await desk.until_led_by(region)
+        return await sender.until_led_by(region)
     cell: dict[str, Any] = (await status())["cells"][0]
     return cell
 
 
 @dataclass(frozen=True, slots=True)
-class _Desk:
-    """Gives the orders of one operator, each to an agent that can fulfil it."""
+class _OrderSender:
+    """Sends the orders of one operator, each to an agent that can carry it out."""
 
     client: httpx.AsyncClient
     context: DeploymentContext
     status: Status
     by: str
 
-    async def give(self, kind: str, region: str | None) -> None:
-        """Give one order, to the leader's agent or, where any will do, to the first that answers.
+    async def send(self, kind: str, region: str | None) -> None:
+        """Send one order to the leader's agent; if any agent can carry it out, to the first that answers.
 
         Raises:
-            OrderRefused: It cannot be carried out.
+            OrderRefused: The agent refuses the order, or none answers.
         """
         leader = (await self.status())["cells"][0]["leader"]
         if leader is None:
@@ -88,12 +89,12 @@ class _Desk:
         raise OrderRefused(problem)
 
     async def until_led_by(self, region: str) -> dict[str, Any]:
-        """Wait until a region serves as the leader; return the cell as it is then.
+        """Wait until a region serves as the leader; return the cell of the status document.
 
         Raises:
-            OrderRefused: It does not, in time.
+            OrderRefused: It does not serve within SETTLED_S_MAX.
         """
-        await self._until_said_by(region, time.monotonic() + SETTLED_S_MAX)
+        await self._wait_until_leading(region, time.monotonic() + SETTLED_S_MAX)
         cell: dict[str, Any] = (await self.status())["cells"][0]
         if cell["phase"] == "serving" and cell["leader"] != region:
             raise OrderRefused(f"{cell['leader']} leads: {region} was not chosen ({cell['reason']})")
@@ -101,65 +102,65 @@ class _Desk:
             raise OrderRefused(f"{region} does not serve after {SETTLED_S_MAX:.0f} s: look at `palaver status`")
         return cell
 
-    async def _until_said_by(self, region: str, deadline: float) -> None:
-        """Wait until a region's agent says that it serves as the leader, or so long.
+    async def _wait_until_leading(self, region: str, deadline: float) -> None:
+        """Wait until a region's agent reports that it serves as the leader, or until the deadline.
 
-        Nobody else is asked meanwhile: the status of everything takes 50 ms of a processor, which the writes that wait
-        may need.
+        This polls one agent only: the whole status takes 50 ms of CPU time, which the waiting writes may need.
         """
-        while not await self._says_that_it_leads(region) and time.monotonic() < deadline:  # noqa: ASYNC110 - nobody sets an event
+        while not await self._reports_leading(region) and time.monotonic() < deadline:  # noqa: ASYNC110 - a remote state
             await asyncio.sleep(POLL_S)
 
-    async def _says_that_it_leads(self, region: str) -> bool:
-        said = await ask(self.client, self.context.plan, region, "agent_internal", "status") or {}
-        return (said.get("leader"), said.get("phase")) == (region, "serving")
+    async def _reports_leading(self, region: str) -> bool:
+        answer = await ask(self.client, self.context.plan, region, "agent_internal", "status") or {}
+        return (answer.get("leader"), answer.get("phase")) == (region, "serving")
 
     async def drain(self, region: str) -> dict[str, Any]:
-        """Make a region no candidate, and move the leadership elsewhere when it has it.
+        """Exclude a region from leadership; if it leads, switch over to another voter.
 
         Raises:
-            OrderRefused: Nobody else may lead, which leaves everything as it was; or nobody else could.
+            OrderRefused: Every other voter is drained, and nothing was changed; or the region is drained and no other
+                voter took over in time.
         """
         cell = (await self.status())["cells"][0]
-        if cell["leader"] == region and not _heirs(cell):
+        if cell["leader"] == region and not _successors(cell):
             raise OrderRefused(f"{region} leads and every other voter is drained: undrain one first")
-        await self.give("drain", region)
-        deadline, problem = time.monotonic() + HANDED_ON_S_MAX, ""
+        await self.send("drain", region)
+        deadline, problem = time.monotonic() + HANDED_OVER_S_MAX, ""
         while (cell := (await self.status())["cells"][0])["leader"] == region or cell["phase"] != "serving":
             if time.monotonic() > deadline:
                 problem = problem or f"epoch {cell['epoch']} is {cell['phase']}"
                 raise OrderRefused(f"{region} is drained and still leads: {problem}; ask again")
             if cell["leader"] == region:
-                problem = await self._hand_on(cell, deadline) or problem
+                problem = await self._hand_over(cell, deadline) or problem
             await asyncio.sleep(POLL_S)
         return cell
 
-    async def _hand_on(self, cell: dict[str, Any], deadline: float) -> str:
-        """Switch to the first voter that can lead; return why none could, or nothing."""
+    async def _hand_over(self, cell: dict[str, Any], deadline: float) -> str:
+        """Switch over to the first voter that can lead; return why none could, or an empty text."""
         problems: list[str] = []
-        for heir in _heirs(cell):
+        for successor in _successors(cell):
             try:
-                await self.give("switch", heir)
+                await self.send("switch", successor)
             except OrderRefused as error:
                 problems.append(str(error))
             else:
-                await self._until_said_by(heir, deadline)
+                await self._wait_until_leading(successor, deadline)
                 return ""
         return "; ".join(problems)
 
 
-def _heirs(cell: dict[str, Any]) -> list[str]:
-    """Return who may lead instead of the leader, in order of preference."""
+def _successors(cell: dict[str, Any]) -> list[str]:
+    """Return the voters that may replace the leader, in order of preference."""
     return [one for one in cell["voters"] if one != cell["leader"] and one not in cell["drained"]]
 
 
 async def read_history(context: DeploymentContext) -> list[dict[str, Any]]:
-    """Return what became of the newest epochs, the oldest first.
+    """Return the entries of the newest epochs, the oldest first (`regions.history`).
 
     Raises:
         OrderRefused: etcd does not answer.
     """
-    # Late: every command imports this package, and only this one speaks to etcd.
+    # Imported here, because every command imports this module and only this function talks to etcd.
     from regions.coordination import Coordination, CoordinationError
     from regions.history import parse_entry
     from regions.identity import CellId

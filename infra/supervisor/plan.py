@@ -1,9 +1,9 @@
-"""The plan of a deployment: its regions, its ports and the numbers that never change after the first start.
+"""The plan of a deployment: its regions and ports, which never change after the first start, and its start options.
 
-Decides which port each listener has and refuses plans that make no quorum. Knows nothing of processes.
-Ports come as one block, so that two deployments beside each other need to agree on one number only;
-the block is reserved for the life of the supervisor by an abstract unix socket (Linux, unix(7)), which
-the kernel frees whatever way the supervisor ends.
+Decides which port each listener has, and refuses numbers of voters other than 3 and 5. Knows nothing of processes.
+A deployment uses one block of ports, so that two deployments on a machine differ in one number only. An abstract unix
+socket (Linux, unix(7)) reserves the block while the supervisor runs; the kernel releases it however the supervisor
+ends.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from infra.supervisor.errors import DataFolderUnusable, InvalidPlan, PlanMismatc
 FORMAT_VERSION = 1
 REGION_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 DEFAULT_REGIONS = ("us-east", "eu-west", "ap-south")
-VOTER_COUNTS = (3, 5)  # a quorum that spans regions and survives the loss of one or two of them
+VOTER_COUNTS = (3, 5)  # the quorum spans regions and survives the loss of one or two of them
 
 REGION_PORTS = (
     "edge", "write_api", "read_api", "ledger", "view", "redis", "etcd", "etcd_peer", "changes",
@@ -32,26 +32,29 @@ REGION_PORTS = (
 )  # fmt: skip
 LINKED_SERVICES = ("etcd", "ledger", "write_api", "read_api", "changes", "agent")
 DEPLOYMENT_PORTS = ("control", "relay_control")
-REGION_PORTS_MAX = 16  # room for one more listener before a plan format 2
-# Below the usual ephemeral range (ip_local_port_range starts at 32768), above the registered crowd.
-BLOCK_RANGE = range(12_000, 20_000)  # room for a hundred deployments; what is above is left to others
+REGION_PORTS_MAX = 16  # one port is spare; more listeners would need plan format 2
+# Below the usual ephemeral range (ip_local_port_range starts at 32768), above most registered ports.
+BLOCK_RANGE = range(12_000, 20_000)  # room for about ninety deployments of three regions
 BLOCK_TRIES_MAX = 200
-RTT_MS_MAX = 2000  # twice around the earth by cable, with room
+RTT_MS_MAX = 2000  # several times the round trip between any two places on earth
 PORT_MIN = 1024  # below it only root may listen
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """What a deployment consists of; written once to `deployment.json` and read at every start.
+    """What a deployment consists of; stored in `deployment.json` and read at every start.
 
     Attributes:
-        deployment: Random identity; every process carries it in its environment.
-        regions: Voter regions in order of preference for leadership.
-        view_regions: Regions that only read.
+        deployment: Random id; every process has it in its environment.
+        regions: Voter regions in order of preference for leadership; the first is the first leader.
+        view_regions: View-only regions.
         cell: The one cell of this deployment.
         port_base: First port of the block.
         rtt_ms: Round trip between any two regions at start, in milliseconds.
-        limit_clients: Whether edges limit what one address asks. All clients of a load test have one.
+        limit_clients: Whether edges limit the requests of each client address. Off for load tests, whose clients share
+        one
+            address.
+        format_version: Version of the file's format.
     """
 
     deployment: str
@@ -65,17 +68,17 @@ class Plan:
 
     @property
     def all_regions(self) -> tuple[str, ...]:
-        """Voters first, then the regions that only read."""
+        """Voters first, then the view-only regions."""
         return self.regions + self.view_regions
 
     @property
     def port_count(self) -> int:
-        """How many ports the block has."""
+        """The size of the port block."""
         pairs = len(self.all_regions) * (len(self.all_regions) - 1)
         return len(DEPLOYMENT_PORTS) + REGION_PORTS_MAX * len(self.all_regions) + pairs * len(LINKED_SERVICES)
 
     def is_voter(self, region: str) -> bool:
-        """Whether the region holds a member of the ledger and of etcd."""
+        """Whether the plan gives the region a member of the ledger and of etcd."""
         return region in self.regions
 
     def deployment_port(self, name: str) -> int:
@@ -88,8 +91,8 @@ class Plan:
         return self.port_base + len(DEPLOYMENT_PORTS) + offset
 
     def link_port(self, source: str, target: str, service: str) -> int:
-        """The port where the relay takes connections of `source` to a service of `target`."""
-        assert source != target, "a region reaches itself without the relay"
+        """The port on which the relay accepts connections of `source` to a service of `target`."""
+        assert source != target, "a region reaches its own services without the relay"
         regions = self.all_regions
         first = self.port_base + len(DEPLOYMENT_PORTS) + REGION_PORTS_MAX * len(regions)
         others = [region for region in regions if region != source]
@@ -105,11 +108,11 @@ def make_plan(
     port_base: int | None,
     deployment: str,
 ) -> Plan:
-    """Check a wish and give it ports.
+    """Check the options of a first start, and choose ports.
 
     Raises:
-        InvalidPlan: Names, numbers or ports that cannot be.
-        PortTaken: `port_base` was asked for and one port of its block is used.
+        InvalidPlan: A name, a number or a port is invalid.
+        PortTaken: A port of the block at `port_base` is used; without `port_base`, no free block was found.
     """
     names = regions + view_regions
     for name in names:
@@ -129,10 +132,10 @@ def make_plan(
 
 
 def with_rtt(plan: Plan, rtt_ms: float) -> Plan:
-    """The same plan with another round trip.
+    """Return the plan with another round trip.
 
     Raises:
-        InvalidPlan: A round trip that cannot be.
+        InvalidPlan: The round trip is out of range.
     """
     _check_rtt(rtt_ms)
     return replace(plan, rtt_ms=rtt_ms)
@@ -144,10 +147,11 @@ def _check_rtt(rtt_ms: float) -> None:
 
 
 def load_plan(path: Path) -> Plan | None:
-    """The plan in a file, or None where there is no file.
+    """Return the plan in a file, or None if there is no file.
 
     Raises:
-        PlanMismatch: The file is of another version, or is not a plan.
+        DataFolderUnusable: The file cannot be read.
+        PlanMismatch: The file has another format version, or is not a plan.
     """
     try:
         document: dict[str, Any] = orjson.loads(path.read_bytes())
@@ -173,15 +177,15 @@ def load_plan(path: Path) -> Plan | None:
 
 
 def dump_plan(plan: Plan) -> bytes:
-    """The plan as it is stored."""
+    """Return the content of `deployment.json`."""
     return orjson.dumps(asdict(plan), option=orjson.OPT_INDENT_2)
 
 
 def reserve_block(plan: Plan) -> socket.socket:
-    """Hold the plan's block of ports against other deployments for as long as the socket lives.
+    """Reserve the plan's block of ports against other deployments until the socket is closed.
 
     Raises:
-        PortTaken: Another running deployment holds a block that overlaps this one by its first port.
+        PortTaken: Another running deployment has reserved the block with the same first port.
     """
     holder = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
@@ -195,10 +199,10 @@ def reserve_block(plan: Plan) -> socket.socket:
 
 
 def check_ports(plan: Plan) -> None:
-    """Make sure that every port of the plan can be bound now.
+    """Check that every port of the plan can be bound now.
 
     Raises:
-        PortTaken: Names the first port that cannot, and its owner where the system tells.
+        PortTaken: A port is used; the message names it, and its owner if the system reports one.
     """
     for port in range(plan.port_base, plan.port_base + plan.port_count):
         if not _bindable(port):
@@ -230,7 +234,7 @@ def _free_block(count: int) -> int:
 
 def _bindable(port: int) -> bool:
     with socket.socket(socket.AF_INET, socket.SOCK_STREAM) as probe:
-        # What our servers set as well: a port in TIME_WAIT after the last stop is not taken.
+        # Our servers set it as well, so a port in TIME_WAIT after the last stop counts as free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
             probe.bind(("127.0.0.1", port))
@@ -246,5 +250,5 @@ def _owner_of(port: int) -> str:
             if listening and connection.pid:
                 return f"process {connection.pid} ({psutil.Process(connection.pid).name()})"
     except psutil.Error:
-        pass  # Without the right to look, the port alone must do.
+        pass  # Without the right to list connections, the message has no owner.
     return "another program"

@@ -1,4 +1,4 @@
-"""Readiness probes: each asks the server itself over its own protocol, none sleeps or reads a log."""
+"""Readiness probes. Each one sends a request to the server in the server's own protocol; none sleeps or reads a log."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Probe = Callable[[], Awaitable[str | None]]
 
 
 def http_probe(url: str, *, unix_socket: Path | None = None) -> Probe:
-    """Ready when a GET answers 200.
+    """Return a probe that succeeds if a GET is answered with 200.
 
     Args:
-        url: What to ask for.
-        unix_socket: Connect there instead of to the host of the URL.
+        url: The URL to request.
+        unix_socket: Connect to this socket instead of the URL's host.
     """
 
     async def ask() -> str | None:
@@ -37,8 +37,8 @@ def http_probe(url: str, *, unix_socket: Path | None = None) -> Probe:
 
 
 def postgres_probe(url: str) -> Probe:
-    """Ready when a session can be opened and a query answered."""
-    import asyncpg  # Late, like redis below: every command imports this module, and only a start probes.
+    """Return a probe that succeeds if PostgreSQL accepts a session and answers a query."""
+    import asyncpg  # Imported here, like redis below: every command imports this module, and only a start runs probes.
 
     async def ask() -> str | None:
         try:
@@ -53,7 +53,7 @@ def postgres_probe(url: str) -> Probe:
             TimeoutError,
             asyncpg.PostgresError,
             asyncpg.InterfaceError,
-            # asyncpg's own bookkeeping gives up like this when a connection breaks between two of its messages.
+            # asyncpg raises this if a connection breaks between two of its messages.
             asyncpg.InternalClientError,
         ) as error:
             return f"no session yet ({type(error).__name__})"
@@ -63,7 +63,7 @@ def postgres_probe(url: str) -> Probe:
 
 
 def redis_probe(url: str) -> Probe:
-    """Ready when PING is answered."""
+    """Return a probe that succeeds if Redis answers PING."""
     import redis.asyncio
     from redis.exceptions import RedisError
 

@@ -1,7 +1,7 @@
-"""One supervised process: started, watched until it is ready, restarted when it dies, stopped.
+"""Supervises one process: starts it, probes it until it is ready, restarts it when it dies, and stops it.
 
-Decides when to start again and how long to wait before. Knows neither regions nor PostgreSQL: what is to
-run comes as a `ProcessSpec`.
+Decides when to restart and how long to wait before. Knows neither regions nor PostgreSQL: a `ProcessSpec` says what to
+run.
 """
 
 from __future__ import annotations
@@ -27,33 +27,33 @@ log = logging.getLogger("infra.supervisor")
 
 READY_POLL_S = 0.05
 READY_TIMEOUT_S = 60.0  # the slowest is an agent whose leader region is still copying the ledger
-# As systemd's RestartSteps and Kubernetes' CrashLoopBackOff do: at once, then doubling up to a bound.
+# As with systemd's RestartSteps and Kubernetes' CrashLoopBackOff: almost at once, then doubled up to a bound.
 RESTART_DELAY_FIRST_S = 0.1
 RESTART_DELAY_MAX_S = 5.0
-HEALTHY_AFTER_S = 30.0  # a process that lived this long starts its back-off anew
+HEALTHY_AFTER_S = 30.0  # after a life of this length, the delay starts again at RESTART_DELAY_FIRST_S
 KILL_TIMEOUT_S = 5.0
-LOG_BYTES_MAX = 64 * 1024 * 1024  # at a start, a larger log becomes `.1` (one old one is kept)
+LOG_BYTES_MAX = 64 * 1024 * 1024  # at a start, a larger log is renamed to `.1`; one old log is kept
 
 Probe = Callable[[], Awaitable[str | None]]
-"""Answers None when ready, else what is missing in a few words."""
+"""Returns None if the process is ready, else what is missing in a few words."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ProcessSpec:
-    """What to run and how to see that it runs.
+    """What to run, and how to probe and stop it.
 
     Attributes:
-        region: Its region, None for a process of the deployment.
+        region: Its region; None for a process of the whole deployment.
         process: Its name inside the region.
         argv: Command line.
         env: Whole environment.
-        log: Where standard output and error go.
+        log: File for standard output and standard error.
         ready: Probe for readiness.
         needs: Names of processes of the same region that must be ready first.
-        os_user: Unprivileged account to run as.
-        prepare: Done before each start; must be idempotent.
-        stop_signal: What asks it to stop in order.
-        stop_timeout_s: When the asking is over and it is killed.
+        os_user: Unprivileged account to run as; None keeps the supervisor's account.
+        prepare: Runs before each start; must be idempotent.
+        stop_signal: The signal for a clean shutdown.
+        stop_timeout_s: How long a clean shutdown may take before the process is killed.
     """
 
     region: str | None
@@ -76,11 +76,11 @@ class ProcessSpec:
 
 @dataclass(slots=True, kw_only=True)
 class ManagedProcess:
-    """A process under supervision. `run` is its whole life; everything else observes or steers it."""
+    """A process under supervision. `run` supervises it until it is stopped; the other methods observe or control it."""
 
     spec: ProcessSpec
     on_change: Callable[[], None]
-    restarts: int = 0  # deaths that nobody asked for, and starts that failed after the first
+    restarts: int = 0  # unexpected deaths, and failed starts after the first success
     started_at: float | None = None
     is_ready: asyncio.Event = field(default_factory=asyncio.Event)
     record: ProcessRecord | None = None
@@ -90,14 +90,14 @@ class ManagedProcess:
 
     @property
     def pid(self) -> int | None:
-        """The process id while it lives."""
+        """The process id; None while it does not run."""
         return self._process.pid if self._process is not None and self._process.returncode is None else None
 
     async def run(self, needed: list[ManagedProcess]) -> None:
-        """Start when everything needed is ready, restart on every death, until `stop` or `kill`.
+        """Start when all needed processes are ready, and restart after every death, until `stop` or `forget`.
 
         Raises:
-            DeploymentError: The first start failed: the program file is missing, or the preparation refused.
+            DeploymentError: The first start failed: the program file is missing, or the preparation failed.
         """
         for other in needed:
             await other.is_ready.wait()
@@ -108,7 +108,8 @@ class ManagedProcess:
             except DeploymentError as error:
                 if self.started_at is None:
                     raise
-                # It has run before, so a full disk or a lack of memory may pass, and the others go on.
+                # The process has run before, so the cause may be temporary (full disk, no memory); do not stop the
+                # others.
                 self.restarts += 1
                 log.warning("%s; trying again in %.1f s", error, delay_s, extra={"process_name": self.spec.name})
                 await asyncio.sleep(delay_s)
@@ -175,13 +176,13 @@ class ManagedProcess:
             await asyncio.sleep(READY_POLL_S)
 
     async def stop(self) -> None:
-        """Ask it to stop, and kill it when it does not in time. Idempotent."""
+        """Shut the process down; kill it after `stop_timeout_s`. Idempotent."""
         self._stopping = True
         if self.pid is None or self._process is None:
             return
         with contextlib.suppress(ProcessLookupError):
             self._process.send_signal(self.spec.stop_signal)
-            # A process that was paused by a fault has to run to be able to stop.
+            # A process that a fault has paused must be resumed before it can stop.
             self._process.send_signal(signal.SIGCONT)
         try:
             async with asyncio.timeout(self.spec.stop_timeout_s):
@@ -193,7 +194,10 @@ class ManagedProcess:
                 await self._process.wait()
 
     def forget(self) -> None:
-        """Never start it again (a fault killed it for good). Whoever runs `run` cancels it when `pid` is None."""
+        """Do not restart the process after its death, because a fault kills its region.
+
+        `run` returns after the death. If `pid` is None, the caller has to cancel the task of `run`.
+        """
         self._stopping = True
 
     def kill_now(self) -> None:
@@ -202,11 +206,11 @@ class ManagedProcess:
             send(member, signal.SIGKILL)
 
     def members(self) -> list[psutil.Process]:
-        """The process and its descendants while it lives."""
+        """The process and its descendants; empty if it does not run."""
         return family(*self.itself())
 
     def itself(self) -> list[psutil.Process]:
-        """The process without its descendants; nothing when it does not run."""
+        """The process without its descendants; empty if it does not run."""
         pid = self.pid
         try:
             return [] if pid is None else [psutil.Process(pid)]
@@ -228,6 +232,6 @@ def _describe_exit(code: int) -> str:
 
 
 def base_environment() -> dict[str, str]:
-    """What every process gets of our own environment: enough to find programs and no more."""
+    """Return the part of the supervisor's environment that every process gets: paths, locale, time zone, coverage."""
     kept = ("PATH", "HOME", "LANG", "LC_ALL", "TMPDIR", "TZ", "COVERAGE_PROCESS_START")
     return {name: os.environ[name] for name in kept if name in os.environ} | {"PYTHONUNBUFFERED": "1"}

@@ -1,6 +1,6 @@
-"""Records the processes that a deployment has started, and ends exactly those after a crash of their owner.
+"""Records the processes that a deployment has started, and ends exactly these after a crash of the supervisor.
 
-A record has the pid and what `birth_of` returns, because the kernel reuses pids (``regions.process_identity``).
+A record has the pid and the result of `birth_of`, because the kernel reuses pids (``regions.process_identity``).
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from infra.supervisor.layout import Layout
 
 DEPLOYMENT_VARIABLE = "PALAVER_DEPLOYMENT"  # in the environment of every process that the supervisor starts
-GRACE_S = 5.0  # between SIGTERM and SIGKILL for orphans; PostgreSQL's fast shutdown takes about one
+GRACE_S = 5.0  # between SIGTERM and SIGKILL for orphans; PostgreSQL's fast shutdown takes about one second
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -32,7 +32,7 @@ class ProcessRecord:
     Attributes:
         name: `region/process` or `process`.
         pid: Process id.
-        born: What `birth_of` returned for it.
+        born: The result of `birth_of` for it.
     """
 
     name: str
@@ -47,13 +47,13 @@ def birth_of(pid: int) -> str | None:
 
 
 def record_of(name: str, pid: int) -> ProcessRecord | None:
-    """Name a living process, or None when it is gone already."""
+    """Return the record of a running process, or None if it has ended already."""
     born = birth_of(pid)
     return None if born is None else ProcessRecord(name=name, pid=pid, born=born)
 
 
 def write_records(path: Path, records: list[ProcessRecord]) -> None:
-    """Store the records whole."""
+    """Store all records, by an atomic replacement of the file."""
     temporary = path.with_name(f".{path.name}")
     temporary.write_bytes(
         orjson.dumps([{"name": entry.name, "pid": entry.pid, "born": entry.born} for entry in records])
@@ -62,7 +62,7 @@ def write_records(path: Path, records: list[ProcessRecord]) -> None:
 
 
 def read_records(path: Path) -> list[ProcessRecord]:
-    """The stored records; none where there is no file or only half of one."""
+    """Return the stored records; empty if the file is missing or incomplete."""
     try:
         return [ProcessRecord(**entry) for entry in orjson.loads(path.read_bytes())]
     except (FileNotFoundError, orjson.JSONDecodeError, TypeError):
@@ -70,9 +70,9 @@ def read_records(path: Path) -> list[ProcessRecord]:
 
 
 def postmaster(pid_file: Path) -> psutil.Process | None:
-    """The living postmaster that a `postmaster.pid` names, or None.
+    """Return the running postmaster that a `postmaster.pid` names, or None.
 
-    The file outlives a killed postmaster, so the process has to work in that folder as well.
+    The file remains after a postmaster was killed, so the process must also have this folder as its working directory.
     """
     try:
         pid = int(pid_file.read_text().splitlines()[0])
@@ -84,10 +84,10 @@ def postmaster(pid_file: Path) -> psutil.Process | None:
 
 
 def working_in(folder: Path) -> list[psutil.Process]:
-    """Every process whose working folder this is: PostgreSQL and its programs work in their data folder.
+    """Return every process whose working directory is `folder`; PostgreSQL's programs run in their data folder.
 
-    It finds what no pid file names: a postmaster that has not written its own yet, a base backup under way,
-    and backends that were frozen when their postmaster was killed.
+    This finds processes that no pid file names: a postmaster that has not written its pid file yet, a running base
+    backup, and backends that were suspended when their postmaster was killed.
     """
     found: list[psutil.Process] = []
     target = folder.resolve()
@@ -99,11 +99,12 @@ def working_in(folder: Path) -> list[psutil.Process]:
 
 
 def family(*ancestors: psutil.Process) -> list[psutil.Process]:
-    """The processes and all their descendants; backends of PostgreSQL have sessions of their own.
+    """Return the processes and all their descendants, also those in other sessions, as PostgreSQL's backends are.
 
-    One pass over the processes of the machine, however many ancestors: it blocks the loop of its caller.
+    It lists the processes of the machine once, whatever the number of ancestors, because it blocks the caller's event
+    loop.
     """
-    # A cached entry of another process with the same pid would hide the one that lives.
+    # A cached entry of an ended process with the same pid would hide the running one.
     psutil.process_iter.cache_clear()
     children: defaultdict[int, list[psutil.Process]] = defaultdict(list)
     for process in psutil.process_iter(["ppid"]):
@@ -119,16 +120,17 @@ def family(*ancestors: psutil.Process) -> list[psutil.Process]:
 
 
 def send(process: psutil.Process, number: signal.Signals) -> None:
-    """Send a signal; a process that is gone has got what it wanted."""
+    """Send a signal; do nothing if the process has ended."""
     with contextlib.suppress(psutil.NoSuchProcess):
         process.send_signal(number)
 
 
 def living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[tuple[str, psutil.Process]]:
-    """Every living process of a deployment, however it came to be without an owner.
+    """Return the name and process of every running process of a deployment.
 
-    Three sources, each covering a hole of the others: the records (Redis overwrites its environment), the
-    environment (a crash between start and record) and the folders of PostgreSQL (started by an agent).
+    There are three sources, because each misses some: the records miss a process whose supervisor crashed between its
+    start and its record; the environment misses Redis, which overwrites it; the working directory finds the PostgreSQL
+    that an agent started.
     """
     found: dict[int, tuple[str, psutil.Process]] = {}
     for record in read_records(layout.records):
@@ -150,21 +152,21 @@ def living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[tu
 
 def _carries(pid: int, marker: bytes) -> bool:
     try:
-        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - not a path of the user's
+        with open(f"/proc/{pid}/environ", "rb") as file:  # noqa: PTH123 - a file of the kernel
             return marker in file.read().split(b"\0")
     except OSError:
         return False
 
 
 def end_living(layout: Layout, deployment: str, regions: tuple[str, ...]) -> list[str]:
-    """End every living process of a deployment: asked first, killed after a grace period.
+    """End every running process of a deployment: by a signal to shut down, after GRACE_S by SIGKILL.
 
     Returns:
         Their names, for the log.
     """
     targets = living(layout, deployment, regions)
     for name, process in targets:
-        # SIGINT is PostgreSQL's fast shutdown; its SIGTERM would wait for all clients to leave.
+        # SIGINT is PostgreSQL's fast shutdown; with SIGTERM it would wait until all clients have disconnected.
         is_postgres = name.endswith(("/ledger", "/view"))
         send(process, signal.SIGINT if is_postgres else signal.SIGTERM)
         send(process, signal.SIGCONT)

@@ -1,7 +1,7 @@
-"""The processes of one region: what is started, in which order, and how each shows that it is ready.
+"""The processes of one region: command line, start order and readiness probe of each.
 
-The order is a table (`NEEDS`). The ledger's postgres is missing from it on purpose: the region agent starts
-and stops that one, because who may write decides over it.
+The order is a table (`NEEDS`). It does not contain the ledger's PostgreSQL: the region agent starts and stops it,
+because the leadership decides what it may do.
 """
 
 from __future__ import annotations
@@ -32,11 +32,11 @@ from infra.supervisor.view import prepare_view
 
 VOTER_PROCESSES = ("etcd", "view", "redis", "region_agent", "write_api", "read_api", "replicator", "envoy")
 VIEW_PROCESSES = ("view", "redis", "region_agent", "read_api", "replicator", "envoy")
-# The names `palaver status` and `palaver fault` use; `edge` order is the order of the documentation.
+# The names that `palaver status` and `palaver fault` use, in the order of the documentation.
 PROCESS_NAMES = (
     "etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator",
 )  # fmt: skip
-# Envoy's own default is a worker for each processor; here several edges share them.
+# Envoy's default is one worker for each processor, but the edges of all regions share the processors of this machine.
 ENVOY_WORKERS = min(4, os.cpu_count() or 1)
 NEEDS: Mapping[str, tuple[str, ...]] = {
     "etcd": (),
@@ -58,11 +58,13 @@ STOP_ORDER = (
 
 ETCD_HEARTBEAT_MS_MIN = 50
 ETCD_ELECTION_PER_HEARTBEAT = 10  # etcd's tuning guide: election timeout at least ten round trips
-ETCD_TOKEN_TTL_S = 365 * 24 * 3600  # simple tokens; a restarted member forgets them and clients log in again
+ETCD_TOKEN_TTL_S = (
+    365 * 24 * 3600
+)  # simple tokens: a restarted member does not know them, and clients authenticate again
 
 
 def region_specs(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> list[ProcessSpec]:
-    """Everything to run in a region, in an order in which every need comes first."""
+    """Write the topology of a region; return the processes to run, each after those that it needs."""
     write_private(context.layout.topology(region), topology_document(context.plan, region))
     names = VOTER_PROCESSES if context.plan.is_voter(region) else VIEW_PROCESSES
     makers = {"etcd": _etcd, "view": _view, "redis": _redis, "envoy": _envoy}
@@ -76,10 +78,10 @@ def region_specs(context: DeploymentContext, servers: Mapping[ServerName, Server
 
 
 def etcd_host(region: str) -> str:
-    """The name under which etcd members know each other.
+    """Return the host name by which etcd members know each other.
 
-    It is resolved by nobody: etcd reaches its peers through the SOCKS listener that the relay keeps for its
-    region (Go's HTTP client honours HTTP_PROXY=socks5://), which is how the relay learns who speaks to whom.
+    No resolver knows it. etcd connects to its peers through the SOCKS listener that the relay has for its region (Go's
+    HTTP client honours HTTP_PROXY=socks5://); the listener and the name give the relay both ends of the connection.
     """
     return f"{region}.etcd.palaver.internal"
 
@@ -149,7 +151,7 @@ def _redis(context: DeploymentContext, servers: Mapping[ServerName, Server], reg
         "save": '""',
         "appendonly": "no",
         "maxmemory": "64mb",
-        "maxmemory-policy": "volatile-lru",  # the generation of the pages has no time to live and must stay
+        "maxmemory-policy": "volatile-lru",  # the generation of the pages has no time to live and must not be evicted
         "daemonize": "no",
     }
     config = home / "redis.conf"
@@ -171,9 +173,9 @@ def _envoy(context: DeploymentContext, servers: Mapping[ServerName, Server], reg
     write_bootstrap(config, bootstrap(region=region, xds=xds, admin_socket=admin))
 
     async def prepare() -> None:
-        admin.unlink(missing_ok=True)  # Envoy does not take over the socket of a killed predecessor.
-        # Envoy refuses to start without the files that it is to watch; the agent writes them.
-        while not (listeners.exists() and clusters.exists()):  # noqa: ASYNC110 - another process makes them
+        admin.unlink(missing_ok=True)  # Envoy does not start if the socket of a killed Envoy exists.
+        # Envoy does not start without the files that it watches; the agent writes them.
+        while not (listeners.exists() and clusters.exists()):  # noqa: ASYNC110 - another process creates the files
             await asyncio.sleep(READY_POLL_S)
 
     return ProcessSpec(
@@ -203,6 +205,6 @@ def _service(context: DeploymentContext, region: str, service: str) -> ProcessSp
         log=context.layout.log(region, service),
         ready=http_probe(f"http://{environment['PALAVER_INTERNAL_LISTEN']}/healthz"),
         needs=needs if context.plan.is_voter(region) else tuple(need for need in needs if need != "etcd"),
-        # The agent takes its PostgreSQL down with it, which may write a checkpoint.
+        # The agent shuts its PostgreSQL down as well, which may write a checkpoint.
         stop_timeout_s=20.0 if service == "region_agent" else 8.0,
     )

@@ -1,6 +1,6 @@
 """Passwords, tokens and keys of a deployment: made at the first start, kept in one file of mode 0600.
 
-Decides nothing else; who needs which secret is told in `environment.py`.
+`environment.py` decides which process gets which secret.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from infra.supervisor.errors import PlanMismatch
 if TYPE_CHECKING:
     from pathlib import Path
 
-SECRET_BYTES = 24  # 192 random bits, beyond guessing (NIST SP 800-63B asks for 112)
+SECRET_BYTES = 24  # 192 random bits (NIST SP 800-63B requires 112)
 
 
 def _new_secret() -> str:
@@ -45,14 +45,14 @@ class Secrets:
 
 
 LATER = frozenset({"agent"})
-"""Secrets that earlier versions did not have: made when they are missing."""
+"""Secrets that earlier versions did not have; they are made if they are missing."""
 
 
 def load_or_create_secrets(path: Path) -> Secrets:
-    """Read the secrets of a deployment, or make them.
+    """Read the secrets of a deployment; make them if the file does not exist.
 
     Raises:
-        PlanMismatch: The file is there but is not a set of secrets of this version.
+        PlanMismatch: The file exists and does not contain the secrets of this version.
     """
     try:
         stored: dict[str, str] = dict(orjson.loads(path.read_bytes()))
@@ -72,7 +72,7 @@ def load_or_create_secrets(path: Path) -> Secrets:
 
 
 def write_private(path: Path, content: bytes) -> None:
-    """Write a file whole (temporary name, fsync, rename) that only its owner can read."""
+    """Write a file atomically (temporary name, fsync, rename), readable by its owner only."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     descriptor = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o600)
     with os.fdopen(descriptor, "wb") as file:

@@ -14,7 +14,7 @@ from infra.supervisor.layout import Layout
 from infra.supervisor.plan import Plan
 from infra.supervisor.secrets import load_or_create_secrets
 
-TIMEOUT_S = 15.0  # longer than an edge keeps retrying a keyed write
+TIMEOUT_S = 15.0  # longer than an edge retries a keyed write
 PAGE_SITES = 200  # the most that the API returns at once
 
 
@@ -23,9 +23,9 @@ def create_site(layout: Layout, plan: Plan, *, name: str, origins: list[str]) ->
 
     Raises:
         InvalidPlan: The API refused the name or an origin.
-        DeploymentError: No edge could do it.
+        DeploymentError: No edge carried out the request.
     """
-    # One key for all edges: whichever answers, one site is made.
+    # All edges get the same idempotency key, so that only one site is created.
     headers = _admin(layout) | {"idempotency-key": uuid.uuid4().hex}
     return _ask(plan, "POST", "/v1/sites", headers, {"name": name, "origins": origins}, name_option="NAME")
 
@@ -34,7 +34,7 @@ def list_sites(layout: Layout, plan: Plan) -> list[dict[str, Any]]:
     """Return all sites, the oldest first.
 
     Raises:
-        DeploymentError: No edge could do it.
+        DeploymentError: No edge carried out the request.
     """
     headers = _admin(layout)
     sites: list[dict[str, Any]] = []
@@ -52,7 +52,7 @@ def find_site(layout: Layout, plan: Plan, id_or_name: str) -> uuid.UUID:
 
     Raises:
         InvalidPlan: No site has this name, or several have it.
-        DeploymentError: No edge could do it.
+        DeploymentError: No edge carried out the request.
     """
     try:
         return uuid.UUID(id_or_name)
@@ -70,7 +70,7 @@ def edit_site(layout: Layout, plan: Plan, site: uuid.UUID, changes: dict[str, An
 
     Raises:
         InvalidPlan: There is no such site, or the API refused the name or an origin.
-        DeploymentError: No edge could do it. An edge may have sent the change to the ledger.
+        DeploymentError: No edge carried out the request. An edge may have sent the change to the ledger.
     """
     return _ask(plan, "PATCH", f"/v1/sites/{site}", _admin(layout), changes, name_option="--name")
 
@@ -80,7 +80,7 @@ def read_site(plan: Plan, site: uuid.UUID, api_key: str) -> dict[str, Any]:
 
     Raises:
         InvalidPlan: There is no such site, or the key is not its API key.
-        DeploymentError: No edge could do it.
+        DeploymentError: No edge carried out the request.
     """
     return _ask(plan, "GET", f"/v1/sites/{site}", {"authorization": f"Bearer {api_key}"}, None)
 
@@ -107,7 +107,7 @@ def _ask(  # noqa: PLR0913 - the parts of a request, and what the command line c
                 json=body,
                 headers=headers,
                 timeout=TIMEOUT_S,
-                trust_env=False,  # loopback is reached by no proxy
+                trust_env=False,  # no proxy for loopback
             )
         except httpx.HTTPError as error:
             reasons.append(f"{region}: {type(error).__name__}")
@@ -127,7 +127,7 @@ def _ask(  # noqa: PLR0913 - the parts of a request, and what the command line c
 
 
 def _option(field: str, origins: list[str], name_option: str) -> str:
-    """Return the argument of the command line that a field of the request came from."""
+    """Return the command line argument of a field of the request."""
     name, _, number = field.partition(".")
     if name == "origins":
         return f"--origin {origins[int(number)]!r}" if number.isdigit() and int(number) < len(origins) else "--origin"

@@ -1,6 +1,6 @@
-"""What a deployment looks like now, asked of the agents, replicators and services themselves.
+"""Reads the present state of a deployment from its agents, replicators, services and relay.
 
-Decides when a region counts as healthy. Opens no file and starts nothing.
+Decides when a region is healthy and which addresses `palaver status --json` lists. Opens no file, starts no process.
 """
 
 from __future__ import annotations
@@ -12,21 +12,54 @@ from typing import Any
 
 import httpx
 
-from infra.supervisor.environment import address
-from infra.supervisor.plan import Plan
+from infra.supervisor.environment import VOTER_SERVICES, address
+from infra.supervisor.plan import REGION_PORTS, Plan
 
-ASK_TIMEOUT_S = 1.0  # a paused process must not hold the whole status up
+ASK_TIMEOUT_S = 1.0  # so that a paused process does not delay the status of all others
 READY_SERVICES = {
     "region_agent": "agent_internal",
     "read_api": "read_api_internal",
     "replicator": "replicator_internal",
 }
 
+METRICS_LISTENERS = {
+    "region_agent": "agent_internal",
+    "write_api": "write_api_internal",
+    "read_api": "read_api_internal",
+    "replicator": "replicator_internal",
+}
+VOTER_LISTENERS = {*VOTER_SERVICES, "etcd_peer", "write_api_internal", "socks"}
+
 Document = dict[str, Any]
 
 
+def region_addresses(plan: Plan, region: str) -> dict[str, str]:
+    """Return the `host:port` of each listener of a region, by its name in the plan."""
+    names = (name for name in REGION_PORTS if plan.is_voter(region) or name not in VOTER_LISTENERS)
+    return {name: address(plan.port(region, name)) for name in names}
+
+
+def scrape_targets(plan: Plan) -> list[Document]:
+    """Return every address that serves `/metrics`, in the format of Prometheus' `file_sd_configs`.
+
+    The labels are `region` and `process`; the supervisor and the relay belong to no region.
+    """
+    targets: list[Document] = [
+        {"targets": [address(plan.deployment_port(name))], "labels": {"process": process}}
+        for process, name in (("supervisor", "control"), ("relay", "relay_control"))
+    ]
+    for region in plan.all_regions:
+        listeners = region_addresses(plan, region)
+        targets += [
+            {"targets": [listeners[listener]], "labels": {"region": region, "process": process}}
+            for process, listener in METRICS_LISTENERS.items()
+            if listener in listeners
+        ]
+    return targets
+
+
 async def ask_region(client: httpx.AsyncClient, plan: Plan, region: str) -> Document:
-    """Ask the services of one region for their status and what they still miss.
+    """Ask the services of one region for their status and for what they still lack.
 
     Returns:
         `{"agent": status or None, "replicator": status or None, "missing": [text…]}`.
@@ -46,7 +79,7 @@ async def ask_region(client: httpx.AsyncClient, plan: Plan, region: str) -> Docu
 
 
 async def ask(client: httpx.AsyncClient, plan: Plan, region: str, listener: str, path: str) -> Document | None:
-    """Return what one service answers, with its status as `http_status`; None when it does not answer."""
+    """Return the JSON answer of one service, plus its status code as `http_status`; None if it does not answer."""
     try:
         answer = await client.get(f"http://{address(plan.port(region, listener))}/{path}", timeout=ASK_TIMEOUT_S)
         document: Document = answer.json() if answer.content else {}
@@ -56,9 +89,9 @@ async def ask(client: httpx.AsyncClient, plan: Plan, region: str, listener: str,
 
 
 async def ask_faults(client: httpx.AsyncClient, plan: Plan, token: str) -> list[Document] | None:
-    """Return each direction between two regions whose network is not as the plan has it; None without an answer.
+    """Return each direction between two regions whose network differs from the plan; None if the relay does not answer.
 
-    An entry is as the relay writes it: `source`, `target`, `delay_ms`, `jitter_ms`, `loss`, `cut`.
+    An entry has the relay's fields: `source`, `target`, `delay_ms`, `jitter_ms`, `loss`, `cut`.
     """
     url = f"http://{address(plan.deployment_port('relay_control'))}/v1/faults"
     try:
@@ -90,10 +123,10 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
     answers: Document,
     cell: Document,
 ) -> Document:
-    """One entry of `regions` in `palaver status --json`.
+    """Return one entry of `regions` in `palaver status --json`.
 
-    The role follows from the cell's record: an agent that is cut off may still take itself for the leader. A region
-    that was removed from the voters only reads, and its ledger does not have to run.
+    The role comes from the cell's newest record, because an agent that is cut off may still report its region as
+    leader. A region that was removed from the voters is view-only, and its ledger does not have to run.
     """
     agent: Document = answers["agent"] or {}
     replicator: Document = answers["replicator"] or {}
@@ -106,6 +139,7 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
         "region": region,
         "role": role,
         "edge": f"http://{address(plan.port(region, 'edge'))}",
+        "addresses": region_addresses(plan, region),
         "state": state,
         "pids": dict(pids),
         "restarts": dict(restarts),
@@ -121,7 +155,7 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
 
 
 def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
-    """The entry of `cells`: the newest epoch that any agent knows."""
+    """Return the entry of `cells`, from the newest epoch that any agent knows."""
     known = [answer["agent"] for answer in answers.values() if answer["agent"]]
     known = [agent for agent in known if agent.get("epoch") is not None]
     newest: Document = max(known, key=_newness) if known else {}
@@ -140,18 +174,18 @@ def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:
 
 
 def _newness(agent: Document) -> tuple[int, int]:
-    """By epoch; within one it is the leader that writes the record, or reads it first."""
+    """Order by epoch; within an epoch prefer the leader's agent, which writes the record or reads it first."""
     return int(agent["epoch"]), int(agent["region"] == agent["leader"])
 
 
 def failover_of(agent: Mapping[str, Any]) -> Document:
-    """What an agent says of its failover core; empty when it says nothing."""
+    """Return the state of an agent's failover core; empty if its answer has none."""
     failover: Document = agent.get("failover") or {}
     return failover
 
 
 def _refused(newest: Document, known: list[Document]) -> str | None:
-    """Why no region takes writes now, and what would end it; None when one does."""
+    """Return why no region accepts writes now and what would end this; None if a region accepts writes."""
     if any(failover_of(agent).get("takes_writes") for agent in known if agent["epoch"] == newest["epoch"]):
         return None
     refusals = [f"{agent['region']}: {agent['refusal']}" for agent in known if agent.get("refusal")]
@@ -160,5 +194,7 @@ def _refused(newest: Document, known: list[Document]) -> str | None:
     if not newest:
         return "no agent knows a leadership yet"
     if newest.get("phase") == "serving":
-        return f"{newest['leader']} leads and does not take writes: it is lost, and the others agree about that first"
-    return f"epoch {newest['epoch']} is {newest.get('phase')}: it serves within seconds when a quorum can be had"
+        return (
+            f"{newest['leader']} leads and accepts no writes: the other regions fail over once a majority suspects it"
+        )
+    return f"epoch {newest['epoch']} is {newest.get('phase')}: it serves within seconds if a quorum is reachable"

@@ -1,8 +1,8 @@
-"""The owner of every process of a deployment: starts, watches, restarts, faults and stops them.
+"""Owns every process of a deployment: starts, probes, restarts and stops them, and injects faults into them.
 
-Its life is `run`: everything it starts is a task of one TaskGroup, and leaving `run` by any way stops
-everything in order. What survives a kill -9 of the supervisor is ended by `guardian.py`, and what survives
-both is ended by the next start.
+`run` starts each process as a task of one TaskGroup, and stops all processes in order whatever ends it. If the
+supervisor is killed (kill -9), `guardian.py` ends the processes that remain; if the guardian is killed as well, the
+next start does.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from infra.supervisor.orders import give_order, read_history
 from infra.supervisor.process import ManagedProcess, ProcessSpec
 from infra.supervisor.records import family, postmaster, send, working_in, write_records
 from infra.supervisor.region import PROCESS_NAMES, STOP_ORDER, region_specs
-from infra.supervisor.status import ask_faults, ask_region, cell_document, region_document
+from infra.supervisor.status import ask_faults, ask_region, cell_document, region_document, scrape_targets
 from regions.plain_http import PlainTransport
 
 log = logging.getLogger("infra.supervisor")
@@ -60,21 +60,21 @@ class Supervisor:
         self.all_ready = asyncio.Event()
         self._tasks: dict[str, asyncio.Task[None]] = {}
         self._group: asyncio.TaskGroup | None = None
-        # What is asked is on loopback, whatever proxy there is.
+        # All requests go to loopback, so no proxy is used.
         self._client = httpx.AsyncClient(transport=PlainTransport(), trust_env=False)
         self._stopping = False
-        self._paused: set[str] = set()  # regions in which a fault has stopped something
+        self._paused: set[str] = set()  # regions in which a fault has suspended a process
         self._region_locks = {region: asyncio.Lock() for region in context.plan.all_regions}
 
     def watch(self, on_progress: Callable[[], None]) -> None:
-        """Tell somebody (a progress display) after every change of a process."""
+        """Register a function that is called after every change of a process, such as a progress display."""
         self._on_progress = on_progress
 
     async def run(self) -> None:
-        """Start everything, supervise until `stop_asked` is set, stop everything.
+        """Start all processes, supervise them until `stop_asked` is set, and stop them.
 
         Raises:
-            StartFailed: The deployment did not become ready; nothing of it runs any more.
+            StartFailed: The deployment did not become ready; all its processes have been stopped.
         """
         try:
             async with asyncio.TaskGroup() as group:
@@ -129,7 +129,8 @@ class Supervisor:
         try:
             write_records(self.context.layout.records, records)
         except OSError as error:
-            # They are one of three ways to find an orphan: a full disk must not end what runs.
+            # The records are one of three sources for orphans (`records.living`), so a full disk must not end
+            # processes.
             log.warning("the records of processes cannot be written: %s", error)
         self._on_progress()
 
@@ -176,17 +177,15 @@ class Supervisor:
         ]
 
     def _is_killed(self, region: str | None) -> bool:
-        """Whether a fault has killed the region: nobody waits for it."""
+        """Whether a fault has killed the region; a start does not wait for it."""
         return region is not None and self.region_states.get(region) == "killed"
 
-    # What the control interface and the commands ask for.
-
     def ledger_process(self, region: str) -> psutil.Process | None:
-        """The postmaster of the region's ledger member while it lives."""
+        """Return the running postmaster of the region's ledger member, or None."""
         return postmaster(self.context.layout.postmaster_pid(region, "ledger"))
 
     def pids(self, region: str) -> dict[str, int | None]:
-        """Pid by process name; None for what does not run, no entry for what the region does not have."""
+        """Return pids by process name: None if a process does not run, no entry if the region does not have it."""
         voter = self.plan.is_voter(region)
         found: dict[str, int | None] = {}
         for name in PROCESS_NAMES:
@@ -198,7 +197,7 @@ class Supervisor:
         return found
 
     async def status(self) -> dict[str, Any]:
-        """The document of `palaver status --json`."""
+        """Return the document of `palaver status --json`."""
         regions = self.plan.all_regions
         faults, asked = await asyncio.gather(
             ask_faults(self._client, self.plan, self.context.secrets.relay_token),
@@ -210,6 +209,7 @@ class Supervisor:
             "deployment": self.plan.deployment,
             "cells": [cell],
             "faults": faults,
+            "metrics": scrape_targets(self.plan),
             "regions": [
                 region_document(
                     self.plan,
@@ -229,11 +229,11 @@ class Supervisor:
         }
 
     async def order(self, kind: str, region: str | None, by: str) -> dict[str, Any]:
-        """Carry an operator's order out; return the cell as it is then.
+        """Carry out an operator's order; return the cell of the status document afterwards.
 
         Raises:
-            UnknownTarget: No such region, or one that cannot hold a ledger.
-            OrderRefused: It cannot be carried out.
+            UnknownTarget: There is no such region, or it is view-only.
+            OrderRefused: The order cannot be carried out.
         """
         if region is not None:
             self.check_target(region)
@@ -260,11 +260,11 @@ class Supervisor:
         return await read_history(self.context)
 
     def orders(self) -> list[dict[str, Any]]:
-        """The newest orders of operators, the oldest first."""
+        """Return the newest orders of operators, the oldest first."""
         return read_orders(self.context.layout.orders)
 
     def targets(self, region: str, process: str | None) -> list[psutil.Process]:
-        """Every living process (with descendants) that a region or one process of it consists of.
+        """Return the running processes, with descendants, of a region or of one process of it.
 
         Raises:
             UnknownTarget: The deployment has no such region or process.
@@ -279,17 +279,17 @@ class Supervisor:
                 ancestors += self.processes[f"{region}/{name}"].itself()
         found = family(*ancestors)
         if process is not None and process != "ledger":
-            # The ledger is a child of its agent and must outlive it.
+            # PostgreSQL is a child process of its agent, but a fault of the agent must not reach it.
             ledger = self.ledger_process(region)
             spared = [] if ledger is None else [member.pid for member in family(ledger)]
             found = [member for member in found if member.pid not in spared]
         return found
 
     def check_target(self, region: str, process: str | None = None) -> None:
-        """Refuse names that the deployment does not have.
+        """Check that the deployment has this region and process.
 
         Raises:
-            UnknownTarget: With the names there are.
+            UnknownTarget: It does not; the message lists the known names.
         """
         if region not in self.plan.all_regions:
             raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(self.plan.all_regions)}")
@@ -298,10 +298,13 @@ class Supervisor:
             raise UnknownTarget(f"unknown process {process!r} in {region}; there are {', '.join(sorted(known))}")
 
     async def kill(self, region: str, process: str | None) -> list[int]:
-        """Kill (-9) one process (it comes back) or of a whole region (it stays dead until `restart_region`).
+        """Kill (-9) one process, which is restarted, or a whole region, which stays down until `restart_region`.
 
         Returns:
-            The pids that were sent the signal.
+            The pids of the killed processes.
+
+        Raises:
+            UnknownTarget: The deployment has no such region or process.
         """
         self.check_target(region, process)
         if process is not None:
@@ -316,7 +319,7 @@ class Supervisor:
 
     def _kill(self, region: str, process: str | None) -> list[int]:
         victims = self.targets(region, process)
-        # A region dies at once: nobody in it lives a millisecond longer and acts on the death of another.
+        # All processes of a region are suspended before one is killed, so that none can react to the death of another.
         for death in (signal.SIGSTOP, signal.SIGKILL) if process is None else (signal.SIGKILL,):
             for victim in victims:
                 send(victim, death)
@@ -324,13 +327,15 @@ class Supervisor:
         return [victim.pid for victim in victims]
 
     async def _reap_region(self, region: str) -> None:
-        """Wait until nothing of a killed region is left, and kill what was starting this very moment."""
+        """Wait until all processes of a killed region have ended; kill those that were just starting."""
         tasks = [self._tasks[managed.spec.name] for managed in self._region_processes(region)]
         for process in family(*(one for managed in self._region_processes(region) for one in managed.itself())):
             send(process, signal.SIGKILL)
         for managed in self._region_processes(region):
             if managed.pid is None:
-                self._tasks[managed.spec.name].cancel()  # It waits for a need, its preparation or its back-off.
+                self._tasks[
+                    managed.spec.name
+                ].cancel()  # It waits for a process that it needs, its preparation or its restart delay.
         if tasks:
             await asyncio.wait(tasks)
         for member in ("ledger", "view"):
@@ -339,11 +344,11 @@ class Supervisor:
                 send(process, signal.SIGKILL)
 
     def pause(self, region: str, process: str | None) -> list[int]:
-        """SIGSTOP of one process or of a whole region."""
+        """Send SIGSTOP to one process or to a whole region; return the pids."""
         return self._signal(region, process, signal.SIGSTOP)
 
     def resume(self, region: str, process: str | None) -> list[int]:
-        """SIGCONT of one process or of a whole region."""
+        """Send SIGCONT to one process or to a whole region; return the pids."""
         return self._signal(region, process, signal.SIGCONT)
 
     def _signal(self, region: str, process: str | None, number: signal.Signals) -> list[int]:
@@ -358,11 +363,11 @@ class Supervisor:
         return [victim.pid for victim in victims]
 
     def set_clock(self, region: str, offset_s: float) -> None:
-        """Make the wall clock of a region wrong by so much; 0 sets it right.
+        """Shift the wall clock of a region by `offset_s` seconds; 0 removes the shift.
 
         Raises:
-            UnknownTarget: No such region.
-            OrderRefused: The regions have no clocks of their own.
+            UnknownTarget: There is no such region.
+            OrderRefused: The deployment has no shiftable clocks.
         """
         self.check_target(region)
         if not have_clocks(self.context.layout):
@@ -370,13 +375,13 @@ class Supervisor:
                 "wall clocks cannot be shifted: start the deployment with `palaver up --clocks` (needs libfaketime)"
             )
         set_clock(self.context.layout, region, offset_s)
-        log.debug("fault: the clock of %s is %+.3f s off", region, offset_s)
+        log.debug("fault: the wall clock of %s is shifted by %+.3f s", region, offset_s)
 
     async def restart_region(self, region: str) -> None:
-        """Start a killed region again; a running one is stopped in order first.
+        """Start a killed region again; a running one is first shut down.
 
         Raises:
-            UnknownTarget: No such region.
+            UnknownTarget: There is no such region.
         """
         self.check_target(region)
         async with self._region_locks[region]:
@@ -391,7 +396,7 @@ class Supervisor:
     async def _stop_region(self, region: str) -> None:
         self.region_states[region] = "stopping"
         if region in self._paused:
-            # Each process is told to go on when it is told to stop, but not what it has started itself.
+            # `ManagedProcess.stop` resumes the process itself, but not its child processes.
             self._paused.discard(region)
             for process in await asyncio.to_thread(self.targets, region, None):
                 send(process, signal.SIGCONT)
@@ -408,7 +413,7 @@ class Supervisor:
     async def _stop_process(self, name: str) -> None:
         await self.processes[name].stop()
         task = self._tasks[name]
-        task.cancel()  # It may wait for a need or for its back-off.
+        task.cancel()  # It may wait for a process that it needs, or for its restart delay.
         await asyncio.wait([task])
 
     def _end_ledger(self, region: str) -> None:
@@ -425,7 +430,7 @@ class Supervisor:
 
     async def _stop_everything(self) -> None:
         log.info("stopping")
-        self._stopping = True  # A restart that is under way starts nothing any more.
+        self._stopping = True  # A `restart_region` in progress starts no process after this.
         await asyncio.gather(*(self._stop_for_good(region) for region in self.region_states))
         if "relay" in self.processes:
             await self._stop_process("relay")
@@ -433,13 +438,13 @@ class Supervisor:
 
 
 def first_of(group: BaseExceptionGroup[DeploymentError]) -> DeploymentError:
-    """The first error of a group of groups: one line is said, the log has the others."""
+    """Return the first error of nested groups; the command prints one line."""
     error = group.exceptions[0]
     return first_of(error) if isinstance(error, BaseExceptionGroup) else error
 
 
 def last_line(spec: ProcessSpec) -> str:
-    """The last line that a process wrote, for an error message."""
+    """Return the last log line of a process, for an error message."""
     try:
         with spec.log.open("rb") as file:
             file.seek(max(0, spec.log.stat().st_size - 4096))

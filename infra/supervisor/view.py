@@ -1,6 +1,6 @@
-"""The view's PostgreSQL of a region: initialised once, then a supervised process like any other.
+"""Prepares the PostgreSQL of a region's view: initialises its data folder once, and writes its settings at each start.
 
-The ledger's PostgreSQL is not here: it belongs to the region agent, because who may write decides over it.
+The region agent prepares and runs the ledger's PostgreSQL, because the leadership decides what it may do.
 """
 
 from __future__ import annotations
@@ -21,8 +21,8 @@ from infra.supervisor.secrets import Secrets
 POSTGRES_MAJOR = "18"
 INITDB_TIMEOUT_S = 120.0
 
-# Sized for several regions on one laptop. A view can always be rebuilt from the ledger, but its checkpoint
-# is what lets the leader drop WAL, so commits stay durable here too.
+# Sized for several regions on one laptop. A view can be rebuilt from the ledger, but the leader discards WAL up to the
+# view's checkpoint, so commits of a view are durable too.
 SETTINGS = {
     "listen_addresses": "'127.0.0.1'",
     "unix_socket_directories": "''",
@@ -43,13 +43,13 @@ SETTINGS = {
 
 
 async def prepare_view(folder: Path, *, postgres_bin: Path, port: int, secrets: Secrets) -> None:
-    """Make the view's data folder if it is not there, and write its settings whole. Idempotent.
+    """Initialise the view's data folder if necessary, and write its settings file. Idempotent.
 
-    A half-made folder (a crash during the first start) is thrown away and made anew.
+    An incomplete folder (a crash during the first start) is emptied and initialised again.
 
     Raises:
         PlanMismatch: The folder belongs to another major version of PostgreSQL.
-        StartFailed: initdb refused.
+        StartFailed: initdb or the creation of the roles failed.
     """
     target = reachable_folder(folder, account())
     version = target / "PG_VERSION"
@@ -107,7 +107,7 @@ async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
         stdout=asyncio.subprocess.PIPE,
         stderr=asyncio.subprocess.STDOUT,
         env=base_environment(),
-        cwd=target,  # by which it is found when its owner is killed
+        cwd=target,  # so that `records.working_in` finds it if the supervisor is killed
         **identity,
     )
     try:
@@ -119,7 +119,7 @@ async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
                 process.kill()
             await process.wait()
     if process.returncode != 0 or b"ERROR" in output or b"FATAL" in output:
-        # Not the last line: after an error that one may be a statement, with a password in it.
+        # Not the last line, which after an error may be a statement that contains a password.
         lines = output.decode(errors="replace").splitlines()
         said = next((line for line in lines if "ERROR" in line or "FATAL" in line), f"exit {process.returncode}")
         raise StartFailed(f"{Path(argv[0]).name} for {target} failed: {said.strip()}")

@@ -10,6 +10,7 @@ import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx
 import orjson
 import psutil
 import pytest
@@ -20,6 +21,8 @@ from tests.child_processes import is_alive, processes_of, stopped_at_the_end
 from tests.integration.stack import REGIONS, Stack, eventually, palaver, start_stack
 
 pytestmark = [pytest.mark.integration]
+
+ROOT = Path(__file__).parents[2]
 
 
 @pytest.fixture(scope="module")
@@ -60,6 +63,19 @@ def test_a_view_region_reads_and_passes_writes_on(own_stack: Stack) -> None:
     region = own_stack.region("sa-east")
     assert region["role"] == "view"
     assert set(region["pids"]) == {"view", "redis", "envoy", "region_agent", "read_api", "replicator"}
+
+
+def test_every_target_of_the_documented_scrape_configuration_answers_with_metrics(own_stack: Stack) -> None:
+    text = (ROOT / "docs" / "operations.md").read_text()
+    (command,) = re.findall(r"^palaver (status --json) \| jq \.(metrics) > palaver-targets\.json$", text, re.MULTILINE)
+    assert "files: [palaver-targets.json]" in text
+    targets = orjson.loads(own_stack.palaver(*command[0].split()).stdout)[command[1]]
+    processes = {(entry["labels"].get("region"), entry["labels"]["process"]) for entry in targets}
+    assert {(None, "supervisor"), (None, "relay"), ("sa-east", "read_api"), (REGIONS[0], "write_api")} <= processes
+    for entry in targets:
+        answer = httpx.get(f"http://{entry['targets'][0]}/metrics", trust_env=False)
+        assert answer.status_code == 200, entry
+        assert "# TYPE palaver_" in answer.text, entry
 
 
 def test_everything_listens_on_loopback_only(own_stack: Stack) -> None:

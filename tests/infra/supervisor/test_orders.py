@@ -123,7 +123,7 @@ async def test_handing_on_is_tried_again_until_a_standby_is_close(context: Deplo
 async def test_a_drain_that_nobody_can_take_over_says_why(
     context: DeploymentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(orders, "HANDED_ON_S_MAX", 0.0)
+    monkeypatch.setattr(orders, "HANDED_OVER_S_MAX", 0.0)
     agents = Agents(context, refused={("switch", one): [f"{one} is silent"] * 9 for one in (WEST, SOUTH)})
     with pytest.raises(OrderRefused, match="drained and still leads"):
         await agents.give("drain", EAST)

@@ -8,7 +8,7 @@ import pytest
 
 from infra.cli.output import print_status
 from infra.supervisor.plan import Plan
-from infra.supervisor.status import ask_faults, cell_document, region_document
+from infra.supervisor.status import ask_faults, cell_document, region_addresses, region_document, scrape_targets
 
 REGIONS = ("us-east", "eu-west", "ap-south")
 PLAN = Plan(deployment="d", regions=REGIONS, view_regions=(), port_base=20_000)
@@ -76,3 +76,20 @@ async def test_only_faults_that_the_plan_does_not_have_are_in_force() -> None:
     assert asked[0].headers["authorization"] == "Bearer a token"
     async with httpx.AsyncClient(transport=httpx.MockTransport(lambda _: httpx.Response(401, json={}))) as client:
         assert await ask_faults(client, plan, "wrong") is None
+
+
+def test_addresses_and_scrape_targets_of_a_view_only_region_leave_out_what_only_voters_have() -> None:
+    plan = replace(PLAN, view_regions=("sa-east",))
+    addresses = region_addresses(plan, "sa-east")
+    assert addresses.keys() & {"etcd", "ledger", "write_api", "write_api_internal", "socks"} == set()
+    assert addresses["view"] == f"127.0.0.1:{plan.port('sa-east', 'view')}"
+    assert region_addresses(plan, "us-east")["write_api"] == f"127.0.0.1:{plan.port('us-east', 'write_api')}"
+    targets = scrape_targets(plan)
+    assert all(len(entry["targets"]) == 1 for entry in targets)
+    listeners = {(entry["labels"].get("region"), entry["labels"]["process"]): entry["targets"][0] for entry in targets}
+    services = {"region_agent", "write_api", "read_api", "replicator"}
+    wanted = {(region, process) for region in REGIONS for process in services}
+    wanted |= {("sa-east", process) for process in services - {"write_api"}} | {(None, "supervisor"), (None, "relay")}
+    assert listeners.keys() == wanted
+    assert listeners["us-east", "region_agent"] == f"127.0.0.1:{plan.port('us-east', 'agent_internal')}"
+    assert listeners[None, "relay"] == f"127.0.0.1:{plan.deployment_port('relay_control')}"
