@@ -1,1 +1,1 @@
-"""The tour of `palaver demo`: real comments through every edge, read back everywhere, every claim checked."""
+"""The tour of `palaver demo`: posts comments through every edge, reads them in every region, checks each claim."""

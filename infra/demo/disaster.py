@@ -1,7 +1,7 @@
-"""The end of the tour: the leader region is killed while visitors post, and everything they were told is still there.
+"""The end of the tour: it kills the leader region while visitors post, and starts it again.
 
-Decides what is claimed of it: no post through a living edge is refused, and none that was acknowledged is missing
-in any region once the dead one is back. How long writes stood still is measured by the visitors and told, not judged.
+The tour claims that no post through the edge of another region is refused, and that no acknowledged post is missing in
+any region after the killed region is back. The visitors measure the write outage; the tour prints it and sets no bound.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from infra.demo.visitor import Posted, VisitFailed, Visitor
 WRITERS = 8
 PAUSE_S = 0.05
 BEFORE_S = 1.0
-"""How long posts flow before the region dies, and after they flow again."""
+"""How long visitors post before the kill, and after the new leader serves."""
 
 MOVED_S_MAX = 30.0
 HEALTHY_S_MAX = 90.0
@@ -29,14 +29,14 @@ THREAD = "demo-disaster"
 
 
 class Deployment(Protocol):
-    """What the tour does to the deployment, as `infra.supervisor.supervisor.Supervisor` does it."""
+    """What the tour needs of a deployment; `infra.supervisor.supervisor.Supervisor` implements it."""
 
     async def status(self) -> dict[str, Any]:
         """Return the status document."""
         ...
 
     async def kill(self, region: str, process: str | None) -> list[int]:
-        """Kill a region's processes at once; they stay dead. Return their pids."""
+        """Kill all processes of a region, which are not restarted. Return their pids."""
         ...
 
     async def restart_region(self, region: str) -> None:
@@ -46,14 +46,17 @@ class Deployment(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Disaster:
-    """What was seen.
+    """The observed loss of the leader region.
 
     Attributes:
-        died: The region that led and was killed.
-        leads: The region that led afterwards, and ``epoch``, its epoch.
-        still_ms: The longest time between two acknowledgements from the kill on, or to the end when none followed.
-        posted_after: Posts that were answered after the kill.
-        back_s: From its restart until everything was healthy.
+        died: The killed leader region.
+        leads: The new leader region.
+        epoch: The new leader's epoch.
+        still_ms: The write outage: the longest time between two acknowledgements after the kill, in milliseconds; the
+        kill
+            and the end of the measurement count as acknowledgements.
+        posted_after: Posts that were acknowledged after the kill.
+        back_s: Seconds from the restart of the killed region until all regions were healthy.
     """
 
     died: str
@@ -65,7 +68,7 @@ class Disaster:
 
 
 class _Posters:
-    """Visitors who post through the edges that live, and when each was answered."""
+    """Visitors that post through the edges of the surviving regions, and the time of each acknowledgement."""
 
     def __init__(self, visitor: Visitor, regions: Sequence[str]) -> None:
         self._visitor = visitor
@@ -100,11 +103,11 @@ class _Posters:
             await asyncio.sleep(PAUSE_S)
 
     def answered_after(self, since: float) -> int:
-        """How many posts were answered after a moment."""
+        """Return how many posts were acknowledged after a time."""
         return sum(at > since for at in self.answered)
 
     def longest_pause_ms(self, since: float, until: float) -> float:
-        """The longest time without an answer between two moments."""
+        """Return the longest time without an acknowledgement between two times, in milliseconds."""
         times = [since, *(at for at in self.answered if since < at < until), until]
         return max(1000 * (later - earlier) for earlier, later in itertools.pairwise(times))
 
@@ -112,19 +115,19 @@ class _Posters:
 async def lose_the_leader(
     visitor: Visitor, regions: Sequence[str], deployment: Deployment, before: dict[str, Any]
 ) -> tuple[Disaster, list[Posted], list[str]]:
-    """Kill the leader region under load, wait until another takes writes, and bring it back.
+    """Kill the leader region under load, wait until another region serves, and start the killed one again.
 
     Args:
-        visitor: Posts.
+        visitor: Sends the posts.
         regions: All regions.
-        deployment: Where.
-        before: The cell of the status document, as it is now.
+        deployment: The deployment of these regions.
+        before: The cell of the present status document.
 
     Returns:
-        What was seen, what was acknowledged meanwhile, and what was refused.
+        The observed loss, the acknowledged posts, and a line for each refused post.
 
     Raises:
-        VisitFailed: No other region took over, or the dead one did not come back.
+        VisitFailed: No other region took over, or the killed region did not become healthy.
     """
     posters = _Posters(visitor, [region for region in regions if region != before["leader"]])
     async with asyncio.TaskGroup() as group:

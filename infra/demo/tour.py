@@ -1,6 +1,6 @@
-"""What the demo does and what it claims; every claim is a check that can fail.
+"""The steps and claims of the demo's tour; every claim is a check that can fail.
 
-Decides the script of the tour. Knows the deployment only by its edges and its status document.
+Knows the deployment only by its edges, its status document, and the kill and restart of a region.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ THREADS = 6
 WRITERS = 12
 REPLY_SHARE = 0.7
 DEPTH_MAX = 8
-VISIBILITY_SAMPLES = 8  # posts an edge whose way into every region is timed
+VISIBILITY_SAMPLES = 8  # posts through each edge whose time to visibility in every region is measured
 
 Say = Callable[[str], None]
 
@@ -39,14 +39,14 @@ AUTHORS = ("Ada", "Boris", "Chidi", "Dalia", "Esra", "Femi", "Grace", "Hiro")
 
 @dataclass(slots=True, kw_only=True)
 class TourResult:
-    """What the tour saw.
+    """The results of a tour.
 
     Attributes:
         posted: Every acknowledged comment.
-        visible_ms: By (edge that took it, region that showed it): from the answer to the first read, in ms.
-        commit_ms: By edge: median and maximum of the time that a post took before the disaster, in ms.
+        visible_ms: By (region of the edge, region of the read): from the 201 to the first successful read, in ms.
+        commit_ms: By edge: median and maximum duration of a post before the leader region was killed, in ms.
         failures: Claims that did not hold.
-        disaster: What the loss of the leader region looked like; None when it was not come to.
+        disaster: The observed loss of the leader region; None if the tour failed before.
     """
 
     posted: list[Posted] = field(default_factory=list[Posted])
@@ -87,7 +87,7 @@ async def write_threads(visitor: Visitor, regions: Sequence[str], seed: int = 1)
 
 
 async def time_visibility(visitor: Visitor, regions: Sequence[str], result: TourResult) -> None:
-    """Post one comment at a time through each edge and wait for it in every region at once."""
+    """Post one comment at a time through each edge, and wait for it in all regions concurrently."""
     for sample in range(VISIBILITY_SAMPLES):
         for region in regions:
             comment = await visitor.post(
@@ -100,7 +100,7 @@ async def time_visibility(visitor: Visitor, regions: Sequence[str], result: Tour
 
 
 def check_posted(result: TourResult, regions: Sequence[str]) -> None:
-    """What is claimed of comments is claimed of as many as were to be posted, through every edge, seen everywhere."""
+    """Check that all comments were posted, through every edge, and enough of them timed into every region."""
     if len(result.posted) < COMMENTS:
         result.failures.append(f"{len(result.posted)} comments were posted, {COMMENTS} were to be")
     for source in regions:
@@ -115,7 +115,7 @@ def check_posted(result: TourResult, regions: Sequence[str]) -> None:
 
 
 def check_disaster(disaster: Disaster, posted: Sequence[Posted], survivors: Sequence[str], result: TourResult) -> None:
-    """Visitors posted through every edge that lives, and another region took their posts after the death."""
+    """Check that visitors posted through every surviving edge, and that posts were acknowledged after the kill."""
     for region in survivors:
         if not any(comment.region == region for comment in posted):
             result.failures.append(f"nobody posted through {region} while {disaster.died} died")
@@ -124,7 +124,7 @@ def check_disaster(disaster: Disaster, posted: Sequence[Posted], survivors: Sequ
 
 
 async def check_every_region(visitor: Visitor, regions: Sequence[str], result: TourResult) -> None:
-    """Read every thread back in every region and compare it with what was acknowledged."""
+    """Read every thread in every region, and compare it with the acknowledged comments."""
     threads = sorted({comment.thread for comment in result.posted})
     for region in regions:
         for thread in threads:
@@ -146,7 +146,7 @@ async def check_every_region(visitor: Visitor, regions: Sequence[str], result: T
 
 
 def check_status(status: dict[str, Any], result: TourResult) -> None:
-    """One leader, an epoch, everything healthy."""
+    """Check that there is one leader with an epoch, and that every region is healthy."""
     cell = status["cells"][0]
     if cell["phase"] != "serving" or not cell["epoch"]:
         result.failures.append(f"cell {cell['cell']} is {cell['phase']} under epoch {cell['epoch']}")
@@ -159,9 +159,9 @@ def check_status(status: dict[str, Any], result: TourResult) -> None:
 
 
 def print_figures(result: TourResult, regions: Sequence[str], say: Say) -> None:
-    """Print how long posts took until now, and keep the figures for the document.
+    """Print the duration of the posts so far, and store the figures for the document.
 
-    Posts of the disaster come later: they wait for the failover, and what they waited is a figure of its own.
+    The posts during the failover come later and are not included: their delay is the write outage, a separate figure.
     """
     for region in regions:
         times = sorted(comment.took_ms for comment in result.posted if comment.region == region)
@@ -216,12 +216,12 @@ async def survive(
 
 
 async def run_tour(visitor: Visitor, regions: Sequence[str], deployment: Deployment, say: Say) -> TourResult:
-    """The whole tour.
+    """Run the tour; return its results, with the claims that did not hold.
 
     Args:
-        visitor: Speaks to the edges.
-        regions: Regions to write and read through.
-        deployment: Says how it is, and loses a region.
+        visitor: Sends requests to the edges.
+        regions: The regions whose edges are used.
+        deployment: Returns its status, and kills and restarts a region.
         say: Prints a line.
     """
     result = TourResult()

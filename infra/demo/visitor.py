@@ -1,4 +1,4 @@
-"""A reader and writer of comments who speaks plain HTTP to the edges, as a website's visitors do."""
+"""A client that posts and reads comments by plain HTTP through the edges, as a website's visitors do."""
 
 from __future__ import annotations
 
@@ -14,29 +14,29 @@ import httpx
 
 from regions.plain_http import PlainTransport
 
-REQUEST_TIMEOUT_S = 15.0  # longer than an edge keeps retrying a keyed write
+REQUEST_TIMEOUT_S = 15.0  # longer than an edge retries a keyed write
 CONNECTIONS_MAX = 64
 VISIBLE_TIMEOUT_S = 20.0
 VISIBLE_POLL_S = 0.002
-PAGES_MAX = 10_000  # a thread page brings at least one comment, and a tour posts fewer than this
+PAGES_MAX = 10_000  # a page has at least one comment, and a tour posts fewer comments than this
 
 
 class VisitFailed(Exception):
-    """An edge answered something that it must not."""
+    """A step of the tour failed: an edge gave a wrong answer, or a wait ended without its result."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Posted:
-    """A comment that was acknowledged.
+    """An acknowledged comment.
 
     Attributes:
         id: The comment's id.
         thread: Its thread's key.
-        parent: The comment it answers, or None.
+        parent: The id of the comment that it replies to, or None.
         body: Its text.
-        region: The edge that took it.
-        took_ms: From sending to the answer.
-        position: The token of the answer.
+        region: The region of the edge that it was posted through.
+        took_ms: From the request to its answer, in milliseconds.
+        position: The `Palaver-Position` of the answer.
     """
 
     id: str
@@ -49,7 +49,7 @@ class Posted:
 
 
 class Visitor:
-    """One HTTP client an edge.
+    """Has one HTTP client for each edge.
 
     Args:
         edges: Base URL by region.
@@ -59,7 +59,7 @@ class Visitor:
     def __init__(self, edges: Mapping[str, str], site: str) -> None:
         limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
         self._clients = {
-            # Loopback is reached by no proxy.
+            # No proxy for loopback.
             region: httpx.AsyncClient(
                 base_url=f"{edge}/v1/sites/{site}",
                 timeout=REQUEST_TIMEOUT_S,
@@ -78,7 +78,7 @@ class Visitor:
         """Post a comment through an edge, with an Idempotency-Key so that the edge may retry it.
 
         Raises:
-            VisitFailed: Anything but 201.
+            VisitFailed: The answer is not 201.
         """
         content = {"thread": thread, "body": body, "author": {"name": author}}
         if parent is not None:
@@ -96,13 +96,13 @@ class Visitor:
         )  # fmt: skip
 
     async def until_visible(self, region: str, comment: str) -> float:
-        """Ask an edge for a comment until it is there.
+        """Poll an edge until it returns a comment.
 
         Returns:
             How long that took, in milliseconds.
 
         Raises:
-            VisitFailed: It did not come in time.
+            VisitFailed: The comment did not appear within VISIBLE_TIMEOUT_S.
         """
         started = time.perf_counter()
         last = "no answer"

@@ -1,7 +1,7 @@
 """`python -m infra.relay --config FILE`: runs the network between regions until SIGTERM or SIGINT.
 
-The token of the control API is PALAVER_RELAY_TOKEN, or `token` in the file. Exit status 2: the configuration
-cannot be used; 1: an address cannot be listened on; each with one line on standard error.
+The token of the control API is PALAVER_RELAY_TOKEN, or `token` in the file. Exit status 2: the configuration is
+invalid; 1: the relay cannot listen on an address. Both print one line on standard error.
 """
 
 import argparse
@@ -28,12 +28,12 @@ _LOGGER = logging.getLogger(__name__)
 
 TOKEN_VARIABLE = "PALAVER_RELAY_TOKEN"  # noqa: S105 - the name of a variable
 
-# The control API has no long requests; a client that keeps one open is not waited for.
+# The control API has no long requests, so a shutdown does not wait for a client that keeps one open.
 SHUTDOWN_TIMEOUT_S = 1
 
 
 class _ControlServer(uvicorn.Server):
-    """A server that leaves signals to the process it is a part of."""
+    """uvicorn without its own signal handlers, because the relay handles signals."""
 
     @contextlib.contextmanager
     def capture_signals(self) -> Generator[None]:
@@ -84,7 +84,7 @@ async def _serve(config: RelayConfig) -> None:
 
 
 def _listen(config: RelayConfig) -> socket.socket:
-    """Take the control address here: uvicorn would end the process with a status of its own."""
+    """Bind the control address; if uvicorn did it, a failure would end the process with uvicorn's exit status."""
     address = config.control
     try:
         return socket.create_server((address.host, address.port))
@@ -93,7 +93,7 @@ def _listen(config: RelayConfig) -> socket.socket:
 
 
 def _allow_many_sockets() -> None:
-    """Take as many file descriptors as the system allows: each connection needs two."""
+    """Raise the limit of open files to the hard limit, because each connection needs two file descriptors."""
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))

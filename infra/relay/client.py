@@ -1,4 +1,4 @@
-"""What steers a running relay: a synchronous client of its control API."""
+"""A synchronous client of the relay's control API, for commands and drills."""
 
 from collections.abc import Iterable, Mapping
 from types import TracebackType
@@ -9,23 +9,23 @@ import httpx
 from infra.relay.faults import FAULT_FIELDS, Fault, Pair
 from regions.plain_http import TRUST_NOBODY
 
-# The relay answers from memory; a second of silence means that it is stopped or frozen.
+# The relay answers from memory within milliseconds; without an answer for this long it is stopped or suspended.
 TIMEOUT_S = 5.0
 
 
 class RelayFailed(Exception):
-    """The relay cannot be reached or refused a request; the message says which."""
+    """The relay cannot be reached, or refused a request; the message says which."""
 
 
 class RelayClient:
     """Reads and sets the faults of the network between regions.
 
-    Every method raises RelayFailed when the relay is not there or says no, and returns when the change is in
-    force. Regions are named as in the relay's configuration.
+    Every method raises RelayFailed if the relay does not answer or refuses, and returns when the change is in force.
+    Regions have the names of the relay's configuration.
     """
 
     def __init__(self, address: str, token: str, *, timeout_s: float = TIMEOUT_S) -> None:
-        """Make a client; nothing is sent yet.
+        """Make a client; it sends no request yet.
 
         Args:
             address: "host:port" of the control API.
@@ -37,7 +37,7 @@ class RelayClient:
             headers={"Authorization": f"Bearer {token}"},
             timeout=timeout_s,
             verify=TRUST_NOBODY,
-            # A proxy of the environment has no business on loopback.
+            # No proxy for loopback.
             trust_env=False,
         )
 
@@ -54,11 +54,11 @@ class RelayClient:
         self._http.close()
 
     def faults(self) -> dict[Pair, Fault]:
-        """The fault of every directed pair."""
+        """Return the fault of every directed pair."""
         return _faults(self._ask("GET", "/v1/faults"))
 
     def change(self, changes: Iterable[Mapping[str, object]]) -> dict[Pair, Fault]:
-        """Apply changes at once, all or none; each names source, target and the settings that change."""
+        """Apply all changes together, or none; each has `source`, `target` and the settings that change."""
         return _faults(self._ask("PATCH", "/v1/faults", {"changes": list(changes)}))
 
     def set_fault(  # noqa: PLR0913 - the settings of a fault are its parameters
@@ -72,18 +72,18 @@ class RelayClient:
         cut: bool | None = None,
         both_ways: bool = False,
     ) -> dict[Pair, Fault]:
-        """Set one direction (or both of a pair); what is not given stays as it is."""
+        """Change the fault of one direction, or of both; settings that are None stay as they are."""
         given = {"delay_ms": delay_ms, "jitter_ms": jitter_ms, "loss": loss, "cut": cut}
         settings = {name: value for name, value in given.items() if value is not None}
         pairs = [(source, target), (target, source)] if both_ways else [(source, target)]
         return self.change({"source": a, "target": b, **settings} for a, b in pairs)
 
     def cut(self, source: str, target: str, *, both_ways: bool = True) -> dict[Pair, Fault]:
-        """Cut a pair of regions, both ways unless told otherwise."""
+        """Cut the network between two regions, by default in both directions."""
         return self.set_fault(source, target, cut=True, both_ways=both_ways)
 
     def heal(self, pairs: Iterable[Pair] | None = None) -> dict[Pair, Fault]:
-        """Return pairs (all when not given) to the state that the relay's configuration gave them."""
+        """Restore pairs, or all if None, to their state in the relay's configuration."""
         body = {} if pairs is None else {"pairs": [list(pair) for pair in pairs]}
         return _faults(self._ask("POST", "/v1/faults/heal", body))
 

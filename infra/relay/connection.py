@@ -1,11 +1,11 @@
 """One TCP connection through the relay: two sockets and the two delay lines between them.
 
 Decides how a connection opens, half-closes, breaks and ends across the simulated network, as two real hosts
-would see it. Refuses to know which listener it came in by.
+would see it. Does not know which listener accepted it.
 
-The operating system has taken the client's connection before the relay hears of it, so a client that must wait
-(for the round trip of a handshake, or for the end of a cut) sees an open connection on which nothing moves.
-What it sends meanwhile waits for the handshake here, as it would in its own socket.
+The operating system accepts the client's connection before the relay sees it. A client that has to wait for the round
+trip of a handshake, or for the end of a cut, therefore sees an open connection without traffic. The relay buffers what
+the client sends until the handshake is complete, as the client's own socket would.
 """
 
 import asyncio
@@ -20,38 +20,39 @@ from infra.relay.links import Route
 
 _LOGGER = logging.getLogger(__name__)
 
-# A host that is up answers a local connect at once; this bounds a listener whose backlog is full.
+# A local connect completes at once; this is the bound for a listener whose backlog is full.
 CONNECT_TIMEOUT_S = 10.0
 
-# How long a client that hung up before its handshake ended is kept: long enough for one that sent all it had
-# and half-closed, short enough that a client which tries again every second leaves only a few.
+# How long the relay keeps a connection whose client sent FIN before the handshake was complete: long enough for a
+# client that sent its whole request and half-closed, short enough that a client which retries every second leaves only
+# a few.
 EARLY_END_S_MAX = 10.0
 
-# What a client may send before its handshake ended (the initial window of a Linux socket is 64 KB).
+# What a client may send before the handshake is complete (the initial window of a Linux socket is 64 KB).
 EARLY_BYTES_MAX = 64 * 1024
 
-# How much may wait in one socket's write buffer before its delay line stops (asyncio's own default is 64 KiB, which
-# makes a bulk transfer stop and go too often).
+# How much one socket's write buffer may hold before its delay line stops. With asyncio's default of 64 KiB, a bulk
+# transfer would stop and resume too often.
 WRITE_BUFFER_BYTES_MAX = 256 * 1024
 
-# With this a closed socket answers with a reset, as a host does that has nobody for the connection.
+# With this option a closed socket sends RST, as a host does that has no listener for a connection.
 _LINGER_RESET = struct.pack("ii", 1, 0)
 
 
 class Owner(Protocol):
-    """What a connection needs of the network that holds it."""
+    """The interface of `Network` that a connection uses."""
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
         """Run a task that ends when the network ends."""
         ...
 
     def forget(self, connection: "Connection") -> None:
-        """Take notice that the connection is over."""
+        """Drop the connection, which has ended."""
         ...
 
 
 class Connection:
-    """A client (near) and the service it asked for (far); `near` is the protocol of the client's socket."""
+    """A connection of a client (`near`) to a service (`far`); `near` is the protocol of the client's socket."""
 
     def __init__(
         self,
@@ -65,11 +66,11 @@ class Connection:
         """Make a connection that is not open yet.
 
         Args:
-            owner: runs its connect and is told of its end.
-            route: where it leads.
-            directions: of what the client sends, and of what it gets.
-            greeting: sent to the client when the far side took the connection.
-            refusal: sent to the client, instead of a reset, when it did not.
+            owner: runs the task that connects to the service, and drops the connection at its end.
+            route: source, target and address of the service.
+            directions: from client to service, and back.
+            greeting: sent to the client when the service has accepted the connection.
+            refusal: sent to the client, instead of RST, if the service has not accepted it.
         """
         there, back = directions
         self._owner = owner
@@ -91,14 +92,14 @@ class Connection:
         there.connections_open += 1
 
     def abort(self) -> None:
-        """Break both sides at once and forget the connection."""
+        """Reset both sockets at once and drop the connection."""
         self._over = True
         self.near.abort()
         self.far.abort()
         self._forget()
 
     def attached(self, side: "Endpoint") -> None:
-        """Send the wish to connect on its way, or the answer to it before any byte of the far side."""
+        """Send OPEN to the far side for the client's socket, or OPENED back for the service's, before its bytes."""
         if side is self.near:
             self._to_far.push(Signal.OPEN)
         elif self._over:
@@ -107,7 +108,7 @@ class Connection:
             self._to_near.push(Signal.OPENED)
 
     def received(self, side: "Endpoint", data: bytes) -> None:
-        """Send bytes on; those of the client wait until the handshake ended."""
+        """Forward bytes; those of the client wait until the handshake is complete."""
         if side is self.far:
             self._to_near.push(data)
         elif self._established:
@@ -119,7 +120,7 @@ class Connection:
                 side.slow_down(True)
 
     def ended(self, side: "Endpoint") -> None:
-        """Send the end of one direction on."""
+        """Forward the end (FIN) of one direction."""
         if side is self.far:
             self._to_near.push(Signal.END)
         elif self._established:
@@ -128,7 +129,7 @@ class Connection:
             self._early_end = asyncio.get_running_loop().call_later(EARLY_END_S_MAX, self.abort)
 
     def full(self, side: "Endpoint", blocked: bool) -> None:
-        """Stop or restart the delay line to a side whose socket takes no more bytes for now."""
+        """Stop the delay line to a side whose write buffer is full, or restart it."""
         delay_line = self._to_near if side is self.near else self._to_far
         if blocked:
             delay_line.block()
@@ -136,7 +137,7 @@ class Connection:
             delay_line.unblock()
 
     def lost(self, side: "Endpoint") -> None:
-        """Let the other side know, over the network, that this one is gone."""
+        """Send RESET to the other side over the simulated network, because this socket is closed."""
         other, delay_line = (self.far, self._to_far) if side is self.near else (self.near, self._to_near)
         if other.gone:
             self._forget()
@@ -192,7 +193,7 @@ class Connection:
                 await loop.create_connection(lambda: self.far, upstream.host, upstream.port)
         except (OSError, TimeoutError) as error:
             pair = {"source": self._route.source, "target": self._route.target}
-            _LOGGER.info("%s took no connection: %s", upstream, error, extra=pair)
+            _LOGGER.info("%s accepted no connection: %s", upstream, error, extra=pair)
             self._there.refused_total += 1
             if not self._over:
                 self._to_near.push(Signal.RESET)
@@ -228,8 +229,8 @@ class Endpoint(asyncio.Protocol):
     """One of the two sockets of a connection.
 
     Attributes:
-        gone: whether there is no socket (not yet, or no more).
-        end_sent: whether the socket was told that no more bytes come.
+        gone: whether there is no open socket (not yet, or no longer).
+        end_sent: whether FIN was written to the socket.
     """
 
     __slots__ = ("_connection", "_end_received", "_paused", "_transport", "end_sent", "gone")
@@ -243,7 +244,7 @@ class Endpoint(asyncio.Protocol):
         self.end_sent = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the socket."""
+        """Store the transport and set its options."""
         self._transport = cast("asyncio.Transport", transport)
         self.gone = False
         self._transport.set_write_buffer_limits(high=WRITE_BUFFER_BYTES_MAX)
@@ -251,53 +252,53 @@ class Endpoint(asyncio.Protocol):
         self._connection.attached(self)
 
     def data_received(self, data: bytes) -> None:
-        """Take what the socket says."""
+        """Pass received bytes to the connection."""
         self._connection.received(self, data)
 
     def eof_received(self) -> bool:
-        """Take the end of what the socket says, and keep its other direction open."""
+        """Pass the received FIN to the connection, and keep the other direction open."""
         if not self._end_received:
             self._end_received = True
             self._connection.ended(self)
         return True
 
     def pause_writing(self) -> None:
-        """Stop what is to be said to the socket."""
+        """Stop the delay line to this socket, whose write buffer is full."""
         self._connection.full(self, True)
 
     def resume_writing(self) -> None:
-        """Go on with what is to be said to the socket."""
+        """Restart the delay line to this socket."""
         self._connection.full(self, False)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - why it went matters to nobody
-        """Take notice that the socket is gone."""
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason changes nothing
+        """Report the closed socket to the connection."""
         self.gone = True
         self._connection.lost(self)
 
     def write(self, data: bytes) -> None:
-        """Say something; a socket that is gone does not hear it."""
+        """Write bytes; discard them if the socket is closed."""
         if data and self._transport is not None and not self._transport.is_closing():
             self._transport.write(data)
 
     def end(self) -> None:
-        """Say that no more bytes come."""
+        """Write FIN: no more bytes follow."""
         self.end_sent = True
         if self._transport is not None and not self._transport.is_closing():
             self._transport.write_eof()
 
     def close(self) -> None:
-        """Close the socket once all was written."""
+        """Close the socket after its buffer has been written."""
         if self._transport is not None:
             self._transport.close()
 
     def abort(self) -> None:
-        """Close the socket at once, with a reset."""
+        """Close the socket at once, with RST."""
         if self._transport is not None and not self.gone:
             self._option(socket.SOL_SOCKET, socket.SO_LINGER, _LINGER_RESET)
             self._transport.abort()
 
     def slow_down(self, slowed: bool) -> None:
-        """Stop or go on listening to the socket."""
+        """Pause or resume reading from the socket."""
         if self._transport is None or self._transport.is_closing() or self._end_received:
             return
         if slowed and not self._paused:
@@ -312,5 +313,5 @@ class Endpoint(asyncio.Protocol):
         try:
             sock.setsockopt(level, name, value)
         except OSError as error:
-            # The other end may be faster in closing; then the option no longer matters.
-            _LOGGER.debug("a socket took no option: %s", error)
+            # The peer may have closed the connection already; then the option no longer matters.
+            _LOGGER.debug("a socket option could not be set: %s", error)

@@ -6,8 +6,8 @@
     POST  /v1/faults/heal    {} for all pairs, or {"pairs": [[source, target], …]}
     GET   /metrics, /healthz (without a token)
 
-A request that cannot be answered gets {"error": sentence} and a status of 400, 401, 404 or 405. Decides what a
-request means; the network does it.
+A refused request gets {"error": sentence} and a status of 400, 401, 404 or 405. This module parses requests; `network`
+carries them out.
 """
 
 import hmac
@@ -34,7 +34,7 @@ BODY_BYTES_MAX = 256 * 1024
 
 
 def control_app(network: Network, token: str) -> Starlette:
-    """Make the ASGI application that steers this network."""
+    """Return the ASGI application of the control API of this network."""
     control = _Control(network, token)
     return Starlette(
         routes=[

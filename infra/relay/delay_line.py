@@ -1,7 +1,7 @@
-"""One direction of one connection: a delay line that keeps order and is never longer than its window.
+"""The delay line: carries one direction of one connection, keeps its order and holds no more bytes than its window.
 
-Decides when each item is delivered and when the sender must be slowed down; refuses to know sockets: it is
-handed functions. Where nothing is wrong with the direction an item is delivered within `push`, without a timer.
+Decides when each item is delivered and when the sender must be slowed down. It knows no sockets; it calls functions.
+If the direction has no fault, `push` delivers an item at once, without a timer.
 """
 
 import asyncio
@@ -13,7 +13,7 @@ from enum import Enum, auto
 
 from infra.relay.faults import CLEAR, Fault, Pair, arrival
 
-# TCP gives a connection up after about this long without an answer (net.ipv4.tcp_retries2 = 15: 924 s).
+# TCP aborts a connection after about this long without an acknowledgement (net.ipv4.tcp_retries2 = 15: 924 s).
 HELD_S_MAX = 900.0
 
 # A timer of the event loop counts whole milliseconds and may fire this much early.
@@ -21,19 +21,19 @@ TIMER_SLACK_S = 0.0005
 
 
 class Signal(Enum):
-    """What travels besides bytes, with the same delay."""
+    """What a delay line carries besides bytes, with the same delay."""
 
     OPEN = auto()  # the client wants to connect (SYN)
-    OPENED = auto()  # the other side took the connection (SYN-ACK)
+    OPENED = auto()  # the other side accepted the connection (SYN-ACK)
     END = auto()  # no more bytes in this direction (FIN)
-    RESET = auto()  # the connection is gone (RST)
+    RESET = auto()  # the connection is aborted (RST)
 
 
 Item = bytes | Signal
 
 
 class Direction:
-    """A directed pair of regions: its fault at present, the delay lines it has, and its counts."""
+    """A directed pair of regions: its present fault, its delay lines, and its counters."""
 
     __slots__ = (
         "bytes_total",
@@ -61,7 +61,7 @@ class Direction:
         self.window_bytes = fault.window_bytes
 
     def apply(self, fault: Fault) -> None:
-        """Change the fault; what is under way keeps the delay it left with."""
+        """Change the fault; items in transit keep the delay that they were sent with."""
         healed = self.fault.cut and not fault.cut
         self.fault = fault
         self.clear = fault.is_clear
@@ -89,10 +89,10 @@ class DelayLine:
         """Make an empty delay line.
 
         Args:
-            direction: whose fault it obeys.
-            deliver: takes each item when it arrives.
-            slow_down: told True when the sender must stop sending, False when it may go on.
-            expire: called when a cut held an item for HELD_S_MAX.
+            direction: has the fault that applies.
+            deliver: called with each item when it arrives.
+            slow_down: called with True if the sender must pause, and with False if it may resume.
+            expire: called if a cut has held an item for HELD_S_MAX.
         """
         self._direction = direction
         self._deliver = deliver
@@ -110,12 +110,12 @@ class DelayLine:
         direction.delay_lines.add(self)
 
     def push(self, item: Item) -> None:
-        """Send an item; it is delivered now when nothing delays it."""
+        """Send an item; without a fault it is delivered at once."""
         if self._direction.clear and not self._queue and not self._blocked:
             self._hand_over(item)
             return
         if item is Signal.RESET and self._blocked:
-            # A receiver that takes no bytes still learns that the connection is gone.
+            # The reset must reach a receiver whose buffer is full.
             self._drop_queue()
             self._blocked = False
         now = time.monotonic()
@@ -129,18 +129,18 @@ class DelayLine:
         self._regulate()
 
     def block(self) -> None:
-        """The receiver takes no more for now."""
+        """Stop delivering, because the receiver's buffer is full."""
         self._blocked = True
         self._cancel_timer()
         self._regulate()
 
     def unblock(self) -> None:
-        """The receiver takes more again."""
+        """Resume delivering."""
         self._blocked = False
         self._drain()
 
     def fault_changed(self, *, healed: bool) -> None:
-        """Go on under the direction's new fault."""
+        """Apply the new fault of the direction; `healed` means that a cut has ended."""
         now = time.monotonic()
         if healed:
             self._not_before = now + self._direction.fault.delay_ms / 1000
@@ -152,7 +152,7 @@ class DelayLine:
         self._regulate()
 
     def close(self) -> None:
-        """Drop what is under way and stop all timers; the delay line is not used afterwards."""
+        """Drop all items in transit and stop all timers; the delay line is not used afterwards."""
         self._direction.delay_lines.discard(self)
         self._drop_queue()
         self._cancel_timer()
@@ -190,7 +190,7 @@ class DelayLine:
             self._timer = self._loop.call_later(max(0.0, self._first_due() - now), self._drain)
 
     def _regulate(self) -> None:
-        """Slow the sender down above the window, let it go on below half of it."""
+        """Pause the sender if more than the window is held; resume it at half of the window."""
         limit = self._direction.window_bytes // 2 if self._slowed else self._direction.window_bytes
         slowed = self._blocked or self._held_bytes > limit
         if slowed != self._slowed:

@@ -1,13 +1,12 @@
-"""What can be wrong with one direction between two regions, and what that does to the time of arrival.
+"""The network faults of one direction between two regions, and their effect on the time of arrival.
 
-Pure: decides when a segment arrives and how much may be under way; refuses to know sockets and clocks.
+Pure: decides when a segment arrives and how many bytes may be in transit; knows no sockets and no clocks.
 
-The model is TCP as its user sees it. Delay and jitter are those of `tc netem` (uniform, delay ± jitter, never
-negative). A lost segment is not gone: it arrives after a retransmission timeout of 200 ms (Linux TCP_RTO_MIN),
-doubled each time it is lost again (RFC 6298, 5.5), and everything behind it waits, as a byte stream does. A
-segment is whatever the operating system hands over at once, so that bulk transfers suffer less than they would
-from losing single packets. A cut direction lets nothing through; after its end what was held arrives one delay
-later, as if the retransmission fell due at that moment.
+The model is TCP as an application sees it. Delay and jitter are those of `tc netem` (uniform, delay ± jitter, never
+negative). A lost segment arrives after a retransmission timeout of 200 ms (Linux TCP_RTO_MIN), doubled each time it is
+lost again (RFC 6298, 5.5), and all later bytes wait for it, as in a byte stream. A segment is what the operating system
+returns from one read, so that loss delays bulk transfers less than the loss of single packets would. While a direction
+is cut, nothing passes; after the cut, held bytes arrive one delay later, as if they were retransmitted at that moment.
 """
 
 import math
@@ -18,13 +17,13 @@ from dataclasses import asdict, dataclass, fields, replace
 RTO_MS_MIN = 200.0
 RTO_MS_MAX = 120_000.0
 
-# A segment lost this often in a row gets through anyway: 15 is net.ipv4.tcp_retries2, where TCP gives up.
+# A segment is lost at most this often in a row: 15 is net.ipv4.tcp_retries2, after which TCP aborts the connection.
 LOSSES_MAX = 15
 
-# Further than the moon; a larger number is a slip of the unit.
+# Longer than any real delay on earth; a larger number is a wrong unit.
 DELAY_MS_MAX = 10_000.0
 
-# A direction carries a gigabit per second and connection; what that is during its delay may be under way.
+# Each connection gets 1 Gbit/s in a direction; its bandwidth-delay product may be in transit, within these bounds.
 BANDWIDTH_BYTES_PER_S = 125_000_000
 WINDOW_BYTES_MIN = 256 * 1024
 WINDOW_BYTES_MAX = 16 * 1024 * 1024
@@ -33,7 +32,7 @@ Pair = tuple[str, str]
 
 
 class FaultInvalid(Exception):
-    """A setting cannot be; the message says which and what can."""
+    """A setting is invalid; the message names it and the valid values."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -42,7 +41,7 @@ class Fault:
 
     Attributes:
         delay_ms: one-way delay, 0 to DELAY_MS_MAX.
-        jitter_ms: the delay varies by up to this much either way; order is kept.
+        jitter_ms: the delay varies by up to this much in both directions; order is kept.
         loss: the fraction of segments that need a retransmission, 0 or more and less than 1.
         cut: nothing passes; bytes are held.
     """
@@ -62,12 +61,12 @@ class Fault:
 
     @property
     def is_clear(self) -> bool:
-        """Whether bytes pass at once."""
+        """Whether there is no fault, and bytes pass at once."""
         return not (self.delay_ms or self.jitter_ms or self.loss or self.cut)
 
     @property
     def window_bytes(self) -> int:
-        """How many bytes of one connection may be under way before its sender is slowed down."""
+        """How many bytes of one connection may be in transit before its sender is paused."""
         product = BANDWIDTH_BYTES_PER_S * (self.delay_ms + self.jitter_ms) / 1000
         return round(min(max(product, WINDOW_BYTES_MIN), WINDOW_BYTES_MAX))
 
@@ -77,13 +76,13 @@ FAULT_FIELDS = tuple(field.name for field in fields(Fault))
 
 
 def arrival(fault: Fault, *, now: float, previous: float, draws: Iterator[float]) -> float:
-    """Say when a segment sent now arrives.
+    """Return when a segment that is sent now arrives.
 
     Args:
-        fault: the state of its direction; `cut` is not looked at.
+        fault: the state of its direction; `cut` is ignored.
         now: seconds.
         previous: the arrival of the segment before it; this one does not arrive earlier.
-        draws: uniform random numbers of [0, 1); one is taken per question asked of chance.
+        draws: uniform random numbers from [0, 1); each random decision takes one.
 
     Returns:
         Seconds, on the clock of `now`.
@@ -107,7 +106,7 @@ def _retransmission_ms(loss: float, draws: Iterator[float]) -> float:
 
 
 class FaultTable:
-    """The fault of every directed pair of regions, and the state each one heals to."""
+    """The fault of every directed pair of regions, and the baseline that `heal` restores."""
 
     def __init__(self, pairs: Iterable[Pair], baseline: Mapping[Pair, Fault]) -> None:
         self._baseline = {pair: baseline.get(pair, CLEAR) for pair in sorted(pairs)}
@@ -117,18 +116,18 @@ class FaultTable:
         return self._current[pair]
 
     def items(self) -> list[tuple[Pair, Fault]]:
-        """Every pair with its fault, in the order of their names."""
+        """Return every pair with its fault, in the order of their names."""
         return list(self._current.items())
 
     def change(self, changes: Iterable[Mapping[str, object]]) -> list[tuple[Pair, Fault]]:
-        """Apply changes, all or none; return the pairs that were named with their new faults.
+        """Apply all changes or none; return the changed pairs with their new faults.
 
         Args:
-            changes: of each, `source` and `target` name the direction, the other keys are fields of Fault;
-                fields not given stay as they are.
+            changes: in each, `source` and `target` name the direction, and the other keys are fields of Fault;
+                missing fields stay as they are.
 
         Raises:
-            FaultInvalid: when a region, a field or a value cannot be.
+            FaultInvalid: a region, a field or a value is invalid.
         """
         result: dict[Pair, Fault] = {}
         for change in changes:
@@ -142,10 +141,10 @@ class FaultTable:
         return list(result.items())
 
     def heal(self, pairs: Iterable[Pair] | None = None) -> list[tuple[Pair, Fault]]:
-        """Return these pairs (all when not given) to their first state; return them with it.
+        """Restore the baseline of these pairs, or of all if None; return the pairs with it.
 
         Raises:
-            FaultInvalid: when a pair is not known.
+            FaultInvalid: a pair is unknown.
         """
         chosen = list(self._baseline) if pairs is None else list(pairs)
         for source, target in chosen:
@@ -157,10 +156,10 @@ class FaultTable:
 
 
 def merge(fault: Fault, settings: Mapping[str, object]) -> Fault:
-    """Return the fault with these fields changed, each checked for its type.
+    """Return the fault with these fields changed; check the type of each.
 
     Raises:
-        FaultInvalid: when a field is not known or its value cannot be.
+        FaultInvalid: a field is unknown, or its value is invalid.
     """
     for name, value in settings.items():
         if name not in FAULT_FIELDS:
@@ -173,5 +172,5 @@ def merge(fault: Fault, settings: Mapping[str, object]) -> Fault:
 
 
 def as_json(pair: Pair, fault: Fault) -> dict[str, object]:
-    """Shape a direction as the control API and the configuration write it."""
+    """Return a direction in the format of the control API and of the configuration."""
     return {"source": pair[0], "target": pair[1], **asdict(fault)}

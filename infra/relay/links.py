@@ -1,9 +1,9 @@
-"""What the relay listens on and where each connection leads, read from its configuration.
+"""Parses the relay's configuration: its listeners, and the route of each connection.
 
-Pure: decides which configurations can be; refuses to know sockets. Two kinds of listeners lead to regions: a
-link (one port for one service of one region, as seen from another), and a SOCKS 5 listener per source region,
-for programs such as etcd that know their peers under one name everywhere: the name asked for is the target,
-the listener it is asked at is the source.
+Pure: decides which configurations are valid; knows no sockets. There are two kinds of listeners. A link is one port for
+one service of one region, as seen from another region. A SOCKS 5 listener serves one source region, for programs such
+as etcd that use the same names for their peers in every region: the requested name selects the target, and the listener
+is the source.
 """
 
 import json
@@ -19,12 +19,12 @@ PORT_MAX = 65_535
 
 
 class ConfigInvalid(Exception):
-    """The configuration cannot be used; the message is one line that says where and why."""
+    """The configuration is invalid; the message is one line that says where and why."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Route:
-    """Where a connection leads: from a region to a service of another one."""
+    """The route of a connection: from a region to a service of another region."""
 
     source: str
     target: str
@@ -32,12 +32,12 @@ class Route:
 
     @property
     def there(self) -> Pair:
-        """The direction of what the client sends."""
+        """The direction from the client to the service."""
         return (self.source, self.target)
 
     @property
     def back(self) -> Pair:
-        """The direction of what the client gets."""
+        """The direction from the service to the client."""
         return (self.target, self.source)
 
 
@@ -51,7 +51,7 @@ class Link:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class SocksListener:
-    """A listener of one source region whose clients name the target, "host:port" as they would dial it."""
+    """A SOCKS listener of one source region; `routes` has a route for each "host:port" that clients request."""
 
     listen: Address
     source: str
@@ -60,7 +60,7 @@ class SocksListener:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RelayConfig:
-    """All of the relay's configuration."""
+    """The relay's configuration."""
 
     control: Address
     token: str
@@ -70,7 +70,7 @@ class RelayConfig:
 
     @property
     def pairs(self) -> frozenset[Pair]:
-        """Every directed pair that has a route, and its way back."""
+        """Every directed pair that has a route, and its reverse."""
         routes = [link.route for link in self.links]
         routes += chain.from_iterable(listener.routes.values() for listener in self.socks)
         return frozenset(chain.from_iterable((route.there, route.back) for route in routes))
@@ -83,11 +83,11 @@ def parse_config(text: str, *, token: str | None = None) -> RelayConfig:
         text: {"control": "host:port", "token": …, "links": [{"listen", "source", "target", "upstream"}],
             "socks": [{"listen", "source", "routes": {"host:port": {"target", "upstream"}}}],
             "faults": [{"source", "target", "delay_ms", "jitter_ms", "loss", "cut"}]}.
-            `faults` is the state that every pair starts in and heals to.
-        token: the bearer token of the control API; instead of the one in the file.
+            `faults` is the baseline: the state of the pairs at the start and after `heal`.
+        token: the bearer token of the control API; replaces the one in the file.
 
     Raises:
-        ConfigInvalid: when something is missing, wrong or there twice.
+        ConfigInvalid: a field is missing, wrong or duplicate.
     """
     try:
         document = _mapping(json.loads(text), "the configuration")

@@ -1,4 +1,4 @@
-"""Log lines of the relay: one JSON object each, on standard error, shaped as those of the services."""
+"""Writes the relay's log to standard error: one JSON object a line, with the field names of the services' logs."""
 
 import json
 import logging
@@ -9,7 +9,7 @@ _STANDARD_ATTRIBUTES = frozenset((*vars(logging.LogRecord("", 0, "", 0, "", None
 
 
 class JsonLines(logging.Formatter):
-    """Shapes a record as one line of JSON; extra fields stand beside the fixed ones."""
+    """Formats a record as one line of JSON; its extra fields are added to the fixed ones."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return the line."""
@@ -36,5 +36,5 @@ def configure_logging(level: str = "info") -> None:
     root = logging.getLogger()
     root.handlers[:] = [handler]
     root.setLevel(level.upper())
-    # Each start and stop of the control server is said by the relay itself.
+    # The relay logs start and stop of the control server itself.
     logging.getLogger("uvicorn").setLevel(logging.WARNING)

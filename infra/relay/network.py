@@ -1,7 +1,7 @@
 """The running network: its listeners, its connections and the faults in force.
 
-Decides which listener leads where and that a change of faults reaches every connection at once. Refuses to
-know how it is steered.
+Connects each listener to its route, and applies a change of faults to every connection at once. Does not know the
+control API.
 """
 
 import asyncio
@@ -22,19 +22,19 @@ from regions.topology import Address
 
 _LOGGER = logging.getLogger(__name__)
 
-# Three regions have some 30 links with pools of 16 and less; each connection takes two file descriptors.
+# Three regions have about 30 links with connection pools of at most 16; each connection takes two file descriptors.
 CONNECTIONS_MAX = 8_192
 
-# Every pool of a deployment connects at once when it starts.
+# At the start of a deployment, all connection pools connect at the same time.
 BACKLOG = 512
 
 
 class ListenFailed(Exception):
-    """An address cannot be listened on; the message says which and why."""
+    """The relay cannot listen on an address; the message says which and why."""
 
 
 class Network:
-    """All links of a deployment, as an async context: listening inside, silent and empty afterwards."""
+    """All links of a deployment, as an async context; at its end all listeners and connections are closed."""
 
     def __init__(self, config: RelayConfig) -> None:
         self.config = config
@@ -63,32 +63,32 @@ class Network:
             server.close()
         for connection in tuple(self._connections):
             connection.abort()
-        # The group gets no error of the body, as it would wrap it in a group of its own; what is left in it
-        # are attempts to connect, which end by themselves.
+        # The group is not given the error of the body, because it would wrap it in an exception group. The tasks that
+        # are left in it are attempts to connect, which end by themselves.
         await self._tasks.__aexit__(None, None, None)
 
     def faults(self) -> list[tuple[Pair, Fault]]:
-        """Every directed pair with its fault."""
+        """Return every directed pair with its fault."""
         return self._table.items()
 
     def change(self, changes: Iterable[Mapping[str, object]]) -> list[tuple[Pair, Fault]]:
-        """Apply changes, all or none, to what is under way as well; see `FaultTable.change`.
+        """Apply all changes or none, also to existing connections; see `FaultTable.change`.
 
         Raises:
-            FaultInvalid: when one of them cannot be.
+            FaultInvalid: one of them is invalid.
         """
         return self._put_in_force(self._table.change(changes))
 
     def heal(self, pairs: Iterable[Pair] | None = None) -> list[tuple[Pair, Fault]]:
-        """Return pairs (all when not given) to the state the configuration gave them.
+        """Restore pairs, or all if None, to their state in the configuration.
 
         Raises:
-            FaultInvalid: when a pair is not known.
+            FaultInvalid: a pair is unknown.
         """
         return self._put_in_force(self._table.heal(pairs))
 
     def directions(self) -> Iterator[Direction]:
-        """Every directed pair with its counts."""
+        """Yield every directed pair with its counters."""
         yield from self._directions.values()
 
     def spawn(self, work: Coroutine[Any, Any, None]) -> None:
@@ -96,11 +96,11 @@ class Network:
         self._tasks.create_task(work)
 
     def forget(self, connection: Connection) -> None:
-        """Take notice that a connection is over."""
+        """Drop a connection that has ended."""
         self._connections.discard(connection)
 
     def connect(self, route: Route, greeting: bytes = b"", refusal: bytes = b"") -> Endpoint | None:
-        """Make a connection for a client that came in; None when there are too many."""
+        """Make a connection for an accepted client; None if CONNECTIONS_MAX are open."""
         if len(self._connections) >= CONNECTIONS_MAX:
             _LOGGER.warning("a connection was refused: %d are open", CONNECTIONS_MAX)
             return None
@@ -113,7 +113,7 @@ class Network:
         for pair, fault in changed:
             self._directions[pair].apply(fault)
             extra = {"source": pair[0], "target": pair[1], "fault": str(fault)}
-            _LOGGER.info("a direction changed", extra=extra)
+            _LOGGER.info("the fault of a direction changed", extra=extra)
         return changed
 
     def _link_factory(self, route: Route) -> Callable[[], asyncio.BaseProtocol]:
@@ -134,7 +134,7 @@ class Network:
 
 
 class _Refusal(asyncio.Protocol):
-    """Answers a client that is one too many."""
+    """Resets the connection of a client above CONNECTIONS_MAX."""
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
         assert isinstance(transport, asyncio.Transport)
@@ -142,13 +142,13 @@ class _Refusal(asyncio.Protocol):
 
 
 class NetworkCollector(Collector):
-    """Shapes the counts of a network as Prometheus metrics, read only when somebody asks."""
+    """Exports the counters of a network as Prometheus metrics; it reads them at each scrape."""
 
     def __init__(self, network: Network) -> None:
         self._network = network
 
     def collect(self) -> Iterator[Metric]:
-        """Yield one family per count, labelled by the directed pair."""
+        """Yield one metric family per counter, labelled by the directed pair."""
         labels = ["source", "target"]
         counters = {
             "bytes_total": CounterMetricFamily("palaver_relay_bytes", "Bytes delivered.", labels=labels),

@@ -1,7 +1,7 @@
-"""SOCKS 5, as far as a program needs it that asks for one of a few known names (RFC 1928, without passwords).
+"""The SOCKS 5 handshake: the CONNECT command without authentication, for a few known names (RFC 1928).
 
-Decides what a client's opening bytes mean; the routes of its listener decide where that leads. The answer to a
-request is sent when the far side took the connection, so that a connect takes the round trip it should.
+Parses the client's first bytes; the routes of its listener give the target. The client gets the answer to its request
+when the service has accepted the connection, so that a connect takes a whole round trip.
 """
 
 import asyncio
@@ -21,7 +21,7 @@ NO_PASSWORD = 0
 CONNECT = 1
 IPV4, NAME, IPV6 = 1, 3, 4
 
-# A client sends its few bytes at once; one that does not is none (a port scanner, a mistake).
+# A SOCKS client sends its few bytes at once; one that does not (a port scanner) is disconnected after this.
 OPENING_TIMEOUT_S = 10.0
 
 METHOD_ACCEPTED = bytes([VERSION, NO_PASSWORD])
@@ -29,7 +29,7 @@ METHOD_REFUSED = bytes([VERSION, 0xFF])
 
 
 def _reply(code: int) -> bytes:
-    """Answer a request; the bound address is not told, as nobody needs it."""
+    """Return the answer to a request, with 0.0.0.0:0 as the bound address, because no client uses it."""
     return bytes([VERSION, code, 0, IPV4, 0, 0, 0, 0, 0, 0])
 
 
@@ -38,14 +38,14 @@ GRANTED, NOT_ALLOWED, REFUSED, COMMAND_UNKNOWN = _reply(0), _reply(2), _reply(5)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Request:
-    """What a client asked for: "host:port" in lower case, and the length of the bytes that said so."""
+    """A client's request: the destination "host:port" in lower case, and the length of the request in bytes."""
 
     destination: str
     length_bytes: int
 
 
 class NotSocks(Exception):
-    """The bytes cannot be understood; `answer` is what the client gets before it is closed."""
+    """The handshake is invalid or refused; `answer` is sent to the client before its socket is closed."""
 
     def __init__(self, message: str, answer: bytes) -> None:
         super().__init__(message)
@@ -53,10 +53,10 @@ class NotSocks(Exception):
 
 
 def read_methods(data: bytes) -> int | None:
-    """Return the length of the client's first message, None when there are bytes to come.
+    """Return the length of the client's first message, None if it is incomplete.
 
     Raises:
-        NotSocks: when it is another protocol or wants a password.
+        NotSocks: it is another protocol, or the client requires authentication.
     """
     if data[:1] not in (b"", bytes([VERSION])):
         raise NotSocks("the first byte is not that of SOCKS 5", b"")
@@ -68,10 +68,10 @@ def read_methods(data: bytes) -> int | None:
 
 
 def read_request(data: bytes) -> Request | None:
-    """Return the client's request, None when there are bytes to come.
+    """Return the client's request, None if it is incomplete.
 
     Raises:
-        NotSocks: when it asks for something else than a connection.
+        NotSocks: the command is not CONNECT.
     """
     if len(data) < 5:  # noqa: PLR2004 - up to the first byte of the address
         return None
@@ -89,14 +89,14 @@ def read_request(data: bytes) -> Request | None:
 
 
 class SocksHandshake(asyncio.Protocol):
-    """The client's socket until its request is known; then a connection takes it over."""
+    """The protocol of a client's socket until its request is complete; then a `Connection` takes the socket over."""
 
     def __init__(self, listener: SocksListener, connect: Callable[[Route, bytes, bytes], Endpoint | None]) -> None:
         """Wait for a client.
 
         Args:
-            listener: whose routes may be asked for.
-            connect: makes a connection with a greeting and a refusal; None when there are too many.
+            listener: has the routes that the client may request.
+            connect: makes a connection with a greeting and a refusal; returns None if too many are open.
         """
         self._listener = listener
         self._connect = connect
@@ -106,16 +106,16 @@ class SocksHandshake(asyncio.Protocol):
         self._method_accepted = False
 
     def connection_made(self, transport: asyncio.BaseTransport) -> None:
-        """Take the socket and give the client its time."""
+        """Start the timeout of the handshake."""
         self._transport = cast("asyncio.Transport", transport)
         self._timeout = asyncio.get_running_loop().call_later(OPENING_TIMEOUT_S, self._transport.abort)
 
-    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - a client that leaves may
-        """Stop waiting."""
+    def connection_lost(self, exc: Exception | None) -> None:  # noqa: ARG002 - the reason changes nothing
+        """Cancel the timeout."""
         self._stop_waiting()
 
     def data_received(self, data: bytes) -> None:
-        """Take bytes until they make a request."""
+        """Collect bytes until the request is complete."""
         assert self._transport is not None
         self._received += data
         try:

@@ -1,1 +1,1 @@
-"""Server binaries of the embedded deployment: where they come from and who may run them."""
+"""The server binaries of the embedded deployment: where they come from, and which account runs PostgreSQL."""

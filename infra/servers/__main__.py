@@ -1,4 +1,4 @@
-"""`python -m infra.servers prepare`: makes ready what the resolver may choose and no wheel brings."""
+"""`python -m infra.servers prepare`: builds etcd, because no wheel has a current version."""
 
 import sys
 from collections.abc import Sequence
@@ -13,7 +13,7 @@ USAGE = "usage: python -m infra.servers prepare"
 def prepare(*, search_path: Sequence[str] | None = None) -> int:
     """Build etcd unless PATH or an earlier build has it; return the exit status.
 
-    A build that fails is a warning, not an error, as long as the wheel of the older etcd can stand in.
+    A failed build is a warning, not an error, if the wheel with the older etcd is installed.
     """
     report = partial(print, "servers:", flush=True)
     try:

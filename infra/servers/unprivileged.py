@@ -1,9 +1,9 @@
-"""Which account PostgreSQL runs as when everything is started as root, and what that account can reach.
+"""The account that PostgreSQL runs as if Palaver is started as root, and the folders that this account can reach.
 
-Decides the account, and where its programs and data stand when it cannot enter the folders they are in: a
-home of mode 0700 is the common case. It refuses to know how PostgreSQL is started. Source: PostgreSQL refuses
-to run as root (`postgres` in its server documentation), and the kernel is asked what an account may do, since
-mode bits do not tell of access control lists.
+Decides the account, and where its programs and data are if it cannot enter their folders; a home folder of mode 0700 is
+the common case. It does not know how PostgreSQL is started. Source: PostgreSQL does not run as root (`postgres` in its
+server documentation). Access is tested by running a command as the account, because mode bits do not show access
+control lists.
 """
 
 import contextlib
@@ -21,10 +21,10 @@ from pathlib import Path
 from infra.servers import root_store
 from infra.servers.resolver import POSTGRES_PROGRAMS
 
-# `palaver` is the account a package or image would create; `nobody` exists on every system.
+# A package or image would create the account `palaver`; `nobody` exists on every system.
 ACCOUNT_NAMES = ("palaver", "nobody")
 
-# A version or a `cd` answers at once; this bounds a file system that hangs.
+# `cd` and `--version` take milliseconds; this is the bound for a file system that hangs.
 PROBE_TIMEOUT_S = 30.0
 
 
@@ -46,10 +46,10 @@ class Account:
 
 
 def account() -> Account | None:
-    """Choose the account that PostgreSQL runs as; None when this process is not root already.
+    """Return the account that PostgreSQL runs as; None if this process is not root.
 
     Raises:
-        AccountMissing: when none of ACCOUNT_NAMES exists.
+        AccountMissing: none of ACCOUNT_NAMES exists.
     """
     if os.geteuid() != 0:
         return None
@@ -61,7 +61,7 @@ def account() -> Account | None:
 
 
 def reachable(path: Path, account: Account | None) -> bool:
-    """Tell whether the account can enter the folder (of a path that is not there: its nearest ancestor)."""
+    """Whether the account can enter the folder, or its nearest existing ancestor."""
     folder = path.absolute()
     while not folder.is_dir():
         folder = folder.parent
@@ -71,13 +71,13 @@ def reachable(path: Path, account: Account | None) -> bool:
 def reachable_install(
     bin_dir: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS
 ) -> Path:
-    """Return a folder with PostgreSQL's programs that the account can run: this one, or a copy in the store.
+    """Return a folder with PostgreSQL's programs that the account can run: `bin_dir`, or a copy in the store.
 
-    The copy is made once per version of PostgreSQL, and appears by one rename.
+    The copy is made once per version of PostgreSQL, and put in place by one rename.
 
     Raises:
-        FolderUnreachable: when the account cannot run the copy either.
-        StoreUnusable: when there is nowhere to copy to.
+        FolderUnreachable: the account cannot run the copy either.
+        StoreUnusable: there is no store for the copy.
     """
     if account is None or _runs(bin_dir, account):
         return bin_dir
@@ -99,12 +99,12 @@ def reachable_install(
 def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS) -> Path:
     """Return a folder for PostgreSQL's data: `path` itself, or one in the store that `path` then links to.
 
-    It exists afterwards with mode 0700 and belongs to the account. An empty folder at `path` may be replaced
-    by the link; a folder with files in it never is.
+    The folder exists afterwards with mode 0700 and belongs to the account. The link replaces an empty folder at `path`,
+    but never a folder with files.
 
     Raises:
-        FolderUnreachable: when `path` holds data that the account cannot use.
-        StoreUnusable: when a folder in the store is needed and there is no store.
+        FolderUnreachable: `path` holds data that the account cannot use.
+        StoreUnusable: a folder in the store is needed, and there is no store.
     """
     if account is None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -120,10 +120,10 @@ def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Pa
 
 
 def prune(*, stores: Sequence[Path] = root_store.STORE_PATHS) -> list[Path]:
-    """Remove the data folders in the store whose deployment folder is gone; return where those were.
+    """Remove the data folders in the store whose deployment folder was deleted; return the deleted paths.
 
-    Does nothing when this process is not root. A folder is kept when a server still runs in it, and when the
-    file system of its deployment is not mounted: then nobody can tell that the deployment is gone.
+    Does nothing if this process is not root. A folder is kept if a server runs in it, or if the file system of its
+    deployment is not mounted, because the deployment may then still exist.
     """
     if os.geteuid() != 0:
         return []
@@ -202,7 +202,7 @@ def _server_runs_in(folder: Path) -> bool:
 
 
 def _runs(bin_dir: Path, account: Account) -> bool:
-    """Let the account run every program (so that its libraries load) and read what initdb reads."""
+    """Whether the account can run every program, with its libraries, and read the files that initdb reads."""
     install = bin_dir.resolve().parent
     unreadable = any(
         not path.stat().st_mode & 0o004
@@ -222,7 +222,7 @@ def _install_key(root: Path) -> str:
 
 
 def _copy_install(root: Path, target: Path) -> None:
-    """Copy the install and the libraries beside it that a wheel's programs find by a relative path."""
+    """Copy the installation, and the libraries beside it that a wheel's programs load by a relative path."""
     workshop = Path(tempfile.mkdtemp(prefix=".copying-", dir=target.parent))
     try:
         package = workshop / root.parent.name

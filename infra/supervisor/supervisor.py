@@ -333,9 +333,8 @@ class Supervisor:
             send(process, signal.SIGKILL)
         for managed in self._region_processes(region):
             if managed.pid is None:
-                self._tasks[
-                    managed.spec.name
-                ].cancel()  # It waits for a process that it needs, its preparation or its restart delay.
+                # It waits for a process that it needs, its preparation or its restart delay.
+                self._tasks[managed.spec.name].cancel()
         if tasks:
             await asyncio.wait(tasks)
         for member in ("ledger", "view"):
