@@ -13,7 +13,6 @@ import resource
 import signal
 import socket
 import sys
-from collections.abc import Generator
 from pathlib import Path
 
 import uvicorn
@@ -23,6 +22,7 @@ from infra.relay.control import control_app
 from infra.relay.links import ConfigInvalid, RelayConfig, parse_config
 from infra.relay.logs import configure_logging
 from infra.relay.network import ListenFailed, Network
+from regions.embedded_server import EmbeddedServer
 
 _LOGGER = logging.getLogger(__name__)
 
@@ -30,14 +30,6 @@ TOKEN_VARIABLE = "PALAVER_RELAY_TOKEN"  # noqa: S105 - the name of a variable
 
 # The control API has no long requests, so a shutdown does not wait for a client that keeps one open.
 SHUTDOWN_TIMEOUT_S = 1
-
-
-class _ControlServer(uvicorn.Server):
-    """uvicorn without its own signal handlers, because the relay handles signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
 
 
 def main(arguments: list[str]) -> int:
@@ -74,7 +66,7 @@ async def _serve(config: RelayConfig) -> None:
                 access_log=False,
                 timeout_graceful_shutdown=SHUTDOWN_TIMEOUT_S,
             )
-            server = _ControlServer(settings)
+            server = EmbeddedServer(settings)
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(server.serve(sockets=[sock]))
                 _LOGGER.info("the network is up", extra={"links": len(config.links)})

@@ -8,7 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hmac
-from collections.abc import AsyncGenerator, Awaitable, Callable, Generator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from typing import Any
 
 import orjson
@@ -21,15 +21,7 @@ from starlette.routing import Route
 from infra.supervisor.errors import OrderRefused, UnknownTarget
 from infra.supervisor.metrics import exposition
 from infra.supervisor.supervisor import Supervisor
-
-
-class _Server(uvicorn.Server):
-    """uvicorn without its own signal handlers, because the supervisor handles signals."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        """Install no signal handlers."""
-        yield
+from regions.embedded_server import EmbeddedServer
 
 
 def control_app(supervisor: Supervisor) -> Starlette:  # noqa: C901 - one small function a route
@@ -129,7 +121,7 @@ async def serve_control(supervisor: Supervisor) -> AsyncGenerator[None]:
         lifespan="off",
         timeout_graceful_shutdown=2,
     )
-    server = _Server(config)
+    server = EmbeddedServer(config)
     task = asyncio.create_task(server.serve(), name="control")
     try:
         yield

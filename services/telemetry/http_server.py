@@ -5,16 +5,15 @@ server, owns the signals and the exit status. A port that is taken is an excepti
 """
 
 import asyncio
-import contextlib
 import functools
 import os
 import socket
-from collections.abc import Generator
 from pathlib import Path
 from typing import Any, Final
 
 import uvicorn
 
+from regions.embedded_server import EmbeddedServer
 from services.telemetry.http_protocol import PublicProtocol
 from services.telemetry.middleware import AsgiApp
 from services.telemetry.ready_protocol import ReadyAnswers, ReadyProtocol
@@ -29,14 +28,6 @@ KEEP_ALIVE_S: Final = 75
 
 class ListenFailed(Exception):
     """The address cannot be listened on; the message says which and why."""
-
-
-class _LoopServer(uvicorn.Server):
-    """uvicorn without signal handlers: several servers share a process that handles them once."""
-
-    @contextlib.contextmanager
-    def capture_signals(self) -> Generator[None]:
-        yield
 
 
 def parse_listen(text: str) -> tuple[str, int]:
@@ -129,7 +120,7 @@ async def serve_http(
         timeout_keep_alive=KEEP_ALIVE_S,
         timeout_graceful_shutdown=graceful_stop_s,
     )
-    server = _LoopServer(config)
+    server = EmbeddedServer(config)
     try:
         async with asyncio.TaskGroup() as group:
             serving = group.create_task(server.serve(sockets=list(listeners)), name="http-server")
