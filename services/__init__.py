@@ -1,1 +1,1 @@
-"""Processes, one folder each, and the libraries they share."""
+"""The processes of a region, one folder each, and the libraries that they share."""

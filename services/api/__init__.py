@@ -1,5 +1,5 @@
 """The conventions of the public HTTP API, shared by the write API and the read API.
 
-Decides what an error, a comment, a cursor, a thread key and a consistency header look like, and holds the
-OpenAPI document of both processes. Refuses to know databases and who leads.
+Decides the form of an error, a comment, a cursor, a thread key and a consistency header, and holds the
+OpenAPI document of both processes. Does not know databases or the leader.
 """

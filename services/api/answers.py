@@ -1,4 +1,4 @@
-"""Sends ready bytes over ASGI, without a response object in between."""
+"""Sends a complete response over ASGI without building a response object."""
 
 from collections.abc import Sequence
 from typing import Final
@@ -18,7 +18,7 @@ async def answer_json(send: Send, status: int, document: object, headers: Sequen
 
 
 async def answer(send: Send, status: int, body: bytes, headers: Sequence[Header]) -> None:
-    """Send a whole answer; the content length is added where the status has content."""
+    """Send a complete answer; add the content length if the status has content."""
     length = () if status in WITHOUT_CONTENT else ((b"content-length", b"%d" % len(body)),)
     await send({"type": "http.response.start", "status": status, "headers": [*headers, *length]})
     await send({"type": "http.response.body", "body": body})

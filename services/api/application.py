@@ -1,8 +1,8 @@
-"""Puts the layers of a public API together, outermost first: telemetry, problems, CORS, limits, routes.
+"""Builds the application of a public API from layers, outermost first: telemetry, problems, CORS, limits, routes.
 
-Decides the order: a refused request is counted and has a request id, and a problem carries the CORS headers.
-The FastAPI application routes what is not hot; a process puts its hot route as a plain ASGI handler in front of
-it, because FastAPI's routing alone costs more than a cached read.
+Decides the order: the telemetry layer counts refused requests and gives them a request id, and a problem carries the
+CORS headers. FastAPI routes all requests but the most frequent ones; for these, a process puts a plain ASGI handler in
+front of FastAPI, because FastAPI's routing alone costs more than a cached read.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -28,7 +28,7 @@ def fastapi_application(title: str, missing: Callable[[], Sequence[str]]) -> Fas
 
     Args:
         title: Name of the process.
-        missing: What keeps the process from serving, one sentence each.
+        missing: Returns the reasons why the process cannot serve, one sentence each.
     """
     app = FastAPI(title=title, openapi_url=None, docs_url=None, redoc_url=None, redirect_slashes=False)
     app.add_middleware(cast("Any", ProblemMiddleware))
@@ -51,30 +51,30 @@ def fastapi_application(title: str, missing: Callable[[], Sequence[str]]) -> Fas
 
 
 def add_endpoint(app: FastAPI, method: str, template: str, endpoint: Endpoint) -> None:
-    """Route a method and path template to an endpoint that reads the request itself."""
+    """Route a method and a path template to an endpoint that parses the request itself."""
     app.router.routes.append(_Route(template, endpoint, methods=[method], include_in_schema=False))
 
 
 class _Route(Route):
-    """A route without the parameters of FastAPI, which decodes every query in a loop of Python: 15 ms for 60 kB."""
+    """A route without FastAPI's parameters. FastAPI decodes each query in a Python loop: 15 ms for 60 kB."""
 
     def matches(self, scope: Scope) -> tuple[Match, Scope]:
-        """Note the route that matches, as FastAPI's own do; telemetry counts by its template."""
+        """Store the matching route in the scope, as FastAPI's routes do; telemetry counts requests by its template."""
         match, found = super().matches(scope)
         return match, {**found, "route": self}
 
 
 def public_application(routes: AsgiApp, *, tracing: Tracing, origins_of: OriginsOf, body_bytes_max: int) -> AsgiApp:
-    """Return the whole ASGI application around the routes."""
+    """Return the complete ASGI application around the routes."""
     limited = RequestLimitMiddleware(_with_options(routes), body_bytes_max=body_bytes_max)
     marked = CorsMiddleware(ProblemMiddleware(limited), origins_of)
     return TelemetryMiddleware(ProblemMiddleware(marked), tracing)
 
 
 def _with_options(app: AsgiApp) -> AsgiApp:
-    """Return an application that answers OPTIONS for every address of the API, and leaves the rest to `app`.
+    """Return an application that answers OPTIONS for every address of the API and passes other requests to `app`.
 
-    A preflight is an OPTIONS as well; what makes it one is said around this (`CorsMiddleware`).
+    A preflight is an OPTIONS request as well; `CorsMiddleware`, which is outside of this, adds its headers.
     """
 
     async def front(scope: Scope, receive: Receive, send: Send) -> None:
@@ -94,7 +94,7 @@ def _router_problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, HTTPException)
     allow = _allow(request.scope["path"])
     if error.status_code == 405 or (error.status_code == 404 and allow):  # noqa: PLR2004 - the two of a router
-        # The other process of the API may serve the method: the header names what the address takes anywhere.
+        # The other process may serve the method, so the header lists the methods that the address takes in either.
         raise Problem("method-not-allowed", f"Allowed here: {allow.decode()}.", headers=[(b"allow", allow)]) from None
     if error.status_code == 404:  # noqa: PLR2004
         raise _not_found() from None

@@ -1,4 +1,4 @@
-"""The JSON of a comment, its entity tag and its times, the same from the ledger's answer and from the view."""
+"""Formats a comment as JSON, its entity tag and its times, for comments from the ledger and from the view."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -30,12 +30,12 @@ class Comment:
 
 
 def timestamp(moment: datetime) -> str:
-    """Return RFC 3339 in UTC with microseconds. The moment is in UTC, as both databases give it."""
+    """Return RFC 3339 in UTC with microseconds. `moment` must be in UTC; both databases return UTC."""
     return f"{moment.replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def ledger_json(comment: Comment) -> dict[str, object]:
-    """Return the part of a comment's JSON object that the ledger knows: all but replies and score."""
+    """Return the fields of a comment's JSON object that the ledger has: all except replies and score."""
     author: dict[str, object] = {"id": comment.author_id, "name": comment.author_name}
     if comment.author_url is not None:
         author["url"] = comment.author_url
@@ -56,7 +56,7 @@ def ledger_json(comment: Comment) -> dict[str, object]:
 def comment_json(
     comment: Comment, replies: Sequence[dict[str, object]] = (), replies_next: str | None = None
 ) -> dict[str, object]:
-    """Return the comment's JSON object with these replies below it."""
+    """Return the complete JSON object of a comment with these replies."""
     return ledger_json(comment) | {
         "score": comment.score,
         "replies": {"count": comment.reply_count, "items": list(replies), "next": replies_next},
@@ -64,10 +64,10 @@ def comment_json(
 
 
 def entity_tag(comment: Comment) -> bytes:
-    """Return the ETag: the version, which If-Match reads, then what else of the answer can move."""
+    """Return the ETag of a read: the version, which If-Match compares, then the reply count and the score."""
     return b'"%d-%d-%d"' % (comment.version, comment.reply_count, comment.score)
 
 
 def version_tag(version: int) -> bytes:
-    """Return the ETag of an edit: it names the version, for If-Match, and is never that of a read (ADR 0036)."""
+    """Return the ETag of an edit: the version, for If-Match. It is never equal to the ETag of a read (ADR 0036)."""
     return b'"%d"' % version

@@ -1,16 +1,16 @@
-"""What a comment's body must be, for whoever posts, edits or previews one.
+"""Checks the body of a comment in a post, an edit or a preview.
 
-Decides the order: a body is measured first, because the bound is a setting and the request may carry ten times of it.
+Decides the order: the length is checked first, because its limit is a setting and a request may be ten times as long.
 """
 
 from services.api.problems import FieldError, Problem, invalid
 
 
 def check_body(body: str, chars_max: int) -> None:
-    """Refuse what is no body of a comment.
+    """Raise a problem if a text cannot be the body of a comment.
 
     Raises:
-        Problem: `body-too-long`, or `invalid-request` for a body that is blank or holds a NUL character.
+        Problem: `body-too-long`; `invalid-request` if the body is blank or contains a NUL character.
     """
     if len(body) > chars_max:
         error = FieldError("body", f"may have {chars_max} characters, has {len(body)}")

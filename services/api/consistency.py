@@ -1,8 +1,8 @@
-"""What a read asks for and what it got: `Palaver-Consistency` and `Palaver-Position`.
+"""Parses and formats the consistency headers of a read: `Palaver-Consistency` and `Palaver-Position`.
 
-In: `eventual` (the default), `session` (with `Palaver-Position: <token>`, which alone means session),
-`bounded=<seconds>`, `strong`. Out: `<served>; asked=<level>; staleness-ms=<n>`, where `served` is the level the
-answer really has, so a client can tell a promise kept from one that was not.
+Request: `eventual` (the default), `session` (with `Palaver-Position: <token>`; the token alone means session as well),
+`bounded=<seconds>`, `strong`. Response: `<served>; asked=<level>; staleness-ms=<n>`. `served` is the level that the
+response has, so a client can see whether it got the level that it asked for.
 """
 
 import re
@@ -17,7 +17,7 @@ Level = Literal["eventual", "session", "bounded", "strong"]
 
 CONSISTENCY_HEADER: Final = b"palaver-consistency"
 POSITION_HEADER: Final = b"palaver-position"
-# The longest level and the longest token (a cell of 31 characters, an epoch of 19, an LSN of 16), and room.
+# The longest level and the longest token (a cell of 31 characters, an epoch of 19, an LSN of 16) fit with room.
 CONSISTENCY_BYTES_MAX: Final = 32
 POSITION_BYTES_MAX: Final = 96
 _BOUNDED: Final = re.compile(rb"bounded=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
@@ -25,12 +25,12 @@ _BOUNDED: Final = re.compile(rb"bounded=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Wanted:
-    """What a read asks for.
+    """The consistency that a request asks for.
 
     Attributes:
-        level: The level asked for.
-        position: The position a session must have reached.
-        staleness_ms_max: The bound of `bounded`.
+        level: The requested level.
+        position: The position that a session read must include.
+        staleness_ms_max: The limit of `bounded`, in milliseconds.
     """
 
     level: Level = "eventual"
@@ -42,10 +42,10 @@ EVENTUAL: Final = Wanted()
 
 
 def parse_wanted(consistency: bytes | None, token: bytes | None, cell: CellId) -> Wanted:
-    """Read the two headers of a request.
+    """Parse the two headers of a request.
 
     Raises:
-        Problem: `invalid-request` for an unknown level, `invalid-position` for a token of somewhere else.
+        Problem: `invalid-request` for an unknown level, `invalid-position` for a token that is malformed or foreign.
     """
     position = None if token is None else _parse_position(token, cell)
     match consistency:
@@ -75,7 +75,7 @@ def served_header(served: str, asked: str, staleness_ms: float | None) -> bytes:
 def _parse_position(token: bytes, cell: CellId) -> Position:
     try:
         if len(token) > POSITION_BYTES_MAX:
-            raise InvalidPosition("too long")  # noqa: TRY301 - one answer for everything that is no token
+            raise InvalidPosition("too long")  # noqa: TRY301 - one answer for every malformed token
         token_cell, position = decode_token(token.decode("ascii"))
     except (InvalidPosition, UnicodeDecodeError):
         raise Problem("invalid-position", "Send a Palaver-Position as an answer gave it.") from None

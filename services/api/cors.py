@@ -1,9 +1,10 @@
-"""Cross-origin access: the origins a site names may read and write it from a browser, errors included.
+"""Adds CORS headers: pages of the origins that a site lists may read its answers, errors included, and write to it.
 
-Decides per site, because sites are tenants; there is no wildcard unless the site's list says `*`. Credentials
-are never allowed: tokens travel in the Authorization header. Every page may read a problem that comes while the origins
-are not known (there is no such site, or the database cannot be asked), as it may read those of the edge: it says
-nothing of a site, and the page must learn when to try again (ADR 0037). Source: the Fetch standard, section 3.3.
+Decides per site, because sites are tenants; every origin is allowed only if the site's list contains `*`. Credentials
+are never allowed, because tokens are sent in the Authorization header. If the origins are not known (the site does not
+exist, or the database does not answer), every page may read a problem, as it may read the edge's problems: the problem
+contains no data of a site, and the page has to read when it can try again (ADR 0037). Source: the Fetch standard,
+section 3.3.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -13,7 +14,7 @@ from uuid import UUID
 from services.api.identifiers import UUID_CHARS, parse_uuid
 from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
 
-# Two hours is what Chromium honours at most.
+# Chromium caches a preflight for at most two hours.
 PREFLIGHT_MAX_AGE_S: Final = 7200
 SITE_PREFIX: Final = "/v1/sites/"
 # The longest origin that a site may name (`services/api/models.py`).
@@ -29,18 +30,18 @@ EXPOSED_HEADERS: Final = (
 FIRST_PROBLEM_STATUS: Final = 400
 
 OriginsOf = Callable[[UUID], Awaitable[frozenset[str] | None]]
-"""Returns the origins of a site; None when there is no such site or they cannot be read now. Must not raise."""
+"""Returns the origins of a site; None if the site does not exist or its origins cannot be read. Must not raise."""
 
 
 def site_of(path: str) -> UUID | None:
-    """Return the site a path is below, or None."""
+    """Return the id of the site in a path, or None."""
     if not path.startswith(SITE_PREFIX):
         return None
     return parse_uuid(path[len(SITE_PREFIX) : len(SITE_PREFIX) + UUID_CHARS])
 
 
 class CorsMiddleware:
-    """Marks answers for the origins of a site, those to preflights among them; see the module."""
+    """Adds CORS headers to answers, and the preflight headers to answers of preflights; see the module."""
 
     def __init__(self, app: AsgiApp, origins_of: OriginsOf) -> None:
         self._app = app
@@ -64,7 +65,7 @@ class CorsMiddleware:
 
 
 def allowed_origin(origins: frozenset[str] | None, origin: bytes) -> bytes | None:
-    """Return what an answer says to a page of this origin; None says nothing, and the browser refuses."""
+    """Return the value of Access-Control-Allow-Origin for an origin, or None if the origin is not allowed."""
     if origins is None:
         return None
     if "*" in origins:
@@ -73,7 +74,7 @@ def allowed_origin(origins: frozenset[str] | None, origin: bytes) -> bytes | Non
 
 
 def marks_of(allowed: bytes | None) -> Sequence[tuple[bytes, bytes]]:
-    """Return the headers of an answer for an origin, besides `Vary`."""
+    """Return the CORS headers of an answer, except `Vary`."""
     if allowed is None:
         return ()
     return (

@@ -1,8 +1,8 @@
-"""Where a page ended: an opaque text that only continues the list it came from.
+"""Encodes the place at which a page ended as an opaque cursor, which continues only the list that it came from.
 
-Decides the wire form: a checksum over site, thread and sort binds a cursor to its list, so a foreign, cut or
-altered one is refused instead of answering something else. It is not a secret: everything it can reach is
-public, and any region must take a cursor of any other.
+Decides the wire form: a checksum over site, thread and sort binds a cursor to its list. A cursor of another list, a
+truncated one and a changed one are therefore refused. The checksum is no secret: all comments that a cursor can
+reach are public, and each region must accept the cursors of all regions.
 """
 
 import base64
@@ -16,7 +16,7 @@ from uuid import UUID
 from services.api.problems import Problem
 
 _BODY: Final = struct.Struct(">Bq16s16s")
-# 41 + 10 bytes are a multiple of three: the text has neither padding nor spare bits that could be altered.
+# 41 + 10 bytes are a multiple of three, so the base64 text has neither padding nor unused bits.
 _DIGEST_BYTES: Final = 10
 _FORMAT: Final = 1
 _EPOCH: Final = datetime(1970, 1, 1, tzinfo=UTC)
@@ -30,9 +30,9 @@ class Cursor:
     """A place in a list of comments.
 
     Attributes:
-        parent: Whose replies the list is; None for the comments of the first level.
-        created_at: Time of the last comment shown; None to begin with the first.
-        after: Id of the last comment shown; None to begin with the first.
+        parent: The comment whose replies the list contains; None for the comments of the first level.
+        created_at: Time of the last comment of the previous page; None to begin with the first.
+        after: Id of the last comment of the previous page; None to begin with the first.
     """
 
     parent: UUID | None
@@ -41,17 +41,17 @@ class Cursor:
 
 
 def encode_cursor(cursor: Cursor, *, site: UUID, thread: str, sort: str) -> str:
-    """Return the cursor's text for this list."""
+    """Return the text of a cursor for this list."""
     microseconds = 0 if cursor.created_at is None else (cursor.created_at - _EPOCH) // timedelta(microseconds=1)
     body = _BODY.pack(_FORMAT, microseconds, (cursor.after or _NIL).bytes, (cursor.parent or _NIL).bytes)
     return base64.urlsafe_b64encode(_digest(body, site, thread, sort) + body).decode()
 
 
 def decode_cursor(text: str, *, site: UUID, thread: str, sort: str) -> Cursor:
-    """Read a cursor for this list.
+    """Parse a cursor for this list.
 
     Raises:
-        Problem: `invalid-cursor`: it is none, or one of another site, thread or sort.
+        Problem: `invalid-cursor`: it is malformed, or belongs to another site, thread or sort.
     """
     try:
         cursor = _decode(text, site, thread, sort)
@@ -65,7 +65,7 @@ def decode_cursor(text: str, *, site: UUID, thread: str, sort: str) -> Cursor:
 
 
 def _decode(text: str, site: UUID, thread: str, sort: str) -> Cursor | None:
-    # The decoder takes the characters of the other base64 alphabet as well, which would give a cursor two texts.
+    # The decoder accepts the characters of the standard alphabet as well; a cursor would have two texts.
     if len(text) != CURSOR_CHARS or "+" in text or "/" in text:
         return None
     data = base64.b64decode(text, altchars=b"-_", validate=True)

@@ -1,4 +1,4 @@
-"""The text form of identifiers in paths: a UUID in its usual form, and no other that Python would take."""
+"""Parses UUIDs in paths. Accepts only the form with hyphens; `uuid.UUID` accepts several others."""
 
 from typing import Final
 from uuid import UUID
@@ -7,7 +7,7 @@ UUID_CHARS: Final = 36
 
 
 def parse_uuid(text: str) -> UUID | None:
-    """Return a UUID in its usual text form (either case), or None for any other text."""
+    """Return the UUID of a text with hyphens, in upper or lower case; None for any other text."""
     if len(text) != UUID_CHARS or text[8] != "-" or not text.isascii():
         return None
     try:

@@ -1,7 +1,7 @@
-"""Where the processes of a cell ask each other about the leader: paths and the fields that are more than one's own.
+"""Paths of the HTTP requests that the processes of a cell send to each other about leadership.
 
-The first two are on the internal port of the agent, for the write API of its region; the third on the port of the
-write APIs that the edges use, for the read APIs of all regions. The edges send no read there.
+The write API of a region sends the first two to the internal port of its agent. The read APIs of all regions send the
+third to the write APIs, on the port that the edges use as well. The edges do not route clients' requests to it.
 """
 
 from typing import Final

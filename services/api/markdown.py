@@ -1,13 +1,13 @@
-"""Comment bodies: Markdown in, safe HTML out. The one renderer of the product.
+"""Renders the bodies of comments: Markdown in, safe HTML out. It is the only renderer of the product.
 
-Decides which Markdown counts (CommonMark and strikethrough, no raw HTML, no images, which would let anybody
-count a page's readers) and cleans the result again with a sanitiser of its own, so that a fault of the renderer
-is not a fault of the site. The HTML depends on nothing but the body.
+Decides which Markdown is supported: CommonMark and strikethrough, no raw HTML, and no images, because with an image
+anybody could count the readers of a page. A separate sanitiser cleans the result, so that a bug of the parser does not
+harm a site. The HTML depends only on the body.
 
-Decides what one body may cost. The parser is linear; the sanitiser takes time by the product of tags and their nesting.
-So a body with more tags than MARKUP_MAX and CHARS_PER_MARKUP_MIN allow, or nested deeper than NESTING_MAX, is shown as
-it was written. Parser and sanitiser are native and release the interpreter's lock, so that a long body is rendered in a
-thread and holds up nobody (`render_aside`). Source: adr/0038.
+Decides what one body may cost. The parser takes linear time; the time of the sanitiser grows with the number of tags
+times their nesting. A body with more tags than MARKUP_MAX and CHARS_PER_MARKUP_MIN allow, or with deeper nesting than
+NESTING_MAX, is therefore shown as plain text. Parser and sanitiser are native and release the interpreter's lock, so a
+long body is rendered in a thread and does not block the event loop (`render_aside`). Source: adr/0038.
 """
 
 import asyncio
@@ -27,44 +27,45 @@ TAGS: Final = {
 ATTRIBUTES: Final = {"a": {"href", "title"}, "ol": {"start"}, "code": {"class"}}
 LINK_REL: Final = "nofollow ugc noopener"
 
-# Tags and entities of any body, and of a long one: what the longest comment (PALAVER_BODY_CHARS_MAX) may have is the
-# same by both at 10,000 characters. Prose has one in a hundred characters, code of HTML one in twenty.
+# Limits of the number of tags and entities: a constant for every body, and one per so many characters for a long body.
+# Both give the same limit at 10,000 characters, the default of PALAVER_BODY_CHARS_MAX. Prose has one tag or entity in a
+# hundred characters, HTML code one in twenty.
 MARKUP_MAX: Final = 1000
 CHARS_PER_MARKUP_MIN: Final = 10
-# Twenty-five levels of a list, or fifty of quotations.
+# Twenty-five levels of lists, or fifty of quotations.
 NESTING_MAX: Final = 50
 
-# Shorter bodies take less than the way into a thread and back is worth: a third of a millisecond at most.
+# Shorter bodies take a third of a millisecond at most, so they are not worth a thread.
 RENDERED_AT_ONCE_CHARS_MAX: Final = 1000
 
-# 4096 comments are some twenty full pages; the characters bound what long ones may take, about 16 MB.
+# 4096 comments are about twenty full pages. The limit of characters bounds the memory of long ones to about 16 MB.
 CACHE_ENTRIES_MAX: Final = 4096
 CACHE_CHARS_MAX: Final = 8_000_000
 
-# A link without an address that a reader's browser follows as it is: that would be completed from the page that shows
-# the comment (`/path`, `//host`, `https:path`), or is what browsers take for one of these (`/\\host`, with controls).
+# A link whose address is not absolute: a browser would resolve it against the page that shows the comment (`/path`,
+# `//host`, `https:path`), or would read it as one of these forms (`/\\host`, or with control characters).
 _LINK_NOT_ABSOLUTE: Final = re.compile(
     r'<a href="(?!(?:https?://[^\x00-\x20"/\\?#\x7f]|mailto:)[^\x00-\x20"\\\x7f]*")[^"]*"', re.IGNORECASE
 )
 
-# What would begin something that comments do not have is taken for text: a noncharacter, which no text that is
-# exchanged may hold (Unicode, 23.7), stands in for its first sign while the parser looks at it. In an address the
-# parser writes the stand-in percent-encoded, and only there is that replaced: in the text of a comment the same
-# characters are the author's. (`<a href="` begins an address: a `<` of the text is an entity.)
+# Markup that comments do not support becomes text: before the parser runs, the first character of such markup is
+# replaced by a noncharacter, which interchanged text must not contain (Unicode, 23.7). In an address the parser
+# percent-encodes the noncharacter, and only addresses are searched for the encoded form: elsewhere the author may have
+# written the same characters. (`<a href="` begins an address, because the parser encodes a `<` of the text.)
 _TAG_SIGN: Final = "\ufdd0"
 _IMAGE_SIGN: Final = "\ufdd1"
 _TILDE: Final = "\ufdd2"
 _MEANT: Final = ((_TAG_SIGN, "&lt;"), (_IMAGE_SIGN, "!"), (_TILDE, "~"))
 _MEANT_IN_ADDRESSES: Final = (("%EF%B7%90", "%3C"), ("%EF%B7%91", "!"), ("%EF%B7%92", "~"))
 _ADDRESS: Final = re.compile(r'<a href="[^"]*"')
-# Escaped signs and doubled tildes are out of sight meanwhile.
+# Escaped characters and double tildes are replaced as well, so that the steps below do not change them.
 _HIDDEN: Final = (("\\\\", "\ufdd3"), ("\\<", "\ufdd4"), ("\\!", "\ufdd5"), ("\\~", "\ufdd6"), ("~~", "\ufdd7"))
 _THIRD_TILDE: Final = "\ufdd8"
 _NONCHARACTERS: Final = re.compile("[\ufdd0-\ufdd8]")
 _TAG_NAME: Final = re.compile(r"<(?=[A-Za-z][A-Za-z0-9-]*(?:[\s/>]|\Z))")
 
-# Most comments are plain sentences: lines that begin with a letter and hold nothing that means something in
-# Markdown or HTML. Their HTML is known without parsing them, at a hundredth of the price.
+# Most comments are plain sentences: lines that begin with a letter and contain no character that has a meaning in
+# Markdown or HTML. Their HTML is built without the parser, in a hundredth of the time.
 _PLAIN_LINE: Final = r"[^\W\d_](?:[^\x00-\x1f\x7f-\xa0\\`*_\[\]<>&~]*[^\s\x00-\x1f\x7f-\xa0\\`*_\[\]<>&~])?"
 _PLAIN: Final = re.compile(rf"{_PLAIN_LINE}(?:\n\n?{_PLAIN_LINE})*")
 
@@ -86,14 +87,14 @@ def render(body: str) -> str:
 
 
 async def render_aside(body: str) -> str:
-    """Return the HTML of a comment's body, that of a long one from a thread."""
+    """Return the HTML of a comment's body; render a long body in a thread."""
     if len(body) <= RENDERED_AT_ONCE_CHARS_MAX:
         return render(body)
     return await asyncio.to_thread(render, body)
 
 
 def render_markdown(body: str) -> str:
-    """Return the HTML of any body, by the parser and the sanitiser; what `render` must agree with."""
+    """Return the HTML of any body by parser and sanitiser. `render` must return the same HTML."""
     html = pyromark.html(_without_foreign_signs(body), options=pyromark.Options.ENABLE_STRIKETHROUGH)
     if html.count("<") + html.count("&") + html.count(_TAG_SIGN) > max(MARKUP_MAX, len(body) // CHARS_PER_MARKUP_MIN):
         return _as_written(body)
@@ -107,7 +108,7 @@ def _as_written(body: str) -> str:
 
 
 def _with_our_signs(html: str) -> str:
-    """Return the parser's HTML with what the stand-ins mean, our tag for strikethrough, and only absolute links."""
+    """Return the parser's HTML with the original characters, `<s>` for strikethrough, and only absolute links."""
     html = html.replace("<del>", "<s>").replace("</del>", "</s>")
     for stand_in, meant in _MEANT:
         html = html.replace(stand_in, meant)
@@ -122,9 +123,9 @@ def _meant_address(found: re.Match[str]) -> str:
 
 
 def _without_foreign_signs(body: str) -> str:
-    """Return a body in which no sign begins a tag, an image or a strikethrough of one tilde.
+    """Return the body without tags, images and strikethrough by one tilde: their first characters are replaced.
 
-    All of it is replacing of fixed texts, which is native: a function called for each sign takes seven milliseconds.
+    Each step replaces a fixed text, which is native. A Python function for each character takes seven milliseconds.
     """
     body = _NONCHARACTERS.sub("\ufffd", body)
     for seen, hidden in _HIDDEN:
@@ -141,7 +142,7 @@ def _without_foreign_signs(body: str) -> str:
 
 
 def _nesting(html: str) -> int:
-    """Return how deep the tags of the parser's HTML are nested."""
+    """Return the depth to which the tags of the parser's HTML are nested."""
     depth = deepest = 0
     for after in html.split("<")[1:]:
         if after.startswith("/"):
@@ -153,7 +154,7 @@ def _nesting(html: str) -> int:
 
 
 class HtmlCache:
-    """Keeps the HTML of comments by id and version, bounded in entries and characters."""
+    """Caches the HTML of comments by id and version, with limits of entries and characters."""
 
     def __init__(self, entries_max: int = CACHE_ENTRIES_MAX, chars_max: int = CACHE_CHARS_MAX) -> None:
         self._entries_max = entries_max
@@ -169,7 +170,7 @@ class HtmlCache:
             self._html.move_to_end(key)
             return html
         html = await render_aside(body)
-        if key not in self._html:  # nobody else has rendered it meanwhile
+        if key not in self._html:  # no other request has rendered it meanwhile
             self._html[key] = html
             self._chars += len(html)
         while len(self._html) > self._entries_max or self._chars > self._chars_max:

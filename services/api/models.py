@@ -1,9 +1,8 @@
-"""The bodies of requests, strict, and the shapes of answers, for the OpenAPI document.
+"""Models of request bodies, which validate them, and of answers, from which the OpenAPI document is generated.
 
-Decides which fields exist, their types and fixed bounds. A text is measured before anything else is done with it, and
-every later step over it is linear. A bound that is a setting (the length of a body) is checked by the route, which
-then calls what else there is to check (`services/api/comment_body.py`). Request models take no unknown field and
-coerce nothing.
+Decides which fields exist, their types and fixed limits. The length of a text is checked first, and each later check
+takes linear time. The length of a comment's body is limited by a setting, so the route checks it
+(`services/api/comment_body.py`). Request models reject unknown fields and convert no types.
 """
 
 import re
@@ -27,14 +26,14 @@ SITE_NAME_CHARS_MAX: Final = 200
 ORIGINS_MAX: Final = 50
 TITLE_CHARS_MAX: Final = 500
 AUTHOR_NAME_CHARS_MAX: Final = 100
-# RFC 5321 allows 254 characters in an address that is used.
+# The longest address that RFC 5321 allows in a path.
 EMAIL_CHARS_MAX: Final = 254
 URL_CHARS_MAX: Final = 2000
 
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 _TIMESTAMP: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"
-# The look-ahead wants a host of one character; two repetitions side by side would try every place between them.
+# The look-ahead requires one character of a host. Two adjacent repetitions instead would take quadratic time.
 _WEB_URL: Final = re.compile(r"https?://(?=[^\s/?#])\S+", re.IGNORECASE)
 
 
@@ -77,7 +76,7 @@ Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-tim
 
 
 class RequestModel(BaseModel):
-    """What every request body has in common."""
+    """Base class of the request bodies."""
 
     model_config = ConfigDict(extra="forbid", strict=True, frozen=True)
 
@@ -135,7 +134,7 @@ COMMENT_BODY: Final = TypeAdapter(CommentBody)
 
 
 class AnswerModel(BaseModel):
-    """What every answer has in common: it has the fields of its schema and no other."""
+    """Base class of the answers: an answer has no fields that its schema does not have."""
 
     model_config = ConfigDict(extra="forbid")
 

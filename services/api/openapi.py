@@ -1,6 +1,6 @@
-"""The OpenAPI 3.1 document of the whole public API, made of the operations and the models.
+"""Generates the OpenAPI 3.1 document of the public API from the operations and the models.
 
-One document for both processes, because clients see one API at the edge.
+There is one document for both processes, because clients see one API at the edge.
 """
 
 from collections.abc import Iterable
@@ -29,15 +29,15 @@ EVERYWHERE: Final = (
     "internal-error",
     "not-implemented",
 )
-"""What every operation can be answered with: by the edge, by the limits of a process, or when it has a fault."""
+"""Problems of every operation: from the edge, from the limits of a process, or from an unexpected error."""
 
 ELSEWHERE: Final = ("not-found", "method-not-allowed")
-"""What an address or a method that no operation has is answered with."""
+"""Problems of an address or a method that no operation has."""
 
 EDGE_READ_PROBLEMS: Final = ("view-unavailable",)
 EDGE_LEADER_PROBLEMS: Final = ("ledger-unavailable",)
 EDGE_WRITE_PROBLEMS: Final = ("ledger-unavailable", "outcome-unknown")
-"""What the edge answers when no process does."""
+"""Problems that the edge returns if no process answers."""
 
 HEADERS: Final = {
     "Allow": "Methods that the address takes.",
@@ -53,16 +53,17 @@ HEADERS: Final = {
 }
 
 SAID_WITH_NOTHING: Final = ("Palaver-Position", "Palaver-Consistency")
-"""What a read says when it finds nothing, too: an old view may not have it yet. Its other problems may say it."""
+"""Headers that a read has with a 404 as well: a view that is behind may not have the comment yet. Other problems of a
+read may have them."""
 
 OF_STATUS: Final = {401: ("WWW-Authenticate",), 405: ("Allow",), 429: ("Retry-After",), 503: ("Retry-After",)}
-"""What each problem of a status says in its headers."""
+"""Headers that each problem with a status has."""
 
 UNREAD: Final = frozenset({400, 408, 431, 501})
-"""The edge may answer these before it has read the request: they need not have a request id."""
+"""The edge may answer with these before it has parsed the request, so they may lack a request id."""
 
 WHERE_KNOWN: Final = frozenset({"Link", "traceparent"})
-"""Headers that an answer need not have."""
+"""Headers that an answer may lack."""
 
 
 @cache

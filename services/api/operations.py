@@ -1,7 +1,7 @@
-"""Every operation of the public API as data: what the OpenAPI document and the Allow header are made of.
+"""Lists every operation of the public API. The OpenAPI document and the Allow header are generated from the list.
 
-Decides names, summaries, examples and which problems an operation can answer with. The two processes route by
-their own code; a test holds that they route exactly what stands here.
+Decides names, summaries, examples and the problems of each operation. The two processes have their own routes; a test
+checks that they route exactly these operations.
 """
 
 import re
@@ -61,10 +61,10 @@ class Operation:
     """One method of one path template.
 
     Attributes:
-        problems: Slugs beside those that every operation can answer with.
-        security: `admin`, `site` or None: whose key it takes.
-        at_leader: Whether the leader's write API answers it, as it does all that write.
-        in_region: Whether the region's read API answers it, as it does all that read.
+        problems: Slugs of the problems that the operation can return, besides those of every operation.
+        security: The key that it requires: `admin`, `site`, or None for no key.
+        at_leader: Whether the leader's write API answers this read. It answers all writes.
+        in_region: Whether the region's read API answers this POST. It answers all other reads.
     """
 
     method: str
@@ -415,17 +415,17 @@ OPERATIONS: Final = (
 
 
 def template_of(path: str) -> str | None:
-    """Return the template of an address, or None for one that the API does not have."""
+    """Return the template that matches a path, or None."""
     return next((one.template for one in OPERATIONS if _pattern(one.template).fullmatch(path)), None)
 
 
 def allowed_methods(path: str) -> list[str]:
-    """Return the methods that the address takes in any process, or nothing for an unknown address."""
+    """Return the methods that either process accepts at a path; empty for an unknown path."""
     return methods_of(template_of(path))
 
 
 def methods_of(template: str | None) -> list[str]:
-    """Return the methods that the addresses of a template take in any process."""
+    """Return the methods that either process accepts for a template."""
     methods = [operation.method for operation in OPERATIONS if operation.template == template]
     return [*methods, *(["HEAD"] if "GET" in methods else []), "OPTIONS"] if methods else []
 

@@ -1,9 +1,8 @@
-"""Previews of comments: Markdown in, HTML out, answered in the region that was asked.
+"""Renders previews of comments: Markdown in, HTML out, in the region that receives the request.
 
-The read APIs answer them. A write API does as well, for edges of the release before, which send them there.
+The read APIs answer previews. The write APIs do as well, because edges of the previous release send previews to them.
 
-Decides how many are rendered at a time: a preview changes nothing and anybody may ask for one, so that it must not take
-the processors from the reads beside it.
+Decides how many previews are rendered at a time: a preview needs no key, so it must not take CPU time from the reads.
 """
 
 import asyncio
@@ -22,10 +21,10 @@ from services.api.requests import header, parse_idempotency_key, parse_json, rea
 PREVIEW_TEMPLATE: Final = "/v1/sites/{site}/preview"
 
 RENDERED_AT_A_TIME_MAX: Final = 2
-"""Native code renders without the interpreter's lock: two leave the loop its share of a small machine."""
+"""The renderer releases the interpreter's lock. Two renderers leave CPU time for the event loop on two cores."""
 
 WAITING_MAX: Final = 64
-"""At three milliseconds each, the last one waits a tenth of a second."""
+"""With three milliseconds for each preview and two at a time, the last one waits a tenth of a second."""
 
 
 class Previews:
@@ -37,7 +36,7 @@ class Previews:
         self._waiting = 0
 
     async def preview(self, request: Request) -> Response:
-        """`POST /v1/sites/{site}/preview`: changes nothing, so that any site may be named."""
+        """`POST /v1/sites/{site}/preview`. Writes nothing, so it does not check that the site exists."""
         scope = request.scope
         if parse_uuid(request.path_params["site"]) is None:
             raise Problem("unknown-site", "No site has this id.")

@@ -1,7 +1,7 @@
-"""Every error of the public API: a problem document with a type that clients can switch on.
+"""Turns every error of the public API into a problem document, with a type that clients can switch on.
 
-Decides the catalogue of types and that nothing but a problem document ever leaves with an error status: what
-nobody foresaw becomes `internal-error`, whose traceback goes to the log and whose request id to the client.
+Decides the catalogue of types, and that each answer with an error status is a problem document. An unexpected exception
+becomes `internal-error`: the log gets the traceback, the client gets the request id.
 
 Source: RFC 9457.
 """
@@ -55,21 +55,21 @@ _log = logging.getLogger("palaver.api")
 
 
 class FieldError(NamedTuple):
-    """One wrong field: its dotted path, and what is wrong in words."""
+    """One invalid field: its dotted path, and a message for a human."""
 
     field: str
     message: str
 
 
 class Problem(Exception):
-    """An error as the client sees it. Raise it anywhere below `ProblemMiddleware`.
+    """An error that the client receives. Raise it anywhere below `ProblemMiddleware`.
 
     Attributes:
         slug: Last part of the type, a key of `CATALOGUE`.
         status: HTTP status of that type.
-        detail: What happened this time, in one or two sentences for a human.
-        errors: The wrong fields, for types that have them.
-        headers: Headers of the answer beside the content's.
+        detail: What happened in this request, in one or two sentences for a human.
+        errors: The invalid fields, for types that have them.
+        headers: Headers of the answer, besides those about its content.
     """
 
     def __init__(
@@ -88,7 +88,7 @@ class Problem(Exception):
         self.headers = tuple(headers)
 
     def with_headers(self, headers: Sequence[tuple[bytes, bytes]]) -> "Problem":
-        """Return the same problem with more headers; the same one may be the answer to several requests."""
+        """Return a copy with more headers. The original stays as it is, because several requests may share it."""
         return Problem(self.slug, self.detail, errors=self.errors, headers=(*self.headers, *headers))
 
     def document(self, *, instance: str, request_id: str) -> bytes:
@@ -107,29 +107,29 @@ class Problem(Exception):
 
 
 def invalid(field: str, message: str) -> Problem:
-    """Return the problem of one wrong field."""
+    """Return the problem of one invalid field."""
     return Problem("invalid-request", f"{field}: {message}", errors=[FieldError(field, message)])
 
 
 REPEAT_HEADER: Final = b"palaver-repeat"
-"""Tells the edge that a repetition of a keyed write may mend a refusal: `now`, or the seconds to wait. The edge removes
-it from what clients get, and repeats nothing that does not have it (`regions/edge/resources.py`)."""
+"""Marks a refusal that the edge may retry if the write has a key: `now`, or the seconds to wait. The edge removes the
+header from answers to clients, and retries no refusal without it (`regions/edge/resources.py`)."""
 
 
 DEGRADED_HEADER: Final = b"palaver-degraded"
-"""Tells the edge that a 503 is for what this process lacks, whatever was asked. Three of them in a row, and the edge
-leaves the process out for a while. No other 503 counts: a client can ask for `too-stale` as often as it likes. The edge
-removes the header from what clients get (`regions/edge/resources.py`)."""
+"""Marks a 503 whose cause is the process and not the request. After three of them in a row the edge ejects the process
+for a while. No other 503 counts, because a client can cause `too-stale` as often as it likes. The edge removes the
+header from answers to clients (`regions/edge/resources.py`)."""
 
 
 def unavailable(slug: str, detail: str, *, retry_after_s: int = 1, repeat: bytes | None = None) -> Problem:
-    """Return a 503 that says when to come back, and to the edge whether to repeat it."""
+    """Return a 503 with Retry-After and, if the edge may retry the request, `REPEAT_HEADER`."""
     headers = [(b"retry-after", b"%d" % retry_after_s)]
     return Problem(slug, detail, headers=headers if repeat is None else [*headers, (REPEAT_HEADER, repeat)])
 
 
 class ProblemMiddleware:
-    """Turns whatever is raised below it into a problem document. See the module."""
+    """Turns an exception of the layers below it into a problem document. See the module."""
 
     def __init__(self, app: AsgiApp) -> None:
         self._app = app

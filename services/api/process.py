@@ -1,7 +1,7 @@
-"""What the processes of the API have in common at their start: settings, signals, exit statuses.
+"""Starts and stops the processes of the API and the region agent: settings, signals, exit statuses.
 
-Decides how wrong settings are reported (one line, exit 2) and how a process stops (SIGTERM or SIGINT cancels the
-main task once; everything it opened closes on the way out).
+Decides how a process reports invalid settings (one line, exit status 2) and how it stops (SIGTERM or SIGINT cancels the
+main task once; the task closes what it opened).
 """
 
 import asyncio
@@ -42,7 +42,7 @@ _S = TypeVar("_S", bound=ProcessSettings)
 
 
 def load_settings(kind: type[_S]) -> _S:
-    """Read the settings from the environment, or say in one line what is wrong and exit with status 2."""
+    """Read the settings from the environment; if they are invalid, print the errors in one line and exit (status 2)."""
     try:
         return kind.model_validate({})
     except ValidationError as error:
@@ -54,7 +54,7 @@ def load_settings(kind: type[_S]) -> _S:
 
 
 def give_up(reason: str, status: int = EXIT_WRONG_SETTINGS) -> NoReturn:
-    """Say in one line on standard error why the process cannot run, and exit."""
+    """Print the reason in one line on standard error, and exit."""
     print(f"palaver: {' '.join(reason.split())}", file=sys.stderr)  # noqa: T201 - logging may not be set up yet
     raise SystemExit(status)
 
@@ -63,7 +63,7 @@ def run_until_signalled(main: Callable[[], Coroutine[Any, Any, None]]) -> None:
     """Run `main` on uvloop until it ends or a SIGTERM or SIGINT cancels it; then return (exit status 0).
 
     Raises:
-        SystemExit: With status 2 when an address cannot be listened on.
+        SystemExit: With status 2 if the process cannot listen on an address.
     """
     try:
         uvloop.run(_cancelled_by_signals(main))

@@ -1,10 +1,10 @@
-"""Reads what a request says, strictly: bodies, headers and query values, each with a bound.
+"""Parses bodies, headers and query values of requests strictly, each with a limit.
 
-Decides what is refused before any route thinks about it: sizes, media types, JSON that is none, text that
-PostgreSQL or a JSON document could not carry (NUL, lone surrogates, invalid UTF-8), fields nobody knows.
+Decides what is refused before a route handles the request: sizes, media types, malformed JSON, text that PostgreSQL or
+a JSON document cannot contain (NUL, lone surrogates, invalid UTF-8), unknown fields.
 
-Every text is measured before anything else is done with it, and every step over it is linear: one process answers
-everybody in one loop. `tests/services/api/test_client_texts.py` measures each.
+The length of each text is checked first, and each later step takes linear time, because one event loop serves all
+clients. `tests/services/api/test_client_texts.py` measures each step.
 """
 
 import asyncio
@@ -20,18 +20,18 @@ from pydantic_core import ErrorDetails, from_json, to_json
 from services.api.problems import FieldError, Problem, invalid
 from services.telemetry.middleware import AsgiApp, Message, Receive, Scope, Send
 
-# The edge refuses 60 kB of headers; a caller inside gets the same answer a little later.
+# The edge refuses 60 kB of headers. A request that does not come through the edge gets the same answer here.
 HEADER_BYTES_MAX: Final = 65_536
-# A thread key of 2,000 characters, each percent-encoded in twelve bytes, and room; a hundred keys of 300.
+# A thread key of 2,000 characters, each percent-encoded in twelve bytes, fits; so do a hundred keys of 300 bytes.
 QUERY_BYTES_MAX: Final = 32_768
-# A hundred thread keys of a counts request, and room for what a route adds.
+# A hundred thread keys of a counts request, and room for more parameters.
 QUERY_FIELDS_MAX: Final = 128
 # nginx's lingering_close is the precedent: it reads on for a while, bounded, before it closes.
 DRAIN_BYTES_MAX: Final = 16 * 1024 * 1024
 DRAIN_S_MAX: Final = 2.0
-# Errors of one body that are listed; the rest are found after these are mended.
+# Errors that a problem lists. The client finds the others after it has corrected these.
 FIELD_ERRORS_MAX: Final = 20
-# What an error repeats of a name that the client chose.
+# Characters of a client's field name that an error repeats.
 FIELD_NAME_CHARS_MAX: Final = 100
 # Fields of one object: three times what the largest request has.
 OBJECT_FIELDS_MAX: Final = 16
@@ -40,12 +40,12 @@ ARRAY_ITEMS_MAX: Final = 64
 # A body with fewer commas has neither an object with too many fields nor an array with too many items.
 _COMMAS_SUSPICIOUS_MIN: Final = min(OBJECT_FIELDS_MAX, ARRAY_ITEMS_MAX)
 IDEMPOTENCY_KEY_CHARS_MAX: Final = 255
-# The longest of each that means something, and room.
+# The longest useful value of each, and room.
 CONTENT_TYPE_BYTES_MAX: Final = 256
 CREDENTIALS_BYTES_MAX: Final = 512
 IF_MATCH_BYTES_MAX: Final = 256
 NO_VERSION: Final = -1
-"""No comment has this version, nor the one after it, which an edit that took place already would have."""
+"""No comment has this version. None has the next version either: it would mean that the edit was already done."""
 # A list of fifty entity tags.
 IF_NONE_MATCH_BYTES_MAX: Final = 4096
 # Digits of a 64-bit integer.
@@ -59,7 +59,7 @@ _T = TypeVar("_T")
 
 
 class RequestLimitMiddleware:
-    """Refuses requests whose headers or body are too large, chunked bodies as they arrive."""
+    """Refuses requests whose headers or body are too large. It counts a chunked body while it arrives."""
 
     def __init__(self, app: AsgiApp, *, body_bytes_max: int) -> None:
         self._app = app
@@ -95,7 +95,7 @@ class RequestLimitMiddleware:
         await self._app(scope, receive_bounded, send)
 
     def _too_large(self) -> Problem:
-        # The connection is closed, because nobody reads what may be left of the body.
+        # The connection is closed, because the process does not read the rest of the body.
         return Problem(
             "request-too-large",
             f"A request body may take {self._body_bytes_max} bytes.",
@@ -104,15 +104,15 @@ class RequestLimitMiddleware:
 
 
 def _whole_number(text: bytes, maximum: int) -> int | None:
-    """Return a whole number up to `maximum`, or None for any other text; int() refuses what is very long."""
+    """Return a whole number up to `maximum`, or None for any other text. int() raises for very long texts."""
     return int(text) if len(text) <= INTEGER_DIGITS_MAX and text.isdigit() and int(text) <= maximum else None
 
 
 async def _drain(receive: Receive) -> None:
-    """Read and forget what is left of a body that is refused, up to a bound.
+    """Read and discard the rest of a refused body, up to a limit.
 
-    Whoever answers and closes while the other side still sends has its answer destroyed by the reset that
-    follows (RFC 9112, 9.6): the edge would report a lost connection instead of a body that is too large.
+    If a server closes the connection while the client still sends, TCP resets it and the client may lose the answer
+    (RFC 9112, 9.6): the edge would report a lost connection instead of a body that is too large.
     """
     drained = 0
     with contextlib.suppress(TimeoutError):
@@ -125,7 +125,7 @@ async def _drain(receive: Receive) -> None:
 
 
 async def read_body(receive: Receive) -> bytes:
-    """Return the whole body. `RequestLimitMiddleware` has bounded it."""
+    """Return the complete body. `RequestLimitMiddleware` limits its size."""
     message = await receive()
     body: bytes = message.get("body", b"")
     if not message.get("more_body", False):
@@ -140,7 +140,7 @@ async def read_body(receive: Receive) -> bytes:
 
 
 def header(scope: Scope, name: bytes) -> bytes | None:
-    """Return a header's value, or None. The name is lower-case; a repeated header counts once, as its last."""
+    """Return a header's value, or None. `name` must be lower-case. Of a repeated header the last value counts."""
     found: bytes | None = None
     for key, value in scope["headers"]:
         if key == name:
@@ -149,7 +149,7 @@ def header(scope: Scope, name: bytes) -> bytes | None:
 
 
 def require_json(content_type: bytes | None) -> None:
-    """Refuse a body that does not claim to be JSON in UTF-8."""
+    """Raise a problem unless the content type is JSON in UTF-8."""
     if content_type is not None and len(content_type) <= CONTENT_TYPE_BYTES_MAX:
         kind, _, parameters = content_type.lower().partition(b";")
         charset = parameters.replace(b" ", b"").replace(b'"', b"")
@@ -159,10 +159,10 @@ def require_json(content_type: bytes | None) -> None:
 
 
 def parse_json(adapter: TypeAdapter[_T], body: bytes) -> _T:
-    """Return the body as the model the adapter stands for.
+    """Return the body as the model of the adapter.
 
     Raises:
-        Problem: `malformed-json` when it is no JSON in UTF-8, `invalid-request` with the wrong fields.
+        Problem: `malformed-json` if it is not JSON in UTF-8; `invalid-request` with the invalid fields.
     """
     if body.count(b",") >= _COMMAS_SUSPICIOUS_MIN:
         body = _with_few_parts(body)
@@ -181,15 +181,15 @@ def parse_json(adapter: TypeAdapter[_T], body: bytes) -> _T:
 def _with_few_parts(body: bytes) -> bytes:
     """Return the body with each field once.
 
-    The validator builds an error for each field that it does not know: thousands of them take twenty milliseconds.
+    The validator creates an error for each unknown field, and thousands of errors take twenty milliseconds.
 
     Raises:
-        Problem: The body is no object, or has too many fields or items.
+        Problem: The body is not an object, or has too many fields or items.
     """
     try:
         document: object = from_json(body)
     except ValueError:
-        return body  # the validator says what is wrong with it
+        return body  # the validator reports the error
     if not isinstance(document, dict):
         raise invalid("request", "must be an object")
     fields = cast("dict[str, Any]", document)
@@ -219,8 +219,8 @@ _MESSAGES: Final = {
     "uuid_type": "must be a UUID",
     "uuid_parsing": "must be a UUID",
 }
-"""What clients are told of each kind of error that the models of requests can have; the validator's own words speak of
-Python. The texts of our own checks stay as they are."""
+"""Messages to clients for the validator's kinds of errors; the validator's own messages use terms of Python. The
+messages of the checks in `models.py` are sent unchanged."""
 
 
 def _message(detail: ErrorDetails) -> str:
@@ -229,16 +229,16 @@ def _message(detail: ErrorDetails) -> str:
 
 
 def parse_query(scope: Scope, known: Iterable[str], *, repeated: str | None = None) -> dict[str, list[str]]:
-    """Return the query's values by name, in their order.
+    """Return the values of the query by name, in the order of the request.
 
     Args:
         scope: The request.
-        known: Names that may occur.
+        known: Allowed names.
         repeated: The one name that may occur more than once.
 
     Raises:
         Problem: The query is too long, a name is unknown or repeated, or a value is not UTF-8, percent-encoded, or
-            holds a NUL.
+            contains a NUL.
     """
     query: bytes = scope["query_string"]
     if len(query) > QUERY_BYTES_MAX:
@@ -268,10 +268,10 @@ def _pairs(query: bytes) -> list[tuple[str, str]]:
 
 
 def _decoded(text: bytes) -> str:
-    """Return what a percent-encoded text says.
+    """Decode a percent-encoded text.
 
-    Quoted-printable (RFC 2045, 6.7) is the same encoding with another sign, and its decoder is native: what
-    urllib.parse does in a loop of Python takes 30 ms for 60 kB of percent signs.
+    Quoted-printable (RFC 2045, 6.7) is the same encoding with another escape character, and its decoder is native.
+    urllib.parse decodes in a Python loop, which takes 30 ms for 60 kB of percent signs.
     """
     text = text.replace(b"+", b" ")
     if b"%" in text:
@@ -284,7 +284,7 @@ def _decoded(text: bytes) -> str:
 
 
 def parse_count(field: str, text: str | None, *, default: int, maximum: int) -> int:
-    """Return a whole number from 1 to `maximum`, or the default when nothing was said."""
+    """Return a whole number from 1 to `maximum`, or the default if the parameter is absent."""
     if text is None:
         return default
     number = _whole_number(text.encode(), maximum) if len(text) <= INTEGER_DIGITS_MAX else None
@@ -294,7 +294,7 @@ def parse_count(field: str, text: str | None, *, default: int, maximum: int) -> 
 
 
 def parse_idempotency_key(value: bytes | None) -> str | None:
-    """Return the key, or None when the request has none."""
+    """Return the key, or None if the request has none."""
     if value is None:
         return None
     if len(value) > IDEMPOTENCY_KEY_CHARS_MAX or not _IDEMPOTENCY_KEY.fullmatch(value):
@@ -305,8 +305,9 @@ def parse_idempotency_key(value: bytes | None) -> str | None:
 def parse_if_match(value: bytes) -> int | None:
     """Return the version of an If-Match header, or None for `*`: any version.
 
-    A tag that can never match names `NO_VERSION`: the ledger says so after it has looked for the site, the key and the
-    comment, because a precondition counts only for what would be done without it (RFC 9110, section 13.2.1).
+    For a tag that can never match, return `NO_VERSION`. The ledger then reports the mismatch after it has checked the
+    site, the key and the comment, because a precondition is evaluated only if the request would succeed without it
+    (RFC 9110, section 13.2.1).
 
     Raises:
         Problem: `invalid-request` for a list of tags.
@@ -328,7 +329,7 @@ def parse_bearer(value: bytes | None) -> bytes:
     """Return the token of an Authorization header.
 
     Raises:
-        Problem: `unauthorized` when it is missing or of another scheme.
+        Problem: `unauthorized` if the header is missing or has another scheme.
     """
     if value is not None and len(value) <= CREDENTIALS_BYTES_MAX:
         scheme, _, token = value.partition(b" ")

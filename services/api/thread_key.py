@@ -1,16 +1,17 @@
-"""What names a thread: the address of a page, brought to one form, or a site's own id, left alone.
+"""Parses thread keys: the address of a page in canonical form, or an id of the site's own, unchanged.
 
-A key that begins with `http://` or `https://` (in any case) and names a host is an address. Of it:
+A key that begins with `http://` or `https://` (in any case) and names a host is an address. It is changed as follows:
 - the scheme becomes `https`, because a page is the same page over both;
-- user information, the fragment and the ports 80 and 443 go; the host becomes lower-case;
+- user information, the fragment and the ports 80 and 443 are removed; the host becomes lower-case;
 - an empty path becomes `/`, any other path loses its trailing slashes;
-- tracking parameters (`TRACKING_PARAMETERS`, and all that begin with `utm_`) go; the other parameters keep their
-  order and spelling, and a question mark without parameters goes.
-Everything else is an own id and is kept as it is, every character of it. Doing it twice changes nothing.
-A key has at most KEY_CHARS_MAX characters as it is sent; it is measured first, and every step over it is linear.
+- tracking parameters (`TRACKING_PARAMETERS`, and all that begin with `utm_`) are removed; the other parameters
+  keep their order and spelling, and a question mark without parameters is removed.
+Any other key is an id of the site's own and stays unchanged. The canonical form is a fixed point of these rules.
+A key has at most KEY_CHARS_MAX characters in a request; its length is checked first, and each later step takes linear
+time.
 
 Source: RFC 3986, section 6.2, where it is safe for pages; query order and percent-encodings are not touched,
-because servers may tell them apart.
+because servers may distinguish them.
 """
 
 import re
@@ -30,7 +31,7 @@ TRACKING_PARAMETERS: Final = frozenset(
 _SCHEMES: Final = frozenset({"http", "https"})
 _DEFAULT_PORTS: Final = frozenset({"", "80", "443"})
 _AMPERSANDS: Final = re.compile("&{2,}")
-# A run of utm_ parameters is one match. The look-ahead spares most parameters the comparison with every name.
+# A run of utm_ parameters is one match. With the look-ahead, most parameters are not compared with every name.
 _NAMES: Final = "|".join(map(re.escape, sorted(TRACKING_PARAMETERS)))
 _FIRST_LETTERS: Final = "".join(sorted({name[0] for name in TRACKING_PARAMETERS}))
 _TRACKED: Final = re.compile(
@@ -39,7 +40,7 @@ _TRACKED: Final = re.compile(
 
 
 def canonical_key(text: str) -> str:
-    """Return the one form of a thread key; see the module for the rules."""
+    """Return the canonical form of a thread key; see the module for the rules."""
     scheme, separator, rest = text.partition("://")
     if not separator or scheme.lower() not in _SCHEMES:
         return text
@@ -56,7 +57,7 @@ def parse_thread_key(text: str, field: str = "thread") -> str:
     """Return the canonical key, checked.
 
     Raises:
-        Problem: It is empty, longer than KEY_CHARS_MAX, or holds a NUL character.
+        Problem: It is empty, longer than KEY_CHARS_MAX, or contains a NUL character.
     """
     _check_length(text, field)
     if "\x00" in text:

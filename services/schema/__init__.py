@@ -1,5 +1,5 @@
-"""How a database gets its schema and a program its SQL: Alembic in-process, statements in named files.
+"""Runs migrations (Alembic, inside the process) and loads SQL statements from named files.
 
-Knows folders of `.sql` files and revisions; refuses to know what is in them. `services.ledger` and
-`services.view` are its two users and say which folder is theirs.
+Knows folders of `.sql` files and revisions, but not their contents. `services.ledger` and `services.view` use it and
+pass their own folders.
 """

@@ -1,4 +1,4 @@
-"""The one Alembic environment: runs revisions on the connection that `migration` opened."""
+"""The Alembic environment of both databases: runs revisions on the connection that `migration` opened."""
 
 from alembic import context
 from sqlalchemy import Connection

@@ -1,4 +1,4 @@
-"""How a migration fails, apart from the migration's own module, whose imports most processes never need."""
+"""The exception of a failed migration. Most processes never import `migration`, because its imports are expensive."""
 
 
 class MigrationFailed(Exception):

@@ -1,8 +1,8 @@
-"""What a database was brought to last: a mark, and one query that compares it with this version's files.
+"""Checks with one query whether a database needs a migration: compares its mark with a hash of this version's files.
 
-Decides what the mark stands for. Alembic and SQLAlchemy cost a third of a second of a processor and 20 MB, and nearly
-every start of a process, and every new leader of the ledger, finds that there is nothing to do. Refuses to know how a
-schema is changed (`migration`).
+Decides which files and roles the mark covers. The check exists because Alembic and SQLAlchemy cost a third of a second
+of CPU time and 20 MB, and nearly every start of a process and every new leader of the ledger has nothing to migrate.
+Does not know how a schema is changed (`migration`).
 """
 
 import hashlib
@@ -17,7 +17,7 @@ from services.schema.failure import MigrationFailed
 
 CONNECT_TIMEOUT_S: Final = 5
 
-# The mark is the comment of the database. Grants depend on which roles there are, so these are part of it.
+# The mark is the comment of the database. It covers the roles, because grants depend on which roles exist.
 READ_MARK: Final = """
     SELECT shobj_description(oid, 'pg_database') FROM pg_database WHERE datname = current_database()
 """
@@ -25,12 +25,12 @@ READ_ROLES: Final = "SELECT rolname FROM pg_roles WHERE rolname LIKE 'palaver%' 
 
 
 def mark_of(scripts: Path, repeatable: Sequence[Path], roles: Iterable[object]) -> str:
-    """Return what stands for these revisions, these files and these roles.
+    """Return the mark of these revisions, files and roles.
 
     Args:
         scripts: The Alembic script folder.
         repeatable: SQL files that are executed after the revisions, in order.
-        roles: Names of the roles that there are, in order.
+        roles: Names of the existing roles, in order.
     """
     digest = hashlib.sha256()
     revisions = sorted(path for path in (scripts / "versions").iterdir() if path.suffix in {".py", ".sql"})
@@ -41,10 +41,10 @@ def mark_of(scripts: Path, repeatable: Sequence[Path], roles: Iterable[object]) 
 
 
 def is_marked(url: str, *, scripts: Path, repeatable: Sequence[Path]) -> bool:
-    """Whether a database was brought to just these files, by roles that there still are.
+    """Whether a database was last migrated with exactly these files, and has the same roles as then.
 
     Raises:
-        MigrationFailed: The server cannot be reached or refused to say.
+        MigrationFailed: The server cannot be reached or refused the query.
     """
     try:
         with (

@@ -1,9 +1,9 @@
-"""Brings one database to the schema of this version: Alembic revisions, then procedures and grants.
+"""Migrates one database to the schema of this version: Alembic revisions, then procedures and grants.
 
-Decides that migrations run in the process that owns the database, one at a time (an advisory lock), and that
-procedures and functions are replaced whenever their text is another instead of living in revisions: they hold no data,
-so the newest text is always the right one. A run that has nothing to do writes nothing: each new leader of the ledger
-makes one, and dead rows of a catalog, pruned soon after, would invalidate the copies of the slots on its standbys.
+Decides that migrations run in the process that owns the database, one at a time (an advisory lock). Procedures and
+functions are not part of revisions: they hold no data, so they are replaced whenever their files change. A run that has
+nothing to do writes nothing. Each new leader of the ledger makes such a run, and pruning of dead catalog rows would
+invalidate the synchronised logical slots on its standbys.
 """
 
 from collections.abc import Sequence
@@ -19,9 +19,9 @@ from sqlalchemy.pool import NullPool
 from services.schema.failure import MigrationFailed
 from services.schema.mark import CONNECT_TIMEOUT_S, READ_MARK, READ_ROLES, mark_of
 
-# One lock for all of Palaver's migrations of a database; the number has no meaning beyond being ours.
+# One lock for all of Palaver's migrations of a database. The number is arbitrary.
 _ADVISORY_LOCK: Final = 0x70616C61766572
-# A migration waits this long for another one, or for a table a request holds, before it gives up.
+# A migration waits this long for another migration, or for a table that a request has locked, before it fails.
 LOCK_TIMEOUT_MS: Final = 30_000
 
 _WRITE_MARK: Final = "SELECT format('COMMENT ON DATABASE %I IS %L', current_database(), CAST(:mark AS text))"
@@ -33,7 +33,7 @@ def migrate_database(url: str, *, scripts: Path, repeatable: Sequence[Path]) -> 
     Args:
         url: `postgresql://…` of a role that owns the schema.
         scripts: The Alembic script folder.
-        repeatable: SQL files executed in order (procedures, then grants) unless just these were executed last.
+        repeatable: SQL files (procedures, then grants), executed in order unless the last run executed the same files.
 
     Raises:
         MigrationFailed: The server cannot be reached or refused a statement.
@@ -57,7 +57,7 @@ def migrate_database(url: str, *, scripts: Path, repeatable: Sequence[Path]) -> 
 
 
 def execute_script(connection: Connection, path: Path) -> None:
-    """Run a file of SQL statements as it stands: no parameters, so no character in it is special."""
+    """Run a file of SQL statements without parameters, so that no character in it needs escaping."""
     cursor = connection.connection.cursor()
     try:
         cursor.execute(path.read_text("utf-8"))
@@ -84,6 +84,6 @@ def _migrate_locked(connection: Connection, scripts: Path, repeatable: Sequence[
         connection.rollback()
         raise
     finally:
-        # The lock belongs to the session, so a lost connection frees it as well.
+        # The lock belongs to the session, so the server also releases it when the connection is lost.
         connection.execute(text("SELECT pg_advisory_unlock(:lock)"), {"lock": _ADVISORY_LOCK})
         connection.commit()
