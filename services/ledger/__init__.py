@@ -1,8 +1,11 @@
 """The ledger's schema, its write procedures and the SQL that calls them.
 
-Decides what is a fact (tables), what one write does in one round trip (procedures), and what is published to
-the views (the publication `palaver`). Refuses to know HTTP, pools and who leads: the caller passes the epoch.
-Source: adr on the ledger; rules 7, 8 and 9 of the failover protocol.
+Decides which data is stored (tables), what a write does in one round trip (procedures), and which tables the views
+receive (the publication `palaver`). Does not know HTTP, pools or the leader: the caller passes the epoch.
+Source: ADR 0001; rules 7, 8 and 9 of the failover protocol.
+
+Published migrations stay as they are. The comment of revision 0001 on the BRIN index of `idempotency_keys` is wrong:
+rows are in the order of time only until new rows reuse the space of purged ones. Revision 0002 replaces the index.
 """
 
 from pathlib import Path
@@ -16,7 +19,7 @@ __all__ = ["PGBENCH_SCRIPT", "MigrationFailed", "migrate", "statement"]
 _FOLDER: Final = Path(__file__).parent
 
 PGBENCH_SCRIPT: Final = _FOLDER / "sql" / "pgbench_post_comment.sql"
-"""The insert of one comment as a pgbench script; run it with `-M prepared -D site=<uuid> -D epoch=<n>`."""
+"""A pgbench script that posts one comment; run it with `-M prepared -D site=<uuid> -D epoch=<n>`."""
 
 
 def migrate(url: str) -> None:
@@ -28,7 +31,7 @@ def migrate(url: str) -> None:
     Raises:
         MigrationFailed: The ledger cannot be reached, or refused a statement.
     """
-    # Most processes never migrate, and of those that do most find nothing to do: each pays for its own imports.
+    # Imported here, because most processes never migrate, and most migrations have nothing to do.
     from services.schema.mark import is_marked
 
     scripts = _FOLDER / "migrations"

@@ -1,5 +1,5 @@
-"""The read API: answers from this region's view, from memory when it can, and says how fresh the answer is.
+"""The read API: answers reads from caches or from this region's view, and states how fresh each answer is.
 
-Decides which kept page may still be served and what a consistency level means here. Refuses to know the
-ledger, who leads and how changes arrive.
+Decides which cached page may still be served and what each consistency level means. Does not know the ledger, the
+leader, or how changes arrive.
 """

@@ -1,4 +1,4 @@
-"""Routes of the read API."""
+"""Builds the routes of the read API."""
 
 from collections.abc import Callable, Sequence
 

@@ -1,4 +1,4 @@
-"""Holds a read to the level it asks for, before the view is read."""
+"""Waits until a read can be served at the consistency level that it asks for, and decides the level it gets."""
 
 import time
 from collections.abc import Generator, Sequence
@@ -18,14 +18,14 @@ from services.telemetry.middleware import Scope
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Granted:
-    """What an answer will be.
+    """The level at which a read is served, and what its answer must include.
 
     Attributes:
-        level: The level that is really served.
-        asked: The level that was asked for.
-        at_least: The answer must have this; ZERO when any will do.
-        fresh_since_s: The answer must have all that the ledger had at this time, in monotonic seconds; None when any
-            will do.
+        level: The level that the answer has.
+        asked: The level that the request asked for.
+        at_least: The answer must include this position; ZERO means no requirement.
+        fresh_since_s: The answer must include every change that the ledger had at this time, in monotonic seconds; None
+            means no requirement.
     """
 
     level: Level
@@ -34,14 +34,14 @@ class Granted:
     fresh_since_s: float | None = None
 
     def allows(self, claim: Claim) -> bool:
-        """Whether an answer with this claim is what was granted."""
+        """Whether an answer with this claim meets the requirements."""
         if claim.position < self.at_least:
             return False
         return self.fresh_since_s is None or (claim.fresh_s is not None and claim.fresh_s >= self.fresh_since_s)
 
 
 def wanted_of(scope: Scope, cell: CellId) -> Wanted:
-    """Read the two headers of a request, cheaply when it has none."""
+    """Parse the two headers of a request; a request without them is answered without parsing."""
     consistency = token = None
     for name, value in scope["headers"]:
         if name == b"palaver-consistency":
@@ -54,10 +54,10 @@ def wanted_of(scope: Scope, cell: CellId) -> Wanted:
 
 
 async def grant(wanted: Wanted, freshness: Freshness, prover: Prover) -> Granted:
-    """Wait for what a read asks for, bounded, and return what it gets.
+    """Wait, up to a limit, until a read can have its level, and return the level that it gets.
 
     Raises:
-        Problem: `too-stale` when the view is older than `bounded` allows.
+        Problem: `too-stale` if the view is older than `bounded` allows.
     """
     if wanted.level == "bounded":
         assert wanted.staleness_ms_max is not None
@@ -84,9 +84,9 @@ async def grant(wanted: Wanted, freshness: Freshness, prover: Prover) -> Granted
 
 
 async def _grant_strong(freshness: Freshness, prover: Prover) -> Granted:
-    """Wait until the view has what the leader proved; without that the answer says that it is perhaps stale.
+    """Wait until the view has the position that the leader proved; without it, grant `eventual`.
 
-    Whatever a view has is on a quorum (`sync/high_water.py`), so that no later strong read can see less.
+    A quorum has every change that a view has (`sync/high_water.py`), so no later strong read can see less.
     """
     position = await prover.position()
     reached = position is not None and await freshness.wait_for(position)
@@ -102,7 +102,7 @@ def headers_of(granted: Granted, freshness: Freshness, claim: Claim) -> Sequence
 
 @contextmanager
 def says_what_it_got(granted: Granted, freshness: Freshness, claim: Claim) -> Generator[None]:
-    """Let the problems raised in it say what was served: that nothing is there may be the answer of an old view."""
+    """Add the headers of the answer to problems: a view that is behind may lack what the request asks for."""
     try:
         yield
     except Problem as problem:

@@ -1,9 +1,10 @@
-"""How far this region's view is, and how far what is kept of it is: what every answer may claim, and waiting for more.
+"""Tracks how current this region's view and the cached pages are, and lets reads wait for a position.
 
-Decides two claims (`claim.py`). `viewed` is what the view is known to have: from its checkpoint, which one background
-task reads, and from the channel. `heard` is what kept pages reflect: only what the replicator said on the channel,
-after the invalidations up to it. While nothing is heard there is no such claim, nothing is kept, and reads go to the
-view. The age of a claim grows from the moment of the news behind it; the same news repeated does not make it younger.
+Decides two claims (`claim.py`). `viewed` is what the view is known to include: it comes from the view's checkpoint,
+which one background task reads, and from the invalidation channel. `heard` is what cached pages include: it comes only
+from the positions that the replicator publishes on the channel, each after the invalidations up to it. While no
+positions arrive, there is no `heard`, no page is cached, and reads go to the view. The age of a claim counts from the
+time in the announcement or in the checkpoint; receiving the same announcement again does not reset it.
 """
 
 import asyncio
@@ -20,25 +21,25 @@ from services.read_api.view_reader import ViewReader, ViewUnavailable
 from services.view.cache import Applied
 
 POLL_INTERVAL_S: Final = 0.25
-# While somebody waits for a position and the channel is not heard, the view is asked this often.
+# Interval of the polls while a read waits for a position and no announcements arrive.
 WAITED_POLL_INTERVAL_S: Final = 0.01
-# The view had a position before the channel said it: the word is a round trip to Redis away, and with it a kept page
-# will do. A page of the view takes a few milliseconds; after several times that the word is late, and it is read.
+# The view has a position a round trip to Redis before the channel announces it. With the announcement a cached page can
+# answer. A query of the view takes a few milliseconds; after several times that, the read stops waiting and queries it.
 WORD_WAIT_S: Final = 0.05
-# How long a session read waits for its position before it is answered with how far behind the view is.
+# How long a session read waits for its position. Afterwards it is answered as `eventual`, with the view's position.
 SESSION_WAIT_S: Final = 1.0
-# Prepared headers are used for this long, and say the age that they have at the end of it.
+# Prepared headers are used for this long. They state the age at the end of that time.
 HEADER_AGE_S: Final = 0.02
 
 _log = logging.getLogger("palaver.read_api.freshness")
 
 
 class Freshness:
-    """What is known of the view's progress. Run `run` in a task.
+    """The known progress of the view and of the cached pages. Run `run` in a task.
 
     Attributes:
-        viewed: What a read of the view that begins now has at least.
-        heard: What kept pages reflect at least; None while the channel is not heard.
+        viewed: Claim of a read of the view that begins now.
+        heard: Claim of the cached pages; None while no announcements arrive.
     """
 
     def __init__(self, cell: CellId) -> None:
@@ -59,18 +60,19 @@ class Freshness:
 
     @property
     def applied(self) -> Position:
-        """What the view has."""
+        """The position up to which the view includes every change."""
         return self.viewed.position
 
     @property
     def staleness_ms(self) -> float | None:
-        """How long ago the view had everything; None before anything is known."""
+        """Milliseconds since the view included every change of the ledger; None while this is not known."""
         return _age_ms(self.viewed, time.monotonic())
 
     def headers(self, level: Level = "eventual") -> tuple[tuple[bytes, bytes], ...]:
-        """The two headers of a read of a kept page that is answered as it asked, prepared a moment ago.
+        """Return the two headers of an answer from a cached page that has the requested level; they are cached briefly.
 
-        Those of a session claim what was heard last: never less than a position that was asked for and heard.
+        The headers of a session are renewed with each announcement, so that they never claim less than a position that
+        a read asked for and the channel has announced.
         """
         now_s = time.monotonic()
         if now_s - self._headers_s > HEADER_AGE_S:
@@ -85,7 +87,7 @@ class Freshness:
     def headers_of(
         self, served: str, asked: str, claim: Claim, now_s: float | None = None
     ) -> tuple[tuple[bytes, bytes], ...]:
-        """The two headers of an answer for which this claim holds."""
+        """Return the position and consistency headers of an answer with this claim."""
         now_s = time.monotonic() if now_s is None else now_s
         return (
             (POSITION_HEADER, encode_token(self._cell, claim.position).encode()),
@@ -93,10 +95,10 @@ class Freshness:
         )
 
     async def wait_for(self, position: Position, timeout_s: float = SESSION_WAIT_S) -> bool:
-        """Wait, bounded, until the view has a position; return whether it has.
+        """Wait, up to a limit, until the view has a position; return whether it has.
 
-        While the channel is heard, its word is waited for, beside the regular look at the view: it comes with the
-        commit, and a view that is asked all the time has less time to apply.
+        While announcements arrive, the read waits for one, besides the regular poll of the view. The replicator
+        announces a position right after its commit, and frequent polls would take time from apply.
         """
         if self.applied >= position:
             return True
@@ -114,7 +116,7 @@ class Freshness:
         return True
 
     async def wait_for_word(self, position: Position) -> None:
-        """Wait, briefly, until the channel has said a position that the view has; not at all while it is not heard."""
+        """Wait briefly until the channel announces a position that the view has. Return at once if none arrive."""
         if self.heard is None or self.heard.position >= position:
             return
         listener = (position, asyncio.get_running_loop().create_future())
@@ -128,11 +130,11 @@ class Freshness:
             self._listeners.remove(listener)
 
     def hear(self, message: Applied) -> None:
-        """Take what the replicator says on the channel, after the invalidations up to it."""
+        """Process an announcement of the replicator. The invalidations up to its position came before it."""
         try:
             cell, position = decode_token(message.position)
         except InvalidPosition:
-            _log.warning("a malformed position was announced", extra={"position": message.position})
+            _log.warning("the channel announced a malformed position", extra={"position": message.position})
             return
         if cell != self._cell:
             return
@@ -149,7 +151,7 @@ class Freshness:
         self._see(claim)
 
     def go_deaf(self) -> None:
-        """Invalidations may be missed from now on: kept pages have no claim until the next word."""
+        """Drop the claim of cached pages until the next announcement, because invalidations may be lost from now on."""
         self.heard = None
         self._headers_s = -1.0
         _wake(self._listeners, None)
@@ -157,11 +159,11 @@ class Freshness:
             self._wanted.set()
 
     async def run(self, view: ViewReader, went_back: Callable[[], None]) -> None:
-        """Ask the view for its checkpoint until cancelled, more often while somebody waits.
+        """Poll the view's checkpoint until cancelled, more often while a read waits.
 
         Args:
-            view: Is asked.
-            went_back: Called when the view has less than it had: it was replaced, and nothing kept of it counts.
+            view: The view.
+            went_back: Called if the checkpoint is lower than before. The view was replaced, so cached pages are void.
         """
         while True:
             try:
@@ -190,8 +192,8 @@ class Freshness:
         row = await view.checkpoint(self._cell)
         position = ZERO if row is None else Position(row["epoch"], row["lsn"])
         if position < before:
-            # The view had `before` when it was asked.
-            _log.warning("the view has less than it had", extra={"position": str(position), "before": str(before)})
+            # The view had `before` when this poll began.
+            _log.warning("the view's checkpoint went back", extra={"position": str(position), "before": str(before)})
             self.viewed, self._word_refuted = NOTHING, True
             self.go_deaf()
             went_back()
@@ -209,7 +211,7 @@ class Freshness:
 
 
 def _wake(waiters: Iterable[tuple[Position, asyncio.Future[None]]], reached: Position | None) -> None:
-    """Wake those who wait for a position that is reached; with None all of them."""
+    """Wake the waiters whose position is reached; with None wake all of them."""
     for wanted, future in waiters:
         if (reached is None or reached >= wanted) and not future.done():
             future.set_result(None)

@@ -1,8 +1,8 @@
-"""Keeps the memory honest: applies what the replicator announces, and silences the memory when nothing is heard.
+"""Applies the replicator's invalidations to the page memory, and disables the memory while announcements are missing.
 
-Decides when the channel is heard: from the first position on a subscription, until the subscription is lost, a message
-cannot be read, or no position came for `SILENCE_S_MAX` although this process was there to hear it. A position proves
-that the replicator lives and that Redis delivers; that Redis answers proves neither.
+Decides when the channel counts as live: from the first position on a subscription until the subscription is lost, a
+message is malformed, or no position arrives for `SILENCE_S_MAX` while this process is running. A position proves that
+the replicator runs and that Redis delivers messages. An answer of Redis to a ping proves neither.
 """
 
 import asyncio
@@ -17,7 +17,7 @@ from services.read_api.shared_cache import PING_INTERVAL_S, SharedCache
 from services.view.cache import SILENCE_S_MAX, Applied, Flush, MessageMalformed, decode_message
 from services.view.cancellation import heed_cancellation
 
-# Between two attempts to subscribe: a restarted Redis is found again within this, and a dead one costs nothing.
+# Pause between two attempts to subscribe. It bounds the delay after a restart of Redis; a dead Redis costs little.
 RESUBSCRIBE_PAUSE_S: Final = 0.25
 
 _log = logging.getLogger("palaver.read_api.invalidations")
@@ -26,13 +26,13 @@ _log = logging.getLogger("palaver.read_api.invalidations")
 async def follow_invalidations(
     shared: SharedCache, memory: PageMemory, freshness: Freshness, *, silence_s: float = SILENCE_S_MAX
 ) -> None:
-    """Subscribe and apply messages until cancelled, again and again; nothing is kept after a silence."""
+    """Subscribe and apply messages until cancelled; subscribe again after a loss. A silence clears the memory."""
     while True:
         try:
             async with aclosing(shared.messages()) as messages:
                 await _follow(messages, shared, memory, freshness, silence_s)
         except MessageMalformed as error:
-            _log.warning("a malformed message voids what is kept", extra={"reason": str(error)})
+            _log.warning("a malformed message voids the cached pages", extra={"reason": str(error)})
         finally:
             go_deaf(memory, freshness)
         heed_cancellation()
@@ -40,7 +40,7 @@ async def follow_invalidations(
 
 
 def go_deaf(memory: PageMemory, freshness: Freshness) -> None:
-    """Keep nothing until the channel is heard again."""
+    """Disable the memory until announcements arrive again."""
     freshness.go_deaf()
     memory.go_deaf()
 
@@ -52,7 +52,7 @@ async def _follow(
     freshness: Freshness,
     silence_s: float,
 ) -> None:
-    # Pauses in which nothing came are counted, not time: after a stall of this process the words are there to read.
+    # Count receive timeouts, not time: after a stall of this process the announcements wait in the socket.
     pauses = 0
     async for data in messages:
         message = None if data is None else decode_message(data)
@@ -70,7 +70,7 @@ async def _follow(
                     memory.invalidate((invalidation.site, invalidation.key), invalidation.version)
         if freshness.heard is not None and not memory.heard:
             memory.hear()
-            _log.info("invalidations are heard")
+            _log.info("invalidations arrive, pages are cached")
         elif memory.heard and pauses * PING_INTERVAL_S >= silence_s:
-            _log.warning("no position was announced for %.0f s: nothing is kept until one is", silence_s)
+            _log.warning("no position was announced for %.0f s: no page is cached until one is", silence_s)
             go_deaf(memory, freshness)

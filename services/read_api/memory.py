@@ -1,12 +1,12 @@
-"""Ready pages in the process's memory, and the rule that none outlives the news of its end.
+"""Caches pages in the memory of the process, and drops each page when an invalidation for its thread arrives.
 
-Decides what may be kept: an invalidation drops the pages it makes old and forbids builds that began before it to
-be kept, unless they turned out new enough. While the channel of invalidations is not heard, nothing is kept and
-nothing kept is served. A page lives for a bounded time, whatever is heard: an invalidation that nobody sent is the
-fault of somebody else, and its effect ends. No I/O; the clock is passed in.
+Decides which pages may be cached. An invalidation drops the older pages of its thread. A page whose read began before
+the invalidation is cached only if its version is new enough. While the invalidation channel is not live, no page is
+cached or served. Each page has a limited life, so that an invalidation that was never sent (a bug elsewhere) has a
+limited effect. No I/O; the clock is passed in.
 
-A page is kept in two encodings: as JSON, and gzipped from the first time somebody asks for it so. Text shrinks
-five- to tenfold, which is what readers on a slow network wait for and what every proxy on the way copies.
+A page is cached in two encodings: as JSON, and gzipped after the first request that accepts gzip. Gzip makes the JSON
+five to ten times smaller, which matters to readers on slow networks and to each proxy on the way.
 """
 
 import sys
@@ -23,11 +23,11 @@ from services.read_api.page import Page
 from services.telemetry.middleware import Scope
 from services.telemetry.ready_protocol import header_lines
 
-# Small pages are bounded by their number; the objects of one take about a kilobyte beside its texts.
+# The number of pages bounds the memory of small pages. The objects of a page take about a kilobyte besides its texts.
 ENTRIES_MAX: Final = 8192
 ENTRY_BYTES: Final = 1024
 
-# Below this a gzipped page needs as many packets as a plain one.
+# A page below this size needs as many packets with gzip as without.
 GZIP_BYTES_MIN: Final = 1400
 # Level 4 takes half the time of zlib's default for 3 % more bytes on pages of comments.
 GZIP_LEVEL: Final = 4
@@ -35,24 +35,24 @@ _GZIP_WINDOW: Final = 31  # the largest window, with a gzip header (zlib.compres
 
 Thread = tuple[UUID, str]
 Request = tuple[str, bytes]
-"""Path and raw query: the same question in the same spelling."""
+"""Path and raw query. Another spelling of the same query is another request."""
 
 
 def request_of(scope: Scope) -> Request:
-    """Return what a page is kept under."""
+    """Return the key under which a page is cached."""
     return scope["path"], scope["query_string"]
 
 
 @dataclass(slots=True, kw_only=True)
 class Entry:
-    """A kept page with the headers that never change.
+    """A cached page with its constant headers.
 
     Attributes:
-        request: What it is kept under.
-        claim: What the page has at least, as of when it was read.
-        ends_s: When its life ends if it is kept, in seconds of the memory's clock.
+        request: The key under which it is cached.
+        claim: The claim of the page when it was read.
+        ends_s: The end of its life in the cache, in seconds of the memory's clock.
         plain: The page as JSON.
-        gzipped: The page gzipped; None until `gzip` has been called, and for small pages for ever.
+        gzipped: The page gzipped; None until `keep_gzipped` is called, which does not happen for small pages.
     """
 
     page: Page
@@ -73,15 +73,15 @@ class Entry:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes, with the texts of the client under which it is kept."""
+        """Size in bytes, with the client's texts in its key."""
         gzipped = 0 if self.gzipped is None else self.gzipped.size
         key = sum(map(sys.getsizeof, (*self.request, self.thread[1])))
         return self.plain.size + gzipped + len(self.page.link) + key + ENTRY_BYTES
 
     def gzip(self) -> "Encoded":
-        """Return the page gzipped; takes about a millisecond for 100 kB, and may run in a thread.
+        """Return the page gzipped. It takes about a millisecond for 100 kB and may run in a thread.
 
-        Its entity tag is its own: the same tag for two sequences of bytes would be no strong one (RFC 9110, 8.8.3).
+        It has its own entity tag, because a strong tag identifies one sequence of bytes (RFC 9110, 8.8.3).
         """
         compressor = zlib.compressobj(GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
         body = compressor.compress(self.page.body) + compressor.flush()
@@ -90,12 +90,12 @@ class Entry:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Encoded:
-    """A page as it is sent, with the headers that never change.
+    """One encoding of a page, with its constant headers.
 
     Attributes:
-        headers: The first two are about the content; a 304 goes without them.
+        headers: The first two describe the content; a 304 omits them.
         head: Status line and header lines of a 200.
-        not_modified: The same of a 304.
+        not_modified: Status line and header lines of a 304.
     """
 
     body: bytes
@@ -110,7 +110,7 @@ class Encoded:
 
     @property
     def size(self) -> int:
-        """Bytes that it takes."""
+        """Size in bytes."""
         return len(self.body) + len(self.head) + len(self.not_modified)
 
 
@@ -135,10 +135,9 @@ def _encoded(page: Page, body: bytes, etag: bytes, more: tuple[tuple[bytes, byte
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Build:
-    """A page being read. What happens to its thread meanwhile is noted here.
+    """A page that is being read. It records the invalidations of its thread that arrive meanwhile.
 
-    Two builds of a thread are two, however equal: one that ends must not take the other's place among those that are
-    told.
+    Builds are compared by identity: `end` must not remove an equal build of the same thread.
     """
 
     thread: Thread
@@ -147,7 +146,7 @@ class Build:
 
 
 class PageMemory:
-    """A bounded memory of pages, least recently used first out. Silent until `hear` is called."""
+    """A bounded cache of pages that evicts the least recently used. It caches nothing until `hear` is called."""
 
     def __init__(
         self,
@@ -157,12 +156,12 @@ class PageMemory:
         life_s: float,
         now: Callable[[], float] = time.monotonic,
     ) -> None:
-        """Begin empty.
+        """Create an empty cache.
 
         Args:
-            bytes_max: Bytes of pages, with their headers and what they are kept under.
+            bytes_max: Bytes of pages, with their headers and keys.
             entries_max: Number of pages.
-            life_s: How long a page is kept at most.
+            life_s: Life of a page.
             now: Seconds of a clock that does not jump.
         """
         self._life_s = life_s
@@ -177,16 +176,16 @@ class PageMemory:
 
     @property
     def heard(self) -> bool:
-        """Whether invalidations are heard, so that pages may be kept and served."""
+        """Whether the invalidation channel is live, so that pages may be cached and served."""
         return self._heard
 
     @property
     def bytes(self) -> int:
-        """Bytes of the kept pages."""
+        """Size of the cached pages."""
         return self._bytes
 
     def get(self, request: Request) -> Entry | None:
-        """Return the kept page of a request."""
+        """Return the cached page of a request, or None."""
         entry = self._entries.get(request)
         if entry is None:
             return None
@@ -197,24 +196,24 @@ class PageMemory:
         return entry
 
     def begin(self, thread: Thread) -> Build:
-        """Note that a page of this thread is about to be read. `end` must follow."""
+        """Register a build before a page of this thread is read. The caller must call `end` afterwards."""
         build = Build(thread=thread, void=not self._heard)
         self._builds.setdefault(thread, []).append(build)
         return build
 
     def end(self, build: Build) -> None:
-        """Forget a build, kept or not."""
+        """Remove a build, whether its page was cached or not."""
         builds = self._builds[build.thread]
         builds.remove(build)
         if not builds:
             del self._builds[build.thread]
 
     def may_keep(self, build: Build, page: Page) -> bool:
-        """Whether a page that this build read is still the newest as far as anybody has said."""
+        """Whether no invalidation has arrived that is newer than the page of this build."""
         return not build.void and page.version is not None and page.version >= build.version_min
 
     def keep(self, request: Request, build: Build, page: Page, claim: Claim) -> Entry:
-        """Return the entry of a page, kept when it may be. Must be called before `end`."""
+        """Return the entry of a page, and cache it if `may_keep` allows. Must be called before `end`."""
         entry = Entry(page=page, request=request, thread=build.thread, claim=claim, ends_s=self._now() + self._life_s)
         if self.may_keep(build, page):
             self._drop(request)
@@ -225,7 +224,7 @@ class PageMemory:
         return entry
 
     def keep_gzipped(self, request: Request, entry: Entry, encoded: Encoded) -> None:
-        """Keep the gzipped form of an entry beside it, if the entry itself is still kept."""
+        """Add the gzipped encoding to an entry if the entry is still cached."""
         if self._entries.get(request) is not entry or entry.gzipped is not None:
             return
         entry.gzipped = encoded
@@ -233,7 +232,7 @@ class PageMemory:
         self._make_room()
 
     def invalidate(self, thread: Thread, version: int) -> None:
-        """The thread moved on to this version: older pages are dropped, and older builds not kept."""
+        """Drop the pages of a thread that are older than this version, and do not cache older builds."""
         for build in self._builds.get(thread, ()):
             build.version_min = max(build.version_min, version)
         for request in list(self._by_thread.get(thread, ())):
@@ -242,17 +241,17 @@ class PageMemory:
                 self._drop(request)
 
     def hear(self) -> None:
-        """Invalidations are heard from now on. What was read before this is not kept."""
+        """Enable the cache, because the channel is live. Pages whose read began earlier are not cached."""
         self.clear()
         self._heard = True
 
     def go_deaf(self) -> None:
-        """Invalidations may be missed from now on."""
+        """Clear and disable the cache, because invalidations may be lost from now on."""
         self.clear()
         self._heard = False
 
     def clear(self) -> None:
-        """Drop everything, builds that are under way included."""
+        """Drop all pages, and do not cache the pages of running builds."""
         self._entries.clear()
         self._by_thread.clear()
         self._bytes = 0

@@ -1,6 +1,6 @@
-"""A thread page: what a query asks, and how the view's rows become its bytes.
+"""Parses the query of a thread page, and builds the page's JSON from the rows of the view.
 
-Decides the shape of the tree and where cursors stand. No I/O.
+Decides the shape of the comment tree and where it has cursors. No I/O.
 """
 
 import asyncio
@@ -26,8 +26,8 @@ from services.telemetry.middleware import Scope
 LIMIT_MAX: Final = 200
 DEPTH_MAX: Final = 21
 SORTS: Final = ("newest", "oldest")
-# Comments rendered before the loop may serve somebody else; about two milliseconds of Markdown. A long one is rendered
-# in a thread.
+# Comments rendered before the event loop may run other tasks: about two milliseconds of Markdown. A long comment is
+# rendered in a thread.
 RENDERED_AT_ONCE: Final = 16
 
 _FIRST: Final = datetime(1, 1, 1, tzinfo=UTC)
@@ -44,7 +44,7 @@ class Row(Protocol):
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class PageQuery:
-    """What a request asks for, in one form for all spellings of the same question."""
+    """The parsed query of a request. Different spellings of the same query are equal."""
 
     site: UUID
     thread: str
@@ -55,7 +55,7 @@ class PageQuery:
 
     @property
     def field(self) -> str:
-        """Name of this query among the kept pages of its thread."""
+        """Name of this query among the cached pages of its thread."""
         cursor = "" if self.cursor is None else self.cursor_text(self.cursor)
         return f"{self.sort}:{self.limit}:{self.depth}:{cursor}"
 
@@ -84,12 +84,12 @@ class PageQuery:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Page:
-    """A page as it is kept and sent.
+    """A page as it is cached and sent.
 
     Attributes:
-        version: `page_version` of the thread it was built from; None when the thread does not exist yet.
+        version: `page_version` of its thread in the view; None if the thread does not exist yet.
         etag: Hash of the body, quoted.
-        link: Value of the Link header, empty without a next page.
+        link: Value of the Link header; empty if there is no next page.
         body: The JSON.
     """
 
@@ -100,10 +100,10 @@ class Page:
 
 
 def parse_page_query(scope: Scope, site: UUID, *, limit_default: int) -> PageQuery:
-    """Read the query of a thread page.
+    """Parse the query of a thread page.
 
     Raises:
-        Problem: A parameter is missing, unknown, repeated or out of its range, or the cursor is foreign.
+        Problem: A parameter is missing, unknown, repeated or out of range, or the cursor is of another list.
     """
     values = parse_query(scope, ("thread", "sort", "limit", "depth", "cursor"))
     first = {name: texts[0] for name, texts in values.items()}
@@ -125,13 +125,13 @@ def parse_page_query(scope: Scope, site: UUID, *, limit_default: int) -> PageQue
 
 
 async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache, *, bytes_max: int) -> Page:
-    """Return the page of the rows of `page.sql`; there is at least one, for the site exists.
+    """Build the page from the rows of `page.sql`. There is at least one row, because the site exists.
 
-    A page has bytes_max bytes at most, or one comment.
+    A page has at most bytes_max bytes, but at least one comment.
     """
     head = rows[0]
     found = rows if head["thread_id"] is not None and head["id"] is not None else ()
-    # The row beyond the limit only says that there is more.
+    # The row beyond the limit only shows that there is a next page.
     level_one = [place for place, row in enumerate(found) if row["level"] == 1]
     beyond = level_one[query.limit :]
     shown = [row for place, row in enumerate(found) if place not in beyond]
@@ -150,7 +150,7 @@ async def build_page(query: PageQuery, rows: Sequence[Row], html: HtmlCache, *, 
 
 
 async def comment_of(row: Row, thread: str, html: HtmlCache) -> Comment:
-    """Return the comment of a row of the view; a tombstone has neither words nor author."""
+    """Return the comment of a row of the view; a tombstone has neither body nor author."""
     gone = row["state"] == DELETED
     body: str | None = None if gone else row["body"]
     return Comment(
@@ -183,10 +183,10 @@ async def _comments(query: PageQuery, rows: Sequence[Row], html: HtmlCache) -> l
 def _document(
     query: PageQuery, head: Row, rows: Sequence[Row], comments: Sequence[Comment], *, more: bool
 ) -> tuple[bytes, str | None]:
-    """Return the JSON of a page and the cursor behind its first level.
+    """Return the JSON of a page, and the cursor to the rest of the first level.
 
-    Rows come level by level, in the order of their parents: a part from their beginning has all of some levels and the
-    first replies of some comments of the next, so that a cursor stands wherever it was cut.
+    Rows are ordered by level, then by parent. The first N rows are therefore some complete levels and the first
+    replies of some comments of the next level, so each list that is cut has a cursor to its rest.
     """
     first = [row for row in rows if row["level"] == 1]
     parent = None if query.cursor is None else query.cursor.parent
@@ -196,7 +196,7 @@ def _document(
         if row["level"] > 1:
             children.setdefault(row["parent_id"], []).append(row)
     built: dict[UUID, dict[str, object]] = {}
-    # Going backwards every comment is built after its replies.
+    # In reverse order each comment is built after its replies.
     for row, comment in zip(reversed(rows), reversed(comments[: len(rows)]), strict=True):
         replies = children.get(row["id"], [])
         after: str | None = None
@@ -223,12 +223,12 @@ def _json(query: PageQuery, head: Row, comments: Sequence[dict[str, object]], fo
 
 
 def hash_tag(body: bytes) -> bytes:
-    """Return the ETag of an answer that has no version of its own: a hash of its bytes."""
+    """Return the ETag of an answer without a version: a hash of its bytes."""
     return b'"%b"' % hashlib.blake2b(body, digest_size=12).hexdigest().encode()
 
 
 def _fitting(query: PageQuery, head: Row, comments: Sequence[Comment], bytes_max: int) -> int:
-    """Return how many of the comments a page has room for, each with a cursor: one at least."""
+    """Return how many comments, each with a cursor, fit into a page; at least one."""
     cursor = query.cursor_text(Cursor(parent=None))
     taken = len(_json(query, head, (), cursor))
     for number, comment in enumerate(comments):

@@ -1,8 +1,9 @@
-"""Thread pages, the hot path: ready bytes from memory, else from Redis, else one query that many may wait for.
+"""Answers reads of thread pages, the most frequent requests: from memory, else from Redis, else by one query.
 
-Decides the order of the sources. A request for a kept page does three dictionary lookups and sends two messages;
-everything else may be slower. An answer claims what its source has (`claim.py`), and the claim is taken before the
-source is asked: what arrives meanwhile is not claimed. A read that asks for more than a kept page has goes past it.
+Decides the order of the sources. Requests for the same page share one query. A request for a cached page does three
+dictionary lookups and sends two messages; every other request may be slower. The claim of an answer is that of its
+source (`claim.py`), and it is taken before the source is read, so it does not include changes that arrive meanwhile. A
+read whose level a cached page does not meet bypasses the caches.
 """
 
 import asyncio
@@ -34,20 +35,20 @@ TEMPLATE: Final = "/v1/sites/{site}/comments"
 _SUFFIX: Final = "/comments"
 _SLASHES: Final = TEMPLATE.count("/")
 BUILT_AT_A_TIME_MAX: Final = 4
-"""Pages that are read and built at a time. A large one takes 40 ms of the one loop, in steps: a kept page, which takes
-microseconds, waits for a step of each. Four keep the view and the loop busy."""
+"""Pages that are read and built at a time. A large page takes 40 ms of the event loop, in steps. A request for a cached
+page, which takes microseconds, waits for one step of each. Four keep the view and the event loop busy."""
 
-# Browsers send below a hundred; longer values are answered without compression.
+# Browsers send less than a hundred bytes. Requests with longer values are answered without compression.
 ACCEPT_ENCODING_BYTES_MAX: Final = 256
 
 
 @dataclass(slots=True, kw_only=True, eq=False)
 class Flight:
-    """A page being read, for one request or many.
+    """A page that is being read, for one request or several.
 
     Attributes:
-        claim: What it will have at least; grows when the view is asked instead of Redis.
-        landed: The page, or the problem.
+        claim: Claim of the page. It becomes the view's claim if Redis does not have the page.
+        landed: The result: the page, or the problem.
     """
 
     claim: Claim
@@ -77,12 +78,12 @@ class Pages:
         self._cell = cell
         self._prover = prover
         self._settings = settings
-        # By the question, and by whether what is kept is enough for who asks.
+        # Key: the query, and whether the read bypasses the caches.
         self._flights: dict[tuple[PageQuery, bool], Flight] = {}
         self._building = asyncio.Semaphore(BUILT_AT_A_TIME_MAX)
 
     def in_front_of(self, app: AsgiApp) -> AsgiApp:
-        """Return an application that answers thread pages itself and leaves the rest to `app`."""
+        """Return an application that answers thread pages itself and passes other requests to `app`."""
 
         async def front(scope: Scope, receive: Receive, send: Send) -> None:
             path: str = scope.get("path", "")
@@ -107,7 +108,7 @@ class Pages:
             await self._freshness.wait_for_word(granted.at_least)
         request = request_of(scope)
         entry = self._memory.get(request)
-        # While a page is kept, whatever was heard holds for it.
+        # A cached page includes every announced change, because its invalidation would have dropped it.
         claim = NOTHING if entry is None else entry.claim.or_later(self._freshness.heard)
         if entry is not None and granted.allows(claim):
             HIT_MEMORY.inc()
@@ -146,14 +147,14 @@ class Pages:
             if flight is None or not granted.allows(flight.claim):
                 flight = Flight(claim=self._freshness.viewed if past_caches or heard is None else heard)
                 return await self._lead(flight, query, request, past_caches=past_caches)
-            # Somebody reads the same page already. A failure of theirs is an answer for this request as well.
+            # Another request reads the same page already. Its failure is the answer to this request as well.
             return await asyncio.shield(flight.landed)
         except Problem as problem:
             assert flight is not None
             raise problem.with_headers(headers_of(granted, self._freshness, flight.claim)) from problem
 
     async def _lead(self, flight: "Flight", query: PageQuery, request: Request, *, past_caches: bool) -> Entry:
-        """Build a page for everybody who asks for it meanwhile."""
+        """Build a page for this request and for those that ask for the same page meanwhile."""
         key = (query, past_caches)
         self._flights[key] = flight
         try:
@@ -163,7 +164,7 @@ class Pages:
                 flight.landed.set_exception(error)
             else:
                 flight.landed.set_exception(unavailable("view-unavailable", "The reader of this page went away."))
-            flight.landed.exception()  # nobody else may have waited, and that is no fault
+            flight.landed.exception()  # mark the exception as retrieved: possibly no other request waits
             raise
         finally:
             if self._flights.get(key) is flight:
@@ -205,7 +206,7 @@ class Pages:
 def matches(none_match: bytes, etag: bytes) -> bool:
     """Whether an If-None-Match header names an entity tag (weak comparison: the tags are quoted hashes).
 
-    A header that is too long to be looked through names none: the whole answer is never wrong.
+    A header beyond the limit matches nothing: a complete answer is always correct.
     """
     if len(none_match) > IF_NONE_MATCH_BYTES_MAX:
         return False
@@ -228,12 +229,12 @@ def _accepts_gzip(accept_encoding: bytes) -> bool:
 
 
 def unknown_site() -> Problem:
-    """Return the problem of a site nobody created, or that has not arrived in this region yet."""
+    """Return the problem of a site that does not exist, or has not arrived in this region yet."""
     return Problem("unknown-site", "No site has this id.")
 
 
 def view_unavailable(error: ViewUnavailable) -> Problem:
-    """Return the problem that makes the edge ask a neighbour, and prefer it when the view is gone for longer."""
+    """Return a problem for which the edge asks another region. It ejects a process whose view is gone."""
     if isinstance(error, ViewBusy):
         return unavailable("overloaded", "Too many reads wait for the view of this region.")
     problem = unavailable("view-unavailable", f"The view does not answer ({str(error).partition(':')[0]}).")
@@ -241,7 +242,7 @@ def view_unavailable(error: ViewUnavailable) -> Problem:
 
 
 def parse_site(text: str) -> UUID:
-    """Return the site of a path."""
+    """Return the id of the site in a path; raise `unknown-site` if it is malformed."""
     site = parse_uuid(text)
     if site is None:
         raise unknown_site()

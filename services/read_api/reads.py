@@ -1,4 +1,4 @@
-"""The reads that are not hot: one comment, counts, and the API's own document."""
+"""Answers the less frequent reads: one comment, counts, the OpenAPI document and its page."""
 
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
@@ -26,7 +26,7 @@ from services.read_api.pages import matches, parse_site, unknown_site, view_unav
 from services.read_api.strong import Prover
 from services.read_api.view_reader import ViewReader, ViewUnavailable
 
-# One page of a blog's index; the query stays below the edge's limit for a request line.
+# Enough for an index page of a blog. The query stays below the edge's limit for a request line.
 COUNTED_THREADS_MAX: Final = 100
 
 _DOCS: Final = Path(services.api.__file__).with_name("docs.html").read_bytes()
@@ -34,7 +34,7 @@ _DOCS_POLICY: Final = "default-src 'none'; connect-src 'self'; style-src 'unsafe
 
 
 class Reads:
-    """Endpoints on the view; each claims what the view was known to have before it was asked."""
+    """Endpoints that query the view. Each takes its claim from the view's known position before the query."""
 
     def __init__(
         self, *, view: ViewReader, freshness: Freshness, html: HtmlCache, cell: CellId, prover: Prover
@@ -46,7 +46,7 @@ class Reads:
         self._prover = prover
 
     async def comment(self, request: Request) -> Response:
-        """`GET /v1/sites/{site}/comments/{comment}`; its replies are a cursor away."""
+        """`GET /v1/sites/{site}/comments/{comment}`; `replies.next` is the cursor to its replies."""
         scope = request.scope
         parse_query(scope, ())
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
@@ -78,7 +78,7 @@ class Reads:
         return await comment_of(row, row["thread_key"], self._html)
 
     async def counts(self, request: Request) -> Response:
-        """`GET /v1/sites/{site}/counts?thread=…&thread=…`; the answer names the threads as they were asked for."""
+        """`GET /v1/sites/{site}/counts?thread=…&thread=…`; the answer has the keys as the request wrote them."""
         scope = request.scope
         asked = parse_query(scope, ("thread",), repeated="thread").get("thread", [])
         if not 1 <= len(asked) <= COUNTED_THREADS_MAX:
@@ -113,7 +113,7 @@ async def openapi(request: Request) -> Response:
 
 
 async def docs(request: Request) -> Response:
-    """`GET /docs`: one page that loads nothing from anywhere else."""
+    """`GET /docs`: one page without external resources."""
     parse_query(request.scope, ())
     return Response(_DOCS, media_type="text/html", headers={"content-security-policy": _DOCS_POLICY})
 

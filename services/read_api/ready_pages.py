@@ -1,8 +1,8 @@
-"""Answers thread pages that are in memory at once: the same answer that the application gives, without a task.
+"""Answers reads of cached thread pages in the HTTP protocol, without an ASGI task, with the application's answer.
 
-Decides which requests are that plain: an eventual read of a kept page, or a session read whose position the channel of
-invalidations has said, in an encoding that is there. Everything else, and every doubt, is left to the application.
-`tests/services/read_api/test_ready_pages.py` holds the two to each other.
+Decides which requests qualify: an eventual read of a cached page, or a session read whose position the invalidation
+channel has announced, in an encoding that is cached. The application answers every other request.
+`tests/services/read_api/test_ready_pages.py` checks that both give the same answers.
 """
 
 from functools import lru_cache
@@ -26,7 +26,7 @@ from services.telemetry.ready_protocol import Headers, header_lines
 from services.telemetry.red import REQUESTS
 from services.telemetry.tracing import Tracing
 
-# Longer targets are rare, and what is remembered of a target must have a bound: 4096 of them take 16 MB at most.
+# Longer targets are rare. The limit bounds the cache of parsed targets: 4096 of them take 16 MB at most.
 TARGET_BYTES_MAX: Final = 2048
 _TARGETS_MAX: Final = 4096
 
@@ -36,7 +36,7 @@ _HEEDED: Final = _ASKS_FOR_MORE | {
     b"palaver-position",
 }  # fmt: skip
 
-# Ours are of 30 characters and a cell's name. Each session has its own, which many of its reads repeat.
+# A token has 30 characters and the name of a cell. Each session has its own token, and many of its reads repeat it.
 TOKEN_BYTES_MAX: Final = 128
 _TOKENS_MAX: Final = 4096
 _PREFIX: Final = SITE_PREFIX.encode()
@@ -94,12 +94,12 @@ class ReadyPages:
         return head, body
 
     def _marks(self, site: UUID, origin: bytes) -> bytes | None:
-        """Return the lines for a page of this origin, or None when the site's origins are not known freshly."""
+        """Return the CORS header lines for this origin, or None if the site's origins are not cached."""
         origins = self._origins.remembered(site)
         return None if origins is None else header_lines(marks_of(allowed_origin(origins, origin)))
 
     def _has_heard(self, token: bytes) -> bool:
-        """Whether everything kept has the position of a token; a malformed or foreign one is refused elsewhere."""
+        """Whether cached pages include the position of a token; the application refuses malformed tokens."""
         heard = self._freshness.heard
         wanted = _position_of(token)
         return heard is not None and wanted is not None and wanted[0] == self._cell and heard.position >= wanted[1]
@@ -112,7 +112,7 @@ class ReadyPages:
 
 
 def _wishes_of(target: bytes, headers: Headers) -> dict[bytes, bytes] | None:
-    """Return what a plain request says, by the name of the header, or None when it is not one."""
+    """Return the relevant headers of a request, by name, or None if the application must answer it."""
     said: dict[bytes, bytes] = {}
     header_bytes = len(target)
     for name, value in headers:
@@ -128,9 +128,9 @@ def _wishes_of(target: bytes, headers: Headers) -> dict[bytes, bytes] | None:
 
 
 def _position_of(token: bytes) -> tuple[CellId, Position] | None:
-    """Return the cell and the position of a token as an answer gave it; None for anything else.
+    """Return the cell and the position of a token; None for a malformed token.
 
-    The length is checked before the cache: a key of the cache stays in memory, whatever its value is.
+    The length is checked before the cache is used, because the cache keeps its keys in memory.
     """
     return None if len(token) > TOKEN_BYTES_MAX else _decoded(token)
 
@@ -145,6 +145,6 @@ def _decoded(token: bytes) -> tuple[CellId, Position] | None:
 
 @lru_cache(maxsize=_TARGETS_MAX)
 def _request_of_target(target: bytes) -> Request:
-    """Return what the page of a target is kept under, read as uvicorn reads it."""
+    """Return the key under which the page of a target is cached; parses the target as uvicorn does."""
     path, _, query = target.partition(b"?")
     return unquote(path.decode("latin-1")), query

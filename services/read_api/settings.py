@@ -8,7 +8,7 @@ from services.api.process import ProcessSettings
 
 
 class ReadSettings(ProcessSettings):
-    """See the fields; a page's bounds are answered by name when a query exceeds them."""
+    """Settings of `python -m services.read_api`; docs/settings.md describes them."""
 
     listen: str
     unix_listen: Path | None = None

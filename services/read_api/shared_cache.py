@@ -1,8 +1,8 @@
-"""Pages that the processes of a region share in Redis, and the channel of invalidations.
+"""Reads and writes the page cache that the processes of a region share in Redis, and receives invalidations.
 
-Decides that Redis is only ever a shortcut: each command has a short bound, a failure closes the shortcut for a
-moment, and no failure reaches a caller. Used only while the channel is heard. The types of the Redis client are
-loose, so nothing of it leaves this module.
+Decides that reads never depend on Redis: each command has a short time limit, after a failure Redis is not used for a
+moment, and callers see no failures. The cache is used only while the invalidation channel is live. The Redis client has
+imprecise types, so no other module uses it.
 """
 
 import asyncio
@@ -21,13 +21,13 @@ from services.read_api.page import Page
 from services.view import cache
 from services.view.cancellation import heed_cancellation
 
-# A local Redis answers in well below a millisecond; beyond this the view is the faster way.
+# A local Redis answers in well below a millisecond. After this time a query of the view is faster.
 COMMAND_TIMEOUT_S: Final = 0.1
 CONNECT_TIMEOUT_S: Final = 0.5
-# After a failure Redis is left alone for this long, so that a dead one costs one request its timeout and not all.
+# After a failure Redis is not used for this long, so that a dead Redis delays one request and not all of them.
 SHUN_S: Final = 0.5
 CONNECTIONS_MAX: Final = 16
-# The channel is silent on an idle site; a ping each second finds a dead or frozen Redis within two.
+# A ping after each second without a message detects a dead or frozen Redis within two seconds.
 PING_INTERVAL_S: Final = 1.0
 
 _FAILURES: Final = Counter("palaver_page_cache_failures_total", "Redis commands that failed")
@@ -44,11 +44,11 @@ class SharedCache:
     """The region's Redis as the read API uses it."""
 
     def __init__(self, url: str, *, page_life_s: int) -> None:
-        """Prepare; nothing is connected yet.
+        """Prepare. This does not connect.
 
         Args:
             url: The region's Redis.
-            page_life_s: How long a page is kept at most.
+            page_life_s: Life of a page in Redis.
         """
         self._page_life_s = page_life_s
         client = cast("Any", Redis).from_url(
@@ -69,7 +69,7 @@ class SharedCache:
         await self._redis.aclose()
 
     async def get(self, thread: Thread, field: str) -> Page | None:
-        """Return a kept page, or None: not there, or Redis does not answer."""
+        """Return a cached page, or None if Redis does not have it or does not answer."""
         if self.generation is None or self._shunned():
             return None
         try:
@@ -82,7 +82,7 @@ class SharedCache:
         return page
 
     async def put(self, thread: Thread, field: str, page: Page) -> None:
-        """Keep a page unless the thread has moved on. Failing is no error."""
+        """Store a page unless Redis has a newer version of the thread. A failure is ignored."""
         if self.generation is None or self._shunned() or page.version is None:
             return
         try:
@@ -94,7 +94,7 @@ class SharedCache:
             self._shun(error)
 
     async def messages(self) -> AsyncGenerator[bytes | None]:
-        """Subscribe; yield each message, and None when none came for a moment. Ends when Redis does not answer."""
+        """Subscribe and yield each message, and None after each second without one. End when Redis does not answer."""
         client = cast("Any", Redis).from_url(
             self._url,
             socket_timeout=PING_INTERVAL_S,
@@ -105,7 +105,7 @@ class SharedCache:
         try:
             await channel.subscribe(cache.CHANNEL)
             unanswered_pings = 0
-            while unanswered_pings < 2:  # noqa: PLR2004 - one ping may cross a busy moment
+            while unanswered_pings < 2:  # noqa: PLR2004 - a busy Redis may miss one ping
                 heed_cancellation()
                 message = await channel.get_message(timeout=PING_INTERVAL_S)
                 if message is None:
@@ -115,8 +115,9 @@ class SharedCache:
                     continue
                 unanswered_pings = 0
                 if message["type"] == "subscribe":
-                    # Asked after Redis confirmed the subscription: a generation that begins later is heard. A key
-                    # that is not there names none; pages kept under an old one would never be dropped.
+                    # Read after Redis confirmed the subscription, so that this client receives a later generation as
+                    # a message. Without the key there is no generation, and nothing is cached: pages of an older
+                    # generation would never be dropped.
                     generation = await client.get(cache.GENERATION_KEY)
                     self.generation = None if generation is None else int(generation)
                 elif message["type"] == "message":

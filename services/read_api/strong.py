@@ -1,8 +1,8 @@
-"""What this region's view must have before it may answer a strong read: asked of whoever leads, for many at once.
+"""Requests the position that this region's view must have before it answers a strong read, once for many reads.
 
-Decides that every voter is asked and the first proof is taken: who leads is what the answer proves, so nothing about
-leadership has to be known here. A proof counts for the reads that had arrived when it was asked for, and for no later
-one (rule 10). What comes too late is an answer that says it is perhaps stale.
+Decides that all voters are asked and the first proof counts. The proof shows which region leads, so this module needs
+no leadership. A proof counts for the reads that had arrived before the request for it, not for later ones (rule 10).
+Without a proof in time, the read is answered as `eventual`.
 """
 
 import asyncio
@@ -21,27 +21,27 @@ from regions.topology import Address
 from services.api.leader_port import STRONG_POSITION_PATH
 
 ATTEMPT_S_MAX: Final = 1.0
-"""Three round trips between regions (to the leader, to etcd, to the quorum) with patience."""
+"""Limit of one request: three round trips between regions (to the leader, etcd and the quorum), and a margin."""
 
 PROOF_S_MAX: Final = 1.3
 """How long a strong read waits for a proof. With the wait for the view, at most a second, it stays below the 2.5 s that
 the edge gives it."""
 
 PAUSE_S: Final = 0.05
-"""Until everybody is asked again when nobody could prove anything."""
+"""Pause before all voters are asked again, if none returned a proof."""
 
 WAITERS_MAX: Final = 1000
-"""Strong reads that may wait for one proof, as in the core; more are answered as perhaps stale at once."""
+"""Strong reads that may wait for a proof, as in the core. Further reads are answered as `eventual` at once."""
 
 _READS: Final = Counter("palaver_strong_reads_total", "Strong reads by what they were answered as", ["served"])
 _log = logging.getLogger("palaver.read_api.strong")
 
 
 class Prover(Protocol):
-    """Whoever knows what a strong read must see."""
+    """Returns the position that a strong read must include."""
 
     async def position(self) -> Position | None:
-        """What a view must have, proved after this call; None when that cannot be had in time."""
+        """Return the position, proved after this call; None if there is no proof in time."""
         ...
 
 
@@ -52,9 +52,9 @@ class LeaderProof:
         """Prepare.
 
         Args:
-            client: Asks; its owner closes it.
-            voters: The write APIs, as reached from here.
-            cell: Whose positions count.
+            client: Its owner closes it.
+            voters: Addresses of the voters' write APIs, as this region reaches them.
+            cell: The cell whose positions count.
         """
         self._client = client
         self._urls = [f"http://{address}{STRONG_POSITION_PATH}" for address in voters]
@@ -76,7 +76,7 @@ class LeaderProof:
             return None
 
     async def run(self) -> None:
-        """Ask for whoever waits, one question after the other, until cancelled."""
+        """Request proofs for the waiting reads, one after the other, until cancelled."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -115,17 +115,17 @@ class LeaderProof:
                 if answer.status_code != HTTPStatus.OK:
                     return None
                 cell, position = decode_token(answer.json()["position"])
-        except Exception as error:  # noqa: BLE001 - no answer is one more that proves nothing, and no end of the process
+        except Exception as error:  # noqa: BLE001 - a failed request is no proof, and must not end the process
             _log.debug("no proof", extra={"url": url, "reason": f"{type(error).__name__}: {error}"})
             return None
         return position if cell == self._cell else None
 
 
 def count_strong_read(served: str) -> None:
-    """Count a strong read by the level it was answered with."""
+    """Count a strong read by the level of its answer."""
     _READS.labels(served).inc()
 
 
 def leader_client() -> httpx.AsyncClient:
-    """Return a client for `LeaderProof`: what it asks is inside the deployment, whatever proxy there is."""
+    """Return a client for `LeaderProof`. It ignores proxy settings, because it connects inside the deployment."""
     return httpx.AsyncClient(timeout=ATTEMPT_S_MAX, transport=PlainTransport(), trust_env=False)

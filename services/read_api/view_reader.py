@@ -1,4 +1,4 @@
-"""Asks the view. Every question is one statement, bounded in time; an answer that cannot be had is one error."""
+"""Queries the view. Each query is one statement with a time limit; every failure is a `ViewUnavailable`."""
 
 import asyncio
 import contextlib
@@ -14,12 +14,12 @@ from prometheus_client import Counter, Gauge
 from services import view
 from services.view.cancellation import heed_cancellation
 
-# A page takes a millisecond; a view that needs seconds is better borrowed from a neighbour.
+# A page takes a millisecond. If the view needs seconds, another region answers faster.
 STATEMENT_TIMEOUT_S: Final = 2.0
 ACQUIRE_TIMEOUT_S: Final = 1.0
 
-# Each statement reads short stretches of indexes. A plan made while a table was small must stay good when it is large,
-# so only these are wanted, whatever the statistics say; and planning the page takes as long as reading it.
+# Each statement reads short ranges of indexes. Planning a page takes as long as reading it, so plans are generic, and a
+# plan that was made for a small table must suit a large one. These settings allow only index scans and nested loops.
 PLANNER_SETTINGS: Final = {
     "plan_cache_mode": "force_generic_plan",
     "enable_seqscan": "off",
@@ -50,23 +50,23 @@ _UNAVAILABLE: Final = (
 
 
 class ViewUnavailable(Exception):
-    """The view cannot answer now: it is down, starting, or its schema is not there yet."""
+    """The view cannot answer now: it is down or starting, or its schema does not exist yet."""
 
 
 class ViewBusy(ViewUnavailable):
-    """The view answers, but clients ask more than it answers in time."""
+    """The view answers, but too many reads wait for it."""
 
 
 class ViewReader:
-    """A bounded pool of connections to the view; an asynchronous context manager. Starts while the view is down.
+    """A bounded pool of connections to the view; an asynchronous context manager. It starts even if the view is down.
 
-    What clients ask leaves a connection free, when there are two: with the checkpoint the process learns whether the
-    view is there, and a burst of questions must not look like a view that is gone.
+    Clients' queries leave one connection free if the pool has at least two. The process polls the checkpoint over it to
+    detect whether the view is available; a burst of queries must not look like an unavailable view.
     """
 
     def __init__(self, url: str, *, size: int) -> None:
         self._turns = asyncio.Semaphore(max(1, size - 1))
-        # Nothing is ever set in a session, so the round trip that would reset it is saved.
+        # No statement changes a session, so resetting it would be a useless round trip.
         self._pool = asyncpg.create_pool(
             url,
             min_size=0,
@@ -89,29 +89,29 @@ class ViewReader:
         self._pool.terminate()
 
     async def page(self, *arguments: object) -> Sequence[asyncpg.Record]:
-        """Rows of `page.sql`."""
+        """Return the rows of `page.sql`."""
         return await self._fetch_for_client("page", *arguments)
 
     async def comment(self, site: UUID, comment: UUID) -> asyncpg.Record | None:
-        """Row of `comment.sql`; None for an unknown site."""
+        """Return the row of `comment.sql`; None for an unknown site."""
         return _one(await self._fetch_for_client("comment", site, comment))
 
     async def counts(self, site: UUID, keys: Sequence[str]) -> dict[str, int]:
-        """Counts of approved comments by thread key."""
+        """Return the counts of approved comments by thread key."""
         rows = await self._fetch_for_client("counts", site, list(keys))
         return {row["key"]: row["count"] for row in rows}
 
     async def origins(self, site: UUID) -> Sequence[str] | None:
-        """Origins of a site; None for an unknown one."""
+        """Return the origins of a site; None for an unknown site."""
         row = _one(await self._fetch_for_client("site_origins", site))
         return None if row is None else row["origins"]
 
     async def checkpoint(self, cell: str) -> asyncpg.Record | None:
-        """Row of `checkpoint.sql`; None before the first change arrived."""
+        """Return the row of `checkpoint.sql`; None before the first change."""
         return _one(await self._fetch("checkpoint", cell))
 
     async def schema_ready(self) -> bool:
-        """Whether the replicator has made the tables."""
+        """Whether the replicator has created the tables."""
         row = _one(await self._fetch("schema_ready"))
         return row is not None and row["ready"]
 
@@ -121,7 +121,7 @@ class ViewReader:
 
     async def _fetch(self, name: str, *arguments: object) -> Sequence[asyncpg.Record]:
         try:
-            # The bound covers waiting for a connection and making one; the pool's own covers only the wait.
+            # This limit covers waiting for a connection and connecting; the pool's own timeout covers only the wait.
             async with asyncio.timeout(ACQUIRE_TIMEOUT_S + STATEMENT_TIMEOUT_S):
                 connection = await self._pool.acquire(timeout=ACQUIRE_TIMEOUT_S)
                 try:
@@ -129,7 +129,7 @@ class ViewReader:
                 finally:
                     await self._pool.release(connection)
         except _UNAVAILABLE as error:
-            # Giving back a connection whose statement was cancelled may fail, which says nothing about the view.
+            # Releasing a connection whose statement was cancelled may fail although the view is available.
             heed_cancellation(error)
             _FAILURES.inc()
             raise ViewUnavailable(f"{type(error).__name__}: {error}") from error
@@ -137,10 +137,10 @@ class ViewReader:
 
 @contextlib.asynccontextmanager
 async def turn(turns: asyncio.Semaphore) -> AsyncGenerator[None]:
-    """Wait for one of a number of turns, bounded, and hold it.
+    """Acquire the semaphore with a time limit, and hold it.
 
     Raises:
-        ViewBusy: None was free in time.
+        ViewBusy: The semaphore was not free in time.
     """
     try:
         async with asyncio.timeout(ACQUIRE_TIMEOUT_S):

@@ -1,8 +1,8 @@
 """The view's schema, the SQL that reads and writes it, and the protocol of the page cache in front of it.
 
-Decides how a thread page is read with one statement (`sql/page.sql`), how rows, counters and the checkpoint are
-written by one (`functions`), and which Redis keys and scripts the writer (replicator) and the readers (read API)
-share (`cache`). Refuses to know how changes come to the view.
+Decides how one statement reads a thread page (`sql/page.sql`), how one statement writes rows, counters and the
+checkpoint (`functions`), and which Redis keys and scripts the writer (replicator) and the readers (read API) share
+(`cache`). Does not know how changes arrive at the view.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ def migrate(url: str) -> None:
     Raises:
         MigrationFailed: The view cannot be reached, or refused a statement.
     """
-    # Most processes never migrate, and of those that do most find nothing to do: each pays for its own imports.
+    # Imported here, because most processes never migrate, and most migrations have nothing to do.
     from services.schema.mark import is_marked
 
     scripts = _FOLDER / "migrations"

@@ -1,15 +1,15 @@
-"""Cancellations that a library has swallowed.
+"""Raises cancellations that a library has swallowed.
 
-Before Python 3.12 `asyncio.wait_for`, which redis-py sends with, returns a result that arrives together with a
-cancellation and forgets the latter; and an error on the way out replaces it. Whatever loops for ever over such calls
-asks here, or it is never stopped.
+Before Python 3.12 `asyncio.wait_for`, which redis-py uses, loses a cancellation that arrives together with a result;
+also, an error during the cleanup replaces a cancellation. A loop over such calls must therefore call
+`heed_cancellation`, or it never stops.
 """
 
 import asyncio
 
 
 def heed_cancellation(cause: Exception | None = None) -> None:
-    """Raise `CancelledError` when the running task was told to end and has not ended."""
+    """Raise `CancelledError` if the running task was cancelled and still runs."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():
         raise asyncio.CancelledError from cause

@@ -1,10 +1,13 @@
-"""Builds the indexes of a view that may be large, while changes are applied and pages are read.
+"""Builds indexes of large views while changes are applied and pages are read.
 
-Decides that a revision never builds an index on a table with rows: changes wait for the revisions, and an index on a
-hundred million comments takes minutes. `CREATE INDEX CONCURRENTLY` blocks no statement, but cannot run in a
-transaction, and leaves an invalid index behind when it is interrupted; that one is dropped and built anew. An index
-that another one replaces is dropped after that one is valid, so every statement has one at any time. Source:
+Decides that no revision builds an index on a table with rows: apply waits for the revisions, and an index on a hundred
+million comments takes minutes. `CREATE INDEX CONCURRENTLY` blocks no reads or writes, but it cannot run in a
+transaction, and it leaves an invalid index behind if it is interrupted; this module drops such an index and builds it
+again. A replaced index is dropped after its replacement is valid, so that every statement always has an index. Source:
 PostgreSQL's documentation of CREATE INDEX, "Building Indexes Concurrently".
+
+Published migrations stay as they are. The comment of revision 0001 on `comments_by_parent` is incomplete: the index
+serves roots in their order only if ORDER BY begins with parent_id (`sql/page.sql`).
 """
 
 import logging
@@ -25,7 +28,7 @@ REPLACED: Final = ("comments_by_parent",)
 
 CONNECT_TIMEOUT_S: Final = 5.0
 
-# One lock for all builds in a database; the number has no meaning beyond being ours. Not that of the revisions.
+# One lock for all builds in a database. The number is arbitrary, and differs from that of the revisions.
 _ADVISORY_LOCK: Final = 0x70616C61766578
 
 _FAILED: Final = (OSError, TimeoutError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
@@ -38,12 +41,12 @@ class IndexBuildFailed(Exception):
 
 
 async def build_indexes(url: str) -> None:
-    """Build what is missing and drop what was replaced. Idempotent; takes as long as the tables are large.
+    """Build missing indexes and drop replaced ones. Idempotent. The time depends on the size of the tables.
 
-    When it is cancelled, the server may go on with the statement that is under way.
+    After a cancellation the server may continue the running statement.
 
     Args:
-        url: `postgresql://palaver_apply:…@host:port/palaver`, the owner of the tables, which must be there.
+        url: `postgresql://palaver_apply:…@host:port/palaver`, the owner of the tables, which must exist.
 
     Raises:
         IndexBuildFailed: Try again later.
@@ -60,7 +63,7 @@ async def build_indexes(url: str) -> None:
             for name in REPLACED:
                 await connection.execute(view.statement(f"drop_{name}"))
         finally:
-            # The lock ends with the session; a session that is cut while it builds keeps the lock until it has built.
+            # The lock ends with the session. If the connection breaks during a build, it ends after the build.
             connection.terminate()
     except _FAILED as error:
         raise IndexBuildFailed(" ".join(str(error).split()) or type(error).__name__) from error
@@ -71,8 +74,8 @@ async def _build(connection: "Connection[Record]", name: str) -> None:
     if valid:
         return
     if valid is False:
-        _log.warning("a build of the index was interrupted, it is built anew", extra={"index": name})
+        _log.warning("the last build of the index was interrupted, building it again", extra={"index": name})
         await connection.execute(view.statement(f"drop_{name}"))
-    _log.info("an index is being built", extra={"index": name})
+    _log.info("building an index", extra={"index": name})
     await connection.execute(view.statement(f"build_{name}"))
     _log.info("an index was built", extra={"index": name})

@@ -1,5 +1,5 @@
-"""The write API: takes writes for the ledger of its cell while its region leads.
+"""The write API: executes writes in the ledger of its cell while its region leads.
 
-Decides which requests become a CALL and what its outcome means to the client. Refuses to know who should lead
-(the watch on etcd says it, the fence row proves it) and everything about views.
+Decides which requests become a CALL, and which answer the client gets for each outcome. Does not decide which region
+leads (it watches etcd, and the fence row proves it), and does not know the views.
 """

@@ -1,4 +1,4 @@
-"""Composition root of the write API: settings in, sockets bound, everything started and stopped in order."""
+"""Composition root of the write API: reads the settings, binds the sockets, starts and stops all parts in order."""
 
 import asyncio
 

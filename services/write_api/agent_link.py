@@ -1,7 +1,7 @@
-"""What the write API asks and tells the agent of its own region, on the agent's internal port.
+"""Sends the write API's reports and queries to the agent of its own region, on the agent's internal port.
 
-Decides that news of a commit that came back before its quorum is repeated until the agent has it: nobody else knows
-(rule 7, ADR 0020). Refuses to know what the agent makes of it.
+Decides that the report of a cancelled quorum wait is repeated until the agent confirms it, because no other process
+detects the cancellation (rule 7, ADR 0020). Does not know how the agent reacts.
 """
 
 import asyncio
@@ -17,42 +17,42 @@ from regions.plain_http import PlainTransport
 from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 
 ANSWER_S_MAX: Final = 1.0
-"""The agent is on this machine, and asks etcd at most, which takes a round trip between regions."""
+"""The agent runs on this machine. At most it queries etcd, which takes a round trip between regions."""
 
 REPEAT_S: Final = 0.2
-"""Until an agent that did not answer is told again; one that was killed is back within seconds."""
+"""Pause before a report is repeated. An agent that was killed runs again within seconds."""
 
 _CUT_SHORT: Final = Counter("palaver_ledger_waits_cut_short_total", "Commits that came back before their quorum")
 _log = logging.getLogger("palaver.write_api.agent")
 
 
 class Verifier(Protocol):
-    """Whoever can prove that this region leads."""
+    """Proves that this region leads."""
 
     async def is_current(self) -> bool:
-        """Whether etcd says, by a read begun after this call, that this region leads and takes writes (rule 10)."""
+        """Whether this region leads and accepts writes, by a read of etcd that begins after this call (rule 10)."""
         ...
 
 
 class AgentLink:
-    """Speaks with the agent; `run` it in a task."""
+    """Client of the agent. Run `run` in a task."""
 
     def __init__(self, client: httpx.AsyncClient) -> None:
-        """Prepare; `agent_client` makes the client."""
+        """Prepare. `agent_client` creates the client."""
         self._client = client
         self._spent: Epoch = 0
         self._told: Epoch = 0
         self._news = asyncio.Event()
 
     def cut_short(self, epoch: Epoch) -> None:
-        """Take that a commit under this epoch came back before its quorum. An epoch that is over needs no word."""
+        """Report that a quorum wait of this epoch was cancelled. Earlier epochs are over and need no report."""
         _CUT_SHORT.inc()
         if epoch > self._spent:
             self._spent = epoch
             self._news.set()
 
     async def run(self) -> None:
-        """Tell the agent of epochs that are spent, each until it has heard, until cancelled."""
+        """Send the report of each such epoch until the agent confirms it; run until cancelled."""
         while True:
             await self._news.wait()
             self._news.clear()
@@ -60,25 +60,25 @@ class AgentLink:
                 epoch = self._spent
                 status = await self._post(CUT_SHORT_PATH, {"epoch": epoch})
                 if status is not None and status[0] == HTTPStatus.OK:
-                    _log.info("the agent knows that a wait was cut short", extra={"spent_epoch": epoch})
+                    _log.info("the agent confirmed a cancelled quorum wait", extra={"spent_epoch": epoch})
                     self._told = epoch
                 else:
                     said = "nothing" if status is None else f"{status[0]}: {status[1].get('detail')}"
-                    _log.debug("the agent has not heard of a wait that was cut short", extra={"answer": said})
+                    _log.debug("the agent did not confirm a cancelled quorum wait", extra={"answer": said})
                     await asyncio.sleep(REPEAT_S)
 
     async def is_current(self) -> bool:
-        """See `Verifier`; False as well when the agent does not answer in time."""
+        """See `Verifier`. Also False if the agent does not answer in time."""
         answer = await self._post(CURRENT_PATH, {})
         return answer is not None and answer[0] == HTTPStatus.OK and answer[1].get("current") is True
 
     async def _post(self, path: str, document: dict[str, int]) -> tuple[int, dict[str, object]] | None:
-        """Return status and document of an answer, or None when there was none in time."""
+        """Return status and document of an answer, or None if none arrives in time."""
         try:
             async with asyncio.timeout(ANSWER_S_MAX):
                 answer = await self._client.post(path, json=document)
                 return answer.status_code, answer.json()
-        except Exception as error:  # noqa: BLE001 - no answer is repeated until there is one
+        except Exception as error:  # noqa: BLE001 - callers treat every failure as no answer
             _log.debug("the agent does not answer", extra={"reason": f"{type(error).__name__}: {error}"})
             return None
 

@@ -1,4 +1,4 @@
-"""Routes of the write API."""
+"""Builds the routes of the write API."""
 
 from collections.abc import Callable, Sequence
 from uuid import UUID
@@ -53,7 +53,7 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     add_endpoint(app, "PATCH", "/v1/sites/{site}", sites.edit)
     add_endpoint(app, "PATCH", "/v1/sites/{site}/comments/{comment}", comments.edit)
     add_endpoint(app, "DELETE", "/v1/sites/{site}/comments/{comment}", comments.delete)
-    # Edges of the release before send previews here; the next release does without.
+    # Edges of the previous release send previews here. The next release removes this route.
     add_endpoint(app, "POST", PREVIEW_TEMPLATE, Previews(body_chars_max=settings.body_chars_max).preview)
 
     async def load_origins(site: UUID) -> Sequence[str] | None:

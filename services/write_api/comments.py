@@ -1,8 +1,8 @@
-"""Posts, edits and deletes comments: one CALL each, and the answer made of the request and its few results.
+"""Posts, edits and deletes comments with one CALL each, and builds the answers.
 
-Decides that the answer to a new comment needs nothing but the request and the ids and times the ledger gave, so a
-replay of an Idempotency-Key answers with the same bytes, whatever happened to the comment since. An edit answers what
-the ledger knows of the comment, which is not how many replies it has (ADR 0036).
+Decides that the answer to a post is built from the request and from the ids and times that the ledger returns. A replay
+of an Idempotency-Key therefore gets the same bytes, even if the comment has changed since. The answer to an edit has
+the fields that the ledger has; the number of replies is not one of them (ADR 0036).
 """
 
 import hashlib
@@ -58,7 +58,7 @@ _DELETE = ledger.statement("delete_comment")
 
 
 class Comments:
-    """The operations on comments; `guard` and `writes` decide and do, this translates."""
+    """Endpoints of comments: `guard` admits each request, `writes` executes it."""
 
     def __init__(
         self, writes: Writes, guard: LeadershipGuard, cell: CellId, *, body_chars_max: int, depth_max: int
@@ -70,7 +70,7 @@ class Comments:
         self._depth_max = depth_max
 
     def in_front_of(self, app: AsgiApp) -> AsgiApp:
-        """Return an application that posts comments itself and leaves the rest to `app`."""
+        """Return an application that handles posts of comments itself and passes other requests to `app`."""
 
         async def front(scope: Scope, receive: Receive, send: Send) -> None:
             path: str = scope.get("path", "")
@@ -209,7 +209,7 @@ class Comments:
 
 
 def require_site(text: str) -> UUID:
-    """Return the id of a site in a path; a text that is none names no site."""
+    """Return the id of the site in a path; raise `unknown-site` if it is malformed."""
     site = parse_uuid(text)
     if site is None:
         raise Problem("unknown-site", "No site has this id.")
@@ -231,7 +231,7 @@ def _response(status: int, body: bytes, headers: Sequence[Header]) -> Response:
 
 
 async def _from_ledger(row: dict[str, object]) -> Comment:
-    """Read the row image that the edit procedure returns as JSON."""
+    """Return the comment of the row that the edit procedure returns as JSON."""
     assert isinstance(row["version"], int)
 
     def text(name: str) -> str | None:

@@ -1,8 +1,9 @@
-"""Whether this region may write now, and under which epoch: the first of two checks, the fence row is the second.
+"""Checks whether this region may write now, and in which epoch. The ledger then checks the epoch by its fence row.
 
-A fence row in the chosen region's ledger opens the region (failover.md, step 4): each commit after it waits for a
-quorum, and where a quorum has that it has the row. That the record says so as well comes commits of etcd later. So the
-region that was chosen looks for the row itself, and what arrives meanwhile waits.
+A region accepts writes as soon as its ledger has the fence row of its epoch (failover.md, step 4): each later commit
+waits for a quorum, and a quorum that has the commit has the fence row. The leadership record says `serving` only after
+further commits of etcd. The write API of the new leader therefore polls its ledger for the fence row, and requests that
+arrive meanwhile wait.
 """
 
 import asyncio
@@ -24,10 +25,9 @@ from services.write_api.pool import LedgerError, LedgerPool
 
 EPOCH_HEADER: Final = b"palaver-epoch"
 ATTEMPT_HEADER: Final = b"x-envoy-attempt-count"
-# How long a request waits for a region that is about to serve; the edge asks a keyed write again after 2 s.
+# How long a request waits for a region that is about to serve. The edge retries a keyed write after 2 s.
 OPENING_S_MAX: Final = 0.8
-# How often the chosen region looks for its fence row once its ledger is primary, seconds. It is a read of one row, by
-# one task.
+# Interval in seconds at which one task polls for the fence row after its ledger became primary. A poll reads one row.
 FENCE_POLL_S: Final = 0.01
 
 _EPOCH: Final = ledger.statement("newest_epoch")
@@ -36,7 +36,7 @@ _log = logging.getLogger("palaver.write_api.leadership")
 
 
 class LeadershipGuard:
-    """Compares what the edge was told, what this process was told, and where it runs."""
+    """Compares the epoch of a request with the leadership that this process watches, and with its own region."""
 
     def __init__(self, current: Callable[[], Leadership | None], region: RegionName) -> None:
         self._current = current
@@ -46,24 +46,27 @@ class LeadershipGuard:
         self._changed = asyncio.Event()
 
     def note_change(self) -> None:
-        """Wake whoever waits: there is another leadership, or the region has opened."""
+        """Wake the waiting requests, because the leadership changed or the region accepts writes."""
         changed, self._changed = self._changed, asyncio.Event()
         changed.set()
 
     def open(self, epoch: Epoch) -> None:
-        """Take writes under an epoch whose fence row was seen."""
+        """Accept writes in an epoch whose fence row the ledger has."""
         self._opened = epoch
         self.note_change()
 
     def note_broken(self) -> None:
-        """The ledger ended a call: where the next epoch is promised to another region, it was stopped for that."""
+        """Record that the connection of a call broke. If the next epoch is promised to another region, refuse writes.
+
+        The agent has then stopped the ledger for the switchover.
+        """
         known = self._current()
         if known is not None and known.succession is not None and known.succession.region != self._region:
             self._given_up = known
 
     @property
     def leadership(self) -> Leadership | None:
-        """What the record means here: with the fence row of the epoch that it promises to this region, that epoch."""
+        """The leadership in this region. It is that of the promised epoch if the ledger has the epoch's fence row."""
         known = self._current()
         if known is None or self.promised is None or self._opened != self.promised:
             return known
@@ -71,7 +74,7 @@ class LeadershipGuard:
 
     @property
     def promised(self) -> Epoch | None:
-        """The epoch that the record promises to this region, which may begin at any moment (rule 20)."""
+        """The epoch that the record promises to this region (rule 20), or None. It may begin at any moment."""
         known = self._current()
         promises = known is not None and known.succession is not None and known.succession.region == self._region
         return known.epoch + 1 if known is not None and promises else None
@@ -94,23 +97,24 @@ class LeadershipGuard:
 
     @property
     def opens(self) -> bool:
-        """Whether this region was named and does not accept writes yet."""
+        """Whether this region is the leader in the record but does not accept writes yet."""
         leadership = self.leadership
         if leadership is None or leadership is self._given_up:
             return False
         return leadership.leader == self._region and not self.serves
 
     def awaits(self, claimed: bytes | None, attempt: bytes | None) -> bool:
-        """Whether a request may be one for an epoch under which this region does not accept writes yet.
+        """Whether a request may be for an epoch in which this region does not accept writes yet.
 
-        An edge may have heard before this process that the promised epoch has begun, and sends for that, or repeats.
+        An edge may learn before this process that the promised epoch has begun. It then sends new requests or retries
+        for that epoch.
         """
         if self.opens:
             return True
         return self.promised is not None and not self.serves and (claimed == b"%d" % self.promised or _repeats(attempt))
 
     async def admit(self, claimed: bytes | None, attempt: bytes | None) -> Epoch:
-        """Do what ``require`` does, after a bounded wait for a region that is about to serve."""
+        """Do what `require` does, after a limited wait if the region is about to serve."""
         if self.awaits(claimed, attempt):
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(OPENING_S_MAX):
@@ -119,11 +123,11 @@ class LeadershipGuard:
         return self.require(claimed, attempt)
 
     def require(self, claimed: bytes | None, attempt: bytes | None) -> Epoch:
-        """Return the epoch to write under.
+        """Return the epoch in which a request writes.
 
-        An edge chooses the route, and with it the epoch, once a request: its repetitions carry the epoch of
-        the first attempt. A repetition that was sent under an earlier epoch and finds the leader of a later
-        one is what the repetition is for, and only posts with an Idempotency-Key, and reads of a site, are repeated.
+        An edge selects the route, and with it the epoch, once for each request, so its retries carry the epoch of the
+        first attempt. A retry with an earlier epoch is therefore accepted by the leader of a later one. The edge
+        retries only posts with an Idempotency-Key, and reads of a site.
 
         Args:
             claimed: The `palaver-epoch` header; None for a call that did not come through the edge.
@@ -156,14 +160,14 @@ def _repeats(attempt: bytes | None) -> bool:
 
 
 def stale_epoch(detail: str) -> Problem:
-    """Return the problem that makes the edge and keyed clients try again."""
+    """Return the problem for which the edge and clients with a key retry."""
     return unavailable("stale-epoch", detail, repeat=b"now")
 
 
 async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:
-    """Open the guard when the fence row of an epoch that this region leads can be seen, until cancelled.
+    """Open the guard when the ledger has the fence row of an epoch that this region leads; run until cancelled.
 
-    It can be seen before a quorum has it. The quorum of each later commit holds it, because it comes first.
+    The row is visible before a quorum has it. A quorum that has a later commit also has the row, which precedes it.
     """
     known: Leadership | None = None
     while True:
@@ -172,21 +176,21 @@ async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: Le
         while view.current == known and (epoch := _awaited(guard, known)) is not None:
             if await _is_fenced(pool, epoch):
                 guard.open(epoch)
-                _log.info("epoch %d: its fence row is there, writes are taken", epoch)
+                _log.info("epoch %d: the ledger has its fence row, writes are accepted", epoch)
                 break
             await _until_promoted(pool)
             await asyncio.sleep(FENCE_POLL_S)
 
 
 def _awaited(guard: LeadershipGuard, known: Leadership) -> Epoch | None:
-    """Return the epoch whose fence row may appear in this region's ledger at any moment."""
+    """Return the epoch whose fence row may appear in this region's ledger at any moment, or None."""
     if guard.promised is not None:
         return guard.promised
     return known.epoch if guard.opens and known.phase in {"promoting", "establishing"} else None
 
 
 async def _until_promoted(pool: LedgerPool) -> None:
-    """Have the ledger wait, for a while: there a look costs nothing."""
+    """Wait in the ledger until it is promoted, for a limited time; this costs less than polling over the network."""
     with contextlib.suppress(LedgerError, asyncpg.PostgresError):
         await pool.fetch(_AWAIT_PROMOTION)
 

@@ -1,7 +1,7 @@
-"""Performs writes, and says what their outcomes are to a client.
+"""Executes writes, and turns their outcomes into answers to clients.
 
-Decides which refusals of an overloaded ledger the edge may repeat: those of posts with an Idempotency-Key, which are
-the only ones that it repeats, within a budget that the writes earn (ADR 0035 and 0045).
+Decides which writes the edge may retry after an overloaded ledger refused them: posts with an Idempotency-Key (the edge
+retries no other writes), within a retry budget that successful writes increase (ADR 0035 and 0045).
 """
 
 import logging
@@ -28,10 +28,10 @@ from services.write_api.pool import (
     OutcomeUnknown,
 )
 
-# Repetitions that edges may make for a write that was done, and at once.
+# Retries that each successful write adds to the budget, and the maximum of the budget.
 REPEATS_PER_WRITE: Final = 0.1
 REPEATS_MAX: Final = 100.0
-# As long as Retry-After says: what holds a write up does not pass in milliseconds.
+# The same as Retry-After, because an overload does not end within milliseconds.
 LATER: Final = b"1"
 
 POST_AGAIN: Final = "Send it again with the same Idempotency-Key to find out."
@@ -42,7 +42,7 @@ EDIT_AGAIN: Final = (
 )
 SITE_EDIT_AGAIN: Final = "Send it again: the same change a second time has no further effect."
 DELETION_AGAIN: Final = "Send it again: to delete a comment twice is as good as once."
-"""What a client is told whose write has an unknown outcome. Only posts have keys (ADR 0035)."""
+"""What a client can do if the outcome of its write is unknown. Only posts have keys (ADR 0035)."""
 
 _OUTCOMES = Counter("palaver_ledger_outcomes_total", "Outcomes of ledger calls", ["outcome"])
 _log = logging.getLogger("palaver.write_api")
@@ -57,29 +57,29 @@ _REFUSALS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     "no_parent": ("unknown-parent", "The comment to reply to is not in this thread, or was deleted.", "parent"),
     "too_deep": ("too-deep", "Replies may be nested {depth_max} levels deep.", "parent"),
 }
-"""Slug, detail and wrong field of the outcomes that are the client's to mend."""
+"""Slug, detail and invalid field of the outcomes that the client can correct."""
 
 _DONE: Final = frozenset({"created", "edited", "deleted"})
-"""The outcomes of writes that were done by this very call."""
+"""The outcomes of calls that wrote something; a replay does not."""
 
 
 class RepeatBudget:
-    """How many refusals of an overloaded ledger may be repeated by the edges.
+    """Limits how many writes that an overloaded ledger refused the edges may retry.
 
-    A tenth of the writes that were done, and a reserve for the moment after a failover, when everybody comes at once.
-    The precedents are Finagle's RetryBudget and gRPC's retry throttling; those count at the client, where the causes of
-    failures are not known.
+    The budget is a tenth of the successful writes, and a reserve for the burst of requests after a failover. The
+    precedents are Finagle's RetryBudget and gRPC's retry throttling; those count at the client, which does not know why
+    a request failed.
     """
 
     def __init__(self) -> None:
         self._left = REPEATS_MAX
 
     def earn(self) -> None:
-        """Count a write that was done."""
+        """Count a successful write."""
         self._left = min(REPEATS_MAX, self._left + REPEATS_PER_WRITE)
 
     def spend(self) -> bool:
-        """Take one repetition; return whether there was one."""
+        """Take one retry from the budget; return whether there was one."""
         if self._left < 1:
             return False
         self._left -= 1
@@ -87,7 +87,7 @@ class RepeatBudget:
 
 
 class Writes:
-    """Performs the writes of a process, which have one budget of repetitions."""
+    """Executes the writes of a process, which share one retry budget."""
 
     def __init__(self, pool: LedgerPool) -> None:
         self._pool = pool
@@ -102,15 +102,15 @@ class Writes:
         again: str,
         keyed: bool = False,
     ) -> asyncpg.Record:
-        """Run a CALL under an epoch, count its outcome, and return its row.
+        """Run a CALL in an epoch, count its outcome, and return its row.
 
         Args:
             statement: The CALL.
             epoch: Its first argument.
             *arguments: The others.
-            gone: Whether the client is gone.
-            again: What the client can do when the outcome is unknown, one sentence or more.
-            keyed: Whether the edge repeats the request, because it has an Idempotency-Key.
+            gone: Returns whether the client has closed its connection.
+            again: What the client can do if the outcome is unknown, one sentence or more.
+            keyed: Whether the request has an Idempotency-Key, so that the edge may retry it.
 
         Raises:
             Problem: The call has no result.
@@ -146,13 +146,13 @@ def position_header(cell: CellId, epoch: Epoch, lsn: int) -> Header:
 def ledger_problem(error: LedgerError, *, again: str | None = None, repeatable: bool = False) -> Problem:
     """Return the problem of a call without a result, and log it.
 
-    It speaks of this attempt only: of an earlier one that the edge made for the same request nothing is known.
+    The problem describes this attempt only; an earlier attempt of the edge for the same request may have written.
 
     Args:
         error: Why there is no result.
-        again: What the client can do when the outcome of its write is unknown; None when it wrote nothing, so that
-            nothing is unknown.
-        repeatable: Whether the edge may repeat what an overloaded ledger refused.
+        again: What the client can do if the outcome of its write is unknown; None for a read, which has no such
+            outcome.
+        repeatable: Whether the edge may retry a write that an overloaded ledger refused.
     """
     _log.warning("a ledger call failed", extra={"kind": type(error).__name__, "reason": str(error)})
     match error:

@@ -1,4 +1,4 @@
--- Counts of approved comments by thread key; threads nobody wrote in yet have no row.
+-- Counts of approved comments by thread key; threads without comments have no row.
 SELECT t.key, t.count
 FROM threads AS t
 WHERE t.site_id = $1

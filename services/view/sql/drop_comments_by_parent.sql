@@ -1,2 +1,2 @@
--- comments_shown has replaced it.
+-- comments_shown replaces this index.
 DROP INDEX CONCURRENTLY IF EXISTS comments_by_parent

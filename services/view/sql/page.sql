@@ -1,18 +1,18 @@
--- One thread page in one statement, so that all of it is of one snapshot.
+-- Reads one thread page in one statement, so that all its rows come from one snapshot.
 --
 -- $1 site  $2 thread key  $3 mode: newest | oldest | replies  $4 parent (replies only)
--- $5, $6 created_at and id after which to go on  $7 comments of the first level  $8 replies of one comment
--- $9 levels  $10 comments in all  $11 bytes of bodies in all, the last of which may go beyond it
+-- $5, $6 created_at and id after which the page begins  $7 comments of the first level  $8 replies of one comment
+-- $9 levels  $10 comments in all  $11 bytes of bodies in all, the last body may exceed it
 --
--- No row: unknown site. One row without thread: unknown thread. Else the rows of the tree, level by level, each
--- level in the order of its parents: the recursion's working table and the lateral join keep that order, so the
--- total bound cuts every comment's replies to a prefix, and a cursor can go on behind it.
--- Each list of siblings is ordered by parent_id first. It is the same for all of them, but PostgreSQL takes IS NULL for
--- a condition that fixes no order: without it, it reads and sorts all roots of the thread instead of the first of the
--- index. The condition on state is that of the index comments_shown, word for word, so that comments which are not
--- shown cost nothing.
--- One comment more than $7 is read on the first level, without its replies: it only says that there is more. For the
--- same reason two comments are read, however long the first is.
+-- No row: unknown site. One row without thread: unknown thread. Otherwise the rows of the tree, level by level, each
+-- level in the order of its parents: the recursion's working table and the lateral join keep that order. The limit of
+-- comments therefore cuts the replies of each comment to a prefix, and a cursor continues after the prefix.
+-- Each list of siblings is ordered by parent_id first. All siblings have the same parent_id, but PostgreSQL does not
+-- infer an order from IS NULL: without parent_id in ORDER BY, it reads and sorts all roots of the thread instead of the
+-- first entries of the index. The condition on state must be the same text as in the index comments_shown, so that
+-- hidden comments are not read.
+-- The first level has one comment more than $7, without its replies, which only shows that there is a next page. For
+-- the same reason two comments are read, however long the first is.
 SELECT
     t.id AS thread_id, t.title AS thread_title, t.state AS thread_state, t.count AS thread_count,
     t.page_version, tree.*

@@ -1,2 +1,2 @@
--- Tried, never waited for: a session that waits in a statement has a snapshot, for which a concurrent build waits.
+-- Does not wait for the lock: a waiting statement has a snapshot, and a concurrent build waits for all snapshots.
 SELECT pg_try_advisory_lock($1)
