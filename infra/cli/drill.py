@@ -80,7 +80,7 @@ def run(  # noqa: PLR0913, PLR0917 - each is an option of the command
 
 
 def _by_deployment(drills: list[Drill], data: Path | None) -> list[list[Drill]]:
-    """Return which drills share a deployment: those that need the same of it, unless there is one already."""
+    """Group the drills that share a deployment: all with `--data`, else those that need the same clocks and disks."""
     if data is not None:
         return [drills]
     some: dict[tuple[bool, bool], list[Drill]] = {}
@@ -91,7 +91,7 @@ def _by_deployment(drills: list[Drill], data: Path | None) -> list[list[Drill]]:
 
 @contextlib.contextmanager
 def _deployment(data: Path | None, rtt_ms: float, drill: Drill) -> Generator[Path]:
-    """The deployment of `--data`, or one that lives as long as the drills."""
+    """Yield the data folder of `--data`, or of a deployment that is started for the drills and stopped after them."""
     if data is not None:
         yield data
         return
@@ -108,7 +108,7 @@ def _on_disks(layout: Layout, folder: Path) -> contextlib.AbstractContextManager
     return ledger_disks(layout, DEFAULT_REGIONS, folder)
 
 
-async def _run_all(  # noqa: PLR0913 - what the options say
+async def _run_all(  # noqa: PLR0913 - the options of the command
     drills: list[Drill], data: Path, report: Path, *, rounds: int, seed: int, patience: Patience, quiet: bool
 ) -> list[dict[str, Any]]:
     # The plots are made here and nowhere else: other commands start without their library.
@@ -164,7 +164,7 @@ def _tell(facts: dict[str, Any]) -> None:
 
 
 def _seconds(value: float | None) -> str:
-    """Seconds, or that there are none to tell: nothing was written."""
+    """Return seconds as text, or "-" if nothing was written."""
     return "-" if value is None else f"{value:.2f}"
 
 

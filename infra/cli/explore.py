@@ -22,7 +22,7 @@ from infra.supervisor.errors import InvalidPlan
 
 STATES = 100_000
 STATES_MAX = 16_000_000
-"""What fits into 16 GB of memory."""
+"""The number of states that fit into 16 GB of memory."""
 
 STATES_MIN = 2
 DEPTH_MAX = 1000
@@ -94,7 +94,7 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
 def _parts(
     budget: Budget, epochs: int, depth: int | None, states: int
 ) -> Iterator[tuple[str, Callable[[], tuple[World, Explored]]]]:
-    """The searches: from a cell that serves its first epoch, and from one that has just failed over."""
+    """Yield the two searches by name: from a cell that serves its first epoch, and from one after a failover."""
 
     def from_the_start() -> tuple[World, Explored]:
         world = World(Bounds(budget=budget, epochs_max=epochs, depth_max=depth, states_max=states))

@@ -18,7 +18,7 @@ from infra.supervisor.layout import open_layout
 
 REASON_CHARS_MAX = 120
 COLUMNS = 80
-INDENT = " " * 21  # below the text after a time
+INDENT = " " * 21  # the column of the text after a time
 NEVER = datetime.min.replace(tzinfo=UTC)
 
 Reason = Annotated[str, typer.Option("--reason", help="Reason, for the logs and the history.")]
@@ -58,7 +58,7 @@ def history(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
 def history_lines(epochs: Sequence[Mapping[str, Any]], orders: Sequence[Mapping[str, Any]]) -> list[str]:
     """Return epochs and orders in order of time, within 80 columns; times are local.
 
-    A switch that was carried out is left out: its epoch has the same reason.
+    A completed switchover is listed only as an epoch, which has the same reason; a refused one is listed as an order.
     """
     entries = [(_moment(one["began"]), _epoch_lines(one)) for one in epochs]
     shown = [one for one in orders if one["order"] != "switch" or one["refused"] is not None]
@@ -76,7 +76,7 @@ def _moment(text: str) -> datetime:
     try:
         return datetime.fromisoformat(text)
     except ValueError:
-        return NEVER  # An epoch whose record gave no time.
+        return NEVER  # The epoch's record has no time.
 
 
 def _epoch_lines(entry: Mapping[str, Any]) -> list[str]:

@@ -18,7 +18,7 @@ from infra.supervisor.layout import open_layout
 from infra.supervisor.secrets import load_or_create_secrets
 
 DELAY_MS_MAX = 10_000  # the relay's own limit
-HEALTHY_WITHIN_S = 120.0  # as long as a start may take; a copy of a large ledger takes longer
+HEALTHY_WITHIN_S = 120.0  # the bound of a start; a copy of a large ledger takes longer
 POLL_S = 0.2
 
 REGION = Annotated[str, typer.Argument(help="A region.")]
@@ -161,7 +161,12 @@ def delay(  # noqa: PLR0913, PLR0917 - each is an option of the command
 
 
 def _relay(data: Path, *regions: str) -> RelayClient:
-    """The relay's control of a running deployment, after a look at the names."""
+    """Check the region names; return a client of the relay of a running deployment.
+
+    Raises:
+        UnknownTarget: A region is unknown, or named twice.
+        NotRunning: No deployment runs.
+    """
     layout = open_layout(data)
     plan = known_plan(layout)
     for region in regions:
@@ -169,6 +174,6 @@ def _relay(data: Path, *regions: str) -> RelayClient:
             raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(plan.all_regions)}")
     if len(set(regions)) != len(regions):
         raise UnknownTarget("name two different regions")
-    ControlClient(layout).close()  # Says clearly when nothing runs.
+    ControlClient(layout).close()  # Raises NotRunning with a clear message.
     token = load_or_create_secrets(layout.secrets).relay_token
     return RelayClient(address(plan.deployment_port("relay_control")), token)

@@ -1,4 +1,4 @@
-"""`palaver up | down | status | servers | logs`: the life of a deployment."""
+"""`palaver up | down | status | servers | logs`: start, stop and inspect a deployment."""
 
 from __future__ import annotations
 
@@ -93,7 +93,7 @@ def up(  # noqa: PLR0913, PLR0917 - each is an option of the command
 
 
 def ready_lines(plan: Plan) -> list[str]:
-    """Return what a user of a foreground deployment can do now."""
+    """Return the lines that a foreground start prints at its end: all edges, and the next commands."""
     return [
         *(f"{region}: http://{address(plan.port(region, 'edge'))}" for region in plan.all_regions),
         "stop: Ctrl-C    more, in another terminal: palaver status, palaver logs -f",
@@ -101,12 +101,12 @@ def ready_lines(plan: Plan) -> list[str]:
 
 
 def stopped_text(layout: Layout) -> str:
-    """Return that a deployment has stopped, and what is left of it."""
+    """Return the line for a stopped deployment: its data is kept."""
     return f"stopped; the data is kept in {layout.data}"
 
 
 def _up_detached(layout: Layout, options: DeploymentOptions) -> None:
-    """Start a supervisor of its own session and wait until everything is ready."""
+    """Start a supervisor in its own session, and wait until the deployment is ready."""
     find_servers()
     settle_plan(layout, options)
     started = subprocess.Popen(
@@ -128,7 +128,7 @@ def _up_detached(layout: Layout, options: DeploymentOptions) -> None:
                 if control.pid == started.pid and control.get("/progress")["ready"]:
                     return
         except NotRunning:
-            pass  # It is not that far yet.
+            pass  # The supervisor has not opened its control interface yet.
         time.sleep(POLL_S)
     started.terminate()
     raise StartFailed(f"not ready after {DETACHED_READY_TIMEOUT_S:.0f} s; see `palaver logs`")
@@ -152,12 +152,12 @@ def _is_running(layout: Layout, pid: int) -> bool:
         with ControlClient(layout) as control:
             return control.pid == pid
     except NotRunning:
-        # The control file goes last; after it only the process itself has to end.
+        # The supervisor removes its control file last; after that only its process has to end.
         return _alive(pid)
 
 
 def _alive(pid: int) -> bool:
-    """Whether a process runs; one that has ended and was not waited for has no command line."""
+    """Whether a process runs; a zombie has no command line."""
     try:
         return Path(f"/proc/{pid}/cmdline").read_bytes() != b""
     except OSError:
@@ -179,7 +179,7 @@ def _print_status(document: dict[str, Any], *, as_json: bool) -> None:
 
 def servers(data: Data = DEFAULT_DATA, as_json: Json = False) -> None:
     """Show the server binaries in use: path, version, source and why each was chosen."""
-    del data  # Every command takes it; the binaries are the same for all folders.
+    del data  # Every command has `--data`; the binaries are the same for all data folders.
     found = find_servers().values()
     if as_json:
         print_json(

@@ -1,4 +1,4 @@
-"""`palaver logs`: the logs of all processes as one story, or one of them, followed if wished."""
+"""`palaver logs`: finds the logs of a deployment, merges them in order of time, and follows them."""
 
 from __future__ import annotations
 
@@ -21,10 +21,10 @@ HIDDEN = frozenset({"ts", "level", "msg", "process", "region", "logger", "cell"}
 
 
 def find_logs(layout: Layout, plan: Plan, region: str | None, process: str | None) -> dict[str, Path]:
-    """Log files by `region/process`, narrowed to what was asked for.
+    """Return the log files of a region and process (None: all), by `region/process`.
 
     Raises:
-        UnknownTarget: No such region, or no such log.
+        UnknownTarget: There is no such region or log.
     """
     if region is not None and region not in plan.all_regions:
         raise UnknownTarget(f"unknown region {region!r}; there are {', '.join(plan.all_regions)}")
@@ -42,7 +42,7 @@ def find_logs(layout: Layout, plan: Plan, region: str | None, process: str | Non
 
 
 def merged(files: dict[str, Path], *, as_json: bool) -> Iterator[str]:
-    """All lines of all files in the order of their times; a line without a time follows its predecessor."""
+    """Yield all lines of all files in order of time; a line without a time follows its predecessor."""
     show = json_line if as_json else render
     streams = [_timed_lines(name, path) for name, path in files.items()]
     for _, name, line in heapq.merge(*streams, key=lambda entry: entry[0]):
@@ -50,7 +50,7 @@ def merged(files: dict[str, Path], *, as_json: bool) -> Iterator[str]:
 
 
 def follow(files: dict[str, Path], *, as_json: bool, emit: Callable[[str], None]) -> None:
-    """Print what is appended to the files until interrupted."""
+    """Print lines that are appended to the files, until interrupted."""
     show = json_line if as_json else render
     offsets = {name: path.stat().st_size for name, path in files.items()}
     while True:
@@ -69,7 +69,7 @@ def follow(files: dict[str, Path], *, as_json: bool, emit: Callable[[str], None]
 
 
 def render(name: str, line: str) -> str:
-    """A line for a person: time, source, level, message, other fields. Foreign lines stay as they are."""
+    """Return a line for a person: time, source, level, message, other fields. Other formats stay as they are."""
     try:
         fields = orjson.loads(line)
         head = f"{fields['ts']} {name} {str(fields.get('level', '')).upper()} {fields['msg']}"
@@ -80,7 +80,7 @@ def render(name: str, line: str) -> str:
 
 
 def json_line(name: str, line: str) -> str:
-    """A line for a program: one JSON object that says whose it is. PostgreSQL and Redis write none themselves."""
+    """Return a line as a JSON object with its region and process; lines of PostgreSQL and Redis are put into `msg`."""
     region, _, process = name.rpartition("/")
     source: dict[str, Any] = ({"region": region} if region else {}) | {"process": process}
     try:

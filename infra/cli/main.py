@@ -1,7 +1,6 @@
 """The `palaver` command: the composition root of all commands.
 
-Wrong input ends with exit code 2 and one line on standard error; a deployment that cannot do what was asked
-ends with exit code 1 and one line.
+Exit codes: 2 after wrong input, 1 if a deployment cannot carry out the command; both with one line on standard error.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ from regions.version import VERSION
 
 WRONG_INPUT = (InvalidPlan, UnknownTarget, PlanMismatch)
 NEGATIVE_NUMBER = re.compile(r"-[0-9]*\.?[0-9]+")
-EXIT_INTERRUPTED = 130  # 128 + SIGINT, as shells have it
+EXIT_INTERRUPTED = 130  # 128 + SIGINT, as in shells
 
 COMMANDS = (
     "lifecycle:up",
@@ -56,14 +55,14 @@ GROUPS = {
     ),
 }
 WITH_NUMBERS = {"faults:delay", "faults:clock"}
-"""Commands with arguments that are numbers, which may be negative."""
+"""Commands with number arguments, which may be negative."""
 
 NAMES = {"drill:list_drills": "list", "site:list_sites": "list", "site:set_site": "set"}
 """Commands whose function has another name, because a function of that name would hide a builtin."""
 
 
 class NumberCommand(TyperCommand):
-    """A command that takes `-5` for a number; the parser takes every other text with a dash for an option."""
+    """A command that accepts `-5` as a number; the parser treats every other text with a dash as an option."""
 
     def parse_args(self, ctx: Context, args: list[str]) -> list[str]:
         """Parse the arguments; an unknown option is refused as in every other command."""
@@ -85,14 +84,14 @@ def _print_version(wanted: bool) -> None:
 
 
 def make_app(word: str = "") -> typer.Typer:
-    """Put the commands together.
+    """Return the application with its commands.
 
     Args:
-        word: The first word of the command line. Only what it names is imported: the modules of all commands take
-            three times as long as most commands themselves. All are there when it names none.
+        word: The first word of the command line. Only the module of this command is imported, because importing all
+            modules takes three times as long as most commands. If it is no command, all are imported.
     """
     app = _group("A comment service for websites that survives the loss of a region.")
-    # With a callback an application of one command still takes that command's name.
+    # Without a callback, Typer would not expect the command's name if there is only one command.
     app.callback()(_options)
     known = {_name(command) for command in COMMANDS} | set(GROUPS)
     for command in COMMANDS:

@@ -1,4 +1,4 @@
-"""Options and words that all commands share."""
+"""Options, defaults and exit codes that all commands share."""
 
 from __future__ import annotations
 
@@ -20,10 +20,10 @@ DEFAULT_DATA = Path(".palaver")
 
 
 def known_plan(layout: Layout) -> Plan:
-    """The plan of a folder that must hold a deployment.
+    """Return the plan of a data folder.
 
     Raises:
-        NotRunning: There is none.
+        NotRunning: The folder holds no deployment.
     """
     plan = load_plan(layout.plan)
     if plan is None:

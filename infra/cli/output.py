@@ -1,4 +1,4 @@
-"""What commands print about a deployment. Decides no exit code."""
+"""The text output of `palaver status`, and the line that names the logs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from infra.supervisor.layout import Layout
 
 
 def where_logs_are(layout: Layout) -> str:
-    """Return where a user finds the logs of a deployment, also of one that has stopped."""
+    """Return the line that says where the logs of a deployment are, also after it has stopped."""
     return (
         f"logs: {layout.deployment_logs} and {layout.region('REGION')}/logs; "
         f"`palaver logs --data {layout.data}` prints all of them in order of time"
@@ -20,9 +20,9 @@ def where_logs_are(layout: Layout) -> str:
 
 
 def fault_lines(faults: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """Return a line for each cut and each delay between two regions; one line if both directions are alike.
+    """Return a line for each fault between two regions; one line if both directions have the same fault.
 
-    Without an answer of the relay (None) the faults are not known.
+    `faults` is None if the relay does not answer; the faults are then unknown.
     """
     if faults is None:
         return ["faults: unknown, because the relay does not answer"]
@@ -44,7 +44,7 @@ def _fault_text(fault: Mapping[str, Any]) -> str:
 
 
 def print_status(document: Mapping[str, Any]) -> None:
-    """Print what `palaver status` shows to a person."""
+    """Print the status document as text."""
     for cell in document["cells"]:
         leader = cell["leader"] or "nobody"
         paused = "" if cell["automatic"] else "; failover is paused"

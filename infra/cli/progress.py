@@ -1,4 +1,4 @@
-"""A live display of a start: one line a region, on a terminal; one line an event elsewhere."""
+"""The display of a start: on a terminal one live line for each region, elsewhere one line for each event."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from infra.supervisor.supervisor import Supervisor
 
 
 class ProgressDisplay:
-    """Shows which processes are up. Never needs a terminal: without one it prints plain lines."""
+    """Shows which processes are ready; without a terminal it prints plain lines."""
 
     def __init__(self, *, to_stderr: bool = False) -> None:
         self._console = Console(stderr=to_stderr)
@@ -24,7 +24,7 @@ class ProgressDisplay:
         self._started_at = time.monotonic()
 
     def __enter__(self) -> Self:
-        """Begin to show."""
+        """Start drawing, if there is a terminal."""
         if self._console.is_terminal:
             self._live = Live(console=self._console, refresh_per_second=8, transient=False)
             self._live.start()
@@ -33,7 +33,7 @@ class ProgressDisplay:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        """Leave the terminal as it was."""
+        """Stop drawing."""
         self.close()
 
     def close(self) -> None:

@@ -1,4 +1,4 @@
-"""`palaver simulate`: run the failover core under virtual time with faults, and say what it did."""
+"""`palaver simulate`: run the failover core in virtual time with faults, and print the results of its checkers."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ SEEDS_MAX = 10_000_000
 MINUTES_MIN = (FIRST_S + QUIET_S + WAIT_S_MAX + 5) / 60
 MINUTES_MAX = 24 * 60
 FINDINGS_SHRUNK_MAX = 3
-"""Many findings mostly have one cause; the first few are made small."""
+"""Many findings mostly have one cause, so only the first few are shrunk."""
 
 
 def simulate(  # noqa: PLR0913, PLR0917 - each is an option of the command
@@ -61,7 +61,7 @@ def _one(seed: int, minutes: float, keep: Path | None, *, trace: bool, as_json: 
     summary = Summary(minutes=minutes)
     summary.add(report)
     _show(summary, as_json=as_json)
-    # One seed may be drawn without a fault, or without one that moves the leader.
+    # A checker without facts is no failure here: one seed may have no fault, or none that moves the leadership.
     _end(summary, [report] if report.violation is not None else [], keep, as_json=as_json)
 
 
@@ -100,7 +100,7 @@ def _show(summary: Summary, *, as_json: bool) -> None:
 
 
 def _end(summary: Summary, failing: list[Report], keep: Path | None, *, as_json: bool) -> None:
-    """Shrink what failed, say how to replay it, and end with an exit code."""
+    """Shrink the failed runs, print how to replay them, and exit with EXIT_FAILED if there are findings."""
     for report in failing:
         shrinker = Shrinker(report)
         small = shrinker.shrink()

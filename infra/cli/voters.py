@@ -21,7 +21,7 @@ from infra.supervisor.errors import OrderRefused
 from infra.supervisor.layout import open_layout
 
 SEEN_S_MAX = 10.0  # a change of the record reaches the agents with etcd's watch, within milliseconds
-JOINED_S_MAX = 600.0  # a copy of 30 GB at 50 MB/s; asked again, it goes on waiting
+JOINED_S_MAX = 600.0  # a copy of 30 GB at 50 MB/s; the same command again continues to wait
 POLL_S = 0.2
 
 Region = Annotated[str, typer.Argument(help="A region that can hold a ledger.")]
@@ -30,12 +30,12 @@ Cell = dict[str, Any]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Change:
-    """One of the commands.
+    """A change of a region's role that a command orders.
 
     Attributes:
-        kind: The order of the failover core.
-        holds: Whether a cell is as ordered for a region.
-        says: What is the case then, about the region.
+        kind: The order for the failover core.
+        holds: Whether the change is complete for a region, given the cell of the status document.
+        says: The state of the region after the change, for the output.
     """
 
     kind: str
@@ -48,7 +48,7 @@ def _is_drained(cell: Cell, region: str) -> bool:
 
 
 def _is_removed(cell: Cell, region: str) -> bool:
-    # While no agent knows the record, nothing is known of its voters.
+    # An empty list means that no agent knows the record, so the voters are unknown.
     return bool(cell["voters"]) and region not in (*cell["voters"], *cell["joining"])
 
 
@@ -110,10 +110,10 @@ def _cell(control: ControlClient) -> Cell:
 
 
 def _until(control: ControlClient, change: Change, region: str) -> Cell:
-    """Wait until the cell is as ordered; long only while a copy is under way.
+    """Wait until the change is complete: up to SEEN_S_MAX, or JOINED_S_MAX while the ledger is copied.
 
     Raises:
-        OrderRefused: It is not in time, or somebody else has ordered the opposite.
+        OrderRefused: The change did not complete in time, or another operator ordered the opposite.
     """
     began = under_way_at = time.monotonic()
     while not change.holds(cell := _cell(control), region):

@@ -1,4 +1,4 @@
-"""What a judge can object with, read off its source, so that a clause without a broken record is noticed."""
+"""Reads the possible failure texts of a judge from its source, so that a check without a failing record is found."""
 
 import ast
 import inspect
@@ -9,7 +9,7 @@ from typing import Any
 
 
 def public_functions(module: ModuleType, returns: str) -> dict[str, Callable[..., Any]]:
-    """The functions of a module without an underscore that are declared to return something."""
+    """Return the public functions of a module whose return annotation is the text `returns`, by name."""
     return {
         name: one
         for name, one in inspect.getmembers(module, inspect.isfunction)
@@ -18,7 +18,7 @@ def public_functions(module: ModuleType, returns: str) -> dict[str, Callable[...
 
 
 def texts_of(source: Iterable[ast.AST]) -> set[str]:
-    """Every text with a value in it, as a pattern."""
+    """Return every f-string as a regular expression that matches its texts."""
     nodes = [node for root in source for node in ast.walk(root)]
     formats = {id(node.format_spec) for node in nodes if isinstance(node, ast.FormattedValue)}
     return {
@@ -29,7 +29,7 @@ def texts_of(source: Iterable[ast.AST]) -> set[str]:
 
 
 def arguments_of(module: ModuleType, *callees: str) -> list[ast.AST]:
-    """What calls of these functions or classes are given in a module."""
+    """Return the positional arguments of all calls of these functions or classes in a module."""
     calls = (node for node in ast.walk(ast.parse(inspect.getsource(module))) if isinstance(node, ast.Call))
     return [argument for call in calls if _name(call.func) in callees for argument in call.args]
 
@@ -41,6 +41,6 @@ def _name(function: ast.expr) -> str:
 
 
 def unheard(patterns: Iterable[str], said: Iterable[str]) -> list[str]:
-    """The texts that nobody said."""
+    """Return the patterns that match none of the texts, sorted."""
     told = list(said)
     return sorted(one for one in patterns if not any(re.search(one, text, re.DOTALL) for text in told))

@@ -1,4 +1,4 @@
-"""A data folder with a played control interface, and the `palaver` command on it."""
+"""A data folder with a fake control interface, and the `palaver` command that uses it."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""A control interface that is played: what commands find there, and what they ask of it."""
+"""A fake control interface: the documents that it returns, and the requests that it receives."""
 
 import json
 from collections.abc import Callable
@@ -18,7 +18,7 @@ def made(**changes: Any) -> dict[str, Any]:
 
 @dataclass
 class Control:
-    """What the commands find: cells and regions, one entry a request and then the last; other documents by path."""
+    """The answers: cells and regions, one entry for each request and then the last; other documents by path."""
 
     cells: list[dict[str, Any]] = field(default_factory=lambda: [made()])
     regions: list[list[dict[str, Any]]] = field(default_factory=lambda: [[]])

@@ -1,4 +1,4 @@
-"""What `palaver fault` prints, and how its commands take numbers, against a played control interface."""
+"""Tests what `palaver fault` prints, and how its commands parse numbers, with a fake control interface."""
 
 import sys
 from pathlib import Path
@@ -25,7 +25,7 @@ def test_a_fault_prints_how_many_processes_it_reached(
     assert palaver(*arguments) == (0, line, "")
 
 
-def test_a_clock_is_set_back_by_a_negative_number(palaver: Palaver, control: Control) -> None:
+def test_a_negative_offset_is_accepted(palaver: Palaver, control: Control) -> None:
     assert palaver("fault", "clock", "eu-west", "-3600")[:2] == (0, "eu-west: wall clock shifted by -3600 s\n")
     assert control.orders == [{"region": "eu-west", "offset_s": -3600.0, "path": "/fault/clock"}]
 

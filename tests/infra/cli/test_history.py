@@ -1,4 +1,4 @@
-"""What `palaver history` prints of epochs and orders, and the journal of orders that it reads."""
+"""Tests what `palaver history` prints of epochs and orders, and the journal of orders."""
 
 import re
 from pathlib import Path
@@ -53,7 +53,7 @@ def test_epochs_and_orders_are_printed_in_order_of_time_within_80_columns(palave
     assert "refused: ap-south is silent" in out
 
 
-def test_the_journal_is_bounded_and_survives_half_a_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_journal_is_bounded_and_skips_an_incomplete_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "orders.jsonl"
     assert read_orders(path) == []
     note_order(path, kind="pause", region=None, by="ann: x", refused=None)
@@ -71,12 +71,12 @@ def test_the_journal_is_bounded_and_survives_half_a_line(tmp_path: Path, monkeyp
     assert read_orders(path)[-1]["order"] == "resume"
 
 
-def test_an_order_after_half_a_line_is_kept(tmp_path: Path) -> None:
+def test_an_order_after_an_incomplete_line_is_kept(tmp_path: Path) -> None:
     journal = tmp_path / "orders.jsonl"
     journal.write_bytes(b'{"at": "2026-11-30T1')
     note_order(journal, kind="pause", region=None, by="me", refused=None)
     assert [one["order"] for one in read_orders(journal)] == ["pause"]
 
 
-def test_an_order_is_carried_out_when_the_journal_cannot_be_written(tmp_path: Path) -> None:
+def test_a_journal_that_cannot_be_written_does_not_fail_the_order(tmp_path: Path) -> None:
     note_order(tmp_path / "no-folder" / "orders.jsonl", kind="pause", region=None, by="ann: x", refused=None)

@@ -1,4 +1,4 @@
-"""What `palaver down` and `palaver region restart` print, wait for and end with, against a played control interface."""
+"""Tests output, waits and exit codes of `palaver down` and `palaver region restart`, with a fake control interface."""
 
 import importlib.metadata
 import json
@@ -29,7 +29,7 @@ def region(*missing: str, state: str = "running", role: str = "follower") -> dic
     }  # fmt: skip
 
 
-def test_a_restart_returns_when_the_region_is_healthy_and_says_so(palaver: Palaver, control: Control) -> None:
+def test_a_restart_waits_until_the_region_is_healthy(palaver: Palaver, control: Control) -> None:
     control.regions = [[region("ledger: not running")], [region("replicator: does not answer")], [region()]]
     code, out, err = palaver("region", "restart", "eu-west")
     assert (code, err) == (0, "")
@@ -39,7 +39,7 @@ def test_a_restart_returns_when_the_region_is_healthy_and_says_so(palaver: Palav
     assert control.orders == [{"region": "eu-west", "path": "/region/restart"}]
 
 
-def test_a_restart_that_does_not_become_healthy_says_what_is_missing(
+def test_a_restart_that_does_not_become_healthy_fails_with_what_is_missing(
     palaver: Palaver, control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s = [1000.0]
@@ -71,7 +71,9 @@ def test_a_restart_as_json_is_one_document(palaver: Palaver, control: Control) -
     assert (code, document["region"], document["role"]) == (0, "eu-west", "leader")
 
 
-def test_down_says_that_all_has_stopped_and_where_the_data_is(palaver: Palaver, control: Control, data: Path) -> None:
+def test_down_prints_that_the_deployment_has_stopped_and_where_its_data_is(
+    palaver: Palaver, control: Control, data: Path
+) -> None:
     with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as supervisor:
         path = open_layout(data).control
         facts = json.loads(path.read_text()) | {"pid": supervisor.pid, "born": birth_of(supervisor.pid)}
@@ -88,14 +90,16 @@ def test_down_says_that_all_has_stopped_and_where_the_data_is(palaver: Palaver, 
     assert out == f"stopped; the data is kept in {data}\n"
 
 
-def test_a_foreground_start_ends_with_every_edge_and_how_to_stop() -> None:
+def test_a_foreground_start_prints_every_edge_and_how_to_stop() -> None:
     plan = make_plan(regions=("a", "b", "c"), view_regions=("d",), rtt_ms=0, port_base=None, deployment="x")
     *edges, last = ready_lines(plan)
     assert edges == [f"{name}: http://127.0.0.1:{plan.port(name, 'edge')}" for name in "abcd"]
     assert "Ctrl-C" in last
 
 
-def test_the_version_is_one_everywhere(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+def test_the_version_is_the_same_everywhere(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.setattr(sys, "argv", ["palaver", "--version"])
     with pytest.raises(SystemExit) as ended:
         main.run()

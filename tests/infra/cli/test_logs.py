@@ -27,7 +27,7 @@ def layout(tmp_path: Path) -> Layout:
     return made
 
 
-def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
+def test_all_logs_are_merged_in_order_of_time(layout: Layout) -> None:
     lines = list(merged(find_logs(layout, PLAN, None, None), as_json=False))
     words = ("first", "second", "between", "third", "fourth")
     assert [next(word for word in words if word in line) for line in lines] == [
@@ -35,13 +35,13 @@ def test_all_logs_are_one_story_in_the_order_of_time(layout: Layout) -> None:
     ]  # fmt: skip
 
 
-def test_a_region_and_a_process_narrow_the_story(layout: Layout) -> None:
+def test_logs_can_be_limited_to_a_region_and_a_process(layout: Layout) -> None:
     assert set(find_logs(layout, PLAN, "us-east", None)) == {"us-east/write_api"}
     assert set(find_logs(layout, PLAN, None, "supervisor")) == {"supervisor"}
     assert next(merged(find_logs(layout, PLAN, "eu-west", "ledger"), as_json=False)).endswith("second")
 
 
-def test_as_json_every_line_is_an_object_that_says_whose_it_is(layout: Layout) -> None:
+def test_as_json_every_line_is_an_object_with_region_and_process(layout: Layout) -> None:
     lines = [orjson.loads(line) for line in merged(find_logs(layout, PLAN, None, None), as_json=True)]
     sources = [(line.get("region"), line["process"]) for line in lines]
     assert sources == [
@@ -57,18 +57,18 @@ def test_as_json_every_line_is_an_object_that_says_whose_it_is(layout: Layout) -
 
 
 @pytest.mark.parametrize(("region", "process"), [("atlantis", None), ("us-east", "ledger"), (None, "nginx")])
-def test_a_log_that_is_not_there_is_an_error_that_names_what_is(
+def test_an_unknown_log_is_an_error_that_lists_the_known_ones(
     layout: Layout, region: str | None, process: str | None
 ) -> None:
     with pytest.raises(UnknownTarget, match="there are"):
         find_logs(layout, PLAN, region, process)
 
 
-def test_a_json_line_is_shown_with_level_message_and_fields() -> None:
+def test_a_json_line_is_printed_with_level_message_and_fields() -> None:
     line = '{"ts":"T","level":"warning","msg":"late","lag_ms":7,"region":"us-east","trace_id":null}'
     assert render("us-east/replicator", line) == "T us-east/replicator WARNING late lag_ms=7"
 
 
 @pytest.mark.parametrize("line", ["plain text", "{broken", '{"no":"message"}', "[1]"])
-def test_a_foreign_line_stays_as_it_is(line: str) -> None:
+def test_a_line_of_another_format_is_printed_unchanged(line: str) -> None:
     assert render("us-east/etcd", line) == f"us-east/etcd {line}"

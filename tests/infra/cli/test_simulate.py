@@ -1,4 +1,4 @@
-"""`palaver simulate`: what it prints, and what it refuses."""
+"""Tests what `palaver simulate` prints, and which arguments it refuses."""
 
 import json
 import subprocess
@@ -34,7 +34,7 @@ def test_wrong_input_ends_with_one_line_and_exit_code_2(arguments: tuple[str, ..
     assert done.stderr.startswith("palaver: ")
 
 
-def test_seeds_are_summed_up_as_json() -> None:
+def test_the_summary_of_seeds_is_printed_as_json() -> None:
     done = simulate("--seeds", "1..2", "--minutes", "1", "--json")
     assert done.returncode == 0
     facts = json.loads(done.stdout)
@@ -44,7 +44,7 @@ def test_seeds_are_summed_up_as_json() -> None:
     assert facts["transitions"]["starting -> bootstrapping"] == 2
 
 
-def test_one_seed_tells_its_story() -> None:
+def test_one_seed_prints_its_trace() -> None:
     done = simulate("--seed", "1", "--minutes", "1", "--trace")
     assert done.returncode == 0
     assert "epoch 1 bootstrapping eu: first start" in done.stdout

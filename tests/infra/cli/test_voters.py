@@ -1,4 +1,4 @@
-"""What `palaver region drain | undrain | add | remove` asks for and prints, against a played control interface."""
+"""Tests requests and output of `palaver region drain | undrain | add | remove`, with a fake control interface."""
 
 import json
 from collections.abc import Callable
@@ -24,7 +24,7 @@ from tests.infra.cli.control import VOTERS, Control, made
         ),
     ],
 )
-def test_an_order_is_given_with_its_reason_and_said_in_one_line(
+def test_an_order_is_sent_with_its_reason_and_printed_in_one_line(
     palaver: Callable[..., tuple[int, str, str]], control: Control, command: str, cells: Any, says: str
 ) -> None:
     before, after = cells
@@ -41,7 +41,7 @@ def test_an_order_is_given_with_its_reason_and_said_in_one_line(
     assert again[1].startswith(says.replace(" is ", " is already "))
 
 
-def test_json_says_what_was_ordered_whether_it_was_so_and_what_the_cell_is(
+def test_json_has_the_order_whether_it_was_already_so_and_the_cell(
     palaver: Callable[..., tuple[int, str, str]],
 ) -> None:
     code, out, _ = palaver("region", "add", "eu-west", "--json")
@@ -52,7 +52,7 @@ def test_json_says_what_was_ordered_whether_it_was_so_and_what_the_cell_is(
 
 @pytest.fixture
 def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Time passes by waiting alone, however long an answer takes."""
+    """A clock that only `sleep` advances, so that the duration of an answer does not matter."""
     now_s = 1000.0
 
     def sleep(seconds: float) -> None:
@@ -63,7 +63,7 @@ def virtual_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 @pytest.mark.usefixtures("virtual_time")
-def test_a_region_that_is_drained_while_it_leads_is_not_done(
+def test_a_drain_waits_until_the_region_no_longer_leads(
     palaver: Callable[..., tuple[int, str, str]], control: Control
 ) -> None:
     control.cells = [made(drained=["us-east"])]
@@ -73,7 +73,7 @@ def test_a_region_that_is_drained_while_it_leads_is_not_done(
 
 
 @pytest.mark.usefixtures("virtual_time")
-def test_a_copy_is_waited_for_and_one_that_was_called_off_is_not(
+def test_an_add_waits_for_the_copy_but_not_for_a_cancelled_one(
     palaver: Callable[..., tuple[int, str, str]], control: Control, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(voters, "SEEN_S_MAX", 3 * voters.POLL_S)

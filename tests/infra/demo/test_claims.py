@@ -1,4 +1,4 @@
-"""The claims of the tour on what a tour saw, on nothing, and on what is broken: each must object."""
+"""Tests each claim of the tour with correct results, with empty results and with broken results."""
 
 import ast
 import inspect
@@ -86,7 +86,7 @@ async def read_back(shown: dict[str, dict[str, Any]], count: int) -> list[str]:
 
 
 async def said() -> list[str]:
-    """What the claims object with, broken in every way."""
+    """Return the failures of the claims for results that are broken in every way."""
     unhealthy = STATUS | {"regions": [{"region": "us", "role": "leader", "healthy": False, "missing": ["redis"]}]}
     lines = failures(lambda result: check_posted(result, REGIONS), comments=[])
     lines += failures(lambda result: check_posted(result, REGIONS), visible_ms={})
@@ -99,14 +99,14 @@ async def said() -> list[str]:
     return lines
 
 
-async def test_each_claim_holds_for_what_a_sound_tour_saw() -> None:
+async def test_each_claim_holds_for_a_correct_tour() -> None:
     assert failures(lambda result: check_posted(result, REGIONS)) == []
     assert disaster(1, *ALL[:2]) == []
     assert status() == []
     assert await read_back(SHOWN, COMMENTS) == []
 
 
-async def test_each_claim_objects_to_nothing_and_to_what_is_broken() -> None:
+async def test_each_claim_fails_for_an_empty_and_for_a_broken_tour() -> None:
     assert failures(lambda result: check_posted(result, REGIONS), comments=[])
     assert failures(lambda result: check_posted(result, REGIONS), visible_ms={})
     assert len(disaster(0)) == 3
@@ -118,7 +118,7 @@ async def test_each_claim_objects_to_nothing_and_to_what_is_broken() -> None:
 
 
 @pytest.mark.parametrize("answered", [0, 1])
-def test_writes_that_stand_still_to_the_end_are_told(answered: int) -> None:
+def test_a_write_outage_that_lasts_to_the_end_is_measured(answered: int) -> None:
     from infra.demo.disaster import _Posters  # pyright: ignore[reportPrivateUsage]
 
     posters = _Posters(Shelf({}, 0), REGIONS)
@@ -127,23 +127,23 @@ def test_writes_that_stand_still_to_the_end_are_told(answered: int) -> None:
     assert posters.answered_after(1.0) == answered
 
 
-def test_the_document_has_the_maximum_that_the_text_calls_the_slowest() -> None:
+def test_the_document_and_the_text_have_the_same_slowest_post() -> None:
     result = TourResult(posted=list(ALL), visible_ms=dict(TIMES))
     lines: list[str] = []
     print_figures(result, REGIONS, lines.append)
-    # Posts that waited for the failover come after the text.
+    # The posts that wait for the failover come after the text.
     result.posted.append(replace(ALL[0], took_ms=2500.0))
     document = facts_of(result, REGIONS)
     assert document["commit_ms"]["us"] == {"median": 1.0, "max": 1.0}
     assert any("slowest 1 ms" in line for line in lines)
 
 
-def test_a_tour_that_failed_before_it_had_figures_is_a_document_too() -> None:
+def test_a_tour_that_failed_before_its_figures_has_a_document() -> None:
     document = facts_of(TourResult(failures=["nothing was posted"]), REGIONS)
     assert (document["failures"], document["commit_ms"]) == (["nothing was posted"], {})
 
 
-def test_what_can_be_done_next_names_edges_that_live() -> None:
+def test_next_steps_name_running_edges() -> None:
     lines = next_steps({"us": "http://127.0.0.1:1", "eu": "http://127.0.0.1:2"}, "a-site")
     assert any("Ctrl-C" in line for line in lines)
     assert any("http://127.0.0.1:2/v1/sites/a-site/comments" in line for line in lines)

@@ -1,4 +1,4 @@
-"""The relay is tested on the event loop it runs on."""
+"""Runs the tests of the relay on uvloop, the event loop of the relay's process."""
 
 import asyncio
 from collections.abc import Callable, Mapping

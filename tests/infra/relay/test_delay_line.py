@@ -1,4 +1,4 @@
-"""One delay line without sockets, in virtual time: what it delivers, when it slows its sender down, what it drops."""
+"""Tests one delay line without sockets, in virtual time: what it delivers, when it pauses its sender, what it drops."""
 
 from collections.abc import Generator
 from types import SimpleNamespace
@@ -12,7 +12,7 @@ from tests.virtual_loop import VirtualLoop
 
 
 class Ends:
-    """Both ends of a delay line, and what they were told."""
+    """Both ends of a delay line, with the calls that they received."""
 
     def __init__(self, loop: VirtualLoop, fault: Fault) -> None:
         self.direction = Direction(("a", "b"), fault)
@@ -42,7 +42,7 @@ def loop(monkeypatch: pytest.MonkeyPatch) -> Generator[VirtualLoop]:
     made.close()
 
 
-def test_a_clear_lane_delivers_within_push(loop: VirtualLoop) -> None:
+def test_a_delay_line_without_a_fault_delivers_within_push(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault())
     ends.delay_line.push(b"one")
     ends.delay_line.push(Signal.END)
@@ -50,7 +50,7 @@ def test_a_clear_lane_delivers_within_push(loop: VirtualLoop) -> None:
     assert (ends.direction.bytes_total, ends.direction.held_bytes) == (3, 0)
 
 
-def test_the_sender_is_slowed_above_the_window_and_let_go_below_half_of_it(loop: VirtualLoop) -> None:
+def test_the_sender_is_paused_above_the_window_and_resumed_below_half_of_it(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
     ends.delay_line.push(bytes(WINDOW_BYTES_MIN))
     assert ends.slowed == []
@@ -62,7 +62,7 @@ def test_the_sender_is_slowed_above_the_window_and_let_go_below_half_of_it(loop:
     assert len(ends.delivered) == 2
 
 
-def test_a_blocked_receiver_slows_the_sender_and_gets_the_rest_in_order(loop: VirtualLoop) -> None:
+def test_a_blocked_receiver_pauses_the_sender_and_gets_the_rest_in_order(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault())
     ends.delay_line.block()
     for number in range(5):
@@ -73,7 +73,7 @@ def test_a_blocked_receiver_slows_the_sender_and_gets_the_rest_in_order(loop: Vi
     assert ends.slowed == [True, False]
 
 
-def test_a_reset_passes_a_receiver_that_takes_no_bytes(loop: VirtualLoop) -> None:
+def test_a_reset_reaches_a_receiver_whose_buffer_is_full(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault())
     ends.delay_line.block()
     ends.delay_line.push(b"never")
@@ -83,7 +83,7 @@ def test_a_reset_passes_a_receiver_that_takes_no_bytes(loop: VirtualLoop) -> Non
     assert ends.direction.held_bytes == 0
 
 
-def test_a_cut_stops_what_is_under_way_already(loop: VirtualLoop) -> None:
+def test_a_cut_holds_items_that_are_in_transit(loop: VirtualLoop) -> None:
     ends = Ends(loop, Fault(delay_ms=20))
     ends.delay_line.push(b"late")
     ends.direction.apply(CUT)
@@ -94,7 +94,7 @@ def test_a_cut_stops_what_is_under_way_already(loop: VirtualLoop) -> None:
     assert ends.delivered == [b"late"]
 
 
-def test_a_cut_that_holds_for_too_long_is_said_once(loop: VirtualLoop) -> None:
+def test_a_cut_that_lasts_too_long_expires_once(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
     ends.delay_line.push(b"one")
     ends.delay_line.push(b"two")
@@ -106,7 +106,7 @@ def test_a_cut_that_holds_for_too_long_is_said_once(loop: VirtualLoop) -> None:
     assert ends.expired == 1
 
 
-def test_a_cut_that_heals_in_time_breaks_nothing(loop: VirtualLoop) -> None:
+def test_a_cut_that_heals_in_time_does_not_expire(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
     ends.delay_line.push(b"one")
     loop.advance(HELD_S_MAX - 0.001)
@@ -115,7 +115,7 @@ def test_a_cut_that_heals_in_time_breaks_nothing(loop: VirtualLoop) -> None:
     assert (ends.expired, ends.delivered) == (0, [b"one"])
 
 
-def test_a_closed_lane_counts_nothing_and_hears_no_change(loop: VirtualLoop) -> None:
+def test_a_closed_delay_line_counts_nothing_and_ignores_fault_changes(loop: VirtualLoop) -> None:
     ends = Ends(loop, CUT)
     ends.delay_line.push(b"lost")
     ends.delay_line.close()

@@ -1,4 +1,4 @@
-"""etcd members that know each other under one name everywhere, each reaching the others through its region."""
+"""Tests an etcd cluster whose members use the same names everywhere, and the SOCKS listener of their own region."""
 
 import asyncio
 import itertools
@@ -28,7 +28,7 @@ class Cluster:
     members: dict[str, Child]
 
     async def leader(self, region: str) -> str | None:
-        """Whom the member of a region takes for the leader, by linearizable status."""
+        """Return the etcd leader, as the status of a region's member reports it."""
         async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
             try:
                 base = f"http://127.0.0.1:{self.clients[region]}/v3"
@@ -50,7 +50,7 @@ class Cluster:
 
     async def until_put(self, region: str) -> None:
         async with asyncio.timeout(PATIENCE_S):
-            while not await self.put(region):  # noqa: ASYNC110 - a cluster has no event for us
+            while not await self.put(region):  # noqa: ASYNC110 - a state of other processes
                 await asyncio.sleep(0.1)
 
 
@@ -115,7 +115,7 @@ async def cluster(delay_ms: float) -> AsyncGenerator[Cluster]:
                 member.kill()
 
 
-async def test_a_cluster_forms_loses_a_region_to_a_cut_and_takes_it_back() -> None:
+async def test_an_etcd_cluster_forms_and_survives_the_cut_of_a_region() -> None:
     async with cluster(delay_ms=10) as etcd:
         for region in REGIONS:
             await etcd.until_put(region)

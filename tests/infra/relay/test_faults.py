@@ -1,4 +1,4 @@
-"""When a segment arrives, and which faults can be."""
+"""Tests when a segment arrives, and which settings of a fault are valid."""
 
 import itertools
 import math
@@ -28,17 +28,17 @@ def draws(*numbers: float) -> Iterator[float]:
     return iter(numbers)
 
 
-def test_a_clear_direction_delivers_at_once_and_asks_no_chance() -> None:
+def test_a_direction_without_a_fault_delivers_at_once_and_draws_no_random_number() -> None:
     assert arrival(CLEAR, now=7.0, previous=0.0, draws=draws()) == 7.0
 
 
 @pytest.mark.parametrize(("draw", "arrives"), [(0.0, 0.03), (0.5, 0.05), (1.0, 0.07)])
-def test_jitter_varies_the_delay_both_ways(draw: float, arrives: float) -> None:
+def test_jitter_lengthens_and_shortens_the_delay(draw: float, arrives: float) -> None:
     fault = Fault(delay_ms=50, jitter_ms=20)
     assert arrival(fault, now=0.0, previous=0.0, draws=draws(draw)) == pytest.approx(arrives)
 
 
-def test_jitter_never_makes_time_run_back() -> None:
+def test_jitter_never_makes_a_segment_arrive_before_it_was_sent() -> None:
     assert arrival(Fault(delay_ms=5, jitter_ms=20), now=1.0, previous=0.0, draws=draws(0.0)) == 1.0
 
 
@@ -94,12 +94,12 @@ def test_the_window_follows_bandwidth_and_delay_between_its_bounds() -> None:
         {"speed": 3},
     ],
 )
-def test_impossible_settings_are_refused(settings: dict[str, object]) -> None:
+def test_invalid_settings_are_refused(settings: dict[str, object]) -> None:
     with pytest.raises(FaultInvalid):
         merge(CLEAR, settings)
 
 
-def test_a_change_keeps_what_it_does_not_name_and_is_all_or_nothing() -> None:
+def test_a_change_keeps_missing_fields_and_is_all_or_nothing() -> None:
     table = FaultTable(PAIRS, {("a", "b"): Fault(delay_ms=40)})
     table.change([{"source": "a", "target": "b", "cut": True}])
     assert table["a", "b"] == Fault(delay_ms=40, cut=True)
@@ -115,7 +115,7 @@ def test_two_changes_of_a_direction_in_one_call_add_up() -> None:
     assert table.change([{**same, "delay_ms": 5}, {**same, "cut": True}]) == [(("a", "b"), Fault(delay_ms=5, cut=True))]
 
 
-def test_healing_returns_to_the_first_state_of_all_or_of_some() -> None:
+def test_heal_restores_the_baseline_of_all_or_some_pairs() -> None:
     table = FaultTable(PAIRS, {("a", "b"): Fault(delay_ms=40)})
     table.change({"source": source, "target": target, "cut": True} for source, target in PAIRS)
     table.heal([("a", "b")])

@@ -1,4 +1,4 @@
-"""Which configurations can be."""
+"""Tests which configurations of the relay are valid."""
 
 import json
 from typing import Any
@@ -21,7 +21,7 @@ def document(**changes: Any) -> str:
     return json.dumps({"control": "127.0.0.1:1000", "token": "t", "links": [LINK], "socks": [SOCKS], **changes})
 
 
-def test_a_configuration_names_its_links_pairs_and_first_faults() -> None:
+def test_a_configuration_has_links_pairs_and_baseline_faults() -> None:
     config = parse_config(document(faults=[{"source": "b", "target": "a", "delay_ms": 40}]))
     assert config.links[0].route.upstream == Address(host="127.0.0.1", port=2001)
     assert config.socks[0].routes["a.internal:2380"].there == ("c", "a")
@@ -29,7 +29,7 @@ def test_a_configuration_names_its_links_pairs_and_first_faults() -> None:
     assert config.baseline == {("b", "a"): Fault(delay_ms=40)}
 
 
-def test_the_token_given_outside_wins_and_one_is_needed() -> None:
+def test_the_token_argument_overrides_the_file_and_a_token_is_required() -> None:
     assert parse_config(document(), token="other").token == "other"
     with pytest.raises(ConfigInvalid, match="token"):
         parse_config(document(token=""))

@@ -1,4 +1,4 @@
-"""The network between regions with real sockets: what a client in "a" sees of a host in "b"."""
+"""Tests the simulated network with real sockets: what a client in region "a" sees of a host in region "b"."""
 
 import asyncio
 import os
@@ -24,7 +24,7 @@ from tests.infra.relay.wire import (
 pytestmark = pytest.mark.integration
 
 
-async def test_bytes_pass_unchanged_in_both_directions_when_nothing_is_wrong() -> None:
+async def test_bytes_pass_unchanged_in_both_directions_without_a_fault() -> None:
     data = os.urandom(8 * 1024 * 1024)
     async with wired() as wire:
         reader, writer = await wire.connect()
@@ -46,7 +46,7 @@ async def test_each_direction_adds_its_own_delay() -> None:
         assert await round_trip(streams) + 0.002 >= 0.32
 
 
-async def test_a_delay_that_healed_is_gone() -> None:
+async def test_a_healed_delay_has_no_effect() -> None:
     async with wired() as wire:
         streams = await wire.connect()
         await round_trip(streams)
@@ -57,7 +57,7 @@ async def test_a_delay_that_healed_is_gone() -> None:
             await round_trip(streams)
 
 
-async def test_a_connection_takes_a_round_trip_before_its_first_byte_leaves() -> None:
+async def test_a_connection_takes_a_round_trip_before_it_sends() -> None:
     delays = [
         {"source": "a", "target": "b", "delay_ms": 100},
         {"source": "b", "target": "a", "delay_ms": 100},
@@ -66,7 +66,7 @@ async def test_a_connection_takes_a_round_trip_before_its_first_byte_leaves() ->
         assert await round_trip(await wire.connect()) + 0.004 >= 0.4
 
 
-async def test_a_host_that_speaks_first_is_heard_after_a_round_trip() -> None:
+async def test_bytes_of_a_service_that_sends_first_arrive_after_a_round_trip() -> None:
     async def greet(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         writer.write(b"hello")
         writer.close()
@@ -125,7 +125,7 @@ async def test_a_cut_in_one_direction_holds_only_that_direction_and_heals() -> N
             assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
 
 
-async def test_what_a_cut_held_is_delivered_in_order_when_it_heals() -> None:
+async def test_bytes_held_by_a_cut_are_delivered_in_order_when_it_heals() -> None:
     async with wired() as wire:
         reader, writer = streams = await wire.connect()
         await round_trip(streams)
@@ -141,12 +141,12 @@ async def test_what_a_cut_held_is_delivered_in_order_when_it_heals() -> None:
 
 
 @pytest.mark.parametrize("way", ["ab", "ba"])
-async def test_a_new_connection_hangs_during_a_cut_and_opens_when_it_heals(way: str) -> None:
+async def test_a_new_connection_waits_during_a_cut_and_opens_when_it_heals(way: str) -> None:
     async with wired() as wire:
         wire.set(*way, cut=True)
         reader, writer = await wire.connect()
         writer.write(b"ping")
-        # The wish to connect, or the answer to it, is held, and what the client says waits for both.
+        # The cut holds OPEN or OPENED; the client's bytes wait for the handshake.
         await eventually(lambda: [one._early for one in wire.connections()] == [[b"ping"]])
         await eventually(lambda: wire.held_items() == 1)
         assert wire.delivered_bytes("a", "b") == wire.delivered_bytes("b", "a") == 0
@@ -154,7 +154,7 @@ async def test_a_new_connection_hangs_during_a_cut_and_opens_when_it_heals(way: 
         assert await asyncio.wait_for(reader.readexactly(4), PATIENCE_S) == b"ping"
 
 
-async def test_a_client_that_gives_up_during_a_cut_leaves_nothing_behind(
+async def test_a_client_that_disconnects_during_a_cut_leaves_no_connection(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(connection, "EARLY_END_S_MAX", 0.05)
@@ -168,7 +168,7 @@ async def test_a_client_that_gives_up_during_a_cut_leaves_nothing_behind(
         await eventually(lambda: wire.connections_open() == 0)
 
 
-async def test_what_a_cut_holds_for_too_long_is_reset_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_held_too_long_by_a_cut_is_reset_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
     ended = asyncio.Event()
 
     async def listen(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
@@ -224,7 +224,7 @@ async def test_a_reset_crosses_the_network() -> None:
         await eventually(lambda: wire.connections_open() == 0)
 
 
-async def test_a_target_nobody_listens_at_resets_the_client_at_once() -> None:
+async def test_a_target_without_a_listener_resets_the_client_at_once() -> None:
     async with wired(None) as wire:
         reader, writer = await wire.connect()
         with pytest.raises(ConnectionResetError):
@@ -244,7 +244,7 @@ async def test_a_receiver_that_does_not_read_stops_its_sender(fault: dict[str, o
             await eventually(lambda: sum(d.bytes_total for d in wire.network.directions()) > 0)
             wire.set("b", "a", **fault)
         (pouring,) = wire.connections()
-        # What blocks its receiver, or is cut, stays so: the network listens no more to who sends.
+        # While the receiver is blocked, or the direction cut, the relay does not read from the sender.
         await eventually(lambda: pouring.far._paused and (pouring._to_near._blocked or "cut" in fault))
         one_read = 256 * 1024
         assert wire.held_bytes() <= 10 * WINDOW_BYTES_MIN + one_read
@@ -260,7 +260,7 @@ async def _pour(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         return
 
 
-async def test_what_a_client_says_before_its_handshake_ended_is_bounded_and_arrives_in_order() -> None:
+async def test_bytes_sent_before_the_handshake_are_bounded_and_arrive_in_order() -> None:
     data = os.urandom(24 * 1024 * 1024)
     async with wired() as wire:
         wire.set("b", "a", cut=True)
@@ -294,7 +294,7 @@ async def test_a_slow_reader_gets_everything(monkeypatch: pytest.MonkeyPatch) ->
         assert bytes(got) == data
 
 
-async def test_an_impossible_change_changes_nothing() -> None:
+async def test_an_invalid_change_changes_nothing() -> None:
     async with wired() as wire:
         with pytest.raises(FaultInvalid):
             wire.network.change(
@@ -321,28 +321,28 @@ async def _socks(streams: Streams, host: str, port: int = 2380) -> bytes:
     return await asyncio.wait_for(reader.readexactly(10), PATIENCE_S)
 
 
-async def test_a_known_name_is_reached_over_socks_under_the_same_faults() -> None:
+async def test_socks_connects_to_a_known_name_under_the_same_faults() -> None:
     async with wired(faults=[{"source": "a", "target": "b", "delay_ms": 60}]) as wire:
         streams = await wire.connect(wire.socks_port)
         assert await _socks(streams, SOCKS_NAME.upper()) == GRANTED
         assert await round_trip(streams) + 0.002 >= 0.06
 
 
-async def test_an_unknown_name_is_not_reached_over_socks() -> None:
+async def test_socks_refuses_an_unknown_name() -> None:
     async with wired() as wire:
         streams = await wire.connect(wire.socks_port)
         assert await _socks(streams, "example.org") == NOT_ALLOWED
         assert await streams[0].read() == b""
 
 
-async def test_socks_says_that_nobody_listens() -> None:
+async def test_socks_reports_a_target_without_a_listener() -> None:
     async with wired(None) as wire:
         streams = await wire.connect(wire.socks_port)
         assert await _socks(streams, SOCKS_NAME) == REFUSED
         assert await streams[0].read() == b""
 
 
-async def test_what_is_not_socks_is_closed() -> None:
+async def test_a_client_of_another_protocol_is_disconnected() -> None:
     async with wired(echo) as wire:
         reader, writer = await wire.connect(wire.socks_port)
         writer.write(b"GET / HTTP/1.1\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The relay as a process of its own, steered by its client."""
+"""Tests the relay as a process, controlled by its client."""
 
 import contextlib
 import json
@@ -116,7 +116,7 @@ def test_the_control_api_lists_links_and_socks_listeners(settings: dict[str, Any
     assert listeners == {"links": settings["links"], "socks": settings["socks"]}
 
 
-def test_wrong_requests_are_refused_with_a_sentence(client: RelayClient, settings: dict[str, Any]) -> None:
+def test_invalid_requests_are_refused_with_a_reason(client: RelayClient, settings: dict[str, Any]) -> None:
     with pytest.raises(RelayFailed, match="no link leads from 'a' to 'x'"):
         client.cut("a", "x")
     with pytest.raises(RelayFailed, match="'x'"):
@@ -136,7 +136,7 @@ def test_wrong_requests_are_refused_with_a_sentence(client: RelayClient, setting
         assert (answer.status_code, list(answer.json())) == (400, ["error"])
 
 
-def test_a_relay_that_is_not_there_is_said_in_one_line() -> None:
+def test_a_relay_that_does_not_run_is_an_error_of_one_line() -> None:
     with (
         RelayClient(f"127.0.0.1:{free_port()}", "t") as client,
         pytest.raises(RelayFailed, match="does not answer"),
@@ -162,7 +162,7 @@ def run(config: Path) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT, timeout=60, check=False)
 
 
-def test_a_wrong_configuration_is_status_2_and_one_line(tmp_path: Path) -> None:
+def test_an_invalid_configuration_is_status_2_and_one_line(tmp_path: Path) -> None:
     for path in (tmp_path / "none.json", tmp_path / "bad.json"):
         (tmp_path / "bad.json").write_text('{"control": 1}')
         done = run(path)
@@ -170,7 +170,7 @@ def test_a_wrong_configuration_is_status_2_and_one_line(tmp_path: Path) -> None:
         assert len(done.stderr.splitlines()) == 1
 
 
-def test_a_taken_port_is_status_1_and_one_line(tmp_path: Path) -> None:
+def test_a_used_port_is_status_1_and_one_line(tmp_path: Path) -> None:
     with socket.create_server(("127.0.0.1", 0)) as taken:
         address = f"127.0.0.1:{taken.getsockname()[1]}"
         fresh = document(upstream_port=free_port())

@@ -1,4 +1,4 @@
-"""What a SOCKS client's opening bytes mean, however they are cut up."""
+"""Tests the parser of a SOCKS client's first bytes, with every split of the bytes."""
 
 import pytest
 
@@ -12,13 +12,13 @@ BY_IPV6 = b"\x05\x01\x00\x04" + bytes(15) + b"\x01\x09\x4c"
 @pytest.mark.parametrize(
     ("data", "destination"), [(BY_NAME, "b.etcd:2380"), (BY_IPV4, "127.0.0.1:2380"), (BY_IPV6, "::1:2380")]
 )
-def test_a_request_is_known_with_its_last_byte_and_not_before(data: bytes, destination: str) -> None:
+def test_a_request_is_parsed_when_its_last_byte_has_arrived(data: bytes, destination: str) -> None:
     for length in range(len(data)):
         assert read_request(data[:length]) is None
     assert read_request(data + b"early") == Request(destination=destination, length_bytes=len(data))
 
 
-def test_methods_are_known_with_their_last_byte() -> None:
+def test_methods_are_parsed_when_their_last_byte_has_arrived() -> None:
     assert [read_methods(b"\x05\x02\x00\x02"[:length]) for length in range(5)] == [None] * 4 + [4]
 
 

@@ -1,4 +1,4 @@
-"""Many clients that come, speak, break and go while the faults change: nothing is left, nothing is mixed up."""
+"""Tests many random connections while the faults change: none stays open, and no bytes reach another connection."""
 
 import asyncio
 import logging
@@ -14,7 +14,7 @@ pytestmark = pytest.mark.integration
 CLIENTS = 150
 
 
-async def test_a_storm_of_connections_and_faults_leaves_nothing_behind(caplog: pytest.LogCaptureFixture) -> None:
+async def test_random_connections_and_faults_leave_nothing_open(caplog: pytest.LogCaptureFixture) -> None:
     chance = random.Random(7)  # noqa: S311 - the same storm each time
     caplog.set_level(logging.WARNING)
     async with wired() as wire:
@@ -48,7 +48,7 @@ async def change_weather(wire: Wire, chance: random.Random) -> None:
 
 
 async def visit(wire: Wire, chance: random.Random) -> bool:
-    """Come at some time, do one of the things clients do; tell whether the echo was checked."""
+    """Connect at a random time, and do one of the things that clients do; return whether the echo was checked."""
     await asyncio.sleep(chance.random() * 1.5)
     reader, writer = await wire.connect()
     data = os.urandom(chance.choice([1, 100, 5_000, 300_000]))

@@ -1,4 +1,4 @@
-"""A network in this process between real sockets: region "a" reaches a host in region "b" over it."""
+"""Runs the relay's network in this process between real sockets: region "a" reaches a host in region "b" through it."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ PATIENCE_S = 20.0
 
 
 async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-    """Answer with what was said, and end when the client does."""
+    """Echo all bytes, and end when the client does."""
     with contextlib.suppress(ConnectionError):
         while data := await reader.read(65536):
             writer.write(data)
@@ -34,7 +34,7 @@ async def echo(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> No
 
 @dataclass(kw_only=True)
 class Wire:
-    """The network, and what a client in region "a" does with it."""
+    """The network, with the actions of a client in region "a"."""
 
     network: Network
     port: int
@@ -54,7 +54,7 @@ class Wire:
         return sum(direction.held_bytes for direction in self.network.directions())
 
     def held_items(self) -> int:
-        """What delay lines hold, bytes as they were sent and signals."""
+        """Return how many items all delay lines hold: signals, and bytes as they were sent."""
         return sum(
             len(delay_line._queue) for direction in self.network.directions() for delay_line in direction.delay_lines
         )
@@ -74,7 +74,7 @@ class Wire:
 
 
 async def round_trip(streams: Streams, data: bytes = b"ping") -> float:
-    """Send bytes to the echo and wait for them; return the seconds that took."""
+    """Send bytes to the echo service and wait for them; return the duration in seconds."""
     reader, writer = streams
     began = time.monotonic()
     writer.write(data)
@@ -84,7 +84,7 @@ async def round_trip(streams: Streams, data: bytes = b"ping") -> float:
 
 async def eventually(condition: Callable[[], bool]) -> None:
     async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - conditions of the network have no event
+        while not condition():  # noqa: ASYNC110 - the network has no event for it
             await asyncio.sleep(0.01)
 
 
@@ -107,7 +107,7 @@ def document(*, upstream_port: int) -> dict[str, Any]:
 
 @contextlib.asynccontextmanager
 async def wired(host: Host | None = echo, *, faults: Sequence[Mapping[str, object]] = ()) -> AsyncGenerator[Wire]:
-    """Run a network with a host in region "b"; without one nobody listens there."""
+    """Run a network with a host in region "b"; if it is None, no process listens there."""
     upstream_port = free_port()
     config = parse_config(json.dumps({**document(upstream_port=upstream_port), "faults": list(faults)}))
     visits: list[None] = []
@@ -138,5 +138,5 @@ async def wired(host: Host | None = echo, *, faults: Sequence[Mapping[str, objec
 
 
 def receive_buffer(streams: Streams, size_bytes: int) -> None:
-    """Make the client's own socket small, so that what it does not read stands in the network."""
+    """Make the client's receive buffer small, so that bytes which it does not read stay in the network."""
     streams[1].get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, size_bytes)

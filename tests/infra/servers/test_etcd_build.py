@@ -1,4 +1,4 @@
-"""The etcd build around its compiler: a `go` that only makes files stands in for the real one."""
+"""Tests the etcd build with a fake `go` that only creates files."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -18,7 +18,7 @@ echo made > "$2/server"; echo made > "$2/etcdctl"; chmod 755 "$2/server" "$2/etc
 """
 BROKEN_GO = "#!/bin/sh\necho 'go: go.mod requires go >= 1.26.0 (running go 1.19)' >&2; exit 1\n"
 
-# Installs a toolchain whose `go` is a real binary that fails: the place and the fallback are what is tested.
+# Installs a toolchain whose `go` is a binary that fails: the tests are about its location and the fallback.
 FAKE_UV = """#!/bin/sh
 while [ "$1" != "--target" ]; do shift; done
 mkdir -p "$2/go/bin"; cp /bin/false "$2/go/bin/go"
@@ -27,7 +27,7 @@ mkdir -p "$2/go/bin"; cp /bin/false "$2/go/bin/go"
 
 @pytest.fixture
 def tools(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """The only folder on PATH besides the system's own."""
+    """A folder on PATH; only the system's folders come after it."""
     folder = tmp_path / "tools"
     folder.mkdir()
     monkeypatch.setenv("PATH", f"{folder}:/usr/bin:/bin")
@@ -53,7 +53,7 @@ def without_pip(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(etcd_build.importlib.util, "find_spec", no_package)
 
 
-def test_the_build_happens_once_and_leaves_only_its_products(tools: Path, tmp_path: Path) -> None:
+def test_etcd_is_built_once_and_only_its_programs_are_left(tools: Path, tmp_path: Path) -> None:
     tool(tools, "go", FAKE_GO)
     root = tmp_path / "root"
     folder = build(print, [root])
@@ -65,7 +65,7 @@ def test_the_build_happens_once_and_leaves_only_its_products(tools: Path, tmp_pa
     assert cached("etcd", [root]) == folder / "etcd"
 
 
-def test_two_builds_at_once_are_one_build(tools: Path, tmp_path: Path) -> None:
+def test_two_concurrent_builds_build_once(tools: Path, tmp_path: Path) -> None:
     tool(tools, "go", FAKE_GO)
     lines: list[str] = []
     threads = [Thread(target=build, args=(lines.append, [tmp_path / "root"])) for _ in range(2)]
@@ -77,7 +77,7 @@ def test_two_builds_at_once_are_one_build(tools: Path, tmp_path: Path) -> None:
     assert any("waiting" in line for line in lines)
 
 
-def test_what_a_killed_build_left_is_removed_and_not_taken(tools: Path, tmp_path: Path) -> None:
+def test_the_files_of_a_killed_build_are_removed_and_not_used(tools: Path, tmp_path: Path) -> None:
     tool(tools, "go", FAKE_GO)
     leftover = tmp_path / "root" / ".building-x" / "products"
     leftover.mkdir(parents=True)
@@ -88,7 +88,7 @@ def test_what_a_killed_build_left_is_removed_and_not_taken(tools: Path, tmp_path
     assert not leftover.exists()
 
 
-def test_a_go_that_is_too_old_gives_way_to_the_wheel_and_both_are_named_on_failure(
+def test_the_wheel_is_tried_if_go_is_too_old_and_a_failure_names_both(
     tools: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     without_pip(monkeypatch)
@@ -101,7 +101,7 @@ def test_a_go_that_is_too_old_gives_way_to_the_wheel_and_both_are_named_on_failu
     assert [path.name for path in (tmp_path / "root").iterdir()] == ["etcd.lock"]
 
 
-def test_the_next_folder_is_taken_when_the_first_cannot_be_written(tools: Path, tmp_path: Path) -> None:
+def test_the_next_folder_is_used_if_the_first_cannot_be_written(tools: Path, tmp_path: Path) -> None:
     tool(tools, "go", FAKE_GO)
     (tmp_path / "file").touch()
     roots = [tmp_path / "file" / "below", tmp_path / "root"]
@@ -111,7 +111,7 @@ def test_the_next_folder_is_taken_when_the_first_cannot_be_written(tools: Path, 
         build(print, roots[:1])
 
 
-def test_prepare_builds_once_and_says_so(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_prepare_builds_once_and_reports_it(tools: Path, capsys: pytest.CaptureFixture[str]) -> None:
     tool(tools, "go", FAKE_GO.replace("echo made", "printf '#!/bin/sh\\necho etcd Version: 3.6.16\\n'"))
     assert command.prepare() == 0
     assert "was built into" in capsys.readouterr().out
@@ -120,7 +120,7 @@ def test_prepare_builds_once_and_says_so(tools: Path, capsys: pytest.CaptureFixt
     assert calls(tools) == 1
 
 
-def test_prepare_warns_and_goes_on_with_the_wheel_when_nothing_builds(
+def test_prepare_warns_and_uses_the_wheel_if_no_toolchain_builds(
     tools: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     tool(tools, "go", BROKEN_GO)

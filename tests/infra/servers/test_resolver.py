@@ -1,4 +1,4 @@
-"""Which binary is chosen, with programs that only know how to say a version."""
+"""Tests which binary is chosen, with fake programs that only print a version."""
 
 import errno
 import importlib.util
@@ -32,7 +32,7 @@ def no_build(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.setattr("sys.prefix", str(tmp_path / "prefix"))
 
 
-def test_the_postgresql_18_on_path_is_taken_even_behind_a_15(tmp_path: Path) -> None:
+def test_a_postgresql_18_on_path_is_chosen_even_after_a_15(tmp_path: Path) -> None:
     postgres_install(tmp_path / "15", "15.18 (Debian)")
     wanted = postgres_install(tmp_path / "18", "18.1")
     server = resolve("postgres", search_path=[str(tmp_path / "15"), str(tmp_path / "18")])
@@ -41,14 +41,14 @@ def test_the_postgresql_18_on_path_is_taken_even_behind_a_15(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("version", ["17.6", "19.0"])
-def test_another_postgresql_is_passed_over_for_the_wheel_and_named(tmp_path: Path, version: str) -> None:
+def test_the_wheel_is_chosen_over_another_postgresql_which_is_named(tmp_path: Path, version: str) -> None:
     postgres_install(tmp_path, version)
     server = resolve("postgres", search_path=[str(tmp_path)])
     assert server.source == "wheel"
     assert version in server.why
 
 
-def test_a_postgresql_18_without_its_programs_does_not_suit(tmp_path: Path) -> None:
+def test_a_postgresql_18_without_its_programs_is_refused(tmp_path: Path) -> None:
     program(tmp_path, "postgres", "postgres (PostgreSQL) 18.1")
     assert resolve("postgres", search_path=[str(tmp_path)]).source == "wheel"
 
@@ -62,15 +62,13 @@ def test_a_postgresql_18_without_its_programs_does_not_suit(tmp_path: Path) -> N
         ("envoy", "envoy", "envoy  version: 9e55/1.40.1/Clean/RELEASE/BoringSSL"),
     ],
 )
-def test_a_new_enough_server_on_path_wins(tmp_path: Path, name: str, executable: str, answer: str) -> None:
+def test_a_suitable_server_on_path_is_chosen(tmp_path: Path, name: str, executable: str, answer: str) -> None:
     wanted = program(tmp_path, executable, answer)
     server = resolve(name, search_path=[str(tmp_path)])  # pyright: ignore[reportArgumentType] - names above
     assert (server.path, server.source, server.warning) == (wanted, "path", None)
 
 
-def test_a_folder_on_path_that_cannot_be_entered_is_passed_over(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_folder_on_path_that_cannot_be_entered_is_skipped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     program(tmp_path / "closed", "etcd", "etcd Version: 3.6.16")
     program(tmp_path / "open", "etcd", "etcd Version: 3.6.15")
     ask = os.stat
@@ -85,13 +83,13 @@ def test_a_folder_on_path_that_cannot_be_entered_is_passed_over(
     assert (server.path, server.version) == (tmp_path / "open" / "etcd", "3.6.15")
 
 
-def test_launchers_of_wheels_are_no_servers(tmp_path: Path) -> None:
+def test_launcher_scripts_of_wheels_are_skipped(tmp_path: Path) -> None:
     program(tmp_path, "envoy", "envoy  version: 9e55/1.40.0/Clean", interpreter="/usr/bin/env python3")
     scripts = sysconfig.get_path("scripts")
     assert resolve("envoy", search_path=[scripts, str(tmp_path), "relative"]).source == "wheel"
 
 
-def test_a_program_that_says_no_version_does_not_suit(tmp_path: Path) -> None:
+def test_a_program_without_a_version_is_refused(tmp_path: Path) -> None:
     program(tmp_path, "redis-server", "hello")
     server = resolve("redis", search_path=[str(tmp_path)])
     assert server.source == "wheel"
@@ -109,7 +107,7 @@ def test_the_old_etcd_of_the_wheel_is_the_last_resort_with_flags_and_a_warning(t
 
 @pytest.mark.parametrize("name", SERVER_NAMES)
 @pytest.mark.usefixtures("no_build")
-def test_a_missing_server_is_one_line_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+def test_a_missing_server_is_an_error_that_says_what_to_do(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
     def no_package(_name: str) -> None:
         return None
 
@@ -121,5 +119,5 @@ def test_a_missing_server_is_one_line_that_says_what_to_do(monkeypatch: pytest.M
     assert "\n" not in message
 
 
-def test_all_servers_are_there_after_setup() -> None:
+def test_all_servers_are_found_after_setup() -> None:
     assert set(resolve_all()) == set(SERVER_NAMES)

@@ -1,4 +1,4 @@
-"""What the account that PostgreSQL runs as can reach, asked of the real kernel; all of it needs root."""
+"""Tests which folders PostgreSQL's account can reach, with real accounts; all tests need root."""
 
 import json
 import os
@@ -31,7 +31,7 @@ def account() -> Account:
 
 @pytest.fixture
 def place() -> Generator[Path]:
-    """A folder that everybody can enter, with a `home` in it that only root can."""
+    """A folder that every account can enter, with a folder `home` that only root can enter."""
     with child_processes.folder() as path:
         path.chmod(0o755)
         (path / "home").mkdir(mode=0o700)
@@ -56,15 +56,13 @@ def test_a_folder_below_a_closed_home_is_not_reachable(place: Path, account: Acc
     assert unprivileged.reachable(inside, None)
 
 
-def test_an_install_the_account_can_run_stays_where_it_is(account: Account, store: Path) -> None:
+def test_an_installation_that_the_account_can_run_is_not_copied(account: Account, store: Path) -> None:
     bin_dir = unprivileged.reachable_install(resolve("postgres").bin_dir, account)
     assert unprivileged.reachable_install(bin_dir, account, stores=[store]) == bin_dir
     assert not store.exists()
 
 
-def test_an_install_in_a_closed_home_is_copied_once_and_initialises_and_serves(
-    place: Path, store: Path, account: Account
-) -> None:
+def test_an_installation_in_a_closed_home_is_copied_once_and_works(place: Path, store: Path, account: Account) -> None:
     bin_dir = install_in_closed_home(place)
     copied = unprivileged.reachable_install(bin_dir, account, stores=[store])
     made_at = copied.stat().st_ctime_ns
@@ -87,7 +85,7 @@ def test_an_install_in_a_closed_home_is_copied_once_and_initialises_and_serves(
 
 
 def install_in_closed_home(place: Path) -> Path:
-    """Copy the wheel's install as a virtual environment in a closed home would hold it."""
+    """Copy the wheel's installation into a closed home, as a virtual environment there would have it."""
     install = resolve("postgres").bin_dir.parent
     site_packages = place / "home" / "venv" / "site-packages"
     shutil.copytree(install, site_packages / install.parent.name / install.name)
@@ -98,16 +96,14 @@ def install_in_closed_home(place: Path) -> Path:
     return site_packages / install.parent.name / install.name / "bin"
 
 
-def test_data_stays_in_place_where_the_account_can_enter(place: Path, store: Path, account: Account) -> None:
+def test_data_stays_in_place_if_the_account_can_enter(place: Path, store: Path, account: Account) -> None:
     path = place / "deployment" / "ledger"
     assert unprivileged.reachable_folder(path, account, stores=[store]) == path
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (account.uid, 0o700)
     assert not store.exists()
 
 
-def test_data_below_a_closed_home_goes_to_the_store_and_is_found_again(
-    place: Path, store: Path, account: Account
-) -> None:
+def test_data_below_a_closed_home_is_kept_in_the_store(place: Path, store: Path, account: Account) -> None:
     path = place / "home" / "deployment" / "ledger"
     folder = unprivileged.reachable_folder(path, account, stores=[store])
     (folder / "PG_VERSION").write_text("18")
@@ -127,7 +123,7 @@ def test_two_deployments_never_share_a_folder(place: Path, store: Path, account:
         unprivileged.reachable_folder(place / "home" / "copy" / "ledger", account, stores=[store])
 
 
-def test_data_that_became_unreachable_is_refused_not_replaced(place: Path, store: Path, account: Account) -> None:
+def test_data_that_became_unreachable_is_refused_and_kept(place: Path, store: Path, account: Account) -> None:
     path = place / "home" / "deployment" / "ledger"
     path.mkdir(parents=True)
     (path / "PG_VERSION").write_text("18")
@@ -144,7 +140,7 @@ def test_data_of_another_user_is_refused(place: Path, account: Account) -> None:
         unprivileged.reachable_folder(path, account)
 
 
-def test_prune_removes_only_what_no_deployment_links_to(place: Path, store: Path, account: Account) -> None:
+def test_prune_removes_only_data_that_no_deployment_links_to(place: Path, store: Path, account: Account) -> None:
     kept = unprivileged.reachable_folder(place / "home" / "kept" / "ledger", account, stores=[store])
     gone = unprivileged.reachable_folder(place / "home" / "gone" / "ledger", account, stores=[store])
     shutil.rmtree(place / "home" / "gone")
@@ -168,7 +164,7 @@ def test_prune_keeps_data_a_server_runs_in_and_data_of_an_unmounted_file_system(
     assert away.is_dir()
 
 
-def test_a_store_prepared_by_somebody_else_is_refused(place: Path, store: Path, account: Account) -> None:
+def test_a_store_prepared_by_another_account_is_refused(place: Path, store: Path, account: Account) -> None:
     store.mkdir()
     os.chown(store, account.uid, account.gid)
     (place / "link").symlink_to(place / "home")

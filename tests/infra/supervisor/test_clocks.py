@@ -1,4 +1,4 @@
-"""The regions' own wall clocks: how they are set, who goes by them, and what is said where there are none."""
+"""Tests the regions' shiftable wall clocks: setting them, the processes that use them, and the errors without them."""
 
 import os
 import subprocess
@@ -34,26 +34,26 @@ def is_installed() -> bool:
 needs_libfaketime = pytest.mark.skipif(not is_installed(), reason="libfaketime is not installed")
 
 
-def test_where_the_library_is_missing_one_line_says_what_to_install(tmp_path: Path) -> None:
+def test_a_missing_library_is_an_error_that_names_the_package(tmp_path: Path) -> None:
     with pytest.raises(ClocksMissing, match=r"^wall clocks cannot be shifted: .* install the package libfaketime$"):
         find_library([tmp_path])
 
 
-def test_the_library_is_found_where_systems_put_it(tmp_path: Path) -> None:
+def test_the_library_is_found_in_the_folders_of_each_system(tmp_path: Path) -> None:
     path = tmp_path / "x86_64-linux-gnu" / "faketime" / "libfaketime.so.1"
     path.parent.mkdir(parents=True)
     path.touch()
     assert find_library([tmp_path]) == path
 
 
-def test_a_deployment_that_was_started_without_has_none(tmp_path: Path) -> None:
+def test_a_deployment_started_without_clocks_cannot_shift_them(tmp_path: Path) -> None:
     layout = Layout(data=tmp_path)
     assert not have_clocks(layout)
     assert clock_environment(layout, "east") == {}
 
 
 @needs_libfaketime
-def test_a_process_goes_by_the_clock_of_its_region(tmp_path: Path) -> None:
+def test_a_process_uses_the_clock_of_its_region(tmp_path: Path) -> None:
     layout = made(tmp_path)
     set_clock(layout, "east", 3600)
     program = [sys.executable, "-c", "import time; print(time.time(), time.monotonic(), time.clock_gettime(7))"]
@@ -64,13 +64,13 @@ def test_a_process_goes_by_the_clock_of_its_region(tmp_path: Path) -> None:
         )
         wall, monotonic, boot = (float(text) for text in done.stdout.split())
         assert wall - before[0] == pytest.approx(off, abs=60)
-        # Rule 16: deadlines go by these.
+        # Deadlines use the monotonic clocks (rule 16), so these must not be shifted.
         assert monotonic - before[1] == pytest.approx(0, abs=60)
         assert boot - before[2] == pytest.approx(0, abs=60)
 
 
 @needs_libfaketime
-def test_postgres_goes_by_it_and_its_other_programs_are_as_they_were(tmp_path: Path) -> None:
+def test_only_postgres_is_wrapped_to_use_the_clock_of_its_region(tmp_path: Path) -> None:
     layout = made(tmp_path)
     set_clock(layout, "south", -3600)
     programs = clocked_programs(layout, "south")
@@ -80,7 +80,7 @@ def test_postgres_goes_by_it_and_its_other_programs_are_as_they_were(tmp_path: P
 
 
 def made(tmp_path: Path) -> Layout:
-    """Clocks for three regions; the part of PostgreSQL is played by `date`."""
+    """Make clocks for three regions, with `date` in place of PostgreSQL."""
     programs = tmp_path / "bin"
     programs.mkdir()
     (programs / "postgres").write_text('#!/bin/sh\nexec date "$@"\n')
@@ -93,9 +93,9 @@ def made(tmp_path: Path) -> Layout:
 
 
 @needs_libfaketime
-def test_a_process_that_runs_goes_by_a_new_time_soon(tmp_path: Path) -> None:
+def test_a_running_process_uses_a_changed_clock_after_the_cache_time(tmp_path: Path) -> None:
     layout = made(tmp_path)
-    # It does not sleep: some sleeps go by libfaketime too.
+    # The program does not sleep, because libfaketime changes some sleeps too.
     program = """
 import time
 began = time.time() - time.monotonic()

@@ -1,4 +1,4 @@
-"""The guardian ends what a dead supervisor left, and leaves a living one's processes alone."""
+"""Tests that the guardian ends the processes of a dead supervisor, and none of a running one."""
 
 import contextlib
 import os
@@ -54,7 +54,7 @@ def close_pipe(guardian: "subprocess.Popen[bytes]") -> None:
 
 def has_open(pid: int, path: Path) -> bool:
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        with contextlib.suppress(FileNotFoundError):  # It closes others meanwhile.
+        with contextlib.suppress(FileNotFoundError):  # The guardian closes other files meanwhile.
             if entry.readlink() == path:
                 return True
     return False
@@ -69,7 +69,7 @@ def until_it_asks_for(layout: Layout, guardian: "subprocess.Popen[bytes]") -> No
         time.sleep(0.01)
 
 
-def test_a_lock_that_outlives_the_pipe_for_a_moment_is_waited_for(
+def test_a_guardian_waits_for_the_lock_of_a_dying_supervisor(
     layout: Layout, orphan: "subprocess.Popen[bytes]", guardian: "subprocess.Popen[bytes]"
 ) -> None:
     with owned_lock(layout, SUPERVISOR):
@@ -80,7 +80,7 @@ def test_a_lock_that_outlives_the_pipe_for_a_moment_is_waited_for(
     assert orphan.wait(WAIT_S) != 0
 
 
-def test_a_supervisor_that_says_goodbye_leaves_nothing_to_do(
+def test_a_guardian_ends_nothing_after_a_normal_stop(
     orphan: "subprocess.Popen[bytes]", guardian: "subprocess.Popen[bytes]"
 ) -> None:
     guardian.communicate(b"!", timeout=WAIT_S)

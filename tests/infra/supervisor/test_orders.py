@@ -1,4 +1,4 @@
-"""Which agent is asked for an order, and how a region that leads is drained, with agents that only play along."""
+"""Tests which agent gets an order, and how the leader region is drained, with fake agents."""
 
 import json
 from dataclasses import dataclass, field
@@ -23,14 +23,14 @@ CAFE = "cafe"
 
 @dataclass
 class Agents:
-    """Agents that carry out what they are told, but for what they refuse.
+    """Fake agents that carry out every order except those that they refuse.
 
     Attributes:
-        refused: What is refused with which reason, by kind and region; the list is used up.
-        asked: Whose status was asked for, one agent at a time.
-        looks: How often that of everything was.
-        settles: After how many questions a switch has ended.
-        stays: Whether the leader stays what it is.
+        refused: The reasons of the next refusals, by kind and region; each is used once.
+        asked: The regions whose agent was asked for its own status.
+        looks: How often the status of the deployment was read.
+        settles: After how many status requests a switchover has ended.
+        stays: Whether the leader stays the same.
     """
 
     context: DeploymentContext
@@ -84,14 +84,14 @@ def context(tmp_path: Path) -> DeploymentContext:
     )
 
 
-async def test_a_leader_that_is_drained_hands_on_to_the_first_that_can_lead(context: DeploymentContext) -> None:
+async def test_a_drain_of_the_leader_switches_over_to_the_first_voter_that_can_lead(context: DeploymentContext) -> None:
     agents = Agents(context, refused={("switch", WEST): ["eu-west lags behind, or does not stream"]})
     cell = await agents.give("drain", EAST)
     assert (cell["leader"], cell["drained"]) == (SOUTH, [EAST])
     assert agents.given == [(EAST, "drain", EAST), (EAST, "switch", WEST), (EAST, "switch", SOUTH)]
 
 
-async def test_while_a_switch_goes_on_only_the_agent_of_its_target_is_asked(context: DeploymentContext) -> None:
+async def test_during_a_switchover_only_the_agent_of_its_target_is_polled(context: DeploymentContext) -> None:
     agents = Agents(context, settles=3)
     cell = await agents.give("switch", WEST)
     assert (cell["leader"], cell["phase"]) == (WEST, "serving")
@@ -99,7 +99,7 @@ async def test_while_a_switch_goes_on_only_the_agent_of_its_target_is_asked(cont
     assert agents.looks == 2, "who leads before, and what is the case after it"
 
 
-async def test_a_switch_that_ends_elsewhere_says_so(
+async def test_a_switchover_that_ends_at_another_region_is_refused_with_its_reason(
     context: DeploymentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orders, "SETTLED_S_MAX", 0.0)
@@ -108,19 +108,19 @@ async def test_a_switch_that_ends_elsewhere_says_so(
         await agents.give("switch", WEST)
 
 
-async def test_a_follower_that_is_drained_moves_nothing(context: DeploymentContext) -> None:
+async def test_a_drain_of_a_follower_does_not_move_the_leadership(context: DeploymentContext) -> None:
     agents = Agents(context)
     await agents.give("drain", WEST)
     assert agents.given == [(EAST, "drain", WEST)]
 
 
-async def test_handing_on_is_tried_again_until_a_standby_is_close(context: DeploymentContext) -> None:
+async def test_a_drain_retries_the_switchover_until_a_standby_is_close(context: DeploymentContext) -> None:
     lags = "it lags behind, or does not stream"
     agents = Agents(context, refused={("switch", WEST): [lags, lags], ("switch", SOUTH): [lags, lags]})
     assert (await agents.give("drain", EAST))["leader"] == WEST
 
 
-async def test_a_drain_that_nobody_can_take_over_says_why(
+async def test_a_drain_is_refused_with_the_reason_if_no_voter_can_take_over(
     context: DeploymentContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(orders, "HANDED_OVER_S_MAX", 0.0)
@@ -129,14 +129,14 @@ async def test_a_drain_that_nobody_can_take_over_says_why(
         await agents.give("drain", EAST)
 
 
-async def test_the_last_that_may_lead_is_not_drained_while_it_leads(context: DeploymentContext) -> None:
+async def test_the_last_undrained_voter_is_not_drained_while_it_leads(context: DeploymentContext) -> None:
     agents = Agents(context, drained=[WEST, SOUTH])
     with pytest.raises(OrderRefused, match="undrain one first"):
         await agents.give("drain", EAST)
     assert agents.given == []
 
 
-async def test_a_drain_is_taken_by_any_agent_and_a_change_of_voters_by_the_leader_only(
+async def test_any_agent_accepts_a_drain_and_only_the_leader_a_change_of_voters(
     context: DeploymentContext,
 ) -> None:
     agents = Agents(context, silent=(EAST,))
@@ -149,7 +149,7 @@ async def test_a_drain_is_taken_by_any_agent_and_a_change_of_voters_by_the_leade
 
 @pytest.mark.parametrize("kind", ["switch", "drain", "undrain", "add", "remove"])
 @pytest.mark.parametrize(("region", "says"), [("mars", "unknown region"), (CAFE, "cafe only reads")])
-async def test_a_region_that_can_hold_no_ledger_is_wrong_input(
+async def test_an_order_for_a_view_only_region_is_an_unknown_target(
     context: DeploymentContext, kind: str, region: str, says: str
 ) -> None:
     supervisor = Supervisor(context, {})

@@ -66,13 +66,13 @@ def test_impossible_options_are_refused_with_a_reason(options: dict[str, Any], s
         make_plan(**asked)
 
 
-def test_a_taken_port_is_named_with_its_owner() -> None:
+def test_a_used_port_is_reported_with_its_owner() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
         port = taken.getsockname()[1]
         with pytest.raises(PortTaken, match=f"port {port} is taken by process"):
-            # The first of the block: one before it may be taken by anybody.
+            # The first port of the block, because another program may use the port before it.
             check_ports(plan_of(port_base=port))
 
 
@@ -90,7 +90,7 @@ def test_a_plan_is_read_as_it_was_written(tmp_path: Path) -> None:
     assert load_plan(path) == plan
 
 
-def test_no_file_is_no_plan(tmp_path: Path) -> None:
+def test_a_missing_plan_file_is_none(tmp_path: Path) -> None:
     assert load_plan(tmp_path / "deployment.json") is None
 
 

@@ -1,4 +1,4 @@
-"""One supervised process, with real child processes."""
+"""Tests one supervised process, with real child processes."""
 
 import asyncio
 import signal
@@ -69,7 +69,7 @@ async def test_a_stopped_process_stays_stopped(tmp_path: Path) -> None:
     assert managed.restarts == 0
 
 
-async def test_a_process_that_ignores_the_signal_is_killed_after_its_time(tmp_path: Path) -> None:
+async def test_a_process_that_ignores_the_stop_signal_is_killed_after_its_timeout(tmp_path: Path) -> None:
     managed = ManagedProcess(spec=spec(tmp_path, STUBBORN, stop_timeout_s=0.2), on_change=lambda: None)
     task = await started(managed)
     process = psutil.Process(managed.pid)
@@ -87,7 +87,7 @@ async def test_a_paused_process_can_be_stopped(tmp_path: Path) -> None:
     assert managed.pid is None
 
 
-async def test_a_killed_process_takes_its_descendants_along(tmp_path: Path) -> None:
+async def test_a_killed_process_is_killed_with_its_descendants(tmp_path: Path) -> None:
     code = "import subprocess, sys\nsubprocess.Popen([sys.executable, '-c', 'import time; time.sleep(60)'])\n" + RUNS
     managed = ManagedProcess(spec=spec(tmp_path, code), on_change=lambda: None)
     task = await started(managed)
@@ -100,17 +100,17 @@ async def test_a_killed_process_takes_its_descendants_along(tmp_path: Path) -> N
     assert alive == []
 
 
-async def test_a_missing_program_is_one_clear_error(tmp_path: Path) -> None:
+async def test_a_missing_program_fails_the_start_with_a_reason(tmp_path: Path) -> None:
     managed = ManagedProcess(spec=spec(tmp_path, RUNS, argv=("/nowhere/server",)), on_change=lambda: None)
     with pytest.raises(StartFailed, match=r"us-east/sample cannot be started.*nowhere"):
         await managed.run([])
 
 
-async def test_a_process_waits_for_what_it_needs(tmp_path: Path) -> None:
+async def test_a_process_starts_after_the_processes_that_it_needs(tmp_path: Path) -> None:
     needed = ManagedProcess(spec=spec(tmp_path, RUNS, process="needed"), on_change=lambda: None)
     managed = ManagedProcess(spec=spec(tmp_path, RUNS), on_change=lambda: None)
     task = asyncio.create_task(managed.run([needed]))
-    # Another one, which needs nothing and is asked for later, is there before it.
+    # A process that needs no other and is started later is ready first.
     other = ManagedProcess(spec=spec(tmp_path, RUNS, process="other"), on_change=lambda: None)
     others = await started(other)
     assert managed.pid is None

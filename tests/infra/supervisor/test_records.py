@@ -1,4 +1,4 @@
-"""Orphans are found by identity and ended exactly."""
+"""Tests that the processes of a deployment are found by their identity, and that no others are ended."""
 
 import os
 import subprocess
@@ -75,7 +75,7 @@ def test_a_recorded_process_is_found_without_its_environment(layout: Layout, sle
     assert [name for name, _ in living(layout, "aaa", REGIONS)] == ["us-east/redis"]
 
 
-def test_a_pid_that_was_used_again_is_left_alone(layout: Layout, sleeper: Sleeper) -> None:
+def test_a_process_with_a_reused_pid_is_not_ended(layout: Layout, sleeper: Sleeper) -> None:
     process = sleeper()
     born = birth_of(os.getpid())
     assert born is not None
@@ -85,7 +85,7 @@ def test_a_pid_that_was_used_again_is_left_alone(layout: Layout, sleeper: Sleepe
     assert process.poll() is None
 
 
-def test_a_stale_postmaster_file_names_nobody(layout: Layout, sleeper: Sleeper) -> None:
+def test_a_stale_postmaster_file_names_no_process(layout: Layout, sleeper: Sleeper) -> None:
     process = sleeper()
     pid_file = layout.postmaster_pid("us-east", "ledger")
     pid_file.parent.mkdir()
@@ -93,7 +93,7 @@ def test_a_stale_postmaster_file_names_nobody(layout: Layout, sleeper: Sleeper) 
     assert postmaster(pid_file) is None, "the process lives, but it is not a postgres of this folder"
 
 
-def test_what_works_in_the_folder_of_a_ledger_is_found_without_any_file(layout: Layout, sleeper: Sleeper) -> None:
+def test_a_process_in_the_folder_of_a_ledger_is_found_without_any_file(layout: Layout, sleeper: Sleeper) -> None:
     folder = layout.postmaster_pid("us-east", "ledger").parent
     folder.mkdir()
     process = sleeper(cwd=folder)
@@ -101,7 +101,7 @@ def test_what_works_in_the_folder_of_a_ledger_is_found_without_any_file(layout: 
     assert process.poll() is not None
 
 
-def test_half_a_record_file_is_no_record(layout: Layout) -> None:
+def test_an_incomplete_record_file_has_no_records(layout: Layout) -> None:
     layout.records.write_bytes(b'[{"name": "us-')
     assert read_records(layout.records) == []
 
@@ -125,7 +125,7 @@ def test_family_lists_each_living_descendant_once(sleeper: Sleeper) -> None:
 def test_family_finds_a_child_with_a_reused_pid(sleeper: Sleeper, monkeypatch: pytest.MonkeyPatch) -> None:
     child = psutil.Process(sleeper().pid)
     assert child in family(psutil.Process())
-    # psutil keeps what it has seen between two passes.
+    # psutil caches processes between two passes.
     known: dict[int, psutil.Process] = vars(psutil)["_pmap"]
     if child.pid in known:
         monkeypatch.setattr(known[child.pid], "_ident", (child.pid, 1.0))

@@ -1,4 +1,4 @@
-"""What `palaver status` makes of what agents answer."""
+"""Tests the status document and its text, made from the answers of agents and relay."""
 
 from dataclasses import replace
 from typing import Any
@@ -60,7 +60,7 @@ def test_cuts_and_delays_are_printed_and_a_killed_region_is_one_line(capsys: pyt
     ]
 
 
-async def test_only_faults_that_the_plan_does_not_have_are_in_force() -> None:
+async def test_faults_in_force_are_those_that_differ_from_the_plan() -> None:
     plan = replace(PLAN, rtt_ms=80.0)
     usual = {"source": "us-east", "target": "eu-west", "delay_ms": 40.0, "jitter_ms": 0.0, "loss": 0.0, "cut": False}
     cut = usual | {"target": "ap-south", "cut": True}
@@ -78,7 +78,7 @@ async def test_only_faults_that_the_plan_does_not_have_are_in_force() -> None:
         assert await ask_faults(client, plan, "wrong") is None
 
 
-def test_addresses_and_scrape_targets_of_a_view_only_region_leave_out_what_only_voters_have() -> None:
+def test_a_view_only_region_has_no_addresses_and_scrape_targets_of_voter_processes() -> None:
     plan = replace(PLAN, view_regions=("sa-east",))
     addresses = region_addresses(plan, "sa-east")
     assert addresses.keys() & {"etcd", "ledger", "write_api", "write_api_internal", "socks"} == set()

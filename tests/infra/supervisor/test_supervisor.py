@@ -1,4 +1,4 @@
-"""What a supervisor does with a region while something else is going on, with sleeping processes."""
+"""Tests kills, restarts and stops of a region while its processes start or stop, with small sample programs."""
 
 import asyncio
 import sys
@@ -68,7 +68,7 @@ def sample(
 
 async def until(condition: Callable[[], object]) -> None:
     async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - what is waited for are other processes
+        while not condition():  # noqa: ASYNC110 - a state of other processes
             await asyncio.sleep(0.01)
 
 
@@ -115,7 +115,7 @@ async def started(supervisor: Supervisor, name: str) -> psutil.Process:
 
 
 async def listens(supervisor: Supervisor, name: str) -> None:
-    """Wait until a process says that it will not just die of a signal."""
+    """Wait until a process reports that it has installed its signal handlers."""
     log = supervisor.processes[name].spec.log
     await until(lambda: "listens to signals" in log.read_text())
 
@@ -150,7 +150,7 @@ async def test_a_stop_during_a_restart_leaves_nothing_running(tmp_path: Path, mo
     assert supervisor.region_states[EAST] == "stopped"
 
 
-async def test_a_killed_region_takes_along_what_its_agent_had_just_started(
+async def test_a_killed_region_is_killed_with_a_postgres_that_its_agent_has_just_started(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     folder = tmp_path / "data" / "regions" / EAST / "ledger"
@@ -163,7 +163,7 @@ async def test_a_killed_region_takes_along_what_its_agent_had_just_started(
         agent = await started(supervisor, f"{EAST}/region_agent")
         await until(agent.children)
         (ledger,) = agent.children()
-        # Nothing names it: it has no pid file, and its parent is gone before anybody looked.
+        # No record leads to this PostgreSQL: it has no pid file, and its parent ends before the supervisor looks.
         agent.kill()
         await supervisor.kill(EAST, None)
         _, alive = psutil.wait_procs([ledger], timeout=PATIENCE_S)
@@ -172,7 +172,7 @@ async def test_a_killed_region_takes_along_what_its_agent_had_just_started(
 
 async def test_a_paused_region_stops_in_order(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     def specs(context: DeploymentContext, region: str) -> list[ProcessSpec]:
-        # Nobody kills it: what does not end by itself does not end.
+        # With this timeout the supervisor never kills it: the stop succeeds only if the process ends by itself.
         return [sample(context, region, "region_agent", ENDS_AFTER_ITS_CHILD, stop_timeout_s=3600.0)]
 
     async with supervised(tmp_path, monkeypatch, specs) as supervisor:
@@ -183,7 +183,7 @@ async def test_a_paused_region_stops_in_order(tmp_path: Path, monkeypatch: pytes
         await within(PATIENCE_S, supervisor.restart_region(EAST))
 
 
-async def test_a_start_that_fails_later_is_tried_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_restart_that_fails_is_retried(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     failures = iter([None, OSError(28, "No space left on device"), None])
 
     async def prepare() -> None:
