@@ -1,1 +1,1 @@
-"""The region agent as a process: settings, what it shows of itself, and its composition root."""
+"""The process of the region agent: settings, status, metrics, the internal port, and its composition root."""

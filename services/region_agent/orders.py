@@ -1,6 +1,6 @@
-"""Takes an operator's orders on the internal port, from whoever has the secret of the agents.
+"""Handles operators' orders on the internal port, authorised by the agents' secret.
 
-Decides what a well-formed order is. Whether it can be carried out is the failover core's to say.
+Decides which orders are well-formed. The failover core decides whether an order can be executed.
 """
 
 import hmac

@@ -1,6 +1,6 @@
-"""What the write API of the own region tells and asks the agent, on the internal port, with the secret of the agents.
+"""Handles reports and queries of the region's write API on the internal port, authorised by the agents' secret.
 
-Decides what a well-formed report is. What follows from one is the failover core's to say.
+Decides which reports are well-formed. The failover core decides what follows from a report.
 """
 
 import asyncio

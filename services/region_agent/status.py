@@ -1,4 +1,4 @@
-"""What the agent shows of itself: readiness, /status and metrics, from what it already holds."""
+"""Reports the agent's readiness, /status and metrics from the state that it already has."""
 
 from collections import Counter
 from collections.abc import Iterator

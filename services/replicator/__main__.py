@@ -1,7 +1,7 @@
 """The process `python -m services.replicator`: settings, tasks, signals.
 
-Decides the order in which things begin and end. A task that fails ends the process, and whoever supervises
-it starts it again: nothing here is worth saving that the view's checkpoint does not have.
+Decides the order in which tasks start and stop. A task that fails ends the process, and the supervisor starts it
+again: the view's checkpoint is the only state that a new process needs.
 """
 
 import asyncio

@@ -1,13 +1,12 @@
-"""After the commit: tells the page cache and the readers which threads moved and how far the view is.
+"""Invalidates cached pages after each commit of the view, and publishes the view's position.
 
-Decides when single invalidations no longer suffice and everything kept must go. Refuses to hold up apply:
-it takes notes and works by itself. **Who hears a position on the channel has heard of every thread that
-moved up to it, or has been told to drop everything; a Redis that is away costs a new generation, never a
-stale page once it is back.**
+Decides when a new generation, which voids all cached pages, replaces single invalidations. Never delays apply: it
+queues its input and works in its own task. **A subscriber that receives a position has received every invalidation up
+to it, or a new generation. After an outage of Redis a new generation begins, so no stale page is served.**
 
-Apply may lose what a committed batch moved: the reply of the view does not arrive, or the process ends before it
-takes a note. Each time apply reads its checkpoint it therefore calls `void`, and nothing is announced until
-everything kept is void. Apply reads the checkpoint under its lock, so nobody commits between the two.
+Apply may lose the list of threads that a committed batch changed: the reply of the view does not arrive, or the process
+ends before `note`. Apply therefore calls `void` each time it reads its checkpoint, and nothing is announced until a new
+generation has voided all pages. Apply reads the checkpoint under its lock, so no other process commits in between.
 """
 
 import asyncio
@@ -58,7 +57,7 @@ class CacheInvalidator:
     Attributes:
         invalidations: Threads that were invalidated by name, for metrics.
         flushes: Generations that were begun, for metrics.
-        trouble: Why the cache cannot be told, one sentence; None while it can.
+        trouble: Why Redis cannot be reached, one sentence; None while it can.
     """
 
     def __init__(self, *, cell: CellId, redis_url: str) -> None:

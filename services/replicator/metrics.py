@@ -1,6 +1,6 @@
-"""What the replicator shows to Prometheus, read from its parts when somebody scrapes.
+"""Exports the metrics of the replicator to Prometheus; reads its parts at each scrape.
 
-Decides names and labels. Refuses to count: the parts count for themselves, as plain integers.
+Decides names and labels. The parts count for themselves, as plain integers.
 """
 
 from collections.abc import Iterator

@@ -1,7 +1,6 @@
-"""The parts of a replicator put together, and what they say about themselves.
+"""Holds the parts of a replicator, and reports their state.
 
-Decides which part gets which setting, and what /status and /readyz say. Refuses to open anything: that
-begins when the tasks in `__main__` run.
+Decides what /status and /readyz report. Opens nothing; the tasks in `__main__` do. `__main__` also builds the parts.
 """
 
 import time

@@ -1,8 +1,8 @@
-"""What the ledger's rows become in the view: sites, threads with counts, comments with replies counted.
+"""Writes the ledger's row changes to the view: sites, threads with counts, comments with reply counts.
 
-Decides which tables are read, which image of a row wins (the highest version) and how counters follow.
-Refuses to know transactions and caches, and passes the checkpoint's move on unread. **Projecting the same changes
-again moves nothing: counters move only with a row that moved, by what the merge of that row says
+Decides which tables are used, which image of a row wins (the highest version), and how counters change. Does not know
+transactions and caches, and passes the checkpoint's move on unread. **Projecting the same changes again changes
+nothing: a counter changes only together with a row, by the difference that the merge of that row returns
 (PostgreSQL 18's RETURNING old and new).**
 
 One statement a batch: it calls the view's function `project_rows`, or `project_and_advance`, which makes the

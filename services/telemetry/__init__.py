@@ -1,6 +1,5 @@
 """Logs, metrics, traces and the internal port, the same for every process.
 
-Knows HTTP and the three signals; refuses to know comments, databases or epochs (an epoch is a number that
-a provider hands over). Import from the modules: `logs`, `tracing`, `red`, `middleware`, `http_server`,
-`internal`.
+Knows HTTP and the three signals, but no comments, databases or epochs (a provider returns the epoch as a number).
+Import from the modules: `logs`, `tracing`, `red`, `middleware`, `http_server`, `internal`.
 """

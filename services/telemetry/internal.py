@@ -1,7 +1,7 @@
 """The internal port of a process: /metrics, /healthz, /readyz and /status.
 
-Decides that probes read the state a process already holds and never do work of their own, so they answer in
-the worst moment. It listens on loopback and is never routed at the edge.
+Decides that probes only read state that the process already has, so that they answer even if the process is
+overloaded or its servers are down. It listens on loopback, and the edge does not route to it.
 """
 
 import socket

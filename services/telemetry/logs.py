@@ -1,7 +1,6 @@
-"""JSON lines to one stream: what a process says about itself.
+"""Configures the log of a process: JSON lines on standard error (`regions/json_lines.py`), with epoch and trace id.
 
-Decides the shape of a line and that logging can never break what it reports on. Refuses to know files,
-rotation and shipping: the stream is standard error and whoever started the process keeps it.
+Does not know files, rotation and shipping; the supervisor of the process stores the stream.
 """
 
 import logging
@@ -24,7 +23,7 @@ def set_epoch_provider(provider: Callable[[], int | None]) -> None:
 
 
 def current_epoch() -> int | None:
-    """Return what the provider says, or None when it fails: a log line outlives its epoch source."""
+    """Return what the provider says, or None if it fails, because logging must not fail."""
     try:
         return _epoch_provider()
     except Exception:  # noqa: BLE001 - telemetry never raises

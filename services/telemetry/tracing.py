@@ -1,4 +1,4 @@
-"""Traces on the OpenTelemetry SDK: who is sampled, and how the context enters and leaves a process.
+"""Traces requests with the OpenTelemetry SDK: selects the sampled ones, and passes the context between processes.
 
 Decides sampling before the SDK is touched, because creating even a span that is not recorded costs more than
 the rest of a cached read: a request with a `traceparent` follows its parent's flag, a root draws against the

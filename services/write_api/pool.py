@@ -1,12 +1,13 @@
-"""Connections to the ledger, bounded, and the one question each write must answer: did it take place?
+"""A bounded pool of connections to the ledger. It determines whether each write took place, did not, or may have.
 
 Decides when an outcome is unknown (rules 7 and 9 of the failover protocol): after the CALL was sent, a broken
-connection, an expired wait or a cancelled synchronous commit says nothing about the commit. A CALL is never
-cancelled: cancelling a COMMIT that waits for its quorum makes a row visible that may be lost. When somebody else
-cancelled it, whoever drives the leader is told: its epoch must end (rule 7, ADR 0020). Refuses to know what is called.
+connection, a timeout or a cancelled quorum wait does not show whether the commit took place. The pool never cancels a
+CALL: if a COMMIT that waits for its quorum is cancelled, its rows become visible although they may be lost. If
+something else cancels a quorum wait, the pool reports the epoch, which must end (rule 7, ADR 0020). Does not know which
+procedures are called.
 
-It is no `asyncpg.Pool`, because that resets a connection with one more round trip on every release, cancels what
-it times out, and cannot keep the log listener through which a cancelled synchronous wait is noticed.
+This is not an `asyncpg.Pool`: that resets a connection with one more round trip on every release, cancels statements
+that time out, and cannot keep the log listener which detects a cancelled quorum wait.
 """
 
 import asyncio
@@ -22,12 +23,12 @@ from prometheus_client import Counter, Gauge
 
 from regions.identity import Epoch
 
-# How long a request waits for a free connection before it is told to come back.
+# How long a request waits for a free connection before it is refused.
 ACQUIRE_TIMEOUT_S: Final = 1.0
-# Requests that may wait for one connection each; beyond that a wait would outlast its timeout anyway.
+# Requests that may wait for each connection. Further requests would time out anyway.
 WAITERS_PER_CONNECTION: Final = 16
 CONNECT_TIMEOUT_S: Final = 1.0
-# What is kept open while nobody writes, and how often it is looked after, seconds.
+# Connections that stay open without writes, and the interval in seconds at which they are checked.
 WARM: Final = 4
 WARM_LOOK_S: Final = 1.0
 # A write waits this long for a row or key that another one holds; then it is rolled back for certain.
@@ -42,7 +43,7 @@ _FAILURES: Final = Counter("palaver_ledger_failures_total", "Calls without a kno
 _log = logging.getLogger("palaver.write_api.pool")
 
 _BROKEN: Final = (OSError, EOFError, pg.PostgresConnectionError, pg.InterfaceError, pg.InternalClientError)
-# Something that a statement of this process names is not there: the agents have not migrated the ledger yet.
+# An object that a statement names does not exist: the agents have not migrated the ledger yet.
 _OLD_SCHEMA: Final = (
     pg.UndefinedTableError,
     pg.UndefinedColumnError,
@@ -74,7 +75,7 @@ _ENDED: Final = "57P01"
 
 
 class LedgerError(Exception):
-    """The ledger did not do what was asked; the subclass says what is known."""
+    """A statement has no result; the subclass tells whether it may have written."""
 
 
 class LedgerUnavailable(LedgerError):
@@ -82,7 +83,7 @@ class LedgerUnavailable(LedgerError):
 
 
 class LedgerOverloaded(LedgerError):
-    """Nothing was written: no connection became free in time, although others did their work."""
+    """Nothing was written: no connection became free in time, although other writes ended."""
 
 
 class ClientGone(LedgerError):
@@ -90,18 +91,18 @@ class ClientGone(LedgerError):
 
 
 class LedgerStuck(LedgerError):
-    """Nothing was written: what runs does not end, or holds the row or key that this one needs."""
+    """Nothing was written: running statements do not end, or hold the row or key that this one needs."""
 
 
 class OutcomeUnknown(LedgerError):
-    """The call was sent and its result is not known. What it wrote, if anything, the client can find out."""
+    """The call was sent and its result is not known. The client can find out whether it wrote."""
 
 
 _Result = Sequence[asyncpg.Record] | LedgerError | asyncpg.PostgresError
 
 
 class _Session:
-    """One connection and whether its last call was warned about."""
+    """One connection, and whether PostgreSQL warned that the quorum wait of its last call was cancelled."""
 
     __slots__ = ("connection", "warned")
 
@@ -134,11 +135,11 @@ class LedgerPool:
         """Prepare.
 
         Args:
-            url: Of the ledger member of the own region.
-            size: Connections.
-            write_timeout_s: Until a call is given up as unknown; it goes on.
-            cut_short: Told the epoch of a call that came back before its quorum, in the event loop; must not block.
-            broken: Told when the ledger, or the way to it, ended a call; in the event loop; must not block.
+            url: The ledger member of the own region.
+            size: Maximum number of connections.
+            write_timeout_s: After this time the outcome of a call is unknown; the call continues.
+            cut_short: Called with the epoch of a cancelled quorum wait, in the event loop; must not block.
+            broken: Called when a broken connection or the ledger ended a call, in the event loop; must not block.
         """
         self._url = url
         self._cut_short = cut_short
@@ -234,7 +235,7 @@ class LedgerPool:
     async def _watched(
         self, session: _Session, statement: str, arguments: Sequence[object], epoch: Epoch | None
     ) -> _Result:
-        """Run the statement and tell when its wait was cut short, whether anybody still waits for it or not."""
+        """Run the statement; report a cancelled quorum wait even if the request no longer waits for the result."""
         session.warned = False
         try:
             result = await self._perform(session, statement, arguments)
@@ -305,7 +306,7 @@ class LedgerPool:
         return session
 
     async def _wait_for_free(self) -> _Session | None:
-        """Wait in line; return a connection, or None for the right to make one. Nobody overtakes."""
+        """Wait in the queue, first in first out; return a connection, or None for permission to open one."""
         if len(self._waiters) >= self._size * WAITERS_PER_CONNECTION:
             raise self._refused("too many requests wait for the ledger")
         turn: asyncio.Future[_Session | None] = asyncio.get_running_loop().create_future()
@@ -315,7 +316,7 @@ class LedgerPool:
                 return await turn
         except (TimeoutError, asyncio.CancelledError) as error:
             if turn.done() and not turn.cancelled():
-                self._pass_on(turn.result())  # it came at the very moment this request gave up
+                self._pass_on(turn.result())  # it was assigned at the moment of the timeout
             if isinstance(error, TimeoutError):
                 raise self._refused(f"no connection became free within {ACQUIRE_TIMEOUT_S} s") from None
             raise
@@ -373,7 +374,7 @@ class LedgerPool:
         self._pass_on(None)
 
     def _pass_on(self, session: _Session | None) -> None:
-        """Hand a connection, or the place of one that is gone, to the first in line."""
+        """Give a connection, or the permission to open one, to the first waiting request."""
         while self._waiters:
             turn = self._waiters.popleft()
             if not turn.done():

@@ -1,9 +1,9 @@
-"""Forgets Idempotency-Keys after a day of service, in small batches, from the leader only.
+"""Deletes Idempotency-Keys after a day of service time, in small batches, on the leader only.
 
-Decides what a key's age is: service time, which the leader adds up from its monotonic clock and the ledger keeps
-(`palaver.service_time`), so that no wall clock, right or wrong, forgets a key (ADR 0039). A step whose result is
-unknown is never added again, so keys can only live longer. A key carries the service time that was stored when it was
-made, which is up to one step behind; it is kept for a step more than the day.
+Decides how the age of a key is measured: in service time, which the leader adds up from its monotonic clock and stores
+in the ledger (`palaver.service_time`), so that a wrong wall clock deletes no key (ADR 0039). A step whose result is
+unknown is not added again, so keys can only live longer. A key has the service time that was stored when it was
+created, which is up to one step behind; keys are therefore kept for a day and one step.
 """
 
 import asyncio
@@ -37,7 +37,7 @@ _log = logging.getLogger("palaver.write_api.purge")
 
 
 def boot_time_s() -> float:
-    """Return seconds of a clock that nobody can set, and that goes on while the machine sleeps."""
+    """Return seconds of a clock that cannot be set, and that also runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 

@@ -1,8 +1,8 @@
-"""A site's secrets, derived from the deployment's: nothing that could be stolen from the ledger.
+"""Derives a site's secrets from the deployment's secret, so that the ledger does not store them.
 
-Decides the derivation: HMAC-SHA256 over purpose, site and generation. So an idempotent replay of the creation of
-a site can show the same secrets again, and a rotation is the next generation. The ledger keeps the SHA-256 of API
-keys only, the token secret nowhere. Source: RFC 5869 for the idea of one secret and many purposes.
+Decides the derivation: HMAC-SHA256 over purpose, site and generation. A replay of the creation of a site
+therefore returns the same secrets, and a rotation uses the next generation. The ledger stores only the SHA-256 of API
+keys, and no token secrets. Source: RFC 5869, for deriving secrets for several purposes from one secret.
 """
 
 import base64

@@ -1,10 +1,10 @@
-"""What a view must have before it may answer a strong read: the leader's word, asked for by the read APIs.
+"""Proves to the read APIs the position that a view must have before it answers a strong read.
 
 **A view that has the position has every write that was acknowledged before the question arrived, and the position is
 on a quorum.** The order is the proof (rules 7 and 10, ADR 0020): the agent verifies in etcd, by a read begun now, that
 this region leads; then the ledger is asked for its newest fence row, then for what it has flushed; then this waits
-until the quorum has that. Whoever takes over between two of these steps holds all that had been acknowledged before
-the first. No answer but a position is a proof: who asked says that its view is perhaps stale.
+until the quorum has that. A leader that takes over between two of these steps has every write that was acknowledged
+before the first. Only a position is a proof: without one, a read API answers the read as `eventual`.
 """
 
 import asyncio

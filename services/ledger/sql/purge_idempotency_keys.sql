@@ -1,5 +1,5 @@
--- Forgets the oldest keys that were made in (p, q] of service time, a batch at most.
--- $1 p, up to which none is left: the index is not walked over entries of keys that are gone  $2 q  $3 keys at most
+-- Deletes the oldest keys that were created in (p, q] of service time, at most one batch.
+-- $1 p: no older keys are left, so the scan skips index entries of deleted keys  $2 q  $3 keys at most
 DELETE FROM palaver.idempotency_keys AS k
 WHERE k.ctid = ANY (ARRAY(
     SELECT old.ctid FROM palaver.idempotency_keys AS old
