@@ -52,7 +52,7 @@ HEADERS: Final = {
     "traceparent": "The trace of the request (W3C Trace Context); answers of the edge have none.",
 }
 
-SAID_WITH_NOTHING: Final = ("Palaver-Position", "Palaver-Consistency")
+HEADERS_WITH_404: Final = ("Palaver-Position", "Palaver-Consistency")
 """Headers that a read has with a 404 as well: a view that is behind may not have the comment yet. Other problems of a
 read may have them."""
 
@@ -192,7 +192,7 @@ def _edge_problems(operation: Operation) -> tuple[str, ...]:
 def _said_with_nothing(operation: Operation) -> tuple[str, ...]:
     if operation.method != "GET":
         return ()
-    return tuple(name for name in SAID_WITH_NOTHING if name in operation.answer_headers)
+    return tuple(name for name in HEADERS_WITH_404 if name in operation.answer_headers)
 
 
 def _problem_responses(

@@ -79,7 +79,7 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
                 missing=missing,
             )
             async with asyncio.TaskGroup() as group:
-                group.create_task(freshness.run(view, memory.go_deaf), name="freshness")
+                group.create_task(freshness.run(view, memory.channel_lost), name="freshness")
                 group.create_task(proof.run(), name="proof")
                 group.create_task(follow_invalidations(shared, memory, freshness), name="invalidations")
                 group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")

@@ -101,7 +101,7 @@ def headers_of(granted: Granted, freshness: Freshness, claim: Claim) -> Sequence
 
 
 @contextmanager
-def says_what_it_got(granted: Granted, freshness: Freshness, claim: Claim) -> Generator[None]:
+def add_headers_to_problems(granted: Granted, freshness: Freshness, claim: Claim) -> Generator[None]:
     """Add the headers of the answer to problems: a view that is behind may lack what the request asks for."""
     try:
         yield

@@ -25,7 +25,7 @@ POLL_INTERVAL_S: Final = 0.25
 WAITED_POLL_INTERVAL_S: Final = 0.01
 # The view has a position a round trip to Redis before the channel announces it. With the announcement a cached page can
 # answer. A query of the view takes a few milliseconds; after several times that, the read stops waiting and queries it.
-WORD_WAIT_S: Final = 0.05
+ANNOUNCEMENT_WAIT_S: Final = 0.05
 # How long a session read waits for its position. Afterwards it is answered as `eventual`, with the view's position.
 SESSION_WAIT_S: Final = 1.0
 # Prepared headers are used for this long. They state the age at the end of that time.
@@ -115,14 +115,14 @@ class Freshness:
             self._waiters.remove(waiter)
         return True
 
-    async def wait_for_word(self, position: Position) -> None:
+    async def wait_for_announcement(self, position: Position) -> None:
         """Wait briefly until the channel announces a position that the view has. Return at once if none arrive."""
         if self.heard is None or self.heard.position >= position:
             return
         listener = (position, asyncio.get_running_loop().create_future())
         self._listeners.append(listener)
         try:
-            async with asyncio.timeout(WORD_WAIT_S):
+            async with asyncio.timeout(ANNOUNCEMENT_WAIT_S):
                 await listener[1]
         except TimeoutError:
             return
@@ -150,7 +150,7 @@ class Freshness:
         _wake(self._listeners, self.heard.position)
         self._see(claim)
 
-    def go_deaf(self) -> None:
+    def channel_lost(self) -> None:
         """Drop the claim of cached pages until the next announcement, because invalidations may be lost from now on."""
         self.heard = None
         self._headers_s = -1.0
@@ -195,7 +195,7 @@ class Freshness:
             # The view had `before` when this poll began.
             _log.warning("the view's checkpoint went back", extra={"position": str(position), "before": str(before)})
             self.viewed, self._word_refuted = NOTHING, True
-            self.go_deaf()
+            self.channel_lost()
             went_back()
         polled = None if row is None else (position, row["fresh_at"])
         if row is None or polled == self._polled:

@@ -15,7 +15,7 @@ from services.read_api.freshness import Freshness
 from services.read_api.memory import PageMemory
 from services.read_api.shared_cache import PING_INTERVAL_S, SharedCache
 from services.view.cache import SILENCE_S_MAX, Applied, Flush, MessageMalformed, decode_message
-from services.view.cancellation import heed_cancellation
+from services.view.cancellation import raise_if_cancelled
 
 # Pause between two attempts to subscribe. It bounds the delay after a restart of Redis; a dead Redis costs little.
 RESUBSCRIBE_PAUSE_S: Final = 0.25
@@ -34,15 +34,15 @@ async def follow_invalidations(
         except MessageMalformed as error:
             _log.warning("a malformed message voids the cached pages", extra={"reason": str(error)})
         finally:
-            go_deaf(memory, freshness)
-        heed_cancellation()
+            channel_lost(memory, freshness)
+        raise_if_cancelled()
         await asyncio.sleep(RESUBSCRIBE_PAUSE_S)
 
 
-def go_deaf(memory: PageMemory, freshness: Freshness) -> None:
+def channel_lost(memory: PageMemory, freshness: Freshness) -> None:
     """Disable the memory until announcements arrive again."""
-    freshness.go_deaf()
-    memory.go_deaf()
+    freshness.channel_lost()
+    memory.channel_lost()
 
 
 async def _follow(
@@ -73,4 +73,4 @@ async def _follow(
             _log.info("invalidations arrive, pages are cached")
         elif memory.heard and pauses * PING_INTERVAL_S >= silence_s:
             _log.warning("no position was announced for %.0f s: no page is cached until one is", silence_s)
-            go_deaf(memory, freshness)
+            channel_lost(memory, freshness)

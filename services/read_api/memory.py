@@ -245,7 +245,7 @@ class PageMemory:
         self.clear()
         self._heard = True
 
-    def go_deaf(self) -> None:
+    def channel_lost(self) -> None:
         """Clear and disable the cache, because invalidations may be lost from now on."""
         self.clear()
         self._heard = False

@@ -21,7 +21,7 @@ from services.api.markdown import HtmlCache
 from services.api.problems import DEGRADED_HEADER, Problem, unavailable
 from services.api.requests import IF_NONE_MATCH_BYTES_MAX
 from services.read_api.claim import NOTHING, Claim
-from services.read_api.consistent import Granted, grant, headers_of, says_what_it_got, wanted_of
+from services.read_api.consistent import Granted, add_headers_to_problems, grant, headers_of, wanted_of
 from services.read_api.freshness import Freshness
 from services.read_api.memory import Encoded, Entry, PageMemory, Request, request_of
 from services.read_api.page import Page, PageQuery, build_page, parse_page_query
@@ -105,7 +105,7 @@ class Pages:
         wanted = wanted_of(scope, self._cell)
         granted = await grant(wanted, self._freshness, self._prover)
         if granted.at_least > ZERO:
-            await self._freshness.wait_for_word(granted.at_least)
+            await self._freshness.wait_for_announcement(granted.at_least)
         request = request_of(scope)
         entry = self._memory.get(request)
         # A cached page includes every announced change, because its invalidation would have dropped it.
@@ -137,7 +137,7 @@ class Pages:
         return encoded
 
     async def _find(self, scope: Scope, request: Request, granted: Granted) -> Entry:
-        with says_what_it_got(granted, self._freshness, self._freshness.viewed):
+        with add_headers_to_problems(granted, self._freshness, self._freshness.viewed):
             site = parse_site(scope["path"][len(SITE_PREFIX) : -len(_SUFFIX)])
             query = parse_page_query(scope, site, limit_default=self._settings.page_limit_default)
         heard = self._freshness.heard

@@ -19,7 +19,7 @@ from services.api.openapi import openapi_bytes
 from services.api.problems import Problem, invalid
 from services.api.requests import header, parse_query
 from services.api.thread_key import parse_thread_key
-from services.read_api.consistent import grant, headers_of, says_what_it_got, wanted_of
+from services.read_api.consistent import add_headers_to_problems, grant, headers_of, wanted_of
 from services.read_api.freshness import Freshness
 from services.read_api.page import SORTS, comment_of, hash_tag
 from services.read_api.pages import matches, parse_site, unknown_site, view_unavailable
@@ -51,7 +51,7 @@ class Reads:
         parse_query(scope, ())
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
         claim = self._freshness.viewed
-        with says_what_it_got(granted, self._freshness, claim):
+        with add_headers_to_problems(granted, self._freshness, claim):
             site = parse_site(request.path_params["site"])
             comment_id = parse_uuid(request.path_params["comment"])
             if comment_id is None:
@@ -86,7 +86,7 @@ class Reads:
         keys = {text: parse_thread_key(text) for text in asked}
         granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
         claim = self._freshness.viewed
-        with says_what_it_got(granted, self._freshness, claim):
+        with add_headers_to_problems(granted, self._freshness, claim):
             site = parse_site(request.path_params["site"])
             counts = await self._counts(site, set(keys.values()))
         body = orjson.dumps({"counts": {text: counts.get(key, 0) for text, key in keys.items()}})

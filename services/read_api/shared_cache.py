@@ -19,7 +19,7 @@ from redis.exceptions import RedisError
 from services.read_api.memory import Thread
 from services.read_api.page import Page
 from services.view import cache
-from services.view.cancellation import heed_cancellation
+from services.view.cancellation import raise_if_cancelled
 
 # A local Redis answers in well below a millisecond. After this time a query of the view is faster.
 COMMAND_TIMEOUT_S: Final = 0.1
@@ -106,7 +106,7 @@ class SharedCache:
             await channel.subscribe(cache.CHANNEL)
             unanswered_pings = 0
             while unanswered_pings < 2:  # noqa: PLR2004 - a busy Redis may miss one ping
-                heed_cancellation()
+                raise_if_cancelled()
                 message = await channel.get_message(timeout=PING_INTERVAL_S)
                 if message is None:
                     unanswered_pings += 1

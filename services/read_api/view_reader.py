@@ -12,7 +12,7 @@ from asyncpg import exceptions as pg
 from prometheus_client import Counter, Gauge
 
 from services import view
-from services.view.cancellation import heed_cancellation
+from services.view.cancellation import raise_if_cancelled
 
 # A page takes a millisecond. If the view needs seconds, another region answers faster.
 STATEMENT_TIMEOUT_S: Final = 2.0
@@ -130,7 +130,7 @@ class ViewReader:
                     await self._pool.release(connection)
         except _UNAVAILABLE as error:
             # Releasing a connection whose statement was cancelled may fail although the view is available.
-            heed_cancellation(error)
+            raise_if_cancelled(error)
             _FAILURES.inc()
             raise ViewUnavailable(f"{type(error).__name__}: {error}") from error
 

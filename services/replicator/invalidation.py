@@ -24,7 +24,7 @@ from regions.identity import CellId
 from regions.position import Position, encode_token
 from services.view import cache
 from services.view.cache import Invalidation
-from services.view.cancellation import heed_cancellation
+from services.view.cancellation import raise_if_cancelled
 from sync.apply import Applied
 
 PENDING_THREADS_MAX: Final = 10_000
@@ -102,7 +102,7 @@ class CacheInvalidator:
                 _log.warning("the page cache cannot be told: %s", self.trouble)
             finally:
                 await client.aclose()
-            heed_cancellation()
+            raise_if_cancelled()
             self._flush_next()
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
             backoff_s = min(2 * backoff_s, BACKOFF_MAX_S)
@@ -111,7 +111,7 @@ class CacheInvalidator:
         begin = await client.script_load(cache.BEGIN_SCRIPT)
         invalidate = await client.script_load(cache.INVALIDATE_SCRIPT)
         while True:
-            heed_cancellation()
+            raise_if_cancelled()
             self._noted.clear()
             # Again, when apply began again meanwhile: what it lost may have been committed after this generation.
             while self._must_flush:

@@ -2,13 +2,13 @@
 
 Before Python 3.12 `asyncio.wait_for`, which redis-py uses, loses a cancellation that arrives together with a result;
 also, an error during the cleanup replaces a cancellation. A loop over such calls must therefore call
-`heed_cancellation`, or it never stops.
+`raise_if_cancelled`, or it never stops.
 """
 
 import asyncio
 
 
-def heed_cancellation(cause: Exception | None = None) -> None:
+def raise_if_cancelled(cause: Exception | None = None) -> None:
     """Raise `CancelledError` if the running task was cancelled and still runs."""
     task = asyncio.current_task()
     if task is not None and task.cancelling():

@@ -14,7 +14,7 @@ from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import configure_tracing
 from services.write_api.agent_link import AgentLink, agent_client
 from services.write_api.application import write_application
-from services.write_api.leadership import LeadershipGuard, follow_openings
+from services.write_api.leadership import LeadershipGuard, watch_fence_row
 from services.write_api.pool import LedgerPool
 from services.write_api.purge import purge_forever
 from services.write_api.settings import WriteSettings
@@ -69,7 +69,7 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
                 missing=missing,
             )
             group.create_task(view.run(), name="leadership")
-            group.create_task(follow_openings(view, guard, pool), name="openings")
+            group.create_task(watch_fence_row(view, guard, pool), name="openings")
             group.create_task(pool.stay_warm(), name="connections")
             group.create_task(agent.run(), name="agent")
             group.create_task(purge_forever(pool, guard), name="purge")

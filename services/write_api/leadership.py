@@ -164,7 +164,7 @@ def stale_epoch(detail: str) -> Problem:
     return unavailable("stale-epoch", detail, repeat=b"now")
 
 
-async def follow_openings(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:
+async def watch_fence_row(view: LeadershipView, guard: LeadershipGuard, pool: LedgerPool) -> None:
     """Open the guard when the ledger has the fence row of an epoch that this region leads; run until cancelled.
 
     The row is visible before a quorum has it. A quorum that has a later commit also has the row, which precedes it.

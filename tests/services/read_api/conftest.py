@@ -294,7 +294,7 @@ async def api_alone(writer: Writer, silence_s: float, *, page_bytes_max: int = 2
         )
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
         tasks = [
-            asyncio.ensure_future(freshness.run(reader, memory.go_deaf)),
+            asyncio.ensure_future(freshness.run(reader, memory.channel_lost)),
             asyncio.ensure_future(follow_invalidations(shared, memory, freshness, silence_s=silence_s)),
         ]
         async with httpx.AsyncClient(base_url="http://test", transport=transport) as unchecked:

@@ -174,7 +174,7 @@ def test_news_that_is_repeated_gets_no_younger(monkeypatch: pytest.MonkeyPatch) 
     now_s += 5
     freshness.hear(word)
     assert freshness.staleness_ms == 5000
-    freshness.go_deaf()
+    freshness.channel_lost()
     freshness.hear(word)
     assert freshness.heard is not None
     assert freshness.heard.fresh_s == 1000.0

@@ -50,7 +50,7 @@ def test_a_build_that_overtakes_another_leaves_it_to_hear_the_news(memory: PageM
 
 def test_what_is_under_way_when_the_channel_is_lost_is_not_kept(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
-    memory.go_deaf()
+    memory.channel_lost()
     memory.hear()
     memory.keep(REQUEST, build, page(9), NOTHING)
     memory.end(build)

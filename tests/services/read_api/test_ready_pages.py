@@ -268,7 +268,7 @@ async def test_a_new_comment_ends_the_kept_page_for_the_short_cut_as_well(stand:
 
 
 async def test_a_deaf_memory_answers_nothing_by_the_short_cut(stand: Stand) -> None:
-    stand.api.memory.go_deaf()
+    stand.api.memory.channel_lost()
     await stand.both(stand.get())
     assert stand.counting.answered == 0
 

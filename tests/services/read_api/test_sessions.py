@@ -26,8 +26,8 @@ from regions.position import Position, decode_token, encode_token
 from services.api.markdown import HtmlCache
 from services.api.problems import Problem
 from services.api.site_origins import SiteOrigins
-from services.read_api.freshness import POLL_INTERVAL_S, SESSION_WAIT_S, WORD_WAIT_S, Freshness
-from services.read_api.invalidations import go_deaf
+from services.read_api.freshness import ANNOUNCEMENT_WAIT_S, POLL_INTERVAL_S, SESSION_WAIT_S, Freshness
+from services.read_api.invalidations import channel_lost
 from services.read_api.memory import PageMemory, Thread
 from services.read_api.page import Page
 from services.read_api.pages import Pages
@@ -192,7 +192,7 @@ class PendingRead:
             tracing=self.tracing,
         )
         self.polling = self.loop.start(
-            self.freshness.run(cast("ViewReader", self.view), lambda: go_deaf(self.memory, self.freshness))
+            self.freshness.run(cast("ViewReader", self.view), lambda: channel_lost(self.memory, self.freshness))
         )
 
     async def position(self) -> Position | None:
@@ -257,7 +257,7 @@ class PendingRead:
     def lose_or_find_the_subscription(self) -> None:
         """What is published meanwhile is lost; the generation is asked for."""
         if self.subscribed:
-            go_deaf(self.memory, self.freshness)
+            channel_lost(self.memory, self.freshness)
         else:
             self.channel.clear()
             self.cache.generation = self.generation
@@ -485,7 +485,7 @@ def test_a_word_that_does_not_come_is_waited_for_briefly_and_the_page_is_read(re
     answer_page(reading)  # the poll, which sees the position
     reading.ask(kept, "session", 2)
     assert reading.view.pages == 1
-    reading.loop.advance(WORD_WAIT_S)
+    reading.loop.advance(ANNOUNCEMENT_WAIT_S)
     assert reading.view.pages == 2
     do(reading, answer_page, PendingRead.redis_answers)
     assert reading.judged["session", "session", "by the application"] == 1

@@ -15,7 +15,7 @@ from regions.coordination import Coordination, LeadershipView
 from regions.identity import CellId, RegionName
 from regions.leadership import Succession
 from services.write_api import leadership as opening
-from services.write_api.leadership import LeadershipGuard, follow_openings
+from services.write_api.leadership import LeadershipGuard, watch_fence_row
 from tests import servers
 from tests.services.write_api.conftest import OURS, Api, leadership, problem, until
 
@@ -38,7 +38,7 @@ def view_of(leader: str, phase: str) -> LeadershipView:
 async def following(api: Api, view: LeadershipView) -> AsyncGenerator[Callable[[], None]]:
     """The task of the process; what it gives tells it of another leadership."""
     api.leadership = view.current
-    group = asyncio.create_task(follow_openings(view, api.guard, api.pool))
+    group = asyncio.create_task(watch_fence_row(view, api.guard, api.pool))
     try:
         yield api.guard.note_change
     finally:
