@@ -1,4 +1,4 @@
-"""Who may write, under which epoch: names, positions, topology, coordination, members and the edge.
+"""Decides which region may write in a cell, under which epoch, and runs the ledger member and the edge of a region.
 
-Imports nothing else of the product.
+Imports no other package of the product.
 """

@@ -19,7 +19,7 @@ from regions.etcd import (
     Endpoint,
     EndpointFailed,
     RevisionCompacted,
-    Stored,
+    StoredValue,
 )
 from regions.identity import CellId, Epoch, RegionName
 from regions.leadership import CorruptRecord, Leadership, Phase
@@ -109,7 +109,7 @@ class Coordination:
         stored, _ = await self._any_endpoint(lambda endpoint: endpoint.read(_key(cell), linearizable=linearizable))
         return None if stored is None else (Leadership.from_json(stored.value), stored.mod_revision)
 
-    async def count_start(self, region: RegionName) -> int:
+    async def register_start(self, region: RegionName) -> int:
         """Write that a region's agent has started, and return etcd's revision: higher at each call.
 
         Raises:
@@ -194,7 +194,7 @@ class Coordination:
                     await asyncio.sleep(pause_s)
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
-    async def _changes(self, endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[Stored]:
+    async def _changes(self, endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[StoredValue]:
         """Yield what an endpoint's watch yields; end when that is not the nearest one and the nearest answers again.
 
         A watch is told of a change as late as its endpoint is, which in another region is a round trip.
@@ -261,12 +261,12 @@ class Coordination:
         """
 
         async def ask(endpoint: Endpoint) -> str | None:
-            _, leader = await endpoint.who_leads()
+            _, leader = await endpoint.member_and_leader()
             return (await endpoint.voters()).get(leader) if leader else None
 
         return await self._any_endpoint(ask)
 
-    async def hand_etcd_leadership(self, address: Address, to: Sequence[str]) -> str | None:
+    async def move_etcd_leader(self, address: Address, to: Sequence[str]) -> str | None:
         """Hand etcd's leadership on if the member at this address has it (rule 15).
 
         Args:
@@ -283,7 +283,7 @@ class Coordination:
         if own is None:
             return None
         try:
-            member, leader = await own.who_leads()
+            member, leader = await own.member_and_leader()
             if member != leader:
                 return None
             alive = await self._members_that_answer()
@@ -308,7 +308,7 @@ class Coordination:
 
         async def member_of(endpoint: Endpoint) -> int | None:
             try:
-                member, _ = await endpoint.who_leads()
+                member, _ = await endpoint.member_and_leader()
             except EndpointFailed:
                 return None
             return member

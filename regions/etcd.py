@@ -69,7 +69,7 @@ class _TokenRefused(EtcdError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Stored:
+class StoredValue:
     """A value and the revision that wrote it.
 
     Attributes:
@@ -101,7 +101,7 @@ class Endpoint:
         """Close the connection; requests in flight fail."""
         await self._channel.close()
 
-    async def read(self, key: str, *, linearizable: bool = True) -> tuple[Stored | None, int]:
+    async def read(self, key: str, *, linearizable: bool = True) -> tuple[StoredValue | None, int]:
         """Return what is stored under ``key``, and the store's revision.
 
         A linearizable read holds everything that was written before it; another holds what this member has, also
@@ -109,7 +109,7 @@ class Endpoint:
         """
         request = _rpc.RangeRequest(key=key.encode(), serializable=not linearizable)
         answer = await self._ask(self._kv.Range, request)
-        stored = [Stored(value=kv.value, mod_revision=kv.mod_revision) for kv in answer.kvs]
+        stored = [StoredValue(value=kv.value, mod_revision=kv.mod_revision) for kv in answer.kvs]
         return (stored[0] if stored else None), int(answer.header.revision)
 
     async def read_last(self, prefix: str, most: int) -> list[bytes]:
@@ -156,7 +156,7 @@ class Endpoint:
         request = _rpc.PutRequest(key=key.encode(), value=value)
         return int((await self._ask(self._kv.Put, request)).header.revision)
 
-    async def watch(self, key: str, start_revision: int) -> AsyncGenerator[Stored]:
+    async def watch(self, key: str, start_revision: int) -> AsyncGenerator[StoredValue]:
         """Yield each value written to ``key`` at or after ``start_revision``, in order, until it fails.
 
         Raises:
@@ -175,7 +175,7 @@ class Endpoint:
             while True:
                 self._refuse_cancelled(answer)
                 for event in answer.events:
-                    yield Stored(value=event.kv.value, mod_revision=event.kv.mod_revision)
+                    yield StoredValue(value=event.kv.value, mod_revision=event.kv.mod_revision)
                 answer = await self._call(call.read())
         except _TokenRefused as error:
             self._token = None
@@ -183,7 +183,7 @@ class Endpoint:
         finally:
             call.cancel()
 
-    async def who_leads(self) -> tuple[int, int]:
+    async def member_and_leader(self) -> tuple[int, int]:
         """Return the id of this member and that of the member that leads; 0 while none does."""
         request = _rpc.StatusRequest()
         answer = await self._ask(self._maintenance.Status, request)

@@ -43,7 +43,7 @@ Dropped = Literal["unauthentic", "malformed", "oversized", "misdirected"]
 _log = logging.getLogger(__name__)
 
 
-class BadHeartbeat(ValueError):
+class InvalidHeartbeat(ValueError):
     """A line is no heartbeat for this region.
 
     Attributes:
@@ -73,11 +73,11 @@ def decode(line: bytes, *, to: RegionName, secret: bytes) -> Heartbeat:
     """Return the heartbeat in a line.
 
     Raises:
-        BadHeartbeat: It is none, it was made without the secret, or it was made for another region.
+        InvalidHeartbeat: It is none, it was made without the secret, or it was made for another region.
     """
     mac, space, body = line.rstrip(b"\n").partition(b" ")
     if not space or not hmac.compare_digest(mac, _mac(body, secret)):
-        raise BadHeartbeat("unauthentic", "a line was not made with the secret of this deployment")
+        raise InvalidHeartbeat("unauthentic", "a line was not made with the secret of this deployment")
     try:
         fields = cast("dict[str, Any]", orjson.loads(body))
         heartbeat = Heartbeat(
@@ -88,9 +88,9 @@ def decode(line: bytes, *, to: RegionName, secret: bytes) -> Heartbeat:
         )
         receiver = fields["to"]
     except (ValueError, KeyError, TypeError, AttributeError, InvalidName) as error:
-        raise BadHeartbeat("malformed", f"a heartbeat cannot be read: {error!r}") from error
+        raise InvalidHeartbeat("malformed", f"a heartbeat cannot be read: {error!r}") from error
     if receiver != to:
-        raise BadHeartbeat("misdirected", f"a heartbeat for {receiver} arrived at {to}")
+        raise InvalidHeartbeat("misdirected", f"a heartbeat for {receiver} arrived at {to}")
     return heartbeat
 
 
@@ -283,7 +283,7 @@ class HeartbeatLinks:
             # What is no heartbeat ends the connection: whoever has the secret writes none.
             while line := await _line(reader):
                 self._heard(decode(line, to=self._region, secret=self._secret))
-        except BadHeartbeat as error:
+        except InvalidHeartbeat as error:
             self.dropped[error.why] += 1
             _log.warning("a heartbeat was dropped: %s", error)
         except OSError as error:
@@ -300,7 +300,7 @@ async def _line(reader: asyncio.StreamReader) -> bytes:
     except asyncio.IncompleteReadError:
         return b""
     except asyncio.LimitOverrunError as error:
-        raise BadHeartbeat("oversized", f"a line of more than {LINE_BYTES_MAX} bytes") from error
+        raise InvalidHeartbeat("oversized", f"a line of more than {LINE_BYTES_MAX} bytes") from error
 
 
 async def _until_end(reader: asyncio.StreamReader) -> None:

@@ -1,8 +1,8 @@
-"""What became of each epoch: who began it, why, when, and how long each step took.
+"""Records the course of each epoch: the leader, the reason, the start time and the duration of each step.
 
-Decides what an entry says, from what one agent sees. The agent of the region that the epoch's record names writes it to
-etcd when the epoch serves, or when a later one has taken its place. Times are differences of a monotonic clock; the
-wall clock is for people (rule 16).
+Decides the content of an entry, from the observations of one agent. The agent of the leader that the record names
+writes the entry to etcd when the epoch serves, or when a later epoch replaces it. Durations are differences of a
+monotonic clock; the wall clock is for people (rule 16).
 """
 
 import json
@@ -13,21 +13,22 @@ from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
 
 STEPS_MAX = 64
-"""Steps of one epoch that are kept: an epoch that is tried again and again says enough with these."""
+"""Bound on the recorded steps of one epoch, which may repeat its steps many times."""
 
 
 @dataclass(slots=True, kw_only=True)
 class EpochEntry:
-    """One epoch as one agent saw it.
+    """One epoch as one agent observed it.
 
     Attributes:
-        epoch: Which.
-        leader: Who acted last under it.
-        reason: Why it was begun.
+        epoch: The epoch.
+        leader: The last candidate or leader of the epoch.
+        reason: Why the epoch was begun.
         began: When its record was first written, RFC 3339.
-        served: Whether it came to serve.
-        phases_ms: How long it stayed in each phase before it served.
-        steps_ms: How long each effect on the leader's member took, by name, in order; the last of a name counts.
+        served: Whether it reached the phase ``serving``.
+        phases_ms: Duration of each phase before ``serving``, milliseconds.
+        steps_ms: Duration of each effect on the leader's member by name, in order, milliseconds; the last one of a
+            name.
     """
 
     epoch: Epoch
@@ -39,11 +40,11 @@ class EpochEntry:
     steps_ms: dict[str, float] = field(default_factory=dict[str, float])
 
     def to_json(self) -> bytes:
-        """Return the entry as it is stored."""
+        """Return the JSON that is stored in etcd."""
         return json.dumps(self.document(), separators=(",", ":")).encode()
 
     def document(self) -> dict[str, object]:
-        """Return the entry as it is shown."""
+        """Return the fields for output, durations rounded to 0.1 ms."""
         rounded = {name: round(ms, 1) for name, ms in self.phases_ms.items()}
         steps = {name: round(ms, 1) for name, ms in self.steps_ms.items()}
         return {
@@ -58,7 +59,7 @@ class EpochEntry:
 
 
 def parse_entry(stored: bytes) -> dict[str, Any] | None:
-    """Return a stored entry; None for what is none."""
+    """Return the fields of a stored entry; None if it cannot be parsed."""
     try:
         fields = json.loads(stored)
     except ValueError:
@@ -67,7 +68,7 @@ def parse_entry(stored: bytes) -> dict[str, Any] | None:
 
 
 class EpochHistory:
-    """Follows the record of one cell and the steps of the own member."""
+    """Builds entries from the records of one cell and the steps of the own member."""
 
     def __init__(self, region: RegionName) -> None:
         self._region = region
@@ -76,10 +77,10 @@ class EpochHistory:
         self._since = 0.0
 
     def note_record(self, record: Leadership, *, now: float) -> list[EpochEntry]:
-        """Take the record as it is now; return the entries that this agent is to store.
+        """Take a new record; return the entries that this agent must store.
 
         Args:
-            record: The newest one.
+            record: The newest record.
             now: Monotonic seconds.
         """
         finished: list[EpochEntry] = []
@@ -92,12 +93,12 @@ class EpochHistory:
             entry = self._entry = EpochEntry(
                 epoch=record.epoch, leader=record.leader, reason=record.reason, began=record.since
             )
-            # An agent that comes when it serves already has nothing to tell of it.
+            # An agent that starts after the epoch began to serve did not observe it, and writes no entry.
             entry.served = record.phase == "serving"
             self._phase, self._since = record.phase, now
             return finished
         entry.leader = record.leader
-        # One that a release has begun was not written then.
+        # An epoch that a release began had no record yet, so it had no time either.
         entry.began = entry.began or record.since
         if record.phase != self._phase:
             assert self._phase is not None, "an epoch has a phase"
@@ -110,7 +111,7 @@ class EpochHistory:
         return finished
 
     def note_step(self, epoch: Epoch, name: str, took_ms: float) -> None:
-        """Take how long an effect on the own member took, for the epoch that it was for."""
+        """Record the duration of an effect on the own member, if its epoch is current and does not serve yet."""
         entry = self._entry
         if entry is not None and entry.epoch == epoch and not entry.served and len(entry.steps_ms) < STEPS_MAX:
             entry.steps_ms[name] = took_ms

@@ -1,9 +1,10 @@
-"""Drives the failover core of a region: reads the clock, performs its effects, feeds back what came of them.
+"""Drives the failover core of a region: reads the clock, executes the core's effects and passes their results back.
 
-Decides nothing. What etcd, the disk, the member or the network do is an event; a time-out is on everything, and an
-effect that fails is an answer. Its log is what the core tells: about ten lines for a failover.
+Decides nothing about leadership. Results of etcd, the disk, the member and the network are events; every operation has
+a time limit, and a failed effect is an event, too. The log has the messages of the core: about ten lines for a
+failover.
 
-Times are CLOCK_BOOTTIME, which goes on while the machine sleeps and which nobody can set (rule 16).
+Times are of CLOCK_BOOTTIME, which continues while the machine is suspended and cannot be set (rule 16).
 """
 
 import asyncio
@@ -59,6 +60,7 @@ from regions.failover.heartbeats import (
 )
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.failover.states import State
+from regions.heartbeat_merger import ANSWER_S_MAX, ASK_S, SILENCE_S, HeartbeatMerger
 from regions.heartbeats import HeartbeatLinks
 from regions.history import EpochEntry, EpochHistory
 from regions.identity import CellId, Epoch, RegionName
@@ -67,17 +69,17 @@ from regions.member.errors import MemberError, MemberRefused
 from regions.member.executor import MemberExecutor
 from regions.member.promise import PromiseLost, load_promise, load_starts, store_promise, store_starts
 from regions.topology import Address, Topology
-from regions.witness import ANSWER_S_MAX, ASK_S, SILENCE_S, Witness
 
 ORDER_S_MAX: Final = 10.0
-"""An order is answered within the core's own patience, a few seconds; beyond this its agent was lost."""
+"""The core answers an order within its own time limits, a few seconds; a later answer does not come."""
 
 STREAMS_S_MAX: Final = 4.0
 STREAMS_POLL_S: Final = 0.1
-"""How long an operator's switch waits for the copies of the slots; PostgreSQL copies them every 0.2 to 30 s."""
+"""How long a switchover waits until the target has copied the logical slots; PostgreSQL copies them every 0.2 to 30
+s."""
 
 STARTS_BITS: Final = 20
-"""A million starts between two losses of the folder."""
+"""Bits for the starts that are counted locally: a million starts between two losses of the state folder."""
 
 _LEVELS: Final = {"info": logging.INFO, "warning": logging.WARNING, "error": logging.ERROR}
 
@@ -85,17 +87,17 @@ _log = logging.getLogger(__name__)
 
 
 class OrderRefused(Exception):
-    """An operator's order cannot be carried out; the text says why, and what would help."""
+    """An operator's order cannot be executed; the message states the reason and a remedy."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Place:
-    """Where a switcher keeps and says things.
+class LocalSettings:
+    """Settings of the agent's own process and machine.
 
     Attributes:
-        state: Folder of what must survive a crash: the promise, and the count of starts.
-        listen: Where other agents' heartbeats arrive.
-        secret: What authenticates them.
+        state: Folder of the files that must survive a crash: the promise and the number of starts.
+        listen: Address at which the agent receives heartbeats.
+        secret: Key that authenticates heartbeats.
     """
 
     state: Path
@@ -111,13 +113,13 @@ class Switcher:
         topology: Topology,
         coordination: Coordination,
         *,
-        place: Place,
+        local: LocalSettings,
         settings: Settings = DEFAULTS,
     ) -> None:
-        """Prepare; `hold` gives it the member, when the region has one, and `run` begins."""
+        """Initialise; in a region with a member call `attach_member` next, then `run`."""
         self._topology = topology
         self._coordination = coordination
-        self._place = place
+        self._local = local
         self._settings = settings
         self._cell: CellId = topology.cell
         self._voters = tuple(one.name for one in topology.voters)
@@ -133,41 +135,41 @@ class Switcher:
         self._reads: dict[int, asyncio.Future[bool]] = {}
         self._next_number = 0
         self._refused_in: Epoch = 0
-        self._witness = Witness(topology.cell)
+        self._merger = HeartbeatMerger(topology.cell)
         self._history = EpochHistory(topology.region)
         self._seen: Leadership | None = None
-        self.stepped: Callable[[str, float], None] = lambda _name, _ms: None
-        self.adopted: Callable[[Leadership], None] = lambda _record: None
+        self.on_step: Callable[[str, float], None] = lambda _name, _ms: None
+        self.on_record: Callable[[Leadership], None] = lambda _record: None
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
         self.serving_epoch: Epoch = 0
         self.links = HeartbeatLinks(
-            region=topology.region, listen=place.listen, peers=peers, secret=place.secret, heard=self._hear
+            region=topology.region, listen=local.listen, peers=peers, secret=local.secret, heard=self._hear
         )
 
-    def hold(self, executor: MemberExecutor) -> None:
-        """Take the driver of the region's member; before `run`."""
+    def attach_member(self, executor: MemberExecutor) -> None:
+        """Set the executor of the region's member. Call it before `run`."""
         self._executor = executor
 
     @property
     def durable(self) -> Promise | None:
-        """The promise on disk, as far as this process knows."""
+        """The promise that this process last read from disk or wrote to it."""
         return self._promise
 
     @property
     def facts(self) -> Facts | None:
-        """What the core knows; None before it runs."""
+        """Facts of the core; None while it does not run."""
         return None if self._core is None else self._core.machines[self._cell].facts
 
     @property
     def state(self) -> State:
-        """Where the core is in its table of transitions."""
+        """State of the core."""
         return "starting" if self._core is None else self._core.machines[self._cell].state
 
     @property
     def followers(self) -> tuple[RegionName, ...]:
-        """The other regions that follow the ledger when it leads here: voters, and those that join.
+        """The other regions that follow this region's ledger if it leads: voters, and regions that join.
 
-        Those of the topology as long as no record is known.
+        They are the voters of the topology while no record is known.
         """
         record = None if self.facts is None else self.facts.record
         names = self._voters if record is None else (*record.voters, *record.joining)
@@ -175,21 +177,21 @@ class Switcher:
 
     @property
     def standbys(self) -> tuple[RegionName, ...]:
-        """The other voters, when this region is one: whom its ledger would have for its quorum if it led."""
+        """The other voters, which form the quorum if this region leads; empty if this region is no voter."""
         record = None if self.facts is None else self.facts.record
         if record is None or self._topology.region not in record.voters:
             return ()
         return tuple(name for name in record.voters if name != self._topology.region)
 
     def phi(self) -> dict[RegionName, float]:
-        """The suspicion of each other region."""
+        """Suspicion level phi of each other region."""
         if self._core is None:
             return {}
         now = _now()
         return {one.name: self._core.phi(self._cell, one.name, now=now) for one in self._topology.others}
 
     def held_down_s(self) -> float:
-        """How long the next failover by suspicion still waits because there were several (rule 17), seconds."""
+        """Seconds until a failover by suspicion is allowed again after several of them (rule 17), 0 if it is."""
         facts = self.facts
         if facts is None or len(facts.failovers) < self._settings.failovers_max:
             return 0.0
@@ -199,13 +201,13 @@ class Switcher:
         return max(0.0, min(recent) + self._settings.hold_down_s - _now())
 
     async def run(self) -> None:
-        """Run until cancelled; the member is left as it is.
+        """Run until cancelled; PostgreSQL keeps running.
 
         Raises:
-            AccessRefused: etcd asks for another user or password.
-            CorruptRecord: The record in etcd is none.
+            AccessRefused: etcd refuses the user or the password.
+            CorruptRecord: The leadership record in etcd cannot be parsed.
             MemberUnusable: The data folder cannot be used.
-            OSError: Heartbeats cannot be listened for, or the folder cannot be written.
+            OSError: The heartbeat address cannot be bound, or the state folder cannot be written.
         """
         try:
             async with asyncio.TaskGroup() as tasks:
@@ -216,65 +218,65 @@ class Switcher:
                 tasks.create_task(self.links.run(), name="heartbeats")
                 if self._executor is not None:
                     tasks.create_task(self._executor.run(), name="member")
-                    tasks.create_task(self._vouch(self._executor), name="witness")
+                    tasks.create_task(self._ask_silent_leader(self._executor), name="witness")
         finally:
             self._end()
 
     async def _until_broken(self) -> None:
-        """Wait for an error of the core itself: what is durable is right, so the next start goes on from it."""
+        """Raise an error of the core. The state on disk and in etcd is correct, so the next start continues from it."""
         await self._broken.wait()
-        assert self._error is not None, "it broke"
+        assert self._error is not None, "the core failed"
         raise self._error
 
     def _end(self) -> None:
-        """Hear nothing any more."""
+        """Ignore all later events."""
         self._core, self.serving_epoch = None, 0
         if self._timer is not None:
             self._timer.cancel()
 
     async def _start(self) -> None:
-        found = None if self._executor is None else await self._executor.found()
+        found = None if self._executor is None else await self._executor.find_member()
         lost = None
         try:
-            self._promise = load_promise(self._place.state)
-            starts = load_starts(self._place.state)
+            self._promise = load_promise(self._local.state)
+            starts = load_starts(self._local.state)
         except PromiseLost as error:
             lost, starts = error, None
             _log.error("%s", error)
         if lost is None and self._promise is None and (found is None or found.kind == "absent"):
-            # Nothing was ever promised here, or a disk was replaced: the core reads etcd before it acts.
+            # This region never made a promise, or its disk was replaced: the core reads etcd before it acts.
             self._promise = Promise()
         incarnation = await self._incarnation(starts)
         cell = CellRegions(voters=self._voters, regions=tuple(one.name for one in self._topology.regions))
         self._core = FailoverCore(
             region=self._topology.region, incarnation=incarnation, cells={self._cell: cell}, settings=self._settings
         )
-        self.tell(Started(promise=self._promise, ledger=found))
+        self.submit(Started(promise=self._promise, ledger=found))
 
     async def _incarnation(self, starts: int | None) -> int:
-        """Count this start. A count that was lost begins above every earlier one, at a number that etcd gives once."""
+        """Count this start. A lost count restarts above all earlier ones, at an etcd revision, which never repeats."""
         while starts is None:
             try:
-                starts = await self._coordination.count_start(self._topology.region) << STARTS_BITS
+                starts = await self._coordination.register_start(self._topology.region) << STARTS_BITS
             except CoordinationError as error:
-                _log.warning("agent: waiting for etcd to number its starts: %s", error)
+                _log.warning("agent: etcd does not register this start yet: %s", error)
                 await asyncio.sleep(self._settings.retry_s_max)
-        store_starts(self._place.state, starts + 1)
+        store_starts(self._local.state, starts + 1)
         return starts + 1
 
     # Events.
 
-    def tell(self, event: Event) -> None:
-        """Tell the core something about its cell."""
+    def submit(self, event: Event) -> None:
+        """Pass an event of the cell to the core."""
         self._handle(CellEvent(cell=self._cell, event=event))
 
     def _hear(self, heartbeat: Heartbeat) -> None:
-        counted = self._witness.take(heartbeat, now=_now())
+        counted = self._merger.take(heartbeat, now=_now())
         if counted is not None:
             self._handle(HeartbeatReceived(heartbeat=counted))
 
-    async def _vouch(self, executor: MemberExecutor) -> None:
-        """While a serving leader's agent is silent, ask its ledger whether commits go on."""
+    async def _ask_silent_leader(self, executor: MemberExecutor) -> None:
+        """While the agent of a serving leader is silent, query its ledger for newer commits on the quorum."""
         pause_s = ASK_S
         while True:
             await asyncio.sleep(pause_s)
@@ -283,7 +285,7 @@ class Switcher:
             if record is None or record.phase != "serving" or record.leader == self._topology.region:
                 continue
             leader = record.leader
-            silent_s = _now() - self._witness.alive_at.get(leader, _now())
+            silent_s = _now() - self._merger.alive_at.get(leader, _now())
             if silent_s < SILENCE_S:
                 pause_s = max(ASK_S, SILENCE_S - silent_s)
                 continue
@@ -298,23 +300,23 @@ class Switcher:
             now = None if self.facts is None else self.facts.record
             if commit is None or now is None or (now.epoch, now.phase) != (record.epoch, "serving"):
                 continue
-            heartbeat = self._witness.speak_for(leader, commit, now=_now())
+            heartbeat = self._merger.heartbeat_with_commit(leader, commit, now=_now())
             if heartbeat is not None:
                 self._handle(HeartbeatReceived(heartbeat=heartbeat))
 
     def _refused(self, record: Leadership, error: MemberRefused) -> None:
-        """Tell the core that a leader which is silent has no ledger either."""
+        """Report to the core that the ledger of a silent leader refuses connections."""
         now = None if self.facts is None else self.facts.record
         if now is None or (now.epoch, now.phase) != (record.epoch, "serving"):
             return
         if self._refused_in != record.epoch:
             self._refused_in = record.epoch
-            _log.warning("epoch %d: nobody listens where the ledger of %s was: %s", record.epoch, record.leader, error)
+            _log.warning("epoch %d: the ledger of %s refuses connections: %s", record.epoch, record.leader, error)
         self._handle(LedgerRefused(cell=self._cell, region=record.leader))
 
     def _tick(self) -> None:
         self._timer = None
-        self.tell(Tick())
+        self.submit(Tick())
 
     def _handle(self, event: AgentEvent) -> None:
         core = self._core
@@ -322,7 +324,7 @@ class Switcher:
             return
         try:
             self._take(core, event)
-        except Exception as error:  # noqa: BLE001 - whatever it is, a core that broke decides nothing any more
+        except Exception as error:  # noqa: BLE001 - after any error the core must decide nothing more
             self._error = error
             self._broken.set()
 
@@ -372,41 +374,41 @@ class Switcher:
             case Log(level=level, text=text):
                 _log.log(_LEVELS[level], "%s", text)
             case GossipChanged() | WatchLeader():
-                raise AssertionError("the core keeps these to itself")
+                raise AssertionError("the core handles these effects itself")
             case _:
                 self._perform_on_member(effect)
 
     def note_step(self, effect: LedgerEffect, took_ms: float) -> None:
-        """Take how long an effect on the member took, for the history and the metrics."""
+        """Record the duration of an effect on the member, in milliseconds, in the history and the metrics."""
         name = type(effect).__name__
         self._history.note_step(effect.epoch, name, took_ms)
-        self.stepped(name, took_ms)
+        self.on_step(name, took_ms)
 
     def _note_record(self) -> None:
-        """Keep the history as the core's record goes on."""
+        """Pass a new record of the core to the history and to `on_record`."""
         record = None if self.facts is None else self.facts.record
         if record is None or record is self._seen:
             return
         self._seen = record
-        self.adopted(record)
+        self.on_record(record)
         for entry in self._history.note_record(record, now=_now()):
             self._begin(self._keep(entry))
 
     async def _keep(self, entry: EpochEntry) -> None:
-        """Store an entry, for as long as etcd takes; a region that is lost meanwhile loses it."""
+        """Write a history entry to etcd, and retry until etcd accepts it; it is lost if this process ends before."""
         for phase, ms in entry.phases_ms.items():
-            self.stepped(phase, ms)
+            self.on_step(phase, ms)
         while True:
             try:
                 await self._coordination.write_history(self._cell, entry.epoch, entry.to_json())
             except CoordinationError as error:
-                _log.debug("history: not written: %s", error)
+                _log.debug("history: the entry could not be written: %s", error)
                 await asyncio.sleep(self._settings.retry_s_max)
             else:
                 return
 
     def _perform_on_member(self, effect: LedgerEffect) -> None:
-        assert self._executor is not None, "an effect on a member where none is"
+        assert self._executor is not None, "an effect on a member in a region without one"
         self._executor.perform(effect)
 
     def _begin(self, work: Any) -> None:  # noqa: ANN401 - any coroutine
@@ -418,11 +420,11 @@ class Switcher:
             async with asyncio.timeout(self._settings.request_s_max):
                 found = await self._coordination.read_leadership(self._cell, linearizable=effect.linearizable)
         except (CoordinationError, TimeoutError) as error:
-            _log.debug("etcd: not read: %s", error)
-            self.tell(ReadFailed(ticket=effect.ticket))
+            _log.debug("etcd: the record could not be read: %s", error)
+            self.submit(ReadFailed(ticket=effect.ticket))
             return
         record, revision = found or (None, 0)
-        self.tell(RecordRead(ticket=effect.ticket, revision=revision, record=record))
+        self.submit(RecordRead(ticket=effect.ticket, revision=revision, record=record))
 
     async def _swap(self, effect: SwapRecord) -> None:
         record = replace(effect.record, since=_wall_clock())
@@ -430,35 +432,40 @@ class Switcher:
             revision = await self._coordination.swap_leadership(self._cell, record, effect.expected_revision)
         except OutcomeUnknown as error:
             _log.debug("etcd: %s", error)
-            self.tell(SwapAnswered(ticket=effect.ticket, outcome="unknown"))
+            self.submit(SwapAnswered(ticket=effect.ticket, outcome="unknown"))
             return
         if revision is None:
-            self.tell(SwapAnswered(ticket=effect.ticket, outcome="lost"))
+            self.submit(SwapAnswered(ticket=effect.ticket, outcome="lost"))
         else:
-            self.tell(SwapAnswered(ticket=effect.ticket, outcome="applied", revision=revision))
+            self.submit(SwapAnswered(ticket=effect.ticket, outcome="applied", revision=revision))
 
     async def _store(self, effect: StorePromise) -> None:
-        # One after the other: the newest promise is the last on disk.
+        # Promises are written in order, so that the newest one is the last on disk.
         async with self._storing:
             try:
-                await asyncio.to_thread(store_promise, self._place.state, effect.promise)
+                await asyncio.to_thread(store_promise, self._local.state, effect.promise)
             except OSError as error:
-                self.tell(PromiseFailed(ticket=effect.ticket, reason=str(error)))
+                self.submit(PromiseFailed(ticket=effect.ticket, reason=str(error)))
                 return
             self._promise = effect.promise
-        self.tell(PromiseStored(ticket=effect.ticket))
+        self.submit(PromiseStored(ticket=effect.ticket))
 
     async def _watch(self) -> None:
         async for revision, record in self._coordination.watch_records(self._cell):
-            self.tell(RecordSeen(revision=revision, record=record))
+            self.submit(RecordSeen(revision=revision, record=record))
 
-    # What others ask.
+    # Requests of other processes.
 
     async def order(self, kind: OrderKind, region: RegionName | None, by: str) -> None:
-        """Carry an operator's order out; giving it twice does no harm.
+        """Execute an operator's order; orders are idempotent.
+
+        Args:
+            kind: The order.
+            region: The region that it is about; None if it is about the cell.
+            by: Who gave the order and why, for the log and the record.
 
         Raises:
-            OrderRefused: It cannot be.
+            OrderRefused: The order cannot be executed, or there is no outcome in time.
         """
         _log.info("order: %s %s: %s", kind, region or "", by)
         if kind == "switch" and region is not None:
@@ -466,25 +473,25 @@ class Switcher:
         answered: asyncio.Future[str | None] = asyncio.get_running_loop().create_future()
         number = self._number()
         self._orders[number] = answered
-        self.tell(Order(ticket=number, kind=kind, region=region, by=by))
+        self.submit(Order(ticket=number, kind=kind, region=region, by=by))
         try:
             async with asyncio.timeout(ORDER_S_MAX):
                 refused = await answered
         except TimeoutError:
-            raise OrderRefused(f"no outcome within {ORDER_S_MAX:.0f} s: ask what leads now") from None
+            raise OrderRefused(f"no outcome within {ORDER_S_MAX:.0f} s: check which region leads now") from None
         finally:
             self._orders.pop(number, None)
         if refused is not None:
             raise OrderRefused(refused)
 
     async def _until_streams_are_copied(self, region: RegionName) -> None:
-        """Wait for the copies of the change streams' slots on a region that shall lead.
+        """Wait until the target of a switchover has copied the slots of the change streams (rule 19).
 
-        Without them its views, and all others, would lose what was written since. A failover cannot wait for that; an
-        operator can.
+        Without the copies the views of all regions would miss changes. A failover cannot wait for that; a switchover
+        can.
 
         Raises:
-            OrderRefused: They do not come, or nobody answers there.
+            OrderRefused: The copies are not there in time, or the target does not answer.
         """
         facts, executor = self.facts, self._executor
         if facts is None or executor is None or facts.record is None or not facts.commits_on_quorum:
@@ -494,28 +501,28 @@ class Switcher:
         lacking: tuple[str, ...] = ()
         try:
             async with asyncio.timeout(STREAMS_S_MAX):
-                while lacking := await executor.streams_that_lack(region):  # noqa: ASYNC110 - PostgreSQL sets no event
+                while lacking := await executor.missing_stream_slots(region):  # noqa: ASYNC110 - no event
                     await asyncio.sleep(STREAMS_POLL_S)
         except MemberError as error:
-            # To close the writes for a target that is away would only cost them.
+            # Closing writes for an unreachable target would only cause a write outage.
             raise OrderRefused(f"the ledger of {region} does not answer: {error}") from error
         except TimeoutError:
             why = f"has no copy of {', '.join(lacking)} yet; without it views would lose changes"
             raise OrderRefused(f"{region} {why if lacking else 'does not answer'}") from None
 
-    def cut_short(self, epoch: Epoch) -> bool:
-        """Take that a commit under an epoch came back before its quorum (rule 7); return whether the core heard it."""
+    def report_cancelled_wait(self, epoch: Epoch) -> bool:
+        """Report that the quorum wait of a commit was cancelled (rule 7); return whether the core received it."""
         if self._core is None or self._executor is None:
             return False
-        self._executor.cut_short(epoch)
+        self._executor.report_cancelled_wait(epoch)
         return True
 
     async def is_current(self) -> bool:
-        """Ask etcd whether this region leads, by a read that begins after now (rule 10)."""
+        """Return whether this region leads, by a linearizable read of etcd that begins after this call (rule 10)."""
         answered: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
         number = self._number()
         self._reads[number] = answered
-        self.tell(StrongReads(requests=(number,)))
+        self.submit(StrongReads(requests=(number,)))
         try:
             return await answered
         finally:
@@ -536,5 +543,5 @@ def _now() -> float:
 
 
 def _wall_clock() -> str:
-    """For people: nothing is ordered by it (rule 16)."""
+    """Return the wall-clock time for people; nothing is ordered by it (rule 16)."""
     return datetime.now(UTC).isoformat(timespec="microseconds")

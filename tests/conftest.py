@@ -67,7 +67,7 @@ HOMES = {"stack": ("integration",), "alone": ("regions",), "simulation": ("simul
 
 LONGEST = (
     "integration/test_deployment.py",
-    "regions/test_moving.py",
+    "regions/test_failover_member.py",
     "regions/test_executor.py",
     "regions/test_replication_proxy.py",
     "services/region_agent/test_process.py",

@@ -187,7 +187,7 @@ class Target:
                 try:
                     async with asyncio.timeout(AGENT_STOPPED_S_MAX):
                         for other in others:
-                            await etcd.hand_etcd_leadership(other, [region])
+                            await etcd.move_etcd_leader(other, [region])
                         return await etcd.etcd_leader()
                 except (CoordinationError, TimeoutError) as error:
                     return f"not moved: {error}"

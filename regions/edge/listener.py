@@ -42,7 +42,7 @@ ADDRESS_HEADERS = (
 )
 """Where proxies and CDNs write a client's address. The APIs get one: the X-Forwarded-For that the edge sets."""
 
-NOBODY = {"address_prefix": "255.255.255.255", "prefix_len": 32}
+NO_ADDRESS = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 """A peer that does not exist. An empty list of internal addresses means Envoy's own: loopback and private networks."""
 
 HEADERS_ARRIVE_S = 10
@@ -90,7 +90,7 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         "local_reply_config": local_reply_config(),
         "use_remote_address": True,
         "xff_num_trusted_hops": settings.trusted_hops,
-        "internal_address_config": {"cidr_ranges": [NOBODY]},
+        "internal_address_config": {"cidr_ranges": [NO_ADDRESS]},
         "early_header_mutation_extensions": [_sanitizing()],
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,

@@ -106,7 +106,7 @@ def render(topology: Topology, leadership: Leadership | None, settings: EdgeSett
     }
 
 
-def clusters_before(
+def transition_clusters(
     topology: Topology, settings: EdgeSettings, *, leader: RegionName, before: RegionName | None
 ) -> bytes:
     """Return the clusters that must be in force before the routes name a new leader.

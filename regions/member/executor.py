@@ -44,7 +44,7 @@ from regions.failover.events import (
 from regions.failover.rules import required_standbys
 from regions.identity import Epoch, RegionName
 from regions.member.errors import MemberError, MemberFailed, MemberRefused, QuorumUnknown, SchemaMissing
-from regions.member.moving import Diverged, Frozen, MovingMember
+from regions.member.failover_member import Diverged, FailoverMember, FrozenStandby
 from regions.member.settings import quorum_names
 from regions.member.supervision import DISK_FULL
 from regions.topology import Address
@@ -82,7 +82,7 @@ _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Surroundings:
+class ExecutorContext:
     """What the executor needs of its region.
 
     Attributes:
@@ -93,7 +93,7 @@ class Surroundings:
         standbys: The voters among them; none while this region is no voter.
         prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
         durable: The promise on disk.
-        tell: Takes an answer or news; returns at once.
+        on_event: Takes an answer or news; returns at once.
         timed: Takes how long an effect took, milliseconds; returns at once.
     """
 
@@ -101,15 +101,15 @@ class Surroundings:
     ledger_of: Callable[[RegionName], Address]
     others: tuple[RegionName, ...]
     followers: Callable[[], tuple[RegionName, ...]]
-    prepare: Callable[[MovingMember], Awaitable[None]]
+    prepare: Callable[[FailoverMember], Awaitable[None]]
     durable: Callable[[], Promise | None]
-    tell: Callable[[Event], None]
-    timed: Callable[[LedgerEffect, float], None] = lambda _effect, _ms: None
+    on_event: Callable[[Event], None]
+    on_effect_done: Callable[[LedgerEffect, float], None] = lambda _effect, _ms: None
     standbys: Callable[[], tuple[RegionName, ...]] = tuple
 
 
 @dataclass(slots=True)
-class _Commit(Generic[_T]):
+class _PendingCommit(Generic[_T]):
     """A commit that waits for its quorum, for as long as it takes, whoever asks for it again.
 
     When its client leaves, the wait stays in the server and takes a connection: one of each is enough.
@@ -122,11 +122,13 @@ class _Commit(Generic[_T]):
         return await asyncio.shield(self.task)
 
 
-def _again(commit: _Commit[_T] | None, key: object, work: Callable[[], Coroutine[Any, Any, _T]]) -> _Commit[_T]:
+def _join_or_start(
+    commit: _PendingCommit[_T] | None, key: object, work: Callable[[], Coroutine[Any, Any, _T]]
+) -> _PendingCommit[_T]:
     """Return the commit under way for ``key``, or begin it."""
     if commit is not None and commit.key == key and not commit.task.done():
         return commit
-    return _Commit(key, asyncio.create_task(work()))
+    return _PendingCommit(key, asyncio.create_task(work()))
 
 
 class MemberExecutor:
@@ -137,16 +139,16 @@ class MemberExecutor:
         quorum: Whom commits wait for, or will when the member is promoted, and how many of them; else None.
     """
 
-    def __init__(self, member: MovingMember, around: Surroundings) -> None:
+    def __init__(self, member: FailoverMember, context: ExecutorContext) -> None:
         self.member = member
         self.quorum: tuple[tuple[RegionName, ...], int] | None = None
-        self._around = around
+        self._context = context
         self._is_primary = False
         self._current: asyncio.Task[None] | None = None
         self._wanted: LedgerEffect | None = None
         self._news = asyncio.Event()
-        self._fence: _Commit[FenceWritten] | None = None
-        self._passing: _Commit[None] | None = None
+        self._fence: _PendingCommit[FenceWritten] | None = None
+        self._passing: _PendingCommit[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
         self._quiet_until = 0.0
@@ -156,7 +158,7 @@ class MemberExecutor:
         self._followers: tuple[RegionName, ...] = ()
         self._slots_for: tuple[RegionName, ...] | None = None
 
-    async def found(self) -> MemberState:
+    async def find_member(self) -> MemberState:
         """Find the member as an earlier agent left it; one that does not answer is stopped.
 
         Raises:
@@ -164,7 +166,7 @@ class MemberExecutor:
         """
         member = self.member
         if member.data_state() == "absent":
-            if member.led_astray:
+            if member.promoted_externally:
                 _log.error("ledger: it was promoted by somebody else: it counts for nothing, and is copied anew")
             if await member.adopt():
                 await member.stop()
@@ -181,13 +183,13 @@ class MemberExecutor:
             await member.stop()
             return MemberState(kind="stopped")
         if not row["in_recovery"]:
-            member.remember(names=names)
+            member.adopt_configuration(names=names)
             return MemberState(kind="primary", epoch=remembered.epoch)
         if not row["primary_conninfo"]:
-            member.remember(names=names)
+            member.adopt_configuration(names=names)
             return MemberState(kind="frozen")
-        others = tuple(map(self._around.ledger_of, self._around.others))
-        member.remember(names=names, primary_conninfo=row["primary_conninfo"], others=others)
+        others = tuple(map(self._context.ledger_of, self._context.others))
+        member.adopt_configuration(names=names, primary_conninfo=row["primary_conninfo"], others=others)
         return MemberState(kind="following", epoch=remembered.epoch)
 
     async def run(self) -> None:
@@ -196,8 +198,8 @@ class MemberExecutor:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._work(), name="ledger effects")
                 tasks.create_task(self._watch(), name="ledger end")
-                tasks.create_task(self._look(), name="ledger standbys")
-                tasks.create_task(self._stay_in_touch(), name="other members")
+                tasks.create_task(self._watch_standbys(), name="ledger standbys")
+                tasks.create_task(self._keep_connections(), name="other members")
         finally:
             await self._abandon()
 
@@ -220,7 +222,7 @@ class MemberExecutor:
         standbys = [voter for voter in voters if voter != leader]
         try:
             # A leader whose writes are closed is about to hand over, and writes nothing itself either.
-            return await self.member.commit_of(self._around.ledger_of(leader), standbys, len(voters) // 2)
+            return await self.member.commit_of(self._context.ledger_of(leader), standbys, len(voters) // 2)
         except MemberRefused:
             raise
         except MemberError as error:
@@ -240,27 +242,27 @@ class MemberExecutor:
         await asyncio.sleep(PREPARE_AFTER_S)
         while True:
             try:
-                await self._around.prepare(self.member)
+                await self._context.prepare(self.member)
             except MemberError as error:
                 _log.warning("ledger: not prepared yet: %s", error)
                 await asyncio.sleep(PREPARE_RETRY_S)
             else:
                 return
 
-    def _reign_no_more(self) -> None:
+    def _stop_leading(self) -> None:
         self.quorum = self._slots_for = None
         self._is_primary = False
         if self._preparing is not None:
             self._preparing.cancel()
             self._preparing = None
 
-    async def streams_that_lack(self, region: RegionName) -> tuple[str, ...]:
-        """Return the slots of change streams that could not go on if that region led; see `MovingMember`."""
-        return await self.member.streams_that_lack(self._around.ledger_of(region))
+    async def missing_stream_slots(self, region: RegionName) -> tuple[str, ...]:
+        """Return the slots of change streams that could not go on if that region led; see `FailoverMember`."""
+        return await self.member.missing_stream_slots(self._context.ledger_of(region))
 
-    def cut_short(self, epoch: Epoch) -> None:
+    def report_cancelled_wait(self, epoch: Epoch) -> None:
         """Somebody's commit came back before its quorum."""
-        self._around.tell(QuorumWaitCancelled(epoch=epoch))
+        self._context.on_event(QuorumWaitCancelled(epoch=epoch))
 
     # The executor.
 
@@ -278,7 +280,7 @@ class MemberExecutor:
             self._current = asyncio.create_task(self._perform(effect), name=type(effect).__name__)
 
     async def _perform(self, effect: LedgerEffect) -> None:
-        promise = self._around.durable()
+        promise = self._context.durable()
         if promise is not None and promise.epoch > effect.epoch:
             _log.info("ledger: %s for epoch %d is below the promise %d", _name(effect), effect.epoch, promise.epoch)
             return
@@ -293,8 +295,8 @@ class MemberExecutor:
         took_ms = (asyncio.get_running_loop().time() - began) * 1000
         _log.debug("ledger: %s took %.0f ms: %s", _name(effect), took_ms, type(answer).__name__)
         if not isinstance(answer, LedgerFailed):
-            self._around.timed(effect, took_ms)
-        self._around.tell(answer)
+            self._context.on_effect_done(effect, took_ms)
+        self._context.on_event(answer)
 
     async def _answer(self, effect: LedgerEffect) -> LedgerAnswer:  # noqa: C901 - one line an effect
         member, epoch = self.member, effect.epoch
@@ -302,7 +304,7 @@ class MemberExecutor:
             case InitialiseLedger():
                 await self._initialise(epoch)
             case FreezeLedger(ticket=ticket):
-                self._reign_no_more()
+                self._stop_leading()
                 frozen = await member.freeze()
                 await self._refuse_when_full()
                 return _frozen(ticket, frozen)
@@ -313,16 +315,16 @@ class MemberExecutor:
             case WriteFence(ticket=ticket):
                 return await self._write_fence(ticket, epoch)
             case FollowLedger(leader=leader):
-                self._reign_no_more()
-                await member.follow(epoch=epoch, leader=self._around.ledger_of(leader))
+                self._stop_leading()
+                await member.follow(epoch=epoch, leader=self._context.ledger_of(leader))
             case RewindLedger(leader=leader):
-                await member.rewind(self._around.ledger_of(leader))
+                await member.rewind(self._context.ledger_of(leader))
             case CopyLedger(leader=leader):
-                await member.copy(self._around.ledger_of(leader))
+                await member.copy(self._context.ledger_of(leader))
             case DrainLedger(ticket=ticket, target=target):
                 return LedgerDrained(ticket=ticket, lsn=await self._drain(target))
             case StopLedger():
-                self._reign_no_more()
+                self._stop_leading()
                 await member.stop(at_once=True)
             case _:
                 assert_never(effect)
@@ -339,7 +341,7 @@ class MemberExecutor:
             await member.initialise()
         if not member.running:
             await member.start_primary(epoch=epoch, synchronous_standby_names="")
-        await self._around.prepare(member)
+        await self._context.prepare(member)
 
     async def _promote(self, epoch: Epoch) -> None:
         if self.quorum is None:
@@ -359,13 +361,13 @@ class MemberExecutor:
         if required:
             await self.member.set_quorum(quorum_names(standbys, required))
             if is_primary:
-                self._passing = _again(self._passing, (standbys, required), ledger.pass_commit)
+                self._passing = _join_or_start(self._passing, (standbys, required), ledger.commit_under_quorum)
                 await self._passing.result()
         self.quorum = (standbys, required)
         self._is_primary = is_primary
 
     async def _write_fence(self, ticket: Ticket, epoch: Epoch) -> FenceWritten:
-        self._fence = _again(self._fence, epoch, lambda: self._commit_fence(epoch))
+        self._fence = _join_or_start(self._fence, epoch, lambda: self._commit_fence(epoch))
         return replace(await self._fence.result(), ticket=ticket)
 
     async def _commit_fence(self, epoch: Epoch) -> FenceWritten:
@@ -374,7 +376,7 @@ class MemberExecutor:
         try:
             wanted = fence_id
             fence_id = await self._prepared(
-                lambda: ledger.write_fence_row(epoch=epoch, fence_id=wanted, leader=self._around.region)
+                lambda: ledger.write_fence_row(epoch=epoch, fence_id=wanted, leader=self._context.region)
             )
         except QuorumUnknown as error:
             _log.warning("ledger: %s", error)
@@ -388,7 +390,7 @@ class MemberExecutor:
             return await work()
         except SchemaMissing as error:
             _log.info("ledger: %s; it is made now", error)
-            await self._around.prepare(self.member)
+            await self._context.prepare(self.member)
             return await work()
 
     async def _drain(self, target: RegionName) -> int:
@@ -402,7 +404,7 @@ class MemberExecutor:
         self._quiet_until = loop.time() + QUIET_S
         if self._gate is None or self._gate.done():
             closed = asyncio.Event()
-            self._gate = asyncio.create_task(self._hold_gate(closed), name="write gate")
+            self._gate = asyncio.create_task(self._hold_write_gate(closed), name="write gate")
             waiting = asyncio.ensure_future(closed.wait())
             try:
                 await asyncio.wait((self._gate, waiting), return_when=asyncio.FIRST_COMPLETED)
@@ -427,10 +429,10 @@ class MemberExecutor:
     def _is_quiet(self) -> bool:
         return asyncio.get_running_loop().time() < self._quiet_until
 
-    async def _hold_gate(self, closed: asyncio.Event) -> None:
+    async def _hold_write_gate(self, closed: asyncio.Event) -> None:
         """Keep writes out until they are let in again, or the member stops and takes none anyway."""
         try:
-            await self.member.ledger.hold_gate(closed)
+            await self.member.ledger.hold_write_gate(closed)
         except MemberError as error:
             _log.debug("ledger: %s", error)
 
@@ -450,21 +452,21 @@ class MemberExecutor:
             # One that was stopped is not the member's any more.
             if process is self.member.process and not self._is_moving():
                 _log.warning("ledger: postgres (pid %d) ended", process.pid)
-                self._reign_no_more()
-                self._around.tell(LedgerEnded())
+                self._stop_leading()
+                self._context.on_event(LedgerEnded())
 
     def _is_moving(self) -> bool:
         """Whether an effect under way stops the postmaster itself; it fails by itself when that is the matter."""
         moves = ("FreezeLedger", "FollowLedger", "RewindLedger", "CopyLedger", "StopLedger")
         return self._current is not None and not self._current.done() and self._current.get_name() in moves
 
-    async def _look(self) -> None:
+    async def _watch_standbys(self) -> None:
         while True:
             await asyncio.sleep(STANDBYS_S)
             # Not between the quorum and the promotion, which makes the same slots.
             if not self._is_primary or self.quorum is None or not self.member.running or self._is_quiet:
                 continue
-            followers = self._around.followers()
+            followers = self._context.followers()
             try:
                 await self._keep_slots(followers)
                 standbys = await self.member.ledger.read_standbys(followers)
@@ -473,7 +475,7 @@ class MemberExecutor:
                 _log.debug("ledger: its standbys are not known: %s", error)
                 continue
             close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
-            self._around.tell(StandbysStreaming(regions=frozenset(close)))
+            self._context.on_event(StandbysStreaming(regions=frozenset(close)))
 
     async def _keep_slots(self, followers: tuple[RegionName, ...]) -> None:
         """Keep WAL for who joins before it counts, and none for who was removed.
@@ -485,37 +487,37 @@ class MemberExecutor:
         await ledger.prepare_follower_slots(followers)
         if followers == self._slots_for:
             return
-        left = await ledger.drop_follower_slots(one for one in self._around.others if one not in followers)
+        left = await ledger.drop_follower_slots(one for one in self._context.others if one not in followers)
         if not left:
             self._slots_for = followers
 
-    async def _stay_in_touch(self) -> None:
+    async def _keep_connections(self) -> None:
         """Be ready for a move; as a follower know the others, one of which may be promoted at any time."""
-        others = [self._around.ledger_of(region) for region in self._around.others]
+        others = [self._context.ledger_of(region) for region in self._context.others]
         while True:
             if self.member.running:
-                await self._warm()
+                await self._open_spares()
             if self.quorum is None and self.member.running:
-                await self.member.stay_in_touch(others)
-                await self._stand_by()
+                await self.member.keep_connections(others)
+                await self._prepare_to_lead()
             await asyncio.sleep(TOUCH_S)
 
-    async def _warm(self) -> None:
+    async def _open_spares(self) -> None:
         try:
-            await self.member.ledger.warm()
+            await self.member.ledger.open_spares()
         except MemberError as error:
             _log.debug("ledger: no connection is spare: %s", error)
 
-    async def _stand_by(self) -> None:
+    async def _prepare_to_lead(self) -> None:
         """Be ready to lead: whoever is chosen does not wait until its quorum is in force."""
-        standbys = self._around.standbys()
-        required = required_standbys((self._around.region, *standbys))
+        standbys = self._context.standbys()
+        required = required_standbys((self._context.region, *standbys))
         busy = self._current is not None and not self._current.done()
         if not required or busy or self.quorum is not None:
             return
         try:
             async with asyncio.timeout(STAND_BY_S_MAX):
-                await self.member.stand_by(quorum_names(standbys, required), standbys)
+                await self.member.prepare_to_lead(quorum_names(standbys, required), standbys)
         except (MemberError, TimeoutError) as error:
             _log.debug("ledger: its quorum to be is not in force: %s", error)
 
@@ -540,7 +542,7 @@ class MemberExecutor:
             _log.debug("ledger: no quorum commit: %s", error)
             return
         if row["lsn"] is not None and self.quorum == quorum:
-            self._around.tell(QuorumCommit(lsn=int(row["lsn"])))
+            self._context.on_event(QuorumCommit(lsn=int(row["lsn"])))
 
     async def _abandon(self) -> None:
         """The agent ends: what it has begun is given up, and the member is left as it is."""
@@ -551,10 +553,10 @@ class MemberExecutor:
             task.cancel()
         if left:
             await asyncio.wait(left)
-        await self.member.lose_touch()
+        await self.member.drop_connections()
 
 
-def _frozen(ticket: Ticket, frozen: Frozen) -> LedgerFrozen:
+def _frozen(ticket: Ticket, frozen: FrozenStandby) -> LedgerFrozen:
     # Without a receive position nothing else would show that replay lags: it counts as one that still receives. Half a
     # record at the end counts as replayed, because it never will be.
     return LedgerFrozen(
@@ -562,7 +564,7 @@ def _frozen(ticket: Ticket, frozen: Frozen) -> LedgerFrozen:
         receiving=frozen.receiving or not frozen.exhausted,
         received=frozen.received,
         replayed=max(frozen.replayed, frozen.received or 0) if frozen.torn else frozen.replayed,
-        ancestry=frozen.fences,
+        ancestry=frozen.fence_epochs,
     )
 
 

@@ -254,7 +254,7 @@ class Ledger:
 
         return await self._in_one_connection(DATABASE, write)
 
-    async def pass_commit(self) -> None:
+    async def commit_under_quorum(self) -> None:
         """Commit something under the quorum in force; return when it is there, however long that takes.
 
         Raises:
@@ -271,7 +271,7 @@ class Ledger:
 
         await self._in_one_connection("postgres", commit)
 
-    async def hold_gate(self, closed: asyncio.Event) -> None:
+    async def hold_write_gate(self, closed: asyncio.Event) -> None:
         """Let no write begin, and set ``closed`` when none is under way any more; until cancelled.
 
         Raises:
@@ -371,7 +371,7 @@ class Ledger:
         """
         await self._fetch(name)
 
-    async def warm(self) -> None:
+    async def open_spares(self) -> None:
         """Have spare connections to the ledger database.
 
         Raises:

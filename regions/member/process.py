@@ -87,7 +87,7 @@ class WatchedProcess:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
-    def forget(self) -> None:
+    def detach(self) -> None:
         """Stop watching and leave it running."""
         if self.alive:
             asyncio.get_running_loop().remove_reader(self._pidfd)

@@ -104,7 +104,7 @@ def write_durably(path: Path, text: str, account: Account | None = None) -> None
     sync_folder(path.parent)
 
 
-def write_whole(path: Path, text: str, account: Account | None = None) -> None:
+def write_atomically(path: Path, text: str, account: Account | None = None) -> None:
     """Replace a file at once, readable by its owner only; a loss of power may lose it."""
     _beside(path, text, account, flush=lambda _: None).replace(path)
 
@@ -122,7 +122,7 @@ def _beside(path: Path, text: str, account: Account | None, *, flush: Callable[[
 
 
 def flush(path: Path) -> None:
-    """Make a file that `write_whole` has written durable. Blocking.
+    """Make a file that `write_atomically` has written durable. Blocking.
 
     Raises:
         OSError: It could not be flushed.

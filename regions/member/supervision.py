@@ -25,7 +25,7 @@ from regions.member.process import (
     processes_in,
     spawn,
 )
-from regions.member.record import MemberRecord, Role, write_durably, write_whole
+from regions.member.record import MemberRecord, Role, write_atomically, write_durably
 from regions.member.settings import (
     CONFIGURATION,
     PASSFILE,
@@ -77,8 +77,8 @@ class Member:
         self.settings = settings
         self.ledger = Ledger(settings.listen, settings.superuser_password)
         self.process: WatchedProcess | None = None
-        self._names = ""
-        self._standing = ""
+        self._synchronous_standby_names = ""
+        self._prepared_names = ""
         self._verified: tuple[ProcessIdentity | None, str] = (None, "")
         self._follows: Address | None = None
         self._by_proxy = False
@@ -132,10 +132,10 @@ class Member:
             )
         if (data / "standby.signal").exists():
             return "standby"
-        return "absent" if self.led_astray else "primary"
+        return "absent" if self.promoted_externally else "primary"
 
     @property
-    def led_astray(self) -> bool:
+    def promoted_externally(self) -> bool:
         """Whether somebody else has made a primary of it.
 
         The agent writes the signal before it remembers a standby, and remembers a promotion before it begins one. What
@@ -200,7 +200,7 @@ class Member:
             MemberFailed: It did not start.
         """
         (self.settings.data / "standby.signal").unlink(missing_ok=True)
-        self._names, self._standing, self._follows = synchronous_standby_names, "", None
+        self._synchronous_standby_names, self._prepared_names, self._follows = synchronous_standby_names, "", None
         await self._start("primary", epoch)
 
     async def start_standby(self, *, epoch: Epoch, leader: Address) -> None:
@@ -210,14 +210,14 @@ class Member:
             MemberFailed: It did not start.
         """
         self._write("standby.signal", "")
-        self._names, self._follows = "", leader
+        self._synchronous_standby_names, self._follows = "", leader
         await self._start("standby", epoch)
 
     async def set_quorum(self, synchronous_standby_names: str) -> None:
         """Change which standbys a commit waits for and verify that it is in force (rule 5)."""
         # Rule 6: an empty value releases waiters with success; a leader is demoted by stopping it.
         assert synchronous_standby_names, "a quorum is never cleared"
-        self._names = self._standing = synchronous_standby_names
+        self._synchronous_standby_names = self._prepared_names = synchronous_standby_names
         await self._put_in_force(synchronous_standby_names)
 
     async def _put_in_force(self, names: str) -> None:
@@ -230,7 +230,7 @@ class Member:
         else:
             await self.ledger.reload(synchronous_standby_names=names)
         # Somebody else may have asked for others meanwhile.
-        if (self._names or self._standing) == names:
+        if (self._synchronous_standby_names or self._prepared_names) == names:
             self._verified = (identity, names)
 
     async def stop(self, *, at_once: bool = False) -> None:
@@ -252,7 +252,7 @@ class Member:
         if self.process is not None:
             self.process.send(signal.SIGQUIT)
 
-    def remember(self, *, names: str, primary_conninfo: str = "", others: Iterable[Address] = ()) -> None:
+    def adopt_configuration(self, *, names: str, primary_conninfo: str = "", others: Iterable[Address] = ()) -> None:
         """Take over how an adopted member is configured, so that its files are written again as they are.
 
         Args:
@@ -260,15 +260,17 @@ class Member:
             primary_conninfo: Of a follower, how it is told to follow; one of another make leads to nobody known.
             others: Whom it may follow.
         """
-        ways = ((one, line) for one in others for line in (False, True))
-        known = (way for way in ways if follow_conninfo(self.settings, way[0], proxied=way[1]) == primary_conninfo)
+        candidates = ((one, proxied) for one in others for proxied in (False, True))
+        known = (
+            one for one in candidates if follow_conninfo(self.settings, one[0], proxied=one[1]) == primary_conninfo
+        )
         self._follows, self._by_proxy = next(known, (None, False))
-        self._names, self._standing = ("", names) if primary_conninfo else (names, "")
+        self._synchronous_standby_names, self._prepared_names = ("", names) if primary_conninfo else (names, "")
 
-    def leave(self) -> None:
+    def detach(self) -> None:
         """Stop watching and leave it running, to be adopted later."""
         if self.process is not None:
-            self.process.forget()
+            self.process.detach()
             self.process = None
 
     async def _start(self, role: Role, epoch: Epoch) -> None:
@@ -432,7 +434,7 @@ class Member:
 
         They are not flushed, for which a failover would wait: whoever starts PostgreSQL writes them again before.
         """
-        names, follows = self._names or self._standing, self._follows
+        names, follows = self._synchronous_standby_names or self._prepared_names, self._follows
         if names != self._verified[1]:
             self._verified = (None, "")
         self._configure("pg_hba.conf", host_based_authentication())
@@ -451,7 +453,7 @@ class Member:
         if self._written.get(name) != text:
             # A write that fails may have taken place.
             self._written.pop(name, None)
-            self._write(name, text, write_whole)
+            self._write(name, text, write_atomically)
             self._written[name] = text
 
     def _write(self, name: str, text: str, write: Callable[[Path, str, Account | None], None] = write_durably) -> None:

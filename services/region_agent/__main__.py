@@ -10,9 +10,9 @@ from prometheus_client import REGISTRY
 
 from regions.agent import RegionAgent
 from regions.coordination import AccessRefused, Coordination, CorruptRecord, etcd_endpoints
-from regions.edge import EdgeFeed
+from regions.edge import EdgeConfigurator
 from regions.member import MemberFailed, MemberSettings, MemberUnusable
-from regions.member.moving import MovingMember
+from regions.member.failover_member import FailoverMember
 from regions.topology import InvalidTopology, Topology, load_topology
 from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from services.api.process import give_up, load_settings, run_until_signalled
@@ -52,14 +52,14 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
         agent = RegionAgent(
             topology,
             coordination,
-            member=None if member is None else MovingMember(member),
+            member=None if member is None else FailoverMember(member),
             prepare_ledger=prepare_ledger,
-            edge=EdgeFeed(topology, settings.edge()),
-            place=settings.place(),
+            edge=EdgeConfigurator(topology, settings.edge()),
+            local=settings.local(),
         )
         set_epoch_provider(lambda: agent.view.current.epoch if agent.view.current else None)
         REGISTRY.register(AgentCollector(agent))
-        agent.switcher.stepped = observe_step
+        agent.switcher.on_step = observe_step
         secret = settings.agent_secret.get_secret_value()
         desk = orders.OrderHandler(agent, secret)
         report_desk = reports.ReportHandler(agent.switcher, secret)

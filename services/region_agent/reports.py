@@ -45,7 +45,7 @@ class ReportHandler:
             epoch = _parse(body)
         except (ValueError, KeyError, TypeError) as error:
             return HTTPStatus.BAD_REQUEST, {"detail": f"This is no report: {error}"}
-        if not self._switcher.cut_short(epoch):
+        if not self._switcher.report_cancelled_wait(epoch):
             return HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "The agent holds no ledger, or is still starting."}
         _CUT_SHORT.inc()
         _log.warning("the write API says that a commit under epoch %d came back before its quorum", epoch)

@@ -9,7 +9,7 @@ from pydantic import Field, SecretStr, field_validator, model_validator
 from regions.edge import EdgeSettings
 from regions.identity import RegionName
 from regions.member import Account, MemberSettings
-from regions.switcher import Place
+from regions.switcher import LocalSettings
 from regions.topology import Topology, parse_address
 from services.api.process import ProcessSettings
 
@@ -87,9 +87,9 @@ class AgentSettings(ProcessSettings):
             client_writes_per_s=self.edge_client_writes_per_s,
         )
 
-    def place(self) -> Place:
+    def local(self) -> LocalSettings:
         """Return where the agent keeps its promise and hears the others."""
-        return Place(
+        return LocalSettings(
             state=self.state_dir.resolve(),
             listen=parse_address(self.agent_listen),
             secret=self.agent_secret.get_secret_value().encode(),

@@ -195,16 +195,16 @@ class AgentCollector(Collector):
         led = CounterMetricFamily(
             "palaver_wal_line_receivers", "Receivers of WAL that were led to another member.", labels=["ready"]
         )
-        for ready, count in self._agent.member.proxy.taken.items():
+        for ready, count in self._agent.member.proxy.connections.items():
             led.add_metric(["yes" if ready else "no"], count)
         yield led
         guessed = CounterMetricFamily(
             "palaver_wal_line_guesses", "Receivers of WAL for which it was asked ahead.", labels=["right"]
         )
-        for right, count in self._agent.member.proxy.guessed.items():
+        for right, count in self._agent.member.proxy.advance_requests.items():
             guessed.add_metric(["yes" if right else "no"], count)
         yield guessed
-        refused = self._agent.member.proxy.refused
+        refused = self._agent.member.proxy.timeline_refusals
         yield CounterMetricFamily(
             "palaver_wal_line_refusals", "Receivers of WAL that asked for a timeline which was left.", value=refused
         )

@@ -15,7 +15,7 @@ from infra.servers.resolver import resolve
 from infra.servers.unprivileged import account, reachable_install
 from regions.identity import RegionName
 from regions.member import Account, Member, MemberSettings
-from regions.member.moving import MovingMember
+from regions.member.failover_member import FailoverMember
 from regions.topology import Address, Topology, parse_topology
 from tests.child_processes import folder, free_port
 from tests.servers import run_as
@@ -45,7 +45,7 @@ async def prepare_ledger(url: str) -> None:
         await connection.close()
 
 
-class CopiedMember(MovingMember):
+class CopiedMember(FailoverMember):
     """A member whose initdb, which takes half a second of a processor, runs once in a test run and is copied then.
 
     The settings of all tests make the same data. Initialising has its tests in `test_member.py`.

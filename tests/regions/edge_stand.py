@@ -15,7 +15,7 @@ import httpx
 
 from infra.servers.resolver import resolve
 from infra.supervisor.envoy import bootstrap
-from regions.edge import EdgeFeed, EdgeSettings
+from regions.edge import EdgeConfigurator, EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.topology import Address
@@ -125,7 +125,7 @@ class EdgeStand:
     """One region's edge with all backends of a deployment behind it."""
 
     deployment: Deployment
-    feed: EdgeFeed
+    feed: EdgeConfigurator
     settings: EdgeSettings
     admin: httpx.AsyncClient
     client: httpx.AsyncClient
@@ -134,7 +134,7 @@ class EdgeStand:
 
     async def lead(self, region: str, epoch: int) -> None:
         """Tell the edge who leads."""
-        await self.feed.tell(leadership(region, epoch), self.admin)
+        await self.feed.apply(leadership(region, epoch), self.admin)
 
 
 def leadership(region: str, epoch: int) -> Leadership:
@@ -180,8 +180,8 @@ async def edge_stand(region: str = "us-east", leader: str | None = "us-east", **
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{settings.listen}", timeout=20, trust_env=False)
         )
-        feed = EdgeFeed(deployment.topology(region), settings)
-        await feed.tell(None if leader is None else leadership(leader, 1), admin)
+        feed = EdgeConfigurator(deployment.topology(region), settings)
+        await feed.apply(None if leader is None else leadership(leader, 1), admin)
         envoy = _envoy(root, settings)
         stack.callback(envoy.kill)
         await asyncio.to_thread(envoy.start)

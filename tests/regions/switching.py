@@ -11,9 +11,9 @@ from regions.coordination import Coordination
 from regions.failover.settings import Settings
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from regions.member.executor import MemberExecutor, Surroundings
-from regions.member.moving import MovingMember
-from regions.switcher import Place, Switcher
+from regions.member.executor import ExecutorContext, MemberExecutor
+from regions.member.failover_member import FailoverMember
+from regions.switcher import LocalSettings, Switcher
 from regions.topology import Address, parse_address
 from tests import servers
 from tests.regions.deployment import (
@@ -32,7 +32,7 @@ USER, PASSWORD = "root", "a password"
 SECRET = b"a secret of the deployment"
 
 
-async def prepare(member: MovingMember) -> None:
+async def prepare(member: FailoverMember) -> None:
     """Roles and tables, as the agent's own preparation would make them."""
     await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
     await prepare_ledger(member.ledger.url)
@@ -43,7 +43,7 @@ class Agent:
     """One region's agent and what it drives."""
 
     switcher: Switcher
-    member: MovingMember
+    member: FailoverMember
     running: asyncio.Task[None] | None = None
 
 
@@ -63,18 +63,20 @@ class Cell:
         own = self.made.etcd[REGIONS.index(region)]
         endpoints = [parse_address(one) for one in (own, *(one for one in self.made.etcd if one != own))]
         coordination = Coordination(endpoints, USER, PASSWORD)
-        place = Place(state=member.settings.state, listen=Address("127.0.0.1", topology.own.agent.port), secret=SECRET)
-        switcher = Switcher(topology, coordination, place=place, settings=self.settings)
-        around = Surroundings(
+        local = LocalSettings(
+            state=member.settings.state, listen=Address("127.0.0.1", topology.own.agent.port), secret=SECRET
+        )
+        switcher = Switcher(topology, coordination, local=local, settings=self.settings)
+        around = ExecutorContext(
             region=region,
             ledger_of=self.made.ledger,
             others=tuple(other for other in REGIONS if other != region),
             followers=lambda: switcher.followers,
             prepare=prepare,
             durable=lambda: switcher.durable,
-            tell=switcher.tell,
+            on_event=switcher.submit,
         )
-        switcher.hold(MemberExecutor(member, around))
+        switcher.attach_member(MemberExecutor(member, around))
 
         async def run() -> None:
             async with coordination:
@@ -90,7 +92,7 @@ class Cell:
         assert agent.running is not None
         agent.running.cancel()
         await asyncio.wait([agent.running])
-        agent.member.leave()
+        agent.member.detach()
 
     async def kill_ledger(self, region: RegionName) -> None:
         """Kill the postmaster, and wait until it is reaped: it is this process's child, as no agent's ever is."""

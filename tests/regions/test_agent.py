@@ -15,11 +15,11 @@ from prometheus_client import CollectorRegistry
 
 from regions.agent import RegionAgent
 from regions.coordination import Coordination, etcd_endpoints
-from regions.edge import EdgeFeed, EdgeSettings
+from regions.edge import EdgeConfigurator, EdgeSettings
 from regions.identity import CellId
 from regions.leadership import Leadership
 from regions.member import Member, MemberUnusable, supervision
-from regions.switcher import Place
+from regions.switcher import LocalSettings
 from regions.topology import Address, parse_address
 from services.region_agent.status import AgentCollector
 from tests import servers
@@ -50,7 +50,7 @@ class Running:
         """End the agent as a kill does: its member goes on."""
         await self._cancel()
         if self.agent.member is not None:
-            self.agent.member.leave()
+            self.agent.member.detach()
         await self.stack.aclose()
 
     async def stop(self) -> None:
@@ -100,15 +100,17 @@ class Agents:
             coordination,
             member=CopiedMember(self.deployment.settings(region)) if topology.own.voter else None,
             prepare_ledger=prepare_ledger,
-            edge=EdgeFeed(topology, edge),
-            place=self._place(region),
+            edge=EdgeConfigurator(topology, edge),
+            local=self._local(region),
         )
         return Running(agent, stack, asyncio.create_task(agent.run()))
 
-    def _place(self, region: str) -> Place:
+    def _local(self, region: str) -> LocalSettings:
         state = self.deployment.root / region / "state"
         state.mkdir(exist_ok=True, parents=True)
-        return Place(state=state, listen=Address("127.0.0.1", self.deployment.ports[region]["agent"]), secret=b"secret")
+        return LocalSettings(
+            state=state, listen=Address("127.0.0.1", self.deployment.ports[region]["agent"]), secret=b"secret"
+        )
 
     async def serving(self, epoch: int) -> Leadership:
         """Wait until an epoch serves, and no later one began."""
@@ -313,7 +315,7 @@ async def test_a_leader_that_comes_back_with_wal_of_its_own_says_so_until_it_is_
     assert agent.member is not None
     metrics, steps, may_rewind, rewind = CollectorRegistry(), list[str](), asyncio.Event(), agent.member.rewind
     metrics.register(AgentCollector(agent))
-    agent.switcher.stepped = lambda step, _: steps.append(step)
+    agent.switcher.on_step = lambda step, _: steps.append(step)
 
     async def rewind_when_seen(leader: Address) -> None:
         await may_rewind.wait()

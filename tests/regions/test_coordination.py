@@ -23,7 +23,7 @@ from regions.coordination import (
     LeadershipView,
     OutcomeUnknown,
 )
-from regions.etcd import Endpoint, Stored
+from regions.etcd import Endpoint, StoredValue
 from regions.identity import CellId, RegionName
 from regions.leadership import ANCESTRY_MAX, Succession
 from regions.position import Position
@@ -264,7 +264,7 @@ async def test_a_watch_goes_back_to_the_nearest_endpoint_when_that_answers_again
     watched: list[str] = []
     original = Endpoint.watch
 
-    def watch_noted(endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[Stored]:
+    def watch_noted(endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[StoredValue]:
         watched.append(str(endpoint.address))
         return original(endpoint, key, start_revision)
 
@@ -386,11 +386,11 @@ async def test_etcds_leadership_is_handed_to_who_is_preferred_and_only_by_the_me
             others = [number for number in range(3) if number != wanted]
             order = ["nobody", *(f"member-{number}" for number in (wanted, *others))]
             # Exactly one of the others has it, unless the wanted one has it already.
-            moved = [await coordination.hand_etcd_leadership(addresses[number], order) for number in others]
+            moved = [await coordination.move_etcd_leader(addresses[number], order) for number in others]
             assert set(moved) <= {None, f"member-{wanted}"}
             assert await coordination.etcd_leader() == f"member-{wanted}"
-            assert await coordination.hand_etcd_leadership(addresses[wanted], [f"member-{others[0]}"])
-        assert await coordination.hand_etcd_leadership(parse_address("127.0.0.1:1"), ["member-0"]) is None
+            assert await coordination.move_etcd_leader(addresses[wanted], [f"member-{others[0]}"])
+        assert await coordination.move_etcd_leader(parse_address("127.0.0.1:1"), ["member-0"]) is None
 
 
 async def test_etcd_leadership_is_not_offered_to_an_unreachable_member(
@@ -425,7 +425,7 @@ async def hand_over(coordination: Coordination, cluster: EtcdCluster, *, source:
         for number, endpoint in enumerate(cluster.endpoints):
             targets = to if number == source else (f"member-{source}",)
             try:
-                taken = await coordination.hand_etcd_leadership(parse_address(endpoint), targets)
+                taken = await coordination.move_etcd_leader(parse_address(endpoint), targets)
             except EtcdUnavailable:
                 continue
             if number == source and taken in to:
@@ -437,7 +437,7 @@ async def test_etcds_leadership_stays_where_nobody_may_have_it(cluster: EtcdClus
         handed = 0
         for endpoint in cluster.endpoints:
             try:
-                assert await coordination.hand_etcd_leadership(parse_address(endpoint), ["nobody"]) is None
+                assert await coordination.move_etcd_leader(parse_address(endpoint), ["nobody"]) is None
             except EtcdUnavailable:
                 handed += 1
         assert handed == 1, "the one that leads says that it found nobody"
@@ -448,6 +448,6 @@ async def test_a_member_that_is_frozen_keeps_nobody_waiting_for_its_leadership(c
         cluster.pause(0)
         try:
             with pytest.raises(EtcdUnavailable):
-                await coordination.hand_etcd_leadership(parse_address(cluster.endpoints[0]), ["member-1", "member-2"])
+                await coordination.move_etcd_leader(parse_address(cluster.endpoints[0]), ["member-1", "member-2"])
         finally:
             cluster.resume(0)

@@ -185,7 +185,7 @@ async def test_keyed_write_that_the_leader_refuses_waits_where_the_next_epoch_is
     stand.backends["write_api us-east"].refusal_headers = AGAIN
     stand.backends["write_api eu-west"].answer = successor
     promised = replace(leadership("us-east", 1), succession=Succession(region=RegionName("eu-west"), reason="a test"))
-    await stand.feed.tell(promised, stand.admin)
+    await stand.feed.apply(promised, stand.admin)
     assert (await stand.client.post("/v1/x", headers=KEY)).text == "of the leader"
     handed_over = True
     writing = [asyncio.create_task(stand.client.post("/v1/x", headers=KEY)) for _ in range(20)]
@@ -341,7 +341,7 @@ async def test_a_leader_that_is_chosen_while_its_candidate_is_being_told_is_told
     stand: EdgeStand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _, last = stand.deployment.ports
-    view, tell, told = Known(leadership(RegionName(first), 7)), stand.feed.tell, list[Leadership | None]()
+    view, tell, told = Known(leadership(RegionName(first), 7)), stand.feed.apply, list[Leadership | None]()
 
     async def tell_slowly(record: Leadership | None, admin: httpx.AsyncClient) -> None:
         await tell(record, admin)
@@ -349,7 +349,7 @@ async def test_a_leader_that_is_chosen_while_its_candidate_is_being_told_is_told
         # A candidate chooses within 0.2 s, and Envoy takes as long for a file.
         view.current = leadership(RegionName(last), 7)
 
-    monkeypatch.setattr(stand.feed, "tell", tell_slowly)
+    monkeypatch.setattr(stand.feed, "apply", tell_slowly)
     running = asyncio.create_task(stand.feed.run(view))
     try:
         async with asyncio.timeout(10):
@@ -363,7 +363,7 @@ async def test_a_leader_that_is_chosen_while_its_candidate_is_being_told_is_told
 async def test_preview_is_answered_in_its_region_whoever_leads(stand: EdgeStand) -> None:
     path = "/v1/sites/01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11/preview"
     for leads in (None, leadership("eu-west", 7)):
-        await stand.feed.tell(leads, stand.admin)
+        await stand.feed.apply(leads, stand.admin)
         for headers in ({}, KEY):
             answer = await stand.client.post(path, headers=headers, content=b"body")
             assert answer.headers["x-backend"] == "read_api us-east"
@@ -381,7 +381,7 @@ async def test_preview_that_no_region_answers_is_not_told_of_as_a_write(stand: E
     for backend in reads:
         await backend.stop()
     for leads in (None, leadership("eu-west", 7)):
-        await stand.feed.tell(leads, stand.admin)
+        await stand.feed.apply(leads, stand.admin)
         answers += [await stand.client.post(path + query, content=b"body") for query in ("", "?x=1")]
     for answer in answers:
         assert (answer.status_code, problem_slug(answer)) == (503, "view-unavailable")
@@ -390,7 +390,7 @@ async def test_preview_that_no_region_answers_is_not_told_of_as_a_write(stand: E
 
 
 async def test_nobody_leads_yet(stand: EdgeStand) -> None:
-    await stand.feed.tell(None, stand.admin)
+    await stand.feed.apply(None, stand.admin)
     for headers in ({}, KEY):
         answer = await stand.client.post("/v1/x", headers=headers)
         assert (answer.status_code, problem_slug(answer)) == (503, "ledger-unavailable")
@@ -413,7 +413,7 @@ async def test_local_replies_are_problem_documents(stand: EdgeStand) -> None:
 
 
 async def test_a_page_in_a_browser_may_read_what_the_edge_answers_itself(stand: EdgeStand) -> None:
-    await stand.feed.tell(None, stand.admin)
+    await stand.feed.apply(None, stand.admin)
     for name in ("us-east", "eu-west", "ap-south"):
         await stand.backends[f"read_api {name}"].stop()
     origin = {"origin": "https://anybody.example"}
@@ -456,7 +456,7 @@ async def test_sites_are_read_at_the_leader(stand: EdgeStand) -> None:
     ):
         answer = await stand.client.request(method, path)
         assert answer.headers["x-backend"] == "read_api us-east"
-    await stand.feed.tell(None, stand.admin)
+    await stand.feed.apply(None, stand.admin)
     for path in ("/v1/sites/x?y=1", "/v1/sites?limit=1"):
         nobody = await stand.client.get(path)
         assert (nobody.status_code, problem_slug(nobody)) == (503, "ledger-unavailable")

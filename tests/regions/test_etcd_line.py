@@ -2,7 +2,7 @@
 
 from uuid import UUID
 
-from regions.agent import before_in_line
+from regions.agent import preferred_etcd_leaders
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
@@ -23,19 +23,19 @@ def led_by(leader: RegionName, *, drained: tuple[RegionName, ...] = ()) -> Leade
 
 
 def test_the_leader_hands_it_to_the_first_candidate() -> None:
-    assert before_in_line(EAST, led_by(EAST)) == (WEST, SOUTH)
-    assert before_in_line(SOUTH, led_by(SOUTH)) == (EAST, WEST)
+    assert preferred_etcd_leaders(EAST, led_by(EAST)) == (WEST, SOUTH)
+    assert preferred_etcd_leaders(SOUTH, led_by(SOUTH)) == (EAST, WEST)
 
 
 def test_a_later_candidate_hands_it_to_an_earlier_one_and_never_to_the_leader() -> None:
-    assert before_in_line(SOUTH, led_by(EAST)) == (WEST,)
-    assert before_in_line(WEST, led_by(EAST)) == ()
+    assert preferred_etcd_leaders(SOUTH, led_by(EAST)) == (WEST,)
+    assert preferred_etcd_leaders(WEST, led_by(EAST)) == ()
 
 
 def test_a_drained_region_is_the_last_candidate() -> None:
-    assert before_in_line(WEST, led_by(EAST, drained=(WEST,))) == (SOUTH,)
-    assert before_in_line(SOUTH, led_by(EAST, drained=(WEST,))) == ()
+    assert preferred_etcd_leaders(WEST, led_by(EAST, drained=(WEST,))) == (SOUTH,)
+    assert preferred_etcd_leaders(SOUTH, led_by(EAST, drained=(WEST,))) == ()
 
 
 def test_a_region_without_a_vote_hands_it_to_one_that_has_one() -> None:
-    assert before_in_line(VIEW, led_by(EAST)) == (WEST, SOUTH)
+    assert preferred_etcd_leaders(VIEW, led_by(EAST)) == (WEST, SOUTH)

@@ -36,18 +36,18 @@ from regions.failover.events import (
     StandbysStreaming,
 )
 from regions.identity import RegionName, physical_slot_name
-from regions.member import executor, ledger, moving, quorum_names, supervision
+from regions.member import executor, failover_member, ledger, quorum_names, supervision
 from regions.member.errors import MemberFailed, MemberRefused
-from regions.member.executor import FULL_LOOKS, MemberExecutor, Surroundings
+from regions.member.executor import FULL_LOOKS, ExecutorContext, MemberExecutor
+from regions.member.failover_member import FailoverMember
 from regions.member.ledger import Ledger
-from regions.member.moving import MovingMember
 from regions.member.process import WatchedProcess
 from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment, until
 from tests.regions.switching import prepare
-from tests.regions.test_moving import has, keep, keep_alone, kept, kill, promote_by_hand, three
+from tests.regions.test_failover_member import has, keep, keep_alone, kept, kill, promote_by_hand, three
 
 pytestmark = pytest.mark.integration
 
@@ -119,16 +119,16 @@ class Driven:
 
 
 @contextlib.asynccontextmanager
-async def driving(made: Deployment, region: RegionName, member: MovingMember) -> AsyncGenerator[Driven]:
+async def driving(made: Deployment, region: RegionName, member: FailoverMember) -> AsyncGenerator[Driven]:
     """Drive a member that runs already, as an agent that has found it."""
-    around = Surroundings(
+    around = ExecutorContext(
         region=region,
         ledger_of=made.ledger,
         others=tuple(other for other in REGIONS if other != region),
         followers=lambda: driven.who_follows(),  # noqa: PLW0108 - it is made below
         prepare=prepare,
         durable=lambda: driven.durable(),  # noqa: PLW0108 - the same
-        tell=lambda event: driven.tell(event),  # noqa: PLW0108 - the same
+        on_event=lambda event: driven.tell(event),  # noqa: PLW0108 - the same
     )
     driven = Driven(MemberExecutor(member, around), followers=around.others)
     running = asyncio.create_task(driven.executor.run())
@@ -190,7 +190,7 @@ async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_how
         assert not members[EAST].running
 
 
-async def slots_of(member: MovingMember) -> set[str]:
+async def slots_of(member: FailoverMember) -> set[str]:
     return {slot.name for slot in await member.ledger.read_slots()}
 
 
@@ -237,10 +237,10 @@ async def test_a_follower_that_an_agent_finds_follows_on_while_its_quorum_to_be_
 ) -> None:
     monkeypatch.setattr(executor, "TOUCH_S", 0.05)
     async with three() as (made, members):
-        members[WEST].leave()
-        member = MovingMember(made.settings(WEST))
+        members[WEST].detach()
+        member = FailoverMember(made.settings(WEST))
         found = MemberExecutor(member, surroundings_of_a_voter(made, WEST))
-        assert await found.found() == MemberState(kind="following", epoch=1)
+        assert await found.find_member() == MemberState(kind="following", epoch=1)
         running = asyncio.create_task(found.run())
         await until(lambda: stands_by(member))
         running.cancel()
@@ -251,20 +251,20 @@ async def test_a_follower_that_an_agent_finds_follows_on_while_its_quorum_to_be_
         await member.stop()
 
 
-async def stands_by(member: MovingMember) -> bool:
+async def stands_by(member: FailoverMember) -> bool:
     return (await member.ledger.read_state()).synchronous_standby_names == quorum_names((EAST, SOUTH), 1)
 
 
-def surroundings_of_a_voter(made: Deployment, region: RegionName) -> Surroundings:
+def surroundings_of_a_voter(made: Deployment, region: RegionName) -> ExecutorContext:
     others = tuple(other for other in REGIONS if other != region)
-    return Surroundings(
+    return ExecutorContext(
         region=region,
         ledger_of=made.ledger,
         others=others,
         followers=lambda: others,
         prepare=prepare,
         durable=Promise,
-        tell=lambda _: None,
+        on_event=lambda _: None,
         standbys=lambda: others,
     )
 
@@ -324,7 +324,7 @@ async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_si
         assert east.has_told(QuorumCommit) == []
 
 
-async def is_alone(member: MovingMember) -> bool:
+async def is_alone(member: FailoverMember) -> bool:
     return await member.ledger.read_standbys(REGIONS) == ()
 
 
@@ -385,11 +385,11 @@ async def tells(driven: Driven, regions: set[RegionName]) -> bool:
     return await driven.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset(regions))
 
 
-async def slots(member: MovingMember) -> set[str]:
+async def slots(member: FailoverMember) -> set[str]:
     return {slot.name for slot in await member.ledger.read_slots() if slot.name.startswith("member_")}
 
 
-async def has_slots(member: MovingMember, names: set[str]) -> bool:
+async def has_slots(member: FailoverMember, names: set[str]) -> bool:
     return await slots(member) == names
 
 
@@ -411,7 +411,7 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
         monkeypatch.setattr(WatchedProcess, "wait", noted)
         kill(members[WEST])
         assert await west.answer(LedgerEnded) == LedgerEnded()
-        assert await west.executor.found() == MemberState(kind="stopped")
+        assert await west.executor.find_member() == MemberState(kind="stopped")
         assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
         ordered = members[WEST].process
         assert ordered is not None
@@ -433,7 +433,7 @@ async def test_the_end_of_a_postmaster_that_nobody_watched_yet_is_told() -> None
 
 
 async def test_what_fails_is_an_answer_and_leaves_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "READY_S_MAX", 0.3)
+    monkeypatch.setattr(failover_member, "READY_S_MAX", 0.3)
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         await members[SOUTH].stop()
         for effect in (
@@ -465,14 +465,14 @@ async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied
         await promote_by_hand(members[WEST])
         await keep_alone(made, WEST, 1000)
         if runs:
-            members[WEST].leave()
+            members[WEST].detach()
         else:
             await members[WEST].stop()
         # What it has since then would count as further on than what was acknowledged.
-        assert await west.executor.found() == MemberState(kind="absent")
+        assert await west.executor.find_member() == MemberState(kind="absent")
         assert not members[WEST].running
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
-        assert await west.executor.found() == MemberState(kind="stopped")
+        assert await west.executor.find_member() == MemberState(kind="stopped")
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
         await until(lambda: has(made, WEST, 5))
 
@@ -488,19 +488,19 @@ async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no
         assert isinstance(answer, LedgerFailed)
         assert "promoted by somebody else" in answer.reason
         assert not members[WEST].running
-        assert await west.executor.found() == MemberState(kind="absent")
+        assert await west.executor.find_member() == MemberState(kind="absent")
 
 
 async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
-    run = MovingMember._run
+    run = FailoverMember._run
 
-    async def run_slowly(member: MovingMember, program: str, *arguments: str, **more: Any) -> None:
+    async def run_slowly(member: FailoverMember, program: str, *arguments: str, **more: Any) -> None:
         held = ["--max-rate=32"] if program == "pg_basebackup" else []
         await run(member, program, *arguments, *held, **more)
 
     async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
         # At 32 kB a second it takes minutes.
-        monkeypatch.setattr(MovingMember, "_run", run_slowly)
+        monkeypatch.setattr(FailoverMember, "_run", run_slowly)
         copy = members[WEST].settings.data.with_name("ledger.copy")
         west.executor.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
         await until(lambda: asyncio.sleep(0, (copy / "backup_label").exists()))
@@ -516,12 +516,12 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
     async with three() as (made, members):
         found: dict[RegionName, MemberState] = {}
         for region in REGIONS:
-            members[region].leave()
+            members[region].detach()
             await members[region].ledger.close()
-            await members[region].lose_touch()
-            again = MovingMember(made.settings(region))
+            await members[region].drop_connections()
+            again = FailoverMember(made.settings(region))
             async with driving(made, region, again) as driven:
-                found[region] = await driven.executor.found()
+                found[region] = await driven.executor.find_member()
             members[region] = again
         assert found == {
             EAST: MemberState(kind="primary", epoch=1),
@@ -530,7 +530,7 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
         }
         await members[SOUTH].freeze()
         async with driving(made, SOUTH, members[SOUTH]) as driven:
-            assert await driven.executor.found() == MemberState(kind="frozen")
+            assert await driven.executor.find_member() == MemberState(kind="frozen")
         with contextlib.suppress(asyncpg.PostgresError, OSError):
             await keep(made, EAST, range(1))
 

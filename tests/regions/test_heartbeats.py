@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from regions.failover.events import Gossip, Release, Vote
 from regions.failover.heartbeats import Heartbeat
-from regions.heartbeats import LINE_BYTES_MAX, BadHeartbeat, HeartbeatLinks, decode, encode
+from regions.heartbeats import LINE_BYTES_MAX, HeartbeatLinks, InvalidHeartbeat, decode, encode
 from regions.identity import CellId, RegionName
 from regions.leadership import ANCESTRY_MAX
 from regions.position import Position
@@ -97,7 +97,7 @@ def changed(**fields: object) -> bytes:
     ],
 )
 def test_what_is_no_heartbeat_for_this_region_is_refused_by_name(line: bytes, why: str) -> None:
-    with pytest.raises(BadHeartbeat) as refused:
+    with pytest.raises(InvalidHeartbeat) as refused:
         decode(line, to=WEST, secret=SECRET)
     assert refused.value.why == why
 

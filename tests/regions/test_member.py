@@ -12,9 +12,9 @@ import asyncpg
 import pytest
 
 from regions.identity import RegionName
-from regions.member import Member, MemberFailed, MemberUnusable, ledger, moving, quorum_names
+from regions.member import Member, MemberFailed, MemberUnusable, failover_member, ledger, quorum_names
+from regions.member.failover_member import FailoverMember
 from regions.member.ledger import Ledger
-from regions.member.moving import MovingMember
 from regions.member.process import processes_in
 from regions.member.record import begin_building
 from regions.process_identity import ProcessIdentity
@@ -51,7 +51,7 @@ async def lead(made: Deployment, region: RegionName = EAST) -> Member:
 
 
 async def follow(made: Deployment, region: RegionName) -> Member:
-    member = MovingMember(made.settings(region))
+    member = FailoverMember(made.settings(region))
     await member.copy(made.ledger(EAST))
     await member.start_standby(epoch=1, leader=made.ledger(EAST))
     return member
@@ -324,7 +324,7 @@ async def test_member_outlives_its_agent_and_is_adopted(made: Deployment) -> Non
     first = await lead(made)
     assert first.process is not None
     pid = first.process.pid
-    first.leave()
+    first.detach()
     second = Member(made.settings(EAST))
     assert await second.adopt()
     assert second.process is not None
@@ -338,7 +338,7 @@ async def test_member_outlives_its_agent_and_is_adopted(made: Deployment) -> Non
 async def test_postmaster_that_nobody_remembers_is_stopped(made: Deployment) -> None:
     first = await lead(made)
     assert first.process is not None
-    first.leave()
+    first.detach()
     (made.settings(EAST).state / "member.json").unlink()
     second = Member(made.settings(EAST))
     assert not await second.adopt()
@@ -350,7 +350,7 @@ async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Dep
     leader = await lead(made)
     data = made.settings(WEST).data
     unfinished = data.with_name(data.name + ".copy")
-    cancelled = MovingMember(made.settings(WEST))
+    cancelled = FailoverMember(made.settings(WEST))
     backup = asyncio.create_task(cancelled.copy(made.ledger(EAST)))
     # A whole one takes a few hundredths of a second: who looks less often may come after its end.
     while not (unfinished / "global").exists():
@@ -388,8 +388,8 @@ async def test_a_cancelled_initialisation_leaves_nobody_behind_who_still_removes
 
 
 async def test_copy_of_an_absent_leader_is_one_clear_error(made: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "READY_S_MAX", 0)
-    member = MovingMember(made.settings(WEST))
+    monkeypatch.setattr(failover_member, "READY_S_MAX", 0)
+    member = FailoverMember(made.settings(WEST))
     with pytest.raises(MemberFailed, match=r"cannot be copied: .*Connect call failed") as failed:
         await member.copy(made.ledger(EAST))
     assert "\n" not in str(failed.value)

@@ -10,8 +10,8 @@ import pytest
 
 from regions.member import supervision
 from regions.member.errors import MemberFailed
+from regions.member.failover_member import FailoverMember
 from regions.member.ledger import Ledger
-from regions.member.moving import MovingMember
 from regions.member.settings import quorum_names
 from tests.regions.deployment import REGIONS, Deployment, deployment
 from tests.regions.power import losing_power
@@ -46,7 +46,7 @@ class PlayedLedger:
 @dataclass
 class Stand:
     made: Deployment
-    member: MovingMember
+    member: FailoverMember
     ledger: PlayedLedger
 
     def quorum_on_disk(self) -> str:
@@ -56,7 +56,7 @@ class Stand:
 @pytest.fixture
 async def stand() -> AsyncGenerator[Stand]:
     async with deployment() as made:
-        member, ledger = MovingMember(made.settings(EAST)), PlayedLedger()
+        member, ledger = FailoverMember(made.settings(EAST)), PlayedLedger()
         member.ledger = cast("Ledger", ledger)
         (member.settings.data / "pg_wal").mkdir(parents=True)
         yield Stand(made, member, ledger)
@@ -72,14 +72,14 @@ async def test_a_quorum_is_put_in_force_again_after_another_that_may_have_come_t
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await stand.member.set_quorum(ONE)
-    write_whole = supervision.write_whole
+    write_atomically = supervision.write_atomically
 
     def fails(path: Path, text: str, account: None) -> None:
-        write_whole(path, text, account)
+        write_atomically(path, text, account)
         raise OSError(5, "Input/output error")
 
     with monkeypatch.context() as patched:
-        patched.setattr(supervision, "write_whole", fails)
+        patched.setattr(supervision, "write_atomically", fails)
         with pytest.raises(MemberFailed, match="cannot be written"):
             await stand.member.set_quorum(OTHER)
     # Whoever tells PostgreSQL to read its files now makes it wait for the other.
@@ -110,7 +110,7 @@ async def test_the_history_of_a_timeline_is_durable_before_wal_of_it_is_received
         if there:
             # An agent that was killed had come so far.
             file.write_text(history)
-        await stand.member._take_history(2, history)
+        await stand.member._install_history(2, history)
         kept = [left.get(file.name) for left in power.left()]
     assert kept == [history.encode()] * len(kept)
     assert stand.ledger.asked == ([] if there else [("run", "reload")])

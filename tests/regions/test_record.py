@@ -17,8 +17,8 @@ from regions.member.record import (
     flush,
     note_rewound,
     rewound_from,
+    write_atomically,
     write_durably,
-    write_whole,
 )
 from regions.process_identity import ProcessIdentity
 from tests.regions.power import Files, losing_power
@@ -90,7 +90,7 @@ def test_a_file_that_was_written_whole_is_the_old_or_the_new_for_who_reads_it_an
     (disk := tmp_path / "disk").mkdir()
     write_durably(disk / "file", "old")
     with losing_power(disk) as power:
-        write_whole(disk / "file", "new")
+        write_atomically(disk / "file", "new")
         assert (disk / "file").read_bytes() == b"new"
         flush(disk / "file")
         assert power.left() == [{"file": b"new"}] * 2

@@ -14,12 +14,12 @@ import pytest
 
 from regions.identity import RegionName, physical_slot_name
 from regions.member import quorum_names
-from regions.member.moving import Diverged, MovingMember
-from regions.member.ready import Ready
+from regions.member.failover_member import Diverged, FailoverMember
+from regions.member.replication_connection import ReplicationConnection
 from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import SEGMENT_MB, proxy_name
 from tests.regions.deployment import REGIONS, Deployment, until
-from tests.regions.test_moving import has, keep, kept, kill, lose_leader, promote_by_hand, take_over, three
+from tests.regions.test_failover_member import has, keep, kept, kill, lose_leader, promote_by_hand, take_over, three
 
 pytestmark = pytest.mark.integration
 
@@ -36,7 +36,7 @@ async def senders(made: Deployment, region: RegionName, of: RegionName, state: s
     return [row["pid"] for row in rows]
 
 
-def path(member: MovingMember, leader: RegionName, made: Deployment) -> str:
+def path(member: FailoverMember, leader: RegionName, made: Deployment) -> str:
     return f"\0{proxy_name(member.settings)}/.s.PGSQL.{made.ledger(leader).port}"
 
 
@@ -51,8 +51,8 @@ def as_user(uid: int) -> Generator[None]:
         os.seteuid(own)
 
 
-async def everybody_but(made: Deployment, member: MovingMember) -> None:
-    await member.stay_in_touch([made.ledger(region) for region in REGIONS if region != member.settings.region])
+async def everybody_but(made: Deployment, member: FailoverMember) -> None:
+    await member.keep_connections([made.ledger(region) for region in REGIONS if region != member.settings.region])
 
 
 async def test_a_receiver_is_led_over_the_connection_that_was_kept_ready() -> None:
@@ -62,9 +62,9 @@ async def test_a_receiver_is_led_over_the_connection_that_was_kept_ready() -> No
         await everybody_but(made, west)
         ready = await senders(made, EAST, WEST, "startup")
         assert len(ready) == 1
-        before = west.proxy.taken[True]
+        before = west.proxy.connections[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
-        assert west.proxy.taken[True] == before + 1
+        assert west.proxy.connections[True] == before + 1
         assert await senders(made, EAST, WEST, "streaming") == ready
         await keep(made, EAST, range(100))
         await until(lambda: has(made, WEST, 100))
@@ -74,14 +74,14 @@ async def test_the_replication_proxy_sets_tcp_nodelay_on_new_and_on_prepared_con
     """Without TCP_NODELAY a follower's reply waits 40 ms for a delayed acknowledgement, and a commit for the reply."""
     async with three() as (made, members):
         west = members[WEST]
-        passed_through = west.proxy.taken[False]
+        passed_through = west.proxy.connections[False]
         assert passed_through, "nothing was ready when it followed first"
         assert delaying(made, EAST) == []
         await west.freeze()
         await everybody_but(made, west)
-        led = west.proxy.taken[True]
+        led = west.proxy.connections[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
-        assert west.proxy.taken[True] > led
+        assert west.proxy.connections[True] > led
         assert delaying(made, EAST) == []
 
 
@@ -124,7 +124,7 @@ async def told(made: Deployment, region: RegionName, of: RegionName) -> list[int
 
 
 @contextlib.asynccontextmanager
-async def told_ahead() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMember], "asyncio.Task[None]"]]:
+async def told_ahead() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember], "asyncio.Task[None]"]]:
     """EAST is lost, WEST is chosen, and SOUTH follows it already: it has said what WEST shall do once it is primary."""
     async with three() as (made, members):
         west, south = members[WEST], members[SOUTH]
@@ -141,7 +141,7 @@ async def told_ahead() -> AsyncGenerator[tuple[Deployment, dict[RegionName, Movi
             await asyncio.wait([following])
 
 
-async def frozen_with_a_quorum(west: MovingMember, south: MovingMember) -> None:
+async def frozen_with_a_quorum(west: FailoverMember, south: FailoverMember) -> None:
     await asyncio.gather(west.freeze(), south.freeze())
     await west.set_quorum(quorum_names((EAST, SOUTH), 1))
 
@@ -163,7 +163,7 @@ async def test_what_was_said_ahead_is_what_the_receiver_asks_for() -> None:
         await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
         await following
         await keep(made, WEST, range(100, 120))
-        assert members[SOUTH].proxy.guessed == {True: 1, False: 0}
+        assert members[SOUTH].proxy.advance_requests == {True: 1, False: 0}
         assert await senders(made, WEST, SOUTH, "streaming") == ahead
         assert (await members[WEST].ledger.read_standbys([SOUTH]))[0].sync_state == "quorum"
         await until(lambda: has(made, SOUTH, 120))
@@ -174,7 +174,7 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
 ) -> None:
     written: dict[Path, str] = {}
 
-    async def later(member: MovingMember, timeline: int, history: str) -> None:
+    async def later(member: FailoverMember, timeline: int, history: str) -> None:
         if history:
             written[member.settings.data / f"pg_wal/{timeline:08X}.history"] = history
 
@@ -185,9 +185,9 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
             path.write_text(history)
         await leads(line, near, opened)
 
-    leads = ReplicationProxy._lead  # a moment that no order of calls brings about
-    monkeypatch.setattr(MovingMember, "_take_history", later)
-    monkeypatch.setattr(ReplicationProxy, "_lead", lead)
+    leads = ReplicationProxy._route  # a moment that no order of calls brings about
+    monkeypatch.setattr(FailoverMember, "_install_history", later)
+    monkeypatch.setattr(ReplicationProxy, "_route", lead)
     async with told_ahead() as (made, members, following):
         south = members[SOUTH]
         ahead = await told(made, WEST, SOUTH)
@@ -196,8 +196,8 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
         # What it follows with is the receiver that is refused; the next one comes by itself.
         await keep(made, WEST, range(100, 120))
         await until(lambda: has(made, SOUTH, 120))
-        assert south.proxy.refused == 1
-        assert south.proxy.guessed == {True: 1, False: 0}
+        assert south.proxy.timeline_refusals == 1
+        assert south.proxy.advance_requests == {True: 1, False: 0}
         assert await senders(made, WEST, SOUTH, "streaming") == ahead
         # The way without it: the leader ends the stream, and PostgreSQL asks again half a second later.
         assert "replication terminated by primary server" not in south.settings.log.read_text()
@@ -218,7 +218,7 @@ async def test_a_member_that_lacks_the_end_of_a_timeline_which_was_left_gets_tha
         await keep(made, WEST, range(100, 120))
         await until(lambda: has(made, SOUTH, 120))
         assert "on timeline 1" in south.settings.log.read_text()
-        assert south.proxy.refused == 0
+        assert south.proxy.timeline_refusals == 0
 
 
 async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_connection() -> None:
@@ -234,7 +234,7 @@ async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_con
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await south.follow(epoch=2, leader=made.ledger(WEST))
         await keep(made, WEST, range(100, 120))
-        assert south.proxy.guessed == {True: 0, False: 1}
+        assert south.proxy.advance_requests == {True: 0, False: 1}
         assert await senders(made, WEST, SOUTH, "streaming") == ready
         await until(lambda: has(made, SOUTH, 120))
 
@@ -242,7 +242,7 @@ async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_con
 async def test_what_was_said_ahead_and_refused_is_asked_for_again() -> None:
     async with told_ahead() as (made, members, following):
         await members[WEST].promote(epoch=2, followers=[EAST])  # so that SOUTH has no slot yet
-        await until(lambda: asyncio.sleep(0, members[SOUTH].proxy.guessed[True]))
+        await until(lambda: asyncio.sleep(0, members[SOUTH].proxy.advance_requests[True]))
         refused = f'replication slot "{physical_slot_name(SOUTH)}" does not exist'
         await until(lambda: asyncio.sleep(0, refused in members[SOUTH].settings.log.read_text()))
         # A receiver that is refused looks alive for a moment: `follow` ends for certain only if there is a slot.
@@ -292,7 +292,7 @@ async def test_a_member_that_waits_for_its_next_leader_has_let_go_of_the_one_bef
         await following
 
 
-async def receives_nothing(member: MovingMember) -> bool:
+async def receives_nothing(member: FailoverMember) -> bool:
     return not (await member.ledger.one("read_frozen"))["receiving"]
 
 
@@ -303,7 +303,7 @@ async def test_what_was_said_ahead_confirms_nothing() -> None:
         await lose_leader(members)
         await frozen_with_a_quorum(west, south)
         end = (await south.ledger.read_state()).lsn
-        await south.proxy.say_ahead(made.ledger(WEST), end - end % (SEGMENT_MB << 20))
+        await south.proxy.request_in_advance(made.ledger(WEST), end - end % (SEGMENT_MB << 20))
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await until(lambda: senders(made, WEST, SOUTH, "streaming"))
         writing = asyncio.create_task(keep(made, WEST, range(100)))
@@ -318,7 +318,7 @@ async def test_a_member_that_is_frozen_takes_back_what_it_said_ahead() -> None:
     async with three() as (made, members):
         south = members[SOUTH]
         await everybody_but(made, south)
-        await south.proxy.say_ahead(made.ledger(WEST), 0)
+        await south.proxy.request_in_advance(made.ledger(WEST), 0)
         await until(lambda: told(made, WEST, SOUTH))
         await south.freeze()
         await until(lambda: is_gone(made, WEST, SOUTH))
@@ -341,7 +341,7 @@ async def test_a_member_that_is_never_promoted_waits_for_a_while_and_holds_no_sl
         west, south = members[WEST], members[SOUTH]
         await everybody_but(made, south)
         await west.ledger.prepare_follower_slots([SOUTH])
-        await south.proxy.say_ahead(made.ledger(WEST), 0)
+        await south.proxy.request_in_advance(made.ledger(WEST), 0)
         waits = await told(made, WEST, SOUTH)
 
         async def refused() -> bool:
@@ -349,7 +349,7 @@ async def test_a_member_that_is_never_promoted_waits_for_a_while_and_holds_no_sl
 
         await until(refused)
         assert await senders(made, WEST, SOUTH, "startup") == waits
-        south.proxy.take_back()
+        south.proxy.cancel_advance_request()
         await until(lambda: is_gone(made, WEST, SOUTH))
 
 
@@ -360,8 +360,8 @@ async def test_to_a_primary_nothing_is_said_ahead() -> None:
         await everybody_but(made, west)
         await west.follow(epoch=1, leader=made.ledger(EAST))
         await keep(made, EAST, range(100))
-        assert west.proxy.taken[True] > 0
-        assert west.proxy.guessed == {True: 0, False: 0}
+        assert west.proxy.connections[True] > 0
+        assert west.proxy.advance_requests == {True: 0, False: 0}
 
 
 async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_asked_again() -> None:
@@ -375,15 +375,15 @@ async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_ask
         await south.follow(epoch=2, leader=made.ledger(WEST))
         await keep(made, WEST, range(100))
         await until(lambda: has(made, SOUTH, 100))
-        assert south.proxy.taken[True] > 0
-        assert south.proxy.guessed == {True: 0, False: 0}
+        assert south.proxy.connections[True] > 0
+        assert south.proxy.advance_requests == {True: 0, False: 0}
 
 
 async def test_without_the_agent_postgresql_connects_by_itself() -> None:
     async with three() as (made, members):
         west = members[WEST]
         led = await senders(made, EAST, WEST, "streaming")
-        await west.lose_touch()
+        await west.drop_connections()
         await members[SOUTH].stop()
         # One of two is enough for a commit, and this is the one.
         await keep(made, EAST, range(100))
@@ -407,17 +407,17 @@ async def test_where_the_name_is_taken_postgresql_is_told_to_connect_by_itself()
 
 
 async def test_a_connection_that_was_made_while_everything_ended_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    connected, ended, identify = asyncio.Event(), asyncio.Event(), Ready.identify
+    connected, ended, identify = asyncio.Event(), asyncio.Event(), ReplicationConnection.identify
 
-    async def late(connection: Ready) -> None:
+    async def late(connection: ReplicationConnection) -> None:
         connected.set()
         await ended.wait()
         await identify(connection)
 
-    monkeypatch.setattr(Ready, "identify", late)
+    monkeypatch.setattr(ReplicationConnection, "identify", late)
     async with three() as (made, members):
         west = members[WEST]
-        keeping = asyncio.create_task(west.proxy.keep([made.ledger(SOUTH)]))
+        keeping = asyncio.create_task(west.proxy.keep_connections([made.ledger(SOUTH)]))
         await connected.wait()
         west.proxy.end()
         ended.set()

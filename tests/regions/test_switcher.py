@@ -105,7 +105,7 @@ async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() 
 
 def spoken_for(running: Cell, region: RegionName, *, by: RegionName) -> int:
     """How often a witness has spoken for a region whose agent is away."""
-    return running.agents[by].switcher._witness._inserted.get(region, 0)
+    return running.agents[by].switcher._merger._inserted.get(region, 0)
 
 
 async def has_spoken(running: Cell, witness: RegionName, times: int) -> bool:

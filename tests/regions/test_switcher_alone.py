@@ -42,7 +42,7 @@ from regions.leadership import Leadership
 from regions.member.errors import MemberRefused
 from regions.member.executor import MemberExecutor
 from regions.member.promise import NAME, STARTS, load_promise, load_starts, store_promise
-from regions.switcher import Place, Switcher
+from regions.switcher import LocalSettings, Switcher
 from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment
@@ -70,7 +70,7 @@ class PlayedEtcd:
     async def swap_leadership(self, cell: str, record: Leadership, revision: int) -> Any:
         return await self._answered("swap", cell, record.epoch, revision)
 
-    async def count_start(self, region: str) -> int:
+    async def register_start(self, region: str) -> int:
         self.asked.append(("count", region))
         return 7
 
@@ -106,7 +106,7 @@ class PlayedCore:
 
 
 @dataclass
-class PlayedLane:
+class PlayedExecutor:
     """The driver of a member.
 
     Attributes:
@@ -118,7 +118,7 @@ class PlayedLane:
     opened: int = 0
     asked: list[object] = field(default_factory=list[object])
 
-    async def found(self) -> MemberState:
+    async def find_member(self) -> MemberState:
         return MemberState(kind=self.kind)
 
     def admit_writes(self) -> None:
@@ -137,7 +137,7 @@ class PlayedLane:
 class Stand:
     switcher: Switcher
     etcd: PlayedEtcd
-    executor: PlayedLane
+    executor: PlayedExecutor
     core: PlayedCore
     state: Path
 
@@ -159,15 +159,15 @@ async def until(holds: Callable[[], bool]) -> None:
 async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
     state = tmp_path / "state"
     state.mkdir()
-    etcd, executor = PlayedEtcd(), PlayedLane()
-    place = Place(state=state, listen=Address("127.0.0.1", free_port()), secret=b"a secret of the deployment")
+    etcd, executor = PlayedEtcd(), PlayedExecutor()
+    local = LocalSettings(state=state, listen=Address("127.0.0.1", free_port()), secret=b"a secret of the deployment")
     switcher = Switcher(
         Deployment(root=tmp_path).topology(WEST),
         cast("Coordination", etcd),
-        place=place,
+        local=local,
         settings=Settings(request_s_max=0.05),
     )
-    switcher.hold(cast("MemberExecutor", executor))
+    switcher.attach_member(cast("MemberExecutor", executor))
     core = PlayedCore(SimpleNamespace(region=WEST, record=leadership(EAST, 3)))
     switcher._seen = core.facts.record
     async with asyncio.TaskGroup() as tasks:
@@ -177,13 +177,13 @@ async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
 
 async def test_a_promise_is_told_when_it_is_on_disk_and_only_then_counts(stand: Stand) -> None:
     seen: list[tuple[Promise | None, Promise | None]] = []
-    tell = stand.switcher.tell
+    tell = stand.switcher.submit
 
     def look(event: Any) -> None:
         seen.append((load_promise(stand.state), stand.switcher.durable))
         tell(event)
 
-    stand.switcher.tell = look
+    stand.switcher.submit = look
     stand.perform(StorePromise(ticket=1, promise=FIRST))
     assert stand.switcher.durable is None
     assert await stand.heard() == [PromiseStored(ticket=1)]
@@ -268,16 +268,16 @@ async def test_writes_are_open_from_the_word_of_the_core_to_its_word_or_its_end(
     stand.perform(StartServing(epoch=4))
     stand.switcher._end()
     assert stand.switcher.serving_epoch == 0
-    assert not stand.switcher.cut_short(4)
-    stand.switcher.tell(Tick())
+    assert not stand.switcher.report_cancelled_wait(4)
+    stand.switcher.submit(Tick())
     assert stand.core.heard == [], "it hears nothing after its end"
 
 
 async def test_a_core_that_broke_is_told_nothing_more_and_ends_the_agent(stand: Stand) -> None:
     stand.core.broken = True
-    stand.switcher.tell(Tick())
+    stand.switcher.submit(Tick())
     stand.core.broken = False
-    stand.switcher.tell(Tick())
+    stand.switcher.submit(Tick())
     assert stand.core.heard == [Tick()]
     with pytest.raises(ZeroDivisionError):
         await stand.switcher._until_broken()
@@ -340,9 +340,9 @@ async def vouching(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> AsyncGenera
     """Run the witness beside a leader that was heard once, long ago."""
     monkeypatch.setattr(module, "ASK_S", 0.001)
     stand.switcher._hear(BEAT)
-    stand.switcher._witness.alive_at[EAST] = 0.0
+    stand.switcher._merger.alive_at[EAST] = 0.0
     stand.core.heard.clear()
-    running = asyncio.create_task(stand.switcher._vouch(cast("MemberExecutor", stand.executor)))
+    running = asyncio.create_task(stand.switcher._ask_silent_leader(cast("MemberExecutor", stand.executor)))
     try:
         yield
     finally:
@@ -433,7 +433,7 @@ async def test_a_leader_that_was_heard_just_now_is_not_asked_about(
     stand.executor.commit = lambda: asked_at.append(now_s)
     asked_at: list[float] = []
     monkeypatch.setattr(module.asyncio, "sleep", pause)
-    running = asyncio.create_task(stand.switcher._vouch(cast("MemberExecutor", stand.executor)))
+    running = asyncio.create_task(stand.switcher._ask_silent_leader(cast("MemberExecutor", stand.executor)))
     async with asyncio.timeout(30):
         while not asked_at:
             await sleep(0)

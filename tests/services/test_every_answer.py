@@ -142,7 +142,7 @@ async def stand(
         dead = await stack.enter_async_context(edge_stand(**UNLIMITED, request_s=1))
         strict = await stack.enter_async_context(edge_stand(client_requests_per_s=1))
         for nobody_leads in (dead, strict):
-            await nobody_leads.feed.tell(None, nobody_leads.admin)
+            await nobody_leads.feed.apply(None, nobody_leads.admin)
         for backend in (*edge.backends.values(), *dead.backends.values(), *strict.backends.values()):
             await backend.stop()
         writer = Writer(view_server, page_cache)

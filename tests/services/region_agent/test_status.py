@@ -10,7 +10,7 @@ from prometheus_client import REGISTRY, CollectorRegistry
 
 from regions.agent import Observation, RegionAgent
 from regions.coordination import Coordination, etcd_endpoints
-from regions.edge import EdgeFeed, EdgeSettings
+from regions.edge import EdgeConfigurator, EdgeSettings
 from regions.failover.core import FailoverCore
 from regions.failover.events import Promise, Started
 from regions.failover.facts import Facts
@@ -18,8 +18,8 @@ from regions.failover.heartbeats import CellEvent
 from regions.failover.settings import CellRegions
 from regions.leadership import Leadership
 from regions.member import LedgerState, Override, Standby
-from regions.member.moving import MovingMember
-from regions.switcher import Place
+from regions.member.failover_member import FailoverMember
+from regions.switcher import LocalSettings
 from regions.topology import Address
 from services.region_agent.status import AgentCollector, status
 from tests.regions.deployment import REGIONS, deployment, prepare_ledger
@@ -80,13 +80,13 @@ async def scraped() -> AsyncGenerator[dict[str, Scraped]]:
             return RegionAgent(
                 topology,
                 Coordination(etcd_endpoints(topology), None, None),
-                member=MovingMember(made.settings(region)) if topology.own.voter else None,
+                member=FailoverMember(made.settings(region)) if topology.own.voter else None,
                 prepare_ledger=prepare_ledger,
-                edge=EdgeFeed(
+                edge=EdgeConfigurator(
                     topology,
                     EdgeSettings(folder=home / "xds", listen=Address("127.0.0.1", 1), admin=home / "admin.sock"),
                 ),
-                place=Place(state=home / "state", listen=Address("127.0.0.1", 1), secret=b"secret"),
+                local=LocalSettings(state=home / "state", listen=Address("127.0.0.1", 1), secret=b"secret"),
             )
 
         yield {region: Scraped(agent(region)) for region in made.ports}

@@ -27,7 +27,7 @@ class Heard(Switcher):
         self.runs = True
         self.leads = True
 
-    def cut_short(self, epoch: int) -> bool:
+    def report_cancelled_wait(self, epoch: int) -> bool:
         self.asked += 1
         if self.runs:
             self.epochs.append(epoch)

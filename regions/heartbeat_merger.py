@@ -1,12 +1,13 @@
-"""Speaks for a leader whose agent is away while its ledger goes on, so that the loss of an agent moves nothing.
+"""Merges heartbeats of other agents with commits that this agent read from a silent leader's ledger.
 
-A leader is alive when new commits reach its quorum (ADR 0013). Its agent tells so; while it does not, a follower asks
-the leader's ledger itself for the same proof, over the network between the regions, and the core hears what the agent
-last said with the newer commit. Nobody vouches for a ledger that is dead, hung, cut off or no primary: then there is no
-newer commit. Decides nothing; suspicion is never what safety rests on.
+A leader is alive if new commits reach its quorum (ADR 0013). Its agent reports this in heartbeats. While that agent is
+silent, a follower queries the leader's ledger for the same proof, over the network between the regions. The core then
+receives the agent's last heartbeat with the newer commit, so that the loss of an agent causes no failover (ADR 0021). A
+ledger that is dead, hung, partitioned or no primary has no newer commit. Decides nothing; safety never depends on
+suspicion.
 
-Heartbeats are counted anew here, because the core takes only what is newer than the last, also from an agent that goes
-on where it was paused; what was recorded and is sent again is dropped here by its own count.
+The merger renumbers heartbeats, because the core accepts only heartbeats that are newer than the last one, also from an
+agent that resumes after a pause. It drops repeated heartbeats by their original numbers.
 """
 
 from dataclasses import replace
@@ -16,20 +17,20 @@ from regions.failover.heartbeats import Heartbeat
 from regions.identity import CellId, RegionName
 
 ASK_S: Final = 0.1
-"""As often as an agent's own heartbeats."""
+"""Interval of the queries, the same as of an agent's heartbeats."""
 
 SILENCE_S: Final = 0.25
-"""Two heartbeats and a half: before that nothing is missing."""
+"""Silence after which the ledger is queried: two and a half heartbeat intervals."""
 
 ANSWER_S_MAX: Final = 1.0
-"""A ledger that does not answer by then is suspected for it."""
+"""Time limit of a query; without an answer the suspicion of the leader grows."""
 
 
-class Witness:
-    """What was heard of each region, and what is said for it.
+class HeartbeatMerger:
+    """Last heartbeat of each region, and the numbering of the heartbeats that the core receives.
 
     Attributes:
-        alive_at: When a newer commit was last heard of a region, seconds of the clock that the caller uses.
+        alive_at: Time of the last newer commit of a region, in seconds of the caller's clock.
     """
 
     def __init__(self, cell: CellId) -> None:
@@ -39,7 +40,7 @@ class Witness:
         self._inserted: dict[RegionName, int] = {}
 
     def take(self, heartbeat: Heartbeat, *, now: float) -> Heartbeat | None:
-        """Return a heartbeat as the core is to count it; None for one that is not newer than the last."""
+        """Return a received heartbeat, renumbered for the core; None if it is not newer than the last one."""
         sender, last = heartbeat.sender, self._heard.get(heartbeat.sender)
         if last is not None and _count(heartbeat) <= _count(last):
             return None
@@ -50,8 +51,8 @@ class Witness:
         self._heard[sender] = heartbeat
         return replace(heartbeat, sequence=heartbeat.sequence + self._inserted[sender])
 
-    def speak_for(self, region: RegionName, commit: int, *, now: float) -> Heartbeat | None:
-        """Return what a region would say whose ledger has this commit on a quorum; None when that is no news."""
+    def heartbeat_with_commit(self, region: RegionName, commit: int, *, now: float) -> Heartbeat | None:
+        """Return the last heartbeat of a region with a newer quorum commit; None if that commit is not newer."""
         last = self._heard.get(region)
         if last is None or commit <= self._commit(last):
             return None

@@ -17,7 +17,7 @@ from regions.leadership import ANCESTRY_MAX
 from regions.member import record
 from regions.member.errors import MemberError, MemberFailed
 from regions.member.ledger import Ledger
-from regions.member.record import write_durably, write_whole
+from regions.member.record import write_atomically, write_durably
 from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import DATABASE, SUPERUSER, MemberSettings
 from regions.member.supervision import Member
@@ -28,11 +28,11 @@ from regions.topology import Address
 POLL_S = 0.005
 """Freezing and promoting take 20 to 40 ms; a failover waits for each."""
 
-LOOKS = 400
+PRIMARY_POLLS = 400
 """How often a member that is asked looks whether it is primary by now, every 5 ms, before it answers that it is not. A
 promotion between that answer and the next question is heard of a round trip late, and most take less than these 2 s."""
 
-LOOKED_S = 0.01
+TIMELINE_SCAN_S = 0.01
 """Until a standby that was disturbed has looked for new timelines; before that, to be told whom to follow spoils it."""
 
 FREEZE_S_MAX = 3.0
@@ -52,7 +52,7 @@ class Diverged(MemberError):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Frozen:
+class FrozenStandby:
     """A standby that was told to receive from nobody.
 
     Attributes:
@@ -70,7 +70,7 @@ class Frozen:
     replayed: int
     exhausted: bool
     torn: bool
-    fences: tuple[Epoch, ...]
+    fence_epochs: tuple[Epoch, ...]
 
     @property
     def settled(self) -> bool:
@@ -78,7 +78,7 @@ class Frozen:
         return not self.receiving and self.exhausted and (self.torn or self.replayed >= (self.received or 0))
 
 
-class MovingMember(Member):
+class FailoverMember(Member):
     """A member whose leader changes."""
 
     def __init__(self, settings: MemberSettings) -> None:
@@ -89,14 +89,14 @@ class MovingMember(Member):
         self._lacking_since = 0.0
         self._keeps_wal: tuple[ProcessIdentity | None, tuple[RegionName, ...]] = (None, ())
 
-    async def stay_in_touch(self, others: Collection[Address]) -> None:
+    async def keep_connections(self, others: Collection[Address]) -> None:
         """Keep connections to each other member, so that following one that is promoted waits for none.
 
         Between regions a connection takes five round trips until it answers. What cannot be reached is left alone. They
         are asked what `follow` will ask: to ask it for the first time on a connection takes a round trip more.
         """
         touches = (self._other(address).one("read_leading", 0) for address in others)
-        await asyncio.gather(self.proxy.keep(others), *touches, return_exceptions=True)
+        await asyncio.gather(self.proxy.keep_connections(others), *touches, return_exceptions=True)
 
     async def commit_of(self, leader: Address, standbys: Collection[RegionName], required: int) -> int | None:
         """Return the newest LSN that another member, as primary, has on a quorum; see ``read_quorum_commit.sql``.
@@ -107,7 +107,7 @@ class MovingMember(Member):
         row = await self._other(leader).one("read_quorum_commit", list(standbys), required, False)
         return None if row["lsn"] is None else int(row["lsn"])
 
-    async def streams_that_lack(self, other: Address) -> tuple[str, ...]:
+    async def missing_stream_slots(self, other: Address) -> tuple[str, ...]:
         """Return the slots of change streams that are read here and that another member has no whole copy of (rule 19).
 
         One that nobody reads from is not copied before somebody does; it holds up nobody.
@@ -119,7 +119,7 @@ class MovingMember(Member):
         here = await self.ledger.one("read_streams", True)
         return tuple(name for name in here["names"] if name not in there["names"])
 
-    async def lose_touch(self) -> None:
+    async def drop_connections(self) -> None:
         """Drop the connections that are kept, to itself and to other members; each is made again at need."""
         self.proxy.end()
         await self.ledger.close()
@@ -128,10 +128,10 @@ class MovingMember(Member):
 
     async def stop(self, *, at_once: bool = False) -> None:
         """End it, and with it what it holds of others; see `Member.stop`."""
-        await self.lose_touch()
+        await self.drop_connections()
         await super().stop(at_once=at_once)
 
-    async def stand_by(self, synchronous_standby_names: str, standbys: Collection[RegionName]) -> None:
+    async def prepare_to_lead(self, synchronous_standby_names: str, standbys: Collection[RegionName]) -> None:
         """As a follower have the quorum in force already that it would lead with, and slots for who would follow it.
 
         They mean nothing to a standby, and it takes a checkpoint and flushes to have them: a failover would wait.
@@ -140,11 +140,11 @@ class MovingMember(Member):
         Raises:
             MemberFailed: Another value stays in force.
         """
-        if self._follows is None or self._names:
+        if self._follows is None or self._synchronous_standby_names:
             return
         await self.ledger.prepare_idle_slots(standbys)
         if self._verified != (self._identity, synchronous_standby_names):
-            self._standing = synchronous_standby_names
+            self._prepared_names = synchronous_standby_names
             await self._put_in_force(synchronous_standby_names)
 
     async def keep_wal_for(self, followers: Collection[RegionName]) -> None:
@@ -158,7 +158,7 @@ class MovingMember(Member):
             await self.ledger.prepare_follower_slots(followers)
             self._keeps_wal = wanted
 
-    async def freeze(self) -> Frozen:
+    async def freeze(self) -> FrozenStandby:
         """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
 
         A primary is stopped first (rule 6) and comes back as a standby that replays all of its own WAL.
@@ -166,11 +166,11 @@ class MovingMember(Member):
         Raises:
             MemberFailed: It could not be stopped, started or asked.
         """
-        if self.led_astray:
+        if self.promoted_externally:
             # Before the signal is written, which would hide it: what it has now must not be counted (rule 4).
             await self.stop()
             raise MemberFailed("its ledger was promoted by somebody else: it is copied before it counts again")
-        self._names, self._follows = "", None
+        self._synchronous_standby_names, self._follows = "", None
         if self.running and not await self._is_standby():
             await self.stop(at_once=True)
         if not self.running:
@@ -179,12 +179,12 @@ class MovingMember(Member):
             await self._start("standby", 0 if known is None else known.epoch)
             self.proxy.close()
         else:
-            await self._let_go()
+            await self._stop_receiving()
         return await self._settled()
 
-    async def _let_go(self) -> None:
+    async def _stop_receiving(self) -> None:
         """Tell a standby that runs to receive from nobody."""
-        self._names, self._follows = "", None
+        self._synchronous_standby_names, self._follows = "", None
         self._write_configuration()
         await self.ledger.run("reload")
         # After it was told: a receiver that is cut off before would connect again.
@@ -196,7 +196,7 @@ class MovingMember(Member):
         Raises:
             MemberFailed: It was not promoted in time, or its quorum is not set (rule 5).
         """
-        if followers and not self._names:
+        if followers and not self._synchronous_standby_names:
             raise MemberFailed("it is not promoted before its quorum is set")
         if await self._is_standby():
             await self.keep_wal_for(followers)
@@ -222,17 +222,17 @@ class MovingMember(Member):
             MemberFailed: It does not stream in time.
         """
         if record.rewound_from(self.settings.state) is not None:
-            await self._make_whole(epoch, leader)
+            await self._catch_up_after_rewind(epoch, leader)
         if self.running and not await self._is_standby():
             await self.stop()
         if not self.running:
             # First alone: only a member that runs can say where it stands.
             await self.freeze()
-        await self._let_go_of_others(leader)
+        await self._stop_receiving_from_others(leader)
         try:
             await self._receive_from(leader)
         except BaseException:
-            self.proxy.take_back()
+            self.proxy.cancel_advance_request()
             raise
         # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
         # look as if somebody else had made a primary of a standby.
@@ -240,20 +240,24 @@ class MovingMember(Member):
         record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
         record.forget_rewound(self.settings.state)
 
-    async def _let_go_of_others(self, leader: Address) -> None:
+    async def _stop_receiving_from_others(self, leader: Address) -> None:
         """Receive from nobody before it is another than before.
 
         PostgreSQL that changes from one to another while it receives goes on to read the file of the old timeline, in
         which there is nothing more; it takes that for the end, ends its receiver, and begins again half a second later.
         """
         if self._follows is not None and self._follows != leader:
-            await self._let_go()
+            await self._stop_receiving()
 
     async def _receive_from(self, leader: Address) -> None:
-        timeline, history, whole = await self._compare(leader)
+        timeline, history, caught_up = await self._compare(leader)
         # The first flushes while the second asks.
-        await asyncio.gather(self._take_history(timeline, history), self._keep_wal_for_nobody())
-        self._names, self._follows, self._by_proxy = "", leader, self.proxy.open(leader, timeline, left=whole)
+        await asyncio.gather(self._install_history(timeline, history), self._keep_wal_for_nobody())
+        self._synchronous_standby_names, self._follows, self._by_proxy = (
+            "",
+            leader,
+            self.proxy.open(leader, timeline, timeline_ended=caught_up),
+        )
         self._write_configuration()
         await self.ledger.run("reload")
         try:
@@ -267,7 +271,7 @@ class MovingMember(Member):
         self._keeps_wal = (None, ())
         await self.ledger.run("drop_own_slots")
 
-    async def _make_whole(self, epoch: Epoch, leader: Address) -> None:
+    async def _catch_up_after_rewind(self, epoch: Epoch, leader: Address) -> None:
         """Start a member that was rewound as a follower at once.
 
         What the leader wrote while it was rewound is in its pages and not in its WAL, and PostgreSQL answers nobody
@@ -284,7 +288,7 @@ class MovingMember(Member):
         if self.running and self._follows != leader:
             await self.stop()
         if not self.running:
-            self._names, self._follows, self._by_proxy = "", leader, self.proxy.open(leader, 0)
+            self._synchronous_standby_names, self._follows, self._by_proxy = "", leader, self.proxy.open(leader, 0)
             self._write("standby.signal", "")
             self._lacking_since = asyncio.get_running_loop().time()
             try:
@@ -294,7 +298,7 @@ class MovingMember(Member):
                     raise
                 raise Diverged(f"it does not start after its rewind: {error}") from error
         elif not await self._answers():
-            await self._give_up_in_time(leader)
+            await self._give_up_catching_up(leader)
 
     async def _answers(self) -> bool:
         try:
@@ -303,7 +307,7 @@ class MovingMember(Member):
             return False
         return True
 
-    async def _give_up_in_time(self, leader: Address) -> None:
+    async def _give_up_catching_up(self, leader: Address) -> None:
         """Stop a member that still lacks something since its rewind, when its leader has answered for long enough."""
         now = asyncio.get_running_loop().time()
         try:
@@ -316,7 +320,7 @@ class MovingMember(Member):
             raise Diverged("its leader does not have what it lacks since its rewind")
 
     async def copy(self, leader: Address) -> None:
-        """Copy the ledger of ``leader`` beside the data and put it in their place once it is whole; stopped then.
+        """Copy the ledger of ``leader`` beside the data and put it in their local once it is whole; stopped then.
 
         A copy that is given up leaves what was there.
 
@@ -342,7 +346,7 @@ class MovingMember(Member):
             record.forget_rewound(self.settings.state)
         except OSError as error:
             raise MemberFailed(f"{data} cannot be replaced: {error.strerror}") from error
-        self._names, self._follows = "", None
+        self._synchronous_standby_names, self._follows = "", None
         self._end()
         await _removed(old)
 
@@ -383,14 +387,14 @@ class MovingMember(Member):
             password=self.settings.superuser_password,
         )
         record.note_rewound(self.settings.state, str(leader))
-        self._names, self._follows, self._by_proxy = "", leader, False
+        self._synchronous_standby_names, self._follows, self._by_proxy = "", leader, False
         self._write("standby.signal", "")
         self._end()
 
     async def _is_standby(self) -> bool:
         return bool((await self.ledger.one("is_in_recovery"))["pg_is_in_recovery"])
 
-    async def _settled(self) -> Frozen:
+    async def _settled(self) -> FrozenStandby:
         """Wait for a while until it is settled; return what is the case then."""
         deadline = asyncio.get_running_loop().time() + FREEZE_S_MAX
         while True:
@@ -398,13 +402,13 @@ class MovingMember(Member):
             if not row["in_recovery"] or row["primary_conninfo"]:
                 frozen = None
             else:
-                frozen = Frozen(
+                frozen = FrozenStandby(
                     receiving=row["receiving"],
                     received=None if row["received"] is None else int(row["received"]),
                     replayed=int(row["replayed"] or 0),
                     exhausted=row["exhausted"],
                     torn=_is_torn(row),
-                    fences=(),
+                    fence_epochs=(),
                 )
                 if frozen.settled:
                     break
@@ -413,7 +417,7 @@ class MovingMember(Member):
             await asyncio.sleep(POLL_S)
         if frozen is None:
             raise MemberFailed(f"it is not frozen after {FREEZE_S_MAX:.0f} s")
-        return replace(frozen, fences=await self.ledger.read_fence_epochs(ANCESTRY_MAX))
+        return replace(frozen, fence_epochs=await self.ledger.read_fence_epochs(ANCESTRY_MAX))
 
     def _other(self, address: Address) -> Ledger:
         return self._others.setdefault(address, Ledger(address, self.settings.superuser_password))
@@ -422,7 +426,7 @@ class MovingMember(Member):
         """Wait for the promotion: a standby lets others stream too, and nobody knows where its history will part."""
         deadline = asyncio.get_running_loop().time() + FOLLOW_S_MAX
         # It looks there, not here: a look from here is a round trip between regions old when its answer arrives.
-        while (found := await self._other(leader).one("read_leading", LOOKS))["in_recovery"]:
+        while (found := await self._other(leader).one("read_leading", PRIMARY_POLLS))["in_recovery"]:
             if asyncio.get_running_loop().time() > deadline:
                 raise MemberFailed(f"{leader} is not primary after {FOLLOW_S_MAX:.0f} s")
             await asyncio.sleep(POLL_S)
@@ -459,13 +463,13 @@ class MovingMember(Member):
                 would ask for that for ever; a rewind finds nothing to do, so that a copy comes next. Or both have a
                 timeline of this number, and each its own.
         """
-        mine, here = await self._stand()
+        mine, here = await self._read_own_wal_end()
         end = _end(here)
-        await self.proxy.say_ahead(leader, end - end % here["segment_bytes"])
+        await self.proxy.request_in_advance(leader, end - end % here["segment_bytes"])
         found = await self._until_primary(leader)
         if here["receiving"] or not here["exhausted"]:
             # It has moved meanwhile.
-            mine, here = await self._stand()
+            mine, here = await self._read_own_wal_end()
         own, ours, end = int(mine["timeline"]), mine["history"] or "", _end(here)
         theirs, history, oldest = int(found["timeline"]), found["history"] or "", int(found["oldest"] or 0)
         # One that still replays has more than it says.
@@ -482,11 +486,11 @@ class MovingMember(Member):
             raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
         return theirs, history, end == left_at
 
-    async def _stand(self) -> "tuple[Mapping[str, Any], Mapping[str, Any]]":
+    async def _read_own_wal_end(self) -> "tuple[Mapping[str, Any], Mapping[str, Any]]":
         """Return what this member says of its own timeline, and of the end of its WAL."""
         return await self.ledger.one("read_leading", 0), await self.ledger.one("read_frozen")
 
-    async def _take_history(self, timeline: int, history: str) -> None:
+    async def _install_history(self, timeline: int, history: str) -> None:
         """Put a timeline's history where PostgreSQL would, so that it asks for that timeline at once.
 
         Alone it asks for its old timeline, is told that this one ended, and asks again: four round trips between
@@ -497,9 +501,9 @@ class MovingMember(Member):
             return
         name, looked = f"pg_wal/{timeline:08X}.history", 0.0
         if not (self.settings.data / name).exists():
-            self._write(name, history, write_whole)
+            self._write(name, history, write_atomically)
             await self.ledger.run("reload")
-            looked = asyncio.get_running_loop().time() + LOOKED_S
+            looked = asyncio.get_running_loop().time() + TIMELINE_SCAN_S
         # While PostgreSQL looks; before the first WAL of that timeline can be confirmed.
         await asyncio.to_thread(record.flush, self.settings.data / name)
         await asyncio.sleep(looked - asyncio.get_running_loop().time())

@@ -14,7 +14,7 @@ from typing import cast
 
 import httpx
 
-from regions.edge.resources import CLUSTERS_FILE, clusters_before, render, version_of
+from regions.edge.resources import CLUSTERS_FILE, render, transition_clusters, version_of
 from regions.edge.settings import EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership, LeadershipSource
@@ -62,7 +62,7 @@ class EdgeStatus:
     update_rejected: int = 0
 
 
-class EdgeFeed:
+class EdgeConfigurator:
     """Feeds the Envoy of one region.
 
     Attributes:
@@ -81,18 +81,18 @@ class EdgeFeed:
         async with httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=ADMIN_S) as admin:
             # An agent that starts again knows no leadership yet; what an earlier one wrote stays in force.
             if not (self._settings.folder / "lds" / "listeners.json").exists():
-                await self.tell(None, admin)
+                await self.apply(None, admin)
             while True:
                 told = view.current
                 if told is not None:
-                    await self.tell(told, admin)
+                    await self.apply(told, admin)
                 # Until it is another than what was told: it may have changed while that was written.
                 await self._watch_over(told, view, admin)
 
-    async def tell(self, leadership: Leadership | None, admin: httpx.AsyncClient) -> None:
+    async def apply(self, leadership: Leadership | None, admin: httpx.AsyncClient) -> None:
         """Replace the files that differ and wait, for a bounded time, until Envoy has taken them."""
         if leadership is not None and leadership.leader != self._leader:
-            await self._make_way(leadership.leader, admin)
+            await self._apply_clusters_first(leadership.leader, admin)
         files = render(self._topology, leadership, self._settings)
         changed = await self._write(files)
         if not changed:
@@ -106,9 +106,9 @@ class EdgeFeed:
         else:
             _log.info("edge: written for an Envoy that does not run yet: writes go to %s", leader)
 
-    async def _make_way(self, leader: RegionName, admin: httpx.AsyncClient) -> None:
+    async def _apply_clusters_first(self, leader: RegionName, admin: httpx.AsyncClient) -> None:
         """Have the new leader's cluster lead to it before any request is sent there."""
-        content = clusters_before(self._topology, self._settings, leader=leader, before=self._leader)
+        content = transition_clusters(self._topology, self._settings, leader=leader, before=self._leader)
         self._leader = leader
         files = {CLUSTERS_FILE: content}
         if await self._write(files):

@@ -17,8 +17,8 @@ import pytest
 
 from regions.identity import RegionName, physical_slot_name, slot_name
 from regions.leadership import ANCESTRY_MAX
-from regions.member import MemberFailed, moving, quorum_names
-from regions.member.moving import Diverged, Frozen, MovingMember
+from regions.member import MemberFailed, failover_member, quorum_names
+from regions.member.failover_member import Diverged, FailoverMember, FrozenStandby
 from regions.member.settings import proxy_name
 from regions.topology import Address
 from tests.regions.deployment import (
@@ -39,10 +39,10 @@ EAST, WEST, SOUTH = REGIONS
 
 
 @asynccontextmanager
-async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMember]]]:
+async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember]]]:
     """Three members, the first leads epoch 1 under its quorum."""
     async with deployment() as made:
-        members: dict[RegionName, MovingMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
+        members: dict[RegionName, FailoverMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
         leader = members[EAST]
         await leader.initialise()
         await leader.start_primary(epoch=1, synchronous_standby_names="")
@@ -66,7 +66,7 @@ async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, MovingMem
                 await member.stop()
 
 
-async def has_fence(member: MovingMember) -> bool:
+async def has_fence(member: FailoverMember) -> bool:
     return await member.ledger.read_fence_epochs(ANCESTRY_MAX) == (1,)
 
 
@@ -86,19 +86,19 @@ async def kept(made: Deployment, region: RegionName) -> set[int]:
         await connection.close()
 
 
-def kill(member: MovingMember) -> None:
+def kill(member: FailoverMember) -> None:
     assert member.process is not None
     os.kill(member.process.pid, signal.SIGKILL)
 
 
-async def lose_leader(members: dict[RegionName, MovingMember]) -> None:
+async def lose_leader(members: dict[RegionName, FailoverMember]) -> None:
     """Kill EAST when both followers have its WAL, so WEST may be chosen: a member that is behind another is not."""
     flushed = (await members[EAST].ledger.read_state()).lsn
     await asyncio.gather(*(until(lambda one=members[region]: caught_up(one, flushed)) for region in (WEST, SOUTH)))
     kill(members[EAST])
 
 
-async def freeze_both(members: dict[RegionName, MovingMember]) -> None:
+async def freeze_both(members: dict[RegionName, FailoverMember]) -> None:
     """Freeze SOUTH, and WEST when it has at least as much: while EAST runs, either may be ahead."""
     south = await members[SOUTH].freeze()
     end = max(south.received or 0, south.replayed)
@@ -106,11 +106,13 @@ async def freeze_both(members: dict[RegionName, MovingMember]) -> None:
     await members[WEST].freeze()
 
 
-async def take_over(made: Deployment, members: dict[RegionName, MovingMember], *, epoch: int) -> None:
+async def take_over(made: Deployment, members: dict[RegionName, FailoverMember], *, epoch: int) -> None:
     """What the failover core orders when EAST is lost and WEST is chosen."""
     west, south = members[WEST], members[SOUTH]
     frozen = dict(zip((WEST, SOUTH), await asyncio.gather(west.freeze(), south.freeze()), strict=True))
-    assert {region: (one.settled, one.fences) for region, one in frozen.items()} == dict.fromkeys(frozen, (True, (1,)))
+    assert {region: (one.settled, one.fence_epochs) for region, one in frozen.items()} == dict.fromkeys(
+        frozen, (True, (1,))
+    )
     await west.set_quorum(quorum_names((EAST, SOUTH), 1))
     await west.promote(epoch=epoch, followers=[EAST, SOUTH])
     await south.follow(epoch=epoch, leader=made.ledger(WEST))
@@ -124,7 +126,7 @@ async def test_a_member_that_is_frozen_receives_nothing_and_knows_where_its_wal_
         await until(lambda: caught_up(members[WEST], flushed))
         frozen = await members[WEST].freeze()
         assert frozen.settled
-        assert frozen.fences == (1,)
+        assert frozen.fence_epochs == (1,)
         assert max(frozen.received or 0, frozen.replayed) >= flushed
         await keep(made, EAST, range(100, 200))
         assert await members[WEST].freeze() == frozen
@@ -152,7 +154,7 @@ async def test_a_transaction_on_a_follower_does_not_delay_a_failover() -> None:
             reader.terminate()
 
 
-async def caught_up(member: MovingMember, lsn: int) -> bool:
+async def caught_up(member: FailoverMember, lsn: int) -> bool:
     return (await member.ledger.read_state()).lsn >= lsn
 
 
@@ -175,7 +177,7 @@ async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion(
 async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_leads_with_it() -> None:
     async with three() as (made, members):
         west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
-        await west.stand_by(names, (EAST, SOUTH))
+        await west.prepare_to_lead(names, (EAST, SOUTH))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         checkpoints = await restartpoints(west)
         await lose_leader(members)
@@ -197,7 +199,7 @@ async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_le
 async def test_slots_that_stand_by_keep_no_wal_until_who_has_them_leads() -> None:
     async with three() as (made, members):
         west, ledger = members[WEST], members[WEST].ledger
-        await west.stand_by(quorum_names((EAST, SOUTH), 1), (EAST, SOUTH))
+        await west.prepare_to_lead(quorum_names((EAST, SOUTH), 1), (EAST, SOUTH))
         names = {physical_slot_name(EAST), physical_slot_name(SOUTH)}
         assert await reserving(west) == dict.fromkeys(names, False)
         await lose_leader(members)
@@ -208,7 +210,7 @@ async def test_slots_that_stand_by_keep_no_wal_until_who_has_them_leads() -> Non
         assert await reserving(west) == dict.fromkeys(names, True)
 
 
-async def reserving(member: MovingMember) -> dict[str, bool]:
+async def reserving(member: FailoverMember) -> dict[str, bool]:
     """The slots of a member's followers, and whether they keep WAL."""
     connection = await asyncpg.connect(member.ledger.url)
     try:
@@ -220,7 +222,7 @@ async def reserving(member: MovingMember) -> dict[str, bool]:
         await connection.close()
 
 
-async def restartpoints(member: MovingMember) -> int:
+async def restartpoints(member: FailoverMember) -> int:
     connection = await asyncpg.connect(member.ledger.url)
     try:
         return int(await connection.fetchval("SELECT restartpoints_req + num_requested FROM pg_stat_checkpointer"))
@@ -231,12 +233,12 @@ async def restartpoints(member: MovingMember) -> int:
 async def test_another_quorum_than_the_one_that_stood_by_is_put_in_force_as_ever() -> None:
     async with three() as (_, members):
         west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
-        await west.stand_by(quorum_names((SOUTH,), 1), (SOUTH,))
+        await west.prepare_to_lead(quorum_names((SOUTH,), 1), (SOUTH,))
         await west.freeze()
         await west.set_quorum(names)
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         # What leads, or is about to, is told by the core alone.
-        await west.stand_by(quorum_names((SOUTH,), 1), (SOUTH,))
+        await west.prepare_to_lead(quorum_names((SOUTH,), 1), (SOUTH,))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
 
 
@@ -268,10 +270,10 @@ async def test_a_change_stream_could_go_on_where_its_slot_is_copied_and_holds_up
         assert (await east.ledger.one("read_streams", False))["names"] == [slot_name(WEST)]
         assert (await east.ledger.one("read_streams", True))["names"] == []
         assert (await south.ledger.one("read_streams", False))["names"] == [], "a copy that is not whole is none"
-        assert await east.streams_that_lack(made.ledger(SOUTH)) == ()
+        assert await east.missing_stream_slots(made.ledger(SOUTH)) == ()
         await south.stop()
         with pytest.raises(MemberFailed):
-            await east.streams_that_lack(made.ledger(SOUTH))
+            await east.missing_stream_slots(made.ledger(SOUTH))
 
 
 async def has_a_copy_that_is_not_whole(made: Deployment, region: RegionName) -> bool:
@@ -289,7 +291,7 @@ async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
             await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
 
 
-async def begin_a_promotion(member: MovingMember, *, epoch: int) -> None:
+async def begin_a_promotion(member: FailoverMember, *, epoch: int) -> None:
     """Order a promotion that PostgreSQL cannot begin, as if the agent had died while it gave that order."""
     signal_file = member.settings.data / "promote"
     signal_file.mkdir()
@@ -298,7 +300,7 @@ async def begin_a_promotion(member: MovingMember, *, epoch: int) -> None:
     signal_file.rmdir()
 
 
-def remembered(member: MovingMember) -> tuple[str, int]:
+def remembered(member: FailoverMember) -> tuple[str, int]:
     """As what a member was last started, and under which epoch, by its agent's disk."""
     found = member.record
     assert found is not None
@@ -308,7 +310,7 @@ def remembered(member: MovingMember) -> tuple[str, int]:
 async def test_who_may_have_been_primary_is_remembered_as_one_before_it_is_promoted_and_until_it_follows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(moving, "FOLLOW_S_MAX", 0.5)
+    monkeypatch.setattr(failover_member, "FOLLOW_S_MAX", 0.5)
     async with three() as (made, members):
         west = members[WEST]
         await west.freeze()
@@ -329,9 +331,9 @@ async def test_who_may_have_been_primary_is_remembered_as_one_before_it_is_promo
 async def test_a_member_is_remembered_as_primary_before_it_is_started_as_one(tmp_path: Path) -> None:
     async with deployment() as made:
         settings = made.settings(EAST)
-        await MovingMember(settings).initialise()
+        await FailoverMember(settings).initialise()
         # As if the agent had died in between: there is no program to start.
-        member = MovingMember(replace(settings, programs=tmp_path))
+        member = FailoverMember(replace(settings, programs=tmp_path))
         with pytest.raises(MemberFailed, match="cannot be started"):
             await member.start_primary(epoch=7, synchronous_standby_names="")
         # Had it been started, nobody would know what it did; so the next start takes another epoch (rule 8).
@@ -342,7 +344,7 @@ async def test_the_line_is_cut_only_after_postgresql_was_told_to_let_go() -> Non
     async with three() as (made, members):
         west = members[WEST]
         async with west.ledger._using_kept:  # what PostgreSQL is told waits here
-            freezing = asyncio.create_task(west._let_go())
+            freezing = asyncio.create_task(west._stop_receiving())
             for _ in range(5):
                 await asyncio.sleep(0)
             assert not freezing.done()
@@ -352,7 +354,7 @@ async def test_the_line_is_cut_only_after_postgresql_was_told_to_let_go() -> Non
         assert not has_line(made, west, EAST)
 
 
-def has_line(made: Deployment, member: MovingMember, leader: RegionName) -> bool:
+def has_line(made: Deployment, member: FailoverMember, leader: RegionName) -> bool:
     """Whether a receiver could connect to the line of a member."""
     with socket.socket(socket.AF_UNIX) as receiver:
         try:
@@ -369,7 +371,7 @@ async def test_who_has_not_replayed_all_it_has_on_disk_is_not_frozen(monkeypatch
         await keep(made, EAST, range(10))
         flushed = (await members[EAST].ledger.read_state()).lsn
         await until(lambda: caught_up(west, flushed))
-        monkeypatch.setattr(moving, "FREEZE_S_MAX", 0.5)
+        monkeypatch.setattr(failover_member, "FREEZE_S_MAX", 0.5)
         running = await frozen_for_good(west)
         assert (running.receiving, running.received is not None, running.torn) == (False, True, False)
         assert not running.settled
@@ -387,10 +389,10 @@ async def test_who_has_not_replayed_all_it_has_on_disk_is_not_frozen(monkeypatch
         assert await kept(made, WEST) == set(range(10))
 
 
-async def frozen_for_good(member: MovingMember) -> Frozen:
+async def frozen_for_good(member: FailoverMember) -> FrozenStandby:
     """Freeze it again until its receiver has ended, however long that takes: its own time is short here."""
 
-    async def frozen() -> Frozen | None:
+    async def frozen() -> FrozenStandby | None:
         try:
             found = await member.freeze()
         except MemberFailed:
@@ -401,7 +403,7 @@ async def frozen_for_good(member: MovingMember) -> Frozen:
     return await until(frozen)
 
 
-async def hold_replay_up(member: MovingMember, delay: str) -> None:
+async def hold_replay_up(member: FailoverMember, delay: str) -> None:
     """Have a standby replay each commit so much later than it was made; also when it is started again."""
     (member.settings.data / "postgresql.auto.conf").write_text(f"recovery_min_apply_delay = '{delay}'\n")
     await member.ledger.run("reload")
@@ -427,7 +429,7 @@ async def test_a_receiver_that_still_connects_counts_as_one() -> None:
         assert (await west.freeze()).settled
 
 
-async def receives(member: MovingMember) -> bool:
+async def receives(member: FailoverMember) -> bool:
     return (await member.ledger.one("read_frozen"))["receiving"]
 
 
@@ -469,7 +471,7 @@ async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> N
             await east.rewind(made.ledger(WEST))
             await until(lambda: asyncio.sleep(0, len(written) > 50))
             # An agent that begins anew knows as much.
-            again = MovingMember(made.settings(EAST))
+            again = FailoverMember(made.settings(EAST))
             members[EAST] = again
             await again.follow(epoch=2, leader=made.ledger(WEST))
         await until(lambda: has(made, EAST, len(written)))
@@ -507,7 +509,7 @@ SENT_BYTES_MAX = 40 << 20
 """More than two segments, and less than the record."""
 
 
-async def has_half_a_record(member: MovingMember) -> bool:
+async def has_half_a_record(member: FailoverMember) -> bool:
     row = await member.ledger.one("read_frozen")
     return int(row["received"] or 0) - int(row["replayed"] or 0) > SENT_BYTES_MAX // 2
 
@@ -526,7 +528,7 @@ class LimitedProxy(TcpProxy):
 
 
 async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(moving, "WHOLE_S_MAX", 3600.0)
+    monkeypatch.setattr(failover_member, "WHOLE_S_MAX", 3600.0)
     async with three() as (made, members):
         connection = await made.connect(EAST)
         # It will begin in a segment before the one in which the histories part.
@@ -550,7 +552,7 @@ async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monke
         await asyncio.wait([following])
         with pytest.raises(MemberFailed):
             await east.follow(epoch=2, leader=west)
-        monkeypatch.setattr(moving, "WHOLE_S_MAX", 0.0)
+        monkeypatch.setattr(failover_member, "WHOLE_S_MAX", 0.0)
         with pytest.raises(Diverged, match="lacks since its rewind"):
             await east.follow(epoch=2, leader=west)
         await east.copy(west)
@@ -583,7 +585,7 @@ async def test_a_member_that_was_rewound_from_another_leader_says_so_until_it_ha
         await take_over(made, members, epoch=2)
         await members[EAST].freeze()
         await members[EAST].rewind(made.ledger(WEST))
-        monkeypatch.setattr(moving, "FOLLOW_S_MAX", -1.0)
+        monkeypatch.setattr(failover_member, "FOLLOW_S_MAX", -1.0)
         with pytest.raises(MemberFailed, match="no WAL streams"):
             await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
         monkeypatch.undo()
@@ -639,13 +641,13 @@ async def test_two_timelines_of_one_number_are_told_apart() -> None:
             await west.follow(epoch=2, leader=made.ledger(SOUTH))
 
 
-async def promote_by_hand(member: MovingMember) -> None:
+async def promote_by_hand(member: FailoverMember) -> None:
     """Promote it behind the back of its agent."""
     await member.ledger.run("promote")
     await until(lambda: is_primary(member))
 
 
-async def is_primary(member: MovingMember) -> bool:
+async def is_primary(member: FailoverMember) -> bool:
     return not (await member.ledger.read_state()).in_recovery
 
 
@@ -697,7 +699,7 @@ async def test_a_running_primary_is_frozen_by_stopping_it() -> None:
         connection = await made.connect(EAST)
         frozen = await members[EAST].freeze()
         assert frozen.settled
-        assert frozen.fences == (1,)
+        assert frozen.fence_epochs == (1,)
         with pytest.raises((asyncpg.PostgresError, asyncpg.InterfaceError, OSError)):
             await connection.execute("INSERT INTO palaver.kept VALUES (11)")
         connection.terminate()

@@ -1,0 +1,50 @@
+"""Whoever speaks for a silent leader is heard once for each newer commit, and the leader itself is heard again."""
+
+from regions.failover.events import Gossip
+from regions.failover.heartbeats import Heartbeat
+from regions.heartbeat_merger import HeartbeatMerger
+from regions.identity import CellId, RegionName
+
+MAIN, EAST = CellId("main"), RegionName("us-east")
+
+
+def beat(sequence: int, commit: int, incarnation: int = 1) -> Heartbeat:
+    gossip = Gossip(epoch=1, commit=commit)
+    return Heartbeat(sender=EAST, incarnation=incarnation, sequence=sequence, cells=((MAIN, gossip),))
+
+
+def test_a_heartbeat_is_taken_once_and_in_order() -> None:
+    merger = HeartbeatMerger(MAIN)
+    assert merger.take(beat(5, 10), now=1.0) == beat(5, 10)
+    assert merger.take(beat(5, 10), now=2.0) is None
+    assert merger.take(beat(4, 99), now=2.0) is None
+    assert merger.alive_at[EAST] == 1.0
+
+
+def test_only_a_newer_commit_is_life_and_is_told() -> None:
+    merger = HeartbeatMerger(MAIN)
+    assert merger.heartbeat_with_commit(EAST, 11, now=0.0) is None, "nobody speaks for somebody who was never heard"
+    merger.take(beat(5, 10), now=1.0)
+    merger.take(beat(6, 10), now=2.0)
+    assert merger.alive_at[EAST] == 1.0
+    assert merger.heartbeat_with_commit(EAST, 10, now=3.0) is None
+    assert merger.heartbeat_with_commit(EAST, 11, now=3.0) == beat(7, 11)
+    assert merger.heartbeat_with_commit(EAST, 11, now=4.0) is None
+    assert merger.alive_at[EAST] == 3.0
+
+
+def test_an_agent_that_was_paused_is_heard_at_once_and_a_recorded_line_is_not() -> None:
+    merger = HeartbeatMerger(MAIN)
+    merger.take(beat(5, 10), now=1.0)
+    told = [merger.heartbeat_with_commit(EAST, commit, now=2.0) for commit in range(11, 31)]
+    assert told[-1] == beat(25, 30)
+    assert merger.take(beat(5, 10), now=3.0) is None
+    assert merger.take(beat(6, 31), now=3.0) == beat(26, 31)
+
+
+def test_an_agent_that_starts_again_is_counted_as_it_counts() -> None:
+    merger = HeartbeatMerger(MAIN)
+    merger.take(beat(5, 10), now=1.0)
+    merger.heartbeat_with_commit(EAST, 11, now=2.0)
+    assert merger.take(beat(1, 0, incarnation=2), now=3.0) == beat(1, 0, incarnation=2)
+    assert merger.take(beat(9, 99), now=4.0) is None
