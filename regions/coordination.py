@@ -1,10 +1,10 @@
-"""The leadership of a cell as etcd has it: read, swapped and watched through any endpoint that answers.
+"""Reads, swaps and watches the leadership record of a cell through any etcd endpoint that answers.
 
-Decides which endpoint is asked, when to ask another, and when a lost answer makes an outcome unknown.
-Refuses to know what a leadership is for and when it should change (``regions.failover``).
+Decides which endpoint gets a request, when to try another, and when a lost answer makes an outcome unknown. Does not
+know when the leadership should change (``regions.failover``).
 
-Sources: failover.md, "etcd as its clients see it"; rule 14 (a lease is a hint, the compare-and-swap is
-the safety), which is why nothing here uses a lease.
+Sources: failover.md, "etcd as its clients see it"; rule 14 (a lease is a hint, safety comes from compare-and-swap), so
+nothing here uses a lease.
 """
 
 import asyncio
@@ -39,32 +39,33 @@ __all__ = [
 ]
 
 ROUNDS_MAX = 2
-"""A read asks every endpoint this often before it gives up: the second round finds a new etcd leader."""
+"""Number of times that a read tries every endpoint; the second round finds a new etcd leader."""
 
 SHUN_S = 5.0
-"""An endpoint that failed is asked last for this long; then the nearest one is preferred again."""
+"""How long an endpoint that failed is tried last; then the nearest endpoint is preferred again."""
 
 PAUSE_S = 0.1
 PAUSE_S_MAX = 1.0
-"""Between two rounds in which every endpoint failed; doubles, for a watch has all the time there is."""
+"""Pause after a round in which every endpoint failed; it doubles up to the maximum, because a watch has no time
+limit."""
 
 HISTORY_MAX = 500
-"""Epochs that are shown: an entry is a few hundred bytes, and etcd answers 1.5 MB at most."""
+"""Number of epochs in a history answer: an entry has a few hundred bytes, and an etcd answer at most 1.5 MB."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
 
 
 class CoordinationError(Exception):
-    """The leadership could not be read or changed."""
+    """The leadership record could not be read or changed."""
 
 
 class EtcdUnavailable(CoordinationError):
-    """No endpoint gave an answer; nothing was changed by this call."""
+    """No endpoint answered; this call changed nothing."""
 
 
 class OutcomeUnknown(CoordinationError):
-    """The answer of a compare-and-swap was lost: it may be applied. Read again before anything else."""
+    """The answer of a compare-and-swap was lost, so it may be applied. Read the record again before anything else."""
 
 
 def etcd_endpoints(topology: Topology) -> tuple[Address, ...]:
@@ -77,7 +78,7 @@ class Coordination:
     """A client of the deployment's etcd. Use it as an asynchronous context manager."""
 
     def __init__(self, endpoints: Sequence[Address], user: str | None, password: str | None) -> None:
-        """Prepare connections to ``endpoints``, the preferred one first; user None: no authentication."""
+        """Initialise a client of ``endpoints``, the preferred one first; with user None it does not authenticate."""
         assert endpoints, "etcd has no endpoint"
         self._addresses = tuple(endpoints)
         self._user = user
@@ -94,23 +95,23 @@ class Coordination:
             await endpoint.close()
 
     async def read_leadership(self, cell: CellId, *, linearizable: bool = True) -> tuple[Leadership, int] | None:
-        """Return the leadership and the revision that wrote it, or None before the first.
+        """Return the leadership record and the revision that wrote it, or None if there is none yet.
 
         Args:
-            cell: Whose.
-            linearizable: Whether it must see everything that was written before it was called. Else any member of
-                etcd answers, also one that is cut off.
+            cell: The cell.
+            linearizable: Whether the read must see every write that completed before it. Otherwise it is serializable:
+                any etcd member answers, also a partitioned one.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
             AccessRefused: The user or password is wrong.
-            CorruptRecord: The record is none.
+            CorruptRecord: The record cannot be parsed.
         """
         stored, _ = await self._any_endpoint(lambda endpoint: endpoint.read(_key(cell), linearizable=linearizable))
         return None if stored is None else (Leadership.from_json(stored.value), stored.mod_revision)
 
     async def register_start(self, region: RegionName) -> int:
-        """Write that a region's agent has started, and return etcd's revision: higher at each call.
+        """Register a start of a region's agent, and return etcd's revision, which increases at each call.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
@@ -119,7 +120,7 @@ class Coordination:
         return await self._any_endpoint(lambda endpoint: endpoint.put(f"/palaver/agents/{region}", b"started"))
 
     async def write_history(self, cell: CellId, epoch: Epoch, entry: bytes) -> None:
-        """Store what became of an epoch, in place of what was known of it.
+        """Store the history entry of an epoch, and replace an earlier one.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
@@ -128,7 +129,7 @@ class Coordination:
         await self._any_endpoint(lambda endpoint: endpoint.put(f"{_history(cell)}{epoch:020d}", entry))
 
     async def read_history(self, cell: CellId) -> list[bytes]:
-        """Return what became of the newest epochs, the oldest first, ``HISTORY_MAX`` at most.
+        """Return the history entries of the newest epochs, oldest first, at most ``HISTORY_MAX``.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
@@ -137,11 +138,12 @@ class Coordination:
         return await self._any_endpoint(lambda endpoint: endpoint.read_last(_history(cell), HISTORY_MAX))
 
     async def swap_leadership(self, cell: CellId, new: Leadership, expected_revision: int) -> int | None:
-        """Store ``new`` when the record is still the one written at ``expected_revision`` (0: there is none).
+        """Store ``new`` if the record is still the one of ``expected_revision`` (0: there is no record).
 
-        Returns the revision that stored it; None when it was not stored.
+        There is one attempt, at one endpoint: a retry of a swap that was applied would fail the comparison.
 
-        It is tried once, at one endpoint: a retry of a swap that was applied would be told that it lost.
+        Returns:
+            The revision that stored it; None if the record had another revision.
 
         Raises:
             OutcomeUnknown: The answer was lost.
@@ -155,22 +157,20 @@ class Coordination:
             raise OutcomeUnknown(f"leadership of {cell}, epoch {new.epoch}: {error}") from error
 
     async def watch_leadership(self, cell: CellId) -> AsyncGenerator[Leadership]:
-        """Yield what `watch_records` yields, without its revisions."""
+        """Yield the records of `watch_records` without their revisions."""
         async with aclosing(self.watch_records(cell)) as records:
             async for _, leadership in records:
                 yield leadership
 
     async def watch_records(self, cell: CellId) -> AsyncGenerator[tuple[int, Leadership]]:
-        """Yield the current leadership, when there is one, then every change, in order, for ever.
+        """Yield the current record, if there is one, then every later one, in order, with the revision that wrote it.
 
-        Each comes with the revision that wrote it.
-
-        No change is missed or told twice while endpoints fail; only changes that etcd has compacted
-        away while none could be reached are skipped, and the current one is told instead.
+        While endpoints fail, no record is missed or repeated, except that records which etcd compacted while no
+        endpoint could be reached are skipped in favour of the current one. The iteration does not end.
 
         Raises:
             AccessRefused: The user or password is wrong.
-            CorruptRecord: A record is none.
+            CorruptRecord: A record cannot be parsed.
         """
         seen, revision, pause_s = 0, 0, PAUSE_S
         while True:
@@ -195,9 +195,9 @@ class Coordination:
                     pause_s = min(2 * pause_s, PAUSE_S_MAX)
 
     async def _changes(self, endpoint: Endpoint, key: str, start_revision: int) -> AsyncGenerator[StoredValue]:
-        """Yield what an endpoint's watch yields; end when that is not the nearest one and the nearest answers again.
+        """Yield the values of an endpoint's watch; end if it is not the nearest endpoint and that answers again.
 
-        A watch is told of a change as late as its endpoint is, which in another region is a round trip.
+        A watch at an endpoint of another region reports a change a round trip later.
         """
         nearest = self._endpoints[0]
         if endpoint is nearest:
@@ -213,7 +213,7 @@ class Coordination:
                     try:
                         await asyncio.wait((coming, back), return_when=asyncio.FIRST_COMPLETED)
                         if back.done() and not coming.done():
-                            # Whoever watches goes on from the last revision that it was told of: nothing is missed.
+                            # The caller resumes after the last revision that it received, so no change is missed.
                             return
                         stored = await coming
                     finally:
@@ -223,23 +223,23 @@ class Coordination:
             await _cancelled(back)
 
     async def _until_answered(self, endpoint: Endpoint, key: str) -> None:
-        """Return when an endpoint has answered, and has all that the others have."""
+        """Return when an endpoint has answered a linearizable read."""
         while True:
             await asyncio.sleep(SHUN_S)
             try:
                 await endpoint.read(key)
             except (EndpointFailed, AccessRefused) as error:
-                _log.debug("the nearest etcd endpoint does not answer yet: %s", error)
+                _log.debug("etcd: the nearest endpoint does not answer yet: %s", error)
             else:
                 self._failed_at.pop(endpoint.address, None)
                 return
 
     async def enable_authentication(self) -> None:
-        """Make etcd ask for the user and password; harmless when it does, or another region just did.
+        """Enable authentication in etcd with this user and password; can be repeated, also by several regions at once.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
-            AccessRefused: It asks for another password.
+            AccessRefused: etcd has another password.
         """
         assert self._user is not None, "authentication needs a user"
 
@@ -253,7 +253,7 @@ class Coordination:
         await self._any_endpoint(enable)
 
     async def etcd_leader(self) -> str | None:
-        """Return the name of the member that leads etcd, as the first that answers has it; None while none does.
+        """Return the name of etcd's leader as the first endpoint that answers knows it; None if there is no leader.
 
         Raises:
             EtcdUnavailable: No endpoint answered.
@@ -267,17 +267,17 @@ class Coordination:
         return await self._any_endpoint(ask)
 
     async def move_etcd_leader(self, address: Address, to: Sequence[str]) -> str | None:
-        """Hand etcd's leadership on if the member at this address has it (rule 15).
+        """Transfer etcd's leadership if the member at this address has it (rule 15).
 
         Args:
-            address: Of the member that shall not lead.
-            to: The names of the members that may, in order of preference.
+            address: Client address of the member that should not lead.
+            to: Names of the members that may lead, in order of preference.
 
         Returns:
-            Who has it now; None when nothing had to be done.
+            Name of the new leader; None if the member at this address does not lead.
 
         Raises:
-            EtcdUnavailable: The member does not answer, or no other would take it.
+            EtcdUnavailable: The member does not answer, or no other member took the leadership.
         """
         own = next((endpoint for endpoint in self._endpoints if endpoint.address == address), None)
         if own is None:
@@ -290,7 +290,7 @@ class Coordination:
             others = {name: number for number, name in (await own.voters()).items() if number != member}
         except EndpointFailed as error:
             raise EtcdUnavailable(str(error)) from error
-        failure = "there is no other member that answers"
+        failure = "no other member answers"
         for name in to:
             # etcd accepts no writes while it waits for an unreachable member to take the leadership.
             if others.get(name) not in alive:
@@ -301,10 +301,10 @@ class Coordination:
                 failure = str(error)
             else:
                 return name
-        raise EtcdUnavailable(f"etcd's leadership stays: {failure}")
+        raise EtcdUnavailable(f"etcd's leadership was not transferred: {failure}")
 
     async def _members_that_answer(self) -> set[int]:
-        """Return the ids of etcd's members that can be reached from here."""
+        """Return the ids of the etcd members that answer."""
 
         async def member_of(endpoint: Endpoint) -> int | None:
             try:
@@ -317,7 +317,7 @@ class Coordination:
         return {member for member in answers if member is not None}
 
     async def _any_endpoint(self, operation: Callable[[Endpoint], Awaitable[_T]]) -> _T:
-        """Return the first answer to an operation that may be repeated."""
+        """Return the first answer to an operation that can be repeated."""
         failures: list[str] = []
         for round_number in range(ROUNDS_MAX):
             if round_number:
@@ -331,7 +331,7 @@ class Coordination:
         raise EtcdUnavailable("no etcd endpoint answered: " + "; ".join(failures[-len(self._endpoints) :]))
 
     def _in_order(self) -> list[Endpoint]:
-        """The endpoints, preferred first, those that failed lately last (the longest ago first)."""
+        """Return the endpoints by preference; those that failed within `SHUN_S` come last, oldest failure first."""
         assert self._endpoints, "use it as a context manager"
         recent = time.monotonic() - SHUN_S
 
@@ -342,7 +342,7 @@ class Coordination:
         return sorted(self._endpoints, key=shunned)
 
     def _note_failure(self, endpoint: Endpoint, error: EndpointFailed) -> None:
-        _log.debug("etcd endpoint failed: %s", error)
+        _log.debug("etcd: an endpoint failed: %s", error)
         self._failed_at[endpoint.address] = time.monotonic()
 
     def _all_failed(self) -> bool:
@@ -351,7 +351,7 @@ class Coordination:
 
 
 class LeadershipView:
-    """The latest leadership that this process has heard of; fed by ``run`` in a task of its owner."""
+    """The latest leadership that this process knows. The owner runs ``run`` in a task, which updates it."""
 
     def __init__(self, coordination: Coordination, cell: CellId) -> None:
         self.current: Leadership | None = None
@@ -360,18 +360,18 @@ class LeadershipView:
         self._changed = asyncio.Event()
 
     async def run(self) -> None:
-        """Watch for ever.
+        """Watch etcd until cancelled.
 
         Raises:
             AccessRefused: The user or password is wrong.
-            CorruptRecord: A record is none.
+            CorruptRecord: A record cannot be parsed.
         """
         async for leadership in self._coordination.watch_leadership(self._cell):
             if self.current is None or leadership.epoch >= self.current.epoch:
                 self._become(leadership)
 
     def offer(self, leadership: Leadership) -> None:
-        """Take an epoch of which somebody else has told before etcd."""
+        """Take the record of a newer epoch that became known before etcd reported it."""
         if self.current is None or leadership.epoch > self.current.epoch:
             self._become(leadership)
 
@@ -381,14 +381,14 @@ class LeadershipView:
         changed.set()
 
     async def next_after(self, known: Leadership | None) -> Leadership:
-        """Wait until the latest leadership is another than ``known`` and return it."""
+        """Wait until the latest leadership differs from ``known``, and return it."""
         while self.current is None or self.current == known:
             await self._changed.wait()
         return self.current
 
 
 async def _cancelled(task: "asyncio.Future[Any]") -> None:
-    """End a task; what it would have said is of no interest any more."""
+    """Cancel a task, wait for its end and ignore its result."""
     task.cancel()
     await asyncio.wait((task,))
     if not task.cancelled():

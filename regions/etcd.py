@@ -1,11 +1,11 @@
-"""One etcd endpoint: authentication, a linearizable read, a compare-and-swap and a watch.
+"""Client of one etcd endpoint: authentication, reads, compare-and-swap, watch and transfer of etcd's leadership.
 
-Decides how long one attempt may take, when a token is renewed and which of four errors a failure is.
-Refuses to know other endpoints, retries and what the values mean: that is ``coordination.py``.
+Decides the time limit of one attempt, when a token is renewed, and which error a failure is. Does not know other
+endpoints, retries and the meaning of values: ``coordination.py`` does.
 
-Speaks gRPC through the stubs that aetcd carries; aetcd's own client and watcher are passed over because
-they neither renew tokens nor ask for ``hasleader``. Time bounds were measured on three members
-(ARCHITECTURE.md, failover): an answer that takes longer than 0.8 s is not coming.
+Uses the gRPC stubs of aetcd. It does not use aetcd's client and watcher, because they neither renew tokens nor request
+``hasleader``. The time limits were measured on three members (ARCHITECTURE.md, failover): an answer that takes longer
+than 0.8 s does not come.
 """
 
 import asyncio
@@ -16,35 +16,35 @@ from typing import Any, cast
 
 from regions.topology import Address
 
-# gRPC's handlers for fork() crash the child while a call is in flight, and starting a program under
-# another account forks. They are for children that go on using gRPC, which no child here does. gRPC
-# reads this when it is first imported.
+# gRPC's fork handlers crash the child if a call is in flight, and starting a program under another account forks. The
+# handlers serve children that use gRPC; no child here does. gRPC reads this variable when it is first imported.
 os.environ.setdefault("GRPC_ENABLE_FORK_SUPPORT", "0")
 
 from aetcd import rpc as _untyped_rpc
 
 ATTEMPT_S = 0.8
-"""One request. A put in flight while the etcd leader dies hangs 6 s; a new one takes 0.5 to 0.85 s."""
+"""Time limit of a request. A put in flight while etcd's leader dies hangs for 6 s; a new put takes 0.5 to 0.85 s."""
 
 AUTHENTICATE_S = 3.0
-"""Authentication hashes the password with bcrypt on a machine that may be starting everything at once."""
+"""Time limit of authentication: etcd hashes the password with bcrypt, on a machine that may just start all
+processes."""
 
 _OPTIONS: tuple[tuple[str, int], ...] = (
-    # A frozen endpoint is noticed by these pings only: 1 s to send one, 0.5 s to miss the answer.
+    # Only these pings detect a frozen endpoint: 1 s until one is sent, 0.5 s until its answer is missed.
     ("grpc.keepalive_time_ms", 1000),
     ("grpc.keepalive_timeout_ms", 500),
     ("grpc.http2.ping_timeout_ms", 500),
     ("grpc.http2.max_pings_without_data", 0),
     ("grpc.keepalive_permit_without_calls", 0),
-    # gRPC waits up to two minutes between connects by default; a member restarts within a second.
+    # By default gRPC waits up to two minutes between connection attempts; a member restarts within a second.
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.min_reconnect_backoff_ms", 500),
     ("grpc.max_reconnect_backoff_ms", 1000),
-    # Channels of one process must not share a connection that one of them knows to be dead.
+    # Channels of one process must not share a connection that one of them has found dead.
     ("grpc.use_local_subchannel_pool", 1),
 )
 
-# The stubs are generated at run time and carry no types; this module is their narrow typed face.
+# The stubs are generated at run time and have no types; this module is their typed interface.
 _rpc = cast("Any", _untyped_rpc)
 
 
@@ -53,19 +53,19 @@ class EtcdError(Exception):
 
 
 class EndpointFailed(EtcdError):
-    """No usable answer: refused, timed out, broken, without quorum. A write may have been applied."""
+    """The endpoint refused, timed out, broke the connection or has no quorum. A write may have been applied."""
 
 
 class AccessRefused(EtcdError):
-    """The user or password is wrong, or the user may not do this. Retrying does not help."""
+    """The user or password is wrong, or the user lacks a permission. A retry does not help."""
 
 
 class RevisionCompacted(EtcdError):
-    """The revision asked for is no longer kept; the current value must be read."""
+    """etcd has compacted the requested revision; read the current value."""
 
 
 class _TokenRefused(EtcdError):
-    """The token is unknown to this member, which may have restarted. The request was not applied."""
+    """The member does not know the token, perhaps after a restart. The request was not applied."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -73,8 +73,8 @@ class StoredValue:
     """A value and the revision that wrote it.
 
     Attributes:
-        value: The bytes stored.
-        mod_revision: Revision of the store at which they were written.
+        value: The value.
+        mod_revision: Revision of the store at which it was written.
     """
 
     value: bytes
@@ -82,7 +82,7 @@ class StoredValue:
 
 
 class Endpoint:
-    """A connection to one etcd member, made at first use and kept."""
+    """A connection to one etcd member, which is opened at first use and kept."""
 
     def __init__(self, address: Address, user: str | None, password: str | None) -> None:
         self.address = address
@@ -102,10 +102,10 @@ class Endpoint:
         await self._channel.close()
 
     async def read(self, key: str, *, linearizable: bool = True) -> tuple[StoredValue | None, int]:
-        """Return what is stored under ``key``, and the store's revision.
+        """Return the value of ``key``, and the store's revision.
 
-        A linearizable read holds everything that was written before it; another holds what this member has, also
-        when it is cut off from the others.
+        A linearizable read sees every write that completed before it. A serializable read returns what this member has,
+        also if it is partitioned from the others.
         """
         request = _rpc.RangeRequest(key=key.encode(), serializable=not linearizable)
         answer = await self._ask(self._kv.Range, request)
@@ -113,7 +113,7 @@ class Endpoint:
         return (stored[0] if stored else None), int(answer.header.revision)
 
     async def read_last(self, prefix: str, most: int) -> list[bytes]:
-        """Return what is stored under the last ``most`` keys that begin with ``prefix``, in their order."""
+        """Return the values of the last ``most`` keys that begin with ``prefix``, in the order of the keys."""
         end = prefix[:-1] + chr(ord(prefix[-1]) + 1)
 
         request = _rpc.RangeRequest(
@@ -127,13 +127,13 @@ class Endpoint:
         return [kv.value for kv in reversed((await self._ask(self._kv.Range, request)).kvs)]
 
     async def compare_and_swap(self, key: str, value: bytes, expected_revision: int) -> int | None:
-        """Store ``value`` when ``key`` was last written at ``expected_revision`` (0: never).
+        """Store ``value`` if ``key`` was last written at ``expected_revision`` (0: it does not exist).
 
         Returns:
-            The revision that stored it; None when it was not.
+            The revision that stored it; None if the key had another revision.
 
         Raises:
-            EndpointFailed: The answer was lost; it may or may not be stored.
+            EndpointFailed: The answer was lost; the value may or may not be stored.
         """
         compare = _rpc.Compare(
             key=key.encode(),
@@ -148,26 +148,26 @@ class Endpoint:
         return int(answer.header.revision) if answer.succeeded else None
 
     async def put(self, key: str, value: bytes) -> int:
-        """Store ``value``, whatever was there, and return the revision.
+        """Store ``value`` unconditionally, and return the revision.
 
         Raises:
-            EndpointFailed: The answer was lost; it may or may not be stored.
+            EndpointFailed: The answer was lost; the value may or may not be stored.
         """
         request = _rpc.PutRequest(key=key.encode(), value=value)
         return int((await self._ask(self._kv.Put, request)).header.revision)
 
     async def watch(self, key: str, start_revision: int) -> AsyncGenerator[StoredValue]:
-        """Yield each value written to ``key`` at or after ``start_revision``, in order, until it fails.
+        """Yield each value written to ``key`` at or after ``start_revision``, in order, until the watch fails.
 
         Raises:
-            RevisionCompacted: ``start_revision`` is no longer kept.
-            EndpointFailed: The stream broke; whoever watches resumes after the last revision seen.
+            RevisionCompacted: etcd has compacted ``start_revision``.
+            EndpointFailed: The stream broke; the caller resumes after the last revision that it received.
         """
         await self._authenticated(None)
         create = _rpc.WatchCreateRequest(
             key=key.encode(), start_revision=start_revision, filters=[_rpc.WatchCreateRequest.NODELETE]
         )
-        # Without hasleader a member that lost the quorum keeps a watch open and silent.
+        # Without hasleader, a member that has lost the quorum keeps the watch open and sends nothing.
         call = self._watch.Watch(metadata=(*self._metadata(), ("hasleader", "true")))
         try:
             await self._bounded(call.write(_rpc.WatchRequest(create_request=create)))
@@ -184,7 +184,7 @@ class Endpoint:
             call.cancel()
 
     async def member_and_leader(self) -> tuple[int, int]:
-        """Return the id of this member and that of the member that leads; 0 while none does."""
+        """Return the id of this member and the id of etcd's leader, 0 if there is none."""
         request = _rpc.StatusRequest()
         answer = await self._ask(self._maintenance.Status, request)
         return int(answer.header.member_id), int(answer.leader)
@@ -196,10 +196,10 @@ class Endpoint:
         return {int(one.ID): str(one.name) for one in members if not getattr(one, "isLearner", False)}
 
     async def move_leader(self, member: int) -> None:
-        """Hand etcd's leadership to a member; this one must have it.
+        """Transfer etcd's leadership from this member to another one.
 
         Raises:
-            EndpointFailed: It does not, or the other does not keep up.
+            EndpointFailed: This member does not lead, or the other one is too far behind.
         """
         request = _rpc.MoveLeaderRequest(targetID=member)
         await self._ask(self._maintenance.MoveLeader, request)
@@ -208,7 +208,7 @@ class Endpoint:
         """Fetch a token.
 
         Returns:
-            False when the cluster does not have authentication enabled yet.
+            False if authentication is not enabled in the cluster yet.
 
         Raises:
             AccessRefused: The user or password is wrong.
@@ -224,10 +224,10 @@ class Endpoint:
         return True
 
     async def enable_authentication(self) -> None:
-        """Make the cluster ask for this user and password; harmless when it already does.
+        """Create the user and enable authentication in the cluster; can be repeated.
 
-        Each step may have been done by another region or by an earlier run, which is no error. Whoever
-        calls this authenticates afterwards, and so learns whether it really holds.
+        It is no error if another region or an earlier run has done a step. The caller authenticates afterwards, which
+        verifies the result.
         """
         steps = (
             lambda: self._auth.UserAdd(
@@ -255,7 +255,7 @@ class Endpoint:
         )
 
     async def _authenticated(self, attempt: Any) -> Any:  # noqa: ANN401 - protobuf without types
-        """Run ``attempt`` with a token, once more with a new one when the member does not know it."""
+        """Run ``attempt`` with a token, and once more with a new token if the member does not know the first."""
         for last in (False, True):
             if self._user is not None and self._token is None:
                 async with self._authenticating:
@@ -267,7 +267,7 @@ class Endpoint:
                 return await attempt()
             except _TokenRefused as error:
                 if self._user is None:
-                    raise AccessRefused(f"{error}: etcd asks for a user and none is given") from error
+                    raise AccessRefused(f"{error}: etcd requires a user, and none is configured") from error
                 self._token = None
                 if last:
                     raise EndpointFailed(str(error)) from error
@@ -288,18 +288,18 @@ class Endpoint:
 
     def _named(self, error: Any) -> EtcdError:  # noqa: ANN401 - gRPC without types
         code, details = error.code(), str(error.details())
-        said = f"{self.address}: {details}"
+        text = f"{self.address}: {details}"
         status = _rpc.StatusCode
         if code == status.UNAUTHENTICATED or _is_token_error(details):
-            return _TokenRefused(said)
+            return _TokenRefused(text)
         if code == status.PERMISSION_DENIED or "invalid user ID or password" in details:
-            return AccessRefused(said)
+            return AccessRefused(text)
         if code == status.OUT_OF_RANGE and "compacted" in details:
-            return RevisionCompacted(said)
-        return EndpointFailed(said)
+            return RevisionCompacted(text)
+        return EndpointFailed(text)
 
     def _refuse_cancelled(self, answer: Any) -> None:  # noqa: ANN401 - protobuf without types
-        # The stream ends with a marker that is no message when the member shuts down.
+        # When the member shuts down, the stream ends with an end marker, which is no message.
         if not hasattr(answer, "canceled"):
             raise EndpointFailed(f"{self.address}: the watch ended")
         if answer.compact_revision:
@@ -311,7 +311,7 @@ class Endpoint:
 
 
 def _is_token_error(details: str) -> bool:
-    """Whether a new token helps: it expired, or users changed, or authentication was just enabled."""
+    """Return whether a new token helps: the token expired, users changed, or authentication was just enabled."""
     return any(
         text in details for text in ("invalid auth token", "revision of auth store is old", "user name is empty")
     )

@@ -1,12 +1,13 @@
-"""Heartbeats between agents: over a connection of their own, authenticated, and never waited for.
+"""Sends authenticated heartbeats between agents over TCP connections, without waiting.
 
-Decides the form of a message, what is dropped and counted, and when a connection is given up. Refuses to know
-what a heartbeat means (``regions.failover.core``). A message is one line: the HMAC-SHA256 of the rest in hex, a
-space, and JSON. The sender's and the receiver's region are under the HMAC, so a line that was recorded says nothing
-to another region; the core drops what is not newer than the last it heard from that sender.
+Decides the format of a message, which messages are dropped and counted, and when a connection is replaced. Does not
+know the meaning of a heartbeat (``regions.failover.core``). A message is one line: the HMAC-SHA256 of the rest in hex,
+a space, and JSON. The HMAC covers the regions of the sender and the receiver, so a recorded message cannot be replayed
+to another region. `heartbeat_merger` and the core drop a heartbeat that is not newer than the last one of its sender.
 
-A connection, and not datagrams, because the network between regions is TCP in every deployment that we know. What is
-lost with datagrams is late here; so what cannot be sent at once is not sent: the next heartbeat says all of it.
+It uses TCP and not UDP, because the network between regions is TCP in every known deployment. A lost datagram
+corresponds to a late message. Therefore a heartbeat that cannot be sent at once is dropped: the next one has the
+complete state.
 """
 
 import asyncio
@@ -28,12 +29,12 @@ from regions.position import Position
 from regions.topology import Address
 
 LINE_BYTES_MAX: Final = 16_384
-"""32 epochs of 20 digits for each of some ten cells."""
+"""Room for 32 epochs of 20 digits in each of about ten cells."""
 
 CONNECT_S: Final = 1.0
 PAUSE_S: Final = 0.1
 STUCK_S: Final = 1.0
-"""A connection that took nothing for this long is replaced: the peer, or the way to it, is gone."""
+"""A connection whose send buffer did not drain for this long is replaced: the peer or the network path is down."""
 
 CELLS_MAX: Final = 64
 NUMBER_MAX: Final = 2**63 - 1
@@ -44,10 +45,10 @@ _log = logging.getLogger(__name__)
 
 
 class InvalidHeartbeat(ValueError):
-    """A line is no heartbeat for this region.
+    """A message is not a valid heartbeat for this region.
 
     Attributes:
-        why: What it is counted as.
+        why: The reason under which it is counted.
     """
 
     def __init__(self, why: Dropped, text: str) -> None:
@@ -56,7 +57,7 @@ class InvalidHeartbeat(ValueError):
 
 
 def encode(heartbeat: Heartbeat, *, to: RegionName, secret: bytes) -> bytes:
-    """Return the line that carries a heartbeat to a region."""
+    """Return the message that carries a heartbeat to a region."""
     body = orjson.dumps(
         {
             "from": heartbeat.sender,
@@ -70,14 +71,14 @@ def encode(heartbeat: Heartbeat, *, to: RegionName, secret: bytes) -> bytes:
 
 
 def decode(line: bytes, *, to: RegionName, secret: bytes) -> Heartbeat:
-    """Return the heartbeat in a line.
+    """Return the heartbeat of a message.
 
     Raises:
-        InvalidHeartbeat: It is none, it was made without the secret, or it was made for another region.
+        InvalidHeartbeat: The message is malformed, has a wrong HMAC, or is for another region.
     """
     mac, space, body = line.rstrip(b"\n").partition(b" ")
     if not space or not hmac.compare_digest(mac, _mac(body, secret)):
-        raise InvalidHeartbeat("unauthentic", "a line was not made with the secret of this deployment")
+        raise InvalidHeartbeat("unauthentic", "its HMAC does not match the secret of this deployment")
     try:
         fields = cast("dict[str, Any]", orjson.loads(body))
         heartbeat = Heartbeat(
@@ -141,7 +142,7 @@ def _vote(fields: Mapping[str, Any]) -> Vote:
     epoch, lsn = fields["position"]
     ancestry = tuple(_number(one) for one in fields["ancestry"])
     if len(ancestry) > ANCESTRY_MAX:
-        raise ValueError("an ancestry beyond its bound")
+        raise ValueError("the ancestry is too long")
     return Vote(epoch=_number(fields["epoch"]), position=Position(_number(epoch), _number(lsn)), ancestry=ancestry)
 
 
@@ -153,17 +154,17 @@ def _bounded(cells: Mapping[str, Any]) -> Mapping[str, Any]:
 
 def _number(value: object) -> int:
     if type(value) is not int or not 0 <= value <= NUMBER_MAX:
-        raise ValueError(f"{value!r} is no number")
+        raise ValueError(f"{value!r} is not an integer from 0 to {NUMBER_MAX}")
     return value
 
 
 class HeartbeatLinks:
-    """Sends heartbeats to every other agent, and takes theirs.
+    """Sends heartbeats to every other agent and receives theirs.
 
     Attributes:
-        sent: Lines handed to the network, by region.
-        skipped: Heartbeats that found no connection, or one that was stuck, by region.
-        dropped: Lines that arrived and counted for nothing, by reason.
+        sent: Number of messages written to the network, by region.
+        skipped: Number of heartbeats not sent because there was no connection or it was stuck, by region.
+        dropped: Number of invalid messages received, by reason.
     """
 
     def __init__(
@@ -175,16 +176,16 @@ class HeartbeatLinks:
         secret: bytes,
         heard: Callable[[Heartbeat], None],
     ) -> None:
-        """Prepare the links.
+        """Initialise the links.
 
         Args:
-            region: The own one.
-            listen: Where the others reach this agent.
-            peers: Where this agent reaches the others.
-            secret: Shared by the agents of a deployment.
-            heard: Called with each heartbeat that is authentic; returns at once.
+            region: The own region.
+            listen: Address at which this agent listens.
+            peers: Addresses of the other agents.
+            secret: HMAC key, shared by the agents of a deployment.
+            heard: Called with each valid heartbeat in the event loop; must not block.
         """
-        assert secret, "heartbeats without a secret are nobody's"
+        assert secret, "heartbeats need a secret"
         self._region = region
         self._listen = listen
         self._peers = dict(peers)
@@ -199,10 +200,10 @@ class HeartbeatLinks:
         self.dropped: Counter[Dropped] = Counter()
 
     async def run(self) -> None:
-        """Listen and keep connections to all others, until cancelled.
+        """Listen, and keep connections to all other agents, until cancelled.
 
         Raises:
-            OSError: The address cannot be listened on.
+            OSError: The address cannot be bound.
         """
         async with asyncio.TaskGroup() as tasks:
             for peer in self._peers:
@@ -210,9 +211,9 @@ class HeartbeatLinks:
             tasks.create_task(self._serve(), name="heartbeats")
 
     def send(self, to: RegionName, heartbeat: Heartbeat) -> None:
-        """Send a heartbeat now or never."""
+        """Send a heartbeat if the connection can take it at once; drop it otherwise."""
         writer = self._writers.get(to)
-        # uvloop raises where asyncio is silent when a connection that has ended is written to, or asked.
+        # On a closed connection, uvloop raises where asyncio does nothing, for writes and for queries of the buffer.
         if writer is None or writer.is_closing() or self._is_stuck(to, writer):
             self.skipped[to] += 1
             return
@@ -220,7 +221,7 @@ class HeartbeatLinks:
         self.sent[to] += 1
 
     def _is_stuck(self, to: RegionName, writer: asyncio.StreamWriter) -> bool:
-        """Whether what was written earlier has not left; a connection that stays so is replaced."""
+        """Return whether earlier messages are still in the send buffer; a connection that stays so is replaced."""
         if writer.transport.get_write_buffer_size() == 0:
             self._stuck_since.pop(to, None)
             return False
@@ -237,13 +238,13 @@ class HeartbeatLinks:
                 async with asyncio.timeout(CONNECT_S):
                     reader, writer = await asyncio.open_connection(address.host, address.port)
             except (OSError, TimeoutError) as error:
-                _log.debug("no heartbeats to %s: %s", peer, error)
+                _log.debug("heartbeats: no connection to %s: %s", peer, error)
             else:
                 await self._use(peer, reader, writer)
             await asyncio.sleep(PAUSE_S)
 
     async def _use(self, peer: RegionName, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
-        """Let heartbeats go over a connection until the other side ends it or it is stuck."""
+        """Use a connection for heartbeats until the peer closes it or it is stuck."""
         lost = self._lost[peer] = asyncio.Event()
         self._stuck_since.pop(peer, None)
         self._writers[peer] = writer
@@ -266,41 +267,41 @@ class HeartbeatLinks:
         try:
             server = await asyncio.shield(starting)
         except asyncio.CancelledError:
-            # Half-way it would leave a socket that nobody closes.
+            # Otherwise a listening socket would stay open.
             (await starting).close()
             raise
         try:
             await server.serve_forever()
         finally:
             server.close()
-            # Else the others would go on talking to nobody instead of connecting to whoever listens next.
+            # Otherwise the peers would keep sending to this process instead of connecting to its successor.
             for writer in self._taken:
                 writer.transport.abort()
 
     async def _take(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._taken.add(writer)
         try:
-            # What is no heartbeat ends the connection: whoever has the secret writes none.
+            # An invalid message ends the connection: an agent with the secret sends none.
             while line := await _line(reader):
                 self._heard(decode(line, to=self._region, secret=self._secret))
         except InvalidHeartbeat as error:
             self.dropped[error.why] += 1
-            _log.warning("a heartbeat was dropped: %s", error)
+            _log.warning("heartbeats: dropped a message: %s", error)
         except OSError as error:
-            _log.debug("a connection for heartbeats broke: %s", error)
+            _log.debug("heartbeats: a connection broke: %s", error)
         finally:
             self._taken.discard(writer)
             writer.transport.abort()
 
 
 async def _line(reader: asyncio.StreamReader) -> bytes:
-    """Return the next line; nothing at the end."""
+    """Return the next message; empty at the end of the stream."""
     try:
         return await reader.readuntil(b"\n")
     except asyncio.IncompleteReadError:
         return b""
     except asyncio.LimitOverrunError as error:
-        raise InvalidHeartbeat("oversized", f"a line of more than {LINE_BYTES_MAX} bytes") from error
+        raise InvalidHeartbeat("oversized", f"a message of more than {LINE_BYTES_MAX} bytes") from error
 
 
 async def _until_end(reader: asyncio.StreamReader) -> None:

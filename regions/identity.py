@@ -1,7 +1,7 @@
-"""The names of regions and cells, and the names PostgreSQL objects derive from them.
+"""Defines the names of regions and cells, and the names of the replication slots derived from them.
 
-Decides what a valid name is, once, where text enters the product; everything behind the boundary
-carries the types. Refuses to know which regions exist: that is the topology's business.
+Decides which names are valid, where text enters the product; behind that boundary the code uses the types. Does not
+know which regions exist: the topology does.
 
 The pattern is the common subset of what a DNS label, a PostgreSQL slot name (after mapping ``-`` to
 ``_``) and an etcd key segment allow, so one name serves everywhere without quoting.
@@ -13,7 +13,7 @@ from typing import NewType
 RegionName = NewType("RegionName", str)
 CellId = NewType("CellId", str)
 Epoch = int
-"""Generation of a cell's write leadership: starts at 1, only grows, moves by compare-and-swap in etcd."""
+"""Term of a cell's leader: starts at 1, only increases, changes by compare-and-swap in etcd."""
 
 NAME_CHARS_MAX = 31
 """Half of PostgreSQL's 63-byte identifier limit, so that prefixed slot names always fit."""
@@ -22,7 +22,7 @@ _NAME = re.compile(r"[a-z][a-z0-9-]{0,30}")
 
 
 class InvalidName(ValueError):
-    """A text that is no name of a region or cell."""
+    """A text is not a valid name of a region or cell."""
 
 
 def parse_region_name(text: str) -> RegionName:

@@ -1,7 +1,7 @@
-"""The record that says who may write in a cell, and its JSON form.
+"""Defines the leadership record of a cell, which states the region that may write, and its JSON form.
 
-Decides what a valid record is. Refuses to know where it is stored (``coordination.py``) and when it
-should change (``failover``).
+Decides which records are valid. Does not know where the record is stored (``coordination.py``) and when it should
+change (``failover``).
 """
 
 import json
@@ -13,26 +13,26 @@ from regions.identity import Epoch, RegionName, parse_region_name
 from regions.position import Position
 
 Phase = Literal["bootstrapping", "recruiting", "promoting", "establishing", "serving"]
-"""How far an epoch has come: ``bootstrapping`` is the first epoch of a cell; every later one is ``recruiting`` while
-positions are collected, ``promoting`` when a member is chosen, and ``serving``. This version writes no record in the
-phase ``establishing``; it acts on one as on ``promoting``."""
+"""Progress of an epoch. ``bootstrapping`` is the first epoch of a cell. Every later epoch is ``recruiting`` while the
+candidate collects votes, ``promoting`` when a member is chosen, and then ``serving``. This version writes no record in
+the phase ``establishing``; it acts on one as on ``promoting``."""
 
 
 ANCESTRY_MAX = 32
-"""Epochs that a record remembers. A member that has been away for longer is copied anew instead of rewound."""
+"""Number of epochs in an ancestry. A member that missed more epochs is copied again instead of rewound."""
 
 
 class CorruptRecord(ValueError):
-    """What is stored under the leadership key is no leadership."""
+    """The value of the leadership key cannot be parsed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Succession:
-    """The next epoch, promised to a region: nobody else ever leads it.
+    """The next epoch, reserved for a region: no other region ever leads it.
 
     Attributes:
-        region: Whose it is, once the leader has given up its own.
-        reason: Why it will begin, one line for people.
+        region: The region that leads the next epoch after the leader has released its own.
+        reason: Why the next epoch will begin, one line for people.
     """
 
     region: RegionName
@@ -41,26 +41,26 @@ class Succession:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leadership:
-    """Who may write in a cell.
+    """The leadership record: the region that may write in a cell.
 
     Attributes:
-        epoch: Generation, from 1; strictly increasing.
-        leader: The region that acts under this epoch: the candidate while it recruits, then the chosen one.
-        phase: ``serving`` is the only one in which it is known to write.
-        fence_id: Identity of the epoch's fence row in the ledger; set when serving.
+        epoch: Term of the leader, from 1; strictly increasing.
+        leader: The region that acts under this epoch: the candidate while it recruits, then the chosen leader.
+        phase: Progress of the epoch; the leader is known to write only in ``serving``.
+        fence_id: Id of the epoch's fence row in the ledger; set in ``serving``.
         reason: Why this epoch was begun, one line for people.
         since: When the record was written, RFC 3339, for people: nothing is ordered by it.
-        voters: The regions whose members make up the quorum, in order of preference; empty: those of the topology.
-        joining: Regions that copy the ledger to become voters; they count for nothing yet.
-        drained: Voters that do not lead when another can.
+        voters: The regions whose members form the quorum, in order of preference; empty: those of the topology.
+        joining: Regions that copy the ledger to become voters; they do not vote or count in the quorum yet.
+        drained: Voters that do not lead while another voter can.
         ancestry: The epochs whose fence rows the leader's ledger had when it was chosen, ascending, the newest
-            ``ANCESTRY_MAX``. Two ledgers that share an epoch here are the same up to its fence row.
+            ``ANCESTRY_MAX``. Two ledgers that share an epoch are identical up to its fence row.
         target: The region that an operator wants as leader of this epoch; it wins ties.
-        automatic: Whether a suspicion may begin an epoch; False while an operator has paused it.
-        succession: Whose the next epoch is; until the leader says that it has given up, this one goes on. None: the
-            next is whoever's who begins it.
-        handed_over_at: Where the leader of the epoch before has given up: whoever leads has at least that. None when
-            it was chosen by votes.
+        automatic: Whether a suspicion may begin an epoch; False while an operator has paused automatic failover.
+        succession: The region that leads the next epoch; this epoch continues until the leader releases it. None: any
+            voter may begin the next epoch.
+        handed_over_at: Position at which the previous leader released the leadership; the leader has at least this
+            position. None if the leader was chosen by votes.
     """
 
     epoch: Epoch
@@ -84,7 +84,7 @@ class Leadership:
         assert len(self.ancestry) <= ANCESTRY_MAX, "ancestry beyond its bound"
 
     def to_json(self) -> bytes:
-        """Return the record as it is stored."""
+        """Return the JSON that is stored in etcd."""
         fields = asdict(self)
         fields["fence_id"] = None if self.fence_id is None else str(self.fence_id)
         at = self.handed_over_at
@@ -93,10 +93,10 @@ class Leadership:
 
     @classmethod
     def from_json(cls, stored: bytes) -> Self:
-        """Return the record in ``stored``; fields that it does not know are left alone.
+        """Return the record in ``stored``; unknown fields are ignored.
 
         Raises:
-            CorruptRecord: It is none.
+            CorruptRecord: The value cannot be parsed.
         """
         try:
             fields = cast("dict[str, Any]", json.loads(stored))
@@ -141,13 +141,13 @@ def _position(fields: list[int] | None) -> Position | None:
 
 
 class LeadershipSource(Protocol):
-    """Whoever knows the latest leadership heard of."""
+    """A source of the latest known leadership."""
 
     @property
     def current(self) -> Leadership | None:
-        """The latest leadership; None before the first."""
+        """The latest known leadership; None if there is none yet."""
         ...
 
     async def next_after(self, known: Leadership | None) -> Leadership:
-        """Wait until the latest leadership is another than ``known`` and return it."""
+        """Wait until the latest leadership differs from ``known``, and return it."""
         ...

@@ -1,7 +1,7 @@
-"""What clients of plain HTTP inside a deployment give httpx.
+"""A transport of httpx for clients of plain HTTP inside a deployment.
 
-httpx reads all certificate authorities for each client, 20 ms of a processor, also for one that never speaks TLS; a
-start asks some hundred times whether a process is ready.
+httpx loads all certificate authorities for each client, also for a client that never uses TLS. That takes 20 ms of CPU
+time, and a start makes about a hundred readiness requests.
 """
 
 import ssl
@@ -10,24 +10,24 @@ from pathlib import Path
 import httpx
 
 TRUST_NOBODY = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
-"""No authority is in it: an address with https would be refused."""
+"""An SSL context without certificate authorities: a request to an https URL fails."""
 
 LIMITS = httpx.Limits(max_connections=100, max_keepalive_connections=20)
-"""httpx's own, which it gives to transports of its own only."""
+"""httpx's default limits, which httpx applies only to transports that it creates."""
 
 
 class PlainTransport(httpx.AsyncHTTPTransport):
-    """Transport of plain HTTP, each of whose failures is an `httpx.HTTPError`.
+    """Transport of plain HTTP that raises every failure as an `httpx.HTTPError`.
 
-    A connection that its peer resets while it is made lets an AttributeError through (httpx 0.28 with anyio 4 on
-    uvloop: the socket is gone when its address is asked for). Nothing was sent on it.
+    If the peer resets a connection while it is opened, httpx 0.28 with anyio 4 on uvloop raises an AttributeError: the
+    socket is closed when anyio reads its address. Nothing was sent on that connection.
     """
 
     def __init__(self, *, limits: httpx.Limits = LIMITS, uds: Path | None = None) -> None:
-        """Prepare.
+        """Initialise a transport.
 
         Args:
-            limits: Of the connections.
+            limits: Limits of the connection pool.
             uds: Unix socket to connect to instead of the host of a URL.
         """
         super().__init__(verify=TRUST_NOBODY, limits=limits, uds=None if uds is None else str(uds))
@@ -39,4 +39,4 @@ class PlainTransport(httpx.AsyncHTTPTransport):
         except AttributeError as error:
             if error.name != "getpeername":
                 raise
-            raise httpx.ConnectError("reset while it was made", request=request) from error
+            raise httpx.ConnectError("the connection was reset while it was opened", request=request) from error

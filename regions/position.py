@@ -1,8 +1,7 @@
-"""Positions in a cell's history and the tokens that carry them to clients and back.
+"""Defines positions in a cell's WAL, and the consistency tokens that carry them to clients and back.
 
-Decides the order of two points of history: by epoch first, then by LSN (failover.md, rule 3). Refuses
-to know timelines: two promotions can take the same timeline with different history, an epoch never
-repeats.
+Decides the order of two positions: by epoch first, then by LSN (failover.md, rule 3). Does not use timelines: two
+promotions can take the same timeline number with different histories, but an epoch never repeats.
 """
 
 import re
@@ -21,16 +20,16 @@ _TOKEN = re.compile(r"([a-z][a-z0-9-]{0,30})\.(0|[1-9][0-9]{0,18})\.([0-9A-F]{16
 
 
 class InvalidPosition(ValueError):
-    """A text that is no position: not a token, or not an LSN."""
+    """A text is neither a valid token nor a valid LSN."""
 
 
 @dataclass(frozen=True, slots=True, order=True)
 class Position:
-    """A point in a cell's history.
+    """A position in a cell's WAL.
 
     Attributes:
-        epoch: Generation of leadership under which the WAL was written, 0 before the first.
-        lsn: Commit end LSN in bytes, unsigned 64 bit.
+        epoch: Epoch under which the WAL was written, 0 before the first.
+        lsn: LSN of the end of a commit record, unsigned 64 bits.
     """
 
     epoch: Epoch
@@ -42,7 +41,7 @@ class Position:
 
 
 ZERO = Position(0, 0)
-"""Before everything: the position of a consumer that has seen nothing."""
+"""The position of a consumer that has received nothing."""
 
 
 def parse_lsn(text: str) -> int:
@@ -69,12 +68,12 @@ def encode_token(cell: CellId, position: Position) -> str:
 
 
 def decode_token(text: str) -> tuple[CellId, Position]:
-    """Return the cell and position that ``text`` names.
+    """Return the cell and the position of a consistency token.
 
-    Only what ``encode_token`` writes is accepted, so equal positions have equal tokens.
+    It accepts only the form that ``encode_token`` writes, so equal positions have equal tokens.
 
     Raises:
-        InvalidPosition: ``text`` is no token.
+        InvalidPosition: ``text`` is not a valid token.
     """
     match = _TOKEN.fullmatch(text)
     if match is None or int(match[2]) > EPOCH_MAX:

@@ -1,8 +1,7 @@
-"""Which regions a deployment has and where each of their parts is reached from here.
+"""Parses the topology file: the regions of a deployment, and the addresses of their processes.
 
-Decides which regions vote, how many standbys a commit needs and in which order regions are preferred
-for leadership. Refuses to know who leads: that is in etcd. The file is written by whoever deploys;
-its addresses are as reached from ``region``, so the same deployment has one file per region.
+Decides which regions are voters when a cell begins, and their order of preference for leadership. Does not know the
+leader, which is in etcd. The operator writes one file per region, because addresses are as reached from ``region``.
 """
 
 import json
@@ -14,7 +13,7 @@ from typing import cast
 from regions.identity import CellId, InvalidName, RegionName, parse_cell_id, parse_region_name
 
 REGIONS_MAX = 31
-"""A deployment's bound: each region costs a logical slot, and a member has 64 slots."""
+"""Bound on the regions: each region needs a logical slot, and a member has 64 slots."""
 
 _PORT_MAX = 65535
 _VOTER_FIELDS = ("etcd", "ledger", "write_api")
@@ -22,7 +21,7 @@ _REQUIRED_FIELDS = ("read_api", "changes", "agent")
 
 
 class InvalidTopology(ValueError):
-    """A topology file that cannot be read or contradicts itself; the message is one line."""
+    """A topology file is unreadable or inconsistent; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,11 +42,11 @@ class Address:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RegionAddresses:
-    """One region and where its parts are reached from the topology's own region.
+    """A region and the addresses of its processes, as reached from the topology's own region.
 
     Attributes:
         name: Name of the region.
-        voter: Whether it holds a ledger member and an etcd member.
+        voter: Whether it has a ledger member and an etcd member.
         etcd: Client address of its etcd member; None in a view-only region.
         ledger: Its ledger member; None in a view-only region.
         write_api: Its write API; None in a view-only region.
@@ -71,8 +70,8 @@ class Topology:
     """All regions of a deployment as seen from one of them.
 
     Attributes:
-        cell: The cell whose ledger these regions hold.
-        region: The region whose point of view the addresses are.
+        cell: The cell of these regions.
+        region: The own region, from which the addresses are reached.
         regions: Every region, in order of preference for leadership.
     """
 
@@ -93,7 +92,7 @@ class Topology:
 
     @property
     def own(self) -> RegionAddresses:
-        """The region whose point of view this is."""
+        """The own region."""
         return self.by_name(self.region)
 
     @property
@@ -103,14 +102,14 @@ class Topology:
 
     @property
     def voters(self) -> tuple[RegionAddresses, ...]:
-        """The regions that hold a ledger member, in order of preference for leadership."""
+        """The regions that have a ledger member, in order of preference for leadership."""
         return tuple(region for region in self.regions if region.voter)
 
     def by_name(self, name: str) -> RegionAddresses:
         """Return the region called ``name``.
 
         Raises:
-            InvalidTopology: There is none.
+            InvalidTopology: No region has this name.
         """
         for region in self.regions:
             if region.name == name:
@@ -122,7 +121,7 @@ def load_topology(path: str | Path) -> Topology:
     """Return the topology in the JSON file ``path``.
 
     Raises:
-        InvalidTopology: The file is missing, is no JSON, or contradicts itself.
+        InvalidTopology: The file is missing, is not JSON, or is inconsistent.
     """
     try:
         document = json.loads(Path(path).read_bytes())
@@ -140,7 +139,7 @@ def parse_topology(document: object) -> Topology:
     """Return the topology of a decoded JSON document.
 
     Raises:
-        InvalidTopology: A field is missing, of the wrong type, or contradicts another.
+        InvalidTopology: A field is missing, has the wrong type, or is inconsistent with another.
         InvalidName: A name does not match the pattern.
     """
     fields = _object(document, "the topology")
@@ -158,7 +157,7 @@ def parse_address(text: str) -> Address:
     """Return the address ``HOST:PORT``.
 
     Raises:
-        InvalidTopology: It is not of that form.
+        InvalidTopology: ``text`` does not have this form.
     """
     host, _, port = text.rpartition(":")
     if not host or not port.isascii() or not port.isdigit() or not 0 < int(port) <= _PORT_MAX:

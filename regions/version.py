@@ -1,4 +1,4 @@
-"""The version of everything: the package, the API and the command line. `pyproject.toml` reads it from here."""
+"""The version of the package, the API and the command line. `pyproject.toml` reads it from here."""
 
 from typing import Final
 
