@@ -1,4 +1,4 @@
-"""The statement that waits inside of a ledger member until that member is primary.
+"""The statement that waits inside a ledger member until that member is primary.
 
 A follower sends it before START_REPLICATION (ADR 0043). The write API of the chosen region runs it before it looks for
 the fence row again. Each passes its own bound.

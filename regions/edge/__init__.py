@@ -1,6 +1,7 @@
-"""What the region's Envoy is told: rendered from topology and leadership, written, and confirmed.
+"""Generates the xDS configuration of a region's Envoy from topology and leadership, and checks that Envoy applied it.
 
-``listener``, ``resources`` and ``replies`` are pure; ``feed`` writes their files and asks Envoy whether it took them.
+``listener``, ``resources`` and ``replies`` are pure functions; ``configurator`` writes the files and reads Envoy's
+statistics.
 """
 
 from regions.edge.configurator import EdgeConfigurator, EdgeStatus

@@ -1,7 +1,7 @@
-"""Tells Envoy what it should do and asks whether it does.
+"""Writes Envoy's xDS files and checks in Envoy's statistics that Envoy applied them.
 
-Decides when files are replaced and what counts as taken. File xDS has no refusal message, so Envoy's own
-counters are read after each write: a rejected update leaves the old one in force and must be said.
+Decides when files are replaced, and when an update counts as applied. File-based xDS has no NACK, so the configurator
+reads Envoy's counters after each write. Envoy keeps the old configuration after a rejected update, which is logged.
 """
 
 import asyncio
@@ -23,13 +23,13 @@ from regions.topology import Topology
 
 CONFIRM_POLL_S = 0.02
 CONFIRM_S_MAX = 3.0
-"""Envoy takes a file within 10 ms; a cluster that warms up waits for its first health checks. Each question takes the
-agent 2 ms, just when a failover has it do other things."""
+"""Envoy applies a file within 10 ms; a warming cluster waits for its first health checks. Each poll costs the agent 2
+ms of CPU time, during a failover."""
 
 LOOK_S = 2.0
 SETTLED_LOOK_S = 5.0
-"""How often the counters are read while nothing changes, so that a restarted Envoy is noticed; the second while all
-that was written is in force."""
+"""Intervals at which the counters are read while nothing changes, to detect a restarted Envoy; the second applies while
+everything that was written is in force."""
 
 ADMIN_S = 1.0
 
@@ -47,13 +47,13 @@ _log = logging.getLogger(__name__)
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EdgeStatus:
-    """What Envoy says of itself.
+    """State of Envoy according to its admin interface.
 
     Attributes:
-        reachable: Whether its admin interface answers.
-        version: Version of the routes in force, '' before the first.
-        confirmed: Whether everything in force is what was written last.
-        update_rejected: Updates that it refused since its start.
+        reachable: Whether the admin interface answers.
+        version: Version of the routes in force, '' if there are none yet.
+        confirmed: Whether the last files written are in force.
+        update_rejected: Number of updates that Envoy has rejected since its start.
     """
 
     reachable: bool = False
@@ -63,10 +63,10 @@ class EdgeStatus:
 
 
 class EdgeConfigurator:
-    """Feeds the Envoy of one region.
+    """Configures the Envoy of one region.
 
     Attributes:
-        status: What Envoy said when it was last asked.
+        status: State of Envoy when it was last read.
     """
 
     def __init__(self, topology: Topology, settings: EdgeSettings) -> None:
@@ -76,21 +76,21 @@ class EdgeConfigurator:
         self._leader: RegionName | None = None
 
     async def run(self, view: LeadershipSource) -> None:
-        """Keep Envoy's files as the leadership says, for ever."""
+        """Update Envoy's files at each change of the leadership, until cancelled."""
         transport = PlainTransport(uds=self._settings.admin)
         async with httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=ADMIN_S) as admin:
-            # An agent that starts again knows no leadership yet; what an earlier one wrote stays in force.
+            # A restarted agent does not know the leadership yet; the files of the earlier agent stay in force.
             if not (self._settings.folder / "lds" / "listeners.json").exists():
                 await self.apply(None, admin)
             while True:
-                told = view.current
-                if told is not None:
-                    await self.apply(told, admin)
-                # Until it is another than what was told: it may have changed while that was written.
-                await self._watch_over(told, view, admin)
+                applied = view.current
+                if applied is not None:
+                    await self.apply(applied, admin)
+                # Returns at once if the leadership changed while the files were written.
+                await self._watch_over(applied, view, admin)
 
     async def apply(self, leadership: Leadership | None, admin: httpx.AsyncClient) -> None:
-        """Replace the files that differ and wait, for a bounded time, until Envoy has taken them."""
+        """Replace the files that differ, and wait for a bounded time until Envoy has applied them."""
         if leadership is not None and leadership.leader != self._leader:
             await self._apply_clusters_first(leadership.leader, admin)
         files = render(self._topology, leadership, self._settings)
@@ -102,12 +102,12 @@ class EdgeConfigurator:
         if self.status.confirmed:
             _log.info("edge: writes go to %s", leader)
         elif self.status.reachable:
-            _log.error("edge: Envoy has not taken %s: writes should go to %s", ", ".join(changed), leader)
+            _log.error("edge: Envoy has not applied %s: writes should go to %s", ", ".join(changed), leader)
         else:
-            _log.info("edge: written for an Envoy that does not run yet: writes go to %s", leader)
+            _log.info("edge: files are written, but Envoy does not run yet: writes will go to %s", leader)
 
     async def _apply_clusters_first(self, leader: RegionName, admin: httpx.AsyncClient) -> None:
-        """Have the new leader's cluster lead to it before any request is sent there."""
+        """Point the new leader's cluster at the new leader before the routes name it."""
         content = transition_clusters(self._topology, self._settings, leader=leader, before=self._leader)
         self._leader = leader
         files = {CLUSTERS_FILE: content}
@@ -115,7 +115,7 @@ class EdgeConfigurator:
             await self._until_taken(files, admin)
 
     async def _until_taken(self, files: Mapping[str, bytes], admin: httpx.AsyncClient) -> None:
-        """Wait for a bounded time; not at all for an Envoy that does not run."""
+        """Wait for a bounded time until Envoy has applied the files; do not wait if Envoy does not run."""
         deadline = asyncio.get_running_loop().time() + CONFIRM_S_MAX
         while not await self._confirm(files, admin):
             if not self.status.reachable or asyncio.get_running_loop().time() > deadline:
@@ -123,7 +123,7 @@ class EdgeConfigurator:
             await asyncio.sleep(CONFIRM_POLL_S)
 
     async def _watch_over(self, known: Leadership | None, view: LeadershipSource, admin: httpx.AsyncClient) -> None:
-        """Ask Envoy now and then until the leadership is another than ``known``."""
+        """Read Envoy's statistics at intervals until the leadership differs from ``known``."""
         files = render(self._topology, known, self._settings)
         while view.current == known:
             await self._confirm(files, admin)
@@ -144,7 +144,9 @@ class EdgeConfigurator:
         values = {str(one["name"]): one["value"] for one in statistics if "name" in one}
         rejected = sum(int(str(values.get(f"{family}.update_rejected", 0))) for family in _STATISTICS.values())
         if rejected > self.status.update_rejected:
-            _log.error("edge: Envoy refused an update (%d so far); the old one stays in force", rejected)
+            _log.error(
+                "edge: Envoy rejected an update (%d since its start); the old configuration stays in force", rejected
+            )
         self.status = EdgeStatus(
             reachable=True,
             version=str(values.get("http.edge.rds.edge.version_text", "")),
@@ -156,21 +158,21 @@ class EdgeConfigurator:
     async def _write(self, files: Mapping[str, bytes]) -> list[str]:
         """Replace the files that differ; return their names.
 
-        In a thread: while others flush the same disk each of its steps may wait some 10 ms, and the loop that would
-        wait here has a failover to perform.
+        It runs in a thread: while other processes flush the same disk, each file operation may take 10 ms, which would
+        block the event loop during a failover.
         """
         return await asyncio.to_thread(
             lambda: [name for name, content in files.items() if self._replace(name, content)]
         )
 
     def _replace(self, name: str, content: bytes) -> bool:
-        """Replace a file in one step; return whether it differed. Blocking."""
+        """Replace a file atomically; return whether it differed. Blocking."""
         path = self._settings.folder / name
         if path.exists() and path.read_bytes() == content:
             return False
         path.parent.mkdir(parents=True, exist_ok=True)
-        # Envoy reads the folder again at each rename into it, so the temporary name lies beside it.
+        # Envoy reads the folder again at each rename into it, so the temporary file is in the parent folder.
         temporary = self._settings.folder / f"{Path(name).name}.new"
         temporary.write_bytes(content)
-        os.replace(temporary, path)  # noqa: PTH105 - said as what it is: rename(2), atomic
+        os.replace(temporary, path)  # noqa: PTH105 - rename(2), which is atomic
         return True

@@ -1,8 +1,8 @@
-"""The public listener: what is taken from clients, and what of it is believed.
+"""Generates Envoy's public listener: limits for clients, and which client headers are trusted.
 
-Decides limits of headers, bodies, time, connections and rates, and which headers of a client reach the routes and the
-APIs. Refuses to know routes and clusters. Source: Envoy's documentation of header sanitizing, whose defaults trust a
-peer on loopback or in a private network, which is where a client may be; its guide for edge proxies.
+Decides limits of headers, bodies, time, connections and rates, and which client headers reach the routes and the APIs.
+Does not know routes and clusters. Source: Envoy's documentation of header sanitizing, whose defaults for internal
+addresses trust a peer in a private network, where a client may be; Envoy's guide for edge proxies.
 """
 
 from typing import Any
@@ -18,10 +18,10 @@ REPEAT_HEADER = "palaver-repeat"
 DEGRADED_HEADER = "palaver-degraded"
 
 INTERNAL_HEADERS = (EPOCH_HEADER, REPEAT_HEADER, DEGRADED_HEADER)
-"""Headers between the edge and the APIs. A client's are removed before anything looks at a request."""
+"""Headers between the edge and the APIs. Envoy removes a client's before any filter or route evaluates the request."""
 
 ENVOY_PREFIX = "x-envoy-"
-"""Envoy's own: time-outs, retries and hedging of its router, and what it tells the APIs (the number of the attempt)."""
+"""Prefix of Envoy's own headers: timeouts, retries and hedging of its router, and the attempt count for the APIs."""
 
 FORWARDED_PREFIX = "x-forwarded-"
 ADDRESS_HEADERS = (
@@ -40,44 +40,44 @@ ADDRESS_HEADERS = (
     "cf-connecting-ipv6",
     "fastly-client-ip",
 )
-"""Where proxies and CDNs write a client's address. The APIs get one: the X-Forwarded-For that the edge sets."""
+"""Headers in which proxies and CDNs send a client's address. The APIs get only the X-Forwarded-For of the edge."""
 
 NO_ADDRESS = {"address_prefix": "255.255.255.255", "prefix_len": 32}
 """A peer that does not exist. An empty list of internal addresses means Envoy's own: loopback and private networks."""
 
 HEADERS_ARRIVE_S = 10
-"""Headers arrive in one packet or a few; the whole request has `EdgeSettings.request_s`."""
+"""Time limit for receiving the headers, which take a few packets; `EdgeSettings.request_s` limits the whole request."""
 
 STREAM_IDLE_S = 300
-"""An event stream lives as long as it says something in five minutes."""
+"""An event stream ends if it sends nothing for five minutes."""
 
 CONNECTION_IDLE_S = 120
-"""A connection without a request, one that never had any included. Browsers keep theirs for about as long; Envoy's own
-default is an hour, in which idle connections would fill the limit."""
+"""Time limit of a client connection without a request, also of one that never had a request. Browsers keep connections
+for about as long. With Envoy's default of an hour, idle connections would fill the limit."""
 
 CLOSE_S = 3
-"""How long a refused client has to read the answer while it still sends its body. Envoy reads no more of it, so a body
-of megabytes ends in a reset for a client that reads only after it has sent everything."""
+"""How long a refused client can read the answer while it still sends its body. Envoy does not read the rest, so a
+client that reads only after it has sent a body of megabytes gets a reset."""
 
 HEADERS_KB_MAX = 60
 
 ANSWER_BUFFER_BYTES = 1_048_576
-"""What a client that reads slowly may leave at the edge. An answer up to this size does not hold a connection to an API
-while its client reads."""
+"""Buffer for the answer of a client that reads slowly. An answer up to this size does not occupy a connection to an API
+while the client reads it."""
 
 STREAMS_MAX = 100
 STREAM_WINDOW_BYTES = 65_536
 CONNECTION_WINDOW_BYTES = 1_048_576
-"""HTTP/2, as Envoy's guide for edge proxies has it: a client does not have more at once than with some connections."""
+"""HTTP/2 limits of Envoy's guide for edge proxies: one connection cannot use more resources than a few HTTP/1 ones."""
 
 CLIENTS_COUNTED_MAX = 20_000
-"""Addresses whose rates are known; beyond it the one that was idle longest is forgotten, and begins anew."""
+"""Bound on the addresses with a rate bucket; beyond it Envoy drops the least recently used bucket."""
 
 NETWORK_BITS_IPV6 = 64
-"""A client has a whole network of IPv6 addresses: they count as one."""
+"""A client usually has a whole IPv6 network, so its addresses share a bucket."""
 
 BURST_S = 2
-"""A bucket holds what comes in for so long: a page that opens asks for several things at once."""
+"""Seconds of the rate that a bucket holds, because a page that loads sends several requests at once."""
 
 
 def listener(settings: EdgeSettings) -> dict[str, Any]:
@@ -86,12 +86,12 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         "@type": f"{EXTENSIONS}filters.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "edge",
         "rds": {"route_config_name": "edge", "config_source": file_source(settings, "rds", "routes.json")},
-        "http_filters": [_addresses(), *_rates(settings), _whole_bodies(settings), _router()],
+        "http_filters": [_client_address(), *_rate_limits(settings), _buffered_bodies(settings), _router()],
         "local_reply_config": local_reply_config(),
         "use_remote_address": True,
         "xff_num_trusted_hops": settings.trusted_hops,
         "internal_address_config": {"cidr_ranges": [NO_ADDRESS]},
-        "early_header_mutation_extensions": [_sanitizing()],
+        "early_header_mutation_extensions": [_header_sanitizing()],
         "preserve_external_request_id": True,
         "always_set_request_id_in_response": True,
         "request_id_extension": {
@@ -104,12 +104,12 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         "server_header_transformation": "PASS_THROUGH",
         "max_request_headers_kb": HEADERS_KB_MAX,
         "http_protocol_options": {
-            # Methods that no address takes reach the routes, which say so.
+            # Unknown methods reach the routes, which answer 501.
             "allow_custom_methods": True,
-            # nginx speaks it to its upstreams unless told otherwise.
+            # nginx uses HTTP/1.0 to its upstreams by default.
             "accept_http_10": True,
             "default_host_for_http_10": "palaver",
-            # An upgrade is an offer, which who does not take it answers as any other request (RFC 9110, section 7.8).
+            # A server may ignore an upgrade and answer the request (RFC 9110, section 7.8).
             "ignore_http_11_upgrade": [{"safe_regex": {"regex": ".*"}}],
         },
         "request_timeout": duration(settings.request_s),
@@ -129,11 +129,11 @@ def listener(settings: EdgeSettings) -> dict[str, Any]:
         "name": "edge",
         "address": socket_address(settings.listen),
         "per_connection_buffer_limit_bytes": ANSWER_BUFFER_BYTES,
-        "filter_chains": [{"filters": [_connections(settings), chain]}],
+        "filter_chains": [{"filters": [_connection_limit(settings), chain]}],
     }
 
 
-def _sanitizing() -> dict[str, Any]:
+def _header_sanitizing() -> dict[str, Any]:
     """Remove internal and x-envoy-* headers before Envoy evaluates them."""
     mutations = [_remove_prefix(ENVOY_PREFIX), *({"remove": name} for name in INTERNAL_HEADERS)]
     return {
@@ -145,8 +145,8 @@ def _sanitizing() -> dict[str, Any]:
     }
 
 
-def _addresses() -> dict[str, Any]:
-    """Tell the APIs one address and scheme: those that the connection manager found, with the trusted hops."""
+def _client_address() -> dict[str, Any]:
+    """Set one client address and scheme for the APIs: those that the connection manager found with the trusted hops."""
     mutations = [
         _remove_prefix(FORWARDED_PREFIX),
         *({"remove": name} for name in ADDRESS_HEADERS),
@@ -162,8 +162,8 @@ def _addresses() -> dict[str, Any]:
     }
 
 
-def _connections(settings: EdgeSettings) -> dict[str, Any]:
-    """Close a connection beyond the limit at once: a client sees the end of it, and Envoy counts it."""
+def _connection_limit(settings: EdgeSettings) -> dict[str, Any]:
+    """Close a connection beyond the limit at once; Envoy counts it."""
     return {
         "name": "envoy.filters.network.connection_limit",
         "typed_config": {
@@ -174,9 +174,9 @@ def _connections(settings: EdgeSettings) -> dict[str, Any]:
     }
 
 
-def _rates(settings: EdgeSettings) -> list[dict[str, Any]]:
-    """Refuse what one address asks beyond its rates with 429."""
-    # Reads that the leader answers cost it what a write does; the two kinds of a request are never one.
+def _rate_limits(settings: EdgeSettings) -> list[dict[str, Any]]:
+    """Answer 429 to requests of one address beyond its rates."""
+    # A read that the leader answers costs as much as a write. No request matches both descriptors.
     is_site = {"name": ":path", "string_match": {"safe_regex": {"regex": rf"{SITE_PATH}(\?.*)?"}}}
     is_read = {"name": ":method", "string_match": {"safe_regex": {"regex": READ_METHODS}}}
     site = {"header_value_match": {"descriptor_value": "write", "headers": [is_read, is_site]}}
@@ -196,7 +196,7 @@ def _rates(settings: EdgeSettings) -> list[dict[str, Any]]:
     config: dict[str, Any] = {
         "@type": f"{EXTENSIONS}filters.http.local_ratelimit.v3.LocalRateLimit",
         "stat_prefix": "edge",
-        # Every request has an address and so a bucket of its own; that of all requests is not asked.
+        # Every request has an address and so a bucket of its own; the common bucket is not used.
         "token_bucket": _bucket(max(limit[0] for limit in limits)),
         "always_consume_default_token_bucket": False,
         "filter_enabled": {"default_value": always},
@@ -212,8 +212,8 @@ def _bucket(per_s: int) -> dict[str, Any]:
     return {"max_tokens": BURST_S * per_s, "tokens_per_fill": per_s, "fill_interval": duration(1)}
 
 
-def _whole_bodies(settings: EdgeSettings) -> dict[str, Any]:
-    """Hold a body until it is whole, so that one that trickles in takes no connection to an API."""
+def _buffered_bodies(settings: EdgeSettings) -> dict[str, Any]:
+    """Buffer a body until it is complete, so that a slow upload occupies no connection to an API."""
     return {
         "name": "envoy.filters.http.buffer",
         "typed_config": {

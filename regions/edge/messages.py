@@ -1,4 +1,4 @@
-"""The small messages of Envoy's v3 API that more than one resource is made of."""
+"""Builds the messages of Envoy's v3 API that several resources contain."""
 
 from typing import Any
 

@@ -1,9 +1,8 @@
-"""What the edge answers itself: problem documents (RFC 9457), like everything behind it.
+"""Generates Envoy's local replies: problem documents (RFC 9457), as the APIs answer them.
 
-Decides slug and words for each local reply; slugs, titles and statuses are those of the public API, and nothing else
-leaves. Every page in a browser may read them: they hold nothing of a site, whose origins the edge does not know, and a
-page must learn when to try again (ADR 0037). Refuses to know which upstream failed: a client can only wait, retry or
-change its request.
+Decides the slug and text of each local reply; slugs, titles and statuses are those of the public API. CORS allows every
+origin to read them: they contain no data of a site, the edge does not know the origins of a site, and a page must learn
+when to retry (ADR 0037). Does not state which upstream failed: a client can only wait, retry or change its request.
 """
 
 from dataclasses import dataclass
@@ -11,18 +10,19 @@ from typing import Any, TypedDict
 
 PROBLEM_TYPES = "https://palaver.dev/problems/"
 RETRY_AFTER_S = 1
-"""A failover takes two seconds; a client that waits one meets it half-way without a stampede."""
+"""A failover takes two seconds; with a pause of one second a client retries soon, and clients do not all retry at
+once."""
 
 WRITE_METHODS = "^(POST|PUT|PATCH|DELETE)$"
 READ_METHODS = "^(GET|HEAD)$"
 METHODS = "^(GET|HEAD|POST|PUT|PATCH|DELETE|OPTIONS)$"
-"""Those that some address takes or may take; any other is answered 501 (RFC 9110, section 9.1)."""
+"""Methods that some resource supports or may support; the edge answers 501 to any other (RFC 9110, section 9.1)."""
 
 SITE_PATH = "/v1/sites(?:/[^/?]+)?"
 """The list of sites and a single site. The leader answers their reads too, because only the ledger has their keys."""
 
 PREVIEW_PATH = "/v1/sites/[^/?]+/preview"
-"""What is sent as a write is, and is answered by the region as a read is."""
+"""Path of previews, which are sent by POST and answered by the own region's read API."""
 
 CORS_HEADERS = {
     "access-control-allow-origin": "*",
@@ -30,28 +30,28 @@ CORS_HEADERS = {
     " traceparent, x-request-id",
 }
 
-# Envoy's flags (access log, RESPONSE_FLAGS) for a request that may have reached the upstream before it
-# failed: connection ended, reset by the other side, timed out.
+# Envoy's flags (access log, RESPONSE_FLAGS) of a request that may have reached the upstream before it failed:
+# connection termination, reset by the upstream, timeout.
 REACHED_UPSTREAM = ("UC", "UR", "UT")
 
-# Refused for what is under way: by the limits of a cluster, by the overload manager.
+# Refused because of load: by the circuit breaker of a cluster, or by the overload manager.
 OVERLOADED = ("UO", "OM")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LocalReply:
-    """One kind of answer of the edge itself.
+    """One kind of local reply of the edge.
 
     Attributes:
-        when: Envoy's status codes that it stands for.
+        when: Envoy's status codes that it replaces.
         status: The status that the client gets.
         slug: Last part of the problem type.
         title: The problem in words, the same for each occurrence.
         detail: What the client can do.
-        methods: Regular expression of the methods that it is for only.
-        path: Regular expression of the paths that it is for only.
-        no_such_method: Whether it is for methods that no address takes only.
-        flags: Envoy's response flags of which one must be there; none: whatever they are.
+        methods: Regular expression of the methods to which it is limited; None: all.
+        path: Regular expression of the paths to which it is limited; None: all.
+        no_such_method: Whether it is limited to unknown methods.
+        flags: Envoy's response flags, one of which must be set; empty: any flags.
     """
 
     when: tuple[int, ...]
@@ -66,7 +66,7 @@ class LocalReply:
 
 
 class Problem(TypedDict):
-    """A problem type, which several local replies may tell of."""
+    """A problem type, which several local replies may share."""
 
     status: int
     slug: str
@@ -82,12 +82,12 @@ METHODS_AND_ENCODINGS = (
     "The methods are GET, HEAD, POST, PUT, PATCH, DELETE and OPTIONS; the one transfer coding is chunked."
 )
 
-# The first that fits is taken.
+# The first match wins.
 LOCAL_REPLIES = (
     LocalReply(
         when=(503,),
         **BUSY,
-        # The overflow says nothing of an earlier attempt of the same request.
+        # An overflow does not exclude that an earlier attempt of the same request was accepted.
         detail="This region is busy. Send the request again, with the same Idempotency-Key if it had one.",
         methods="^POST$",
         flags=OVERLOADED,
@@ -130,7 +130,8 @@ LOCAL_REPLIES = (
     LocalReply(
         when=(502, 503, 504),
         **LEDGER_UNAVAILABLE,
-        # Earlier attempts of a request with a key may have been taken: the last one's failure does not tell.
+        # An earlier attempt of a request with a key may have been accepted: the last attempt's failure does not show
+        # that.
         detail="No region takes writes at this moment. Send the request again, with the same Idempotency-Key if it had"
         " one.",
         methods="^POST$",
@@ -189,7 +190,7 @@ LOCAL_REPLIES = (
         detail="All headers together may have 60 kB, and be 100 at most.",
     ),
     LocalReply(
-        # Envoy refuses a QUERY that says no content type with 400; no other one reaches the API either.
+        # Envoy refuses a QUERY without a content type with 400; no QUERY reaches an API anyway.
         when=(400,),
         no_such_method=True,
         detail=METHODS_AND_ENCODINGS,
@@ -272,7 +273,7 @@ def _any(filters: list[dict[str, Any]]) -> dict[str, Any]:
 def _body(reply: LocalReply) -> dict[str, Any]:
     return {
         "content_type": "application/problem+json",
-        # Path and request id are not there when the request could not be read.
+        # The path and the request id are missing if Envoy could not parse the request.
         "omit_empty_values": True,
         "json_format": {
             "type": PROBLEM_TYPES + reply.slug,

@@ -1,13 +1,13 @@
-"""Everything Envoy is told, as a function of the topology and the leadership.
+"""Generates Envoy's xDS resources from the topology and the leadership.
 
-Decides routes, retries, time-outs and limits towards the APIs; ``listener`` has those towards clients. Refuses to know
-files, Envoy's state and time: the same arguments give the same bytes, so the version of a resource is a hash of it.
+Decides routes, retries, timeouts and limits towards the APIs; ``listener`` decides those towards clients. Does not know
+files, Envoy's state or time: the same arguments give the same bytes, so the version of a resource is its hash.
 
-Each voter has a write cluster that is always there, and one route names the leader's cluster and its epoch
-together: a change of leadership is one atomic replacement of the routes, never a new epoch sent to an old
-leader. A request keeps its route, and so its cluster, for all its attempts: so the clusters of those that do not lead
-point at the leader, and a request that met a leader which died meets the next one. Source: edge.md; Envoy 1.40's v3
-API (the router looks its cluster up again for each attempt).
+Each voter always has a write cluster. One route names the leader's cluster and the epoch together, so a change of
+leadership is one atomic replacement of the routes, and Envoy never sends a new epoch to an old leader. A request keeps
+its route, and so its cluster, for all attempts. Therefore the clusters of voters that do not lead point at the leader:
+a request whose leader died is retried at the next one. Source: edge.md; Envoy 1.40's v3 API (the router looks up the
+cluster again for each attempt).
 """
 
 import hashlib
@@ -30,56 +30,56 @@ READ_CLUSTER = "read_api"
 CLUSTERS_FILE = "cds/clusters.json"
 
 WRITE_S = 5.5
-"""One attempt of a write: the write API answers within 5 s, if only to say that it does not know."""
+"""Time limit of one attempt of a write without a key: the write API answers within 5 s, at the latest that the outcome
+is unknown."""
 
 WRITE_AGAIN_S = 2.0
-"""A keyed write that has no answer by then is given up and sent again, to the leader of the moment; the key makes one
-comment of all attempts. A leader that is cut off or hung keeps requests for as long as they wait, and the next one
-serves after 1.7 s. A busy leader answers sooner: it lets a write wait for a second before it refuses it."""
+"""Time limit of an attempt of a post with a key. Envoy then retries it at the current leader; the key makes all
+attempts one comment. A partitioned or hung leader does not answer, and the next leader serves after 1.7 s. A busy
+leader answers sooner: it refuses a write that has waited for a second."""
 
 WRITE_LATER_S_MAX = 5.0
-"""The longest pause before a repetition that the write API may ask for."""
+"""The longest pause before a retry that the write API may request."""
 
 WRITE_WITH_RETRIES_S = 12.0
 WRITE_RETRIES_MAX = 60
 WRITE_BACK_OFF_S = (0.025, 0.3)
-"""The mean first pause is 12 ms: the repetition then waits at the next leader, not at the edge. From the fourth on they
-are 0.15 s: sixty are about 9 s, longer than a failover may take."""
+"""The first pause is 12 ms on average, so that the retry waits at the next leader and not at the edge. From the fourth
+on a pause is 0.15 s: sixty retries take about 9 s, longer than a failover may take."""
 
 READ_S = 0.25
 SESSION_READ_S = 2.5
 READ_WITH_RETRIES_S = 8.0
 READ_RETRIES_MAX = 2
-"""A read is asked elsewhere after a quarter second, which hedges a frozen process (p99 253 to 5 ms). A read
-that carries a position may wait a second for the view, and a strong one for the leader's proof before that, so these
-are given more time first."""
+"""After a quarter second Envoy also sends a read to another region, which hedges a frozen process (p99 253 to 5 ms). A
+read with a position may wait a second for the view, and a strong read waits for the leader's proof before that, so
+these get more time first."""
 
 PREVIEW_S = 2.5
-"""One that waits for its turn takes a fifth of a second."""
+"""A preview that waits in the queue takes a fifth of a second."""
 
 CONNECT_S = 1.0
-"""Twelve round trips between regions: what did not connect by then was cut off."""
+"""Twelve round trips between regions: without a connection by then the host is partitioned or down."""
 
 UPSTREAM_IDLE_S = 60
-"""Below the 75 s after which the APIs close an idle connection, so that no request meets the closing."""
+"""Below the 75 s after which the APIs close an idle connection, so that no request is sent on a closing connection."""
 
 CONNECTIONS_MAX = 1024
 REQUESTS_MAX = 4096
-"""Envoy's own defaults are 1024 of each and 3 retries; in a failover every write in flight is a retry."""
+"""Envoy's defaults are 1024 of each and 3 retries; in a failover every write in flight is a retry."""
 
 WRITE_CONNECTIONS_MAX = 96
 WRITES_WAITING_MAX = 1024
-"""Attempts of an edge that the write API of the leader has at a time, and writes that wait at the edge for one of them.
+"""Bounds on an edge's concurrent attempts at the leader's write API, and on the writes that wait at the edge for one.
 
-At 80 ms a write, 96 are 1,200 writes/s of each edge. With more, three edges together give the write API more than it
-answers within `WRITE_AGAIN_S`, and the edges send those writes again. With fewer, more writes meet a leader that hangs
-a second time (ADR 0042). The time of an attempt begins when it leaves the edge.
-More writes than 1,024 would wait for so long that they are sent to the leader when their client is about to give up;
-they are refused at once."""
+At 80 ms a write, 96 attempts are 1,200 writes/s of each edge. With more, three edges together send the write API more
+than it answers within `WRITE_AGAIN_S`, and the edges retry those writes. With fewer, more writes are sent a second time
+to a leader that hangs (ADR 0042). The time limit of an attempt begins when the attempt leaves the edge.
+A write behind 1,024 others would reach the leader when its client is about to give up; Envoy refuses it at once."""
 
 HEALTH_INTERVAL_S = 0.5
 HEALTH_TIMEOUT_S = 0.5
-"""The time-out is wider than a neighbour's 80 ms and the pauses of a machine that starts three regions."""
+"""The timeout is longer than the 80 ms to a neighbour and the pauses of a machine that starts three regions."""
 
 _RETRY_PRIORITY = {
     "name": "envoy.retry_priorities.previous_priorities",
@@ -88,20 +88,20 @@ _RETRY_PRIORITY = {
         "update_frequency": 1,
     },
 }
-"""Each attempt goes to another than those before, until all have been tried; then they are tried again."""
+"""Each attempt goes to another priority than the earlier ones, until all were tried; then they are tried again."""
 
 
 def render(topology: Topology, leadership: Leadership | None, settings: EdgeSettings) -> dict[str, bytes]:
     """Return the content of each xDS file by its path in the folder, in the order in which to write them.
 
-    The listeners come last: their file is what says that all of them are there.
+    The listeners come last: if their file exists, all files exist.
     """
     leader = None if leadership is None else leadership.leader
-    next_one = None if leadership is None or leadership.succession is None else leadership.succession.region
+    successor = None if leadership is None or leadership.succession is None else leadership.succession.region
     return {
         "eds/read_api.json": _discovery([read_endpoints(topology, settings)]),
         "rds/routes.json": _discovery([routes(leadership)]),
-        CLUSTERS_FILE: _discovery(clusters(topology, settings, leader=leader, next_one=next_one)),
+        CLUSTERS_FILE: _discovery(clusters(topology, settings, leader=leader, successor=successor)),
         "lds/listeners.json": _discovery([listener(settings)]),
     }
 
@@ -111,13 +111,13 @@ def transition_clusters(
 ) -> bytes:
     """Return the clusters that must be in force before the routes name a new leader.
 
-    They are those of a succession, foretold or not: the routes still name the leader before.
+    They are the clusters of a succession from ``before`` to ``leader``, because the routes still name ``before``.
     """
-    return _discovery(clusters(topology, settings, leader=before, next_one=leader))
+    return _discovery(clusters(topology, settings, leader=before, successor=leader))
 
 
 def version_of(content: bytes) -> str:
-    """Return the version that Envoy reports once it has taken this content."""
+    """Return the version that Envoy reports after it has applied this content."""
     return str(orjson.loads(content)["version_info"])
 
 
@@ -127,7 +127,7 @@ def write_cluster(region: RegionName) -> str:
 
 
 def read_endpoints(topology: Topology, settings: EdgeSettings) -> dict[str, Any]:
-    """Return the read APIs: the own one first, then the neighbours in order of preference."""
+    """Return the endpoints of the read APIs: the own region's first, then the others in order of preference."""
     reached: list[Address | Path] = [settings.read_socket or topology.own.read_api]
     reached += [region.read_api for region in topology.others]
     return {
@@ -138,37 +138,36 @@ def read_endpoints(topology: Topology, settings: EdgeSettings) -> dict[str, Any]
 
 
 def clusters(
-    topology: Topology, settings: EdgeSettings, *, leader: RegionName | None, next_one: RegionName | None
+    topology: Topology, settings: EdgeSettings, *, leader: RegionName | None, successor: RegionName | None
 ) -> list[dict[str, Any]]:
-    """Return the cluster of the read APIs and one for each voter.
+    """Return the cluster of the read APIs and one write cluster for each voter.
 
-    The leader's cluster leads to the next leader when it is tried again, and that holds what comes early until it
-    serves. A request keeps the cluster that was chosen for it first, so those of voters that do not lead lead to the
-    leader.
+    During a succession, retries in the leader's cluster go to the successor, which holds early writes until it serves.
+    A request keeps its cluster for all attempts, so the clusters of voters that do not lead point at the leader.
 
     Args:
         topology: The deployment.
-        settings: Where the edge is.
-        leader: Who leads; None: each cluster leads to its own region.
-        next_one: Who may lead at any moment.
+        settings: Settings of the edge.
+        leader: The leader; None: each cluster points at its own region.
+        successor: The successor, which may lead at any moment; None if there is none.
     """
     write_apis = {voter.name: voter.write_api for voter in topology.voters if voter.write_api is not None}
 
-    def leads_to(name: RegionName) -> list[Address | Path]:
-        order = [name] if leader is None or leader not in write_apis or name == next_one else [leader]
-        if name == leader and next_one is not None and next_one in write_apis:
-            order.append(next_one)
+    def targets(name: RegionName) -> list[Address | Path]:
+        order = [name] if leader is None or leader not in write_apis or name == successor else [leader]
+        if name == leader and successor is not None and successor in write_apis:
+            order.append(successor)
         addresses = [write_apis[one] for one in order]
-        # A cluster whose addresses are asked of the name service takes no socket.
+        # A cluster that resolves names by DNS cannot contain a Unix socket.
         one_kind = len(order) == 1 or all(_is_ip(one.host) for one in addresses)
         own = settings.write_socket if one_kind else None
         return [own or write_apis[one] if one == topology.region else write_apis[one] for one in order]
 
-    return [_read_cluster(settings), *(_write_cluster(name, leads_to(name)) for name in write_apis)]
+    return [_read_cluster(settings), *(_write_cluster(name, targets(name)) for name in write_apis)]
 
 
 def routes(leadership: Leadership | None) -> dict[str, Any]:
-    """Return the routes: writes to the leader with its epoch, reads to the region."""
+    """Return the routes: writes to the leader with its epoch, reads to the own region."""
     return {
         "@type": f"{CONFIG}route.v3.RouteConfiguration",
         "name": "edge",
@@ -176,11 +175,11 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
             {
                 "name": "palaver",
                 "domains": ["*"],
-                # A retry carries the epoch of the first attempt; the count tells the write API that it is one.
+                # A retry has the epoch of the first attempt; the attempt count shows the write API that it is a retry.
                 "include_request_attempt_count": True,
                 "response_headers_to_remove": [REPEAT_HEADER, DEGRADED_HEADER],
                 "routes": [
-                    _no_such_method(),
+                    _unknown_method_route(),
                     {"match": {"path": "/metrics"}, "direct_response": {"status": 404}},
                     _preview_route(),
                     *_write_routes(leadership),
@@ -192,9 +191,9 @@ def routes(leadership: Leadership | None) -> dict[str, Any]:
 
 
 def _preview_route() -> dict[str, Any]:
-    """A preview is sent as a write is, and changes nothing: the region answers it, whoever leads.
+    """Route previews to the own region: a preview is a POST, but it changes nothing.
 
-    It is asked again only where nobody took it, never beside an attempt that takes long: it costs time to compute.
+    Envoy retries a preview only if no read API accepted it, and does not hedge it, because a preview costs CPU time.
     """
     method = {"name": ":method", "string_match": {"exact": "POST"}}
     return {
@@ -213,14 +212,14 @@ def _preview_route() -> dict[str, Any]:
 
 def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
     method = {"name": ":method", "string_match": {"safe_regex": {"regex": WRITE_METHODS}}}
-    # A read, but of what the leader alone knows.
+    # A read of data that only the ledger has.
     site = {
         "safe_regex": {"regex": SITE_PATH},
         "headers": [{"name": ":method", "string_match": {"safe_regex": {"regex": READ_METHODS}}}],
     }
     if leadership is None:
         return [{"match": match, "direct_response": {"status": 503}} for match in (site, _any_path(method))]
-    # The write API takes keys with posts alone: a second attempt of another write may be a second write (ADR 0035).
+    # The write API accepts keys with posts only: a second attempt of another write may be a second write (ADR 0035).
     keyed = [
         {"name": ":method", "string_match": {"exact": "POST"}},
         {"name": "idempotency-key", "present_match": True},
@@ -230,19 +229,19 @@ def _write_routes(leadership: Leadership | None) -> list[dict[str, Any]]:
         "append_action": "OVERWRITE_IF_EXISTS_OR_ADD",
     }
     to_leader: dict[str, Any] = {"cluster": write_cluster(leadership.leader)}
-    keyed_post = to_leader | {"timeout": duration(WRITE_WITH_RETRIES_S), "retry_policy": _repeats(WRITE_RETRIES_MAX)}
-    site_read = to_leader | {"timeout": duration(READ_WITH_RETRIES_S), "retry_policy": _repeats(READ_RETRIES_MAX)}
+    keyed_post = to_leader | {"timeout": duration(WRITE_WITH_RETRIES_S), "retry_policy": _retries(WRITE_RETRIES_MAX)}
+    site_read = to_leader | {"timeout": duration(READ_WITH_RETRIES_S), "retry_policy": _retries(READ_RETRIES_MAX)}
     once = to_leader | {"timeout": duration(WRITE_S)}
     matches = [(site, site_read), (_any_path(*keyed), keyed_post), (_any_path(method), once)]
     return [{"match": match, "route": route, "request_headers_to_add": [epoch]} for match, route in matches]
 
 
-def _repeats(times: int) -> dict[str, Any]:
-    """Return how often the leader of the moment is asked again."""
+def _retries(times: int) -> dict[str, Any]:
+    """Return the retry policy of requests that the current leader answers."""
     first_s, last_s = WRITE_BACK_OFF_S
     return {
         "retry_on": "connect-failure,refused-stream,reset,retriable-headers",
-        # A 503 is repeated when the write API says that a repetition may mend it, and not before it says.
+        # Envoy retries a 503 only if the write API marks it as retriable, and not before the time that it sets.
         "retriable_headers": [{"name": REPEAT_HEADER, "present_match": True}],
         "rate_limited_retry_back_off": {
             "reset_headers": [{"name": REPEAT_HEADER, "format": "SECONDS"}],
@@ -259,7 +258,7 @@ def _any_path(*headers: dict[str, Any]) -> dict[str, Any]:
     return {"prefix": "/", "headers": list(headers)}
 
 
-def _no_such_method() -> dict[str, Any]:
+def _unknown_method_route() -> dict[str, Any]:
     known = {"name": ":method", "string_match": {"safe_regex": {"regex": METHODS}}, "invert_match": True}
     return {"match": _any_path(known), "direct_response": {"status": 501}}
 
@@ -293,13 +292,13 @@ def _read_route(attempt_s: float) -> dict[str, Any]:
             "retry_priority": _RETRY_PRIORITY,
             "retry_back_off": {"base_interval": duration(0.005), "max_interval": duration(0.05)},
         },
-        # The first attempt goes on while another region is asked: the first answer wins.
+        # The first attempt continues while Envoy asks another region; the first answer wins.
         "hedge_policy": {"hedge_on_per_try_timeout": True},
     }
 
 
 def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
-    """A read API is ejected for what it says of itself: a client can ask for a 503 as often as it likes."""
+    """Return the cluster of the read APIs. Only degraded answers eject a host, because a client can provoke a 503."""
     degraded = {"headers": [{"name": DEGRADED_HEADER, "present_match": True}]}
     matcher = {"error_matcher": {"http_response_headers_match": degraded}}
     return _cluster(READ_CLUSTER, {"outlier_detection": matcher}) | {
@@ -311,8 +310,8 @@ def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
         "health_checks": [
             {
                 "interval": duration(HEALTH_INTERVAL_S),
-                # Envoy's default is 60 s while a cluster has had no traffic: a read API that came up after
-                # the first check would be held for dead that long.
+                # Envoy's default is 60 s while a cluster has had no traffic: a read API that started after
+                # the first check would be unhealthy that long.
                 "no_traffic_interval": duration(HEALTH_INTERVAL_S),
                 "no_traffic_healthy_interval": duration(HEALTH_INTERVAL_S),
                 "timeout": duration(HEALTH_TIMEOUT_S),
@@ -327,8 +326,8 @@ def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
             "consecutive_gateway_failure": 3,
             "enforcing_consecutive_gateway_failure": 100,
             "split_external_local_origin_errors": True,
-            # A read that is hedged counts as one, and a client can ask for what takes long: the health checks find a
-            # host that is frozen, within two intervals and time-outs, and a refused connection is asked elsewhere.
+            # A hedged read counts as a local-origin failure, and a client can send slow requests. The health checks
+            # detect a frozen host within two intervals and timeouts, and a refused connection is retried elsewhere.
             "enforcing_consecutive_local_origin_failure": 0,
             "enforcing_success_rate": 0,
             "enforcing_local_origin_success_rate": 0,
@@ -341,7 +340,7 @@ def _read_cluster(settings: EdgeSettings) -> dict[str, Any]:
 
 
 def _write_cluster(region: RegionName, write_apis: Sequence[Address | Path]) -> dict[str, Any]:
-    """No ejection: an ejected leader would be an error that Envoy does not retry."""
+    """Return the write cluster of a region, without outlier detection: Envoy does not retry an ejected leader."""
     name = write_cluster(region)
     static = all(isinstance(write_api, Path) or _is_ip(write_api.host) for write_api in write_apis)
     return _cluster(name) | {

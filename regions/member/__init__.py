@@ -1,8 +1,8 @@
-"""One PostgreSQL member of the ledger: its process, its files and what is said to it in SQL.
+"""Runs one PostgreSQL member of the ledger: its process, its files and its SQL statements.
 
-Import from here; the modules inside are ``process`` (a process that outlives its agent), ``record`` (what
-survives a crash), ``settings`` (every PostgreSQL setting), ``ledger`` (SQL), ``overrides`` (what weakens its commits),
-``supervision`` and ``moving`` (what a member does when its leader changes).
+The modules are ``process`` (a process that outlives its agent), ``record`` (state that survives a crash), ``settings``
+(every PostgreSQL setting), ``ledger`` (SQL), ``overrides`` (settings that weaken commits), ``supervision`` (start and
+stop) and ``failover_member`` (freeze, promote, follow, rewind, copy).
 """
 
 from regions.member.errors import MemberError, MemberFailed, MemberUnusable, QuorumUnknown

@@ -1,6 +1,7 @@
-"""Watches a ledger for settings that let its commits return before their quorum, and says so (rule 18).
+"""Watches a ledger for settings that let commits return before the quorum has them, and logs them (rule 18).
 
-Decides when to look and what is news. Refuses to know who leads, and to undo what it finds: somebody set it on purpose.
+Decides when to look, and which overrides are new. Does not know the leader. Does not remove overrides, because an
+operator set them on purpose.
 """
 
 import asyncio
@@ -11,32 +12,33 @@ from regions.member.errors import MemberError
 from regions.member.ledger import Ledger, Override
 
 LOOK_S = 30.0
-"""A look is a connection and a scan of pg_proc, about 7 ms; what it finds was set by hand and stays."""
+"""Interval between looks. A look needs a connection and a scan of pg_proc, about 7 ms; overrides change by hand
+only."""
 
 AGAIN_S = 1.0
-"""Until the next look while nothing is known: as often as the agent looks at the rest of the member."""
+"""Interval while the overrides are unknown, the same as that of the agent's other observations of the member."""
 
 NAMED_MAX = 20
-"""How many are named in one line; all are counted."""
+"""Bound on the overrides named in one log line; the line counts the others."""
 
 _log = logging.getLogger(__name__)
 
 
 class OverrideWatch:
-    """Looks at one ledger.
+    """Watches the overrides of one ledger.
 
     Attributes:
-        found: What the last look found; None when there was none, or nobody answered.
+        found: Overrides that the last look found; None if there was no look, or PostgreSQL did not answer.
     """
 
     def __init__(self, ledger: Ledger) -> None:
-        """Prepare to watch; `run` begins."""
+        """Initialise; `run` starts to watch."""
         self.found: tuple[Override, ...] | None = None
         self._ledger = ledger
-        self._told: frozenset[Override] = frozenset()
+        self._logged: frozenset[Override] = frozenset()
 
     async def run(self, leads: Callable[[], bool]) -> None:
-        """Look for as long as ``leads`` says that the ledger is the leader's; until cancelled."""
+        """Look at intervals while ``leads`` returns True, until cancelled."""
         while True:
             if leads():
                 await self.look()
@@ -45,7 +47,7 @@ class OverrideWatch:
             await asyncio.sleep(AGAIN_S if self.found is None else LOOK_S)
 
     async def look(self) -> None:
-        """Look once, and say what has come and what is gone since it was last known."""
+        """Look once, and log overrides that appeared or disappeared since the last look."""
         try:
             self.found = await self._ledger.read_overrides()
         except MemberError as error:
@@ -53,15 +55,15 @@ class OverrideWatch:
             self.found = None
             return
         found = frozenset(self.found)
-        if come := found - self._told:
-            _log.warning("ledger: synchronous_commit is overridden: %s", describe(come))
-        if gone := self._told - found:
-            _log.info("ledger: synchronous_commit is no longer overridden: %s", describe(gone))
-        self._told = found
+        if added := found - self._logged:
+            _log.warning("ledger: synchronous_commit is overridden: %s", describe(added))
+        if removed := self._logged - found:
+            _log.info("ledger: synchronous_commit is no longer overridden: %s", describe(removed))
+        self._logged = found
 
 
 def describe(overrides: Collection[Override]) -> str:
-    """Name overrides for people, in one line that stays short."""
+    """Return the overrides as text of one line, with at most `NAMED_MAX` of them."""
     named = sorted(f"{one.scope} {one.name} = {one.value}" for one in overrides)
     more = len(named) - NAMED_MAX
     return "; ".join(named[:NAMED_MAX]) + (f"; and {more} more" if more > 0 else "")

@@ -1,8 +1,7 @@
-"""A process that outlives whoever started it: started, found again, awaited and ended without races.
+"""Starts a process that outlives its agent, finds it again, waits for it and signals it, without races on its pid.
 
-Decides how a process is named so that a reused pid is never taken for it (pid and kernel start time,
-proc(5)), and how its end is noticed (pidfd_open(2), which also works for processes of an earlier agent).
-Refuses to know what the process does.
+Decides how the end of a process is detected: by pidfd_open(2), which also works for processes of an earlier agent.
+``regions.process_identity`` identifies a process. Does not know what the process does.
 """
 
 import asyncio
@@ -21,7 +20,7 @@ from regions.process_identity import ProcessIdentity, works_in
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Account:
-    """The operating system account that PostgreSQL runs as, when this process is root.
+    """The operating system account that PostgreSQL runs as if this process is root.
 
     Attributes:
         uid: User id.
@@ -33,7 +32,7 @@ class Account:
 
 
 class WatchedProcess:
-    """A living process, ours or inherited; exactly this one is signalled, whatever its pid is reused for."""
+    """A living process of this agent or an earlier one. Signals go to this process only, not to a reused pid."""
 
     def __init__(self, identity: ProcessIdentity, pidfd: int, child: "subprocess.Popen[bytes] | None") -> None:
         self.identity = identity
@@ -44,12 +43,12 @@ class WatchedProcess:
 
     @classmethod
     def adopt(cls, identity: ProcessIdentity, child: "subprocess.Popen[bytes] | None" = None) -> Self | None:
-        """Watch the process of this identity; None when it does not live any more."""
+        """Watch the process with this identity; return None if it has ended."""
         try:
             pidfd = os.pidfd_open(identity.pid)
         except ProcessLookupError:
             return None
-        # The pid may have been reused before the descriptor was opened; from here on it cannot.
+        # The pid may have been reused before the descriptor was opened; with the open descriptor it cannot be.
         if child is None and ProcessIdentity.of(identity.pid) != identity:
             os.close(pidfd)
             return None
@@ -57,51 +56,51 @@ class WatchedProcess:
 
     @property
     def pid(self) -> int:
-        """Its process id."""
+        """Process id."""
         return self.identity.pid
 
     @property
     def status(self) -> int | None:
-        """Its exit status once it has ended, when it was started by this process."""
+        """Exit status of an ended process that this agent started; None otherwise."""
         return None if self._child is None or self.alive else self._child.returncode
 
     @property
     def alive(self) -> bool:
-        """Whether its end has not been noticed yet."""
+        """Whether the process has not been seen to end."""
         return not self._exited.is_set()
 
     async def wait(self) -> None:
-        """Wait until it has ended."""
+        """Wait until the process has ended."""
         await self._exited.wait()
 
     async def ended_within(self, seconds: float) -> bool:
-        """Wait until it has ended, or so long; tell whether it has."""
+        """Wait until the process has ended, for a bounded time; return whether it has ended."""
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(seconds):
                 await self._exited.wait()
         return not self.alive
 
     def send(self, number: signal.Signals) -> None:
-        """Send a signal; nothing happens when it has ended."""
+        """Send a signal; do nothing if the process has ended."""
         if self.alive:
             with contextlib.suppress(ProcessLookupError):
                 signal.pidfd_send_signal(self._pidfd, number)
 
     def detach(self) -> None:
-        """Stop watching and leave it running."""
+        """Stop watching, and let the process run on."""
         if self.alive:
             asyncio.get_running_loop().remove_reader(self._pidfd)
             os.close(self._pidfd)
             self._exited.set()
             if self._child is not None:
-                # It outlives this object on purpose; Popen would warn about it.
+                # The process outlives this object on purpose; Popen would warn.
                 self._child.returncode = 0
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
         if self._child is not None:
-            # Rule 13: reap the postmaster, or its pid stays taken and looks alive.
+            # Rule 13: reap the postmaster; a zombie keeps its pid and looks alive.
             self._child.wait()
         self._exited.set()
 
@@ -112,11 +111,11 @@ class Command:
 
     Attributes:
         arguments: Program and arguments.
-        log: File that takes its output.
-        account: Whom it runs as; None: the same account as this process.
-        folder: Its working folder.
-        environment: All of its environment.
-        inherited: File descriptors that it keeps.
+        log: File to which its output is appended.
+        account: Account that it runs as; None: the account of this process.
+        folder: Working folder.
+        environment: The complete environment.
+        inherited: File descriptors that it inherits.
     """
 
     arguments: Sequence[str | Path]
@@ -130,10 +129,10 @@ class Command:
 def spawn(command: Command) -> WatchedProcess:
     """Start a program in a session of its own, so that it outlives this process.
 
-    It does not wait, so that no cancellation falls between the start and the knowledge of it.
+    It is no coroutine, so that no cancellation can occur between the start and the return of the process.
 
     Raises:
-        MemberFailed: It cannot be started.
+        MemberFailed: The program cannot be started.
     """
     try:
         child = _start(command)
@@ -165,7 +164,7 @@ def _start(command: Command) -> "subprocess.Popen[bytes]":
 
 
 def processes_in(folder: Path) -> list[ProcessIdentity]:
-    """Return the processes that work in ``folder``: PostgreSQL and its programs work in their data folder."""
+    """Return the processes whose working folder is ``folder``; PostgreSQL and its programs run in their data folder."""
     found: list[ProcessIdentity] = []
     for entry in Path("/proc").iterdir():
         if entry.name.isdigit() and works_in(int(entry.name), folder):
@@ -176,10 +175,10 @@ def processes_in(folder: Path) -> list[ProcessIdentity]:
 
 
 def last_line(log: Path) -> str:
-    """Return the last line of a log that says something, for an error of one line."""
+    """Return the last error line of a log, or its last line that is not empty, for an error message of one line."""
     try:
         lines = [line for line in log.read_text(errors="replace").splitlines()[-20:] if line.strip()]
     except OSError:
         return f"{log} cannot be read"
     telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
-    return (telling or lines or ["it said nothing"])[-1].strip()
+    return (telling or lines or ["its log is empty"])[-1].strip()

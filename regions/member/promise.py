@@ -1,7 +1,7 @@
-"""The promise of an agent on its own disk, and how often that agent has started.
+"""Stores the promise of an agent on its own disk, and the number of times that the agent has started.
 
-Decides the file and that it is flushed before anybody hears of it (rule 2). Refuses to know what is promised.
-A file that cannot be understood is no promise of nothing: who reads it is told so, and its member may not vote.
+Decides the file, and that a promise is flushed before it is published (rule 2). Does not know the meaning of a promise.
+An unreadable file is an error and not an empty promise: the member of that agent must not vote.
 """
 
 import json
@@ -17,14 +17,14 @@ STARTS = "starts"
 
 
 class PromiseLost(Exception):
-    """There is a promise file, and nobody can say what it promised."""
+    """A promise file exists, but it cannot be read."""
 
 
 def load_promise(state: Path) -> Promise | None:
-    """Return the promise in the folder, or None when none was ever made there.
+    """Return the promise in the folder, or None if there is no file.
 
     Raises:
-        PromiseLost: The file cannot be understood.
+        PromiseLost: The file cannot be read or parsed.
     """
     path = state / NAME
     try:
@@ -40,19 +40,19 @@ def load_promise(state: Path) -> Promise | None:
 
 
 def store_promise(state: Path, promise: Promise) -> None:
-    """Replace the promise and flush it. Blocking: a disk that hangs holds it up.
+    """Replace the promise and flush it. Blocking, for as long as the disk hangs.
 
     Raises:
-        OSError: It could not be written; the old one holds.
+        OSError: The promise could not be written; the old one remains.
     """
     write_durably(state / NAME, json.dumps(asdict(promise)))
 
 
 def load_starts(state: Path) -> int | None:
-    """Return how often the agent of this folder has started; None when that is not known here.
+    """Return the number of starts of the agent of this folder; None if there is no file.
 
     Raises:
-        PromiseLost: The file cannot be understood.
+        PromiseLost: The file cannot be read or parsed.
     """
     path = state / STARTS
     try:
@@ -64,5 +64,5 @@ def load_starts(state: Path) -> int | None:
 
 
 def store_starts(state: Path, count: int) -> None:
-    """Remember durably how often the agent has started. Blocking."""
+    """Store the number of starts durably. Blocking."""
     write_durably(state / STARTS, f"{count}\n")

@@ -1,11 +1,12 @@
-"""What an agent must remember about its ledger member when it crashes, on its own disk.
+"""Stores on disk what an agent must know about its ledger member after a crash.
 
-Decides the three files and that each is durable before what it announces happens. Refuses to know why.
+Decides the three files, and that each is durable before the action that it announces. Does not know the reason of an
+action.
 
-``member.json`` says as what, under which epoch and as which process the member was last started; the
-intent is written before the start, so a start that nobody saw end is known (rule 8). ``building`` exists
-while a data folder is being made, so that a half-made one is never taken for a ledger. ``rewound`` names the leader
-from which a member was rewound until it has received that leader's WAL: before, its data are not whole by themselves.
+``member.json`` has the role, the epoch and the process of the last start of the member. It is written before the start,
+so a later agent knows of a start whose end no agent saw (rule 8). ``building`` exists while a data folder is created,
+so an incomplete folder is never used as a ledger. ``rewound`` names the leader from which a member was rewound, until
+the member has received that leader's WAL; before that its data are inconsistent.
 """
 
 import contextlib
@@ -26,12 +27,12 @@ Role = Literal["primary", "standby"]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberRecord:
-    """How the member was last started.
+    """The last start of the member.
 
     Attributes:
-        role: As what.
-        epoch: Under which epoch.
-        process: As which process; None while a start is intended and after a stop.
+        role: Role at the start.
+        epoch: Epoch at the start.
+        process: The postmaster; None between the intent to start and the start.
     """
 
     role: Role
@@ -40,10 +41,10 @@ class MemberRecord:
 
     @classmethod
     def load(cls, state: Path) -> Self | None:
-        """Return the record in the folder, or None when the member was never started.
+        """Return the record in the folder, or None if the member was never started.
 
         Raises:
-            MemberUnusable: The file cannot be understood.
+            MemberUnusable: The file cannot be read or parsed.
         """
         path = state / "member.json"
         try:
@@ -60,28 +61,28 @@ class MemberRecord:
             raise MemberUnusable(f"{path} cannot be read: {error!r}") from error
 
     def store(self, state: Path) -> None:
-        """Make the record durable."""
+        """Store the record durably."""
         write_durably(state / "member.json", json.dumps(asdict(self)))
 
 
 def building(state: Path) -> bool:
-    """Whether a data folder was begun and not finished."""
+    """Return whether the data folder is incomplete."""
     return (state / "building").exists()
 
 
 def begin_building(state: Path, what: str) -> None:
-    """Remember durably that the data folder is about to be made."""
+    """Store durably that the data folder is about to be created."""
     write_durably(state / "building", what + "\n")
 
 
 def end_building(state: Path) -> None:
-    """Remember durably that the data folder is complete."""
+    """Store durably that the data folder is complete."""
     (state / "building").unlink()
     sync_folder(state)
 
 
 def rewound_from(state: Path) -> str | None:
-    """Return the leader whose WAL a rewound member needs before it can be asked anything; None for none."""
+    """Return the leader whose WAL a rewound member needs before it is consistent; None if it needs none."""
     try:
         return (state / "rewound").read_text().strip()
     except FileNotFoundError:
@@ -89,23 +90,23 @@ def rewound_from(state: Path) -> str | None:
 
 
 def note_rewound(state: Path, leader: str) -> None:
-    """Remember durably that the member needs WAL of ``leader`` to be whole."""
+    """Store durably that the member needs WAL of ``leader`` to be consistent."""
     write_durably(state / "rewound", leader + "\n")
 
 
 def forget_rewound(state: Path) -> None:
-    """Forget it: the member is whole, or another copy has taken its place."""
+    """Remove the note of `note_rewound`: the member is consistent, or a copy has replaced it."""
     (state / "rewound").unlink(missing_ok=True)
 
 
 def write_durably(path: Path, text: str, account: Account | None = None) -> None:
-    """Replace a file at once and for good, readable by its owner only."""
+    """Replace a file atomically and durably, readable by its owner only."""
     _beside(path, text, account, flush=os.fsync).replace(path)
     sync_folder(path.parent)
 
 
 def write_atomically(path: Path, text: str, account: Account | None = None) -> None:
-    """Replace a file at once, readable by its owner only; a loss of power may lose it."""
+    """Replace a file atomically, readable by its owner only; a power failure may undo it."""
     _beside(path, text, account, flush=lambda _: None).replace(path)
 
 
@@ -122,10 +123,10 @@ def _beside(path: Path, text: str, account: Account | None, *, flush: Callable[[
 
 
 def flush(path: Path) -> None:
-    """Make a file that `write_atomically` has written durable. Blocking.
+    """Flush a file that `write_atomically` has written. Blocking.
 
     Raises:
-        OSError: It could not be flushed.
+        OSError: The file could not be flushed.
     """
     _sync(path, os.O_RDONLY)
     sync_folder(path.parent)

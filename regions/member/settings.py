@@ -1,7 +1,7 @@
-"""The files that configure one ledger member, written whole and never appended to.
+"""Generates the configuration files of one ledger member, each of them complete.
 
-Decides every PostgreSQL setting of the ledger and why. Refuses to know processes and connections: it
-turns values into texts. Sized for three regions on one laptop.
+Decides every PostgreSQL setting of the ledger. Does not know processes and connections: it turns values into text. The
+sizes are for three regions on one laptop.
 """
 
 import hashlib
@@ -20,13 +20,14 @@ REPLICATION_ROLE = "palaver_replication"
 DATABASE = "palaver"
 
 SCRAM_ITERATIONS = 1
-"""Of the ledger's passwords, which are random and beyond guessing, so that iterations protect nothing. With
-PostgreSQL's 4096 a connection costs each client 2 ms of a processor, and a failover makes most of them anew."""
+"""SCRAM iterations of the ledger's passwords. The passwords are random and long, so more iterations do not protect
+them. With PostgreSQL's 4096 each connection costs the client 2 ms of CPU time, and a failover renews most
+connections."""
 
 SEGMENT_MB = 4
-"""A receiver asks for the whole segment that it will write to. Of 16 MB, which initdb takes by itself, half are sent
-again on average between regions, while the first write after a failover waits for its quorum. The smaller they are the
-more often a leader ends within a record that goes on in the next one (ADR 0044)."""
+"""A WAL receiver starts at the beginning of the segment that it writes to. With initdb's default of 16 MB, 8 MB are
+sent again on average between regions, while the first write after a failover waits for its quorum. With smaller
+segments a lost leader's WAL ends more often within a record that continues in the next segment (ADR 0044)."""
 
 CONFIGURATION = "palaver.conf"
 PASSFILE = "palaver.passfile"
@@ -34,20 +35,20 @@ PASSFILE = "palaver.passfile"
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class MemberSettings:
-    """Where a ledger member lives and what it must know.
+    """Settings of a ledger member.
 
     Attributes:
-        region: Its region; its name as a standby.
-        data: Its data folder.
-        state: The agent's own folder for what must survive a crash.
-        log: The file that takes PostgreSQL's messages.
-        programs: Folder with postgres, initdb and pg_basebackup.
-        listen: Where it listens.
-        account: Whom it runs as when the agent is root.
-        superuser_password: Of role ``palaver``.
-        replication_password: Of role ``palaver_replication``.
-        writer_password: Of role ``palaver_writer``.
-        wal_keep_mb: WAL that slots may hold back before they are lost; bounds the disk.
+        region: Its region, which is its name as a standby.
+        data: Data folder.
+        state: The agent's folder of files that must survive a crash.
+        log: File of PostgreSQL's messages.
+        programs: Folder with postgres, initdb, pg_basebackup and pg_rewind.
+        listen: Address at which it listens.
+        account: Account that it runs as if the agent is root.
+        superuser_password: Password of role ``palaver``.
+        replication_password: Password of role ``palaver_replication``.
+        writer_password: Password of role ``palaver_writer``.
+        wal_keep_mb: WAL in MB that a slot may retain before PostgreSQL invalidates it; bounds the disk usage.
     """
 
     region: RegionName
@@ -63,7 +64,7 @@ class MemberSettings:
     wal_keep_mb: int
 
 
-# Each value is a constant of the ledger; what differs between members is added by `configuration`.
+# These values are the same for all members; `configuration` adds those that differ.
 _CONSTANTS = """
 unix_socket_directories = ''
 password_encryption = 'scram-sha-256'
@@ -134,20 +135,20 @@ host replication palaver_replication 127.0.0.1/32 scram-sha-256
 def configuration(
     settings: MemberSettings, *, synchronous_standby_names: str, follows: Address | None, proxied: bool = False
 ) -> str:
-    """Return the whole of ``palaver.conf``.
+    """Return the content of ``palaver.conf``.
 
     Args:
-        settings: Whose.
-        synchronous_standby_names: Which standbys a commit waits for; '' waits for none.
+        settings: Settings of the member.
+        synchronous_standby_names: The standbys that a commit waits for; '' for none.
         follows: The member whose WAL it receives; None for a primary.
-        proxied: Whether the agent's replication proxy comes first.
+        proxied: Whether the agent's replication proxy is the first host.
     """
     lines = [
         "# Written whole by the region agent at each start; changes here are lost.",
         f"listen_addresses = {_quoted(settings.listen.host)}",
         f"port = {settings.listen.port}",
         f"max_slot_wal_keep_size = '{settings.wal_keep_mb}MB'",
-        # Rule 5: set before a member is primary, in the file it starts with, and verified by SHOW.
+        # Rule 5: in force before a member is primary, also at its start; the agent verifies it by SHOW.
         f"synchronous_standby_names = {_quoted(synchronous_standby_names)}",
         f"primary_conninfo = {_quoted(follow_conninfo(settings, follows, proxied=proxied) if follows else '')}",
         f"primary_slot_name = {_quoted(physical_slot_name(settings.region) if follows else '')}",
@@ -156,15 +157,15 @@ def configuration(
 
 
 BACKUP_NAME = "base-backup"
-"""A base backup that streams through a slot reports flushed WAL; under its region's name it would count as
-a standby of the quorum before there is one."""
+"""application_name of a base backup. Its WAL stream reports flushed WAL; under the name of its region it would count in
+the quorum before there is a standby."""
 
 
 def follow_conninfo(settings: MemberSettings, leader: Address, *, proxied: bool = False) -> str:
     """Return the libpq connection string by which this member follows ``leader``.
 
-    With ``proxied`` the first host is the agent's `replication_proxy`, and the second is the member
-    itself, for when the proxy does not listen. It names a database because slot synchronisation needs one (rule 19).
+    With ``proxied`` the first host is the agent's `replication_proxy`, and the second is the leader itself, for the
+    time when the proxy does not listen. It names a database because slot synchronisation needs one (rule 19).
     """
     passwords = f"passfile='{settings.data / PASSFILE}'"
     if not proxied:
@@ -174,14 +175,14 @@ def follow_conninfo(settings: MemberSettings, leader: Address, *, proxied: bool 
 
 
 def proxy_name(settings: MemberSettings) -> str:
-    """Return the name of the folder of the line's sockets, in the kernel's name space (unix(7), abstract sockets)."""
+    """Return the folder part of the proxy's socket names, which are abstract (unix(7))."""
     return f"palaver-{hashlib.sha256(f'{settings.region} {settings.state}'.encode()).hexdigest()[:32]}"
 
 
 def proxy_user() -> str | None:
-    """Return the user that a receiver expects at the line's other end; None where this one has no name.
+    """Return the user name of this process, which the WAL receiver requires of the proxy; None if the uid has no name.
 
-    libpq compares by name (``requirepeer``), so without one there is no line.
+    libpq compares user names (``requirepeer``), so without a name the proxy cannot be used.
     """
     try:
         return pwd.getpwuid(os.geteuid()).pw_name
@@ -192,19 +193,19 @@ def proxy_user() -> str | None:
 def proxy_conninfo(settings: MemberSettings, other: Address) -> str:
     """Return the libpq connection string by which the agent itself connects to another member to receive WAL.
 
-    With a database, because only such a connection takes SQL too; it reads nothing there.
+    It names a database, because only such a replication connection accepts SQL.
     """
     password = _escaped(settings.replication_password)
     return f"{_conninfo((other,), settings.region)} replication=database password='{password}'"
 
 
 def _escaped(value: str) -> str:
-    """Return a value as it stands between quotes in a connection string."""
+    """Return a value escaped for quotes in a connection string."""
     return value.replace("\\", "\\\\").replace("'", "\\'")
 
 
 def backup_conninfo(leader: Address) -> str:
-    """Return the libpq connection string of a base backup; the password comes by the environment."""
+    """Return the libpq connection string of a base backup; the password is in the environment."""
     return _conninfo((leader,), BACKUP_NAME)
 
 
@@ -226,17 +227,17 @@ def quorum_names(standbys: tuple[RegionName, ...], required: int) -> str:
 
 
 def main_configuration() -> str:
-    """Return the whole of ``postgresql.conf``."""
+    """Return the content of ``postgresql.conf``."""
     return f"include '{CONFIGURATION}'\n"
 
 
 def host_based_authentication() -> str:
-    """Return the whole of ``pg_hba.conf``: passwords from loopback, and nobody else."""
+    """Return the content of ``pg_hba.conf``: connections from loopback with a password, and no others."""
     return _HBA
 
 
 def passfile(settings: MemberSettings) -> str:
-    """Return the whole of the file that holds the replication password (libpq's format)."""
+    """Return the content of the libpq password file with the replication password."""
     escaped = settings.replication_password.replace("\\", "\\\\").replace(":", "\\:")
     return f"*:*:*:{REPLICATION_ROLE}:{escaped}\n"
 

@@ -148,7 +148,7 @@ async def test_an_effect_below_the_promise_on_disk_is_dropped() -> None:
 
 
 def await_frozen(frozen: object, ticket: int) -> LedgerFrozen:
-    fences, received, replayed = (getattr(frozen, name) for name in ("fences", "received", "replayed"))
+    fences, received, replayed = (getattr(frozen, name) for name in ("fence_epochs", "received", "replayed"))
     return LedgerFrozen(ticket=ticket, receiving=False, received=received, replayed=replayed, ancestry=fences)
 
 

@@ -54,7 +54,7 @@ async def post() -> None:
 
 def test_a_connection_that_is_reset_while_it_is_made_is_an_error_of_http() -> None:
     with (
-        pytest.raises(httpx.ConnectError, match="reset while it was made"),
+        pytest.raises(httpx.ConnectError, match="reset while it was opened"),
         asyncio.Runner(loop_factory=ResetWhileMade) as runner,
     ):
         runner.run(post())
