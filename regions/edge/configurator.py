@@ -145,7 +145,7 @@ class EdgeConfigurator:
         rejected = sum(int(str(values.get(f"{family}.update_rejected", 0))) for family in _STATISTICS.values())
         if rejected > self.status.update_rejected:
             _log.error(
-                "edge: Envoy rejected an update (%d since its start); the old configuration stays in force", rejected
+                "edge: Envoy refused an update (%d since its start); the old configuration stays in force", rejected
             )
         self.status = EdgeStatus(
             reachable=True,
