@@ -1,7 +1,7 @@
-"""Holds every answer of the API to the document that the API serves: route, status, headers, media type and body.
+"""Compares every answer of the API with its OpenAPI document: route, status, headers, media type and body.
 
-Clients of tests are made here or given `hooks`, so that no answer goes unchecked. An address or a method that the
-document does not have is answered as its `components.responses` says; HEAD as GET, without a body.
+Tests get their HTTP clients here, or add `hooks` to a client, so that every answer is checked. For an address or a
+method that the document does not have, `components.responses` applies. A HEAD is checked as the GET, without a body.
 """
 
 import re
@@ -16,21 +16,21 @@ from jsonschema_rs import Draft202012Validator, ValidationError
 from regions.plain_http import TRUST_NOBODY
 
 ELSEWHERE: Final = ""
-"""The template of what is asked for at an address, or with a method, that the document does not have."""
+"""The template of a request whose address or method the document does not have."""
 
 Pair = tuple[str, str, int]
 """Method, template and status."""
 
 
 class Answers:
-    """The answers that a document allows."""
+    """Checks answers against a document, and records which documented pairs occurred."""
 
     def __init__(self, document: Mapping[str, Any], *, undocumented: Collection[str] = ()) -> None:
-        """Prepare.
+        """Read the document.
 
         Args:
             document: An OpenAPI document.
-            undocumented: Paths that are no part of the API. Their answers are not checked.
+            undocumented: Paths that do not belong to the API. Their answers are not checked.
         """
         self._document = document
         self._undocumented = frozenset(undocumented)
@@ -50,7 +50,7 @@ class Answers:
 
     @cached_property
     def headers(self) -> frozenset[str]:
-        """Every header that some answer promises, in lower case."""
+        """Every header that the document lists for at least one answer, in lower case."""
         found = [
             answer.get("headers", {})
             for methods in self._document["paths"].values()
@@ -60,7 +60,7 @@ class Answers:
         return frozenset(name.lower() for headers in found for name in headers)
 
     def hooks(self) -> dict[str, list[Any]]:
-        """Event hooks of an asynchronous client."""
+        """Return event hooks that check each answer of an asynchronous client."""
 
         async def check(response: httpx.Response) -> None:
             await response.aread()
@@ -69,7 +69,7 @@ class Answers:
         return {"response": [check]}
 
     def client(self, **options: Any) -> httpx.Client:
-        """A client whose every answer is checked."""
+        """Return a client that checks each answer."""
 
         def check(response: httpx.Response) -> None:
             response.read()
@@ -135,7 +135,7 @@ class Answers:
 
 
 def read_answer(request: bytes, answer: bytes) -> httpx.Response:
-    """Return the answer to a request, both as they went over a connection."""
+    """Parse the bytes of a request and of its answer; return the answer."""
     method, target, _ = request.split(b"\r\n", 1)[0].decode("latin-1").split(" ")
     head, _, body = answer.partition(b"\r\n\r\n")
     first, *lines = head.decode("latin-1").split("\r\n")

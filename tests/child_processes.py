@@ -1,8 +1,8 @@
-"""Child processes, ports and folders of a test run that never outlive it.
+"""Starts child processes and allocates ports and folders that do not outlive the test run.
 
-Decides how a throwaway process is started, given up and cleaned up, also when the test run itself is killed:
-one small reaper process holds a pipe from the test run, and when the pipe closes it ends exactly what was
-registered. It refuses to know which servers there are.
+Decides how a temporary process is started, stopped and cleaned up. This also works if the test run is killed: a small
+reaper process holds a pipe from the test run, and ends the registered processes when the pipe closes. The module does
+not know the kinds of servers.
 """
 
 import atexit
@@ -28,17 +28,17 @@ from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
 from infra.supervisor.records import living
 
-# Below the range that Linux hands to outgoing connections, so that nobody takes the port of a stopped server; above
-# what deployments choose.
+# Below the range that Linux uses for outgoing connections, so that no connection takes the port of a stopped server;
+# above the ports that deployments choose.
 ALL_PORTS = range(20_000, 32_000)
 PORTS_OF_A_WORKER = 3_000
 
 ENDED_S_MAX = 20.0
-"""A guardian ends everything in a moment."""
+"""A guardian ends all processes within a fraction of a second; this is the bound."""
 
 
 def _own_ports() -> range:
-    """All of them, or a share of one process of a test run: it does not know what the others have handed out."""
+    """Return all ports, or the share of a worker process, which does not know the ports of other workers."""
     worker = os.environ.get("PYTEST_XDIST_WORKER")
     if worker is None:
         return ALL_PORTS
@@ -75,7 +75,7 @@ for folder in folders:
 
 
 class ServerFailed(Exception):
-    """A throwaway server did not start or stop; the message ends with its log."""
+    """A temporary server did not start or stop. The message ends with its log."""
 
 
 class _Reaper:
@@ -105,13 +105,13 @@ class _Reaper:
 _reaper = _Reaper()
 
 
-# A seed that a test sets must not make two test runs beside each other choose the same ports.
+# The choice must not depend on a seed that a test sets: two concurrent test runs would choose the same ports.
 _chance = random.SystemRandom()
 _handed_out: set[int] = set()
 
 
 def free_port() -> int:
-    """Find a TCP port of loopback that nobody listens on; none is handed out twice."""
+    """Return a TCP port of loopback on which nothing listens. No port is returned twice."""
     for _ in range(PORT_ATTEMPTS_MAX):
         port = _chance.choice(PORTS)
         if port in _handed_out:
@@ -127,7 +127,7 @@ def free_port() -> int:
 
 @contextlib.contextmanager
 def folder(account: Account | None = None) -> Generator[Path]:
-    """Make a temporary folder, owned by the account and reachable for it, gone afterwards."""
+    """Create a temporary folder that the account owns and can reach, and remove it afterwards."""
     parent = Path(tempfile.gettempdir())
     if not reachable(parent, account):
         parent = Path("/var/tmp")  # noqa: S108 - mkdtemp makes a private folder in it
@@ -143,7 +143,7 @@ def folder(account: Account | None = None) -> Generator[Path]:
 
 
 def processes_of(data: Path) -> list[psutil.Process]:
-    """The processes of a deployment that are alive."""
+    """Return the live processes of a deployment."""
     layout = open_layout(data)
     plan = load_plan(layout.plan)
     assert plan is not None
@@ -151,27 +151,28 @@ def processes_of(data: Path) -> list[psutil.Process]:
 
 
 def end_deployment(data: Path) -> None:
-    """End a deployment that nobody needs any more: its supervisor is killed, and the guardian ends the others.
+    """End a deployment quickly: kill its supervisor, so that the guardian ends the other processes.
 
-    An orderly end takes eight seconds. It has tests of its own, and is needed where processes write what they covered.
+    An orderly stop takes eight seconds. Other tests cover it. Runs with coverage need it, because the processes write
+    their coverage data when they stop.
     """
     control = data / "control.json"
     if "COVERAGE_PROCESS_START" not in os.environ and control.exists():
         with contextlib.suppress(psutil.NoSuchProcess, ValueError, KeyError):
             supervisor = psutil.Process(orjson.loads(control.read_bytes())["pid"])
             if str(data) in supervisor.cmdline():
-                supervisor.suspend()  # It would start again what ends.
+                supervisor.suspend()  # It restarts processes that end.
                 _end_postgres(data)
                 supervisor.kill()
                 deadline = time.monotonic() + ENDED_S_MAX
                 while processes_of(data) and time.monotonic() < deadline:
                     time.sleep(0.05)
-    # What is left, if anything.
+    # The processes that are left, if any.
     subprocess.run([sys.executable, "-P", "-m", "infra.cli", "down", "--data", data], capture_output=True, check=False)
 
 
 def _end_postgres(data: Path) -> None:
-    """End each PostgreSQL immediately, but by itself: one that is killed leaves its shared memory to the machine."""
+    """Shut each PostgreSQL down in immediate mode. After a kill its shared memory would stay allocated."""
     layout = open_layout(data)
     plan = load_plan(layout.plan)
     assert plan is not None
@@ -192,7 +193,7 @@ def _end_postgres(data: Path) -> None:
 
 
 def is_alive(process: psutil.Process) -> bool:
-    """Whether it runs; one that ended is a zombie for as long as its parent is suspended."""
+    """Return whether the process runs. A process that ended stays a zombie while its parent is suspended."""
     try:
         return process.is_running() and process.status() != psutil.STATUS_ZOMBIE
     except psutil.NoSuchProcess:
@@ -201,7 +202,7 @@ def is_alive(process: psutil.Process) -> bool:
 
 @contextlib.contextmanager
 def stopped_at_the_end(data: Path) -> Generator[None]:
-    """Stop a deployment and remove the folder that its data folder is in, also when the test run is killed."""
+    """Stop a deployment and remove the parent of its data folder, even if the test run is killed."""
     _reaper.tell(f"deployment+ {data}")
     yield
     end_deployment(data)
@@ -242,7 +243,7 @@ class Child:
         return self._log.read_text(errors="replace") if self._log.exists() else ""
 
     def start(self, *, wait: bool = True) -> None:
-        """Start the process and wait until it is ready; does nothing when it runs."""
+        """Start the process and wait until it is ready. Does nothing if the process runs."""
         if self.running:
             return
         with self._log.open("ab") as log:
@@ -277,7 +278,7 @@ class Child:
             os.kill(self.pid, number)
 
     def stop(self, number: Signals = SIGTERM) -> int | None:
-        """Ask the process to end and wait for it; return its exit status, None when it did not run."""
+        """Ask the process to end and wait for it; return its exit status, or None if it did not run."""
         if not self.running:
             return None
         self.signal(SIGCONT)
@@ -285,7 +286,7 @@ class Child:
         return self._wait()
 
     def kill(self) -> None:
-        """End the process without warning, as a crash does."""
+        """Kill the process, as a crash does."""
         if self.running:
             self.signal(SIGKILL)
             self._wait()

@@ -1,6 +1,6 @@
-"""Where tests keep their files, what hypothesis may mind, what no test may leave open, and three options.
+"""Configures the test run: temporary files, hypothesis, a check for leaked resources, and three options.
 
-The switches write anew what tests compare with; read the difference before you commit it.
+The options rewrite the files that tests compare with. Read the difference before you commit it.
 """
 
 import gc
@@ -15,14 +15,14 @@ from hypothesis import HealthCheck, settings
 
 SHARED_MEMORY = Path("/dev/shm")  # noqa: S108 - mkdtemp makes private folders in it
 ROOM_BYTES = 4 << 30
-"""Some twenty data folders at once, each 50 MB, and room."""
+"""Some twenty data folders of 50 MB each exist at once; the rest is reserve."""
 
 
 def keep_files_in_memory() -> None:
-    """Let servers of tests keep their data in memory where the machine has room for it.
+    """Keep the data of test servers in memory if the machine has enough of it.
 
-    Making and removing data folders is most of what such a test does; a process that is killed loses as little there
-    as on a disk, and no test pulls the plug. Who sets TMPDIR decides.
+    Such a test spends most of its time on creating and removing data folders. A killed process loses no more data in
+    memory than on a disk, and no test cuts the power. TMPDIR overrides this.
     """
     if "TMPDIR" in os.environ or not os.access(SHARED_MEMORY, os.W_OK):
         return
@@ -34,7 +34,7 @@ def keep_files_in_memory() -> None:
 
 keep_files_in_memory()
 
-# Properties are about results. How long one example takes says only how busy the machine is.
+# Properties are about results. The duration of one example depends on the load of the machine.
 settings.register_profile("untimed", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("untimed")
 
@@ -52,7 +52,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Count for the summary of `make test`. A test that cannot begin or end has failed."""
+    """Count results for the summary of `make test`. A test whose setup or teardown fails counts as failed."""
     file = config.getoption("--counts")
     if file is None:
         return
@@ -62,7 +62,7 @@ def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: p
 
 
 HOMES = {"stack": ("integration",), "alone": ("regions",), "simulation": ("simulation", "infra/cli")}
-"""Where `make test` looks for what has such a mark."""
+"""The folders in which `make test` looks for tests with each mark."""
 
 
 LONGEST = (
@@ -74,12 +74,12 @@ LONGEST = (
     "services/read_api/test_pages.py",
     "services/api/test_client_texts.py",
 )
-"""The files of `make test-servers` that take longest, longest first. A worker takes a file at a time: whoever began the
-longest one at the end would keep the others waiting."""
+"""The slowest files of `make test-servers`, slowest first. A worker runs a file at a time: if the slowest file began
+last, the other workers would be idle until it ends."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Begin with the longest files; refuse a test that no part of `make test` would run."""
+    """Order the slowest files first. Fail for a test that no part of `make test` would run."""
     tests = Path(__file__).parent
     longest = {tests / name: number for number, name in enumerate(LONGEST)}
     items.sort(key=lambda item: longest.get(item.path, len(longest)))
@@ -91,7 +91,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="session", autouse=True)
 def left_open() -> Iterator[None]:
-    """Find what tests have left open while a test can still fail for it, and not after the last result was told."""
+    """Find leaked resources while a test can still fail for them, which is not possible after the last result."""
     yield
-    for _ in range(3):  # What one collection frees may have held something itself.
+    for _ in range(3):  # Objects that one collection frees may have held other objects.
         gc.collect()

@@ -1,8 +1,7 @@
-"""Throwaway real servers for tests: PostgreSQL, etcd, Redis, Envoy, each a context manager.
+"""Starts temporary real servers for tests: PostgreSQL, etcd, Redis and Envoy, each as a context manager.
 
-Every server listens on a free loopback port, keeps its files in a temporary folder and is gone afterwards.
-They are tuned for speed, not for durability: nothing is flushed to disk, so a killed process loses nothing
-while the machine runs, and a crash of the machine loses everything.
+Each server listens on a free loopback port and keeps its files in a temporary folder, which is removed afterwards. The
+servers are tuned for speed and do not flush to disk: a killed process loses no data, a crash of the machine loses all.
 """
 
 import atexit
@@ -70,7 +69,7 @@ class PostgresServer:
         )
 
     def url(self, database: str = "palaver", user: str = "palaver", password: str = PASSWORD) -> str:
-        """The libpq URL of a database; asyncpg and psycopg both take it."""
+        """Return the libpq URL of a database, for asyncpg and psycopg."""
         return f"postgresql://{user}:{password}@127.0.0.1:{self.port}/{database}"
 
     def sql(self, text: str, *parameters: object, database: str = "palaver") -> list[tuple[Any, ...]]:
@@ -82,23 +81,23 @@ class PostgresServer:
             return cursor.fetchall() if cursor.description else []
 
     def start(self) -> None:
-        """Start PostgreSQL again after `stop` or `kill`; done already when the context was entered."""
+        """Start PostgreSQL again after `stop` or `kill`. Entering the context has started it once."""
         self.process.start()
 
     def stop(self) -> None:
-        """Shut down in an orderly way (fast: clients are cut off)."""
+        """Shut down in fast mode: PostgreSQL closes the connections of clients and writes a checkpoint."""
         self.process.stop(SIGINT)
 
     def stop_at_once(self) -> None:
-        """Shut down without waiting for anything (immediate): each connection is warned and cut off."""
+        """Shut down in immediate mode: PostgreSQL warns and closes each connection, and waits for nothing."""
         self.process.stop(SIGQUIT)
 
     def kill(self) -> None:
-        """Kill the postmaster; its children notice and end by themselves."""
+        """Kill the postmaster. Its children notice this and exit."""
         self.process.kill()
 
     def pause(self) -> None:
-        """Freeze the postmaster only: no new connections, while open ones go on."""
+        """Suspend the postmaster only: PostgreSQL accepts no new connection, and open connections continue."""
         self.process.signal(SIGSTOP)
 
     def resume(self) -> None:
@@ -106,7 +105,7 @@ class PostgresServer:
         self.process.signal(SIGCONT)
 
     def discard(self) -> None:
-        """End it for good, and free the shared memory a killed postmaster left behind."""
+        """End the server for good, and free the shared memory that a killed postmaster left."""
         if self.process.running:
             self.process.stop(SIGQUIT)
         pid_file = self.data / "postmaster.pid"
@@ -153,7 +152,7 @@ def _postgres_bin_dir() -> Path:
 
 @cache
 def _initialised_data(initdb_args: tuple[str, ...]) -> Path:
-    """Run initdb once per test run and arguments: copying its result takes a tenth of its time."""
+    """Run initdb once per test run and set of arguments, and copy the result. A copy takes a tenth of the time."""
     owner = account()
     bin_dir = _postgres_bin_dir()
     stack = contextlib.ExitStack()
@@ -171,7 +170,7 @@ def _initialised_data(initdb_args: tuple[str, ...]) -> Path:
 
 
 def run_as(owner: Account | None, command: Sequence[str], standard_input: str = "") -> str:
-    """Run a program to its end, as the unprivileged account when there is one; return its output."""
+    """Run a program to its end, as the unprivileged account if there is one; return its output."""
     done = subprocess.run(
         command,
         input=standard_input,
@@ -234,21 +233,21 @@ class EtcdCluster:
         self.processes[i].kill()
 
     def start(self, i: int, *, wait: bool = True) -> None:
-        """Start member i; without `wait` it need not become healthy (a minority never does)."""
+        """Start member i. Without `wait` it need not become healthy: a minority never does."""
         self.processes[i].start(wait=wait)
 
     def pause(self, i: int) -> None:
-        """Freeze member i."""
+        """Suspend member i."""
         self.processes[i].signal(SIGSTOP)
 
     def resume(self, i: int) -> None:
-        """Let member i go on."""
+        """Resume member i."""
         self.processes[i].signal(SIGCONT)
 
 
 @contextlib.contextmanager
 def etcd_cluster(members: int = 1) -> Generator[EtcdCluster]:
-    """Run an etcd cluster without authentication; it is healthy when this yields."""
+    """Run an etcd cluster without authentication. The cluster is healthy when the context is entered."""
     with folder() as root:
         cluster = EtcdCluster(root=root, members=members)
         try:
@@ -263,7 +262,7 @@ def etcd_cluster(members: int = 1) -> Generator[EtcdCluster]:
 
 
 class RedisServer:
-    """One Redis without persistence; a kill loses its data, as losing a cache does."""
+    """A Redis without persistence. A kill loses its data."""
 
     password = PASSWORD
 
@@ -291,7 +290,7 @@ class RedisServer:
         self.process.kill()
 
     def pause(self) -> None:
-        """Freeze it: connections stay open and nothing answers."""
+        """Suspend it: connections stay open, and Redis does not answer."""
         self.process.signal(SIGSTOP)
 
     def resume(self) -> None:
@@ -351,7 +350,7 @@ def _admin_client(address: dict[str, Any]) -> httpx.Client:
 
 @contextlib.contextmanager
 def envoy(bootstrap: Mapping[str, Any]) -> Generator[EnvoyServer]:
-    """Run an Envoy with this bootstrap (an admin address is added when it has none)."""
+    """Run an Envoy with this bootstrap. An admin address is added if the bootstrap has none."""
     with folder() as root:
         server = EnvoyServer(root=root, bootstrap=bootstrap)
         try:

@@ -1,4 +1,4 @@
-"""A TCP proxy in front of a server on loopback, for tests in which bytes do not arrive."""
+"""Proxies TCP connections to a server on loopback, for tests in which some bytes do not arrive."""
 
 import asyncio
 import contextlib
@@ -8,10 +8,10 @@ CHUNK_BYTES = 65536
 
 
 class TcpProxy:
-    """Carries connections to a server; a subclass decides which bytes pass.
+    """Forwards connections to a server. A subclass decides which bytes pass.
 
     Args:
-        port: Where the server listens.
+        port: Port of the server.
     """
 
     def __init__(self, port: int) -> None:
@@ -29,17 +29,17 @@ class TcpProxy:
             self.cut()
 
     def cut(self) -> None:
-        """Close all connections; new ones are accepted."""
+        """Close all connections. New connections are still accepted."""
         for writer in self._writers:
             writer.close()
         self._writers.clear()
 
     def pass_request(self, data: bytes) -> bytes:
-        """Return what the server gets of a chunk that a client sent."""
+        """Return the bytes that the server receives of a chunk from a client."""
         return data
 
     def pass_response(self, data: bytes) -> bytes:
-        """Return what the client gets of a chunk that the server sent."""
+        """Return the bytes that the client receives of a chunk from the server."""
         return data
 
     async def _accept(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

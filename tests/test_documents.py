@@ -1,4 +1,4 @@
-"""The documents say what is there: decisions name what enforces them, settings are all listed, links lead somewhere."""
+"""Compares the documents with the code: confirmations of decisions, settings, metrics, commands, paths and links."""
 
 import importlib
 import re
@@ -32,7 +32,7 @@ FENCE = re.compile(r"^```.*?^```$", re.MULTILINE | re.DOTALL)
 
 
 def ignored_names() -> set[str]:
-    """Folders of the top level that are made by tools."""
+    """Top-level folders that tools create."""
     lines = (ROOT / ".gitignore").read_text().split()
     return {line.rstrip("/") for line in lines} | {".git"}
 
@@ -52,13 +52,13 @@ def relative(path: Path) -> str:
 
 
 def sections(text: str, level: int) -> dict[str, str]:
-    """Text by heading of one level."""
+    """Return the text below each heading of one level."""
     parts = re.split(rf"^#{{{level}}} (.+)$", text, flags=re.MULTILINE)
     return dict(zip(parts[1::2], parts[2::2], strict=True))
 
 
 def named_paths(text: str) -> Iterator[str]:
-    """What stands in backticks and is a path of this repository."""
+    """Return the texts in backticks that are paths of this repository."""
     folders = {path.name for path in ROOT.iterdir()}
     for name in CODE.findall(text):
         if re.fullmatch(r"[\w./-]+(::\w+)?", name) and name.split("/")[0].split("::")[0] in folders:
@@ -92,7 +92,7 @@ def test_a_decision_has_150_to_450_words(path: Path) -> None:
     assert 150 <= len(words) <= 450
 
 
-def test_decisions_are_numbered_without_a_gap() -> None:
+def test_decision_numbers_have_no_gap() -> None:
     assert [int(path.name[:4]) for path in DECISIONS] == list(range(1, len(DECISIONS) + 1))
 
 
@@ -113,12 +113,12 @@ def test_paths_that_a_document_names_exist(path: Path) -> None:
 
 
 def anchor(heading: str) -> str:
-    """The fragment that a heading gets (GitHub's rule)."""
+    """Return the fragment of a heading by GitHub's rule."""
     return re.sub(r"[^\w\- ]", "", heading.strip().lower()).replace(" ", "-")
 
 
 @pytest.mark.parametrize("path", documents(), ids=relative)
-def test_relative_links_lead_somewhere(path: Path) -> None:
+def test_relative_links_have_a_target(path: Path) -> None:
     for target in LINK.findall(FENCE.sub("", path.read_text())):
         if re.match(r"[a-z]+:", target):
             continue
@@ -152,7 +152,7 @@ def test_the_readme_names_the_targets_of_make_and_no_others() -> None:
 
 
 def commands(group: Any, words: str = "palaver") -> Iterator[tuple[str, Any]]:
-    """Every command of the command line with its words."""
+    """Return every command of the command line with its words."""
     for name, command in group.commands.items():
         if hasattr(command, "commands"):
             yield from commands(command, f"{words} {name}")
@@ -183,7 +183,7 @@ def test_the_readme_names_each_command_and_its_options() -> None:
 
 @cache
 def settings_of(process: str) -> dict[str, tuple[bool, object]]:
-    """Environment name to (required, default) of every settings class of a process."""
+    """Map each environment name to (required, default), for every settings class of a process."""
     importlib.import_module(f"services.{process}.settings")
     found: dict[str, tuple[bool, object]] = {}
     for kind in _descendants(BaseSettings):
@@ -203,7 +203,7 @@ def _descendants(kind: type[BaseSettings]) -> Iterator[type[BaseSettings]]:
 
 @cache
 def documented_settings() -> dict[str, dict[str, str]]:
-    """Setting to default, by the word in the section's heading: a process, or `Outside of the services`."""
+    """Map each documented setting to its default, by section: a process, or `Outside of the services`."""
     found: dict[str, dict[str, str]] = {}
     for heading, text in sections((ROOT / "docs" / "settings.md").read_text(), 2).items():
         for process in CODE.findall(heading) or [heading]:
@@ -212,23 +212,23 @@ def documented_settings() -> dict[str, dict[str, str]]:
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_every_setting_of_a_process_is_documented_and_no_other(process: str) -> None:
+def test_the_documented_settings_are_those_of_the_processes(process: str) -> None:
     settings = settings_of(process)
     assert settings, f"{process} has no settings class"
     assert set(documented_settings()[process]) == set(settings)
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_documented_defaults_are_those_of_the_code(process: str) -> None:
+def test_documented_defaults_match_the_code(process: str) -> None:
     for name, (required, default) in settings_of(process).items():
         written = documented_settings()[process][name].strip().strip("`")
         assert written == ("required" if required else "none" if default is None else str(default)), name
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_the_supervisor_gives_each_process_what_it_needs_and_nothing_it_does_not_know(process: str) -> None:
+def test_the_supervisor_sets_all_required_and_only_known_settings_of_each_process(process: str) -> None:
     plan = Plan(deployment="documents", regions=("us-east", "eu-west", "ap-south"))
-    # The agent's is made for PostgreSQL's account, which must reach it.
+    # The environment of the agent is made for PostgreSQL's account, which must be able to reach the folder.
     with child_processes.folder(account()) as data:
         layout = Layout(data=data)
         context = DeploymentContext(
@@ -240,11 +240,11 @@ def test_the_supervisor_gives_each_process_what_it_needs_and_nothing_it_does_not
     assert {name for name, (required, _) in settings.items() if required} <= given
 
 
-def test_the_processes_of_the_table_are_the_processes_there_are() -> None:
+def test_the_table_of_processes_matches_the_code() -> None:
     assert {path.parent.name for path in (ROOT / "services").glob("*/__main__.py")} == set(PROCESSES)
 
 
-def test_every_variable_that_the_house_around_sets_or_reads_is_documented() -> None:
+def test_every_environment_variable_outside_of_the_services_is_documented() -> None:
     text = (ROOT / "docs" / "settings.md").read_text()
     documented = {name for name, _ in SETTING_ROW.findall(text)}
     used = {
@@ -257,7 +257,7 @@ def test_every_variable_that_the_house_around_sets_or_reads_is_documented() -> N
     assert used <= documented
 
 
-def test_every_metric_is_listed_and_no_other() -> None:
+def test_the_listed_metrics_are_those_of_the_code() -> None:
     made = re.compile(r"(?:Gauge|Counter|Histogram|MetricFamily|_gauge|_counter)\(\s*\"(palaver_[a-z_]+?)(?:_total)?\"")
     names = {
         name
@@ -269,7 +269,7 @@ def test_every_metric_is_listed_and_no_other() -> None:
     assert set(re.findall(r"`(palaver_[a-z_]+)`", (ROOT / "docs" / "operations.md").read_text())) == names
 
 
-def test_rules_named_in_code_are_rules_of_the_protocol() -> None:
+def test_the_table_of_enforced_rules_names_only_rules_of_the_protocol() -> None:
     text = (ROOT / "docs" / "failover.md").read_text()
     rules = {int(number) for number in re.findall(r"^(\d+)\. \*\*", sections(text, 2)["The rules"], re.MULTILINE)}
     assert rules == set(range(1, 21))

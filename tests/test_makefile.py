@@ -1,4 +1,4 @@
-"""What `make test` runs, and how it ends. The programs that it calls are stand-ins that note their command lines."""
+"""Tests the parts, the summary and the exit status of `make test`. Stand-ins replace the programs that it calls."""
 
 import os
 import re
@@ -13,14 +13,15 @@ ROOT = Path(__file__).parent.parent
 TESTS = ("test-servers", "test-deployments", "test-simulation")
 PARTS = ("check", *TESTS)
 COUNTS = "7 passed, 0 failed, 2 skipped"
-"""What the stand-in of pytest counts."""
+"""The counts that the stand-in of pytest reports."""
 
 
 @pytest.fixture
 def environment(tmp_path: Path) -> Path:
-    """A virtual environment whose programs fail where `failing` has a word of their command line.
+    """A virtual environment whose programs fail if their command line has a word of `failing`.
 
-    Its pytest counts, as `--counts` asks for, before it fails, unless `crashing` has a word of its command line.
+    Its pytest writes its counts to the file of `--counts` before it fails, unless `crashing` has a word of its command
+    line.
     """
     (tmp_path / "bin").mkdir()
     for name in ("ruff", "lint-imports", "vulture", "deptry", "pyright", "pytest"):
@@ -42,7 +43,7 @@ def environment(tmp_path: Path) -> Path:
 def make_test(environment: Path, *failing: str, crashing: str = "nothing") -> "subprocess.CompletedProcess[str]":
     (environment / "failing").write_text("".join(f"{word}\n" for word in failing))
     (environment / "crashing").write_text(f"{crashing}\n")
-    # This may run under `make test` itself, whose flags are not for another.
+    # This test may run under `make test`, whose flags must not reach the inner make.
     own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
     command = ["make", "test", f"VENV={environment}", "PYTEST_FLAGS="]
     return subprocess.run(command, capture_output=True, text=True, check=False, env=own, cwd=ROOT)
@@ -56,22 +57,22 @@ LINE = re.compile(r"make test: (?P<part>\S+) (?P<how>\S+) after \d+ s(: (?P<coun
 
 
 def last_lines(output: str) -> "list[re.Match[str]]":
-    """The summary at the end: a line for each part, and one for all of them."""
+    """Return the summary at the end: a line for each part, and one for all parts."""
     found = [LINE.fullmatch(line) for line in output.splitlines()[-len(PARTS) - 1 :]]
     return [line for line in found if line is not None]
 
 
 def ends(output: str) -> dict[str, str]:
-    """How each part ended by the summary at the end."""
+    """Return the result of each part in the summary."""
     return {line["part"]: line["how"] for line in last_lines(output) if line["part"] != "all"}
 
 
 def counted(output: str) -> dict[str, str | None]:
-    """What each part counted by the summary at the end."""
+    """Return the counts of each part in the summary."""
     return {line["part"]: line["counts"] for line in last_lines(output)}
 
 
-def test_all_parts_pass_and_each_says_so(environment: Path) -> None:
+def test_the_summary_reports_each_part_that_passed(environment: Path) -> None:
     done = make_test(environment)
     assert done.returncode == 0, done.stderr
     assert ends(done.stdout) == dict.fromkeys(PARTS, "passed")
@@ -91,7 +92,9 @@ def test_all_parts_pass_and_each_says_so(environment: Path) -> None:
         ("tests/simulation", "test-simulation"),
     ],
 )
-def test_a_part_that_fails_stops_no_other_and_fails_the_whole(environment: Path, word: str, part: str) -> None:
+def test_a_failed_part_fails_make_test_and_does_not_stop_the_other_parts(
+    environment: Path, word: str, part: str
+) -> None:
     done = make_test(environment, word)
     assert done.returncode != 0
     assert ends(done.stdout) == {**dict.fromkeys(PARTS, "passed"), part: "FAILED"}
@@ -99,7 +102,7 @@ def test_a_part_that_fails_stops_no_other_and_fails_the_whole(environment: Path,
     assert sum(call.startswith("pytest") for call in calls(environment)) == len(TESTS)
 
 
-def test_all_that_fails_is_named(environment: Path) -> None:
+def test_the_summary_names_each_failed_part(environment: Path) -> None:
     done = make_test(environment, "ruff", "pytest")
     assert done.returncode != 0
     assert ends(done.stdout) == dict.fromkeys(PARTS, "FAILED")
@@ -110,7 +113,7 @@ def test_the_summary_has_the_counts_of_each_part_of_tests(environment: Path) -> 
     assert counted(done.stdout) == {"check": None, **dict.fromkeys(TESTS, COUNTS), "all": None}
 
 
-def test_a_part_that_crashed_has_no_counts_of_an_earlier_run(environment: Path) -> None:
+def test_a_crashed_part_does_not_report_the_counts_of_an_earlier_run(environment: Path) -> None:
     for part in TESTS:
         (environment / f"{part}.counts").write_text("1 passed, 0 failed, 0 skipped\n")
     done = make_test(environment, crashing="loadfile")
@@ -151,7 +154,7 @@ def test_pytest_counts_what_passed_failed_and_was_skipped(tmp_path: Path) -> Non
 
 
 def uv_system_certs(folder: Path, stores: str, **environment: str) -> str:
-    """What uv finds in its environment when `make setup` runs it; the programs of the new environment are stand-ins."""
+    """Return the UV_SYSTEM_CERTS with which `make setup` runs uv. Stand-ins replace uv and Python."""
     (folder / "bin").mkdir()
     for name in ("python", "uv"):
         found = shlex.quote(str(folder / f"{name}.certs"))
@@ -163,7 +166,7 @@ def uv_system_certs(folder: Path, stores: str, **environment: str) -> str:
     return (folder / "uv.certs").read_text().strip()
 
 
-def test_setup_lets_uv_use_the_certificates_of_the_system_where_there_are_any(tmp_path: Path) -> None:
+def test_setup_makes_uv_use_the_certificates_of_the_system_if_there_are_any(tmp_path: Path) -> None:
     store = tmp_path / "certificates.pem"
     store.touch()
     cases: list[tuple[str, dict[str, str], str]] = [

@@ -1,4 +1,4 @@
-"""The throwaway servers themselves."""
+"""Tests the temporary servers of `tests/servers.py`."""
 
 import socket
 import time
@@ -13,7 +13,7 @@ from tests import servers
 pytestmark = pytest.mark.integration
 
 
-def test_postgres_18_runs_unprivileged_with_database_palaver_and_keeps_rows_over_a_kill() -> None:
+def test_postgres_18_runs_unprivileged_with_database_palaver_and_keeps_rows_after_a_kill() -> None:
     with servers.postgres({"application_name": "it's"}) as postgres:
         assert postgres.sql("SELECT current_database(), current_user")[0] == ("palaver", "palaver")
         assert postgres.sql("SHOW application_name") != []
@@ -27,7 +27,7 @@ def test_postgres_18_runs_unprivileged_with_database_palaver_and_keeps_rows_over
     assert not data.exists()
 
 
-def test_etcd_cluster_serves_without_one_member_and_takes_it_back() -> None:
+def test_an_etcd_cluster_serves_without_one_member_and_readmits_it() -> None:
     with servers.etcd_cluster(3) as etcd:
         etcd.kill(0)
         ask_until_answered(etcd.endpoints[1], "kv/put", {"key": "YQ==", "value": "Yg=="})
@@ -37,7 +37,7 @@ def test_etcd_cluster_serves_without_one_member_and_takes_it_back() -> None:
 
 
 def ask_until_answered(endpoint: str, path: str, body: dict[str, str]) -> dict[str, Any]:
-    """Ask again while a new leader is elected: the killed member may have been the leader."""
+    """Repeat the request while etcd elects a leader: the killed member may have been the leader."""
     deadline = time.monotonic() + 20
     while True:
         answer = httpx.post(f"http://{endpoint}/v3/{path}", json=body, timeout=10)
@@ -61,6 +61,6 @@ def redis_says(port: int, command: str) -> str:
         return connection.recv(1000).decode().strip()
 
 
-def test_envoy_is_live_when_it_is_handed_over() -> None:
+def test_envoy_is_live_when_its_context_is_entered() -> None:
     with servers.envoy({"static_resources": {}}) as envoy:
         assert envoy.admin.get("/ready").text == "LIVE\n"

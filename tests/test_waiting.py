@@ -1,4 +1,4 @@
-"""No test waits for a time to pass and then believes that something has, or has not, happened (CONTRIBUTING, Tests)."""
+"""Finds tests that sleep for a duration instead of waiting for a condition (CONTRIBUTING, Tests)."""
 
 import ast
 from pathlib import Path
@@ -9,7 +9,7 @@ TESTS = Path(__file__).parent
 
 
 def sleeps(source: str) -> list[int]:
-    """Lines on which a test sleeps outside of every loop, so that no condition is asked for again."""
+    """Return the lines on which a test sleeps outside of a loop, so that it does not check a condition again."""
     found: list[int] = []
 
     def visit(node: ast.AST, in_test: bool) -> None:
@@ -29,7 +29,7 @@ def sleeps(source: str) -> list[int]:
 
 
 def _only_yields(sleep: ast.Call) -> bool:
-    """Whether it lets others run and waits for no time: `sleep(0)`."""
+    """Return whether the call is `sleep(0)`, which lets other tasks run and does not wait."""
     return bool(sleep.args) and isinstance(sleep.args[0], ast.Constant) and sleep.args[0].value == 0
 
 
@@ -38,7 +38,7 @@ def test_no_test_sleeps_outside_of_a_loop(module: Path) -> None:
     assert sleeps(module.read_text()) == []
 
 
-def test_a_sleep_is_found_where_it_decides_and_not_where_it_paces() -> None:
+def test_a_sleep_is_found_outside_of_a_loop_and_not_in_a_polling_loop() -> None:
     assert sleeps("async def test_x():\n    await asyncio.sleep(0.5)\n    assert done\n") == [2]
     assert sleeps("def test_x():\n    with server():\n        time.sleep(1)\n") == [3]
     assert sleeps("async def test_x():\n    await asyncio.sleep(2 * PAUSE_S)\n") == [2]

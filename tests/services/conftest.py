@@ -1,3 +1,5 @@
+"""Provides a ledger, a view and a Redis that all tests of a session share."""
+
 import asyncio
 from collections.abc import AsyncGenerator, Generator
 

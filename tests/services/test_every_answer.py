@@ -1,8 +1,8 @@
-"""Every documented pair of route and status happens at a real edge in front of both APIs, on real databases.
+"""Provokes every documented pair of route and status, at a real edge in front of both APIs with real databases.
 
-The cases come from the document: a pair that is documented and has no case here fails, and so does a case whose answer
-is not as documented (`tests/answers.py`). A second edge has nobody behind it and little patience, and a third one takes
-a request a second.
+The pairs come from the OpenAPI document. A documented pair without a case here fails, and so does a case whose answer
+differs from the document (`tests/answers.py`). A second edge has no backend and a short timeout for requests, and a
+third edge accepts one request a second.
 """
 
 import asyncio
@@ -42,7 +42,7 @@ WRITES: Final = ("POST", "PATCH", "DELETE")
 
 
 class Faulty(RequestLimitMiddleware):
-    """Has a fault in requests that ask for it."""
+    """Raises an unexpected exception in requests that have the header `FAULT`."""
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if any(name == FAULT.encode() for name, _ in scope["headers"]):
@@ -52,7 +52,7 @@ class Faulty(RequestLimitMiddleware):
 
 @dataclass(frozen=True, kw_only=True)
 class Ask:
-    """A request that is answered with success, and what a case changes in it."""
+    """A request that succeeds. A case changes parts of it."""
 
     method: str
     path: str
@@ -61,14 +61,14 @@ class Ask:
     body: object = None
 
     def but(self, **changes: Any) -> "Ask":
-        """Return it with other fields; headers are added, and those that are None removed."""
+        """Return a copy with other fields. Headers are added; a header whose value is None is removed."""
         headers = {**self.headers, **changes.pop("headers", {})}
         return replace(self, headers={name: value for name, value in headers.items() if value is not None}, **changes)
 
 
 @dataclass(kw_only=True)
 class Stand:
-    """Both APIs behind an edge, an edge without anybody, one that takes little, and what is in the databases."""
+    """Both APIs behind an edge, an edge without backends, an edge with a low rate limit, and the known ids."""
 
     edge: EdgeStand
     dead: EdgeStand
@@ -79,10 +79,10 @@ class Stand:
     late: dict[tuple[str, str], httpx.Response] = field(default_factory=dict[tuple[str, str], httpx.Response])
 
     def ask_of(self, method: str, template: str) -> Ask:
-        """A request of an operation that succeeds."""
+        """Return a request of an operation that succeeds."""
         if template == ELSEWHERE:
             return Ask(method="GET", path=NOWHERE)
-        # Reads are of the site in the view, writes of the one in the ledger: nothing copies between the two here.
+        # Reads use the site in the view, writes the site in the ledger: no replicator copies between the two here.
         of_ledger = method in WRITES or template in {"/v1/sites", "/v1/sites/{site}"}
         site, comment = ("site", "comment") if of_ledger else ("view_site", "view_comment")
         path = template.replace("{site}", self.known[site]).replace("{comment}", self.known[comment])
@@ -99,7 +99,7 @@ class Stand:
         return replace(ask, headers=headers, query=query, body=body["content"]["application/json"]["example"])
 
     async def send(self, ask: Ask, *, to: EdgeStand | None = None, content: bytes | None = None) -> httpx.Response:
-        """Send a request to an edge; the answer is checked."""
+        """Send a request to an edge, and check the answer."""
         answer = await (to or self.edge).client.request(
             ask.method, ask.path, params=ask.query or None, headers=dict(ask.headers), content=content,
             json=None if content is not None else ask.body,
@@ -108,7 +108,7 @@ class Stand:
         return answer
 
     async def talk(self, ask: Ask, lines: bytes, *, to: EdgeStand | None = None) -> httpx.Response:
-        """Send the head of a request as it is, and read one answer, which is checked."""
+        """Send these header lines unchanged, read one answer, and check it."""
         port = (to or self.edge).settings.listen.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
         request = f"{ask.method} {ask.path} HTTP/1.1\r\nhost: test\r\n".encode() + lines
@@ -123,7 +123,7 @@ class Stand:
         return answer
 
     async def too_late(self, method: str, template: str) -> httpx.Response:
-        """Let requests to all routes stall at once; return the answer of one."""
+        """Send an incomplete request to each route, so that all time out together; return the answer of one."""
         if not self.late:
             routes = dict.fromkeys((method, template) for method, template, _ in PAIRS)
             stalling = [self.talk(self.ask_of(*route), b"content-length: 2\r\n\r\n{", to=self.dead) for route in routes]
@@ -158,7 +158,7 @@ async def stand(
         known = {"site": site["id"], "api_key": site["api_key"], "comment": comment.json()["id"]}
         known |= {"view_site": str(writer.site), "view_comment": str(view_comment)}
         async with asyncio.timeout(20):
-            while not (document := await edge.client.get("/v1/openapi.json")).is_success:  # noqa: ASYNC110 - Envoy looks
+            while not (document := await edge.client.get("/v1/openapi.json")).is_success:  # noqa: ASYNC110 - Envoy polls
                 await asyncio.sleep(0.05)
         answers = Answers(document.json())
         yield Stand(edge=edge, dead=dead, strict=strict, answers=answers, ledger=ledger_server, known=known)
@@ -303,7 +303,7 @@ GENERAL: Final[Mapping[int, Case]] = {
     501: _no_such_encoding,
     503: _nobody_there,
 }
-"""How a status is brought about, whatever the route."""
+"""The case that provokes a status, for every route."""
 
 OF_ROUTE: Final[Mapping[Pair, Case]] = {
     ("DELETE", "/v1/sites/{site}/comments/{comment}", 204): _deletes,
@@ -323,7 +323,7 @@ def case_of(pair: Pair) -> Case | None:
 
 
 @pytest.mark.parametrize("pair", PAIRS, ids=lambda pair: f"{pair[0] or 'other'} {pair[1]} {pair[2]}")
-async def test_a_documented_pair_of_route_and_status_happens_as_documented(stand: Stand, pair: Pair) -> None:
+async def test_each_documented_pair_of_route_and_status_occurs_as_documented(stand: Stand, pair: Pair) -> None:
     case = case_of(pair)
     assert case is not None, "documented, and no case here brings it about"
     method, template, status = pair

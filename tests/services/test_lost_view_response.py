@@ -1,4 +1,4 @@
-"""What a committed batch moved reaches the readers, whatever hides the commit from those who would tell them."""
+"""Tests that readers see a committed batch even if the replicator did not see the commit confirmed."""
 
 import asyncio
 import contextlib
@@ -32,7 +32,7 @@ def page_cache() -> Generator[RedisServer]:
 
 
 class ViewOfRig(PostgresServer):
-    """The view's server as the read API's tests know it, with the database of one rig."""
+    """The view's server with the interface that the read API's tests expect, on the database of one rig."""
 
     def __init__(self, rig: Rig) -> None:  # pyright: ignore[reportMissingSuperCall] - it starts nothing
         self._rig = rig
@@ -43,7 +43,7 @@ class ViewOfRig(PostgresServer):
 
 
 class Proxy(TcpProxy):
-    """Passes no response any more once a client has sent a certain text."""
+    """Drops all responses after a client has sent a certain text."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -51,7 +51,7 @@ class Proxy(TcpProxy):
         self._swallows = False
 
     def cut(self) -> None:
-        """Close the connections; new ones pass responses again."""
+        """Close the connections. New connections pass responses again."""
         self.last_question, self._swallows = None, False
         super().cut()
 
@@ -65,7 +65,7 @@ class Proxy(TcpProxy):
 
 
 class Region:
-    """Apply, invalidator and read API of one region, as their processes put them together."""
+    """The apply loop, the invalidator and the read API of one region, composed as in their processes."""
 
     def __init__(self, rig: Rig, page_cache: RedisServer, view_url: str) -> None:
         self.invalidator = CacheInvalidator(cell=CELL, redis_url=page_cache.url)
@@ -101,12 +101,14 @@ async def comments_of(api: Api, site: Any) -> int:
 
 async def until_read(api: Api, site: Any, comments: int) -> None:
     async with asyncio.timeout(20):
-        while await comments_of(api, site) != comments:  # noqa: ASYNC110 - a page sets no event
+        while await comments_of(api, site) != comments:  # noqa: ASYNC110 - a change of a page sets no event
             await asyncio.sleep(0.02)
 
 
 @pytest.mark.parametrize("fault", ["reply lost", "telling fails", "ended", "redis paused"])
-async def test_a_page_shows_what_was_committed(rig: Rig, page_cache: RedisServer, fault: str) -> None:
+async def test_a_page_shows_a_commit_that_the_replicator_did_not_see_confirmed(
+    rig: Rig, page_cache: RedisServer, fault: str
+) -> None:
     rig.create_slot()
     rig.fence()
     proxy = Proxy(rig.servers.view.port)

@@ -1,8 +1,8 @@
-"""What a text of a client may cost. Both APIs answer everybody in one loop: what one request takes, all wait for.
+"""Measures the CPU time of each text of a client. Each API has one event loop, so a slow request delays all others.
 
-The texts are taken from the served document (path, query, headers, body) and from `HEADERS`, so that a new parameter or
-field is measured without being listed here. Each goes through a whole request, from its bytes to the answer's: parser,
-middleware, route, and the ledger's or the view's port. The only tests that are timed, in CPU time of this process.
+The texts come from the served document (path, query, headers, body) and from `HEADERS`, so a new parameter or field is
+measured without an entry here. Each text goes through a whole request, from its bytes to those of the answer: parser,
+middleware, route, and a fake of the ledger or the view. Only these tests are timed, in CPU time of this process.
 """
 
 import asyncio
@@ -51,21 +51,22 @@ from services.write_api.settings import WriteSettings
 
 CPU_S_MAX: Final = 0.005
 GROWTH_MAX: Final = 6
-"""From n to 4n: linear is 4."""
+"""The allowed growth of the time from a text of n bytes to one of 4n; linear growth is 4."""
 NEGLIGIBLE_S: Final = 0.001
-"""A request that takes less has no growth that matters, nor one that noise would not hide; a small one takes half."""
+"""Growth below this time does not matter, and noise would hide it. A small request takes half of it."""
 TRIES: Final = 5
 ROUNDS: Final = 4
 
 HEAD_BYTES_MAX: Final = 60_000
-"""What the edge lets through of one header, path or query (`max_request_headers_kb` of regions/edge)."""
+"""The longest header, path or query that the edge accepts (`max_request_headers_kb` of regions/edge)."""
 BODY_BYTES_MAX: Final = 131_072
 """The default of PALAVER_REQUEST_BYTES_MAX."""
 BODY_CHARS_MAX: Final = 10_000
 """The default of PALAVER_BODY_CHARS_MAX."""
 HEAD_SIZES: Final = (HEAD_BYTES_MAX, 4_000, 2_000)
 BODY_SIZES: Final = (BODY_BYTES_MAX - 2_000, BODY_CHARS_MAX, 2_000)
-"""What is refused at its largest may be worked on when it is admitted: keys have 2,000 characters, tags 4,096 bytes."""
+"""A text that is refused at the largest size may be processed at a smaller one: keys have up to 2,000 characters, tags
+4,096 bytes."""
 
 HEADERS: Final = frozenset(
     {
@@ -75,19 +76,19 @@ HEADERS: Final = frozenset(
         "x-anything", "x-envoy-attempt-count", "x-request-id",
     }
 )  # fmt: skip
-"""Every header that any code of the two processes looks at, and one that none does."""
+"""Every header that code of the two processes reads, and one that no code reads."""
 
 FRAMING: Final = {"content-length", "expect", "host", "transfer-encoding"}
-"""What the parser of HTTP takes for itself: it refuses all but a few bytes of them."""
+"""Headers that the HTTP parser evaluates: it accepts only a few bytes of them."""
 OPERATIONS_WITH_ANY_HEADER: Final = {"createSite", "editComment", "postComment", "readThread"}
-"""An operation of each kind; what looks at a header is the same for all of a kind."""
+"""One operation of each kind. Operations of a kind read headers with the same code."""
 
 SITE: Final = uuid.UUID("01990d5e-3a00-7c62-9d2b-5a2a6f0c1e11")
 COMMENT: Final = uuid.UUID("01990d5e-40ab-7f11-8a6e-2f4f7b1d9c02")
 ADMIN_KEY: Final = "admin-key-of-tests"
 
 Nasty = tuple[str, str, str]
-"""Beginning, what is repeated, end."""
+"""The beginning, the repeated part, and the end of a text."""
 
 NASTY: Final[Sequence[Nasty]] = (
     ("", "a", ""), ("", " ", ""), ("", "%", ""), ("", "&", ""), ("", "=", ""), ("", "+", ""), ("", ",", ""),
@@ -122,14 +123,14 @@ NASTY_JSON: Final[Sequence[Nasty]] = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Text:
-    """A text of a client, and how a request with it is made.
+    """A text of a client, and a function that makes a request with it.
 
     Attributes:
-        name: Where it stands.
-        sizes: The sizes at which it is measured, largest first.
-        nasty: What it is made of.
+        name: Its place in the request.
+        sizes: The sizes in bytes at which it is measured, largest first.
+        nasty: The parts from which the text is built.
         request: Makes the request.
-        spelled: How the text is encoded where it stands; the size is that of its encoded form.
+        spelled: Encodes the text for its place. Sizes are those of the encoded text.
     """
 
     name: str
@@ -156,7 +157,7 @@ def request_bytes(
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Operation:
-    """An operation of the document, with a request that is taken."""
+    """An operation of the document, with a request that the API accepts."""
 
     method: str
     template: str
@@ -209,7 +210,7 @@ class Operation:
     def texts(self) -> Iterator[Text]:
         """Yield every text of a request."""
         for one in self.document.get("parameters", []):
-            if one["in"] != "header":  # `HEADERS` has those, which a test holds
+            if one["in"] != "header":  # `HEADERS` has the headers; another test checks this
                 for spelled in (_as_it_is, _quoted):
                     name = f"{one['in']} {one['name']}"
                     make = partial(self._with_parameter, one["in"], one["name"])
@@ -255,7 +256,7 @@ class Operation:
             node = node[step]
         node[place[-1]] = text
         encoded = orjson.dumps(document)
-        # What takes more bytes in JSON is cut to what a request may have.
+        # A text that is longer in JSON than a request may be is shortened.
         return encoded if len(encoded) <= BODY_BYTES_MAX else self._with(place, text[: len(text) * 7 // 8])
 
     def _fields(self) -> Iterator[tuple[str | int, ...]]:
@@ -276,7 +277,7 @@ class Operation:
 
 
 def _as_it_is(text: str) -> str:
-    """A text in a target, with only those characters encoded that no target may have."""
+    """Encode only the characters that a request target must not contain."""
     return quote(text, safe="%&=+,;:*\\@/?[].!~-_")
 
 
@@ -299,7 +300,7 @@ def operations() -> list[Operation]:
 
 
 class Ledger(LedgerPool):
-    """The port of the ledger: whatever is asked of it has been done."""
+    """A fake ledger that reports success for every call."""
 
     async def call(self, statement: str, *arguments: Any, **named: Any) -> Any:
         del arguments, named
@@ -322,7 +323,7 @@ class Ledger(LedgerPool):
 
 
 class View(ViewReader):
-    """The port of the view: a site without threads."""
+    """A fake view with a site without threads."""
 
     async def page(self, *arguments: object) -> Any:
         del arguments
@@ -343,7 +344,7 @@ class View(ViewReader):
 
 
 class KnownLeader:
-    """What the agent and the voters would say."""
+    """A fake of the agent and of the voters: this region leads, and no voter proves a position."""
 
     async def is_current(self) -> bool:
         return True
@@ -353,7 +354,7 @@ class KnownLeader:
 
 
 class Wire(asyncio.Transport):
-    """The transport of a connection in memory."""
+    """An in-memory transport."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -381,7 +382,7 @@ class Wire(asyncio.Transport):
 
 
 class Server:
-    """Both APIs on connections in memory."""
+    """Both APIs, with in-memory connections."""
 
     def __init__(self) -> None:
         leadership = Leadership(
@@ -443,7 +444,7 @@ class Server:
         return self.write if at_the_leader and operation.name != "previewComment" else self.read
 
     async def ask(self, app: AsgiApp, request: bytes) -> tuple[float, bytes]:
-        """Send a request on a connection of its own; return what it took in CPU seconds, and the answer."""
+        """Send a request on a new connection; return the CPU time in seconds, and the answer."""
         config = self.configs.get(id(app))
         if config is None:
             config = self.configs[id(app)] = uvicorn.Config(
@@ -473,7 +474,7 @@ def _is_answered(protocol: PublicProtocol) -> bool:
 
 @contextmanager
 def without_collector() -> Generator[None]:
-    """The collector would charge one request with the garbage of all."""
+    """Disable the garbage collector, whose time would count for whichever request is running."""
     gc.collect()
     gc.disable()
     try:
@@ -497,7 +498,7 @@ async def complaints(server: Server, app: AsgiApp, text: Text) -> list[str]:
     for nasty in text.nasty:
         for size in text.sizes:
             large, small = (text.of_size(nasty, one) for one in (size, size // 4))
-            # A neighbour that takes the caches away lasts longer than five tries: who is too slow is measured again.
+            # Another process can evict the CPU caches for longer than five tries, so a slow request is measured again.
             small_s = large_s = 1.0
             for _ in range(ROUNDS):
                 large_s = await best_of(server, app, large, NEGLIGIBLE_S)
@@ -533,7 +534,7 @@ def test_the_headers_of_the_document_are_among_those_that_are_measured() -> None
 
 
 def test_every_header_that_the_code_looks_at_is_measured() -> None:
-    """A header is found by its name in lower case, as bytes."""
+    """Code that reads a header contains its lower-case name as bytes."""
     looked_at: set[str] = set()
     for package in ("api", "read_api", "write_api", "telemetry"):
         for module in Path(services.__path__[0], package).glob("*.py"):

@@ -1,3 +1,5 @@
+"""Tests that cursors survive their text form, and that altered or foreign cursors are refused."""
+
 import uuid
 from datetime import UTC, datetime
 
@@ -20,7 +22,7 @@ cursors = st.builds(_cursor, st.none() | st.uuids(), st.none() | st.tuples(momen
 
 
 @given(cursors, st.text(max_size=20), st.sampled_from(["newest", "oldest"]))
-def test_a_cursor_comes_back_as_it_was(cursor: Cursor, thread: str, sort: str) -> None:
+def test_a_cursor_survives_encoding_and_decoding(cursor: Cursor, thread: str, sort: str) -> None:
     text = encode_cursor(cursor, site=SITE, thread=thread, sort=sort)
     assert len(text) == CURSOR_CHARS
     assert decode_cursor(text, site=SITE, thread=thread, sort=sort) == cursor

@@ -1,3 +1,5 @@
+"""Tests that the HTML of any Markdown is safe, and that rendering is bounded."""
+
 import asyncio
 import re
 import uuid
@@ -42,7 +44,7 @@ HOSTILE = [
 
 
 @pytest.mark.parametrize("body", HOSTILE)
-def test_hostile_markdown_becomes_harmless(body: str) -> None:
+def test_hostile_markdown_is_rendered_as_safe_html(body: str) -> None:
     html = render(body)
     Audit().feed(html)
     assert "<script" not in html
@@ -50,7 +52,7 @@ def test_hostile_markdown_becomes_harmless(body: str) -> None:
 
 
 @given(st.text(st.sampled_from("<>&\"'`*_~[]()!#:/\\ \nax1.-\x7f"), max_size=80))
-def test_any_markdown_passes_the_audit(body: str) -> None:
+def test_the_html_of_any_markdown_passes_the_audit(body: str) -> None:
     Audit().feed(render(body))
 
 
@@ -59,7 +61,7 @@ def test_ordinary_markdown_is_rendered() -> None:
     assert render("> q\n\n1. x") == "<blockquote>\n<p>q</p>\n</blockquote>\n<ol>\n<li>x</li>\n</ol>"
 
 
-async def test_the_cache_is_bounded_and_knows_versions() -> None:
+async def test_the_cache_is_bounded_and_has_an_entry_for_each_version() -> None:
     cache = HtmlCache(entries_max=2, chars_max=30)
     one = uuid.uuid4()
     assert await cache.render(one, 1, "a") == "<p>a</p>"
@@ -80,7 +82,7 @@ plain = st.lists(
 @example("a\n---\nb")
 @example("a  \nb")
 @example("a\n\n\nb")
-def test_plain_text_is_rendered_as_the_parser_would(body: str) -> None:
+def test_the_shortcut_for_plain_text_renders_as_the_parser_does(body: str) -> None:
     assert render(body) == render_markdown(body)
 
 
@@ -108,12 +110,12 @@ def test_an_absolute_address_is_a_link(address: str) -> None:
 
 
 @given(st.text(st.sampled_from("htps:/\\ \t.&#9;x\x01<>[]()"), max_size=20))
-def test_no_address_is_completed_by_the_browser(address: str) -> None:
+def test_no_rendered_address_is_relative(address: str) -> None:
     for found in re.findall(r'href="([^"]*)"', render(f"[x]({address}) [y](<{address}>)")):
         assert ABSOLUTE.fullmatch(unescape(found)), found
 
 
-def test_what_comments_do_not_have_is_shown_as_it_was_written() -> None:
+def test_unsupported_markdown_is_shown_as_text() -> None:
     assert render("<b>x</b> *y*") == "<p>&lt;b&gt;x&lt;/b&gt; <em>y</em></p>"
     assert render("<div>\n*y*\n</div>") == "<p>&lt;div&gt;\n<em>y</em>\n&lt;/div&gt;</p>"
     assert render("~x~ ~~y~~ ~~~z~~~") == "<p>~x~ <s>y</s> ~~~z~~~</p>"
@@ -124,8 +126,8 @@ def test_what_comments_do_not_have_is_shown_as_it_was_written() -> None:
 
 
 @given(st.text(st.sampled_from("<>&\"'`*_~[]()!#:/\\ \nax1.-\x7f\ufdd0"), max_size=80))
-def test_no_word_is_lost(body: str) -> None:
-    """Links keep their text, not their address, so bodies without brackets are looked at."""
+def test_rendering_keeps_every_word(body: str) -> None:
+    """A link keeps its text and not its address, so the property is checked for bodies without brackets."""
     body = re.sub(r"[\[\]<&]", "", body)
     assert len(re.findall("[ax]", render(body))) >= body.count("a") + body.count("x")
 
@@ -134,7 +136,7 @@ NESTED = [">" * 10_000, "> " * 5_000 + "x", "- " * 5_000 + "x", "*x " * 3_333, "
 
 
 @pytest.mark.parametrize("body", NESTED, ids=lambda body: body[:4])
-def test_what_is_nested_or_marked_up_without_measure_is_shown_as_it_was_written(body: str) -> None:
+def test_markup_beyond_the_limits_is_shown_as_text(body: str) -> None:
     html = render(body)
     Audit().feed(html)
     assert len(html) < 7 * len(body)
@@ -144,12 +146,12 @@ def test_what_is_nested_or_marked_up_without_measure_is_shown_as_it_was_written(
     assert len(tags) <= 1000
 
 
-def test_quotations_and_lists_of_people_are_rendered() -> None:
+def test_ordinary_nested_quotations_and_lists_are_rendered() -> None:
     assert render("> " * 40 + "x").count("<blockquote>") == 40
     assert render("".join(" " * 2 * depth + "- x\n" for depth in range(20))).count("<ul>") == 20
 
 
-async def test_a_long_body_is_rendered_beside_the_loop(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_long_body_is_rendered_outside_of_the_event_loop(monkeypatch: pytest.MonkeyPatch) -> None:
     aside: list[str] = []
     to_thread = asyncio.to_thread
 
@@ -164,7 +166,7 @@ async def test_a_long_body_is_rendered_beside_the_loop(monkeypatch: pytest.Monke
     assert aside == [long]
 
 
-def test_the_pattern_of_plain_text_is_linear() -> None:
+def test_the_pattern_of_plain_text_takes_linear_time() -> None:
     assert render("a " * 5000 + "*") == render_markdown("a " * 5000 + "*")
 
 
@@ -185,10 +187,10 @@ ENCODED = "%EF%B7%90 %EF%B7%91 %EF%B7%92"
     ],
     ids=["plain", "text", "code", "tag", "title"],
 )
-def test_percent_signs_in_the_text_of_a_comment_are_shown_as_they_were_written(body: str, html: str) -> None:
+def test_percent_signs_in_a_comment_stay_unchanged(body: str, html: str) -> None:
     assert render(body) == html
     assert render_markdown(body) == html
 
 
-def test_signs_in_an_address_stay_what_they_were() -> None:
+def test_special_characters_in_an_address_stay_unchanged() -> None:
     assert 'href="https://e.com/~a!%5B%3Cb"' in render("[*x*](https://e.com/~a![<b)")

@@ -1,3 +1,5 @@
+"""Tests the OpenAPI document against the code that parses requests, the catalogue of problems, and the edge."""
+
 import re
 from typing import Any
 
@@ -48,7 +50,7 @@ def _is_taken(name: str, text: str) -> bool:
 
 
 @pytest.mark.parametrize(("name", "text"), [(name, text) for name, texts in TEXTS.items() for text in texts])
-def test_a_header_that_fits_its_schema_is_taken_and_no_other_but_a_tag_that_cannot_match(name: str, text: str) -> None:
+def test_a_header_is_accepted_exactly_if_it_fits_its_schema_except_an_empty_if_match(name: str, text: str) -> None:
     schemas = [
         parameter["schema"]
         for methods in openapi_document()["paths"].values()
@@ -58,7 +60,7 @@ def test_a_header_that_fits_its_schema_is_taken_and_no_other_but_a_tag_that_cann
     ]
     assert schemas
     validator: Any = Draft202012Validator(schemas[0])
-    # Of a header, no text is no tag: nothing matches it, and nothing is said of its form.
+    # An empty If-Match has no tag. It is accepted and matches no version, although it does not fit the schema.
     assert validator.is_valid(text) == (_is_taken(name, text) and (name, text) != ("If-Match", ""))
 
 
@@ -93,7 +95,7 @@ def test_every_problem_of_the_catalogue_is_documented_somewhere() -> None:
 
 
 @pytest.mark.parametrize("operation", OPERATIONS, ids=lambda operation: operation.name)
-def test_the_allow_header_knows_every_operation(operation: Any) -> None:
+def test_the_allow_header_lists_every_operation(operation: Any) -> None:
     path = re.sub(r"\{[a-z]+\}", "x", operation.template)
     assert operation.method in allowed_methods(path)
 
@@ -111,7 +113,7 @@ def test_no_object_of_an_answer_may_have_fields_that_are_not_documented() -> Non
     assert [name for name, schema in schemas.items() if schema.get("additionalProperties") is not False] == []
 
 
-def test_the_edge_speaks_of_its_own_problems_as_the_catalogue_does() -> None:
-    told = {(reply.slug, reply.status, reply.title) for reply in (*replies.LOCAL_REPLIES, replies.ANY_OTHER)}
-    assert told == {(slug, *CATALOGUE[slug]) for slug, _, _ in told}
+def test_the_problems_of_the_edge_match_the_catalogue() -> None:
+    used = {(reply.slug, reply.status, reply.title) for reply in (*replies.LOCAL_REPLIES, replies.ANY_OTHER)}
+    assert used == {(slug, *CATALOGUE[slug]) for slug, _, _ in used}
     assert replies.CORS_HEADERS["access-control-expose-headers"].encode() == EXPOSED_HEADERS

@@ -1,3 +1,5 @@
+"""Tests the parsers of headers, queries and bodies."""
+
 from typing import Any
 
 import pytest
@@ -28,7 +30,7 @@ CELL = CellId("main")
 @pytest.mark.parametrize(
     "value", [b"application/json", b"Application/JSON; charset=UTF-8", b'application/json;charset="utf-8"']
 )
-def test_json_is_taken(value: bytes) -> None:
+def test_json_media_types_are_accepted(value: bytes) -> None:
     require_json(value)
 
 
@@ -82,7 +84,7 @@ def test_consistency_levels_are_read() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x" * 36, "{01990d5e-3a00-7c62-9d2b-5a2a6f0c1e1}", "01990d5e3a007c629d2b5a2a6f0c1e11"]
 )
-def test_only_the_usual_form_of_a_uuid_is_one(text: str) -> None:
+def test_only_the_canonical_text_form_of_a_uuid_is_parsed(text: str) -> None:
     assert parse_uuid(text) is None
 
 
@@ -92,7 +94,7 @@ def test_the_site_of_a_path_is_found_below_it() -> None:
     assert site_of("/docs") is None
 
 
-def test_a_query_has_a_bound_that_a_key_of_the_longest_form_fits_in() -> None:
+def test_a_query_is_bounded_and_has_room_for_the_longest_key() -> None:
     longest = b"thread=" + b"%F0%9F%98%80" * 2000
     assert parse_query({"query_string": longest}, ["thread"]) == {"thread": ["\U0001f600" * 2000]}
     with pytest.raises(Problem, match=f"query: may have {QUERY_BYTES_MAX} bytes"):
@@ -123,7 +125,7 @@ def test_a_wrong_field_is_described_in_the_words_of_the_api(
     assert {error.field: error.message for error in refused.value.errors} == errors
 
 
-def test_a_body_that_is_no_json_is_refused_with_the_place() -> None:
+def test_a_body_that_is_not_json_is_refused_with_the_position_of_the_error() -> None:
     with pytest.raises(Problem, match="malformed-json") as refused:
         parse_json(NEW_SITE, b'{"name"')
     assert refused.value.detail.startswith("The body is not valid JSON: ")

@@ -1,3 +1,5 @@
+"""Tests how thread keys are canonicalised and bounded."""
+
 import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
@@ -41,7 +43,7 @@ def test_canonicalising_twice_changes_nothing(text: str) -> None:
         ("http://", "http://"),
     ],
 )
-def test_the_rules(text: str, key: str) -> None:
+def test_a_thread_key_is_canonicalised_by_the_rules(text: str, key: str) -> None:
     assert canonical_key(text) == key
 
 

@@ -1,4 +1,4 @@
-"""The write procedures on a real PostgreSQL, called as the writer role calls them."""
+"""Tests the migrations and the write procedures on a real PostgreSQL, as the role of the write API."""
 
 import asyncio
 import hashlib
@@ -93,7 +93,7 @@ def test_migrating_again_leaves_no_dead_row_in_a_catalog(ledger_server: servers.
     assert ledger_server.sql(rows) == before
 
 
-def test_a_schema_that_is_there_is_seen_without_alembic(ledger_server: servers.PostgresServer) -> None:
+def test_an_up_to_date_schema_is_recognised_without_alembic(ledger_server: servers.PostgresServer) -> None:
     ledger.migrate(ledger_server.url())
     asked = (
         "import sys; from services import ledger; ledger.migrate(sys.argv[1]); print('alembic' in sys.modules)",
@@ -106,7 +106,7 @@ def test_a_schema_that_is_there_is_seen_without_alembic(ledger_server: servers.P
     assert needs_alembic() == "False"
     ledger_server.sql("CREATE ROLE palaver_of_a_test")
     try:
-        assert needs_alembic() == "True", "other roles may need other grants"
+        assert needs_alembic() == "True", "the grants depend on the existing roles"
     finally:
         ledger_server.sql("DROP ROLE palaver_of_a_test")
         ledger.migrate(ledger_server.url())
@@ -117,7 +117,9 @@ def test_a_ledger_that_cannot_be_reached_is_a_failed_migration() -> None:
         ledger.migrate(f"postgresql://nobody:nothing@127.0.0.1:{free_port()}/nowhere")
 
 
-def test_a_procedure_whose_text_is_another_is_replaced(ledger_server: servers.PostgresServer, tmp_path: Path) -> None:
+def test_a_procedure_is_replaced_when_its_text_has_changed(
+    ledger_server: servers.PostgresServer, tmp_path: Path
+) -> None:
     scripts, file = Path(ledger.__file__).parent / "migrations", tmp_path / "answer.sql"
 
     def answer_after(text: str) -> int:
@@ -131,7 +133,9 @@ def test_a_procedure_whose_text_is_another_is_replaced(ledger_server: servers.Po
         assert answer_after(create.format(2)) == 2
         ledger_server.sql("DROP FUNCTION palaver.answer()")
         ledger_server.sql("CREATE ROLE palaver_of_a_test")
-        assert answer_after(create.format(2)) == 2, "another role is another mark: grants depend on them"
+        assert answer_after(create.format(2)) == 2, (
+            "the mark has to change with the roles, because grants depend on them"
+        )
     finally:
         ledger_server.sql("DROP FUNCTION IF EXISTS palaver.answer()")
         ledger_server.sql("DROP ROLE IF EXISTS palaver_of_a_test")
@@ -141,7 +145,7 @@ def test_a_procedure_whose_text_is_another_is_replaced(ledger_server: servers.Po
 async def test_a_new_parameter_makes_an_overload_that_is_called_by_name(
     writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
 ) -> None:
-    """The worked example of CONTRIBUTING: older write APIs go on with the old procedure."""
+    """The worked example of CONTRIBUTING: older write APIs continue to call the old procedure."""
     text = (Path(ledger.__file__).parent / "procedures" / "020_post_comment.sql").read_text()
     assert text.count("p_trace text,") == 1
     ledger_server.sql(text.replace("p_trace text,", "p_trace text, p_language text,"))
@@ -210,14 +214,14 @@ async def test_a_refused_post_leaves_its_key_free(writer: asyncpg.Connection, si
 
 
 @pytest.mark.parametrize("epoch", [0, 2])
-async def test_another_epoch_than_the_newest_fence_row_writes_nothing(
+async def test_a_write_in_another_epoch_than_the_newest_fence_row_is_refused(
     writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer, epoch: int
 ) -> None:
     assert (await Post(site, epoch=epoch).send(writer))["outcome"] == "stale_epoch"
     assert count(ledger_server, site) == 0
 
 
-async def test_a_closed_gate_lets_no_write_in_and_an_open_one_does(
+async def test_a_closed_gate_refuses_writes_until_it_opens(
     writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
 ) -> None:
     gate = await asyncpg.connect(ledger_server.url())
@@ -228,7 +232,7 @@ async def test_a_closed_gate_lets_no_write_in_and_an_open_one_does(
     assert (await Post(site, key="k9").send(writer))["outcome"] == "created"
 
 
-async def test_an_unknown_site_is_said(writer: asyncpg.Connection) -> None:
+async def test_a_post_to_an_unknown_site_is_refused(writer: asyncpg.Connection) -> None:
     assert (await Post(uuid.uuid4()).send(writer))["outcome"] == "no_site"
 
 
@@ -241,7 +245,7 @@ async def test_replies_stay_in_their_thread_and_below_the_depth(writer: asyncpg.
     assert deeper["outcome"] == "too_deep"
 
 
-async def test_a_closed_thread_takes_nothing(
+async def test_a_closed_thread_refuses_posts(
     writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
 ) -> None:
     await Post(site).send(writer)
@@ -273,7 +277,7 @@ async def test_a_key_of_two_thousand_wide_characters_is_found_again(
     assert first["comment_thread_id"] == second["comment_thread_id"]
 
 
-async def test_an_edit_keeps_the_old_body_and_wants_the_version(
+async def test_an_edit_requires_the_version_and_keeps_the_old_body(
     writer: asyncpg.Connection, site: uuid.UUID, ledger_server: servers.PostgresServer
 ) -> None:
     comment = (await Post(site).send(writer))["comment_id"]
@@ -286,7 +290,7 @@ async def test_an_edit_keeps_the_old_body_and_wants_the_version(
     assert (await edit(1, "x", b"w" * 32))["outcome"] == "unauthorized"
     assert (await edit(1, "second"))["outcome"] == "edited"
     assert (await edit(1, "third"))["outcome"] == "version_mismatch"
-    # The edge repeats an edit whose answer was lost: it took place, so it is a success and no second revision.
+    # A client repeats an edit whose answer was lost. The edit took place, so the repetition adds no revision.
     repeated = await edit(1, "second")
     assert (repeated["outcome"], orjson.loads(repeated["comment"])["version"]) == ("edited", 2)
     assert repeated["lsn"] > 0

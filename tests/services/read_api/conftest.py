@@ -37,7 +37,7 @@ BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
 
 @dataclass
 class Thread:
-    """A thread in the view, with the helper that writes to it as the replicator would."""
+    """A thread in the view. Its methods write to the view as the replicator does."""
 
     writer: "Writer"
     key: str
@@ -46,7 +46,7 @@ class Thread:
     written: int = 0
 
     def add(self, parent: uuid.UUID | None = None, body: str = "hello", *, announce: bool = True) -> uuid.UUID:
-        """Commit one comment with its counters, then (by default) invalidate, as one batch of apply does."""
+        """Commit one comment with its counters, and invalidate the page if `announce`, as a batch of apply does."""
         comment = uuid.uuid4()
         self.written += 1
         self.page_version += 1
@@ -70,13 +70,13 @@ class Thread:
         arguments = cache.invalidate_arguments(moved, [cache.encode_invalidations(moved)])
         try:
             self.writer.redis.eval(cache.INVALIDATE_SCRIPT, 1, cache.GENERATION_KEY, *arguments)
-        except ResponseError:  # it was lost, and what is kept must go
+        except ResponseError:  # the generation was lost, so cached pages must be dropped
             self.writer.begin_generation()
 
 
 @dataclass
 class Writer:
-    """Writes to a view as the replicator would."""
+    """Writes to a view as the replicator does."""
 
     view: servers.PostgresServer
     page_cache: servers.RedisServer
@@ -90,19 +90,19 @@ class Writer:
         return cast("Any", redis.Redis).from_url(self.page_cache.url, socket_timeout=1)
 
     def begin_generation(self) -> int:
-        """Void everything kept."""
+        """Invalidate all cached pages with a new generation."""
         self.generation = int(
             self.redis.eval(cache.BEGIN_SCRIPT, 1, cache.GENERATION_KEY, self.generation, cache.CHANNEL)
         )
         return self.generation
 
     def say(self, token: str, *, age_s: float = 0) -> None:
-        """Announce a position from now on."""
+        """Announce this position from now on."""
         self.word = cache.encode_applied(token, int((time.time() - age_s) * 1_000_000))
 
     @contextlib.contextmanager
     def speaking(self) -> Generator[None]:
-        """Repeat the announced position as the replicator does, whatever happens to Redis."""
+        """Repeat the announced position as the replicator does, also while Redis fails."""
         stop = threading.Event()
 
         def speak() -> None:
@@ -157,7 +157,7 @@ def writer(view_server: servers.PostgresServer, page_cache: servers.RedisServer)
 
 @dataclass
 class KnownProof:
-    """A leader that proves what the test says."""
+    """A leader that proves the position that the test sets."""
 
     proved: Position | None = None
 
@@ -166,11 +166,11 @@ class KnownProof:
 
 
 class WatchedFreshness(Freshness):
-    """The real freshness; a test sees whom it keeps waiting, and may let them wait for as long as the test takes.
+    """The real freshness. It counts waiting reads, and a test can extend their timeout.
 
     Attributes:
-        waiting: How many reads wait for a position of the view.
-        session_wait_s: How long they may wait.
+        waiting: Number of reads that wait for a position of the view.
+        session_wait_s: Timeout of such a wait.
     """
 
     waiting = 0
@@ -185,10 +185,10 @@ class WatchedFreshness(Freshness):
 
 
 class CountingReader(ViewReader):
-    """The real reader, counting queries, and able to hold an answer between its read and its return.
+    """The real reader. It counts queries, and can delay an answer after the query has read its rows.
 
     Attributes:
-        polls: How often the checkpoint was read.
+        polls: Number of reads of the checkpoint.
     """
 
     queries = 0
@@ -220,7 +220,7 @@ class CountingReader(ViewReader):
 
 @dataclass
 class Api:
-    """The read API in this process on a real view and Redis."""
+    """The read API in this process, on a real view and a real Redis."""
 
     http: httpx.AsyncClient
     reader: CountingReader
@@ -237,7 +237,7 @@ class Api:
         return await self.http.get(path, params={"thread": key, **query}, headers=headers)
 
     async def polled(self, times: int = 2) -> None:
-        """Wait until the view was polled so often again; the last poll but one has been taken note of by then."""
+        """Wait for this many further polls of the view. The process has then evaluated all of them but the last."""
         enough = self.reader.polls + times + 1
         await until(lambda: self.reader.polls >= enough)
 
@@ -250,9 +250,9 @@ async def api(writer: Writer) -> AsyncGenerator[Api]:
 
 @contextlib.asynccontextmanager
 async def running_api(writer: Writer, silence_s: float = 300, *, page_bytes_max: int = 2**20) -> AsyncGenerator[Api]:
-    """Run the read API in this loop, and beside it somebody who speaks as the replicator does.
+    """Run the read API in this loop, and a stand-in that publishes as the replicator does.
 
-    A machine that is busy may silence the one or the other for a while; only who tests just that wants a short silence.
+    On a busy machine either may be delayed. Only a test of the silence detection should set a short silence.
     """
     with writer.speaking():
         async with api_alone(writer, silence_s, page_bytes_max=page_bytes_max) as api:

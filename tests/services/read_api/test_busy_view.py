@@ -1,4 +1,4 @@
-"""Reads beside more questions of clients than the view answers in time."""
+"""Tests the read API while clients send more queries than the view answers in time."""
 
 import asyncio
 import uuid
@@ -20,7 +20,7 @@ _BLOCKED = (
 )
 
 
-async def test_questions_of_clients_leave_the_checkpoint_a_connection(writer: Writer) -> None:
+async def test_queries_of_clients_leave_a_connection_for_the_checkpoint(writer: Writer) -> None:
     moment = datetime(2026, 1, 1, tzinfo=UTC)
     arguments = (writer.site, "a", "newest", None, moment, uuid.UUID(int=0), 1, 1, 1, 1, 1)
     async with ViewReader(writer.view.url(), size=SIZE) as view:
@@ -42,7 +42,7 @@ async def test_questions_of_clients_leave_the_checkpoint_a_connection(writer: Wr
     assert sum(isinstance(outcome, ViewBusy) for outcome in outcomes) >= SIZE
 
 
-async def test_pages_are_built_a_few_at_a_time_and_kept_ones_are_served_beside_them(api: Api, writer: Writer) -> None:
+async def test_few_pages_are_built_at_a_time_while_cached_pages_are_served(api: Api, writer: Writer) -> None:
     writer.thread().add()
     await until(lambda: api.memory.heard)
     kept = await api.page()
@@ -57,4 +57,4 @@ async def test_pages_are_built_a_few_at_a_time_and_kept_ones_are_served_beside_t
     assert len(refused) == len(reading) - BUILT_AT_A_TIME_MAX
     for answer in refused:
         assert (answer.status_code, problem(answer), answer.headers["retry-after"]) == (503, "overloaded", "1")
-        assert DEGRADED_HEADER.decode() not in answer.headers  # the view answers; clients ask too much
+        assert DEGRADED_HEADER.decode() not in answer.headers  # the view works; the clients send too many queries

@@ -1,4 +1,4 @@
-"""Positions and ages that answers claim, while Redis, the replicator or the view does not do its part."""
+"""Tests the positions and ages in answers while Redis, the replicator or the view fails."""
 
 import asyncio
 import time
@@ -22,13 +22,13 @@ def claimed(answer: httpx.Response) -> Position:
 
 
 def assert_true(answer: httpx.Response) -> None:
-    """Whoever claims the second position has the second comment."""
+    """Assert that an answer with the second position has the second comment."""
     assert answer.status_code == 200, answer.text
     assert claimed(answer) < SECOND or len(answer.json()["comments"]) == 2, answer.headers
 
 
 async def keep_a_page(api: Api, writer: Writer, age_s: float = 0) -> Thread:
-    """A page with one comment at the first position, which was fresh so long ago, is in memory and in Redis."""
+    """Put a page with one comment at the first position into memory and Redis. Its data is `age_s` seconds old."""
     thread = writer.thread()
     thread.add()
     writer.say(writer.checkpoint(FIRST.epoch, FIRST.lsn, age_s=age_s), age_s=age_s)
@@ -39,21 +39,21 @@ async def keep_a_page(api: Api, writer: Writer, age_s: float = 0) -> Thread:
     return thread
 
 
-async def go_on_untold(api: Api, writer: Writer, thread: Thread) -> None:
-    """The view goes on to the second position, and its poll notices, while nobody invalidates the page."""
+async def advance_without_invalidation(api: Api, writer: Writer, thread: Thread) -> None:
+    """Move the view to the second position without an invalidation, and wait until the poll has seen it."""
     await asyncio.to_thread(thread.add, announce=False)
     await asyncio.to_thread(writer.checkpoint, SECOND.epoch, SECOND.lsn)
     await until(lambda: api.freshness.applied == SECOND)
-    await api.polled()  # the poll has noticed more than once
+    await api.polled()  # the poll has seen the position more than once
 
 
 @pytest.mark.parametrize("fault", ["killed", "paused", "silent"])
-async def test_no_answer_claims_what_was_not_heard(writer: Writer, fault: str) -> None:
+async def test_no_answer_claims_a_position_that_was_not_announced(writer: Writer, fault: str) -> None:
     async with running_api(writer, silence_s=cache.SILENCE_S_MAX) as api:
-        await show_what_was_heard(api, writer, fault)
+        await assert_only_announced_positions(api, writer, fault)
 
 
-async def show_what_was_heard(api: Api, writer: Writer, fault: str) -> None:
+async def assert_only_announced_positions(api: Api, writer: Writer, fault: str) -> None:
     thread = await keep_a_page(api, writer)
     if fault == "killed":
         await asyncio.to_thread(writer.page_cache.kill)
@@ -61,7 +61,7 @@ async def show_what_was_heard(api: Api, writer: Writer, fault: str) -> None:
         writer.page_cache.pause()
     writer.silent = True
     try:
-        await go_on_untold(api, writer, thread)
+        await advance_without_invalidation(api, writer, thread)
         while api.memory.heard:
             assert_true(await api.page())
             assert_true(await api.page(limit=7))
@@ -83,17 +83,17 @@ async def show_what_was_heard(api: Api, writer: Writer, fault: str) -> None:
     assert len((await api.page()).json()["comments"]) == 2
 
 
-async def test_a_page_out_of_redis_claims_what_was_heard(api: Api, writer: Writer) -> None:
+async def test_a_page_from_redis_claims_the_announced_position(api: Api, writer: Writer) -> None:
     thread = await keep_a_page(api, writer)
     writer.silent = True
     api.memory.clear()
-    await go_on_untold(api, writer, thread)
+    await advance_without_invalidation(api, writer, thread)
     assert_true(await api.page())
 
 
-async def test_a_bounded_read_goes_past_a_kept_page_that_is_too_old(api: Api, writer: Writer) -> None:
+async def test_a_bounded_read_skips_a_cached_page_that_is_too_old(api: Api, writer: Writer) -> None:
     thread = await keep_a_page(api, writer, age_s=3600)
-    await go_on_untold(api, writer, thread)
+    await advance_without_invalidation(api, writer, thread)
     assert len((await api.page()).json()["comments"]) == 1
     refused = await api.page(headers={"palaver-consistency": "bounded=0"})
     assert problem(refused) == "too-stale"
@@ -103,7 +103,7 @@ async def test_a_bounded_read_goes_past_a_kept_page_that_is_too_old(api: Api, wr
 
 async def test_many_bounded_readers_of_a_page_that_is_too_old_cause_one_query(api: Api, writer: Writer) -> None:
     thread = await keep_a_page(api, writer, age_s=3600)
-    await go_on_untold(api, writer, thread)
+    await advance_without_invalidation(api, writer, thread)
     before = api.reader.queries
     api.reader.hold = asyncio.Event()
     headers = {"palaver-consistency": "bounded=1800"}
@@ -115,7 +115,7 @@ async def test_many_bounded_readers_of_a_page_that_is_too_old_cause_one_query(ap
     assert api.reader.queries == before + 1
 
 
-async def test_a_session_read_takes_a_kept_page_of_which_enough_was_heard(api: Api, writer: Writer) -> None:
+async def test_a_session_read_uses_a_cached_page_after_its_position_was_announced(api: Api, writer: Writer) -> None:
     await keep_a_page(api, writer)
     token = encode_token(CELL, SECOND)
     writer.say(token)
@@ -126,7 +126,9 @@ async def test_a_session_read_takes_a_kept_page_of_which_enough_was_heard(api: A
 
 
 @pytest.mark.parametrize("what", ["page", "comment", "counts", "no site", "no comment"])
-async def test_an_answer_claims_nothing_that_came_after_its_read(api: Api, writer: Writer, what: str) -> None:
+async def test_an_answer_does_not_claim_a_position_that_was_applied_after_its_query(
+    api: Api, writer: Writer, what: str
+) -> None:
     thread = writer.thread()
     comment = thread.add()
     writer.say(writer.checkpoint(FIRST.epoch, FIRST.lsn))
@@ -149,7 +151,7 @@ async def test_an_answer_claims_nothing_that_came_after_its_read(api: Api, write
     assert claimed(await reading) == FIRST
 
 
-async def test_a_view_that_was_replaced_is_believed(api: Api, writer: Writer) -> None:
+async def test_the_position_of_a_replaced_view_is_used_even_if_it_is_older(api: Api, writer: Writer) -> None:
     await keep_a_page(api, writer)
     writer.view.sql("DELETE FROM checkpoint")
     await until(lambda: api.freshness.applied < FIRST)
@@ -157,17 +159,17 @@ async def test_a_view_that_was_replaced_is_believed(api: Api, writer: Writer) ->
     answer = await api.page(headers={"palaver-position": encode_token(CELL, FIRST)})
     assert answer.headers["palaver-consistency"].startswith("eventual; asked=session; ")
     assert claimed(answer) < FIRST
-    # The replicator repeats what it has said; that is no news.
+    # The replicator repeats an earlier announcement, which is no evidence about the new view.
     assert api.freshness.heard is None
     writer.say(writer.checkpoint(FIRST.epoch, FIRST.lsn + 1))
     await until(lambda: api.memory.heard)
 
 
-def test_news_that_is_repeated_gets_no_younger(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_repeated_announcement_does_not_reset_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
     now_s = 1000.0
     monkeypatch.setattr(time, "monotonic", lambda: now_s)
     freshness = Freshness(CELL)
-    # The leader's clock is a day ahead: all that can be said is how long ago this was heard.
+    # The leader's clock is a day ahead, so the age is the time since the announcement arrived.
     word = cache.Applied(position=encode_token(CELL, FIRST), fresh_at_us=int((time.time() + 86_400) * 1_000_000))
     freshness.hear(word)
     assert freshness.staleness_ms == 0

@@ -1,4 +1,4 @@
-"""The memory of ready pages: what may be kept while a thread moves on."""
+"""Tests which pages the memory cache stores while a thread changes."""
 
 import uuid
 
@@ -23,7 +23,7 @@ def memory() -> PageMemory:
     return memory
 
 
-def test_a_page_that_was_read_before_its_thread_moved_on_is_not_kept(memory: PageMemory) -> None:
+def test_a_page_that_was_read_before_an_invalidation_is_not_cached(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
     memory.invalidate(THREAD, 2)
     memory.keep(REQUEST, build, page(1), NOTHING)
@@ -31,7 +31,7 @@ def test_a_page_that_was_read_before_its_thread_moved_on_is_not_kept(memory: Pag
     assert memory.get(REQUEST) is None
 
 
-def test_a_page_that_is_as_new_as_the_news_is_kept(memory: PageMemory) -> None:
+def test_a_page_with_the_invalidated_version_is_cached(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
     memory.invalidate(THREAD, 2)
     memory.keep(REQUEST, build, page(2), NOTHING)
@@ -39,7 +39,7 @@ def test_a_page_that_is_as_new_as_the_news_is_kept(memory: PageMemory) -> None:
     assert memory.get(REQUEST) is not None
 
 
-def test_a_build_that_overtakes_another_leaves_it_to_hear_the_news(memory: PageMemory) -> None:
+def test_the_end_of_one_build_does_not_hide_invalidations_from_another(memory: PageMemory) -> None:
     slow, fast = memory.begin(THREAD), memory.begin(THREAD)
     memory.end(fast)
     memory.invalidate(THREAD, 2)
@@ -48,7 +48,7 @@ def test_a_build_that_overtakes_another_leaves_it_to_hear_the_news(memory: PageM
     assert memory.get(REQUEST) is None
 
 
-def test_what_is_under_way_when_the_channel_is_lost_is_not_kept(memory: PageMemory) -> None:
+def test_a_page_whose_build_spans_a_loss_of_the_channel_is_not_cached(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
     memory.channel_lost()
     memory.hear()
@@ -57,14 +57,14 @@ def test_what_is_under_way_when_the_channel_is_lost_is_not_kept(memory: PageMemo
     assert memory.get(REQUEST) is None
 
 
-def test_a_page_lives_for_a_bounded_time_whatever_is_heard() -> None:
+def test_a_cached_page_has_a_bounded_life() -> None:
     now_s = 0.0
     memory = PageMemory(bytes_max=10**6, life_s=60, now=lambda: now_s)
     memory.hear()
     build = memory.begin(THREAD)
     memory.keep(REQUEST, build, page(1), NOTHING)
     memory.end(build)
-    for now_s in (30.0, 59.0):  # noqa: B007 - the memory reads it
+    for now_s in (30.0, 59.0):  # noqa: B007 - the cache reads it
         assert memory.get(REQUEST) is not None
     now_s = 60.0
     assert memory.get(REQUEST) is None
@@ -84,7 +84,7 @@ LONG = "x" * 30_000
     ],
     ids=["path", "query", "thread", "link"],
 )
-def test_every_text_of_a_client_that_a_page_keeps_counts(request_: Request, thread: Thread, link: bytes) -> None:
+def test_the_memory_bound_counts_every_client_text_of_a_page(request_: Request, thread: Thread, link: bytes) -> None:
     memory = PageMemory(bytes_max=10**6, life_s=60)
     memory.hear()
     requests = [(request_[0], request_[1] + b"%d" % number) for number in range(100)]

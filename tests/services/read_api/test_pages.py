@@ -1,4 +1,4 @@
-"""Thread pages on a real view and Redis: the tree, its cursors, and what is kept for how long."""
+"""Tests thread pages on a real view and Redis: the tree, its cursors, gzip, and the caches."""
 
 import asyncio
 import dataclasses
@@ -30,7 +30,7 @@ Comment = dict[str, Any]
 
 
 async def walk(api: Api, key: str, sort: str, limit: int, depth: int) -> tuple[list[Comment], int]:
-    """Follow every cursor; return the comments in the order they were met, and the size of the largest page."""
+    """Follow every cursor; return the comments in the order of their arrival, and the size of the largest page."""
     met: list[Comment] = []
     largest = 0
     pending: list[str | None] = [None]
@@ -55,7 +55,7 @@ async def walk(api: Api, key: str, sort: str, limit: int, depth: int) -> tuple[l
 
 
 def grow(writer: Writer, parents: list[int | None], bodies: list[str] | None = None) -> Thread:
-    """Make a thread whose comment i replies to comment parents[i]; one with an empty body is a tombstone."""
+    """Create a thread whose comment i replies to comment parents[i]. A comment with an empty body is a tombstone."""
     thread = writer.thread(str(uuid.uuid4()))
     ids: list[uuid.UUID] = [uuid.uuid4() for _ in parents]
     bodies = bodies or ["b"] * len(parents)
@@ -108,7 +108,7 @@ PLANTS = st.lists(st.tuples(st.integers(0, 25), BODIES), max_size=25)
         {"replies_max": st.integers(1, 4), "comments_max": st.integers(7, 25), "bytes_max": st.integers(1, 6_000)}
     ),
 )
-def test_whatever_bounds_a_page_every_list_is_read_whole_and_in_its_order(
+def test_every_list_is_read_completely_and_in_order_whatever_bounds_its_pages(
     writer: Writer, plants: list[tuple[int, str]], asked: dict[str, Any], bounds: dict[str, int]
 ) -> None:
     parents = [draw - 1 if 0 < draw <= number else None for number, (draw, _) in enumerate(plants)]
@@ -127,7 +127,7 @@ def test_whatever_bounds_a_page_every_list_is_read_whole_and_in_its_order(
 
 
 async def _read_whole(writer: Writer, query: PageQuery, bounds: dict[str, int]) -> dict[str | None, list[str]]:
-    """Follow every cursor; return the comments of each list, by their parent, in the order they were met."""
+    """Follow every cursor; return the comments of each list by its parent, in the order of their arrival."""
     met: dict[str | None, list[str]] = {}
     pending: list[str | None] = [None]
     async with ViewReader(writer.view.url(user="palaver_reader"), size=1) as view:
@@ -156,7 +156,9 @@ async def _read_whole(writer: Writer, query: PageQuery, bounds: dict[str, int]) 
     return met
 
 
-async def test_a_thread_of_ten_thousand_opens_in_one_bounded_page_and_is_read_whole(api: Api, writer: Writer) -> None:
+async def test_a_thread_of_ten_thousand_comments_opens_in_one_bounded_page_and_is_read_completely(
+    api: Api, writer: Writer
+) -> None:
     chance = random.Random(7)  # noqa: S311 - a tree, not a secret
     parents: list[int | None] = [None if i < 100 else chance.randrange(max(0, i - 400), i) for i in range(10_000)]
     key = grow(writer, parents).key
@@ -167,7 +169,7 @@ async def test_a_thread_of_ten_thousand_opens_in_one_bounded_page_and_is_read_wh
     assert largest <= 250
 
 
-async def test_sorts_order_the_first_level_and_replies_stay_in_writing_order(api: Api, writer: Writer) -> None:
+async def test_sorts_order_the_first_level_and_replies_stay_in_order_of_creation(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     roots = [str(thread.add()) for _ in range(3)]
     replies = [str(thread.add(uuid.UUID(roots[0]))) for _ in range(3)]
@@ -178,7 +180,7 @@ async def test_sorts_order_the_first_level_and_replies_stay_in_writing_order(api
     assert [comment["id"] for comment in newest[2]["replies"]["items"]] == replies
 
 
-async def test_a_page_is_gzipped_for_who_accepts_it_and_has_a_tag_of_its_own(api: Api, writer: Writer) -> None:
+async def test_a_page_is_gzipped_if_the_client_accepts_it_and_has_a_separate_tag(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     for _ in range(20):
         thread.add(body="a comment of usual length")
@@ -197,7 +199,7 @@ async def test_a_page_is_gzipped_for_who_accepts_it_and_has_a_tag_of_its_own(api
     assert api.reader.queries == 1
 
 
-async def test_a_page_stays_plain_for_who_refuses_gzip_and_when_it_is_small(api: Api, writer: Writer) -> None:
+async def test_a_page_is_not_gzipped_if_the_client_refuses_it_or_the_page_is_small(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     small = await api.page(headers={"accept-encoding": "gzip"})
     assert "content-encoding" not in small.headers
@@ -237,7 +239,7 @@ async def test_the_memory_counts_gzipped_pages(api: Api, writer: Writer) -> None
     assert api.memory.bytes == 0
 
 
-async def test_a_page_has_the_shape_the_document_promises(api: Api, writer: Writer) -> None:
+async def test_a_page_has_the_documented_fields(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     root = thread.add(body="**b**")
     thread.add(root)
@@ -267,7 +269,7 @@ async def test_a_tombstone_shows_nothing_of_its_author(api: Api, writer: Writer)
     assert len(comment["replies"]["items"]) == 1
 
 
-async def test_an_unknown_thread_is_empty_and_an_unknown_site_is_not_there(api: Api) -> None:
+async def test_an_unknown_thread_is_an_empty_page_and_an_unknown_site_a_404(api: Api) -> None:
     page = (await api.page("nothing-yet")).json()
     assert page == {
         "thread": {"key": "nothing-yet", "id": None, "title": None, "state": "open", "count": 0},
@@ -279,7 +281,7 @@ async def test_an_unknown_thread_is_empty_and_an_unknown_site_is_not_there(api: 
         assert (answer.status_code, problem(answer)) == (404, "unknown-site")
 
 
-async def test_a_kept_page_is_served_without_a_query_until_its_thread_moves_on(api: Api, writer: Writer) -> None:
+async def test_a_cached_page_is_served_without_a_query_until_its_thread_changes(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     thread.add()
     first = await api.page()
@@ -294,14 +296,14 @@ async def test_a_kept_page_is_served_without_a_query_until_its_thread_moves_on(a
     assert (changed.status_code, len(changed.json()["comments"])) == (200, 2)
 
 
-async def test_a_page_read_before_a_change_is_never_kept_after_it(api: Api, writer: Writer) -> None:
+async def test_a_page_that_was_read_before_a_change_is_not_cached_after_it(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     thread.add()
     api.reader.hold = asyncio.Event()
     reading = asyncio.ensure_future(api.page())
     await until(lambda: api.reader.held == 1)
     thread.add()
-    # The channel keeps its order: with this word the invalidation before it was heard.
+    # The channel preserves the order: this announcement arrives after the invalidation before it.
     writer.say(writer.checkpoint(1, 0x300))
     await until(lambda: api.freshness.heard is not None and api.freshness.heard.position == Position(1, 0x300))
     api.reader.hold.set()
@@ -325,7 +327,7 @@ async def test_a_late_store_in_redis_loses_against_a_newer_version(api: Api, wri
     assert api.memory.heard
 
 
-async def test_a_flush_voids_every_kept_page(api: Api, writer: Writer) -> None:
+async def test_a_flush_invalidates_every_cached_page(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     thread.add()
     await api.page()
@@ -336,7 +338,7 @@ async def test_a_flush_voids_every_kept_page(api: Api, writer: Writer) -> None:
     assert len((await api.page()).json()["comments"]) == 2
 
 
-async def test_a_reader_that_cannot_learn_the_generation_shares_no_pages(api: Api, writer: Writer) -> None:
+async def test_a_reader_without_the_generation_shares_no_pages(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     thread.add()
     writer.redis.delete(cache.GENERATION_KEY)
@@ -356,7 +358,9 @@ async def test_many_readers_of_one_cold_page_cause_one_query(api: Api, writer: W
     assert api.reader.queries == 1
 
 
-async def test_redis_may_die_freeze_and_return(api: Api, writer: Writer) -> None:
+async def test_pages_are_served_while_redis_is_killed_or_suspended_and_after_it_returns(
+    api: Api, writer: Writer
+) -> None:
     thread = writer.thread()
     thread.add()
     await api.page()
@@ -379,7 +383,7 @@ async def test_redis_may_die_freeze_and_return(api: Api, writer: Writer) -> None
     assert len((await api.page()).json()["comments"]) == 3
 
 
-async def test_the_view_may_restart(api: Api, writer: Writer) -> None:
+async def test_pages_are_served_again_after_the_view_restarts(api: Api, writer: Writer) -> None:
     writer.thread().add()
     kept = await api.page()
     await asyncio.to_thread(writer.view.stop)
@@ -389,7 +393,7 @@ async def test_the_view_may_restart(api: Api, writer: Writer) -> None:
     assert answer.headers[DEGRADED_HEADER] == "view"
     stale = await api.page(headers={"palaver-consistency": "bounded=0"})
     assert (stale.status_code, problem(stale)) == (503, "too-stale")
-    assert DEGRADED_HEADER not in stale.headers  # a client asked for it
+    assert DEGRADED_HEADER not in stale.headers  # the client asked for this 503
     await asyncio.to_thread(writer.view.start)
     assert (await api.page(limit=3)).status_code == 200
 
@@ -421,7 +425,7 @@ async def test_a_bad_query_is_refused_by_name(api: Api, query: str, slug: str) -
     assert (answer.status_code, problem(answer)) == (422, slug)
 
 
-async def test_a_cursor_is_only_good_for_its_own_list(api: Api, writer: Writer) -> None:
+async def test_a_cursor_is_valid_only_for_its_own_list(api: Api, writer: Writer) -> None:
     thread, other = writer.thread(), writer.thread("other")
     for one in (thread, other):
         for _ in range(3):
@@ -451,14 +455,14 @@ async def test_the_link_header_leads_to_the_next_page(api: Api, writer: Writer) 
 
 
 @pytest.mark.parametrize("sort", ["newest", "oldest"])
-async def test_a_page_has_a_bound_in_bytes_and_no_comment_is_lost_by_it(writer: Writer, sort: str) -> None:
+async def test_a_page_is_bounded_in_bytes_and_its_cursors_reach_every_comment(writer: Writer, sort: str) -> None:
     bytes_max = 16_384
     thread = writer.thread(str(uuid.uuid4()))
-    draw = random.Random(7)  # noqa: S311 - a draw that is the same each time
+    draw = random.Random(7)  # noqa: S311 - a reproducible choice
     ids: list[uuid.UUID] = []
     for number in range(40):
         parent = draw.choice([None, None, *ids[-8:]])
-        # Some are larger than a page; quotation marks and controls take more bytes in JSON than in the view.
+        # Some bodies are larger than a page. Quotation marks and controls take more bytes in JSON than in the view.
         body = draw.choice(["x", 'x"\x01' * 400, "[" * 3_000, "x" * 10_000, "&" * 900])
         ids.append(thread.add(parent, f"{number} {body}", announce=False))
     met: list[str] = []

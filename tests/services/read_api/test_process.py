@@ -1,4 +1,4 @@
-"""The read API as its own process: it starts before everything it needs, and stops in time."""
+"""Tests the process of the read API: it starts before its dependencies, and stops in time."""
 
 import time
 from collections.abc import Callable
@@ -14,7 +14,7 @@ from tests.services.read_api.conftest import Writer
 pytestmark = pytest.mark.integration
 
 
-def test_it_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer, tmp_path: Path) -> None:
+def test_the_read_api_waits_for_the_schema_and_then_serves(page_cache: servers.RedisServer, tmp_path: Path) -> None:
     with servers.postgres() as fresh:
         fresh.sql("CREATE ROLE palaver_reader LOGIN PASSWORD 'throwaway'")
         environment = {

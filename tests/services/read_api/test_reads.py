@@ -1,4 +1,4 @@
-"""Consistency levels, single comments, counts, documents and preflights on a real view."""
+"""Tests consistency levels, single comments, counts, documents, preflights and previews on a real view."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ pytestmark = pytest.mark.integration
 LONG_S = 3600.0
 
 
-async def test_an_eventual_read_says_how_old_it_is(api: Api, writer: Writer) -> None:
+async def test_an_eventual_read_reports_its_age(api: Api, writer: Writer) -> None:
     writer.thread().add()
     token = writer.checkpoint(2, 0x500, age_s=3)
     await until(lambda: api.freshness.applied == Position(2, 0x500))
@@ -35,7 +35,7 @@ async def test_an_eventual_read_says_how_old_it_is(api: Api, writer: Writer) -> 
     assert 3000 <= int(staleness.removeprefix("staleness-ms=")) < 60_000
 
 
-async def test_a_session_read_waits_for_its_position_and_goes_past_older_pages(api: Api, writer: Writer) -> None:
+async def test_a_session_read_waits_for_its_position_and_skips_older_cached_pages(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     thread.add()
     writer.checkpoint(1, 0x100)
@@ -63,7 +63,7 @@ async def test_an_announced_position_releases_a_session_read_at_once(api: Api, w
     assert answer.headers["palaver-consistency"].startswith("session; ")
 
 
-async def test_a_session_read_that_waits_in_vain_says_so(api: Api, writer: Writer) -> None:
+async def test_a_session_read_whose_position_does_not_arrive_is_labelled_eventual(api: Api, writer: Writer) -> None:
     writer.thread().add()
     writer.checkpoint(1, 0x100)
     headers = {"palaver-position": encode_token(CELL, Position(3, 1)), "palaver-consistency": "session"}
@@ -85,14 +85,14 @@ async def test_a_bounded_read_of_an_old_view_is_refused(api: Api, writer: Writer
 STRONG = {"palaver-consistency": "strong"}
 
 
-async def test_a_strong_read_without_a_proof_is_labelled_as_what_it_is(api: Api, writer: Writer) -> None:
+async def test_a_strong_read_without_a_proof_is_labelled_eventual(api: Api, writer: Writer) -> None:
     writer.thread().add()
     answer = await api.page(headers=STRONG)
     assert answer.status_code == 200
     assert answer.headers["palaver-consistency"].startswith("eventual; asked=strong; ")
 
 
-async def test_a_strong_read_waits_for_what_the_leader_proved_and_goes_past_older_pages(
+async def test_a_strong_read_waits_for_the_proved_position_and_skips_older_cached_pages(
     api: Api, writer: Writer
 ) -> None:
     thread = writer.thread()
@@ -117,7 +117,7 @@ async def test_a_strong_read_waits_for_what_the_leader_proved_and_goes_past_olde
     assert counts.headers["palaver-consistency"].startswith("strong; asked=strong; ")
 
 
-async def test_a_strong_read_of_a_view_that_stays_behind_says_so(api: Api, writer: Writer) -> None:
+async def test_a_strong_read_of_a_view_that_stays_behind_is_labelled_eventual(api: Api, writer: Writer) -> None:
     writer.thread().add()
     writer.checkpoint(1, 0x100)
     api.prover.proved = Position(2, 1)
@@ -141,7 +141,7 @@ async def test_a_bad_consistency_header_is_refused(api: Api, headers: dict[str, 
     assert (answer.status_code, problem(answer)) == (422, slug)
 
 
-async def test_a_comment_is_read_alone_with_a_cursor_to_its_replies(api: Api, writer: Writer) -> None:
+async def test_a_single_comment_has_a_cursor_to_its_replies(api: Api, writer: Writer) -> None:
     thread = writer.thread()
     root = thread.add(body="*hi*")
     reply = thread.add(root)
@@ -160,7 +160,7 @@ async def test_a_comment_is_read_alone_with_a_cursor_to_its_replies(api: Api, wr
     assert problem(elsewhere) == "unknown-site"
 
 
-async def test_that_nothing_is_there_says_how_old_the_view_is_that_says_so(api: Api, writer: Writer) -> None:
+async def test_a_404_reports_the_consistency_level_and_the_age_of_the_view(api: Api, writer: Writer) -> None:
     ahead = {"palaver-position": encode_token(CELL, Position(3, 1)), "palaver-consistency": "session"}
     nowhere = f"/v1/sites/{uuid.uuid4()}"
     asked: tuple[tuple[str, dict[str, str]], ...] = (
@@ -176,7 +176,7 @@ async def test_that_nothing_is_there_says_how_old_the_view_is_that_says_so(api: 
             assert "palaver-position" in answer.headers
 
 
-async def test_counts_name_threads_as_they_were_asked_for(api: Api, writer: Writer) -> None:
+async def test_counts_use_the_thread_keys_of_the_request(api: Api, writer: Writer) -> None:
     thread = writer.thread("https://example.com/a")
     thread.add()
     thread.add()
@@ -191,7 +191,7 @@ async def test_counts_name_threads_as_they_were_asked_for(api: Api, writer: Writ
     assert (unknown.status_code, problem(unknown)) == (404, "unknown-site")
 
 
-async def test_counts_have_an_etag_until_one_of_them_moves(api: Api, writer: Writer) -> None:
+async def test_the_etag_of_counts_changes_with_a_count(api: Api, writer: Writer) -> None:
     thread = writer.thread("a")
     thread.add()
     path = f"/v1/sites/{writer.site}/counts"
@@ -206,7 +206,7 @@ async def test_counts_have_an_etag_until_one_of_them_moves(api: Api, writer: Wri
 
 
 @pytest.mark.parametrize("template", sorted({operation.template for operation in OPERATIONS}))
-async def test_options_names_the_methods_that_the_address_takes(api: Api, template: str) -> None:
+async def test_options_lists_the_methods_of_the_address(api: Api, template: str) -> None:
     path = template.replace("{site}", str(api.writer.site)).replace("{comment}", str(uuid.uuid4()))
     answer = await api.http.options(path)
     assert (answer.status_code, answer.content) == (204, b"")
@@ -216,7 +216,7 @@ async def test_options_names_the_methods_that_the_address_takes(api: Api, templa
     assert (refused.status_code, refused.headers["allow"]) == (405, answer.headers["allow"])
 
 
-async def test_a_page_of_any_origin_may_read_the_problem_when_the_origins_are_not_known(
+async def test_any_origin_may_read_a_problem_while_the_origins_of_the_site_are_unknown(
     api: Api, writer: Writer
 ) -> None:
     anybody = {"origin": "https://anybody.example"}
@@ -235,7 +235,7 @@ async def test_a_page_of_any_origin_may_read_the_problem_when_the_origins_are_no
     await until(lambda: api.freshness.reachable)
     known = await api.page(limit="none", headers=anybody)
     assert known.status_code == 422
-    assert "access-control-allow-origin" not in known.headers, "a site that is known says itself who may"
+    assert "access-control-allow-origin" not in known.headers, "the origins of a known site decide"
 
 
 async def test_a_preflight_is_answered_from_the_origins_of_the_site(api: Api, writer: Writer) -> None:
@@ -270,7 +270,7 @@ async def test_the_document_and_its_page_load_nothing_from_elsewhere(api: Api) -
         ("GET", "/v1/nowhere", 404, "not-found"),
         ("GET", "/metrics", 404, "not-found"),
         ("POST", "/docs", 405, "method-not-allowed"),
-        ("GET", "/v1/sites", 405, "method-not-allowed"),
+        ("GET", f"/v1/sites/{uuid.uuid4()}/preview", 405, "method-not-allowed"),
         ("OPTIONS", "/v1/nowhere", 404, "not-found"),
         ("BREW", "/v1/sites", 405, "method-not-allowed"),
     ],
@@ -280,13 +280,13 @@ async def test_a_wrong_address_or_method_is_a_problem(api: Api, method: str, pat
     assert (answer.status_code, problem(answer)) == (status, slug)
 
 
-async def test_the_probes_answer(api: Api) -> None:
+async def test_the_health_probes_answer(api: Api) -> None:
     assert (await api.http.get("/healthz")).json() == {"alive": True}
     assert (await api.http.get("/readyz")).json() == {"ready": True}
 
 
 class StubbornPool:
-    """A pool whose statements last for ever and whose connections break when they are given back."""
+    """A pool whose statements never end and whose connections fail when they are released."""
 
     def __init__(self) -> None:
         self.asked = asyncio.Event()
@@ -304,7 +304,7 @@ class StubbornPool:
         raise OSError("the connection broke")
 
 
-async def test_a_connection_that_breaks_does_not_hide_that_the_poll_was_told_to_end() -> None:
+async def test_a_broken_connection_does_not_hide_the_cancellation_of_the_poll() -> None:
     reader = ViewReader("postgresql://nobody@127.0.0.1:1/none", size=1)
     pool = StubbornPool()
     reader._pool = pool  # pyright: ignore[reportAttributeAccessIssue] - the one port of the reader
@@ -316,7 +316,7 @@ async def test_a_connection_that_breaks_does_not_hide_that_the_poll_was_told_to_
 
 
 class SwallowingCache:
-    """A channel whose library takes a cancellation for an end of the stream."""
+    """A channel whose library treats a cancellation as the end of the stream."""
 
     def __init__(self) -> None:
         self.heard = asyncio.Event()
@@ -328,7 +328,7 @@ class SwallowingCache:
             await asyncio.Event().wait()
 
 
-async def test_a_swallowed_cancellation_still_ends_who_follows_the_invalidations() -> None:
+async def test_a_swallowed_cancellation_still_ends_the_follower_of_invalidations() -> None:
     shared = SwallowingCache()
     following = asyncio.ensure_future(
         follow_invalidations(shared, PageMemory(bytes_max=1, life_s=1), Freshness(CellId("main")))  # pyright: ignore[reportArgumentType] - the one port it uses
@@ -339,7 +339,7 @@ async def test_a_swallowed_cancellation_still_ends_who_follows_the_invalidations
     assert following.cancelled()
 
 
-async def test_a_preview_is_rendered_here(api: Api) -> None:
+async def test_the_read_api_renders_a_preview(api: Api) -> None:
     path = f"/v1/sites/{uuid.uuid4()}/preview"
     answer = await api.http.post(path, json={"body": "<script>alert(1)</script> **b**"})
     assert answer.status_code == 200
@@ -350,7 +350,7 @@ async def test_a_preview_is_rendered_here(api: Api) -> None:
     assert (blank.status_code, problem(blank)) == (422, "invalid-request")
 
 
-async def test_a_preview_beyond_those_that_may_wait_is_refused(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_preview_is_refused_when_too_many_are_waiting(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     path = f"/v1/sites/{uuid.uuid4()}/preview"
     rendering, goes_on = 0, asyncio.Event()
 

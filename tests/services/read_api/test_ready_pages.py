@@ -1,4 +1,4 @@
-"""The short cut of the read API: whatever it answers, the application would have answered the same."""
+"""Tests that the shortcut for cached pages answers as the application does."""
 
 import asyncio
 import contextlib
@@ -27,7 +27,7 @@ ANSWERS = Answers(openapi_document())
 
 
 class Counting:
-    """The short cut, with a note of what it answered."""
+    """The shortcut. It records its answers."""
 
     def __init__(self, ready: ReadyPages) -> None:
         self.ready = ready
@@ -40,7 +40,7 @@ class Counting:
 
 
 class Stand:
-    """The same application behind two servers: one with the short cut and one without."""
+    """The same application behind two servers, one with the shortcut and one without."""
 
     def __init__(self, api: Api, counting: Counting, thread: Thread, ports: tuple[int, int]) -> None:
         self.api = api
@@ -50,7 +50,7 @@ class Stand:
         self.path = f"/v1/sites/{api.writer.site}/comments?thread={THREAD}"
 
     async def both(self, request: bytes) -> bytes:
-        """Send a request to both servers; assert that they say the same, and return it."""
+        """Send a request to both servers; assert that the answers are equal, and return the answer."""
         short, long = [await talk(port, request) for port in (self.short, self.long)]
         assert comparable(short) == comparable(long)
         ANSWERS.check(read_answer(request, short))
@@ -62,8 +62,8 @@ class Stand:
 
 
 async def talk(port: int, request: bytes) -> bytes:
-    """Send a request on a connection of its own, which stays open meanwhile; return the answer."""
-    for _ in range(1000):  # a server that was just started may not listen yet
+    """Send a request on a new connection that stays open until the answer is complete; return the answer."""
+    for _ in range(1000):  # a server that has just started may not listen yet
         with contextlib.suppress(ConnectionRefusedError):
             reader, writer = await asyncio.open_connection("127.0.0.1", port)
             break
@@ -87,7 +87,7 @@ async def ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, reques
 
 
 def comparable(answer: bytes) -> tuple[bytes, list[bytes], bytes]:
-    """Status line, sorted headers without what differs between any two answers, and body."""
+    """Return the status line, the sorted headers except those that differ in every answer, and the body."""
     head, _, body = answer.partition(b"\r\n\r\n")
     status, *lines = head.split(b"\r\n")
     varying = (b"date:", b"traceparent:", b"palaver-consistency:", b"palaver-position:")
@@ -111,7 +111,7 @@ async def stand(writer: Writer) -> AsyncGenerator[Stand]:
         for number in range(6):
             thread.add(body=f"Comment {number} is as long as it must be for a page that is worth compressing. " * 3)
         stand = Stand(api, counting, thread, (ports[0], ports[1]))
-        # The first requests find nothing kept, neither the page nor its gzipped form nor the site's origins.
+        # The first requests find no cached page, no gzipped form and no origins of the site.
         await talk(stand.long, stand.get("Accept-Encoding: gzip", f"Origin: {ORIGIN}"))
         assert api.memory.bytes > 0
         yield stand
@@ -138,7 +138,7 @@ PLAIN: list[tuple[str, ...]] = [
 ]
 
 
-async def test_a_session_read_is_answered_at_once_when_its_position_was_heard(stand: Stand) -> None:
+async def test_a_session_read_is_answered_at_once_after_its_position_was_announced(stand: Stand) -> None:
     heard, later = Position(1, 0x100), Position(1, 0x200)
     stand.api.writer.say(stand.api.writer.checkpoint(heard.epoch, heard.lsn))
     await until(lambda: stand.api.freshness.heard is not None and stand.api.freshness.heard.position == heard)
@@ -167,20 +167,20 @@ async def test_a_session_read_is_answered_at_once_when_its_position_was_heard(st
         assert stand.counting.answered == 3, lines
 
 
-async def test_a_plain_read_of_a_kept_page_is_answered_as_the_application_answers_it(stand: Stand) -> None:
+async def test_the_shortcut_answers_a_plain_read_of_a_cached_page_as_the_application_does(stand: Stand) -> None:
     for answered, lines in enumerate(PLAIN, start=1):
         answer = await stand.both(stand.get(*lines))
         assert stand.counting.answered == answered, lines
         assert answer.startswith(b"HTTP/1.1 304" if "If-None-Match: *" in lines else b"HTTP/1.1 200"), lines
 
 
-async def test_a_page_of_the_sites_own_origin_is_marked_for_it(stand: Stand) -> None:
+async def test_the_shortcut_sends_cors_headers_to_an_origin_of_the_site(stand: Stand) -> None:
     answer = await stand.both(stand.get(f"Origin: {ORIGIN}"))
     assert stand.counting.answered == 1
     assert f"access-control-allow-origin: {ORIGIN}".encode() in answer
 
 
-async def test_no_long_header_of_a_client_stays_in_memory(stand: Stand) -> None:
+async def test_no_long_client_header_stays_in_memory(stand: Stand) -> None:
     ready, target = stand.counting.ready, stand.path.encode()
     for name in (
         b"palaver-position", b"accept-encoding", b"if-none-match", b"origin", b"x-request-id", b"traceparent"
@@ -225,7 +225,7 @@ async def test_another_thread_or_another_query_of_the_same_one_is_left_to_the_ap
     assert stand.counting.answered == 0
 
 
-async def test_a_request_in_pieces_and_requests_in_one_piece_are_answered_in_order(
+async def test_split_and_pipelined_requests_are_answered_in_order(
     stand: Stand, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     received, sent, original = 0, 0, ReadyProtocol.data_received
@@ -238,7 +238,7 @@ async def test_a_request_in_pieces_and_requests_in_one_piece_are_answered_in_ord
     monkeypatch.setattr(ReadyProtocol, "data_received", receive)
 
     async def arrived() -> None:
-        """Until the server has read all that was sent: so each piece comes by itself."""
+        """Wait until the server has read all bytes, so that each piece arrives separately."""
         await until(lambda: received == sent)
 
     plain, other = stand.get(), stand.get("Palaver-Consistency: eventual")
@@ -254,7 +254,7 @@ async def test_a_request_in_pieces_and_requests_in_one_piece_are_answered_in_ord
     assert stand.counting.answered >= 1
 
 
-async def test_a_new_comment_ends_the_kept_page_for_the_short_cut_as_well(stand: Stand) -> None:
+async def test_a_new_comment_invalidates_the_cached_page_of_the_shortcut(stand: Stand) -> None:
     reader, writer = await asyncio.open_connection("127.0.0.1", stand.short)
     before = await ask(reader, writer, stand.get())
     assert stand.counting.answered == 1
@@ -267,13 +267,13 @@ async def test_a_new_comment_ends_the_kept_page_for_the_short_cut_as_well(stand:
     writer.close()
 
 
-async def test_a_deaf_memory_answers_nothing_by_the_short_cut(stand: Stand) -> None:
+async def test_the_shortcut_answers_nothing_while_the_channel_is_lost(stand: Stand) -> None:
     stand.api.memory.channel_lost()
     await stand.both(stand.get())
     assert stand.counting.answered == 0
 
 
-async def test_the_short_cut_counts_its_requests(stand: Stand) -> None:
+async def test_the_shortcut_counts_its_requests(stand: Stand) -> None:
     labels = {"method": "GET", "route": "/v1/sites/{site}/comments", "status": "200"}
 
     def counted() -> float:
@@ -301,5 +301,5 @@ async def test_a_server_listens_on_a_unix_socket_beside_its_port(stand: Stand, t
         assert path.stat().st_mode & 0o777 == 0o600
     finally:
         await ended(serving)
-    with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError):  # noqa: PT011 - refused or gone, both will do
+    with socket.socket(socket.AF_UNIX) as probe, pytest.raises(OSError):  # noqa: PT011 - a refused connection and a missing socket are both right
         probe.connect(str(path))

@@ -1,7 +1,7 @@
-"""Whatever happens in whatever order, no answer lacks what it claims, and no session read lacks its write.
+"""Tests by random walks that each answer contains the writes up to its position, and each session read its own write.
 
-The pages, the memory, the freshness and the short cut are real; the view, Redis, its channel, the replicator and the
-clock are models whose every step is a step of the machine.
+The pages, the memory cache, the freshness and the shortcut are the real ones. The view, Redis, its channel, the
+replicator and the clock are models, and a walk chooses the order of their steps.
 """
 
 import asyncio
@@ -45,13 +45,13 @@ SITE: Final = UUID(int=1)
 KEYS: Final = ("a", "b")
 STEPS: Final = 600
 FAILS: Final = 0.05
-"""Questions that the view does not answer."""
+"""Share of queries that fail in the view."""
 
 FRESH_AT_US: Final = 1_700_000_000_000_000
 
 
 class ModelView:
-    """The view as its reader sees it: a query reads now and returns later."""
+    """A model of the view: a query reads its rows at once and returns in a later step."""
 
     def __init__(self) -> None:
         self.lsn = 0
@@ -64,7 +64,7 @@ class ModelView:
         key = cast("str", arguments[1])
         version = self.versions[key]
         await self._later()
-        # The title says what the thread had when it was read.
+        # The title contains the version of the thread at the time of the read.
         return [
             {
                 "thread_id": UUID(int=KEYS.index(key)), "thread_title": str(version), "thread_state": "open",
@@ -92,7 +92,7 @@ class ModelView:
 
 
 class ModelCache:
-    """The pages in Redis: versions as the scripts compare them; each command is done now and answered later."""
+    """A model of the pages in Redis. It compares versions as the scripts do, and answers commands in a later step."""
 
     def __init__(self) -> None:
         self.generation: int | None = 1
@@ -129,17 +129,17 @@ class ModelCache:
 
 @dataclass
 class KnownLeader:
-    """Proves what was committed last."""
+    """Proves the newest committed position."""
 
     position: Any
 
 
 @dataclass(eq=False)
 class Read:
-    """One read under way.
+    """A read that has begun.
 
     Attributes:
-        at_least: Writes up to here must be in it when it is answered as it asked.
+        at_least: LSN up to which the answer must contain all writes if it has the requested consistency level.
     """
 
     key: str
@@ -152,8 +152,8 @@ class Read:
         self.messages.append(message)
 
 
-class PendingRead:
-    """One process that reads, and everything around it."""
+class ProcessModel:
+    """One read API process, with models of its surroundings."""
 
     def __init__(self, chance: random.Random) -> None:
         self.chance = chance
@@ -163,7 +163,7 @@ class PendingRead:
         self.memory = PageMemory(bytes_max=10**6, life_s=10**6, now=self.loop.time)
         self.freshness = Freshness(CELL)
         self.log: list[str] = []
-        """Which thread each write was to: the write at index i has the LSN i + 1."""
+        """The thread of each write. The write at index i has the LSN i + 1."""
         self.unnoted: list[tuple[str, int]] = []
         self.noted: list[tuple[str, int]] = []
         self.noted_lsn = 0
@@ -196,16 +196,16 @@ class PendingRead:
         )
 
     async def position(self) -> Position | None:
-        """The leader's proof: everything that is committed."""
+        """Return the leader's proof: the newest committed position."""
         return Position(1, len(self.log))
 
-    # What the ledger and the replicator do.
+    # Steps of the ledger and the replicator.
 
     def commit(self) -> None:
         self.log.append(self.chance.choice(KEYS))
 
     def apply(self) -> None:
-        """One batch becomes visible; the reply of the view is on its way to the replicator."""
+        """Make one batch visible in the view. The replicator has not received the reply yet."""
         for _ in range(min(self.chance.randint(1, 3), len(self.log) - self.view.lsn)):
             key = self.log[self.view.lsn]
             self.view.lsn += 1
@@ -213,13 +213,13 @@ class PendingRead:
             self.unnoted.append((key, self.view.lsn))
 
     def note(self) -> None:
-        """The reply arrives."""
+        """Deliver the reply of the view to the replicator."""
         self.noted += self.unnoted
         self.noted_lsn = self.view.lsn
         self.unnoted.clear()
 
     def tell(self) -> None:
-        """Redis takes the invalidations and passes them on, and then the position."""
+        """Publish the invalidations and then the position in Redis."""
         for key, version in self.noted:
             self.cache.invalidate(self.generation, (SITE, key), version)
         self.channel.append(list(self.noted))
@@ -227,7 +227,7 @@ class PendingRead:
         self.noted.clear()
 
     def restart_the_replicator(self) -> None:
-        """What it had not told is forgotten; everything that is kept is void."""
+        """Lose the unpublished invalidations, and invalidate all cached pages."""
         self.unnoted.clear()
         self.noted.clear()
         self.noted_lsn = self.view.lsn
@@ -235,10 +235,10 @@ class PendingRead:
         self.channel.append(("flush", self.generation))
         self.channel.append(self.noted_lsn)
 
-    # What the process hears.
+    # Messages that the process receives.
 
     def hear(self) -> None:
-        """As `invalidations._follow` does."""
+        """Handle one message as `invalidations._follow` does."""
         if not self.channel or not self.subscribed:
             return
         match self.channel.popleft():
@@ -255,7 +255,7 @@ class PendingRead:
         self.loop.settle()
 
     def lose_or_find_the_subscription(self) -> None:
-        """What is published meanwhile is lost; the generation is asked for."""
+        """Lose the subscription, or subscribe again and read the generation. Messages in between are lost."""
         if self.subscribed:
             channel_lost(self.memory, self.freshness)
         else:
@@ -264,7 +264,7 @@ class PendingRead:
         self.subscribed = not self.subscribed
         self.loop.settle()
 
-    # What the process does.
+    # Answers to the process, and time.
 
     def the_view_answers(self) -> None:
         returned = self._one_of(self.view.reading)
@@ -282,7 +282,7 @@ class PendingRead:
         self.loop.settle()
 
     def _one_of(self, waiting: "deque[asyncio.Future[None]]") -> "asyncio.Future[None] | None":
-        """Take the one that has waited longest, or the one that came last."""
+        """Take the oldest or the newest waiting request."""
         if not waiting:
             return None
         return waiting.popleft() if self.chance.random() < 0.7 else waiting.pop()
@@ -290,16 +290,16 @@ class PendingRead:
     def time_passes(self) -> None:
         self.loop.advance(self.chance.choice([0.005, 0.03, 0.3, SESSION_WAIT_S]))
 
-    # Who reads.
+    # Clients.
 
     def read(self) -> None:
         key, asked = self.chance.choice(KEYS), self.chance.choice(["session", "session", "eventual", "strong"])
-        # Of a write that was acknowledged: perhaps applied, perhaps heard, perhaps neither.
+        # The position of an acknowledged write, which may or may not be applied and announced.
         session = self.chance.randint(max(0, self.freshness.applied.lsn - 2), len(self.log))
         self.ask(key, asked, {"session": session, "strong": len(self.log)}.get(asked, 0))
 
     def ask(self, key: str, asked: str, at_least: int) -> None:
-        """Begin a read; what is answered at once is judged."""
+        """Begin a read, and judge an immediate answer."""
         headers: list[tuple[bytes, bytes]] = []
         if asked == "session":
             headers.append((b"palaver-position", token(at_least).encode()))
@@ -322,7 +322,7 @@ class PendingRead:
         try:
             await self.pages.get(scope, one.send)
         except Problem as problem:
-            # Only a view that does not answer may refuse these reads.
+            # These reads may fail only because the view does not answer.
             if problem.status != HTTPStatus.SERVICE_UNAVAILABLE:
                 raise
             one.messages.clear()
@@ -337,7 +337,7 @@ class PendingRead:
             self.loop.settle()
 
     def judge_all(self) -> None:
-        """Judge what was answered."""
+        """Judge the reads that have been answered."""
         for one in [one for one in self.reads if one.task is not None and one.task.done()]:
             self.reads.remove(one)
             assert one.task is not None
@@ -348,7 +348,7 @@ class PendingRead:
                 self.judge(one, "by the application", b"HTTP/1.1 200 OK\r\n" + lines + b"\r\n", body["body"])
 
     def judge(self, one: Read, where: str, head: bytes, body: bytes) -> None:
-        """What is claimed is there, and what was asked for is there when it is said to be."""
+        """Assert that the answer has the writes up to its position, and the requested position if it has that level."""
         said = dict(line.split(b": ", 1) for line in head.split(b"\r\n") if b": " in line)
         claimed = decode_token(said[b"palaver-position"].decode())[1].lsn
         served = said[b"palaver-consistency"].split(b";")[0].decode()
@@ -360,7 +360,7 @@ class PendingRead:
             assert claimed >= one.at_least, f"{one.asked} read claims {claimed}, asked for {one.at_least}"
 
     def close(self) -> None:
-        """End what is under way."""
+        """Cancel all tasks, and close the loop."""
         tasks = [self.polling, *(one.task for one in self.reads if one.task is not None)]
         for task in tasks:
             task.cancel()
@@ -373,20 +373,20 @@ class PendingRead:
 
 
 WEIGHTS: Final = {
-    PendingRead.commit: 6,
-    PendingRead.apply: 6,
-    PendingRead.note: 7,
-    PendingRead.tell: 7,
-    PendingRead.hear: 16,
-    PendingRead.the_view_answers: 16,
-    PendingRead.redis_answers: 16,
-    PendingRead.read: 16,
-    PendingRead.time_passes: 3,
-    PendingRead.go_away: 1,
-    PendingRead.restart_the_replicator: 2,
-    PendingRead.lose_or_find_the_subscription: 2,
+    ProcessModel.commit: 6,
+    ProcessModel.apply: 6,
+    ProcessModel.note: 7,
+    ProcessModel.tell: 7,
+    ProcessModel.hear: 16,
+    ProcessModel.the_view_answers: 16,
+    ProcessModel.redis_answers: 16,
+    ProcessModel.read: 16,
+    ProcessModel.time_passes: 3,
+    ProcessModel.go_away: 1,
+    ProcessModel.restart_the_replicator: 2,
+    ProcessModel.lose_or_find_the_subscription: 2,
 }
-"""How often a step is taken: those that end something more often than those that begin it."""
+"""Weight of each step. Steps that complete an operation are more frequent than those that begin one."""
 
 
 PREFERENCES: Final = (0.1, 0.3, 1, 3)
@@ -397,12 +397,12 @@ def token(lsn: int) -> str:
 
 
 def walk(seed: int) -> "collections.Counter[tuple[str, str, str]]":
-    """Take steps by chance; return what was judged. The steps are logged, for a failure to be read."""
+    """Take random steps; return the counts of judged answers. A failure lists the steps."""
     chance = random.Random(seed)  # noqa: S311 - a test, not a secret
-    reading = PendingRead(chance)
+    reading = ProcessModel(chance)
     steps: list[str] = []
     try:
-        # Each walk has steps that it prefers and others that it avoids: what is slow lets all others overtake it.
+        # Each walk prefers some steps and avoids others, so that all other operations overtake a slow one.
         weights = [weight * chance.choice(PREFERENCES) for weight in WEIGHTS.values()]
         for step in chance.choices(list(WEIGHTS), weights, k=STEPS):
             steps.append(step.__name__)
@@ -416,86 +416,88 @@ def walk(seed: int) -> "collections.Counter[tuple[str, str, str]]":
     return reading.judged
 
 
-def do(reading: PendingRead, *steps: Callable[[PendingRead], None]) -> None:
+def do(reading: ProcessModel, *steps: Callable[[ProcessModel], None]) -> None:
     for step in steps:
         step(reading)
         reading.judge_all()
 
 
 @pytest.fixture
-def reading() -> Generator[PendingRead]:
-    """A process that hears the channel and keeps the page of a thread, in which one comment is."""
-    reading = PendingRead(random.Random(0))  # noqa: S311 - a test, not a secret
+def reading() -> Generator[ProcessModel]:
+    """A process with a subscription and a cached page of a thread with one comment."""
+    reading = ProcessModel(random.Random(0))  # noqa: S311 - a test, not a secret
     do(
         reading,
-        PendingRead.the_view_answers,
-        PendingRead.commit,
-        PendingRead.apply,
-        PendingRead.note,
-        PendingRead.tell,
+        ProcessModel.the_view_answers,
+        ProcessModel.commit,
+        ProcessModel.apply,
+        ProcessModel.note,
+        ProcessModel.tell,
         hear_all,
     )
     reading.ask(reading.log[0], "eventual", 0)
-    do(reading, PendingRead.redis_answers, answer_page, PendingRead.redis_answers)
+    do(reading, ProcessModel.redis_answers, answer_page, ProcessModel.redis_answers)
     assert (reading.view.pages, reading.judged.total()) == (1, 1)
     yield reading
     reading.close()
 
 
-def hear_all(reading: PendingRead) -> None:
+def hear_all(reading: ProcessModel) -> None:
     while reading.channel:
         reading.hear()
 
 
-def answer_page(reading: PendingRead) -> None:
-    """The view answers what was asked last, which is no poll here."""
+def answer_page(reading: ProcessModel) -> None:
+    """Answer the newest query of the view, which is not a poll here."""
     reading.view.reading.pop().set_result(None)
     reading.loop.settle()
 
 
-def test_a_session_read_of_a_write_elsewhere_is_answered_at_once_when_it_was_heard(reading: PendingRead) -> None:
+def test_a_session_read_of_a_write_to_another_thread_is_answered_at_once_after_its_announcement(
+    reading: ProcessModel,
+) -> None:
     kept = reading.log[0]
     reading.ask(kept, "session", 1)
     reading.log.append(next(key for key in KEYS if key != kept))
-    do(reading, PendingRead.apply, PendingRead.note, PendingRead.tell, hear_all)
+    do(reading, ProcessModel.apply, ProcessModel.note, ProcessModel.tell, hear_all)
     reading.ask(kept, "session", 2)
     assert reading.judged["session", "session", "at once"] == 2
     assert reading.view.pages == 1
 
 
-def test_a_session_read_that_is_early_waits_for_the_word_and_reads_no_view(reading: PendingRead) -> None:
+def test_an_early_session_read_waits_for_the_announcement_without_a_query_of_the_view(reading: ProcessModel) -> None:
     kept = reading.log[0]
     reading.log.append(next(key for key in KEYS if key != kept))
     polls = len(reading.view.reading)
     reading.ask(kept, "session", 2)
-    do(reading, PendingRead.apply, PendingRead.note)
+    do(reading, ProcessModel.apply, ProcessModel.note)
     assert reading.reads
-    # Neither the page nor, for as long as the word may come, the checkpoint.
+    # While the announcement may still arrive, the process reads neither the page nor the checkpoint.
     assert (reading.view.pages, len(reading.view.reading)) == (1, polls)
-    do(reading, PendingRead.tell, hear_all)
+    do(reading, ProcessModel.tell, hear_all)
     assert reading.judged["session", "session", "by the application"] == 1
     assert (reading.view.pages, len(reading.view.reading)) == (1, polls)
 
 
-def test_a_word_that_does_not_come_is_waited_for_briefly_and_the_page_is_read(reading: PendingRead) -> None:
+def test_a_session_read_queries_the_view_if_the_announcement_does_not_arrive_soon(reading: ProcessModel) -> None:
     kept = reading.log[0]
     reading.log.append(kept)
-    do(reading, PendingRead.apply)
+    do(reading, ProcessModel.apply)
     reading.loop.advance(POLL_INTERVAL_S)
     answer_page(reading)  # the poll, which sees the position
     reading.ask(kept, "session", 2)
     assert reading.view.pages == 1
     reading.loop.advance(ANNOUNCEMENT_WAIT_S)
     assert reading.view.pages == 2
-    do(reading, answer_page, PendingRead.redis_answers)
+    do(reading, answer_page, ProcessModel.redis_answers)
     assert reading.judged["session", "session", "by the application"] == 1
 
 
-def test_a_channel_that_is_lost_ends_the_wait_for_its_word(reading: PendingRead) -> None:
+def test_the_loss_of_the_channel_ends_the_wait_for_an_announcement(reading: ProcessModel) -> None:
     kept = reading.log[0]
     reading.log.append(kept)
     reading.ask(kept, "session", 2)
-    do(reading, PendingRead.apply, PendingRead.lose_or_find_the_subscription)
+    do(reading, ProcessModel.apply, ProcessModel.lose_or_find_the_subscription)
     answer_page(reading)  # the poll, which begins at once
     assert reading.view.pages == 2
     do(reading, answer_page)
@@ -504,11 +506,11 @@ def test_a_channel_that_is_lost_ends_the_wait_for_its_word(reading: PendingRead)
 
 @given(seed=st.integers(0, 2**32))
 @settings(max_examples=50)
-def test_no_answer_lacks_what_it_claims_and_no_session_read_lacks_its_write(seed: int) -> None:
+def test_each_answer_contains_the_writes_up_to_its_position_in_any_order_of_steps(seed: int) -> None:
     walk(seed)
 
 
-def test_the_walks_meet_every_way_to_answer() -> None:
+def test_the_random_walks_cover_every_way_to_answer() -> None:
     judged = sum((walk(seed) for seed in range(20)), collections.Counter[tuple[str, str, str]]())
     met = {case for case, count in judged.items() if count > 0}
     for asked in ("session", "eventual", "strong"):

@@ -1,4 +1,4 @@
-"""Whom a strong read asks, when a proof counts for it, and how long it waits."""
+"""Tests which voters a strong read asks, which proofs count for it, and how long it waits."""
 
 import asyncio
 import contextlib
@@ -24,13 +24,13 @@ def proves(position: Position) -> httpx.Response:
 
 @pytest.fixture
 def long_wait(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a read wait for longer than any test takes."""
+    """Set a timeout for proofs that is longer than any test."""
     monkeypatch.setattr(strong, "PROOF_S_MAX", 3600.0)
 
 
 @contextlib.asynccontextmanager
 async def asking(answer: Callable[[str], object]) -> AsyncGenerator[LeaderProof]:
-    """A proof whose voters answer as given; an answer may be a coroutine."""
+    """Run a prover whose voters give these answers. An answer may be a coroutine."""
 
     async def handle(request: httpx.Request) -> httpx.Response:
         answered = answer(request.url.host)
@@ -50,7 +50,7 @@ async def asking(answer: Callable[[str], object]) -> AsyncGenerator[LeaderProof]
 
 
 @pytest.mark.usefixtures("long_wait")
-async def test_the_one_that_proves_it_is_believed_while_another_hangs() -> None:
+async def test_the_proof_of_one_voter_counts_while_another_hangs() -> None:
     async def hang() -> httpx.Response:
         await asyncio.Event().wait()
         raise AssertionError
@@ -61,7 +61,7 @@ async def test_the_one_that_proves_it_is_believed_while_another_hangs() -> None:
 
 
 @pytest.mark.usefixtures("long_wait")
-async def test_a_client_that_breaks_proves_nothing_and_ends_nothing() -> None:
+async def test_a_failing_http_client_gives_no_proof_and_does_not_end_the_prover() -> None:
     def breaks() -> httpx.Response:
         raise AttributeError("'NoneType' object has no attribute 'getpeername'")
 
@@ -72,8 +72,8 @@ async def test_a_client_that_breaks_proves_nothing_and_ends_nothing() -> None:
 
 
 @pytest.mark.usefixtures("long_wait")
-async def test_a_read_that_arrives_while_others_are_answered_waits_for_a_question_of_its_own() -> None:
-    """Rule 10: a proof counts only for reads that had arrived when it was asked for."""
+async def test_a_read_that_arrives_during_a_request_for_a_proof_waits_for_the_next_one() -> None:
+    """Rule 10: a proof counts only for reads that arrived before the request for it."""
     asked: list[asyncio.Event] = []
 
     async def answered() -> httpx.Response:
@@ -98,7 +98,7 @@ async def test_a_read_that_arrives_while_others_are_answered_waits_for_a_questio
 
 
 @pytest.mark.usefixtures("long_wait")
-async def test_a_read_during_a_failover_gets_the_next_leaders_proof() -> None:
+async def test_a_read_during_a_failover_gets_the_proof_of_the_next_leader() -> None:
     asked = 0
 
     def answer(host: str) -> httpx.Response:
@@ -111,7 +111,7 @@ async def test_a_read_during_a_failover_gets_the_next_leaders_proof() -> None:
     assert asked == 4
 
 
-def test_nobody_waits_longer_than_the_bound_for_a_proof() -> None:
+def test_the_wait_for_a_proof_is_bounded() -> None:
     answers = {
         "east": lambda: NO_PROOF,
         "west": lambda: httpx.Response(200, content=b"nonsense"),

@@ -1,4 +1,4 @@
-"""The region agent as a process: three of them over real etcd and PostgreSQL."""
+"""Tests processes of the region agent with real etcd and PostgreSQL."""
 
 import asyncio
 import json
@@ -28,7 +28,7 @@ EAST, WEST, SOUTH = REGIONS
 
 
 class Processes:
-    """One agent process per region."""
+    """One agent process for each region."""
 
     def __init__(self, made: Deployment, etcd: EtcdCluster) -> None:
         self.made = made
@@ -138,7 +138,7 @@ async def processes() -> AsyncGenerator[Processes]:
 
 
 def gone(pid: int) -> bool:
-    """Whether a process ended."""
+    """Return whether a process has ended."""
     return ProcessIdentity.of(pid) is None
 
 
@@ -153,7 +153,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     metrics = processes.get(EAST, "/metrics").text
     assert "palaver_epoch 1.0" in metrics
     assert 'palaver_agent_role{role="leader"} 1.0' in metrics
-    # What the member says is looked at each second.
+    # The agent reads the state of its member every second.
     slot = 'palaver_slot_retained_bytes{slot="palaver_view_only"}'
     await until(lambda: asyncio.sleep(0, slot in processes.get(EAST, "/metrics").text))
 
@@ -173,7 +173,8 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     )
     assert processes.order(WEST, SECRET, {"kind": "switch", "region": EAST, "by": "x"}).status_code == 409
 
-    # What the write API asks and tells: etcd is asked who leads, and a follower's word about an epoch changes nothing.
+    # Requests of the write API: the agent asks etcd which region leads, and a follower's report about an epoch changes
+    # nothing.
     for region, current in ((EAST, True), (WEST, False), ("view-only", False)):
         answer = processes.post(region, CURRENT_PATH, SECRET, {})
         assert (answer.status_code, answer.json()) == (200, {"current": current}), region
@@ -181,7 +182,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
         assert processes.post(region, CUT_SHORT_PATH, secret, {"epoch": 1}).status_code == status_code
     assert "palaver_agent_waits_cut_short_total 1.0" in processes.get(WEST, "/metrics").text
 
-    # A kill of the agent costs nothing.
+    # After a kill the next agent adopts the running PostgreSQL in the same epoch.
     pid = status["member"]["pid"]
     processes.children[EAST].kill()
     processes.children[EAST].start()
@@ -189,21 +190,21 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     again = processes.status(EAST)
     assert (again["epoch"], again["member"]["pid"]) == (1, pid)
 
-    # A stop stops the ledger, and the next start has an epoch of its own.
+    # A stop of the agent stops the ledger, and the next start begins a new epoch.
     await asyncio.to_thread(processes.children[EAST].stop)
     assert gone(pid)
     processes.children[EAST].start()
     await processes.ready()
     assert processes.status(EAST)["epoch"] == 2
 
-    # Also when etcd does not answer.
+    # A stop also works while etcd does not answer.
     pid = processes.status(WEST)["member"]["pid"]
     leader = processes.status(WEST)["leader"]
     assert processes.post(leader, CURRENT_PATH, SECRET, {}).json() == {"current": True}
     for member in range(3):
         processes.etcd.pause(member)
     assert processes.post(leader, CURRENT_PATH, SECRET, {}).json() == {"current": False}
-    # It stays silent until after the stop: an agent that waited for it would not end.
+    # etcd stays suspended until after the stop: an agent that waited for etcd would not end.
     await asyncio.to_thread(processes.children[WEST].stop)
     assert gone(pid)
     assert "Traceback" not in processes.children[WEST].log_text
@@ -212,7 +213,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
 
 
 def metric(processes: Processes, region: str, name: str) -> float | None:
-    """The value of one series; None when there is none."""
+    """Return the value of one series, or None if there is none."""
     lines = processes.get(region, "/metrics").text.splitlines()
     return next((float(line.removeprefix(f"{name} ")) for line in lines if line.startswith(f"{name} ")), None)
 
@@ -221,7 +222,7 @@ def steps(processes: Processes, region: str, step: str) -> float | None:
     return metric(processes, region, f'palaver_failover_step_seconds_count{{step="{step}"}}')
 
 
-async def test_what_should_not_stay_shows_in_metrics_status_and_log(processes: Processes) -> None:
+async def test_overrides_and_missing_voters_show_in_metrics_status_and_log(processes: Processes) -> None:
     await processes.ready()
     weak, missing = 'palaver_ledger_commit_overrides{scope="role"}', f'palaver_voter_missing{{voter="{WEST}"}}'
 
@@ -230,14 +231,14 @@ async def test_what_should_not_stay_shows_in_metrics_status_and_log(processes: P
 
     await shows(missing, 0)
     await shows(weak, 0)
-    # Both followers were copied once, and nobody was rewound.
+    # Both followers were copied once, and no member was rewound.
     for region in (WEST, SOUTH):
         assert (steps(processes, region, "CopyLedger"), steps(processes, region, "RewindLedger")) == (1, 0)
         assert metric(processes, region, "palaver_member_diverged") == 0
         assert metric(processes, region, weak) is None
         assert metric(processes, region, f'palaver_voter_missing{{voter="{EAST}"}}') is None
 
-    # The next agent looks at once.
+    # A restarted agent looks for overrides at once.
     operator = await processes.made.connect(EAST)
     await operator.execute("ALTER ROLE palaver_writer SET synchronous_commit = local")
     await operator.close()
@@ -248,8 +249,8 @@ async def test_what_should_not_stay_shows_in_metrics_status_and_log(processes: P
     status = processes.status(EAST)
     assert (status["epoch"], status["warnings"]) == (1, [overridden])
     assert status["member"]["overrides"] == [{"scope": "role", "name": "palaver_writer", "value": "local"}]
-    told = [json.loads(line) for line in processes.children[EAST].log_text.splitlines()]
-    assert [one["level"].lower() for one in told if one["msg"] == f"ledger: {overridden}"] == ["warning"]
+    logged = [json.loads(line) for line in processes.children[EAST].log_text.splitlines()]
+    assert [one["level"].lower() for one in logged if one["msg"] == f"ledger: {overridden}"] == ["warning"]
 
     await asyncio.to_thread(processes.children[WEST].stop)
     await shows(missing, 1)

@@ -1,4 +1,4 @@
-"""What the agent shows of what it holds; agents that do not run, and hold what a test gives them."""
+"""Tests the metrics and the status of agents that do not run. A test sets their state."""
 
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, replace
@@ -37,7 +37,7 @@ FOLLOWS = Standby(
 
 @dataclass
 class Scraped:
-    """An agent of a region, and what Prometheus would see of it."""
+    """The agent of a region, and the metrics that Prometheus scrapes from it."""
 
     agent: RegionAgent
 
@@ -49,7 +49,7 @@ class Scraped:
         return self.registry.get_sample_value(metric, labels)
 
     def voters(self) -> dict[str, float]:
-        """Each series of the voters."""
+        """Return the value of each voter's series."""
         families = {family.name: family for family in self.registry.collect()}
         return {sample.labels["voter"]: sample.value for sample in families["palaver_voter_missing"].samples}
 
@@ -96,7 +96,7 @@ def part(scraped: Scraped, name: str) -> dict[str, Any]:
     return cast("dict[str, Any]", status(scraped.agent)[name])
 
 
-async def test_each_other_voter_has_a_series_on_the_leader_and_none_elsewhere(scraped: dict[str, Scraped]) -> None:
+async def test_only_the_leader_has_a_series_for_each_other_voter(scraped: dict[str, Scraped]) -> None:
     east = scraped[EAST]
     assert east.voters() == {}
     lagging = replace(FOLLOWS, region=SOUTH, streaming=False)
@@ -104,13 +104,13 @@ async def test_each_other_voter_has_a_series_on_the_leader_and_none_elsewhere(sc
         ((), {WEST, SOUTH}),
         ((FOLLOWS, lagging), {SOUTH}),
         ((FOLLOWS, replace(FOLLOWS, region=SOUTH, sync_state="async")), {SOUTH}),
-        # A connection that died may still be there beside the one that replaced it.
+        # PostgreSQL may still list a dead connection beside the one that replaced it.
         ((lagging, replace(FOLLOWS, region=SOUTH), FOLLOWS), set[str]()),
     ):
         east.lead(SERVING, *standbys)
         assert east.voters() == {voter: float(voter in missing) for voter in (WEST, SOUTH)}
         assert part(east, "member")["voters_missing"] == [voter for voter in (WEST, SOUTH) if voter in missing]
-    # Also while its PostgreSQL does not answer.
+    # The series remain while PostgreSQL does not answer.
     east.agent.observation = Observation()
     assert east.voters() == {WEST: 1.0, SOUTH: 1.0}
     for region in (WEST, "view-only"):
@@ -120,7 +120,7 @@ async def test_each_other_voter_has_a_series_on_the_leader_and_none_elsewhere(sc
         scraped["view-only"].voters()
 
 
-async def test_the_voters_are_those_of_the_record_and_before_it_has_any_those_of_the_topology(
+async def test_the_voters_come_from_the_record_or_from_the_topology_if_the_record_has_none(
     scraped: dict[str, Scraped],
 ) -> None:
     east = scraped[EAST]
@@ -130,7 +130,7 @@ async def test_the_voters_are_those_of_the_record_and_before_it_has_any_those_of
     assert east.voters() == {WEST: 0.0, SOUTH: 1.0}
 
 
-async def test_overrides_are_counted_by_scope_and_named_where_the_ledger_serves(scraped: dict[str, Scraped]) -> None:
+async def test_overrides_are_counted_by_scope_and_named_on_the_serving_leader(scraped: dict[str, Scraped]) -> None:
     east, name = scraped[EAST], "palaver_ledger_commit_overrides"
     east.lead()
     assert east.value(name, scope="role") is None
@@ -149,7 +149,7 @@ async def test_overrides_are_counted_by_scope_and_named_where_the_ledger_serves(
         "synchronous_commit is overridden: function palaver.f() = off; role a = off; role b = local"
     ]
     assert part(east, "member")["overrides"][0] == {"scope": "role", "name": "a", "value": "off"}
-    # What was found counts for nothing where another region leads, or does not serve yet.
+    # Earlier findings do not count if another region leads or the region does not serve yet.
     for other in (
         replace(SERVING, epoch=4, leader=WEST),
         replace(SERVING, epoch=4, phase="recruiting", fence_id=None),
@@ -159,7 +159,7 @@ async def test_overrides_are_counted_by_scope_and_named_where_the_ledger_serves(
         assert status(east.agent)["warnings"] == []
 
 
-async def test_a_member_that_diverged_shows(scraped: dict[str, Scraped]) -> None:
+async def test_a_diverged_member_shows_in_metrics_and_status(scraped: dict[str, Scraped]) -> None:
     west, name = scraped[WEST], "palaver_member_diverged"
     assert west.value(name) == 0
     facts = west.facts()

@@ -1,3 +1,5 @@
+"""Tests the invalidation of cached pages and the channel of announcements on a real Redis."""
+
 import uuid
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
@@ -45,7 +47,7 @@ async def client(redis: RedisServer) -> AsyncGenerator[Any]:
 
 @asynccontextmanager
 async def listening(redis: RedisServer) -> AsyncGenerator[list[object]]:
-    """Collect what is told on the channel."""
+    """Collect the messages of the channel."""
     heard: list[object] = []
     async with client(redis) as connection, connection.pubsub() as channel:
         await channel.subscribe(cache.CHANNEL)
@@ -53,13 +55,13 @@ async def listening(redis: RedisServer) -> AsyncGenerator[list[object]]:
         async def listen() -> None:
             async for message in channel.listen():
                 if message["type"] == "message":
-                    heard.append(cache.decode_message(message["data"]))  # noqa: PERF401 - it is read while it grows
+                    heard.append(cache.decode_message(message["data"]))  # noqa: PERF401 - tests read the list while it grows
 
         async with running(listen()):
             yield heard
 
 
-async def test_it_begins_with_a_new_generation_and_a_flush(redis: RedisServer) -> None:
+async def test_the_invalidator_begins_with_a_new_generation_and_a_flush(redis: RedisServer) -> None:
     async with client(redis) as connection, listening(redis) as heard:
         before = 7
         await connection.set(cache.GENERATION_KEY, before)
@@ -70,19 +72,19 @@ async def test_it_begins_with_a_new_generation_and_a_flush(redis: RedisServer) -
         assert int(await connection.get(cache.GENERATION_KEY)) == before + 1
 
 
-async def test_a_lost_generation_never_comes_again(redis: RedisServer) -> None:
+async def test_a_lost_generation_is_never_used_again(redis: RedisServer) -> None:
     seen: set[int] = set()
     async with client(redis) as connection:
         for _ in range(3):
             await connection.delete(cache.GENERATION_KEY)
             invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
             async with running(invalidator.run()):
-                await until(lambda: invalidator.trouble is None)  # noqa: B023 - it is awaited here
+                await until(lambda: invalidator.trouble is None)  # noqa: B023 - it is awaited within the iteration
                 seen.add(int(await connection.get(cache.GENERATION_KEY)))
     assert len(seen) == 3
 
 
-async def test_pages_that_moved_are_dropped_and_told_before_the_position(redis: RedisServer) -> None:
+async def test_changed_pages_are_dropped_and_published_before_the_position(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with client(redis) as connection, listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -102,7 +104,7 @@ async def test_pages_that_moved_are_dropped_and_told_before_the_position(redis: 
     ]
 
 
-async def test_progress_alone_is_told_at_once(redis: RedisServer) -> None:
+async def test_a_position_without_changed_pages_is_published_at_once(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -111,7 +113,7 @@ async def test_progress_alone_is_told_at_once(redis: RedisServer) -> None:
     assert heard[1] == cache.Applied(position=encode_token(CELL, Position(1, 9)), fresh_at_us=9)
 
 
-async def test_many_pages_are_told_in_messages_of_bounded_size(redis: RedisServer) -> None:
+async def test_many_changed_pages_are_published_in_messages_of_bounded_size(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -121,7 +123,7 @@ async def test_many_pages_are_told_in_messages_of_bounded_size(redis: RedisServe
     assert sizes == [cache.INVALIDATIONS_MAX, cache.INVALIDATIONS_MAX, 1]
 
 
-async def test_apply_that_begins_voids_everything_before_its_position_is_told(redis: RedisServer) -> None:
+async def test_a_start_of_apply_begins_a_generation_before_its_position_is_published(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -131,19 +133,19 @@ async def test_apply_that_begins_voids_everything_before_its_position_is_told(re
         invalidator.void(Position(1, 5), 5)
         invalidator.note(applied(6, "/a"))
         await until(lambda: position(6) in heard)
-    # A heartbeat of the old position may come before; the new one comes after the generation.
-    told = [message for message in heard if message != position(3)]
-    assert [type(message) for message in told][:2] == [cache.Flush, cache.Applied]
+    # A repetition of the old position may come first; the new position comes after the generation.
+    messages = [message for message in heard if message != position(3)]
+    assert [type(message) for message in messages][:2] == [cache.Flush, cache.Applied]
 
 
-async def test_apply_that_begins_while_a_generation_is_begun_gets_another(redis: RedisServer) -> None:
+async def test_a_start_of_apply_while_a_generation_begins_causes_another_generation(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with client(redis) as connection, listening(redis) as heard, running(invalidator.run()):
         await until(lambda: invalidator.flushes == 1)
         redis.pause()
         try:
             invalidator.void(Position(1, 5), 5)
-            await until(lambda: not invalidator._must_flush)  # the first is under way
+            await until(lambda: not invalidator._must_flush)  # the first generation is being started
             invalidator.void(Position(1, 7), 7)
         finally:
             redis.resume()
@@ -154,7 +156,7 @@ async def test_apply_that_begins_while_a_generation_is_begun_gets_another(redis:
         assert int(await connection.get(cache.GENERATION_KEY)) == cast("Any", heard[last]).generation
 
 
-async def test_the_position_is_repeated_while_nothing_moves(redis: RedisServer) -> None:
+async def test_the_position_is_repeated_while_nothing_changes(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -162,7 +164,7 @@ async def test_the_position_is_repeated_while_nothing_moves(redis: RedisServer) 
         await until(lambda: heard.count(position(5)) >= 3)
 
 
-async def test_nothing_is_told_when_redis_refuses_an_invalidation(redis: RedisServer) -> None:
+async def test_no_position_is_published_before_a_flush_if_redis_refuses_an_invalidation(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with client(redis) as connection, listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -173,7 +175,7 @@ async def test_nothing_is_told_when_redis_refuses_an_invalidation(redis: RedisSe
     assert [type(message) for message in heard][:2] == [cache.Flush, cache.Applied]
 
 
-async def test_a_generation_that_is_lost_while_nothing_moves_is_followed_by_another(redis: RedisServer) -> None:
+async def test_a_generation_that_is_lost_while_nothing_changes_is_replaced(redis: RedisServer) -> None:
     invalidator = CacheInvalidator(cell=CELL, redis_url=redis.url)
     async with client(redis) as connection, listening(redis) as heard, running(invalidator.run()):
         await until(lambda: heard != [])
@@ -196,7 +198,7 @@ async def test_too_many_pages_become_a_new_generation(redis: RedisServer, monkey
 
 
 @pytest.mark.parametrize("fault", ["kill", "pause"])
-async def test_a_redis_that_was_away_gets_a_new_generation_and_nothing_waits_for_it(
+async def test_a_redis_that_returns_gets_a_new_generation_and_nothing_waits_for_redis(
     redis: RedisServer, fault: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(invalidation, "TIMEOUT_S", 0.2)

@@ -1,3 +1,5 @@
+"""Tests the settings and the process of the replicator."""
+
 import asyncio
 import json
 import os
@@ -134,7 +136,9 @@ async def until_status(url: str, **expected: object) -> dict[str, Any]:
 
 
 @pytest.mark.integration
-async def test_the_process_follows_the_leader_and_stops_in_time(rig: Rig, redis: RedisServer, tmp_path: Path) -> None:
+async def test_the_replicator_follows_the_leader_and_stops_in_time(
+    rig: Rig, redis: RedisServer, tmp_path: Path
+) -> None:
     rig.create_slot()
     rig.fence()
     internal = f"127.0.0.1:{free_port()}"

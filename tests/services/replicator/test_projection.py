@@ -1,3 +1,5 @@
+"""Tests how changes of the ledger appear in the view, with real PostgreSQL on both sides."""
+
 import asyncio
 import uuid
 from typing import Any
@@ -14,11 +16,11 @@ from tests.sync.rig import Rig, differences, writing
 
 pytestmark = pytest.mark.integration
 
-# Random, so that it does not compress into the row and is kept out of line.
+# Random text does not compress enough to fit into the row, so PostgreSQL stores it out of line.
 LONG_BODY = "".join(uuid.uuid4().hex for _ in range(2000)) + "ünïcödé 😀 \\ \" ' \t\n end"
 
 
-async def test_values_of_every_kind_arrive_as_they_are(rig: Rig) -> None:
+async def test_values_of_every_kind_arrive_unchanged(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with rig.replicating(), writing(rig) as writer:
@@ -69,7 +71,7 @@ async def test_a_value_out_of_line_survives_an_update_of_another_column(rig: Rig
             await writer.connection.execute("UPDATE palaver.sites SET name = 'renamed', version = version + 1")
             await rig.caught_up()
         assert differences(rig) == []
-        # Once more with both images in one batch, for the apply is down meanwhile.
+        # The same with both images in one batch: apply is down while the ledger changes.
         await writer.connection.execute("UPDATE palaver.comments SET body = $1, version = version + 1", LONG_BODY[::-1])
         await writer.connection.execute("UPDATE palaver.comments SET depth = 1, version = version + 1")
         async with rig.replicating():
@@ -98,7 +100,7 @@ async def test_counts_follow_every_transition_of_a_state(rig: Rig) -> None:
     assert seen == [(1, 0), (2, 1), (1, 0), (1, 1), (1, 0), (2, 1)]
 
 
-async def test_erased_rows_leave_the_view_and_its_counts(rig: Rig) -> None:
+async def test_deleted_rows_leave_the_view_and_its_counts(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with rig.replicating(), writing(rig) as writer:
@@ -111,7 +113,7 @@ async def test_erased_rows_leave_the_view_and_its_counts(rig: Rig) -> None:
         await writer.connection.execute("DELETE FROM palaver.comments WHERE id = $1", reply)
         await writer.connection.execute("DELETE FROM palaver.threads WHERE id = $1", other)
         await writer.connection.execute("DELETE FROM palaver.comments WHERE thread_id = $1", other)
-        # Born and gone within one batch: it must leave no trace.
+        # Inserted and deleted within one batch: it must leave no trace.
         async with writer.connection.transaction():
             ghost = await writer.post(thread, parent=parent)
             await writer.connection.execute("DELETE FROM palaver.comments WHERE id = $1", ghost)
@@ -120,7 +122,7 @@ async def test_erased_rows_leave_the_view_and_its_counts(rig: Rig) -> None:
     assert rig.view_sql("SELECT count, page_version > %s FROM threads", before) == [(1, True)]
 
 
-async def test_a_page_that_gained_and_lost_rows_in_one_batch_moves_once(rig: Rig) -> None:
+async def test_a_page_that_gains_and_loses_rows_in_one_batch_gets_one_new_version(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:
@@ -130,7 +132,7 @@ async def test_a_page_that_gained_and_lost_rows_in_one_batch_moves_once(rig: Rig
         async with rig.replicating():
             await rig.caught_up()
         rig.applied.clear()
-        # Apply is down meanwhile, so that all of it is one batch.
+        # Apply is down while the ledger changes, so all changes are one batch.
         await writer.connection.execute("DELETE FROM palaver.comments WHERE id = $1", gone)
         for _ in range(3):
             await writer.post(thread, parent=parent)
@@ -138,24 +140,24 @@ async def test_a_page_that_gained_and_lost_rows_in_one_batch_moves_once(rig: Rig
             await rig.caught_up()
     assert differences(rig) == []
     ((newest,),) = rig.view_sql("SELECT page_version FROM threads")
-    told = [(applied.transactions, applied.effects) for applied in rig.applied if applied.effects]
-    (((*_, last), (page,)),) = told
+    moved = [(applied.transactions, applied.effects) for applied in rig.applied if applied.effects]
+    (((*_, last), (page,)),) = moved
     assert page.version == newest == last.position.lsn
 
 
 async def test_an_older_image_that_comes_later_in_a_batch_changes_nothing(rig: Rig) -> None:
-    """As after a snapshot, when the stream goes back to where the slot stands."""
+    """This occurs after a snapshot, when the stream resumes at the position of the slot."""
     site, thread, comment = (str(uuid.uuid4()) for _ in range(3))
     rows = {
         "sites": {"id": site, "name": "s", "origins": "{}", "settings": "{}", "version": "1"},
         "threads": {"id": thread, "site_id": site, "key": "/", "title": "t", "state": "open", "version": "1"},
     }
-    told = {
+    common = {
         "id": comment, "site_id": site, "thread_id": thread, "parent_id": None, "depth": "0", "author_id": None,
         "author_name": "Ann", "author_url": None, "created_at": "2026-01-01 00:00:00+00", "edited_at": None,
     }  # fmt: skip
-    newer = told | {"body": "", "state": "deleted", "version": "12", "deleted_at": "2026-01-02 00:00:00+00"}
-    older = told | {"body": "hello", "state": "approved", "version": "9", "deleted_at": None}
+    newer = common | {"body": "", "state": "deleted", "version": "12", "deleted_at": "2026-01-02 00:00:00+00"}
+    older = common | {"body": "hello", "state": "approved", "version": "9", "deleted_at": None}
     images: list[tuple[str, dict[str, Any]]] = [*rows.items(), ("comments", newer), ("comments", older)]
     changes = [
         LocatedChange(
@@ -187,7 +189,7 @@ async def test_the_functions_can_be_replaced_while_apply_uses_them(rig: Rig) -> 
     assert differences(rig) == []
 
 
-async def test_a_column_that_the_view_does_not_know_is_ignored(rig: Rig) -> None:
+async def test_an_unknown_column_is_ignored(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with rig.replicating() as applier, writing(rig) as writer:
@@ -199,7 +201,7 @@ async def test_a_column_that_the_view_does_not_know_is_ignored(rig: Rig) -> None
     assert differences(rig) == []
 
 
-async def test_only_pages_that_moved_get_a_new_version_and_are_told(rig: Rig) -> None:
+async def test_only_changed_pages_get_a_new_version_and_are_published(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with rig.replicating(), writing(rig) as writer:
@@ -214,14 +216,14 @@ async def test_only_pages_that_moved_get_a_new_version_and_are_told(rig: Rig) ->
             "UPDATE palaver.threads SET state = 'closed', version = version + 1 WHERE id = $1", moving
         )
         await rig.caught_up()
-    told = [page for applied in rig.applied for page in applied.effects]
-    assert {page.key for page in told} == {"/moving"}
-    assert [page.version for page in told] == sorted({page.version for page in told})
+    published = [page for applied in rig.applied for page in applied.effects]
+    assert {page.key for page in published} == {"/moving"}
+    assert [page.version for page in published] == sorted({page.version for page in published})
     assert rig.view_sql("SELECT page_version FROM threads WHERE id = %s", still) == before
-    assert rig.view_sql("SELECT page_version FROM threads WHERE id = %s", moving) == [(told[-1].version,)]
+    assert rig.view_sql("SELECT page_version FROM threads WHERE id = %s", moving) == [(published[-1].version,)]
 
 
-async def test_a_batch_of_thousands_with_one_poison_in_it_is_applied(rig: Rig) -> None:
+async def test_a_batch_of_thousands_is_applied_except_one_poison_change(rig: Rig) -> None:
     rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:

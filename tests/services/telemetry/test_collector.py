@@ -1,3 +1,5 @@
+"""Tests the settings of the garbage collector."""
+
 import gc
 from collections.abc import Generator
 
@@ -14,7 +16,7 @@ def collector_as_before() -> Generator[None]:
     gc.set_threshold(*before)
 
 
-def test_what_was_loaded_is_left_out_and_the_young_are_looked_at_less_often() -> None:
+def test_the_collector_skips_loaded_objects_and_collects_young_ones_less_often() -> None:
     settle_collector()
     assert gc.get_freeze_count() > 1000
     assert gc.get_threshold()[0] == YOUNG_MAX

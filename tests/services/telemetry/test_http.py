@@ -1,4 +1,4 @@
-"""Middleware, metrics, traces, the internal port and the server around them."""
+"""Tests the middleware, metrics, traces, the internal port and the HTTP server."""
 
 import asyncio
 import json
@@ -44,7 +44,7 @@ class KeptSpans(SpanExporter):
 
 
 class Rig:
-    """The middleware around an application that notes what it saw."""
+    """The middleware around an application that records the trace of each request."""
 
     def __init__(self, ratio: float = 0) -> None:
         self.exporter = KeptSpans()
@@ -93,7 +93,7 @@ async def test_requests_are_counted_by_route_template() -> None:
     rig.tracing.close()
 
 
-async def test_a_request_id_is_kept_when_it_is_well_formed_and_made_otherwise() -> None:
+async def test_a_well_formed_request_id_is_kept_and_any_other_is_replaced() -> None:
     rig = Rig()
     assert (await rig.get(headers={"x-request-id": "abc-1"})).headers["x-request-id"] == "abc-1"
     for bad in ("x" * 129, "a b", "<script>"):
@@ -117,7 +117,7 @@ async def test_a_sampled_parent_is_followed_and_recorded() -> None:
 
 
 @pytest.mark.parametrize("header", [f"{PARENT}-00", "", "nonsense", f"ff-{TRACE}-b7ad6b7169203331-01"])
-async def test_what_is_not_sampled_is_not_recorded_but_has_an_identity(header: str) -> None:
+async def test_an_unsampled_request_has_a_trace_id_and_is_not_recorded(header: str) -> None:
     rig = Rig(ratio=0)
     answer = await rig.get(headers={"traceparent": header})
     assert re.fullmatch("00-[0-9a-f]{32}-[0-9a-f]{16}-00", answer.headers["traceparent"])
@@ -126,7 +126,7 @@ async def test_what_is_not_sampled_is_not_recorded_but_has_an_identity(header: s
     assert rig.spans() == []
 
 
-async def test_roots_are_recorded_at_the_ratio_and_never_faster_than_the_bound(
+async def test_root_spans_are_recorded_at_the_ratio_up_to_a_rate(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     now_s = 5.5
@@ -139,7 +139,7 @@ async def test_roots_are_recorded_at_the_ratio_and_never_faster_than_the_bound(
     assert len(rig.spans()) == 2 * ROOTS_PER_S_MAX
 
 
-async def test_sampled_parents_are_followed_up_to_a_bound_and_leave_the_roots_theirs(
+async def test_sampled_parents_are_followed_up_to_a_rate_that_root_spans_do_not_share(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr("services.telemetry.tracing.time", SimpleNamespace(monotonic=lambda: 5.5))
@@ -153,7 +153,7 @@ async def test_sampled_parents_are_followed_up_to_a_bound_and_leave_the_roots_th
 
 
 @pytest.mark.parametrize("zero", ["00-" + "0" * 32 + "-b7ad6b7169203331-01", f"00-{TRACE}-{'0' * 16}-01"])
-def test_zero_ids_are_no_trace(zero: str) -> None:
+def test_zero_ids_are_not_a_trace(zero: str) -> None:
     assert parse_traceparent(zero) is None
 
 
@@ -167,7 +167,7 @@ def test_work_caused_by_a_sampled_request_is_linked_to_it() -> None:
     assert [f"{link.context.trace_id:032x}" for link in span.links] == [TRACE]
 
 
-async def test_the_internal_port_says_what_is_missing() -> None:
+async def test_the_internal_port_reports_what_is_missing() -> None:
     missing = ["the ledger"]
     app: Any = internal_app(missing=lambda: missing, status=lambda: {"lag_ms": 3}, registry=CollectorRegistry())
     async with httpx.AsyncClient(transport=httpx.ASGITransport(app), base_url="http://test") as client:
@@ -183,7 +183,7 @@ async def test_the_internal_port_says_what_is_missing() -> None:
         assert (await client.post("/status")).status_code == 405
 
 
-async def test_a_cancelled_server_lets_a_request_end_and_closes_its_port() -> None:
+async def test_a_cancelled_server_completes_its_request_and_closes_its_port() -> None:
     entered, leave = asyncio.Event(), asyncio.Event()
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -201,7 +201,7 @@ async def test_a_cancelled_server_lets_a_request_end_and_closes_its_port() -> No
         await entered.wait()
         serving.cancel()
         async with asyncio.timeout(20):
-            while takes_connections(port):  # noqa: ASYNC110 - nothing tells
+            while takes_connections(port):  # noqa: ASYNC110 - the server has no event
                 await asyncio.sleep(0.01)
         assert not request.done()
         leave.set()
@@ -231,14 +231,14 @@ def nothing_ready(target: bytes, headers: Headers) -> None:
         (b"BREW / HTTP/1.1", "not-implemented"),
     ],
 )
-async def test_what_cannot_be_parsed_is_answered_with_a_problem(ready: Any, request_line: bytes, slug: str) -> None:
+async def test_an_unparsable_request_is_answered_with_a_problem(ready: Any, request_line: bytes, slug: str) -> None:
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
         del scope, receive, send
 
     listener = bind("127.0.0.1:0")
     serving = asyncio.ensure_future(serve_http(app, listener, ready=ready))
     async with asyncio.timeout(20):
-        while not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # noqa: ASYNC110 - nothing tells
+        while not listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN):  # noqa: ASYNC110 - the server has no event
             await asyncio.sleep(0.01)
     reader, writer = await asyncio.open_connection(*listener.getsockname())
     writer.write(request_line + b"\r\nhost: x\r\n\r\n")
@@ -277,7 +277,7 @@ async def test_a_second_cancellation_frees_the_port_at_once() -> None:
         request.cancel()
 
 
-def test_a_taken_port_is_said_in_one_line() -> None:
+def test_a_taken_port_is_reported_in_one_line() -> None:
     with socket.socket() as taken:
         taken.bind(("127.0.0.1", 0))
         taken.listen()
@@ -287,6 +287,6 @@ def test_a_taken_port_is_said_in_one_line() -> None:
 
 
 @pytest.mark.parametrize("text", ["", "8080", "host:", ":80", "host:x", "host:70000", "host:-1"])
-def test_what_is_no_address_is_refused(text: str) -> None:
+def test_an_invalid_address_is_refused(text: str) -> None:
     with pytest.raises(ValueError, match="not host:port"):
         parse_listen(text)

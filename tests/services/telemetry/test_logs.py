@@ -1,3 +1,5 @@
+"""Tests the JSON log lines."""
+
 import contextvars
 import io
 import json
@@ -78,7 +80,7 @@ def test_a_record_that_cannot_be_rendered_is_still_one_line(
     extra: dict[str, object],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # pytest would keep the record for its report, which it cannot send from one process to another.
+    # pytest would keep the record for its report, and cannot send it from one process to another.
     handlers = logging.getLogger().handlers
     own = [one for one in handlers if getattr(one, "stream", None) is lines]
     monkeypatch.setattr(logging.getLogger(), "handlers", own)
@@ -86,13 +88,13 @@ def test_a_record_that_cannot_be_rendered_is_still_one_line(
     assert only(lines)["logger"] == "palaver.x"
 
 
-def test_a_failing_epoch_source_costs_the_epoch_only(lines: io.StringIO) -> None:
+def test_a_failing_epoch_source_removes_only_the_epoch_from_a_line(lines: io.StringIO) -> None:
     set_epoch_provider(lambda: 1 // 0)
     logging.getLogger("palaver.x").warning("hello")
     assert only(lines)["epoch"] is None
 
 
-def test_uvicorn_speaks_through_the_same_handler(lines: io.StringIO) -> None:
+def test_uvicorn_logs_through_the_same_handler(lines: io.StringIO) -> None:
     logging.getLogger("uvicorn.error").error("bad")
     assert only(lines)["logger"] == "uvicorn.error"
 

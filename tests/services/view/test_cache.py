@@ -1,3 +1,5 @@
+"""Tests the messages and the Lua scripts of the page cache."""
+
 import time
 import uuid
 from collections.abc import Generator
@@ -23,7 +25,7 @@ from tests import servers
 from tests.servers import RedisServer
 
 
-def test_messages_come_back_as_they_were() -> None:
+def test_messages_survive_encoding_and_decoding() -> None:
     moved = [Invalidation(site=uuid.uuid4(), key="ä/?", version=2**40)]
     assert decode_message(encode_invalidations(moved)) == moved
     assert decode_message(b'{"flush":7}') == Flush(generation=7)
@@ -31,7 +33,7 @@ def test_messages_come_back_as_they_were() -> None:
 
 
 @pytest.mark.parametrize("data", [b"", b"1", b"{}", b"[1]", b'[{"site":"x","key":"k","version":1}]', b'{"flush":"x"}'])
-def test_a_message_of_somebody_else_is_refused(data: bytes) -> None:
+def test_a_foreign_message_is_refused(data: bytes) -> None:
     with pytest.raises(MessageMalformed):
         decode_message(data)
 
@@ -71,7 +73,7 @@ def store(client: Any, version: int, field: str, life_s: int = 60) -> bool:
 
 
 @pytest.mark.integration
-def test_nothing_prolongs_the_life_of_a_page(client: Any) -> None:
+def test_no_command_extends_the_life_of_a_page(client: Any) -> None:
     invalidate(client, 5)
     assert store(client, 5, "one")
     assert 0 < client.ttl(PAGES) <= 60
@@ -83,7 +85,7 @@ def test_nothing_prolongs_the_life_of_a_page(client: Any) -> None:
 
 
 @pytest.mark.integration
-def test_a_page_read_before_a_newer_one_is_refused_when_that_one_has_expired(client: Any) -> None:
+def test_an_older_page_is_refused_even_after_the_newer_one_has_expired(client: Any) -> None:
     invalidate(client, 4)
     assert store(client, 5, "by another reader", 1)
     deadline_s = time.monotonic() + 30
@@ -96,7 +98,7 @@ def test_a_page_read_before_a_newer_one_is_refused_when_that_one_has_expired(cli
 
 
 @pytest.mark.integration
-def test_a_version_lives_longer_than_what_is_kept_under_it(client: Any) -> None:
+def test_a_version_outlives_the_pages_that_are_stored_under_it(client: Any) -> None:
     for bring in (lambda: invalidate(client, 5), lambda: store(client, 5, "one"), lambda: store(client, 6, "one")):
         bring()
         assert cache.TOMBSTONE_TTL_S - 60 < client.ttl(VERSION) <= cache.TOMBSTONE_TTL_S

@@ -1,4 +1,4 @@
-"""How PostgreSQL reads a page: from the index in its order, so that a page costs what is on it."""
+"""Tests that PostgreSQL reads a page in index order, so that its cost does not grow with the thread."""
 
 import asyncio
 import uuid
@@ -40,7 +40,7 @@ CURSORS: Final = {
 
 @dataclass
 class Threads:
-    """Threads of different sizes, with as many replies to their first comment as they have roots."""
+    """Threads of different sizes. The first comment has as many replies as the thread has roots."""
 
     server: servers.PostgresServer
     site: uuid.UUID
@@ -57,7 +57,7 @@ class Threads:
 def plan_of_page(
     url: str, mode: str, site: uuid.UUID, key: str, *, parent: uuid.UUID, after: tuple[str, str], analyze: bool
 ) -> dict[str, Any]:
-    """Return the plan of a page, planned as for the read API."""
+    """Return the plan of a page with the planner settings of the read API."""
     arguments = f"'{site}', '{key}', '{mode}', '{parent}', {after[0]}, '{after[1]}', {LIMIT}, 20, 21, 500, 1000000"
     with psycopg.connect(url, autocommit=True) as connection:
         for name, value in PLANNER_SETTINGS.items():
@@ -68,7 +68,7 @@ def plan_of_page(
         )
         options = "FORMAT JSON, ANALYZE, BUFFERS, TIMING OFF" if analyze else "FORMAT JSON"
         explain = f"EXPLAIN ({options}) EXECUTE page ({arguments})".encode()
-        connection.execute(explain)  # the first execution of a connection reads catalogs too
+        connection.execute(explain)  # the first execution on a connection also reads catalogs
         found = connection.execute(explain).fetchone()
     assert found is not None
     plan: dict[str, Any] = found[0][0]["Plan"]
@@ -90,7 +90,7 @@ def server() -> Generator[servers.PostgresServer]:
 
 @pytest.fixture(scope="module")
 def threads(server: servers.PostgresServer) -> Threads:
-    """Make the threads; nothing is analysed, so the planner knows nothing of them."""
+    """Create the threads. Without ANALYZE the planner has no statistics of them."""
     site = uuid.uuid4()
     server.sql("INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{}', 1)", site)
     parents: dict[str, uuid.UUID] = {}
@@ -108,7 +108,7 @@ def threads(server: servers.PostgresServer) -> Threads:
                 assert found is not None
                 parents[key] = found[0]
                 connection.execute(REPLIES, shown | {"parent": parents[key]})
-                # Newer and older than what is shown, so that either order meets them first.
+                # Hidden comments are newer and older than the shown ones, so either order would meet them first.
                 for begin in (-10 * hidden, 10 * hidden):
                     unseen = shown | {"count": hidden, "begin": begin, "state": "spam"}
                     connection.execute(ROOTS, unseen)
@@ -132,7 +132,9 @@ def test_a_page_is_read_in_the_order_of_the_index_and_never_sorted(threads: Thre
 
 @pytest.mark.parametrize("mode", ["newest", "oldest", "replies"])
 @pytest.mark.parametrize("begin", [True, False], ids=["first", "after a cursor"])
-def test_a_page_reads_as_much_of_a_large_thread_as_of_a_small_one(threads: Threads, mode: str, begin: bool) -> None:
+def test_a_page_of_a_large_thread_reads_as_many_blocks_as_one_of_a_small_thread(
+    threads: Threads, mode: str, begin: bool
+) -> None:
     blocks: list[int] = []
     for key in threads.parents:
         plan = threads.explained(mode, key, cursor=None if begin else MIDDLE, analyze=True)
@@ -141,7 +143,7 @@ def test_a_page_reads_as_much_of_a_large_thread_as_of_a_small_one(threads: Threa
             if scan.get("Relation Name") == "comments":
                 assert scan.get("Rows Removed by Filter", 0) == 0
                 assert scan["Actual Rows"] * scan["Actual Loops"] <= LIMIT + 1
-    # One more level of an index, and a page of comments that lies across one more block of the table.
+    # The margin covers one more level of an index, and a page that spans one more block of the table.
     assert max(blocks) <= min(blocks) + 8, blocks
 
 
@@ -160,7 +162,7 @@ def test_counts_are_looked_up_by_their_index(threads: Threads) -> None:
 
 @pytest.fixture
 def fresh(server: servers.PostgresServer) -> Generator[str]:
-    """The URL of a view that was migrated and has no more."""
+    """Return the URL of a view that was migrated and is empty."""
     name = f"view_{uuid.uuid4().hex}"
     server.sql(f"CREATE DATABASE {name}", database="postgres")
     view.migrate(server.url(name))
@@ -169,7 +171,7 @@ def fresh(server: servers.PostgresServer) -> Generator[str]:
 
 
 async def indexes_of(connection: "asyncpg.Connection[asyncpg.Record]") -> dict[str, bool]:
-    """Return which indexes there are beside the primary key, and whether they are valid."""
+    """Return the indexes except the primary key, and whether each is valid."""
     rows = await connection.fetch(
         "SELECT indexrelid::regclass::text AS name, indisvalid FROM pg_index"
         " WHERE indrelid = 'comments'::regclass AND NOT indisprimary"
@@ -185,7 +187,7 @@ async def until_begun(connection: "asyncpg.Connection[asyncpg.Record]") -> None:
 
 
 @pytest.mark.parametrize("mode", ["newest", "oldest", "replies"])
-def test_a_page_is_not_sorted_before_the_index_is_built_either(fresh: str, mode: str) -> None:
+def test_a_page_is_not_sorted_before_the_index_is_built(fresh: str, mode: str) -> None:
     nobody = uuid.UUID(int=0)
     plan = list(nodes(plan_of_page(fresh, mode, nobody, "key", parent=nobody, after=CURSORS[mode], analyze=False)))
     assert not {node["Node Type"] for node in plan if "Sort" in node["Node Type"]}
@@ -193,13 +195,13 @@ def test_a_page_is_not_sorted_before_the_index_is_built_either(fresh: str, mode:
     assert {(scan["Node Type"], scan["Index Name"]) for scan in scans} == {("Index Scan", "comments_by_parent")}
 
 
-async def test_changes_are_applied_and_pages_are_read_while_an_index_is_built(fresh: str) -> None:
+async def test_changes_are_applied_and_pages_are_read_during_an_index_build(fresh: str) -> None:
     holder, apply, watcher = [await asyncpg.connect(fresh) for _ in range(3)]
     insert = (
         "INSERT INTO comments (id, site_id, thread_id, depth, body, state, version, created_at)"
         " VALUES (gen_random_uuid(), gen_random_uuid(), gen_random_uuid(), 0, 'b', 'approved', 1, now())"
     )
-    # A transaction that wrote before the build began: the build waits for its end, however long that takes.
+    # The build waits for the end of a transaction that wrote before the build began, without a limit.
     transaction = holder.transaction()
     await transaction.start()
     await holder.execute(insert)
@@ -222,7 +224,7 @@ async def test_changes_are_applied_and_pages_are_read_while_an_index_is_built(fr
             connection.terminate()
 
 
-async def test_a_build_that_was_interrupted_is_done_again_and_until_then_the_old_index_is_there(fresh: str) -> None:
+async def test_an_interrupted_index_build_is_repeated_and_keeps_the_old_index_until_then(fresh: str) -> None:
     holder, watcher = [await asyncpg.connect(fresh) for _ in range(2)]
     transaction = holder.transaction()
     await transaction.start()
@@ -247,6 +249,6 @@ async def test_a_build_that_was_interrupted_is_done_again_and_until_then_the_old
             connection.terminate()
 
 
-async def test_a_view_that_cannot_be_reached_is_a_failed_build() -> None:
+async def test_an_index_build_on_an_unreachable_view_fails() -> None:
     with pytest.raises(IndexBuildFailed):
         await build_indexes("postgresql://nobody:nothing@127.0.0.1:9/nowhere")

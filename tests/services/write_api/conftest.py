@@ -54,14 +54,14 @@ def settings(url: str) -> WriteSettings:
 
 
 LONG_S = 60.0
-"""Longer than any answer takes, on however busy a machine."""
+"""Longer than any answer takes, even on a busy machine."""
 
 
 class WatchedGuard(LeadershipGuard):
-    """A guard that counts whom it keeps waiting.
+    """A guard that counts waiting requests.
 
     Attributes:
-        waiting: How many requests it has neither admitted nor refused yet.
+        waiting: Number of requests that it has neither admitted nor refused yet.
     """
 
     waiting = 0
@@ -76,7 +76,7 @@ class WatchedGuard(LeadershipGuard):
 
 @dataclass
 class Api:
-    """The write API in this process, on a real ledger, with a leadership the test sets."""
+    """The write API in this process, on a real ledger, with a leadership that the test sets."""
 
     http: httpx.AsyncClient
     pool: LedgerPool
@@ -90,7 +90,7 @@ class Api:
         self.guard = WatchedGuard(lambda: self.leadership, RegionName("us-east"))
 
     async def is_current(self) -> bool:
-        """What the agent would say."""
+        """Stand in for the agent: return whether this region proves that it leads."""
         return self.proves
 
     async def site(self) -> dict[str, str]:
@@ -111,7 +111,7 @@ async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
         yield running
 
 
-class write_api:  # noqa: N801 - reads as the context it is
+class write_api:  # noqa: N801 - used as a context manager, like a function
     def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = LONG_S) -> None:
         self.url = url
         self.cut_short: list[int] = []
@@ -157,7 +157,7 @@ class write_api:  # noqa: N801 - reads as the context it is
 
 @contextlib.contextmanager
 def given_up_after(pool: LedgerPool, seconds: float) -> Generator[None]:
-    """Give writes that begin meanwhile so long, after everything that has to succeed had as long as it took."""
+    """Set the timeout of writes that begin inside the context. Earlier writes have to succeed and have a long one."""
     before, pool._write_timeout_s = pool._write_timeout_s, seconds
     try:
         yield
@@ -179,7 +179,7 @@ OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
 
 
 async def until(holds: Callable[[], bool]) -> None:
-    """Wait for what another process does; seconds at most."""
+    """Wait for a condition that another process fulfils, for at most 30 seconds."""
     async with asyncio.timeout(30):
         while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
             await asyncio.sleep(0.01)

@@ -1,4 +1,4 @@
-"""What the write API tells its agent, and how the agent's desk takes it."""
+"""Tests the reports and questions that the write API sends to its agent, and how the agent handles them."""
 
 import asyncio
 import contextlib
@@ -19,7 +19,7 @@ SECRET = "a secret of the agents"
 
 
 class Heard(Switcher):
-    """What a switcher was told; it drives nothing."""
+    """Records the reports that a switcher receives, and acts on none."""
 
     def __init__(self) -> None:
         self.asked = 0
@@ -39,7 +39,7 @@ class Heard(Switcher):
 
 @contextlib.asynccontextmanager
 async def linked(switcher: Switcher, secret: str = SECRET) -> AsyncGenerator[tuple[AgentLink, httpx.AsyncClient]]:
-    """A link to the desk of an agent, over the agent's own internal application."""
+    """A link to the order handler of an agent, through the agent's internal application."""
     desk = ReportHandler(switcher, SECRET)
     app = internal_app(missing=list, status=dict, orders={CUT_SHORT_PATH: desk.cut_short, CURRENT_PATH: desk.current})
     transport = httpx.ASGITransport(app)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
@@ -54,17 +54,17 @@ async def linked(switcher: Switcher, secret: str = SECRET) -> AsyncGenerator[tup
             await asyncio.wait([running])
 
 
-async def test_the_agent_hears_of_each_epoch_once() -> None:
+async def test_the_agent_receives_each_epoch_once() -> None:
     switcher = Heard()
     async with linked(switcher) as (link, _):
         for epoch in (4, 4, 3, 5):
             link.cut_short(epoch)
-            # One is told after the other: whatever there was to tell was told before 5.
+            # The link sends one report after the other: it has sent every earlier report before 5.
             await until(lambda: not link._news.is_set() and link._told == link._spent)
     assert switcher.epochs == [4, 5]
 
 
-async def test_an_agent_that_does_not_run_yet_is_told_again() -> None:
+async def test_a_report_is_repeated_until_the_agent_runs() -> None:
     switcher = Heard()
     switcher.runs = False
     async with linked(switcher) as (link, _):
@@ -75,7 +75,7 @@ async def test_an_agent_that_does_not_run_yet_is_told_again() -> None:
     assert switcher.epochs == [4]
 
 
-async def test_only_the_agent_says_that_its_region_leads() -> None:
+async def test_only_the_agent_can_confirm_that_its_region_leads() -> None:
     switcher = Heard()
     async with linked(switcher) as (link, _):
         assert await link.is_current()

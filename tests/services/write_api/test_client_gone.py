@@ -1,4 +1,4 @@
-"""A write whose client is gone before it has its connection to the ledger is not begun."""
+"""Tests that a write does not begin if its client has disconnected before the write gets a ledger connection."""
 
 import asyncio
 import contextlib
@@ -21,7 +21,7 @@ pytestmark = pytest.mark.integration
 
 @contextlib.asynccontextmanager
 async def served(app: AsgiApp) -> AsyncGenerator[int]:
-    """Serve an application on a port; yield it."""
+    """Serve an application on a port; yield the port."""
     listener = bind("127.0.0.1:0")
     port: int = listener.getsockname()[1]
     task = asyncio.ensure_future(serve_http(app, listener))
@@ -34,7 +34,7 @@ async def served(app: AsgiApp) -> AsyncGenerator[int]:
 
 
 async def send(port: int, request: httpx.Request) -> asyncio.StreamWriter:
-    """Send a request on a connection of its own; whoever closes the writer leaves."""
+    """Send a request on a new connection. Closing the returned writer disconnects the client."""
     _, writer = await asyncio.open_connection("127.0.0.1", port)
     lines = [f"{request.method} {request.url.raw_path.decode()} HTTP/1.1"]
     lines += [f"{name}: {value}" for name, value in request.headers.items()]
@@ -43,7 +43,7 @@ async def send(port: int, request: httpx.Request) -> asyncio.StreamWriter:
     return writer
 
 
-async def test_no_write_is_begun_for_a_client_that_is_gone(
+async def test_no_write_begins_for_a_client_that_has_disconnected(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", LONG_S)
@@ -60,7 +60,7 @@ async def test_no_write_is_begun_for_a_client_that_is_gone(
             build("DELETE", deleted, headers=own),
             build("POST", sites, json={"name": "Left", "origins": []}, headers=ADMIN),
         ]
-        # One whose client stays, with the same key: it is no repetition of anything.
+        # A client that stays connected sends the same key. Its write is no replay, because the first did not begin.
         stays = build("POST", comments, json=new, headers={"idempotency-key": "key"})
         scopes: list[Scope] = []
         app = api.app

@@ -1,4 +1,4 @@
-"""Posting, editing and deleting through the whole application, on a real ledger."""
+"""Tests posts, edits and deletes through the whole application of the write API, on a real ledger."""
 
 import asyncio
 import contextlib
@@ -28,7 +28,7 @@ from tests.services.write_api.conftest import (
 pytestmark = pytest.mark.integration
 
 
-async def test_a_posted_comment_is_answered_whole(api: Api) -> None:
+async def test_a_post_returns_the_whole_comment(api: Api) -> None:
     site = (await api.site())["id"]
     answer = await api.post(
         site,
@@ -91,7 +91,7 @@ async def test_a_key_used_with_another_body_is_refused(api: Api) -> None:
     assert (answer.status_code, problem(answer)) == (422, "idempotency-key-reused")
 
 
-async def test_the_epoch_of_the_edge_must_be_the_one_that_serves_here(api: Api) -> None:
+async def test_a_request_with_another_epoch_than_the_serving_one_is_refused(api: Api) -> None:
     site = (await api.site())["id"]
     assert (await api.post(site, {"palaver-epoch": "1"})).status_code == 201
     refused = [await api.post(site, {"palaver-epoch": epoch}) for epoch in ("2", "0", "x", "")]
@@ -111,7 +111,7 @@ async def test_the_epoch_of_the_edge_must_be_the_one_that_serves_here(api: Api) 
 
 @pytest.mark.parametrize("method", ["PATCH", "DELETE"])
 @pytest.mark.parametrize("never", ['W/"1-0-0"', '"x"', "", '"9-0-0"'])
-async def test_a_precondition_that_does_not_hold_counts_only_for_a_request_that_would_be_done(
+async def test_a_false_precondition_is_reported_only_if_the_request_would_otherwise_succeed(
     api: Api, method: str, never: str
 ) -> None:
     """RFC 9110, section 13.2.1."""
@@ -156,13 +156,13 @@ async def test_an_edit_needs_the_key_and_the_version(api: Api) -> None:
     assert answer.json()["edited_at"].endswith("Z")
     assert answer.json()["created_at"] == posted.json()["created_at"]
     assert await edit({**key, "if-match": etag}, {"body": "third"}) == (412, "version-mismatch")
-    # A repetition of the edit that took place finds what it wanted, and the same entity tag.
+    # A repetition of an edit that took place gets the same answer with the same entity tag.
     again = await api.http.patch(path, json={"body": "second"}, headers={**key, "if-match": etag})
     assert (again.status_code, again.content) == (200, answer.content)
     assert again.headers["etag"] == answer.headers["etag"]
 
 
-async def test_an_edit_answers_what_the_ledger_knows_and_its_etag_is_good_for_the_next_edit(api: Api) -> None:
+async def test_an_edit_returns_the_fields_of_the_ledger_and_an_etag_for_the_next_edit(api: Api) -> None:
     site = await api.site()
     key = {"authorization": f"Bearer {site['api_key']}"}
     posted = await api.post(site["id"])
@@ -172,13 +172,13 @@ async def test_an_edit_answers_what_the_ledger_knows_and_its_etag_is_good_for_th
         edited = await api.http.patch(path, json={"body": f"*{version}*"}, headers={**key, "if-match": etag})
         etag = edited.headers["etag"]
         said = edited.json()
-        # How many replies there are and what the votes say, only views know: nothing is said of them, not even zero.
+        # Only views have the number of replies and the score: the answer omits both fields.
         assert {name: said[name] for name in posted.json() if name in said} == said
         assert posted.json().keys() - said.keys() == {"replies", "score"}
         assert (said["version"], said["html"], etag) == (version, f"<p><em>{version}</em></p>", f'"{version}"')
 
 
-async def test_a_site_is_read_where_its_location_says_by_whoever_holds_its_key(api: Api) -> None:
+async def test_a_site_is_read_at_its_location_with_its_key(api: Api) -> None:
     body = {"name": "Mine", "origins": ["https://b.example", "https://a.example"]}
     made = await api.http.post("/v1/sites", json=body, headers=ADMIN)
     other = await api.site()
@@ -196,7 +196,9 @@ async def test_a_site_is_read_where_its_location_says_by_whoever_holds_its_key(a
     assert (away.status_code, problem(away)) == (503, "stale-epoch")
 
 
-async def test_a_site_whose_ledger_is_away_is_not_an_unknown_outcome(ledger_server: servers.PostgresServer) -> None:
+async def test_a_read_of_a_site_is_unavailable_while_the_ledger_does_not_answer(
+    ledger_server: servers.PostgresServer,
+) -> None:
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = await api.site()
         key = {"authorization": f"Bearer {site['api_key']}"}
@@ -208,7 +210,7 @@ async def test_a_site_whose_ledger_is_away_is_not_an_unknown_outcome(ledger_serv
         assert (late.status_code, problem(late)) == (503, "ledger-unavailable")
 
 
-async def test_a_deleted_comment_is_gone_for_edits_and_replies_and_deleting_again_succeeds(api: Api) -> None:
+async def test_a_deleted_comment_refuses_edits_and_replies_and_can_be_deleted_again(api: Api) -> None:
     site = await api.site()
     posted = await api.post(site["id"])
     key = {"authorization": f"Bearer {site['api_key']}"}
@@ -247,9 +249,9 @@ async def test_sites_need_the_admin_key_and_are_created_once_for_a_key(api: Api)
     assert first.json()["token_secret"] != first.json()["api_key"]
 
 
-async def test_a_site_answers_its_own_origins_and_errors_carry_the_headers_too(api: Api) -> None:
+async def test_answers_and_errors_have_cors_headers_for_the_origins_of_the_site(api: Api) -> None:
     site = (await api.site())["id"]
-    # One that is answered in front of the router, and one that is routed.
+    # The first is answered before the router, the second by a route.
     for method, path in (("POST", f"/v1/sites/{site}/comments"), ("PATCH", f"/v1/sites/{site}/comments/{UNKNOWN}")):
         headers = {"authorization": "Bearer key", "if-match": "*"}
         asked = partial(api.http.request, method, path, json={"x": 1})
@@ -325,7 +327,7 @@ async def test_a_bad_request_is_refused_by_name(  # noqa: PLR0917 - columns of t
         assert "POST" in answer.headers["allow"]
 
 
-async def test_the_api_goes_on_when_the_ledger_restarts(ledger_server: servers.PostgresServer) -> None:
+async def test_the_api_serves_again_after_the_ledger_restarts(ledger_server: servers.PostgresServer) -> None:
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = (await api.site())["id"]
         await asyncio.gather(*(api.post(site) for _ in range(8)))
@@ -339,7 +341,7 @@ async def test_the_api_goes_on_when_the_ledger_restarts(ledger_server: servers.P
         assert (await api.post(site)).status_code == 201
 
 
-async def test_a_write_that_takes_too_long_is_unknown_and_goes_on(
+async def test_a_write_that_times_out_has_an_unknown_outcome_and_continues(
     ledger_server: servers.PostgresServer,
 ) -> None:
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
@@ -355,11 +357,11 @@ async def test_a_write_that_takes_too_long_is_unknown_and_goes_on(
         assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
 
 
-async def test_an_unknown_outcome_says_what_a_repetition_of_just_that_request_does(
+async def test_an_unknown_outcome_states_the_effect_of_a_repetition_of_that_request(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each request is sent again as its answer says, and comes to what it says."""
-    monkeypatch.setattr(pools, "LOCK_TIMEOUT_MS", 3_600_000)  # so that what waits is done in the end
+    """Repeat each request as its answer advises, and compare the result with the advice."""
+    monkeypatch.setattr(pools, "LOCK_TIMEOUT_MS", 3_600_000)  # so that the waiting writes are executed in the end
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = await api.site()
         own = {"authorization": f"Bearer {site['api_key']}"}
@@ -392,7 +394,7 @@ async def test_an_unknown_outcome_says_what_a_repetition_of_just_that_request_do
             "keyed": 201, "not keyed": 201, "edit": 200, "deletion": 204, "deletion of one version": 204,
         }  # fmt: skip
         versions = ledger_server.sql("SELECT version FROM palaver.comments WHERE id = %s", edited.json()["id"])
-        assert versions == [(2,)], "it was edited once"
+        assert versions == [(2,)], "the edit took place once"
         late = await api.http.patch(edited.headers["location"], json={"body": "of somebody else"}, headers=match)
         assert late.status_code == 412
         made = ledger_server.sql(
@@ -400,11 +402,11 @@ async def test_an_unknown_outcome_says_what_a_repetition_of_just_that_request_do
             " WHERE c.site_id = %s AND t.key = 'new'",
             site["id"],
         )
-        assert len(made) == 3, "the one without a key was made twice, as its answer says"
+        assert len(made) == 3, "the post without a key was done twice, as its answer warns"
 
 
 @pytest.mark.parametrize("way", ["pg_cancel_backend", "pg_terminate_backend"])
-async def test_a_wait_that_is_cut_short_is_an_unknown_outcome_and_told_with_its_epoch(
+async def test_a_cancelled_quorum_wait_is_an_unknown_outcome_and_is_reported_with_its_epoch(
     ledger_server: servers.PostgresServer, way: str
 ) -> None:
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
@@ -419,7 +421,7 @@ async def test_a_wait_that_is_cut_short_is_an_unknown_outcome_and_told_with_its_
             answer = await posting
         assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
         assert api.cut_short == [1]
-        # The key settles it, and nothing is told of what had its quorum.
+        # A repetition with the key gets the outcome. The write API reports no write that had its quorum.
         settled = [await api.post(site, {"idempotency-key": way}) for _ in range(2)]
         assert [one.status_code for one in settled] == [201, 201]
         assert settled[0].json()["id"] == settled[1].json()["id"]
@@ -427,8 +429,10 @@ async def test_a_wait_that_is_cut_short_is_an_unknown_outcome_and_told_with_its_
         assert api.cut_short == [1]
 
 
-async def test_a_ledger_that_is_stopped_at_once_cuts_no_wait_short(ledger_server: servers.PostgresServer) -> None:
-    # It warns each connection with the same sqlstate, but nothing of what waited can be seen by anybody.
+async def test_an_immediate_shutdown_of_the_ledger_is_not_reported_as_a_cancelled_wait(
+    ledger_server: servers.PostgresServer,
+) -> None:
+    # PostgreSQL warns each connection with the same sqlstate, but no other session can see the waiting transactions.
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
         site = (await api.site())["id"]
         with waiting_for_nobody(ledger_server):
@@ -444,7 +448,7 @@ async def test_a_ledger_that_is_stopped_at_once_cuts_no_wait_short(ledger_server
         assert api.cut_short == []
 
 
-async def test_a_wait_that_is_cut_short_after_its_client_gave_up_is_told(
+async def test_a_quorum_wait_that_is_cancelled_after_its_timeout_is_reported(
     ledger_server: servers.PostgresServer,
 ) -> None:
     async with write_api(ledger_server.url(user="palaver_writer")) as api:
@@ -454,13 +458,13 @@ async def test_a_wait_that_is_cut_short_after_its_client_gave_up_is_told(
                 answer = await api.post(site)
             assert problem(answer) == "outcome-unknown"
             assert api.cut_short == []
-            # A busy machine may not have come as far as its commit yet.
+            # On a busy machine the write may not have reached its commit yet.
             cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
             await until(lambda: bool(ledger_server.sql(cancel)))
             await until(lambda: bool(api.cut_short))
 
 
-async def test_a_strong_position_is_what_was_flushed_when_a_quorum_has_it(
+async def test_a_strong_position_is_the_flushed_position_after_a_quorum_has_it(
     api: Api, ledger_server: servers.PostgresServer
 ) -> None:
     site = (await api.site())["id"]
@@ -475,7 +479,7 @@ async def test_a_strong_position_is_what_was_flushed_when_a_quorum_has_it(
     assert (refused.status_code, problem(refused)) == (503, "ledger-unavailable")
 
 
-async def test_only_who_proves_that_it_leads_gives_a_strong_position(api: Api) -> None:
+async def test_only_a_region_that_proves_its_leadership_returns_a_strong_position(api: Api) -> None:
     api.proves = False
     refused = [await api.http.get(STRONG_POSITION_PATH)]
     api.proves = True
@@ -486,11 +490,11 @@ async def test_only_who_proves_that_it_leads_gives_a_strong_position(api: Api) -
 
 @contextlib.contextmanager
 def waiting_for_nobody(ledger_server: servers.PostgresServer) -> Generator[None]:
-    """Let every commit wait for a standby that is not there."""
+    """Make every commit wait for a standby that does not exist."""
     ledger_server.sql("ALTER SYSTEM SET synchronous_standby_names = 'ANY 1 (nobody)'")
     ledger_server.sql("SELECT pg_reload_conf()")
     for _ in range(2):
-        # It is the checkpointer that makes commits wait, once it has read the files (regions/member/ledger.py).
+        # Commits wait only after the checkpointer has reloaded the configuration files (regions/member/ledger.py).
         ledger_server.sql("CHECKPOINT")
     try:
         yield
@@ -499,16 +503,16 @@ def waiting_for_nobody(ledger_server: servers.PostgresServer) -> Generator[None]
         ledger_server.sql("SELECT pg_reload_conf()")
 
 
-async def test_a_preview_that_an_edge_of_the_release_before_sends_here_is_rendered(api: Api) -> None:
+async def test_a_preview_from_an_edge_of_the_previous_release_is_rendered(api: Api) -> None:
     path = f"/v1/sites/{UNKNOWN}/preview"
-    api.leadership = None  # it needs no leader
+    api.leadership = None  # a preview needs no leader
     answer = await api.http.post(path, json={"body": "**b**"}, headers={"palaver-epoch": "7"})
     assert (answer.status_code, answer.json()) == (200, {"html": "<p><strong>b</strong></p>"})
     long = await api.http.post(path, json={"body": "x" * 1001})
     assert (long.status_code, problem(long)) == (422, "body-too-long")
 
 
-async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer) -> None:
+async def test_a_full_pool_answers_overloaded(ledger_server: servers.PostgresServer) -> None:
     async with write_api(ledger_server.url(user="palaver_writer"), pool_size=1) as api:
         site = (await api.site())["id"]
         with servers.psycopg.connect(ledger_server.url()) as blocker:
@@ -522,12 +526,12 @@ async def test_a_full_pool_says_overloaded(ledger_server: servers.PostgresServer
             blocker.rollback()
         assert problem(await stuck) == "outcome-unknown"
         assert {problem(answer) for answer in answers} == {"overloaded"}
-        # Nothing ended meanwhile: the edge may ask again, in a second.
+        # No write ended meanwhile. The edge may repeat the request after a second.
         assert {answer.headers["palaver-repeat"] for answer in answers} == {"1"}
         assert (await api.post(site)).status_code == 201
 
 
-async def test_a_repetition_by_the_edge_may_outlive_the_epoch_it_began_under(api: Api) -> None:
+async def test_a_retry_of_the_edge_is_admitted_in_a_later_epoch(api: Api) -> None:
     site = (await api.site())["id"]
     first, repeated = {"x-envoy-attempt-count": "1"}, {"x-envoy-attempt-count": "2"}
     assert (await api.post(site, {"palaver-epoch": "0"} | repeated)).status_code == 201

@@ -1,4 +1,4 @@
-"""A region that was chosen takes writes when its fence row is committed, and what comes meanwhile waits for it."""
+"""Tests that a region serves writes after its fence row is committed, and that earlier requests wait for it."""
 
 import asyncio
 import contextlib
@@ -24,7 +24,7 @@ ANSWER_S_MAX = 30.0
 
 @pytest.fixture
 def long_opening(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let a request wait for longer than any answer takes, so that it is not time that ends its wait."""
+    """Let a request wait for longer than any answer takes, so that no timeout ends its wait."""
     monkeypatch.setattr(opening, "OPENING_S_MAX", 3600.0)
 
 
@@ -36,7 +36,7 @@ def view_of(leader: str, phase: str) -> LeadershipView:
 
 @contextlib.asynccontextmanager
 async def following(api: Api, view: LeadershipView) -> AsyncGenerator[Callable[[], None]]:
-    """The task of the process; what it gives tells it of another leadership."""
+    """Run the task of the process; yield a function that gives the task another leadership."""
     api.leadership = view.current
     group = asyncio.create_task(watch_fence_row(view, api.guard, api.pool))
     try:
@@ -59,7 +59,7 @@ async def test_a_request_waits_for_the_fence_row(api: Api, ledger_server: server
         async with following(api, view_of("us-east", phase)):
             waiting = asyncio.create_task(api.post(site))
             await until(lambda: api.guard.waiting == 1)
-            assert not waiting.done(), "nothing is taken before the row is there"
+            assert not waiting.done(), "the write was served before the row was committed"
             fence(ledger_server)
             answer = await waiting
             assert answer.status_code == 201
@@ -68,7 +68,7 @@ async def test_a_request_waits_for_the_fence_row(api: Api, ledger_server: server
         ledger_server.sql("DELETE FROM palaver.fence WHERE epoch = 2")
 
 
-async def test_the_wait_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_the_wait_for_a_fence_row_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) -> None:
     site = (await api.site())["id"]
     monkeypatch.setattr(opening, "OPENING_S_MAX", 0.05)
     async with following(api, view_of("us-east", "promoting")):
@@ -76,7 +76,7 @@ async def test_the_wait_is_bounded(api: Api, monkeypatch: pytest.MonkeyPatch) ->
     assert (answer.status_code, problem(answer)) == (503, "stale-epoch")
 
 
-async def test_a_fence_row_opens_nothing_while_the_member_is_not_chosen(
+async def test_a_fence_row_admits_no_write_while_another_region_is_chosen(
     api: Api, ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     site = (await api.site())["id"]
@@ -91,7 +91,7 @@ async def test_a_fence_row_opens_nothing_while_the_member_is_not_chosen(
 
 
 @pytest.mark.usefixtures("long_opening")
-async def test_who_waits_is_told_when_another_region_is_chosen(api: Api) -> None:
+async def test_a_waiting_request_is_refused_when_another_region_is_chosen(api: Api) -> None:
     site = (await api.site())["id"]
     async with following(api, view_of("us-east", "recruiting")) as tell:
         waiting = asyncio.create_task(api.post(site))
@@ -102,7 +102,7 @@ async def test_who_waits_is_told_when_another_region_is_chosen(api: Api) -> None
     assert problem(answer) == "stale-epoch"
 
 
-def test_an_opening_ends_with_its_epoch() -> None:
+def test_admission_by_a_fence_row_ends_with_its_epoch() -> None:
     current = leadership(epoch=2, phase="promoting")
     guard = LeadershipGuard(lambda: current, RegionName("us-east"))
     guard.open(2)
@@ -111,7 +111,7 @@ def test_an_opening_ends_with_its_epoch() -> None:
     assert not guard.serves
 
 
-# A switch: the next epoch is promised to a region, and begins before etcd knows (rule 20).
+# A switchover promises the next epoch to a region. That epoch begins before etcd has it (rule 20).
 
 
 def promised_to(region: str) -> LeadershipView:
@@ -130,8 +130,8 @@ async def test_a_promised_epoch_begins_with_its_fence_row(api: Api, ledger_serve
             waiting = asyncio.create_task(api.post(site, {"palaver-epoch": "2"}))
             repeated = asyncio.create_task(api.post(site, {"palaver-epoch": "1", "x-envoy-attempt-count": "2"}))
             await until(lambda: api.guard.waiting == 2)
-            assert not waiting.done(), "nothing is taken before the row is there"
-            assert not repeated.done(), "nothing is taken before the row is there"
+            assert not waiting.done(), "the write was served before the row was committed"
+            assert not repeated.done(), "the write was served before the row was committed"
             fence(ledger_server)
             answers = [await waiting, await repeated]
             assert [one.status_code for one in answers] == [201, 201]
@@ -142,7 +142,9 @@ async def test_a_promised_epoch_begins_with_its_fence_row(api: Api, ledger_serve
 
 @pytest.mark.usefixtures("long_opening")
 @pytest.mark.parametrize(("region", "epoch"), [("us-east", "1"), ("us-east", "3"), ("ap-south", "2")])
-async def test_who_does_not_come_for_the_promised_epoch_is_refused_at_once(api: Api, region: str, epoch: str) -> None:
+async def test_a_request_for_another_epoch_than_the_promised_one_is_refused_at_once(
+    api: Api, region: str, epoch: str
+) -> None:
     site = (await api.site())["id"]
     async with following(api, promised_to(region)):
         answer = await asyncio.wait_for(api.post(site, {"palaver-epoch": epoch}), ANSWER_S_MAX)
@@ -150,7 +152,7 @@ async def test_who_does_not_come_for_the_promised_epoch_is_refused_at_once(api: 
 
 
 @pytest.mark.usefixtures("long_opening")
-async def test_a_promise_that_is_taken_back_ends_the_wait(api: Api) -> None:
+async def test_a_withdrawn_promise_ends_the_wait(api: Api) -> None:
     site = (await api.site())["id"]
     async with following(api, promised_to("us-east")) as tell:
         waiting = asyncio.create_task(api.post(site, {"palaver-epoch": "2"}))
@@ -162,7 +164,7 @@ async def test_a_promise_that_is_taken_back_ends_the_wait(api: Api) -> None:
 
 
 async def ended(api: Api, site: str, server: servers.PostgresServer) -> httpx.Response:
-    """Have the ledger end a write under way, as a leader does that gives up while writes wait."""
+    """Make the ledger terminate a running write, as a leader does that gives up the leadership while writes wait."""
     with psycopg.connect(server.url()) as blocking:
         blocking.execute("LOCK TABLE palaver.comments IN EXCLUSIVE MODE")
         waiting = asyncio.create_task(api.post(site))
@@ -170,22 +172,22 @@ async def ended(api: Api, site: str, server: servers.PostgresServer) -> httpx.Re
         return await waiting
 
 
-async def test_a_leader_whose_ledger_ended_after_a_promise_refuses_at_once_and_asks_it_no_more(
+async def test_a_leader_whose_ledger_ended_after_a_promise_refuses_at_once_without_a_call(
     api: Api, ledger_server: servers.PostgresServer
 ) -> None:
     site = (await api.site())["id"]
     succession = Succession(region=RegionName("eu-west"), reason="a test")
     api.leadership = replace(leadership(), succession=succession)
-    assert (await api.post(site)).status_code == 201, "a promise ends nothing"
+    assert (await api.post(site)).status_code == 201, "a promise alone must not end the admission"
     assert problem(await ended(api, site, ledger_server)) == "outcome-unknown"
     answer = await api.post(site)
     assert (answer.status_code, problem(answer)) == (503, "stale-epoch")
     assert "gives it up" in answer.json()["detail"]
     api.leadership = replace(leadership(), succession=succession)
-    assert (await api.post(site)).status_code == 201, "the record was told anew, and the ledger is there"
+    assert (await api.post(site)).status_code == 201, "the watch reported the record again, and the ledger serves"
 
 
-async def test_a_ledger_that_ends_a_write_without_a_promise_is_asked_again(
+async def test_a_ledger_that_ended_a_write_without_a_promise_is_called_again(
     api: Api, ledger_server: servers.PostgresServer
 ) -> None:
     site = (await api.site())["id"]

@@ -1,4 +1,4 @@
-"""How many connections to the ledger there are, and when."""
+"""Tests how many ledger connections the pool opens, and its answers when the ledger is slow or unavailable."""
 
 import asyncio
 import contextlib
@@ -12,7 +12,7 @@ from services.write_api.pool import LedgerOverloaded, LedgerPool, LedgerStuck, L
 from tests import servers
 from tests.services.write_api.conftest import LONG_S, OURS, until
 
-# `lock_timeout` does not end it, and a lock that is only tried is held by nobody who waits.
+# `lock_timeout` does not end this statement, and a session that only tries a lock does not queue for it.
 UNTIL_LET_GO = """
 DO $$ BEGIN
     WHILE NOT pg_try_advisory_xact_lock_shared(2711) LOOP PERFORM pg_sleep(0.01); END LOOP;
@@ -22,20 +22,20 @@ END $$
 
 @contextlib.contextmanager
 def held(server: servers.PostgresServer) -> Generator[None]:
-    """Hold up whoever runs UNTIL_LET_GO."""
+    """Block the sessions that run UNTIL_LET_GO."""
     with psycopg.connect(server.url(), autocommit=True) as connection:
         connection.execute("SELECT pg_advisory_lock(2711)")
         yield
 
 
 def held_up(server: servers.PostgresServer) -> int:
-    """Count those that run UNTIL_LET_GO; connections of the test before may still be closing."""
+    """Count the sessions that run UNTIL_LET_GO. Connections of the previous test may still be closing."""
     return len(server.sql(f"SELECT pid {OURS} AND state = 'active' AND query LIKE '%2711%'"))
 
 
 @contextlib.asynccontextmanager
 async def warm_pool(server: servers.PostgresServer, *, size: int) -> AsyncGenerator[LedgerPool]:
-    """A pool, and the task of the process that keeps connections."""
+    """A pool, and the task of the process that keeps connections open."""
     async with LedgerPool(server.url(user="palaver_writer"), size=size, write_timeout_s=LONG_S) as pool:
         task = asyncio.create_task(pool.stay_warm())
         try:
@@ -46,7 +46,7 @@ async def warm_pool(server: servers.PostgresServer, *, size: int) -> AsyncGenera
                 await task
 
 
-async def test_some_are_open_before_anybody_asks_and_come_back_when_the_ledger_ended_them(
+async def test_connections_are_opened_in_advance_and_again_after_the_ledger_closed_them(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "WARM_LOOK_S", 0.05)
@@ -58,7 +58,7 @@ async def test_some_are_open_before_anybody_asks_and_come_back_when_the_ledger_e
         assert len(pids(ledger_server)) == pools.WARM
 
 
-async def test_no_more_are_kept_than_the_pool_may_have(
+async def test_the_pool_keeps_no_more_connections_than_its_size(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "WARM_LOOK_S", 0.01)
@@ -77,7 +77,7 @@ async def test_no_more_are_kept_than_the_pool_may_have(
         assert len(pids(ledger_server)) == 1
 
 
-async def test_a_burst_has_as_many_as_it_needs_one_after_the_other(
+async def test_a_burst_opens_the_connections_that_it_needs_one_after_the_other(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", LONG_S)
@@ -86,15 +86,15 @@ async def test_a_burst_has_as_many_as_it_needs_one_after_the_other(
             burst = [asyncio.create_task(pool.fetch(UNTIL_LET_GO)) for _ in range(6)]
             await until(lambda: held_up(ledger_server) == 6)
         await asyncio.gather(*burst)
-        # Short ones are done by the first before the next is made.
+        # The first connection executes short calls before the next connection is open.
         await asyncio.gather(*(pool.fetch("SELECT 1") for _ in range(50)))
         await until(lambda: len(pids(ledger_server)) == 6)
 
 
-async def test_a_burst_of_short_calls_makes_few(
+async def test_a_burst_of_short_calls_opens_few_connections(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # However long the second connection takes: the first does meanwhile what can be done.
+    # The first connection executes calls while the second one is being opened, however long that takes.
     monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", LONG_S)
     connects, others_may, connect = 0, asyncio.Event(), LedgerPool._connect
 
@@ -115,10 +115,10 @@ async def test_a_burst_of_short_calls_makes_few(
         assert connects == 2
 
 
-async def test_a_burst_on_a_ledger_that_is_not_there_is_told_so_at_once(
+async def test_a_burst_on_an_unavailable_ledger_fails_at_once(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    # Who waited for a connection would do so for longer than the test.
+    # A call that waited for a connection would wait for longer than the test runs.
     monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", 10 * LONG_S)
     url = ledger_server.url(user="palaver_writer").replace(str(ledger_server.port), str(servers.free_port()))
     async with LedgerPool(url, size=4, write_timeout_s=5) as pool, asyncio.timeout(LONG_S):
@@ -128,7 +128,7 @@ async def test_a_burst_on_a_ledger_that_is_not_there_is_told_so_at_once(
 
 
 @pytest.mark.parametrize("ends", ["SELECT 1", "SELECT 1 / 0"])
-async def test_a_ledger_whose_writes_do_not_end_is_stuck_though_other_statements_end(
+async def test_a_ledger_is_stuck_if_writes_do_not_end_even_if_other_statements_do(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch, ends: str
 ) -> None:
     async with LedgerPool(ledger_server.url(user="palaver_writer"), size=2, write_timeout_s=LONG_S) as pool:
@@ -141,14 +141,14 @@ async def test_a_ledger_whose_writes_do_not_end_is_stuck_though_other_statements
             monkeypatch.setattr(pools, "WAITERS_PER_CONNECTION", 0)
             read = asyncio.create_task(pool.fetch(UNTIL_LET_GO))
             await until(lambda: held_up(ledger_server) == 2)
-            # So long that the write is older and what ended since is not.
+            # Long enough for the write to be too old, and for a statement that ended since not to be.
             monkeypatch.setattr(pools, "ACQUIRE_TIMEOUT_S", clock() - begun_s)
             with pytest.raises(LedgerStuck):
                 await pool.fetch("SELECT 1")
         await asyncio.gather(write, read)
 
 
-async def test_a_ledger_whose_writes_have_only_begun_is_overloaded(
+async def test_a_ledger_with_recent_unfinished_writes_is_overloaded(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(pools, "WAITERS_PER_CONNECTION", 0)

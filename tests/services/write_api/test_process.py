@@ -1,4 +1,4 @@
-"""The write API as its own process, against a real etcd and ledger."""
+"""Tests the process of the write API with a real etcd and a real ledger."""
 
 import asyncio
 import json
@@ -42,7 +42,7 @@ async def lead(endpoint: str, epoch: int, leader: str = "us-east") -> None:
         assert await coordination.swap_leadership(CellId("main"), leadership, revision)
 
 
-def test_it_serves_while_it_leads_and_outlives_its_ledger(
+def test_the_write_api_serves_while_its_region_leads_and_survives_its_ledger(
     ledger_server: servers.PostgresServer, tmp_path: Path
 ) -> None:
     with servers.etcd_cluster() as etcd:

@@ -1,4 +1,4 @@
-"""How long an Idempotency-Key is remembered: by service time, whatever clocks say."""
+"""Tests that Idempotency-Keys expire by service time, independently of wall clocks."""
 
 import logging
 import re
@@ -22,7 +22,7 @@ DAY_S = 24 * 3600
 
 
 class Clock:
-    """A clock that the test moves."""
+    """A clock that the test sets."""
 
     now_s = 500_000.0
 
@@ -42,7 +42,7 @@ def test_service_time_is_counted_once_in_whole_seconds() -> None:
     assert service.step(1) == 0
 
 
-def test_time_in_which_nobody_served_is_not_counted() -> None:
+def test_time_without_a_serving_leader_is_not_counted() -> None:
     clock = Clock()
     service = ServiceClock(clock)
     service.step(1)
@@ -51,19 +51,19 @@ def test_time_in_which_nobody_served_is_not_counted() -> None:
     clock.now_s += 60
     assert service.step(1) == 0
     clock.now_s += 60
-    assert service.step(2) == 0  # another epoch: who served before has counted
-    clock.now_s += 7 * DAY_S  # the machine slept
+    assert service.step(2) == 0  # another epoch: the previous leader has counted its time
+    clock.now_s += 7 * DAY_S  # the machine was suspended
     assert service.step(2) == STEP_S_MAX
     assert service.step(2) == 0
 
 
-def test_a_key_that_was_made_anywhere_within_a_step_lives_for_a_day() -> None:
+def test_a_key_lives_for_a_day_wherever_in_a_counting_step_it_was_created() -> None:
     assert KEPT_S - STEP_S_MAX >= DAY_S
     assert INTERVAL_S < STEP_S_MAX
 
 
 @pytest.mark.integration
-def test_the_age_of_a_key_knows_no_wall_clock(ledger_server: servers.PostgresServer) -> None:
+def test_the_age_of_a_key_does_not_depend_on_the_wall_clock(ledger_server: servers.PostgresServer) -> None:
     ((default,),) = ledger_server.sql(
         "SELECT column_default FROM information_schema.columns"
         " WHERE table_name = 'idempotency_keys' AND column_name = 'made_at_s'"
@@ -84,7 +84,7 @@ async def keys(ledger_server: servers.PostgresServer, site: str) -> list[Any]:
 
 
 @pytest.mark.integration
-async def test_keys_are_forgotten_after_a_day_of_service_and_no_sooner(
+async def test_keys_expire_after_a_day_of_service_and_no_sooner(
     api: Api, ledger_server: servers.PostgresServer
 ) -> None:
     site = (await api.site())["id"]
@@ -94,13 +94,13 @@ async def test_keys_are_forgotten_after_a_day_of_service_and_no_sooner(
     clock.now_s += 100
     await purge.round(1)
     assert (await api.post(site, {"idempotency-key": "old"})).status_code == 201
-    # What a wall clock would say of it: a year ago, or only in a year.
+    # `created_at` is a year in the past, later a year in the future, as after a jump of the wall clock.
     ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() - interval '1 year' WHERE key = 'old'")
     await serve(purge, clock, DAY_S)
     assert await keys(ledger_server, site) == ["old"]
     ledger_server.sql("UPDATE palaver.idempotency_keys SET created_at = now() + interval '1 year' WHERE key = 'old'")
     assert (await api.post(site, {"idempotency-key": "new"})).status_code == 201
-    # Another leader goes on from what the ledger keeps.
+    # Another leader continues with the counter in the ledger.
     purge = Purge(api.pool, ServiceClock(clock))
     await purge.round(1)
     await serve(purge, clock, STEP_S_MAX)
@@ -114,7 +114,7 @@ async def serve(purge: Purge, clock: Clock, seconds: int) -> None:
 
 
 @pytest.mark.integration
-async def test_an_epoch_that_is_over_adds_nothing(api: Api, ledger_server: servers.PostgresServer) -> None:
+async def test_an_ended_epoch_adds_no_service_time(api: Api, ledger_server: servers.PostgresServer) -> None:
     clock = Clock()
     purge = Purge(api.pool, ServiceClock(clock))
     before = ledger_server.sql("SELECT seconds FROM palaver.service_time")
@@ -126,7 +126,7 @@ async def test_an_epoch_that_is_over_adds_nothing(api: Api, ledger_server: serve
 
 @pytest.fixture
 def first_schema(tmp_path: Path) -> Generator[servers.PostgresServer]:
-    """A ledger as the release before migrated it: only an agent of this release brings it to the newest schema."""
+    """A ledger with the schema of the previous release. Only an agent of this release migrates it."""
     folder = Path(ledger.__file__).parent
     scripts = tmp_path / "migrations"
     shutil.copytree(folder / "migrations", scripts, ignore=shutil.ignore_patterns("v0002_*"))
@@ -142,7 +142,7 @@ def first_schema(tmp_path: Path) -> Generator[servers.PostgresServer]:
 
 
 @pytest.mark.integration
-async def test_a_write_api_on_a_ledger_of_the_release_before_serves_and_begins_to_purge_when_that_is_migrated(
+async def test_a_write_api_serves_on_a_ledger_of_the_previous_release_and_purges_after_its_migration(
     first_schema: servers.PostgresServer, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO)
@@ -162,7 +162,7 @@ async def test_a_write_api_on_a_ledger_of_the_release_before_serves_and_begins_t
         clock.now_s += 60
         await purge.round(1)
         assert first_schema.sql("SELECT seconds FROM palaver.service_time") == [(60,)]
-        # What no migration mends ends no process either.
+        # A fault that no migration repairs does not end the process either.
         first_schema.sql("UPDATE palaver.service_time SET seconds = 9223372036854775807")
         clock.now_s += 60
         assert await purge.round(1) == 0
@@ -186,7 +186,7 @@ async def serves_all(api: Api) -> None:
 
 @pytest.fixture
 def churned() -> Generator[servers.PostgresServer]:
-    """A ledger after 40 hours of keyed writes, purged each minute and vacuumed each quarter of an hour."""
+    """A ledger after 40 hours of keyed writes, with a purge each minute and a vacuum every 15 minutes."""
     with servers.postgres({"autovacuum": "off"}) as server:
         ledger.migrate(server.url())
         purge = purge_for_psycopg()
@@ -217,7 +217,9 @@ def purge_for_psycopg() -> bytes:
 
 
 @pytest.mark.integration
-def test_the_purge_reads_what_it_purges_after_forty_hours(churned: servers.PostgresServer) -> None:
+def test_the_purge_reads_in_proportion_to_the_rows_that_it_deletes_after_forty_hours(
+    churned: servers.PostgresServer,
+) -> None:
     ((seconds,),) = churned.sql("SELECT seconds FROM palaver.service_time")
     due = seconds - KEPT_S
 
@@ -233,7 +235,7 @@ def test_the_purge_reads_what_it_purges_after_forty_hours(churned: servers.Postg
     one, purged = blocks_of(1)
     ten, purged_in_ten = blocks_of(11)
     assert (purged, purged_in_ten) == (KEYS_A_STEP, 10 * KEYS_A_STEP)
-    # For each key a visit of its row to find it and one to mark it; what the index takes does not grow with the table.
+    # Each key costs two visits of its row, to find and to delete it. The index cost does not grow with the table.
     assert nothing <= 5
     assert one <= 4 * purged + 20
     assert ten <= 4 * purged_in_ten + 20

@@ -1,4 +1,4 @@
-"""Which refusals of the write API the edge may repeat."""
+"""Tests which refusals of the write API the edge may retry."""
 
 import asyncio
 
@@ -23,7 +23,7 @@ from tests.services.write_api.conftest import LONG_S, UNKNOWN, Api, until, write
 from tests.services.write_api.test_pool import UNTIL_LET_GO, held, held_up
 
 
-def test_the_edge_and_the_write_api_speak_of_one_header() -> None:
+def test_the_edge_and_the_write_api_use_the_same_repeat_header() -> None:
     assert EDGE_HEADER.encode() == REPEAT_HEADER
 
 
@@ -36,24 +36,26 @@ def test_the_edge_and_the_write_api_speak_of_one_header() -> None:
         (LedgerOverloaded("full"), "overloaded", None),
     ],
 )
-def test_only_what_a_repetition_may_mend_is_repeated(error: LedgerError, slug: str, repeat: bytes | None) -> None:
+def test_only_refusals_that_a_retry_may_resolve_are_marked_for_retry(
+    error: LedgerError, slug: str, repeat: bytes | None
+) -> None:
     problem = ledger_problem(error, again="Send it again.")
     headers = dict(problem.headers)
     assert (problem.slug, problem.status, headers.get(REPEAT_HEADER)) == (slug, 503, repeat)
-    # The edge waits as long as a client is asked to.
+    # The edge waits for as long as Retry-After asks a client to wait.
     assert headers[b"retry-after"] == b"1"
 
 
-def test_a_read_whose_answer_did_not_come_has_no_unknown_outcome() -> None:
+def test_a_read_without_an_answer_is_not_an_unknown_outcome() -> None:
     assert ledger_problem(OutcomeUnknown("the connection broke")).slug == "ledger-unavailable"
 
 
-def test_another_epoch_is_repeated_at_once_and_a_refusal_never() -> None:
+def test_a_stale_epoch_is_marked_for_an_immediate_retry_and_other_refusals_are_not() -> None:
     assert dict(stale_epoch("it moved").headers)[REPEAT_HEADER] == b"now"
     assert REPEAT_HEADER not in dict(refuse("thread_closed").headers)
 
 
-def test_repetitions_under_overload_are_a_tenth_of_the_writes_that_were_done() -> None:
+def test_retries_under_overload_are_limited_to_a_tenth_of_the_completed_writes() -> None:
     budget = RepeatBudget()
     assert sum(budget.spend() for _ in range(1_000)) == REPEATS_MAX
     for _ in range(1_001):
@@ -63,7 +65,7 @@ def test_repetitions_under_overload_are_a_tenth_of_the_writes_that_were_done() -
 
 
 async def refused_for_overload(api: Api, server: servers.PostgresServer, *asked: httpx.Request) -> list[httpx.Response]:
-    """Send requests, one after the other, while one write has all connections."""
+    """Send requests, one after the other, while one write occupies all connections."""
     with held(server):
         write = asyncio.create_task(api.pool.fetch(UNTIL_LET_GO, under=1))
         await until(lambda: held_up(server) == 1)
@@ -73,7 +75,7 @@ async def refused_for_overload(api: Api, server: servers.PostgresServer, *asked:
 
 
 @pytest.mark.integration
-async def test_only_keyed_posts_spend_the_budget_and_only_writes_that_were_done_earn_it(
+async def test_only_keyed_posts_spend_the_retry_budget_and_only_completed_writes_earn_it(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(outcomes, "REPEATS_MAX", 3.0)
@@ -98,8 +100,8 @@ async def test_only_keyed_posts_spend_the_budget_and_only_writes_that_were_done_
         ]
         answers = await refused_for_overload(api, ledger_server, *others, *keyed)
         assert {answer.status_code for answer in answers} == {503}
-        told = [answer.headers.get("palaver-repeat") for answer in answers]
-        assert told == [None] * len(others) + ["1", "1", "1", None]
+        marks = [answer.headers.get("palaver-repeat") for answer in answers]
+        assert marks == [None] * len(others) + ["1", "1", "1", None]
 
         for _ in range(30):
             assert (await api.http.get("/strong-position")).status_code == 200

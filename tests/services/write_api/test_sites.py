@@ -48,15 +48,15 @@ async def test_all_sites_are_listed_once_in_the_order_of_their_ids(api: Api) -> 
         assert len(document["sites"]) == 2
         assert page.links["next"]["url"] == f"/v1/sites?limit=2&cursor={document['next']}"
         page = await api.http.get(page.links["next"]["url"], headers=ADMIN)
-    assert seen == sorted(made)
+    assert seen == sorted(set(seen))
+    # Other tests add sites with random ids to this ledger.
+    assert [site for site in seen if site in made] == sorted(made)
     last = await listed(api, limit=2, cursor=cursor_after(seen[-3]))
     assert last.headers["cache-control"] == "no-store"
-    assert last.json() == {
-        "sites": [{"id": site, "name": "Site", "origins": ["https://example.com"]} for site in seen[-2:]],
-        "next": None,
-    }
-    first = await listed(api, limit=1)
-    assert first.json()["sites"][0]["id"] <= min(before)
+    assert [site["id"] for site in last.json()["sites"]] == seen[-2:]
+    assert last.json()["next"] is None
+    first = await listed(api, limit=1, cursor=cursor_after(max(before)))
+    assert first.json()["sites"] == [{"id": seen[0], "name": "Site", "origins": ["https://example.com"]}]
 
 
 async def test_the_list_of_sites_needs_the_admin_key_and_a_valid_query(api: Api) -> None:
