@@ -18,6 +18,9 @@ ifneq ($(wildcard $(SYSTEM_CERTS)),)
 export UV_SYSTEM_CERTS ?= true
 endif
 TESTS := test-servers test-deployments test-simulation
+PARTS := check $(TESTS)
+# What needs processors and no server runs at low priority beside what mostly waits for servers.
+PAIRS := test-servers/check test-deployments/test-simulation
 ROUNDS ?= 5
 .PHONY: help setup demo test $(TESTS) check format coverage mutations bench bench-switcher drills load-setup soak clean
 
@@ -39,16 +42,21 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
 test: setup ## Run all checks and all tests but soaks and benchmarks; a part that fails stops no other
-	@failed=; told=; \
-	for part in check $(TESTS); do \
-	  printf '\nmake test: %s begins\n' $$part; began=$$SECONDS; rm -f $(VENV)/$$part.counts; \
-	  if $(MAKE) --no-print-directory $$part; then how=passed; else how=FAILED; failed="$$failed $$part"; fi; \
-	  counts=$$(cat $(VENV)/$$part.counts 2>/dev/null); \
-	  line="make test: $$part $$how after $$((SECONDS - began)) s$${counts:+: $$counts}"; \
-	  told="$$told$$line"$$'\n'; echo "$$line"; \
+	@rm -f $(VENV)/*.part $(VENV)/*.counts; beside=; trap 'test -z "$$beside" || kill -- -$$beside 2>/dev/null' EXIT; set -m; \
+	run() { \
+	  printf '\nmake test: %s begins\n' $$1; began=$$SECONDS; \
+	  if $(MAKE) --no-print-directory $$1; then how=passed; else how=FAILED; fi; \
+	  counts=$$(cat $(VENV)/$$1.counts 2>/dev/null); \
+	  echo "make test: $$1 $$how after $$((SECONDS - began)) s$${counts:+: $$counts}" | tee $(VENV)/$$1.part; \
+	}; \
+	for pair in $(PAIRS); do \
+	  (renice -n 10 $$BASHPID > /dev/null; run $${pair#*/}) > $(VENV)/beside.log 2>&1 & beside=$$!; \
+	  run $${pair%/*}; wait $$beside; beside=; cat $(VENV)/beside.log; \
 	done; \
+	failed=$$(for part in $(PARTS); do grep -q ' passed ' $(VENV)/$$part.part 2>/dev/null || printf ' %s' $$part; done); \
 	if test -z "$$failed"; then how=passed; else how=FAILED; fi; \
-	printf '\n%smake test: all %s after %s s\n' "$$told" $$how $$SECONDS; \
+	printf '\n'; for part in $(PARTS); do cat $(VENV)/$$part.part; done; \
+	echo "make test: all $$how after $$SECONDS s"; \
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
 test-servers: setup ## The part of `test` with servers of its own

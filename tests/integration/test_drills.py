@@ -1,6 +1,7 @@
-"""The short drills on the session's deployment: a death, a cut, a pause, a switchover, two of three lost.
+"""The short drills on the session's deployment: a region is killed, a region is cut off, the leadership is moved.
 
-All of them are in `make drills`; `make soak` repeats them.
+`make drills` runs all drills once, `make soak` repeats them. tests/regions/test_switcher.py has the pause of a leader and
+the loss of two regions with real servers.
 """
 
 import os

@@ -6,7 +6,7 @@ import typer
 from infra.exploration.journey import Astray, travel
 from tests.simulation.mutations import MUTATIONS, TIMED_MUTATIONS, Mutation, TimedMutation, hunt, row, simulate
 
-pytestmark = [pytest.mark.simulation, pytest.mark.timeout(300)]
+pytestmark = [pytest.mark.simulation, pytest.mark.timeout(900)]
 
 RULES = {"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "14", "16", "20", "life", "CAS"}
 
