@@ -1,9 +1,12 @@
-"""Finds tests that sleep for a duration instead of waiting for a condition (CONTRIBUTING, Tests)."""
+"""Finds tests that sleep for a duration instead of waiting for a condition (CONTRIBUTING, Tests); tests the waiting."""
 
 import ast
+import asyncio
 from pathlib import Path
 
 import pytest
+
+from tests.waiting import eventually, until
 
 TESTS = Path(__file__).parent
 
@@ -47,3 +50,42 @@ def test_a_sleep_is_found_outside_of_a_loop_and_not_in_a_polling_loop() -> None:
     assert sleeps("async def test_x():\n    while not done():\n        await asyncio.sleep(0.01)\n") == []
     assert sleeps("async def test_x():\n    async def slow():\n        await asyncio.sleep(1)\n") == []
     assert sleeps("async def test_x():\n    await asyncio.sleep(0)\n") == []
+
+
+async def test_until_returns_the_first_true_answer_of_a_condition() -> None:
+    answers = iter([0, None, 7])
+
+    async def ask() -> int | None:
+        return next(answers)
+
+    assert await until(ask) == 7
+    assert await until(lambda: "plain") == "plain"
+
+
+async def test_until_reports_the_condition_its_variables_and_the_last_answer() -> None:
+    found: list[int] = []
+    with pytest.raises(TimeoutError, match=r"within 0\.03 s: .*lambda: len\(found\).*; found = \[\]; last seen: 0"):
+        await until(lambda: len(found), timeout_s=0.03)
+
+
+async def test_until_reports_an_asynchronous_condition_that_does_not_answer() -> None:
+    with pytest.raises(TimeoutError, match="last seen: 'no answer'"):
+        await until(asyncio.Event().wait, timeout_s=0.03)
+
+
+async def test_until_passes_on_a_timeout_of_the_condition_itself() -> None:
+    def ask() -> bool:
+        raise TimeoutError("of the condition")
+
+    with pytest.raises(TimeoutError, match="of the condition"):
+        await until(ask)
+
+
+def test_eventually_returns_the_answer_that_holds() -> None:
+    answers = iter([1, 2, 3])
+    assert eventually(lambda: next(answers), lambda answer: answer > 2, pause_s=0) == 3
+
+
+def test_eventually_reports_what_was_awaited_and_the_last_answer() -> None:
+    with pytest.raises(AssertionError, match="a reply; last seen: 'none yet'"):
+        eventually(lambda: "none yet", lambda answer: answer == "reply", what="a reply", within_s=0, pause_s=0)

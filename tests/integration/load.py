@@ -9,7 +9,8 @@ from dataclasses import dataclass, field
 
 import httpx
 
-from tests.integration.stack import REGIONS, Stack, eventually
+from tests.integration.stack import REGIONS, Stack
+from tests.waiting import eventually
 
 RETRY_S = 0.1
 GIVE_UP_S = 30.0  # a write that no edge took for so long is counted as refused

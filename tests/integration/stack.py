@@ -2,10 +2,8 @@
 
 import subprocess
 import sys
-import time
 import uuid
 from collections import deque
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
@@ -20,6 +18,7 @@ from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
 from regions.plain_http import TRUST_NOBODY
 from tests.answers import Answers
+from tests.waiting import eventually
 
 REGIONS = ("us-east", "eu-west", "ap-south")
 COMMAND_TIMEOUT_S = 200.0
@@ -52,17 +51,6 @@ def agents_log(data: Path) -> str:
     except UnknownTarget:
         return ""
     return "\n".join(["", "The agents' logs:", *deque(merged(files, as_json=False), maxlen=AGENT_LINES)])
-
-
-def eventually(ask: Callable[[], Answer], holds: Callable[[Answer], bool], *, within_s: float, what: str) -> Answer:
-    """Ask until an answer holds."""
-    deadline = time.monotonic() + within_s
-    while True:
-        answer = ask()
-        if holds(answer):
-            return answer
-        assert time.monotonic() < deadline, f"{what} did not come true within {within_s} s; last: {answer}"
-        time.sleep(0.1)  # a status asks every process of every region
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -16,7 +16,8 @@ import pytest
 
 from infra.supervisor.layout import open_layout
 from regions.position import decode_token
-from tests.integration.stack import REGIONS, Stack, eventually
+from tests.integration.stack import REGIONS, Stack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 

@@ -18,7 +18,8 @@ import pytest
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
 from tests.child_processes import is_alive, processes_of, stopped_at_the_end
-from tests.integration.stack import REGIONS, Stack, eventually, palaver, start_stack
+from tests.integration.stack import REGIONS, Stack, palaver, start_stack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration]
 

@@ -1,7 +1,7 @@
 """The short drills on the session's deployment: a region is killed, a region is cut off, the leadership is moved.
 
-`make drills` runs all drills once, `make soak` repeats them. tests/regions/test_switcher.py has the pause of a leader and
-the loss of two regions with real servers.
+`make drills` runs all drills once, `make soak` repeats them. tests/regions/test_switcher.py has the pause of a leader
+and the loss of two regions with real servers.
 """
 
 import os

@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from tests.integration.load import check_nothing_lost_or_doubled, load
-from tests.integration.stack import REGIONS, Stack, eventually
+from tests.integration.stack import REGIONS, Stack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 

@@ -6,8 +6,9 @@ import orjson
 import pytest
 
 from tests.integration.load import check_nothing_lost_or_doubled, load
-from tests.integration.stack import Stack, eventually
+from tests.integration.stack import Stack
 from tests.integration.test_faults import REJOINED_WITHIN_S, check_roles, within_s
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 

@@ -8,7 +8,8 @@ import orjson
 import pytest
 
 from services.api.site_origins import FRESH_S
-from tests.integration.stack import REGIONS, Stack, eventually
+from tests.integration.stack import REGIONS, Stack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 

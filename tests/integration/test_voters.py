@@ -13,7 +13,8 @@ import pytest
 from infra.cli import voters
 from tests.child_processes import end_deployment
 from tests.integration.load import check_nothing_lost_or_doubled, load
-from tests.integration.stack import REGIONS, Stack, eventually, start_stack
+from tests.integration.stack import REGIONS, Stack, start_stack
+from tests.waiting import eventually
 
 pytestmark = [pytest.mark.integration, pytest.mark.stack, pytest.mark.timeout(240)]
 

@@ -158,11 +158,3 @@ async def deployment(etcd: list[str] | None = None, view_regions: tuple[str, ...
                     await leftover.stop()
                 # Children of a killed postmaster: one that waits for a lock does not notice that it is alone.
                 await leftover.end_leftovers()
-
-
-async def until(condition: Any, seconds: float = 30.0) -> Any:
-    """Wait for an asynchronous condition to become true; fail when it does not."""
-    async with asyncio.timeout(seconds):
-        while not (found := await condition()):  # noqa: ASYNC110 - other processes set no event
-            await asyncio.sleep(0.02)
-    return found

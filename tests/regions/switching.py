@@ -24,9 +24,9 @@ from tests.regions.deployment import (
     Deployment,
     deployment,
     prepare_ledger,
-    until,
 )
 from tests.servers import EtcdCluster
+from tests.waiting import until
 
 USER, PASSWORD = "root", "a password"
 SECRET = b"a secret of the deployment"

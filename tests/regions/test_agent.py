@@ -23,8 +23,9 @@ from regions.switcher import LocalSettings
 from regions.topology import Address, parse_address
 from services.region_agent.status import AgentCollector
 from tests import servers
-from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment, prepare_ledger, until
+from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment, prepare_ledger
 from tests.servers import EtcdCluster
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
 

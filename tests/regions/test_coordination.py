@@ -2,8 +2,9 @@
 
 import asyncio
 import base64
+import functools
 import json
-from collections.abc import AsyncGenerator, Callable, Iterator
+from collections.abc import AsyncGenerator, Iterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
 from uuid import UUID
@@ -28,7 +29,7 @@ from regions.identity import CellId, RegionName
 from regions.leadership import ANCESTRY_MAX, Succession
 from regions.position import Position
 from regions.topology import parse_address
-from tests import servers
+from tests import servers, waiting
 from tests.servers import EtcdCluster
 
 USER, PASSWORD = "root", "a password"
@@ -299,10 +300,7 @@ async def test_a_watch_goes_back_to_the_nearest_endpoint_when_that_answers_again
     assert watched[-1] == cluster.endpoints[0]
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - nothing tells
-            await asyncio.sleep(0.01)
+until = functools.partial(waiting.until, timeout_s=20)
 
 
 @pytest.mark.integration

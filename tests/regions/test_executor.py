@@ -45,9 +45,10 @@ from regions.member.process import WatchedProcess
 from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
-from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment, until
+from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment
 from tests.regions.switching import prepare
 from tests.regions.test_failover_member import has, keep, keep_alone, kept, kill, promote_by_hand, three
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

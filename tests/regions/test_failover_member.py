@@ -29,9 +29,9 @@ from tests.regions.deployment import (
     Deployment,
     deployment,
     prepare_ledger,
-    until,
 )
 from tests.tcp_proxy import TcpProxy
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

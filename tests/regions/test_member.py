@@ -25,8 +25,8 @@ from tests.regions.deployment import (
     Deployment,
     deployment,
     prepare_ledger,
-    until,
 )
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -18,8 +18,9 @@ from regions.member.failover_member import Diverged, FailoverMember
 from regions.member.replication_connection import ReplicationConnection
 from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import SEGMENT_MB, proxy_name
-from tests.regions.deployment import REGIONS, Deployment, until
+from tests.regions.deployment import REGIONS, Deployment
 from tests.regions.test_failover_member import has, keep, kept, kill, lose_leader, promote_by_hand, take_over, three
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -12,8 +12,9 @@ from regions.identity import RegionName
 from regions.position import ZERO
 from regions.switcher import OrderRefused
 from sync.walsender import connect, start_replication
-from tests.regions.deployment import REGIONS, until
+from tests.regions.deployment import REGIONS
 from tests.regions.switching import Cell, cell
+from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
 

@@ -3,7 +3,7 @@
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -47,6 +47,7 @@ from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment
 from tests.regions.edge_stand import leadership
+from tests.waiting import until
 
 EAST, WEST, SOUTH = REGIONS
 HANGS = "hangs"
@@ -147,12 +148,6 @@ class Stand:
     async def heard(self, count: int = 1) -> list[Any]:
         await until(lambda: len(self.core.heard) >= count)
         return self.core.heard
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110 - threads and tasks of the code under test set no event
-            await asyncio.sleep(0.001)
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ replication slots.
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import time
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field
 from uuid import UUID
 
@@ -28,6 +29,7 @@ from sync.apply import Applied, Applier
 from sync.channel.direct.client import DirectChannel
 from sync.channel.direct.server import ChangeServer
 from sync.lag import LagMeter
+from tests import waiting
 from tests.child_processes import free_port
 from tests.servers import PostgresServer
 
@@ -221,11 +223,7 @@ class Rig:
         await until(lambda: self.meter.applied is not None and self.meter.applied.lsn >= end)
 
 
-async def until(condition: Callable[[], bool]) -> None:
-    """Wait until a condition outside of this event loop is true."""
-    async with asyncio.timeout(WAIT_S):
-        while not condition():  # noqa: ASYNC110 - databases and other processes set no events
-            await asyncio.sleep(0.01)
+until = functools.partial(waiting.until, timeout_s=WAIT_S)
 
 
 @contextlib.asynccontextmanager

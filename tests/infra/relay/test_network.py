@@ -15,9 +15,9 @@ from tests.infra.relay.wire import (
     SOCKS_NAME,
     Streams,
     echo,
-    eventually,
     receive_buffer,
     round_trip,
+    until,
     wired,
 )
 
@@ -33,7 +33,7 @@ async def test_bytes_pass_unchanged_in_both_directions_without_a_fault() -> None
         assert await asyncio.wait_for(reader.read(-1), PATIENCE_S) == data
         counts = {direction.pair: direction.bytes_total for direction in wire.network.directions()}
         assert counts == {("a", "b"): len(data), ("b", "a"): len(data)}
-        await eventually(lambda: wire.connections_open() == 0)
+        await until(lambda: wire.connections_open() == 0)
 
 
 async def test_each_direction_adds_its_own_delay() -> None:
@@ -97,7 +97,7 @@ async def test_a_lost_segment_arrives_after_a_retransmission_timeout(monkeypatch
         wire.set("a", "b", loss=0.999)
         before = wire.delivered_bytes("a", "b")
         streams[1].write(b"x")
-        await eventually(lambda: wire.held_bytes() == 1)
+        await until(lambda: wire.held_bytes() == 1)
         assert wire.delivered_bytes("a", "b") == before
 
 
@@ -118,8 +118,8 @@ async def test_a_cut_in_one_direction_holds_only_that_direction_and_heals() -> N
             before = wire.delivered_bytes("b", "a")
             wire.set("b", "a", cut=True)
             writer.write(question)
-            await eventually(lambda question=question: heard[-1] == question)
-            await eventually(lambda: wire.held_bytes() == 6)
+            await until(lambda question=question: heard[-1] == question)
+            await until(lambda: wire.held_bytes() == 6)
             assert wire.delivered_bytes("b", "a") == before
             wire.network.heal(healed)
             assert await asyncio.wait_for(reader.readexactly(6), PATIENCE_S) == b"answer"
@@ -133,7 +133,7 @@ async def test_bytes_held_by_a_cut_are_delivered_in_order_when_it_heals() -> Non
         for number in range(100):
             writer.write(struct.pack(">I", number))
             await asyncio.sleep(0)
-        await eventually(lambda: wire.held_bytes() == 400)
+        await until(lambda: wire.held_bytes() == 400)
         wire.set("a", "b", cut=False, delay_ms=30)
         got = await asyncio.wait_for(reader.readexactly(400), PATIENCE_S)
         assert struct.unpack(">100I", got) == tuple(range(100))
@@ -147,8 +147,8 @@ async def test_a_new_connection_waits_during_a_cut_and_opens_when_it_heals(way: 
         reader, writer = await wire.connect()
         writer.write(b"ping")
         # The cut holds OPEN or OPENED; the client's bytes wait for the handshake.
-        await eventually(lambda: [one._early for one in wire.connections()] == [[b"ping"]])
-        await eventually(lambda: wire.held_items() == 1)
+        await until(lambda: [one._early for one in wire.connections()] == [[b"ping"]])
+        await until(lambda: wire.held_items() == 1)
         assert wire.delivered_bytes("a", "b") == wire.delivered_bytes("b", "a") == 0
         wire.network.heal()
         assert await asyncio.wait_for(reader.readexactly(4), PATIENCE_S) == b"ping"
@@ -164,8 +164,8 @@ async def test_a_client_that_disconnects_during_a_cut_leaves_no_connection(
         for _ in range(5):
             _, writer = await wire.connect()
             writer.close()
-        await eventually(lambda: sum(d.connections_total for d in wire.network.directions()) == 5)
-        await eventually(lambda: wire.connections_open() == 0)
+        await until(lambda: sum(d.connections_total for d in wire.network.directions()) == 5)
+        await until(lambda: wire.connections_open() == 0)
 
 
 async def test_a_connection_held_too_long_by_a_cut_is_reset_on_both_sides(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -221,7 +221,7 @@ async def test_a_reset_crosses_the_network() -> None:
         writer.write(b"x")
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.read(1), PATIENCE_S)
-        await eventually(lambda: wire.connections_open() == 0)
+        await until(lambda: wire.connections_open() == 0)
 
 
 async def test_a_target_without_a_listener_resets_the_client_at_once() -> None:
@@ -230,7 +230,7 @@ async def test_a_target_without_a_listener_resets_the_client_at_once() -> None:
         with pytest.raises(ConnectionResetError):
             await asyncio.wait_for(reader.read(1), PATIENCE_S)
         writer.close()
-        await eventually(lambda: wire.connections_open() == 0)
+        await until(lambda: wire.connections_open() == 0)
         assert sum(direction.refused_total for direction in wire.network.directions()) == 1
 
 
@@ -241,11 +241,11 @@ async def test_a_receiver_that_does_not_read_stops_its_sender(fault: dict[str, o
         receive_buffer(streams, 4096)
         cast("asyncio.Transport", streams[1].transport).pause_reading()
         if fault:
-            await eventually(lambda: sum(d.bytes_total for d in wire.network.directions()) > 0)
+            await until(lambda: sum(d.bytes_total for d in wire.network.directions()) > 0)
             wire.set("b", "a", **fault)
         (pouring,) = wire.connections()
         # While the receiver is blocked, or the direction cut, the relay does not read from the sender.
-        await eventually(lambda: pouring.far._paused and (pouring._to_near._blocked or "cut" in fault))
+        await until(lambda: pouring.far._paused and (pouring._to_near._blocked or "cut" in fault))
         one_read = 256 * 1024
         assert wire.held_bytes() <= 10 * WINDOW_BYTES_MIN + one_read
         assert wire.held_bytes() + wire.delivered_bytes("b", "a") < 64 * 1024 * 1024
@@ -266,7 +266,7 @@ async def test_bytes_sent_before_the_handshake_are_bounded_and_arrive_in_order()
         wire.set("b", "a", cut=True)
         reader, writer = await wire.connect()
         writer.write(data)
-        await eventually(lambda: [one.near._paused for one in wire.connections()] == [True])
+        await until(lambda: [one.near._paused for one in wire.connections()] == [True])
         (waiting,) = wire.connections()
         one_read = 256 * 1024
         assert waiting._early_bytes <= connection.EARLY_BYTES_MAX + one_read
@@ -309,7 +309,7 @@ async def test_the_network_ends_with_connections_open_and_during_a_cut() -> None
         wire.set("a", "b", cut=True)
         _, writer = await wire.connect()
         writer.write(b"never")
-        await eventually(lambda: wire.connections_open() == 2)
+        await until(lambda: wire.connections_open() == 2)
     assert wire.connections_open() == 0
 
 

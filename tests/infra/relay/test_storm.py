@@ -7,7 +7,7 @@ import random
 
 import pytest
 
-from tests.infra.relay.wire import PATIENCE_S, Wire, eventually, wired
+from tests.infra.relay.wire import PATIENCE_S, Wire, until, wired
 
 pytestmark = pytest.mark.integration
 
@@ -26,7 +26,7 @@ async def test_random_connections_and_faults_leave_nothing_open(caplog: pytest.L
         assert sum(client.result() for client in clients) > CLIENTS / 4
         wire.network.heal()
         wire.hang_up()
-        await eventually(lambda: wire.connections_open() == 0)
+        await until(lambda: wire.connections_open() == 0)
         assert wire.held_bytes() == 0
     assert not caplog.records
 

@@ -2,6 +2,7 @@
 
 import asyncio
 import contextlib
+import functools
 import json
 import socket
 import time
@@ -12,6 +13,7 @@ from typing import Any
 from infra.relay.connection import Connection
 from infra.relay.links import parse_config
 from infra.relay.network import Network
+from tests import waiting
 from tests.child_processes import free_port
 
 Streams = tuple[asyncio.StreamReader, asyncio.StreamWriter]
@@ -82,10 +84,7 @@ async def round_trip(streams: Streams, data: bytes = b"ping") -> float:
     return time.monotonic() - began
 
 
-async def eventually(condition: Callable[[], bool]) -> None:
-    async with asyncio.timeout(PATIENCE_S):
-        while not condition():  # noqa: ASYNC110 - the network has no event for it
-            await asyncio.sleep(0.01)
+until = functools.partial(waiting.until, timeout_s=PATIENCE_S)
 
 
 def document(*, upstream_port: int) -> dict[str, Any]:
@@ -134,7 +133,7 @@ async def wired(host: Host | None = echo, *, faults: Sequence[Mapping[str, objec
     finally:
         if server is not None:
             server.close()
-        await eventually(lambda: not visits)
+        await until(lambda: not visits)
 
 
 def receive_buffer(streams: Streams, size_bytes: int) -> None:

@@ -1,6 +1,7 @@
 """Tests kills, restarts and stops of a region while its processes start or stop, with small sample programs."""
 
 import asyncio
+import functools
 import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
@@ -17,6 +18,7 @@ from infra.supervisor.plan import Plan
 from infra.supervisor.process import ProcessSpec, base_environment
 from infra.supervisor.secrets import Secrets
 from infra.supervisor.supervisor import Supervisor
+from tests import waiting
 
 EAST, WEST, SOUTH = REGIONS = ("us-east", "eu-west", "ap-south")
 PATIENCE_S = 20.0  # half of a program's life here
@@ -66,10 +68,7 @@ def sample(
     return ProcessSpec(**(given | changes))
 
 
-async def until(condition: Callable[[], object]) -> None:
-    async with asyncio.timeout(20):
-        while not condition():  # noqa: ASYNC110 - a state of other processes
-            await asyncio.sleep(0.01)
+until = functools.partial(waiting.until, timeout_s=20)
 
 
 Specs = Callable[[DeploymentContext, str], list[ProcessSpec]]

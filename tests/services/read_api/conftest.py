@@ -30,6 +30,7 @@ from services.telemetry.tracing import Tracing, configure_tracing
 from services.view import cache
 from tests import servers
 from tests.answers import Answers
+from tests.waiting import until
 
 CELL = CellId("main")
 BEGIN = datetime(2026, 1, 1, tzinfo=UTC)
@@ -308,13 +309,6 @@ async def api_alone(writer: Writer, silence_s: float, *, page_bytes_max: int = 2
         await asyncio.gather(*tasks, return_exceptions=True)
     await shared.close()
     tracing.close()
-
-
-async def until(condition: Any, timeout_s: float = 30) -> None:
-    """Wait for a condition of this process."""
-    async with asyncio.timeout(timeout_s):
-        while not condition():  # noqa: ASYNC110 - conditions of the code under test have no event
-            await asyncio.sleep(0.005)
 
 
 def problem(answer: httpx.Response) -> str:

@@ -10,7 +10,8 @@ import pytest
 from services.api.problems import DEGRADED_HEADER
 from services.read_api.pages import BUILT_AT_A_TIME_MAX
 from services.read_api.view_reader import ViewBusy, ViewReader
-from tests.services.read_api.conftest import CELL, Api, Writer, problem, until
+from tests.services.read_api.conftest import CELL, Api, Writer, problem
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

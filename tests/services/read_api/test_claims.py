@@ -10,7 +10,8 @@ import pytest
 from regions.position import Position, decode_token, encode_token
 from services.read_api.freshness import Freshness
 from services.view import cache
-from tests.services.read_api.conftest import CELL, Api, Thread, Writer, problem, running_api, until
+from tests.services.read_api.conftest import CELL, Api, Thread, Writer, problem, running_api
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -22,7 +22,8 @@ from services.read_api.page import Page, PageQuery, build_page
 from services.read_api.shared_cache import SharedCache
 from services.read_api.view_reader import ViewReader
 from services.view import cache
-from tests.services.read_api.conftest import Api, Thread, Writer, problem, running_api, until
+from tests.services.read_api.conftest import Api, Thread, Writer, problem, running_api
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -1,7 +1,5 @@
 """Tests the process of the read API: it starts before its dependencies, and stops in time."""
 
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -10,6 +8,7 @@ from services import view
 from tests import servers
 from tests.services.processes import PATIENCE_S, Service, topology
 from tests.services.read_api.conftest import Writer
+from tests.waiting import eventually
 
 pytestmark = pytest.mark.integration
 
@@ -35,7 +34,7 @@ def test_the_read_api_waits_for_the_schema_and_then_serves(page_cache: servers.R
             fresh.sql("INSERT INTO sites (id, name, origins, version) VALUES (%s, 'S', '{}', 1)", writer.site)
             writer.thread("a").add()
             path = f"/v1/sites/{writer.site}/comments?thread=a"
-            until(lambda: service.probe("/status").json()["invalidations_heard"])
+            eventually(lambda: service.probe("/status").json()["invalidations_heard"], within_s=PATIENCE_S)
             assert service.call("GET", path).json()["thread"]["count"] == 1
             head = service.call("HEAD", path)
             assert (head.status_code, head.content) == (200, b"")
@@ -43,18 +42,11 @@ def test_the_read_api_waits_for_the_schema_and_then_serves(page_cache: servers.R
             metrics = service.probe("/metrics").text
             assert 'palaver_http_requests_total{method="GET",route="/v1/sites/{site}/comments",status="200"}' in metrics
             fresh.kill()
-            until(lambda: service.probe("/readyz").status_code == 503)
+            eventually(lambda: service.probe("/readyz").status_code == 503, within_s=PATIENCE_S)
             assert service.call("GET", path).status_code == 200
             fresh.start()
             service.until_ready()
             assert service.stop(f"/v1/sites/{writer.site}/preview") == 0
-
-
-def until(holds: Callable[[], bool]) -> None:
-    deadline_s = time.monotonic() + PATIENCE_S
-    while not holds():
-        assert time.monotonic() < deadline_s
-        time.sleep(0.05)
 
 
 def test_wrong_settings_are_one_line_and_status_2(tmp_path: Path) -> None:

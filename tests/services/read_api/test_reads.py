@@ -17,7 +17,8 @@ from services.read_api.invalidations import follow_invalidations
 from services.read_api.memory import PageMemory
 from services.read_api.view_reader import ViewReader
 from services.view import cache
-from tests.services.read_api.conftest import CELL, Api, Writer, problem, until
+from tests.services.read_api.conftest import CELL, Api, Writer, problem
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,8 @@ from services.read_api.ready_pages import ReadyPages
 from services.telemetry.http_server import bind, bind_unix, serve_http
 from services.telemetry.ready_protocol import Headers, ReadyProtocol
 from tests.answers import Answers, read_answer
-from tests.services.read_api.conftest import CELL, Api, Thread, Writer, running_api, until
+from tests.services.read_api.conftest import CELL, Api, Thread, Writer, running_api
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -11,8 +11,9 @@ from regions.position import Position, encode_token
 from regions.topology import Address
 from services.read_api import strong
 from services.read_api.strong import LeaderProof
-from tests.services.read_api.conftest import CELL, until
+from tests.services.read_api.conftest import CELL
 from tests.virtual_loop import VirtualLoop
+from tests.waiting import until
 
 VOTERS = [Address("east", 1), Address("west", 1), Address("south", 1)]
 NO_PROOF = httpx.Response(503, json={"type": "https://palaver.dev/problems/stale-epoch"})

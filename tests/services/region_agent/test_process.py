@@ -17,8 +17,9 @@ from regions.process_identity import ProcessIdentity
 from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from tests import servers
 from tests.child_processes import Child, free_port
-from tests.regions.deployment import REGIONS, Deployment, deployment, until
+from tests.regions.deployment import REGIONS, Deployment, deployment
 from tests.servers import EtcdCluster
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -1,7 +1,6 @@
-import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Callable, Generator
+from collections.abc import AsyncGenerator, Generator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -176,13 +175,6 @@ def problem(answer: httpx.Response) -> str:
 
 
 OURS = "FROM pg_stat_activity WHERE application_name = 'palaver-write-api'"
-
-
-async def until(holds: Callable[[], bool]) -> None:
-    """Wait for a condition that another process fulfils, for at most 30 seconds."""
-    async with asyncio.timeout(30):
-        while not holds():  # noqa: ASYNC110 - PostgreSQL sets no event
-            await asyncio.sleep(0.01)
 
 
 UNKNOWN = str(uuid.UUID(int=7))

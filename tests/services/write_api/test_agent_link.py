@@ -13,7 +13,7 @@ from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
 from services.region_agent.reports import ReportHandler
 from services.telemetry.internal import internal_app
 from services.write_api.agent_link import AgentLink
-from tests.services.write_api.conftest import until
+from tests.waiting import until
 
 SECRET = "a secret of the agents"
 

@@ -13,8 +13,9 @@ from services.telemetry.http_server import bind, serve_http
 from services.telemetry.middleware import AsgiApp, Receive, Scope, Send
 from services.write_api import pool as pools
 from tests import servers
-from tests.services.write_api.conftest import ADMIN, until, write_api
+from tests.services.write_api.conftest import ADMIN, write_api
 from tests.services.write_api.test_pool import LONG_S, UNTIL_LET_GO, held, held_up
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

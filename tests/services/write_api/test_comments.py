@@ -13,17 +13,8 @@ from regions.position import decode_token
 from services.api.leader_port import STRONG_POSITION_PATH
 from services.write_api import pool as pools
 from tests import servers
-from tests.services.write_api.conftest import (
-    ADMIN,
-    OURS,
-    UNKNOWN,
-    Api,
-    given_up_after,
-    leadership,
-    problem,
-    until,
-    write_api,
-)
+from tests.services.write_api.conftest import ADMIN, OURS, UNKNOWN, Api, given_up_after, leadership, problem, write_api
+from tests.waiting import until
 
 pytestmark = pytest.mark.integration
 

@@ -17,7 +17,8 @@ from regions.leadership import Succession
 from services.write_api import leadership as opening
 from services.write_api.leadership import LeadershipGuard, watch_fence_row
 from tests import servers
-from tests.services.write_api.conftest import OURS, Api, leadership, problem, until
+from tests.services.write_api.conftest import OURS, Api, leadership, problem
+from tests.waiting import until
 
 ANSWER_S_MAX = 30.0
 

@@ -10,7 +10,8 @@ import pytest
 from services.write_api import pool as pools
 from services.write_api.pool import LedgerOverloaded, LedgerPool, LedgerStuck, LedgerUnavailable
 from tests import servers
-from tests.services.write_api.conftest import LONG_S, OURS, until
+from tests.services.write_api.conftest import LONG_S, OURS
+from tests.waiting import until
 
 # `lock_timeout` does not end this statement, and a session that only tries a lock does not queue for it.
 UNTIL_LET_GO = """

@@ -19,8 +19,9 @@ from services.write_api.pool import (
     OutcomeUnknown,
 )
 from tests import servers
-from tests.services.write_api.conftest import LONG_S, UNKNOWN, Api, until, write_api
+from tests.services.write_api.conftest import LONG_S, UNKNOWN, Api, write_api
 from tests.services.write_api.test_pool import UNTIL_LET_GO, held, held_up
+from tests.waiting import until
 
 
 def test_the_edge_and_the_write_api_use_the_same_repeat_header() -> None:
