@@ -1,8 +1,8 @@
 """Generates Envoy's public listener: limits for clients, and which client headers are trusted.
 
 Decides limits of headers, bodies, time, connections and rates, and which client headers reach the routes and the APIs.
-Does not know routes and clusters. Source: Envoy's documentation of header sanitizing, whose defaults for internal
-addresses trust a peer in a private network, where a client may be; Envoy's guide for edge proxies.
+Does not know routes and clusters. It trusts no address as internal, because a client may be on loopback or in a
+private network. Source: Envoy's documentation of header sanitizing and its guide for edge proxies; ADR 0033.
 """
 
 from typing import Any
@@ -43,7 +43,9 @@ ADDRESS_HEADERS = (
 """Headers in which proxies and CDNs send a client's address. The APIs get only the X-Forwarded-For of the edge."""
 
 NO_ADDRESS = {"address_prefix": "255.255.255.255", "prefix_len": 32}
-"""A peer that does not exist. An empty list of internal addresses means Envoy's own: loopback and private networks."""
+"""A peer that does not exist, as the only internal address. If ``internal_address_config`` has no ranges, Envoy trusts
+loopback and private networks. If the field is absent, Envoy trusts no address since version 1.33, and trusted the same
+networks before."""
 
 HEADERS_ARRIVE_S = 10
 """Time limit for receiving the headers, which take a few packets; `EdgeSettings.request_s` limits the whole request."""

@@ -4,10 +4,13 @@ import asyncio
 import contextlib
 import http
 from collections.abc import AsyncGenerator, Mapping
+from typing import Any
 
 import pytest
 import pytest_asyncio
 
+from regions.edge import EdgeSettings, resources
+from regions.edge.listener import NO_ADDRESS, listener
 from tests.regions.edge_stand import Backend, EdgeStand, Request, edge_stand
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
@@ -177,6 +180,28 @@ async def test_a_name_in_capitals_or_said_twice_does_not_pass(stand: EdgeStand) 
     (request,) = stand.backends["write_api us-east"].requests
     taken = {name: request.headers[name] for name in ("x-forwarded-for", "palaver-epoch", "x-envoy-attempt-count")}
     assert taken == {"x-forwarded-for": "127.0.0.1", "palaver-epoch": "1", "x-envoy-attempt-count": "1"}
+
+
+@pytest.mark.parametrize(
+    ("internal_addresses", "is_internal"),
+    [(None, False), ({}, True), ({"cidr_ranges": []}, True), ({"cidr_ranges": [NO_ADDRESS]}, False)],
+)
+async def test_a_client_on_loopback_is_internal_if_the_list_of_internal_addresses_is_empty(
+    monkeypatch: pytest.MonkeyPatch, internal_addresses: dict[str, Any] | None, is_internal: bool
+) -> None:
+    def changed(settings: EdgeSettings) -> dict[str, Any]:
+        document = listener(settings)
+        manager = document["filter_chains"][0]["filters"][-1]["typed_config"]
+        del manager["internal_address_config"]
+        if internal_addresses is not None:
+            manager["internal_address_config"] = internal_addresses
+        return document
+
+    monkeypatch.setattr(resources, "listener", changed)
+    async with edge_stand() as stand:
+        assert (await stand.client.get("/v1/x")).status_code == 200
+        (request,) = [one for one in stand.backends["read_api us-east"].requests if one.path == "/v1/x"]
+    assert ("x-envoy-internal" in request.headers) is is_internal
 
 
 HOPS: Mapping[int, tuple[tuple[str | None, str], ...]] = {
