@@ -138,6 +138,7 @@ class Switcher:
         self._merger = HeartbeatMerger(topology.cell)
         self._history = EpochHistory(topology.region)
         self._seen: Leadership | None = None
+        self._swapped: Leadership | None = None
         self.on_step: Callable[[str, float], None] = lambda _name, _ms: None
         self.on_record: Callable[[Leadership], None] = lambda _record: None
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
@@ -390,9 +391,21 @@ class Switcher:
         if record is None or record is self._seen:
             return
         self._seen = record
+        record = self._with_time(record)
         self.on_record(record)
         for entry in self._history.note_record(record, now=_now()):
             self._begin(self._keep(entry))
+
+    def _with_time(self, record: Leadership) -> Leadership:
+        """Return the record with its ``since`` if this agent has swapped it.
+
+        The core has no wall clock, so it knows the record of its own swap without a time, and it ignores the record of
+        the same revision that the watch reports.
+        """
+        swapped = self._swapped
+        if swapped is None or record.since or replace(swapped, since="") != record:
+            return record
+        return swapped
 
     async def _keep(self, entry: EpochEntry) -> None:
         """Write a history entry to etcd, and retry until etcd accepts it; it is lost if this process ends before."""
@@ -437,6 +450,7 @@ class Switcher:
         if revision is None:
             self.submit(SwapAnswered(ticket=effect.ticket, outcome="lost"))
         else:
+            self._swapped = record
             self.submit(SwapAnswered(ticket=effect.ticket, outcome="applied", revision=revision))
 
     async def _store(self, effect: StorePromise) -> None:

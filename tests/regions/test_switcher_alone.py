@@ -5,9 +5,11 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator
 from dataclasses import dataclass, field, replace
+from datetime import UTC, datetime
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
+from uuid import UUID
 
 import pytest
 
@@ -37,6 +39,7 @@ from regions.failover.events import (
 )
 from regions.failover.heartbeats import CellEvent, Gossip, Heartbeat, HeartbeatReceived, LedgerRefused
 from regions.failover.settings import Settings
+from regions.history import parse_entry
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.member.errors import MemberRefused
@@ -70,6 +73,9 @@ class PlayedEtcd:
 
     async def swap_leadership(self, cell: str, record: Leadership, revision: int) -> Any:
         return await self._answered("swap", cell, record.epoch, revision)
+
+    async def write_history(self, cell: str, epoch: int, entry: bytes) -> None:
+        self.asked.append(("history", cell, epoch, entry))
 
     async def register_start(self, region: str) -> int:
         self.asked.append(("count", region))
@@ -234,6 +240,35 @@ async def test_a_swap_is_tried_once_and_what_is_not_known_is_told_as_unknown(
     stand.perform(SwapRecord(ticket=3, expected_revision=11, record=leadership(WEST, 4)))
     assert await stand.heard() == [outcome]
     assert stand.etcd.asked == [("swap", "main", 4, 11)]
+
+
+async def test_an_epoch_that_this_agent_swapped_has_a_start_time(stand: Stand) -> None:
+    core, offered = stand.core, list[Leadership]()
+    stand.switcher.on_record = offered.append
+    begun = replace(leadership(WEST, 4), phase="promoting", fence_id=None, since="")
+    # The core knows the records of its own swaps without their times, and takes no record of the same revision again.
+    for revision, record in enumerate((begun, replace(begun, phase="serving", fence_id=UUID(int=4))), start=12):
+        stand.etcd.answer, core.heard[:] = revision, []
+        stand.perform(SwapRecord(ticket=revision, expected_revision=revision - 1, record=record))
+        core.facts.record = record
+        await stand.heard()
+    await until(lambda: stand.etcd.asked[-1][:3] == ("history", "main", 4))
+    entry = parse_entry(cast("bytes", stand.etcd.asked[-1][3]))
+    assert entry is not None
+    assert datetime.fromisoformat(entry["began"]).tzinfo == UTC
+    assert (entry["served"], offered[0].since, [one.phase for one in offered]) == (
+        True,
+        entry["began"],
+        ["promoting", "serving"],
+    )
+
+
+async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(stand: Stand) -> None:
+    offered: list[Leadership] = []
+    stand.switcher.on_record = offered.append
+    stand.core.facts.record = replace(leadership(SOUTH, 4), since="")
+    stand.switcher.submit(Tick())
+    assert [one.since for one in offered] == [""]
 
 
 @pytest.mark.parametrize("linearizable", [True, False])
