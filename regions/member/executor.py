@@ -1,8 +1,9 @@
-"""Performs what the failover core asks of its ledger member, one thing after the other, and answers.
+"""Executes the failover core's effects on the region's ledger member, one at a time, and answers each with an event.
 
-Keeps the contract of ``regions.failover.effects``: a newer effect supersedes an older one that is not answered, an
-effect below the promise on disk is dropped (rule 2), a COMMIT is never cancelled (rule 7), and whatever fails is an
-answer, not an exception. Decides nothing about leadership.
+Implements the contract of ``regions.failover.effects``: a newer effect replaces an older one that is not answered yet,
+an effect below the promise on disk is dropped (rule 2), a COMMIT is never cancelled (rule 7), and a failure is an
+answer, not an exception. It also reports what the core did not ask for: the end of PostgreSQL, commits on the quorum,
+and the standbys that stream. Decides nothing about leadership.
 """
 
 import asyncio
@@ -50,32 +51,32 @@ from regions.member.supervision import DISK_FULL
 from regions.topology import Address
 
 STANDBYS_S = 1.0
-"""How often it is asked who streams."""
+"""Interval at which a primary looks which standbys stream."""
 
 PREPARE_AFTER_S = 3.0
 PREPARE_RETRY_S = 2.0
-"""A new leader's schema and slots are as its predecessor's, but for what is new or was not copied yet: nothing that the
-first writes should share a processor with."""
+"""A new leader has its predecessor's schema and slots, except new ones and slots that were not synchronised yet. Their
+creation is not urgent, and would take CPU time from the first writes."""
 
 TOUCH_S = 2.0
-"""How often a follower makes sure that its connections to the other members are there."""
+"""Interval at which a follower checks its connections to the other members."""
 
 STAND_BY_S_MAX = 10.0
-"""A checkpoint of a standby takes seconds at most; the connections to the others are looked after only after it."""
+"""A restartpoint of a standby takes seconds at most. The connections to the other members are checked only after it."""
 
 CLOSE_BYTES = 4 << 20
-"""A standby that lacks less than this is about a second behind under full load."""
+"""A standby that lacks less WAL than this is about a second behind under full load."""
 
 DRAIN_POLL_S = 0.005
 
 DISK_LOOK_BEATS = 5
-"""A leader's disk is looked at with each fifth heartbeat while it has room, with each when it had none."""
+"""A leader's free disk space is checked with every fifth heartbeat; after a check that found none, with every one."""
 
 FULL_LOOKS = 3
-"""Looks in a row that find a leader's disk full before its PostgreSQL is ended for it."""
+"""Number of consecutive checks that find a leader's disk full before its PostgreSQL is terminated."""
 
 QUIET_S = 0.8
-"""For how long a leader that drains writes nothing itself, its proof of life included; it is suspected after more."""
+"""How long a draining leader writes no WAL itself, not even heartbeats; after a longer silence it is suspected."""
 
 _log = logging.getLogger(__name__)
 _T = TypeVar("_T")
@@ -83,18 +84,18 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ExecutorContext:
-    """What the executor needs of its region.
+    """What the executor needs from its region.
 
     Attributes:
-        region: The own one.
-        ledger_of: Where another region's member is reached.
-        others: The other regions that may hold a member.
-        followers: Those of them that follow this ledger when it leads: voters, and who joins. They change.
-        standbys: The voters among them; none while this region is no voter.
-        prepare: Brings roles, schema and the slots of change streams to a new primary; can be repeated.
-        durable: The promise on disk.
-        on_event: Takes an answer or news; returns at once.
-        timed: Takes how long an effect took, milliseconds; returns at once.
+        region: The own region.
+        ledger_of: Returns the address of another region's member.
+        others: The other regions that may have a member.
+        followers: Returns those of ``others`` that follow this member when it leads: voters and joining regions.
+        prepare: Creates roles, schema and the slots of change streams on a new primary where missing; can be repeated.
+        durable: Returns the promise on disk.
+        on_event: Takes an event for the core; must return at once.
+        on_effect_done: Takes an effect that succeeded and its duration in milliseconds; must return at once.
+        standbys: Returns the voters of ``others``; none if this region is not a voter.
     """
 
     region: RegionName
@@ -110,9 +111,10 @@ class ExecutorContext:
 
 @dataclass(slots=True)
 class _PendingCommit(Generic[_T]):
-    """A commit that waits for its quorum, for as long as it takes, whoever asks for it again.
+    """A commit that waits for its quorum without a time limit, also when the effect that asked for it was replaced.
 
-    When its client leaves, the wait stays in the server and takes a connection: one of each is enough.
+    If the client disconnects, the wait continues in the server and occupies a connection. Therefore an effect that asks
+    for the same commit again joins the pending one.
     """
 
     key: object
@@ -125,18 +127,19 @@ class _PendingCommit(Generic[_T]):
 def _join_or_start(
     commit: _PendingCommit[_T] | None, key: object, work: Callable[[], Coroutine[Any, Any, _T]]
 ) -> _PendingCommit[_T]:
-    """Return the commit under way for ``key``, or begin it."""
+    """Return the pending commit for ``key``, or start it."""
     if commit is not None and commit.key == key and not commit.task.done():
         return commit
     return _PendingCommit(key, asyncio.create_task(work()))
 
 
 class MemberExecutor:
-    """Drives one member.
+    """Executes effects on one member.
 
     Attributes:
         member: The member.
-        quorum: Whom commits wait for, or will when the member is promoted, and how many of them; else None.
+        quorum: The standbys that commits wait for, or will wait for after the promotion, and how many of them a commit
+            needs; None if no quorum is set.
     """
 
     def __init__(self, member: FailoverMember, context: ExecutorContext) -> None:
@@ -159,27 +162,29 @@ class MemberExecutor:
         self._slots_for: tuple[RegionName, ...] | None = None
 
     async def find_member(self) -> MemberState:
-        """Find the member as an earlier agent left it; one that does not answer is stopped.
+        """Return the state in which an earlier agent left the member, and adopt its PostgreSQL if it answers.
+
+        A running PostgreSQL is stopped if it does not answer, or if its data must not be used.
 
         Raises:
-            MemberUnusable: Its folder cannot be used.
+            MemberUnusable: The data folder cannot be used.
         """
         member = self.member
         if member.data_state() == "absent":
             if member.promoted_externally:
-                _log.error("ledger: it was promoted by somebody else: it counts for nothing, and is copied anew")
+                _log.error("ledger: it was promoted by somebody else: it does not count, and is copied again")
             if await member.adopt():
                 await member.stop()
             return MemberState(kind="absent")
         if not await member.adopt():
             return MemberState(kind="stopped")
         remembered = member.record
-        assert remembered is not None, "a member that nobody remembers is not adopted"
+        assert remembered is not None, "a member without a record is not adopted"
         try:
             row = await member.ledger.one("read_frozen")
             names = (await member.ledger.read_state()).synchronous_standby_names
         except MemberFailed as error:
-            _log.warning("ledger: the running postgres does not answer (%s): it is stopped", error)
+            _log.warning("ledger: the running PostgreSQL does not answer (%s): it is stopped", error)
             await member.stop()
             return MemberState(kind="stopped")
         if not row["in_recovery"]:
@@ -193,7 +198,7 @@ class MemberExecutor:
         return MemberState(kind="following", epoch=remembered.epoch)
 
     async def run(self) -> None:
-        """Perform what is wanted, watch the member, and look who follows it, until cancelled."""
+        """Execute effects, watch PostgreSQL and its standbys, and maintain connections, until cancelled."""
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(self._work(), name="ledger effects")
@@ -204,24 +209,24 @@ class MemberExecutor:
             await self._abandon()
 
     def perform(self, effect: LedgerEffect) -> None:
-        """Perform an effect instead of the one before; its answer is told."""
+        """Execute an effect in place of an unfinished earlier one. The answer is passed to ``on_event``."""
         self._wanted = effect
         self._news.set()
 
     def read_commit(self) -> None:
-        """Tell the newest LSN on a quorum, when the member says it; asked again meanwhile it is asked once."""
+        """Start a query for the newest LSN on a quorum, unless one is running; the answer is passed to ``on_event``."""
         if not self._is_quiet and (self._committing is None or self._committing.done()):
             self._committing = asyncio.create_task(self._read_commit(), name="quorum commit")
 
     async def commit_of(self, leader: RegionName, voters: tuple[RegionName, ...]) -> int | None:
-        """Return the newest LSN that another member, as leader, has on a quorum; None when it does not say.
+        """Return the newest LSN that another member, as leader, has on a quorum; None if it gives no answer.
 
         Raises:
-            MemberRefused: Nobody listens where it should be.
+            MemberRefused: No process listens at its address.
         """
         standbys = [voter for voter in voters if voter != leader]
         try:
-            # A leader whose writes are closed is about to hand over, and writes nothing itself either.
+            # The query writes no WAL if the write gate is closed: that leader is about to hand over.
             return await self.member.commit_of(self._context.ledger_of(leader), standbys, len(voters) // 2)
         except MemberRefused:
             raise
@@ -230,7 +235,7 @@ class MemberExecutor:
             return None
 
     def admit_writes(self) -> None:
-        """Let writes in, again after a drain, and see to it that all is there that a leader needs."""
+        """Open the write gate, if a drain closed it, and create missing roles, schema and slots in the background."""
         self._quiet_until = 0.0
         if self._gate is not None:
             self._gate.cancel()
@@ -257,14 +262,14 @@ class MemberExecutor:
             self._preparing = None
 
     async def missing_stream_slots(self, region: RegionName) -> tuple[str, ...]:
-        """Return the slots of change streams that could not go on if that region led; see `FailoverMember`."""
+        """Return the slots of change streams that could not continue if that region led; see `FailoverMember`."""
         return await self.member.missing_stream_slots(self._context.ledger_of(region))
 
     def report_cancelled_wait(self, epoch: Epoch) -> None:
-        """Somebody's commit came back before its quorum."""
+        """Report to the core that a commit returned before it had its quorum (rule 7)."""
         self._context.on_event(QuorumWaitCancelled(epoch=epoch))
 
-    # The executor.
+    # Execution of effects.
 
     async def _work(self) -> None:
         while True:
@@ -274,7 +279,7 @@ class MemberExecutor:
             if effect is None:
                 continue
             if self._current is not None:
-                # What PostgreSQL was told already takes place; the rest of it is given up.
+                # Commands that PostgreSQL has received take effect; the remaining steps are abandoned.
                 self._current.cancel()
                 await asyncio.wait([self._current])
             self._current = asyncio.create_task(self._perform(effect), name=type(effect).__name__)
@@ -331,7 +336,7 @@ class MemberExecutor:
         return LedgerDone(ticket=effect.ticket)
 
     async def _refuse_when_full(self) -> None:
-        """Let no member be counted for an epoch that it could not lead."""
+        """Fail if the disk is full: the member would be counted for an epoch that it cannot lead."""
         if await asyncio.to_thread(self.member.disk_is_full):
             raise MemberFailed(DISK_FULL)
 
@@ -350,7 +355,7 @@ class MemberExecutor:
         self._is_primary = True
 
     async def _set_quorum(self, standbys: tuple[RegionName, ...], required: int) -> None:
-        """Rule 5: in force, and on a primary a commit has passed under it."""
+        """Put the quorum in force; on a primary also wait for a commit under it (rule 5)."""
         self._followers = standbys
         ledger = self.member.ledger
         is_primary = not (await ledger.one("is_in_recovery"))["pg_is_in_recovery"]
@@ -385,22 +390,23 @@ class MemberExecutor:
         return FenceWritten(ticket=0, fence_id=fence_id, lsn=lsn, confirmed=confirmed)
 
     async def _prepared(self, work: Callable[[], Awaitable[_T]]) -> _T:
-        """Do something that needs the schema; make that first where an agent died before it had."""
+        """Do work that needs the schema. If the schema is missing because an earlier agent died, create it first."""
         try:
             return await work()
         except SchemaMissing as error:
-            _log.info("ledger: %s; it is made now", error)
+            _log.info("ledger: %s; roles, schema and slots are created now", error)
             await self._context.prepare(self.member)
             return await work()
 
     async def _drain(self, target: RegionName) -> int:
-        """Take no more writes, let those under way end, and wait until the target has all of it on disk.
+        """Close the write gate, wait for running writes to end, and wait until the target has all WAL on disk.
 
         Returns:
-            Where that ends.
+            The LSN at which that WAL ends.
         """
         ledger, loop = self.member.ledger, asyncio.get_running_loop()
-        # What proves that it lives would have to reach the target as well, and does while writes under way end.
+        # The target needs the WAL of heartbeats as well, so none is written from now on. While the running writes end,
+        # the target receives the WAL of the earlier heartbeats.
         self._quiet_until = loop.time() + QUIET_S
         if self._gate is None or self._gate.done():
             closed = asyncio.Event()
@@ -411,9 +417,9 @@ class MemberExecutor:
             finally:
                 waiting.cancel()
             if not closed.is_set():
-                raise MemberFailed("its writes could not be stopped")
+                raise MemberFailed("the write gate could not be closed")
         while True:
-            # The WAL of a heartbeat that reached another member and not the target would put that one first.
+            # If the WAL of a heartbeat reached another member and not the target, an election would prefer that member.
             self._quiet_until = loop.time() + QUIET_S
             if self._committing is not None:
                 await asyncio.wait((self._committing,))
@@ -422,7 +428,7 @@ class MemberExecutor:
                 if int((await ledger.one("read_flushed_by", target))["lsn"] or 0) >= end:
                     return end
                 await asyncio.sleep(DRAIN_POLL_S)
-            # It takes long: others hear that it lives, and what that wrote has to arrive as well.
+            # The target is slow. A heartbeat prevents suspicion, and the target has to receive its WAL as well.
             await self._read_commit()
 
     @property
@@ -430,40 +436,40 @@ class MemberExecutor:
         return asyncio.get_running_loop().time() < self._quiet_until
 
     async def _hold_write_gate(self, closed: asyncio.Event) -> None:
-        """Keep writes out until they are let in again, or the member stops and takes none anyway."""
+        """Hold the write gate until the task is cancelled; if PostgreSQL ends, it accepts no writes anyway."""
         try:
             await self.member.ledger.hold_write_gate(closed)
         except MemberError as error:
             _log.debug("ledger: %s", error)
 
-    # What the member says by itself.
+    # Reports that the core did not ask for.
 
     async def _watch(self) -> None:
-        """Tell the end of a postmaster that nobody asked to end."""
+        """Report the end of a postmaster that no effect has stopped."""
         seen = None
         while True:
             process = self.member.process
             if process is None or process is seen:
                 await asyncio.sleep(0.02)
                 continue
-            # Also one that has ended already: it may live for less time than passes between two looks.
+            # Also a process that has ended already: it may have lived for less time than the interval above.
             await process.wait()
             seen = process
-            # One that was stopped is not the member's any more.
+            # After `Member.stop` the process is not the member's any more.
             if process is self.member.process and not self._is_moving():
-                _log.warning("ledger: postgres (pid %d) ended", process.pid)
+                _log.warning("ledger: PostgreSQL (pid %d) ended", process.pid)
                 self._stop_leading()
                 self._context.on_event(LedgerEnded())
 
     def _is_moving(self) -> bool:
-        """Whether an effect under way stops the postmaster itself; it fails by itself when that is the matter."""
+        """Return whether the current effect may stop the postmaster; that effect reports an unexpected end itself."""
         moves = ("FreezeLedger", "FollowLedger", "RewindLedger", "CopyLedger", "StopLedger")
         return self._current is not None and not self._current.done() and self._current.get_name() in moves
 
     async def _watch_standbys(self) -> None:
         while True:
             await asyncio.sleep(STANDBYS_S)
-            # Not between the quorum and the promotion, which makes the same slots.
+            # Not between the quorum and the promotion, because the promotion creates the same slots.
             if not self._is_primary or self.quorum is None or not self.member.running or self._is_quiet:
                 continue
             followers = self._context.followers()
@@ -472,16 +478,16 @@ class MemberExecutor:
                 standbys = await self.member.ledger.read_standbys(followers)
                 await self.member.ledger.run("log_snapshot")
             except MemberError as error:
-                _log.debug("ledger: its standbys are not known: %s", error)
+                _log.debug("ledger: the standbys could not be read: %s", error)
                 continue
             close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
             self._context.on_event(StandbysStreaming(regions=frozenset(close)))
 
     async def _keep_slots(self, followers: tuple[RegionName, ...]) -> None:
-        """Keep WAL for who joins before it counts, and none for who was removed.
+        """Create the slots of all followers, also of joining ones, and drop those of removed regions.
 
-        It is looked each time: the slot of a follower that was away for longer than WAL is kept is lost, and without
-        another one it could not be copied.
+        It looks for missing slots at each call: PostgreSQL invalidates the slot of a follower that was away for longer
+        than WAL is kept, and the follower cannot be copied without a new slot.
         """
         ledger = self.member.ledger
         await ledger.prepare_follower_slots(followers)
@@ -492,7 +498,7 @@ class MemberExecutor:
             self._slots_for = followers
 
     async def _keep_connections(self) -> None:
-        """Be ready for a move; as a follower know the others, one of which may be promoted at any time."""
+        """Keep spare connections to the own member, and on a follower connections to every possible next leader."""
         others = [self._context.ledger_of(region) for region in self._context.others]
         while True:
             if self.member.running:
@@ -506,10 +512,10 @@ class MemberExecutor:
         try:
             await self.member.ledger.open_spares()
         except MemberError as error:
-            _log.debug("ledger: no connection is spare: %s", error)
+            _log.debug("ledger: the spare connections could not be opened: %s", error)
 
     async def _prepare_to_lead(self) -> None:
-        """Be ready to lead: whoever is chosen does not wait until its quorum is in force."""
+        """Put the quorum in force with which this member would lead, so that a failover does not wait for it."""
         standbys = self._context.standbys()
         required = required_standbys((self._context.region, *standbys))
         busy = self._current is not None and not self._current.done()
@@ -519,7 +525,7 @@ class MemberExecutor:
             async with asyncio.timeout(STAND_BY_S_MAX):
                 await self.member.prepare_to_lead(quorum_names(standbys, required), standbys)
         except (MemberError, TimeoutError) as error:
-            _log.debug("ledger: its quorum to be is not in force: %s", error)
+            _log.debug("ledger: the quorum for its own leadership is not in force: %s", error)
 
     async def _read_commit(self) -> None:
         quorum = self.quorum
@@ -531,8 +537,8 @@ class MemberExecutor:
             self._full_looks = self._full_looks + 1 if full else 0
         self._beats += 1
         if self._full_looks >= FULL_LOOKS and required and self.quorum == quorum:
-            # It would lead on for ever and take no write: what proves that it lives fits into WAL that was made before.
-            _log.error("ledger: postgres is ended, so that another region takes over: %s", DISK_FULL)
+            # It would lead forever without accepting writes: heartbeats fit into WAL segments that exist already.
+            _log.error("ledger: PostgreSQL is terminated, so that another region takes over: %s", DISK_FULL)
             self._full_looks = 0
             self.member.crash()
             return
@@ -545,7 +551,7 @@ class MemberExecutor:
             self._context.on_event(QuorumCommit(lsn=int(row["lsn"])))
 
     async def _abandon(self) -> None:
-        """The agent ends: what it has begun is given up, and the member is left as it is."""
+        """Cancel what is unfinished when the agent ends; PostgreSQL keeps running as it is."""
         commits = [one.task for one in (self._fence, self._passing) if one is not None]
         tasks = [self._current, self._committing, self._gate, self._preparing, *commits]
         left = [task for task in tasks if task is not None and not task.done()]
@@ -557,8 +563,9 @@ class MemberExecutor:
 
 
 def _frozen(ticket: Ticket, frozen: FrozenStandby) -> LedgerFrozen:
-    # Without a receive position nothing else would show that replay lags: it counts as one that still receives. Half a
-    # record at the end counts as replayed, because it never will be.
+    # Without a receive position nothing else shows that replay lags, so such a member is reported as still receiving.
+    # An incomplete record at the end is reported as replayed, because it can never be replayed.
+
     return LedgerFrozen(
         ticket=ticket,
         receiving=frozen.receiving or not frozen.exhausted,
