@@ -1,7 +1,7 @@
-"""The failover core under virtual time: models of what surrounds it, faults, a workload, and checkers apart from them.
+"""Runs the failover core under virtual time, against models of its environment, with faults, clients and checkers.
 
-``world.py`` is time and chance, ``network.py``, ``etcd.py`` and ``member.py`` model what agents stand on by what it
-promises and by its traps, ``node.py`` is an agent that performs the core's effects on them. ``faults.py`` hurts,
-``workload.py`` writes and reads, ``checkers.py`` judges, ``runner.py`` puts one run together, ``shrink.py`` makes
-a failing one small.
+``world.py`` provides virtual time and randomness. ``network.py``, ``etcd.py`` and ``member.py`` model what an agent
+depends on: the guarantees and the known traps. ``node.py`` models an agent, which executes the core's effects.
+``faults.py`` injects faults, ``workload.py`` sends writes and reads, ``checkers.py`` checks invariants independently of
+both. ``runner.py`` assembles one run, ``campaign.py`` runs many seeds, ``shrink.py`` reduces a failing fault plan.
 """

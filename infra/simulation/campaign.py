@@ -1,4 +1,4 @@
-"""Many seeds on all cores, and what they amount to: findings, recovery times, speed, coverage of the core's table."""
+"""Runs many seeds on all processor cores, and sums up findings, recovery times, speed and covered transitions."""
 
 from __future__ import annotations
 
@@ -18,20 +18,25 @@ from infra.simulation.runner import Report, run_seed
 from regions.failover.states import TRANSITIONS
 
 CHUNK = 4
-"""Seeds that a process takes at a time."""
+"""Number of seeds that a worker process takes at a time."""
 
 QUIET_AMONG = 200
-"""One plan in twenty has no fault: of so many seeds one has none but by a chance of 1 in 28,000."""
+"""A campaign of this many seeds must contain a plan without a fault.
 
+One plan in twenty has no fault, so the probability that none of 200 plans is without a fault is 1 in 28,000.
+"""
 
 IDLE_WHERE_ALL_IS_WELL = ("one epoch acknowledges",)
-"""A region that does not lead any more acknowledges nothing once the next epoch has opened, but for a reply that was on
-its way. No campaign of a few hundred seeds has one: its facts are told and not required."""
+"""Checkers that may compare no fact in a campaign.
+
+Once the next epoch serves, a former leader acknowledges nothing, except for a reply that is in flight. A campaign of a
+few hundred seeds has no such reply. The facts are reported, but not required.
+"""
 
 
 @dataclass(slots=True, kw_only=True)
 class Finding:
-    """A seed whose run broke something."""
+    """A seed whose run violated an invariant."""
 
     seed: int
     violation: str
@@ -40,22 +45,22 @@ class Finding:
 
 @dataclass(slots=True, kw_only=True)
 class Summary:
-    """What many runs amount to.
+    """The totals of many runs.
 
     Attributes:
-        seeds: How many ran.
-        minutes: Virtual minutes of each.
-        findings: What failed, by seed.
-        recoveries_s: Of all runs, sorted.
-        transitions: Of all runs.
+        seeds: Number of seeds that ran.
+        minutes: Virtual minutes of each run.
+        findings: The seeds whose runs violated an invariant.
+        recoveries_s: Recovery times of all runs; `run_seeds` sorts them.
+        transitions: How often each transition of the core was taken, in all runs.
         facts: How many facts each checker compared, in all runs.
-        faults: How often each kind of fault was injected.
-        commits: Writes that clients know as committed.
+        faults: Number of faults of each kind in the plans.
+        commits: Writes whose commit a client was informed of.
         begun: Writes that clients began.
-        reads: Strong reads answered as current.
-        seconds: Virtual seconds.
-        cpu_s: Seconds of processors.
-        elapsed_s: Seconds on the clock.
+        reads: Strong reads that were answered as current.
+        seconds: Virtual seconds of all runs.
+        cpu_s: Processor seconds of all runs.
+        elapsed_s: Wall-clock seconds of the campaign.
     """
 
     minutes: float
@@ -73,7 +78,7 @@ class Summary:
     elapsed_s: float = 0.0
 
     def add(self, report: Report) -> None:
-        """Count a run."""
+        """Add the report of a run to the totals."""
         self.seeds += 1
         if report.violation is not None:
             self.findings.append(Finding(seed=report.plan.seed, violation=report.violation, plan=report.plan))
@@ -89,15 +94,15 @@ class Summary:
 
     @property
     def not_taken(self) -> list[str]:
-        """The transitions of the core's table that no run took."""
+        """The transitions in the core's table that no run took."""
         table = (f"{before} -> {after}" for before, after in TRANSITIONS)
         return sorted(one for one in table if one not in self.transitions)
 
     @property
     def judged_nothing(self) -> list[str]:
-        """What no run gave a checker to compare, one line each: a campaign that leaves one idle has not passed.
+        """One line for each checker that compared no fact in any run; a campaign with such a line has failed.
 
-        So one without a commit, or without a failover after one.
+        A campaign without a commit, or without a failover after a commit, therefore fails.
         """
         idle = [name for name in CHECKERS if not self.facts[name] and name not in IDLE_WHERE_ALL_IS_WELL]
         if self.seeds < QUIET_AMONG:
@@ -136,7 +141,7 @@ class Summary:
 
 
 def quantile(numbers: list[float], share: float) -> float | None:
-    """The number below which a share of all lies; None when there are none."""
+    """The quantile of ``numbers`` at ``share``, from 0 to 1; None if ``numbers`` is empty."""
     ordered = sorted(numbers)
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None
 
@@ -149,7 +154,14 @@ def replay(seed: int, minutes: float) -> str:
 def run_seeds(
     seeds: Iterable[int], *, minutes: float, workers: int | None = None, budget_s: float | None = None
 ) -> Summary:
-    """Run seeds on all cores, as many as fit into ``budget_s`` real seconds when it is given."""
+    """Run seeds on all processor cores.
+
+    Args:
+        seeds: The seeds.
+        minutes: Virtual minutes of each run.
+        workers: Number of processes; None for one per processor core.
+        budget_s: If given, no result is taken after this many real seconds.
+    """
     summary = Summary(minutes=minutes)
     begun = time.monotonic()
     for report in _reports(seeds, minutes, workers or os.cpu_count() or 1):
@@ -162,7 +174,7 @@ def run_seeds(
 
 
 def _collect_seldom() -> None:
-    """A run makes many small objects and hardly a cycle; looking for those takes a tenth of its time."""
+    """Collect garbage rarely: a run creates many small objects and few cycles, and collection takes 10% of its time."""
     gc.freeze()
     gc.set_threshold(100_000, 50, 100)
 
@@ -172,6 +184,6 @@ def _reports(seeds: Iterable[int], minutes: float, workers: int) -> Iterator[Rep
     if workers == 1:
         yield from map(work, seeds)
         return
-    # Spawned, not forked: the caller may have threads.
+    # Spawn, not fork, because the caller may have threads.
     with multiprocessing.get_context("spawn").Pool(workers, initializer=_collect_seldom) as pool:
         yield from pool.imap(work, seeds, chunksize=CHUNK)

@@ -1,11 +1,11 @@
-"""What must hold, judged from outside with knowledge of everything. Changes nothing and knows no faults.
+"""Checks the invariants of a run from its whole state. Changes nothing, and does not know which faults are injected.
 
-Each checker is one rule of the product: acknowledged writes survive, epochs exclude each other and only grow, a
-promise is kept, strong reads never go back. Late acknowledgements of writes that made the quorum before a freeze are
-right (rule 9): what counts is whether the write is in every ledger that opened after its epoch.
+Each checker holds one rule: acknowledged writes survive, epochs exclude each other and only increase, promises are
+kept, strong reads never go back. A late acknowledgement of a write that reached the quorum before a freeze is correct
+(rule 9): the checkers require only that the write is in each ledger that begins to serve in a later epoch.
 
-Each checker counts the facts that it compared. One that compared none in a run, or in a campaign of runs, has judged
-nothing, and that is a finding as well.
+Each checker counts the facts that it compared. If a required checker compared none in a run or in a campaign, that is
+a finding as well.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership, Phase
 
 PHASES: Mapping[Phase, int] = {"bootstrapping": 0, "recruiting": 1, "establishing": 2, "promoting": 2, "serving": 3}
-
+"""The order of the phases within an epoch."""
 
 CHECKERS: Mapping[str, str] = {
     "epochs grow": "records that followed another",
@@ -44,17 +44,18 @@ CHECKERS: Mapping[str, str] = {
     "liveness": "runs in which a commit was owed after the last fault",
     "no failover without a fault": "runs without a fault",
 }
-"""Each checker, and what its facts are."""
+"""Each checker, and the facts that it counts."""
 
 IN_EACH_RUN = ("quorum", "fenced", "strong reads", "invariants")
-"""Checkers that have something to compare in every run: faults begin when the cell has been made.
+"""Checkers that must compare a fact in every run; faults begin only after the cell was created.
 
-The others need a failover, or a client that repeats a write: a run may have none, a campaign must.
+The other checkers need a failover, or a client that repeats a write. A single run may have neither, a campaign must
+have both.
 """
 
 
 class Violated(Exception):
-    """Something that must hold does not. The run ends."""
+    """An invariant is violated. The run ends."""
 
     def __init__(self, checker: str, text: str) -> None:
         super().__init__(f"{checker}: {text}")
@@ -62,7 +63,7 @@ class Violated(Exception):
 
 
 class Opening:
-    """A ledger as it was when its region began to take writes."""
+    """A ledger as it was when its region began to serve an epoch."""
 
     __slots__ = ("entries", "epoch", "region")
 
@@ -73,18 +74,18 @@ class Opening:
 
 
 Acknowledged = tuple[Epoch, Entry, int]
-"""A write that a client was told to be safe: under which epoch, the entry, and the LSN at which it ends."""
+"""An acknowledged write: the epoch of the acknowledgement, the entry, and the LSN at which it ends."""
 
 
 class Checkers:
     """All checkers of one run.
 
     Attributes:
-        openings: Each beginning of writes.
-        closings: (time, region) of each end of writes.
-        opened_at: (time, region, epoch) of each beginning.
+        openings: The ledger at each moment at which a region began to serve.
+        closings: (time, region) of each moment at which a region stopped serving.
+        opened_at: (time, region, epoch) of each moment at which a region began to serve.
         transitions: How often each transition of the core's table was taken.
-        records: (time, record) of each record written.
+        records: (time, record) of each record that was written to etcd.
         facts: How many facts each checker compared.
     """
 
@@ -108,7 +109,7 @@ class Checkers:
         self._lost_under: dict[RegionName, Epoch] = {}
 
     def watch(self, nodes: Mapping[RegionName, Node]) -> None:
-        """Know the nodes."""
+        """Set the nodes of the run."""
         self._nodes = nodes
         self._bits = {region: node.member.wal.bit for region, node in nodes.items() if node.member is not None}
 
@@ -116,7 +117,7 @@ class Checkers:
         self._world.tell(f"VIOLATED {checker}: {text}")
         raise Violated(checker, f"at {self._world.now:.3f} s, {text}")
 
-    # Epochs only grow.
+    # Epochs only increase.
 
     def written(self, revision: int, record: Leadership) -> None:
         """A record was written to etcd."""
@@ -138,7 +139,7 @@ class Checkers:
         self._majority = len(record.voters) // 2 + 1
 
     def _follows(self, before: Leadership, record: Leadership) -> None:
-        """The next epoch is the successor's if it was promised, and then anybody else's is the one after it."""
+        """A promised next epoch belongs to the successor; another region has to skip it (rule 20)."""
         promised = before.succession
         if record.epoch == before.epoch:
             return
@@ -148,7 +149,7 @@ class Checkers:
         if not handed and record.epoch > before.epoch + (1 if promised is None else 2):
             self._fail("epochs grow", f"epoch {record.epoch} followed {before.epoch}")
 
-    # Every acknowledged write is in every later leader.
+    # Every later leader has every acknowledged write.
 
     def acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
         """A write was acknowledged."""
@@ -180,13 +181,13 @@ class Checkers:
             self._newest = (entry, end)
 
     def opened(self, node: Node, epoch: Epoch) -> None:
-        """A region takes writes."""
+        """A region begins to serve an epoch."""
         member = node.member
         assert member is not None, "writes without a ledger"
         self._world.tell(f"OPEN epoch {epoch} at {node.region}")
         for opening in self.openings:
             if opening.epoch > epoch:
-                # Allowed to try: what it acknowledges is judged when it does.
+                # A region may begin to serve an outdated epoch; `acknowledged` checks each write that it acknowledges.
                 continue
             self.facts["epochs exclude"] += 1
             if opening.epoch == epoch and opening.region != node.region:
@@ -213,14 +214,14 @@ class Checkers:
         self.opened_at.append((self._world.now, node.region, epoch))
 
     def closed(self, node: Node) -> None:
-        """A region takes no writes any more."""
+        """A region stops serving."""
         self._world.tell(f"CLOSED at {node.region}")
         self.closings.append((self._world.now, node.region))
 
-    # A promise is never broken.
+    # Promises and votes are kept.
 
     def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
-        """A promise is on disk."""
+        """An agent has flushed a promise to its disk."""
         self._world.tell(f"{node.region}: disk {after}")
         self.facts["promises"] += before is not None
         if before is not None and (
@@ -229,7 +230,7 @@ class Checkers:
             self._fail("promises", f"{node.region} replaced {before} by {after}")
 
     def said(self, node: Node, beat: SendHeartbeat) -> None:
-        """A heartbeat leaves."""
+        """An agent sends a heartbeat; its vote is checked if it is new."""
         vote = beat.heartbeat.cells[0][1].vote
         known = self._votes.get(node.region)
         if vote is None or vote == known:
@@ -252,7 +253,7 @@ class Checkers:
             self._votes[node.region] = vote
 
     def streamed(self, standby: Member, source: Member) -> None:
-        """Some WAL was received and flushed."""
+        """A standby has received and flushed WAL."""
         vote = self._votes.get(standby.region)
         if vote is None or not source.primary:
             return
@@ -264,7 +265,7 @@ class Checkers:
             )
 
     def shrunk(self, member: Member, before: int) -> None:
-        """A member lost WAL that it had on disk."""
+        """A member lost WAL that it had on disk, through a rewind."""
         del before
         node = self._nodes[member.region]
         epoch = 0 if node.disk is None else node.disk.floor
@@ -273,7 +274,7 @@ class Checkers:
     # Strong reads never go back.
 
     def asked(self) -> Asked:
-        """A strong read begins: what it must see at least."""
+        """A strong read begins. Returns what its answer has to contain."""
         return (self._newest, self._read)
 
     def read(self, member: Member, asked: Asked, visible: int) -> None:
@@ -286,23 +287,23 @@ class Checkers:
             self._read = (member.wal.entries[visible - 1], visible)
 
     def acted(self, node: Node, broken: Sequence[str]) -> None:
-        """A core acted; what of its invariants does not hold."""
+        """A core has returned effects; ``broken`` names its invariants that do not hold."""
         self.facts["invariants"] += 1
         for what in broken:
             self._fail("invariants", f"{node.region}: {what}")
 
     def check_facts(self) -> None:
-        """Each checker that has something to compare in every run must have compared it.
+        """Require that each checker in `IN_EACH_RUN` has compared a fact.
 
         Raises:
-            Violated: One did not.
+            Violated: A checker compared none.
         """
         for checker in IN_EACH_RUN:
             if not self.facts[checker]:
                 self._fail(checker, f"judged on nothing: no {CHECKERS[checker]}")
 
     def moved(self, before: State, after: State) -> None:
-        """A core took a transition."""
+        """A core took a transition of its table."""
         self.transitions[before, after] += 1
 
 
@@ -311,19 +312,26 @@ def _has(entries: list[Entry], entry: Entry, end: int) -> bool:
 
 
 class Liveness:
-    """Whether the cell comes back by itself, and does not move without a reason."""
+    """Checks that the cell recovers without an operator, and that no failover happens without a fault."""
 
     BOUND_S = 20.0
-    """After the last fault is healed: an attempt that is under way, the longest pause between two, and one more."""
+    """Recovery time after the last fault ends: the attempt in progress, the longest pause, and one more attempt."""
 
     @staticmethod
     def check(
         checkers: Checkers, commits_at: Sequence[float], *, healed_at: float, end: float, hold_down_s: float
     ) -> None:
-        """A write must be acknowledged soon after the end of all faults, and again until the run ends.
+        """Require a commit soon after all faults have ended, and commits until the end of the run.
+
+        Args:
+            checkers: The checkers of the run, which count the fact.
+            commits_at: Times of the commits that clients know of, ascending.
+            healed_at: When the last fault ends, at the latest.
+            end: When the run ends.
+            hold_down_s: How long rule 17 may delay the next failover.
 
         Raises:
-            Violated: None is.
+            Violated: A commit is missing or too late.
         """
         checkers.facts["liveness"] += 1
         first = next((at for at in commits_at if at >= healed_at), None)
@@ -336,10 +344,10 @@ class Liveness:
 
     @staticmethod
     def check_quiet(checkers: Checkers, commits_at: Sequence[float], *, end: float) -> None:
-        """Without a fault no epoch follows the first, and writes are acknowledged until the run ends.
+        """Require of a run without a fault that it stays in epoch 1 and commits until its end.
 
         Raises:
-            Violated: One does, or they are not.
+            Violated: A second epoch began, or commits stopped.
         """
         checkers.facts["no failover without a fault"] += 1
         time = next((time for time, record in checkers.records if record.epoch > 1), None)

@@ -1,9 +1,10 @@
-"""etcd as its clients see it: one register with a revision, by what etcd guarantees and not by how Raft does it.
+"""Models etcd as its clients see it: one register with a revision. Models the guarantees of etcd, not Raft.
 
-A swap takes place at one instant or never; its answer can be lost, and it can take place after its client has given
-up. A linearizable read sees everything written before it began. Any other read, and a watch, see what the member of
-the client's own region has applied, which lags and stops while that region is cut off. After the loss of the
-leader's region nobody is answered until another one is elected. Source: failover.md, "etcd as its clients see it".
+A swap is applied at one instant or never. Its answer can be lost, and it can be applied after its client has given up.
+A linearizable read sees everything that was written before it began. A serializable read and a watch see what the etcd
+member in the client's own region has applied; that member lags, and stops while its region is partitioned. After the
+loss of the etcd leader's region, no request is answered until the members elect another leader.
+Source: failover.md, "etcd as its clients see it".
 """
 
 from __future__ import annotations
@@ -17,16 +18,16 @@ from regions.identity import RegionName
 from regions.leadership import Leadership
 
 ATTEMPT_S = 0.8
-"""One attempt of a client waits this long (failover.md)."""
+"""Time limit of one attempt of a client (failover.md)."""
 
 ATTEMPTS_MAX = 3
 ELECTION_S = (0.5, 0.85)
 LOST_LEADER_LATE = 0.3
-"""Share of requests that an etcd without a leader keeps and performs later, after their client has given up."""
+"""Share of swaps that etcd keeps while it has no leader and may apply after their client has given up."""
 
 WATCH_LAG_S = (0.0005, 0.004)
 SKIPPED = 0.1
-"""Share of deliveries in which a watch that is behind sees only the newest revision (compaction)."""
+"""Share of deliveries in which a watch that is behind receives only the newest revision (compaction)."""
 
 Outcome = Literal["applied", "lost", "unknown"]
 ReadAnswer = Callable[[int, Leadership | None], None]
@@ -35,17 +36,17 @@ Watcher = Callable[[int, Leadership], None]
 
 
 class Etcd:
-    """The register and its members, one in each region; learners' members do not vote.
+    """The register and its members, one in each region; only the voters' members count for a majority.
 
     Attributes:
-        log: Each record ever written, with its revision.
-        leader: Region of etcd's leader; None while there is none.
-        outage: While positive, nobody is answered.
-        lag_s: Extra lag of the watch, by region.
-        written: Called with each record as it is written.
+        log: (revision, record) of each record that was written.
+        leader: Region of etcd's leader; None during an election.
+        outage: Number of outages in force; while it is positive, etcd answers only serializable reads.
+        lag_s: Extra lag of the watch in seconds, by region.
+        written: Called with each revision and record as it is written.
     """
 
-    def __init__(  # noqa: PLR0913 - what it stands on
+    def __init__(  # noqa: PLR0913 - its dependencies
         self,
         world: World,
         network: Network,
@@ -73,12 +74,12 @@ class Etcd:
         network.when_healed(self.changed)
 
     def set_down(self, region: RegionName, *, down: bool) -> None:
-        """Stop a region's member, or start it again with what it had applied."""
+        """Stop a region's etcd member, or start it again with the records that it had applied."""
         self._down[region] = down
         self.changed()
 
     def watch(self, region: RegionName, watcher: Watcher) -> None:
-        """Start the watch of a region's agent, at the newest record that its member has."""
+        """Start the watch of a region's agent at the newest record that the region's etcd member has applied."""
         self._watchers[region] = watcher
         self._watched[region] = max(0, self._applied.get(region, 0) - 1)
         self._wake_watch(region)
@@ -88,17 +89,17 @@ class Etcd:
         self._watchers.pop(region, None)
 
     def view(self, region: RegionName) -> Leadership | None:
-        """What the member of a region has applied."""
+        """The newest record that the etcd member of a region has applied; None if it has none."""
         applied = self._applied.get(region, 0)
         return self.log[applied - 1][1] if applied else None
 
     @property
     def record(self) -> Leadership | None:
-        """The newest record, which only the simulation knows."""
+        """The newest committed record, which no client sees directly."""
         return self.log[-1][1] if self.log else None
 
     def serves(self, region: RegionName, endpoint: RegionName) -> bool:
-        """Whether a client in a region gets a linearizable answer from an endpoint."""
+        """Whether ``endpoint`` can give a client in ``region`` a linearizable answer."""
         leader = self.leader
         return (
             leader is not None
@@ -109,7 +110,7 @@ class Etcd:
         )
 
     def _works(self, leader: RegionName) -> bool:
-        """Whether a leader can commit: a majority of the members talks to it."""
+        """Whether a leader can commit: a majority of the voters' members is connected to it."""
         if self.outage or self._down.get(leader, False):
             return False
         talks = self._network.talks
@@ -117,7 +118,7 @@ class Etcd:
         return reached >= self._majority
 
     def changed(self) -> None:
-        """Look again who can lead, after the network or a member changed."""
+        """Begin an election if the leader cannot commit; else send records that members have not applied."""
         if (self.leader is None or not self._works(self.leader)) and not self._electing:
             self._electing = True
             self._world.after(self._world.between(*ELECTION_S), self._elect)
@@ -127,7 +128,7 @@ class Etcd:
     def _elect(self) -> None:
         self._electing = False
         if self.leader is None or not self._works(self.leader):
-            # Those who can never win stay silent: an election without a majority changes nothing.
+            # Only members with a majority can win; an election without one leaves etcd without a leader.
             able = [voter for voter in self._voters if self._works(voter)]
             self.leader = self._world.random.choice(able) if able else None
             self._world.tell(f"etcd elects {self.leader}")
@@ -135,7 +136,7 @@ class Etcd:
             self._spread()
 
     def delay(self, region: RegionName, endpoint: RegionName) -> float:
-        """From a client over its endpoint to the commit at etcd's leader."""
+        """Seconds from a client's request through its endpoint to the commit at etcd's leader."""
         leader = self.leader
         assert leader is not None, "a request without a leader"
         network = self._network
@@ -143,7 +144,7 @@ class Etcd:
         return network.delay(region, endpoint) + network.delay(endpoint, leader) + nearest
 
     def swap(self, expected: int, record: Leadership) -> int | None:
-        """Replace the record now; the new revision, or None when another than the expected one is there."""
+        """Replace the record now, if its revision is ``expected``. Returns the new revision, or None if it is not."""
         revision = self.log[-1][0] if self.log else 0
         if revision != expected:
             return None
@@ -154,16 +155,16 @@ class Etcd:
         return revision
 
     def newest(self) -> tuple[int, Leadership | None]:
-        """What a linearizable read sees at this instant."""
+        """The revision and record that a linearizable read returns now; revision 0 without a record."""
         return self.log[-1] if self.log else (0, None)
 
     def applied(self, region: RegionName) -> tuple[int, Leadership | None]:
-        """What any other read sees."""
+        """The revision and record that a serializable read in a region returns; revision 0 without a record."""
         index = self._applied.get(region, 0)
         return self.log[index - 1] if index else (0, None)
 
     def is_down(self, region: RegionName) -> bool:
-        """Whether a region's member does not run."""
+        """Whether a region's etcd member does not run."""
         return self._down.get(region, False)
 
     def _spread(self) -> None:
@@ -202,7 +203,7 @@ class Etcd:
 
 
 class EtcdClient:
-    """An agent's client: one endpoint at a time, another one after an error, no swap tried twice."""
+    """An agent's etcd client: uses one endpoint, changes to the next one after an error, and never retries a swap."""
 
     __slots__ = ("_endpoint", "_endpoints", "_etcd", "_network", "_region", "_world")
 
@@ -217,7 +218,7 @@ class EtcdClient:
         self._endpoint = 0
 
     def read(self, answer: ReadAnswer, failed: Callable[[], None], *, linearizable: bool) -> None:
-        """Read the record; exactly one of the two is called."""
+        """Read the record. Calls either ``answer`` or ``failed``, exactly once."""
         if linearizable:
             self._attempt(answer, failed, 1)
         elif not self._etcd.is_down(self._region):
@@ -254,7 +255,7 @@ class EtcdClient:
             self._attempt(answer, failed, number + 1)
 
     def swap(self, expected: int, record: Leadership, answer: SwapAnswer) -> None:
-        """Swap the record once; the answer is called exactly once."""
+        """Try a compare-and-swap of the record once. Calls ``answer`` exactly once."""
         request = _Swap(expected, record, answer, self._endpoints[self._endpoint])
         if self._etcd.serves(self._region, request.endpoint):
             seconds = self._etcd.delay(self._region, request.endpoint)

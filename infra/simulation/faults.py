@@ -1,6 +1,6 @@
-"""Carries a plan of faults out: crashes, pauses, hangs, cuts, lies, and an operator's orders.
+"""Injects the faults of a plan: crashes, pauses, hung disks, partitions, wrong clocks, and an operator's orders.
 
-Refuses to know what must hold: checkers are elsewhere, and no fault asks them.
+Does not check invariants (``checkers.py`` does), and does not use the checkers to choose a fault.
 """
 
 from __future__ import annotations
@@ -15,17 +15,21 @@ from regions.failover.events import Order, OrderKind
 from regions.identity import RegionName
 
 POLL_S = 0.01
-"""How closely a phase is waited for."""
+"""Interval at which a fault that waits for a phase looks at the phase."""
 
 PART_S_MAX = 0.1
-"""After how long at most a region dies that has written half a record."""
+"""Longest time from the first part of a record to the crash of the region that wrote it."""
 
 ASK_AGAIN_S = 1.0
-"""After how long an operator asks again for what did not happen."""
+"""Interval at which the operator repeats an order that had no effect."""
 
 
 class Injector:
-    """Carries a plan out."""
+    """Injects the faults of one plan.
+
+    Attributes:
+        hits: (time, kind, region, whether the region led and served) of each injected fault.
+    """
 
     def __init__(
         self,
@@ -94,10 +98,11 @@ class Injector:
                 member = self._member(region)
                 if member is not None and member.running and member.primary:
                     member.write_part()
-                # As long as the way of that part, or a moment later: the rest is never written.
+                # The region crashes about when that part arrives at the standbys, before it writes the rest.
                 self._world.after(amount * PART_S_MAX, self._crash_region, region, seconds)
             case "lose-promise":
-                # A cell that has never served is begun anew by its operator when its first leader forgot its promise.
+                # If the first leader loses its promise before the cell has served, the operator has to create the cell
+                # again. So the promise is lost only later.
                 record = self._etcd.record
                 served = record is not None and record.phase != "bootstrapping"
                 self._crash_region(region, seconds, lose_promise=served)
@@ -117,7 +122,7 @@ class Injector:
                     member.cancel_waits()
             case "clock-rate":
                 clock = self._nodes[region].clock
-                clock.set_rate(1 + (amount - 0.5) / 5)  # ten percent, far more than any clock has
+                clock.set_rate(1 + (amount - 0.5) / 5)  # up to 10%, far more than the drift of a real clock
                 self._world.after(seconds, clock.set_rate, 1.0)
             case "clock-jump":
                 self._nodes[region].clock.wall_offset += (amount - 0.5) * 2e6
@@ -289,7 +294,7 @@ class Injector:
             self._tell(record.leader, fault.order, None if fault.order == "pause" else about)
 
     def _insist_on_resume(self, asked: int) -> None:
-        """An operator who is told to ask again does, and another region when one does not answer."""
+        """Order the end of a pause until the record shows it, from one region after the other."""
         record = self._etcd.record
         if record is not None and not record.automatic:
             self._tell(self._plan.regions[asked % len(self._plan.regions)], "resume", None)
@@ -303,7 +308,7 @@ class Injector:
 
 def _is_rejoining(node: Node) -> bool:
     core = node.core
-    assert core is not None, "nobody rejoins"
+    assert core is not None, "only a running agent rejoins"
     return any(machine.state == "rejoining" for machine in core.machines.values())
 
 

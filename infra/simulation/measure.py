@@ -1,7 +1,7 @@
-"""The numbers of the failover core: how soon silence is noticed, how seldom by mistake, how soon another region writes.
+"""Measures the failover core: time to detect silence, rate of false suspicions, time until another region writes.
 
-``python -m infra.simulation.measure`` prints them as JSON. Detection is measured twice: on the detectors alone, over
-days, and in whole runs, where only heartbeats with a newer quorum commit count.
+``python -m infra.simulation.measure`` prints the figures as JSON. Detection is measured twice: on the detectors alone,
+over simulated days, and in whole runs, in which only heartbeats with a newer quorum commit count.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from regions.failover.detector import PhiDetector
 from regions.failover.settings import DEFAULTS, Settings
 
 ONE_WAY_S = (0.03, 0.05)
-"""80 ms ± 20 ms of round trip."""
+"""One-way delay for a round trip of 80 ms ± 20 ms."""
 
 LOSS = 0.01
 STALL_EVERY_S = 60.0
@@ -32,11 +32,17 @@ _AGREED = re.compile(r"^ *([\d.]+) (?!eu).*is silent, and others agree")
 
 
 class MeasuredNothing(Exception):
-    """A measurement without what is measured: no figure is given."""
+    """The measured event did not occur, so there is no figure."""
 
 
 class Observer:
-    """One region that listens to the leader, over its own link."""
+    """A region that receives the leader's heartbeats over its own link.
+
+    Attributes:
+        heard: Number of heartbeats that arrived.
+        detector: The failure detector of the core.
+        silences: (suspected at, heard again at) of each suspicion that ended.
+    """
 
     def __init__(self, settings: Settings, random: Random) -> None:
         self._random = random
@@ -46,7 +52,7 @@ class Observer:
         self.silences: list[tuple[float, float]] = []
 
     def hear(self, sent_at: float) -> None:
-        """A heartbeat that was sent then arrives, or is lost."""
+        """Receive a heartbeat that was sent at ``sent_at``, or lose it."""
         if self._random.random() < LOSS:
             return
         arrives = max(sent_at + self._random.uniform(*ONE_WAY_S), self._newest)
@@ -58,7 +64,7 @@ class Observer:
 
 
 def beats(settings: Settings, random: Random, seconds: float, *, stalls: bool) -> Iterator[float]:
-    """When a leader sends; its loop stalls now and then."""
+    """Yield the times at which a leader sends heartbeats; with ``stalls`` its event loop stalls occasionally."""
     now, next_stall = 0.0, random.expovariate(1 / STALL_EVERY_S)
     while now < seconds:
         yield now
@@ -71,22 +77,30 @@ def beats(settings: Settings, random: Random, seconds: float, *, stalls: bool) -
 def measure_false_suspicions(
     hours: float, *, stalls: bool, settings: Settings = DEFAULTS, seed: int = 1
 ) -> dict[str, Any]:
-    """Count suspicions of a leader that lives, by one observer and by both at once."""
-    random = Random(seed)  # noqa: S311 - chance that is repeated, no secret
+    """Count the suspicions of a leader that is alive, by one observer and by both at once.
+
+    Raises:
+        MeasuredNothing: An observer received no heartbeat.
+    """
+    random = Random(seed)  # noqa: S311 - reproducible randomness, no secret
     observers = [Observer(settings, random) for _ in range(2)]
     for sent_at in beats(settings, random, hours * 3600, stalls=stalls):
         for observer in observers:
             observer.hear(sent_at)
     if not all(observer.heard for observer in observers):
-        raise MeasuredNothing(f"nobody heard a heartbeat in {hours:g} hours")
+        raise MeasuredNothing(f"an observer received no heartbeat in {hours:g} hours")
     one, other = (observer.silences for observer in observers)
     agreed = sum(1 for begin, end in one if any(begin < stop and start < end for start, stop in other))
     return {"hours": hours, "stalls": stalls, "by_one": len(one) + len(other), "agreed": agreed}
 
 
 def measure_detection(deaths: int, *, settings: Settings = DEFAULTS, seed: int = 1) -> dict[str, Any]:
-    """From the death of a leader to the moment at which one observer knows that both suspect it."""
-    random = Random(seed)  # noqa: S311 - chance that is repeated, no secret
+    """Measure the time from a leader's death until one observer knows that both suspect the leader.
+
+    Raises:
+        MeasuredNothing: No leader died.
+    """
+    random = Random(seed)  # noqa: S311 - reproducible randomness, no secret
     times: list[float] = []
     for _ in range(deaths):
         observers = [Observer(settings, random) for _ in range(2)]
@@ -103,18 +117,22 @@ def measure_detection(deaths: int, *, settings: Settings = DEFAULTS, seed: int =
 
 
 def measure_takeover(runs: int, *, first_seed: int = 1) -> dict[str, Any]:
-    """Kill the leader's region in whole runs: from the kill to the agreed suspicion, and to the new leader's writes."""
+    """Kill the leader's region in whole runs; measure the time to the agreed suspicion and to the new leader's writes.
+
+    Raises:
+        MeasuredNothing: A run violated an invariant, or had no agreed suspicion or no new leader.
+    """
     agreed: list[float] = []
     opened: list[float] = []
     for seed in range(first_seed, first_seed + runs):
-        kill_at = KILL_AT_S + Random(seed).random()  # noqa: S311 - chance that is repeated, no secret
+        kill_at = KILL_AT_S + Random(seed).random()  # noqa: S311 - reproducible randomness, no secret
         kill = Fault(at=kill_at, kind="crash-region", target="leader", seconds=2 * RUN_S)
         run = Run(FaultPlan(seed=seed, seconds=RUN_S, loss=LOSS, faults=(kill,)), traced=True)
         report = run.run()
-        # The region stays dead to the end of the run, so that no liveness is owed.
+        # The region stays dead until the end of the run, so liveness is not required.
         if report.checker not in (None, "liveness"):
             raise MeasuredNothing(f"seed {seed}: {report.violation}")
-        assert report.trace is not None, "a run without its story"
+        assert report.trace is not None, "the run was not traced"
         lines = (_AGREED.match(line) for line in report.trace)
         told = [float(found[1]) - kill_at for found in lines if found is not None]
         agreed.extend([after for after in told if after > 0][:1])
@@ -133,8 +151,8 @@ def measure_takeover(runs: int, *, first_seed: int = 1) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Measure everything and print it."""
-    parser = argparse.ArgumentParser(description="Numbers of the failover core.")
+    """Print all measurements as JSON."""
+    parser = argparse.ArgumentParser(description="Measure the failover core.")
     parser.add_argument("--hours", type=float, default=48)
     parser.add_argument("--deaths", type=int, default=500)
     parser.add_argument("--runs", type=int, default=500)

@@ -1,14 +1,17 @@
-"""A ledger member: PostgreSQL modelled by what it promises and by its traps, without SQL.
+"""Models a member of the ledger: the guarantees and the known traps of PostgreSQL, without SQL.
 
-Decides what a postmaster does by itself: streaming, synchronous commits, promotion, what a crash keeps. Refuses to
-know what an agent wants (``steps.py``). Its traps are those of failover.md, and each has a test:
+Decides what PostgreSQL does by itself: streaming, synchronous commits, promotion, what survives a crash. Does not know
+the agent's steps (``steps.py``). The traps are those of failover.md, and each has a test:
 
-* a standby's ``synchronous_standby_names`` is empty until it is set, and then it acknowledges alone (rule 5);
-* emptying the names releases the waiters with success (rule 6);
-* a cut-short wait and a crash leave rows visible that no standby has (rules 7 and 8);
-* two promotions may take the same timeline; a standby on it is accepted blindly, ``pg_rewind`` does nothing (11);
+* a standby's ``synchronous_standby_names`` is empty until it is set; if promoted without it, the member acknowledges
+  alone (rule 5);
+* clearing ``synchronous_standby_names`` releases the waiting commits with success (rule 6);
+* a cancelled wait and a crash leave rows visible that no standby has (rules 7 and 8);
+* two promotions may take the same timeline; a standby on that timeline is accepted without a comparison of its WAL, and
+  ``pg_rewind`` does nothing (rule 11);
 * ``pg_rewind`` may go far below WAL that was acknowledged (rule 12);
-* a record that does not fit into a segment is sent in parts, and who has the first of them only never replays it (4).
+* a record that does not fit into a segment is sent in parts; a standby that has only the first part never replays it
+  (rule 4).
 """
 
 from __future__ import annotations
@@ -23,29 +26,35 @@ from infra.simulation.world import World
 from regions.identity import Epoch, RegionName
 
 RECONNECT_S = (0.2, 0.7)
-"""``wal_retrieve_retry_interval`` of 500 ms, more or less."""
+"""Range of the time between two connection attempts: ``wal_retrieve_retry_interval`` is 500 ms."""
 
 REWIND_LOSS_MAX = 40
-"""Entries below the fork at which a rewind starts: the last checkpoint before it."""
+"""A rewind goes back to the last checkpoint before the fork, less than this number of entries below the fork."""
 
 Release = Callable[[bool], None]
-"""Called when the wait of a commit ends: with True by its quorum, with False when the wait was cut short."""
+"""Called when the wait of a commit ends: with True if a quorum confirmed it, with False if the wait was cancelled."""
 
 
 class Witness(Protocol):
-    """Who is told what members do; it changes nothing."""
+    """Observes members and changes nothing."""
 
     def streamed(self, standby: Member, source: Member) -> None:
-        """Some WAL was received and flushed."""
+        """A standby has received and flushed WAL."""
         ...
 
     def shrunk(self, member: Member, before: int) -> None:
-        """A member lost WAL that it had on disk; ``before``: where it ended."""
+        """A member lost WAL that it had on disk; ``before`` is the LSN at which its WAL ended."""
         ...
 
 
 class Link:
-    """A walsender and its walreceiver."""
+    """A walsender and its walreceiver.
+
+    Attributes:
+        source: The member that sends.
+        standby: The member that receives.
+        sent: The LSN up to which WAL was sent.
+    """
 
     __slots__ = ("sent", "source", "standby")
 
@@ -59,22 +68,27 @@ class Member:
     """One PostgreSQL.
 
     Attributes:
-        region: Where it stands.
-        wal: Its log.
-        exists: Whether there is finished data.
+        region: Its region.
+        wal: Its WAL.
+        exists: Whether it has a complete data directory.
         running: Whether the postmaster runs.
         primary: Whether it runs as primary.
-        epoch: Under which its agent started it so; 0 for a standby that receives from nobody.
-        conninfo: From whom it is configured to receive; None from nobody.
-        names: ``synchronous_standby_names``.
-        required: How many of them.
-        received: ``pg_last_wal_receive_lsn()``; None since the postmaster started.
-        replay_at: Until when replay lags by ``replay_lag`` entries.
-        visible: The LSN up to which commits can be seen by others.
+        epoch: The epoch in which its agent made it a primary or connected it to one; 0 for a frozen standby.
+        conninfo: ``primary_conninfo``: the region from which it is configured to receive WAL, or None.
+        names: The standbys in ``synchronous_standby_names``.
+        required: How many of ``names`` a commit waits for.
+        received: ``pg_last_wal_receive_lsn()``; None if nothing was received since the postmaster started.
+        replay_at: Virtual time until which replay lags by ``replay_lag`` entries.
+        replay_lag: Number of entries by which replay lags.
+        visible: The LSN up to which other sessions see commits.
         hung: Whether its disk hangs.
-        paused: Whether its region is stopped by SIGSTOP.
-        draining: Whether its agent lets no more writes in.
-        diverged: Whether the member that it wants to receive from refused it.
+        paused: Whether the processes of its region are stopped by SIGSTOP.
+        draining: Whether its agent admits no more writes.
+        diverged: Whether the configured source refused it, because their timelines differ.
+        upstream: The connection over which it receives WAL, if any.
+        downstream: The connections over which it sends WAL, by standby.
+        confirmed: The LSN that each connected standby has confirmed as flushed.
+        peers: All members of the cell.
     """
 
     def __init__(self, world: World, network: Network, region: RegionName, bit: int, witness: Witness) -> None:
@@ -106,10 +120,10 @@ class Member:
         self._connecting = 0
         self._tries = False
 
-    # Starting and ending.
+    # Start, promotion and end.
 
     def initialise(self, epoch: Epoch) -> None:
-        """``initdb`` where nothing is, and start as primary without a quorum."""
+        """Run ``initdb`` if there is no data, and start as primary without a quorum."""
         if not self.exists:
             self.exists = True
             self.wal.copy(Wal(0))
@@ -122,7 +136,7 @@ class Member:
         self.received = None
 
     def start_standby(self) -> None:
-        """Start as a standby, of whom the configuration says."""
+        """Start as a standby that receives from ``conninfo``."""
         assert self.exists, "a start without data"
         if not self.running:
             self.running, self.primary = True, False
@@ -133,7 +147,7 @@ class Member:
                 self._connect_later()
 
     def promote(self, epoch: Epoch) -> None:
-        """``pg_promote``: a new timeline from here on."""
+        """``pg_promote``: become primary on a new timeline."""
         assert self.running, "only a running standby can be promoted"
         assert not self.primary, "only a standby can be promoted"
         self.disconnect()
@@ -147,7 +161,7 @@ class Member:
         self._grew()
 
     def stop(self) -> None:
-        """Fast shutdown: waits are cut short, a primary writes one more record that a standby may still get."""
+        """Fast shutdown: waits are cancelled, and a primary writes one more record, which a standby may receive."""
         if not self.running:
             return
         if self.primary and not self.hung:
@@ -164,9 +178,9 @@ class Member:
             self._world.after(self._network.delay(self.region, standby.region), standby.take_rest, self, upto)
 
     def crash(self) -> None:
-        """Kill -9 of the postmaster, or loss of its machine: what is not on disk is gone.
+        """Kill -9 of the postmaster, or loss of its machine: WAL that was not flushed is lost.
 
-        Of what is under way a standby gets any beginning, half a record too.
+        A standby receives any prefix of the WAL that was in flight, which may end in an incomplete record.
         """
         for link in self.downstream.values():
             had = len(link.standby.wal.entries)
@@ -194,7 +208,7 @@ class Member:
     # Streaming.
 
     def follow(self, source: RegionName) -> None:
-        """Set ``primary_conninfo``; the walreceiver tries until it is told otherwise."""
+        """Set ``primary_conninfo``; the walreceiver retries until the setting changes."""
         if self.conninfo != source:
             self.disconnect()
             self.conninfo = source
@@ -203,7 +217,7 @@ class Member:
             self._connect_later(0.0)
 
     def unfollow(self) -> None:
-        """Clear ``primary_conninfo``; the walreceiver ends when it is disconnected."""
+        """Clear ``primary_conninfo``; the walreceiver runs until `disconnect`."""
         self.conninfo = None
 
     def disconnect(self) -> None:
@@ -215,20 +229,20 @@ class Member:
             link.source.lose_standby(link)
 
     def lose_standby(self, link: Link) -> None:
-        """A walsender ends with its connection; what its standby confirmed counts no more."""
+        """A walsender ends with its connection; the standby's confirmed position no longer counts."""
         if self.downstream.get(link.standby.region) is link:
             del self.downstream[link.standby.region]
             self.confirmed.pop(link.standby.region, None)
 
     def lose_source(self, link: Link) -> None:
-        """The other end of a connection ended."""
+        """The source of a connection ended; the walreceiver connects again."""
         if self.upstream is link:
             self.upstream = None
             self._connect_later()
 
     @property
     def has_receiver(self) -> bool:
-        """Whether there is a walreceiver; one that still connects is in no ``pg_stat_wal_receiver``."""
+        """Whether a walreceiver runs; one that is still connecting is not in ``pg_stat_wal_receiver``."""
         return self.upstream is not None or self._tries
 
     def _connect_later(self, seconds: float | None = None) -> None:
@@ -259,7 +273,7 @@ class Member:
             self._retry(attempt)
             return
         if self.wal.whole < len(self.wal.entries):
-            # Half a record is written over, whoever sends now; what was received counts from there again.
+            # The source overwrites an incomplete record; the receive position goes back to the start of that record.
             self.wal.truncate(self.wal.whole)
             self.received = None if self.received is None else self.wal.flushed
         link = Link(source, self)
@@ -279,18 +293,18 @@ class Member:
             self._connect_later()
 
     def send(self, link: Link) -> None:
-        """Send what is on disk and was not sent; what a cut holds up is sent again after it."""
+        """Send flushed WAL that was not sent; `recover` sends again what a partition held up."""
         if link.sent < self.wal.flushed and not self.paused and self._network.is_open(self.region, link.standby.region):
             link.sent = self.wal.flushed
             self._world.after(self._network.delay(self.region, link.standby.region), link.standby.take, link, link.sent)
 
     def take(self, link: Link, upto: int) -> None:
-        """WAL arrives; a walreceiver that was not ended yet takes it even when nothing is configured any more."""
+        """WAL arrives; a walreceiver that still runs takes it even if ``primary_conninfo`` was cleared."""
         if self.upstream is link and self._absorb(link.source, upto):
             self.confirm(link)
 
     def take_rest(self, source: Member, upto: int) -> None:
-        """The last WAL of a primary that ended arrives."""
+        """WAL arrives that a primary sent before it ended."""
         if self.conninfo == source.region:
             self._absorb(source, upto)
 
@@ -307,14 +321,14 @@ class Member:
         return True
 
     def confirm(self, link: Link) -> None:
-        """Tell the source how far the disk is."""
+        """Report the flushed position to the source."""
         source = link.source
         if source.primary and self._network.is_open(self.region, source.region):
             seconds = self._network.delay(self.region, source.region)
             self._world.after(seconds, source.take_confirmation, link, self.wal.flushed)
 
     def take_confirmation(self, link: Link, end: int) -> None:
-        """A standby's answer arrives."""
+        """The flushed position of a standby arrives."""
         region = link.standby.region
         if self.paused or self.downstream.get(region) is not link:
             return
@@ -327,7 +341,7 @@ class Member:
             self.send(link)
 
     def recover(self) -> None:
-        """After a cut, a pause or a hang: TCP and the disk go on after a moment."""
+        """Resume TCP connections and the disk, after a random delay, when a partition, pause or hang has ended."""
         self._world.after(self._world.between(0.0, HEAL_S_MAX), self._resume)
 
     def _resume(self) -> None:
@@ -353,7 +367,7 @@ class Member:
 
     @property
     def torn(self) -> bool:
-        """Whether all that it has not replayed is half a record, and nobody sends the rest."""
+        """Whether an incomplete record is all that it has not replayed, and no walreceiver runs to get the rest."""
         return self.wal.whole < len(self.wal.entries) and not self.has_receiver and not self._lags
 
     @property
@@ -362,15 +376,15 @@ class Member:
 
     @property
     def waiting(self) -> int:
-        """How many commits wait for the quorum."""
+        """Number of commits that wait for the quorum."""
         return len(self._waits)
 
-    # Writing.
+    # Writes.
 
     def write(self, entry: Entry, release: Release | None) -> int:
-        """Commit an entry and wait for the quorum; return where it ends.
+        """Write an entry, and call ``release`` when its wait for the quorum ends; return the LSN at which it ends.
 
-        A member without a quorum releases at once, when its disk answers.
+        Without a quorum the wait ends as soon as the entry is flushed.
         """
         assert self.running, "only a running primary writes"
         assert self.primary, "only a primary writes"
@@ -384,32 +398,32 @@ class Member:
         return end
 
     def write_part(self) -> None:
-        """Write the first part of a record that does not fit into its segment: it is sent before the rest is there."""
+        """Write the first part of a record that crosses a segment boundary; it is sent before the rest is written."""
         if not self.hung:
             self.wal.append(Entry("part", self.epoch))
             self.wal.flush()
             self._grew()
 
     def wait(self, release: Release) -> None:
-        """Wait until everything that was written so far is on the quorum."""
+        """Call ``release`` when a quorum has everything that was written so far."""
         self.write(Entry("other", self.epoch), release)
 
     def set_names(self, names: tuple[RegionName, ...], required: int) -> None:
-        """Set ``synchronous_standby_names``; an empty one releases the waiters with success."""
+        """Set ``synchronous_standby_names``; an empty value releases the waiting commits with success."""
         self.names, self.required = names, required
         if self.running and self.primary:
             self._release()
 
     def cancel_waits(self) -> None:
-        """Somebody cancels the backends that wait: their rows are there, and a warning looks like success."""
-        waits = [one for one in self._waits if one[0] <= self.wal.flushed]  # the disk is waited for by all means
+        """Cancel the backends that wait: their rows become visible, and the warning looks like success (rule 7)."""
+        waits = [one for one in self._waits if one[0] <= self.wal.flushed]  # the local flush cannot be cancelled
         self._waits = deque(one for one in self._waits if one[0] > self.wal.flushed)
         self.visible = max([self.visible, *(end for end, _ in waits)])
         for _, release in waits:
             release(False)
 
     def quorum_lsn(self) -> int:
-        """Up to where commits are acknowledged."""
+        """The LSN up to which commits are acknowledged."""
         if not self.names or not self.required:
             return self.wal.flushed
         ends = sorted((self.confirmed.get(name, 0) for name in self.names), reverse=True)
@@ -425,10 +439,10 @@ class Member:
             self.visible = max(self.visible, upto)
             release(True)
 
-    # Rebuilding; the postmaster is stopped.
+    # Rebuilding, while the postmaster is stopped.
 
     def rewind(self, source: Member) -> None:
-        """``pg_rewind``: nothing at all on the same timeline number; else back to a checkpoint before the fork."""
+        """``pg_rewind``: does nothing on an equal timeline number; else goes back to a checkpoint before the fork."""
         assert not self.running, "a rewind of a running member"
         if self.wal.timeline == source.wal.timeline:
             return
@@ -439,7 +453,7 @@ class Member:
         self._witness.shrunk(self, before)
 
     def copy(self, source: Member) -> None:
-        """Put a base backup in place; the agent's own configuration comes beside it, so no names are set (rule 5)."""
+        """Replace the data by a base backup, without the source's settings: no standby names are set (rule 5)."""
         assert not self.running, "a copy over a running member"
         self.wal.copy(source.wal)
         self.exists = True

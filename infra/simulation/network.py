@@ -1,6 +1,6 @@
-"""The network between regions: delay with jitter, loss, doubling, reordering, and cuts of one direction or both.
+"""Models the network between regions: delay, jitter, loss, duplication, reordering, and one-way or two-way partitions.
 
-Decides what becomes of a datagram, and whether a connection gets through. Refuses to know what is sent.
+Decides whether and when a datagram arrives, and whether a connection works. Does not know what is sent.
 """
 
 from __future__ import annotations
@@ -9,26 +9,26 @@ from infra.simulation.world import Call, World
 from regions.identity import RegionName
 
 LOCAL_DELAY_S = 0.0002
-"""Inside a region."""
+"""Delay inside a region."""
 
 HEAL_S_MAX = 1.0
-"""TCP sends again what a cut has held up within this time after the cut ends."""
+"""TCP retransmits what a partition has held up within this time after the partition ends."""
 
 LATE_S_MAX = 1.0
-"""A straggler among datagrams is this late at most."""
+"""Longest extra delay of a late or duplicated datagram."""
 
 
 class Network:
-    """All links; a link has a direction.
+    """All links; each has one direction.
 
     Attributes:
-        one_way_s: Mean delay of one direction.
-        jitter_s: A delay differs from the mean by this much at most.
-        loss: Share of datagrams lost everywhere.
+        one_way_s: Mean one-way delay in seconds.
+        jitter_s: Largest difference from the mean delay, in seconds.
+        loss: Share of datagrams that are lost on every link.
         doubled: Share of datagrams that arrive twice.
         late: Share of datagrams that arrive up to ``LATE_S_MAX`` late.
-        slow: Extra delay by region, in both directions.
-        lossy: Extra loss by region, in both directions.
+        slow: Extra delay in seconds, by region, in both directions.
+        lossy: Extra share of lost datagrams, by region, in both directions.
     """
 
     __slots__ = ("_cuts", "_healed", "_world", "doubled", "jitter_s", "late", "loss", "lossy", "one_way_s", "slow")
@@ -46,11 +46,11 @@ class Network:
         self._healed: list[Call] = []
 
     def when_healed(self, call: Call) -> None:
-        """Make a call each time that cuts change: at once, to those who elect; connections recover by themselves."""
+        """Make a call each time the cuts change. etcd uses it for elections; connections recover by other means."""
         self._healed.append(call)
 
     def cut(self, source: RegionName, target: RegionName) -> None:
-        """Cut one direction; cuts add up."""
+        """Cut one direction; repeated cuts are counted, and each needs its own `heal`."""
         self._cuts[source, target] = self._cuts.get((source, target), 0) + 1
         self._tell()
 
@@ -68,15 +68,15 @@ class Network:
             call()
 
     def is_open(self, source: RegionName, target: RegionName) -> bool:
-        """Whether anything gets from one region to another."""
+        """Whether the link from one region to another is not cut."""
         return (source, target) not in self._cuts
 
     def talks(self, one: RegionName, other: RegionName) -> bool:
-        """Whether a connection between two regions works, which takes both directions."""
+        """Whether a connection between two regions works; it needs both directions."""
         return (one, other) not in self._cuts and (other, one) not in self._cuts
 
     def delay(self, source: RegionName, target: RegionName) -> float:
-        """How long something takes that arrives."""
+        """Draw the delay of one message, in seconds."""
         if source == target:
             return LOCAL_DELAY_S
         seconds = self.one_way_s + self.jitter_s * (2 * self._world.random.random() - 1)
@@ -85,7 +85,7 @@ class Network:
         return seconds
 
     def send(self, source: RegionName, target: RegionName, call: Call, argument: object) -> None:
-        """Send a datagram: ``call`` is made when it arrives, perhaps never, perhaps twice."""
+        """Send a datagram: ``call`` is made when it arrives, which may be once, twice or never."""
         world = self._world
         if (source, target) in self._cuts or world.random.random() < self._loss(source, target):
             return

@@ -1,7 +1,7 @@
-"""An agent of a region: the real core, driven by virtual time, with the models below it.
+"""Models the agent of a region: drives the real failover core under virtual time, on the models of its environment.
 
-Performs the core's effects and tells it what comes of them. It dies, is paused (what arrives waits, as in a socket's
-buffer) and starts again from what its disk holds.
+Executes the core's effects and passes their answers back to it. The agent can crash, can be paused (events that arrive
+meanwhile are queued, as in a socket's buffer), and starts again from the promise on its disk.
 """
 
 from __future__ import annotations
@@ -57,34 +57,34 @@ from regions.leadership import Leadership
 CELL = CellId("main")
 STORE_S = (0.001, 0.006)
 BUFFERED_MAX = 64
-"""Heartbeats that wait in the socket of a paused agent; later ones are dropped."""
+"""Events in the queue of a paused agent above which further heartbeats are dropped."""
 
 STANDBYS_S = 1.0
-"""How often the driver asks who streams."""
+"""Interval at which the driver reports which standbys stream."""
 
 CLOSE_LSN = 50
-"""Entries that are less than a second's WAL."""
+"""A standby counts as streaming if it is less than this number of entries behind: less than a second of WAL."""
 
 _TICK = CellEvent(cell=CELL, event=Tick())
 
 
 class NodeWitness(Protocol):
-    """Who is told what agents do; it changes nothing."""
+    """Observes agents and changes nothing."""
 
     def opened(self, node: Node, epoch: Epoch) -> None:
-        """A region takes writes from now on."""
+        """A region begins to serve an epoch."""
         ...
 
     def closed(self, node: Node) -> None:
-        """A region takes no writes any more."""
+        """A region stops serving."""
         ...
 
     def said(self, node: Node, beat: SendHeartbeat) -> None:
-        """A heartbeat leaves."""
+        """An agent sends a heartbeat."""
         ...
 
     def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
-        """A promise is on disk."""
+        """An agent has flushed a promise to its disk."""
         ...
 
     def moved(self, before: State, after: State) -> None:
@@ -92,7 +92,7 @@ class NodeWitness(Protocol):
         ...
 
     def acted(self, node: Node, broken: Sequence[str]) -> None:
-        """A core acted; what of its invariants does not hold."""
+        """A core has returned effects; ``broken`` names its invariants that do not hold."""
         ...
 
 
@@ -100,19 +100,20 @@ class Node:
     """One region's agent.
 
     Attributes:
-        region: Where it runs.
-        member: Its ledger; None when the region holds none.
-        driver: Who performs the effects on it.
+        region: Its region.
+        member: Its member of the ledger; None in a view-only region.
+        driver: Executes the effects on the member; None in a view-only region.
         clock: Its clocks.
-        disk: The promise on its disk; None when the file is missing or cannot be read.
-        up: Whether its process lives.
+        disk: The promise on its disk; None if the file is missing or cannot be read.
+        up: Whether its process runs or is paused.
         stopped: Whether it is paused.
-        serving_epoch: The epoch under which it takes writes; 0 for none.
-        writes_under_way: Writes that were let in and have not reached the member.
+        serving_epoch: The epoch that it serves; 0 if it serves none.
+        writes_under_way: Writes that were admitted and have not reached the member.
+        core: The failover core; None while the process is down.
         peers: All nodes.
     """
 
-    def __init__(  # noqa: PLR0913 - what an agent stands on
+    def __init__(  # noqa: PLR0913 - an agent's dependencies
         self,
         world: World,
         network: Network,
@@ -151,11 +152,11 @@ class Node:
         self._next_read = 0
         self._orders: list[tuple[int, str | None]] = []
 
-    # Its life.
+    # Start, crash and pause.
 
     def start(self) -> None:
-        """Start the agent from what is durable."""
-        assert not self.up, "a start of an agent that runs"
+        """Start the agent with the promise on its disk and its member as it is."""
+        assert not self.up, "the agent runs already"
         self.up = True
         self._incarnation += 1
         self._state = "starting"
@@ -172,19 +173,19 @@ class Node:
         self._world.after(STANDBYS_S, self._ask_standbys, self._incarnation)
 
     def crash(self) -> None:
-        """Kill -9 of the agent: only its disk is left."""
+        """Kill -9 of the agent: only its disk and its member remain."""
         self.up = self.stopped = False
         self.core = None
         self._inbox.clear()
         while self._stores and self._world.chance(0.5):
-            self._write(self._stores.popleft().promise)  # it was flushed, and nobody heard of it
+            self._write(self._stores.popleft().promise)  # flushed, but not reported to the core
         self._stores.clear()
         self._etcd.unwatch(self.region)
         self._answers_reads.clear()
         if self.driver is not None:
             self.driver.abandon()
         if self.member is not None:
-            self.member.draining = False  # the lock that keeps writes out ends with whoever holds it
+            self.member.draining = False  # PostgreSQL releases the agent's lock, which blocks writes
         self._close()
 
     def pause(self) -> None:
@@ -192,7 +193,7 @@ class Node:
         self.stopped = True
 
     def resume(self) -> None:
-        """SIGCONT: what has waited is handled first, or the clock is looked at first."""
+        """SIGCONT: handle the queued events; at random, handle a tick before them."""
         if not self.stopped:
             return
         self.stopped = False
@@ -209,11 +210,11 @@ class Node:
     # Events.
 
     def tell(self, event: Event) -> None:
-        """Tell the core something about its cell."""
+        """Deliver an event of the cell to the core."""
         self.deliver(CellEvent(cell=CELL, event=event))
 
     def deliver(self, event: AgentEvent) -> None:
-        """Tell the core something, when it runs."""
+        """Deliver an event to the core: at once, or after a pause. Drop it if the agent is down."""
         if not self.up:
             return
         if self.stopped:
@@ -223,9 +224,9 @@ class Node:
         self.handle(event)
 
     def handle(self, event: AgentEvent) -> None:
-        """Let the core handle an event and perform what it asks for."""
+        """Let the core handle an event, and execute the effects that it returns."""
         core = self.core
-        assert core is not None, "an event for nobody"
+        assert core is not None, "the agent is down"
         later: list[AgentEvent] = [event]
         acted = False
         for one in later:
@@ -261,7 +262,7 @@ class Node:
             return
         self._tick_at = float("inf")
         core = self.core
-        assert core is not None, "a tick for nobody"
+        assert core is not None, "the agent is down"
         if self.stopped:
             return
         deadline = core.next_deadline()
@@ -286,12 +287,12 @@ class Node:
         return saw
 
     def answer(self, answer: LedgerAnswer) -> None:
-        """An effect on the member is answered."""
+        """Deliver the answer to an effect on the member."""
         self._world.tell(f"{self.region}: {answer}")
         self.tell(answer)
 
     def ended(self) -> None:
-        """The postmaster ended by itself."""
+        """The postmaster ended without an order of the agent."""
         self._close()
         self.tell(LedgerEnded())
 
@@ -335,7 +336,7 @@ class Node:
             case AnswerOrder() | Log() | WatchLeader() | GossipChanged():
                 pass
             case _:
-                assert self.driver is not None, "an effect on a member where none is"
+                assert self.driver is not None, "an effect on a member in a view-only region"
                 self.driver.perform(effect)
 
     def _close(self) -> None:
@@ -367,7 +368,7 @@ class Node:
         self._client.swap(effect.expected_revision, replace(effect.record, since=since), answered)
 
     def _store(self, incarnation: int) -> None:
-        """Flush the promise that was asked for first: they reach the disk in order."""
+        """Flush the oldest pending promise; promises reach the disk in order."""
         if incarnation != self._incarnation or not self.up:
             return
         if self.stopped or (self.member is not None and (self.member.hung or self.member.paused)):
@@ -391,14 +392,14 @@ class Node:
             regions = [region for region, lsn in member.confirmed.items() if lsn > end - CLOSE_LSN]
             self.tell(StandbysStreaming(regions=frozenset(regions)))
 
-    # What others ask of a region.
+    # Requests of clients.
 
     def read_strongly(self, answer: Callable[[bool], None]) -> int:
-        """Take a strong read in; return its number."""
+        """Register a strong read, and return its request number. ``answer`` is called with whether it is current."""
         self._next_read += 1
         self._answers_reads[self._next_read] = answer
         return self._next_read
 
 
 def _nobody(_current: bool) -> None:
-    """A read whose client is gone."""
+    """Ignore the answer to a strong read that is no longer registered."""

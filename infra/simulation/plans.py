@@ -1,8 +1,8 @@
-"""Plans of faults as data: drawn from a seed, written as JSON, cut down by ``shrink.py``, carried out by ``faults.py``.
+"""Defines fault plans as data, and draws them from a seed.
 
-Decides what hurts when. Refuses to know what must hold. A fault aims at a region by name or by its role at the moment
-(``leader``, ``candidate``, ``other``), and can wait for a phase, so that second faults hit in the middle of a
-recruitment or a rejoin.
+Decides which faults happen at which time; does not know the invariants. ``faults.py`` injects a plan, ``shrink.py``
+reduces one, and plans are stored as JSON. A fault names its target region, or a role that is resolved when the fault
+happens (``leader``, ``other``). It can wait for a phase, so that a second fault hits during a recruitment or a rejoin.
 """
 
 from __future__ import annotations
@@ -43,27 +43,28 @@ FaultKind = Literal[
 When = Literal["", "recruiting", "promoting", "serving", "rejoining"]
 
 WAIT_S_MAX = 15.0
-"""How long a fault waits for its phase before it takes place anyway."""
+"""A fault happens after this time even if its phase has not come."""
 
 QUIET_S = 30.0
-"""The end of each run has no faults, so that liveness can be judged."""
+"""The end of each run that has no faults, so that liveness can be checked."""
 
 FIRST_S = 6.0
-"""Faults begin when the cell has been made."""
+"""Faults begin after this time, when the cell has been created."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Fault:
-    """One thing that goes wrong, or one order.
+    """One fault, or one order of an operator.
 
     Attributes:
-        at: When, in seconds of the run.
-        kind: What.
-        target: A region's name, or ``leader``, ``candidate``, ``other``, ``all``.
-        seconds: For how long; 0 for faults that are over at once.
-        amount: How much, in the unit of the kind.
-        when: A phase that is waited for, if any.
-        order: The order's kind.
+        at: Virtual seconds since the beginning of the run.
+        kind: The kind of fault.
+        target: A region's name; ``other`` for the first region that is not the leader of the newest record; any other
+            value (``leader``, ``candidate``) for that leader, which is the candidate during a recruitment.
+        seconds: Duration; 0 for a fault without one.
+        amount: Severity from 0 to 1; its meaning depends on the kind.
+        when: The phase that the fault waits for; empty for none.
+        order: The kind of order, if ``kind`` is ``order``.
     """
 
     at: float
@@ -80,16 +81,16 @@ class FaultPlan:
     """Everything about a run that is drawn before it starts.
 
     Attributes:
-        seed: Of all that is drawn during the run.
-        seconds: How long it lasts.
-        voters: How many regions vote.
-        observers: How many regions hold no ledger.
-        spares: How many regions hold a ledger and are no voters at first.
-        rtt_s: Between regions.
-        jitter_s: Of the round trip.
-        loss: Share of datagrams.
-        etcd_leader: Index of the region that leads etcd.
-        faults: What goes wrong, by time.
+        seed: The seed of everything that is drawn during the run.
+        seconds: Virtual seconds of the run.
+        voters: Number of voters.
+        observers: Number of view-only regions.
+        spares: Number of regions that have a member and are not voters at first.
+        rtt_s: Mean round trip between two regions.
+        jitter_s: Largest difference from the mean round trip.
+        loss: Share of datagrams that are lost.
+        etcd_leader: Index of the region that leads etcd at first.
+        faults: The faults, by time.
     """
 
     seed: int
@@ -110,7 +111,7 @@ class FaultPlan:
 
     @property
     def is_resumed(self) -> bool:
-        """Whether an operator who paused failover resumed it: without that nobody owes a recovery."""
+        """Whether no pause of failover is left in force; during a pause no recovery is required."""
         told = [one.order for one in sorted(self.faults, key=lambda one: one.at) if one.order in {"pause", "resume"}]
         return not told or told[-1] == "resume"
 
@@ -160,20 +161,20 @@ _WEIGHTS: Sequence[tuple[FaultKind, float, float, float]] = (
 
 _ORDERS: Sequence[OrderKind] = ("switch", "switch", "switch", "pause", "drain", "undrain", "add", "remove")
 FIVE_VOTERS, OBSERVED, SPARE, ELSEWHERE, QUIET, DOUBLED, UNEQUAL = 0.12, 0.2, 0.15, 0.3, 0.05, 0.35, 0.15
-"""Shares of plans with five voters, with a region without a ledger, with one that can be added, with etcd's leader
-anywhere, without any fault; of faults that come with a second one; and of plans whose faults begin with positions that
-are not equal while a voter is drained."""
+"""Shares: of plans with five voters, with a view-only region, with a region that can be added as a voter, with etcd's
+leader in a random voter's region, and without a fault; of faults that come with a second one; and of plans that begin
+with unequal positions while a voter is drained."""
 
 UNEQUAL_S = 12.0
-"""How long such a beginning lasts at most: a drain, a standby that is behind, and the end of the leader."""
+"""Longest duration of such a beginning: a drain, a standby that falls behind, and the loss of the leader."""
 
 _ROLES = ("leader", "leader", "leader", "candidate", "other")
 _WHENS: Sequence[When] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
 
 
 def draw_plan(seed: int, *, seconds: float) -> FaultPlan:
-    """Draw the plan of a seed; some plans have no fault at all."""
-    random = Random(seed * 2 + 1)  # noqa: S311 - chance that is repeated, no secret
+    """Draw the plan of a seed; some plans have no fault."""
+    random = Random(seed * 2 + 1)  # noqa: S311 - reproducible randomness, no secret
     voters = 5 if random.random() < FIVE_VOTERS else 3
     plan = FaultPlan(
         seed=seed,
@@ -204,15 +205,15 @@ def draw_plan(seed: int, *, seconds: float) -> FaultPlan:
 
 
 def _with_one_lost_promise(faults: list[Fault]) -> list[Fault]:
-    """Two members without their promises are a loss of two, which nothing comes back from by itself."""
+    """Keep one lost promise at most: a cell in which two of three voters lost theirs does not recover by itself."""
     lost = [one for one in faults if one.kind == "lose-promise"]
     return [one for one in faults if one.kind != "lose-promise" or one is lost[0]]
 
 
 def _draw_unequal_positions(random: Random, plan: FaultPlan, at: float) -> list[Fault]:
-    """A voter is drained, a standby falls behind, and then the leader is lost: who leads next has to have all.
+    """A voter is drained, a standby falls behind, then the leader is lost: the next leader must have every write.
 
-    Each of the three is rare among other faults, and they have to come in this order.
+    Random faults rarely contain these three in this order.
     """
     drained = random.choice(plan.regions[: plan.voters])
     behind: FaultKind = random.choice(("cut", "cut", "hang-disk"))
@@ -232,7 +233,7 @@ def _draw_unequal_positions(random: Random, plan: FaultPlan, at: float) -> list[
 
 
 def _draw_faults(random: Random, plan: FaultPlan, at: float, end: float) -> list[Fault]:
-    """A fault, sometimes with a second one in its wake."""
+    """Draw a fault, sometimes with a second one shortly after it."""
     faults = [_draw_fault(random, plan, at, end, "")]
     if random.random() < DOUBLED:
         faults.append(_draw_fault(random, plan, at + random.uniform(0, 3), end, random.choice(_WHENS)))

@@ -1,4 +1,4 @@
-"""Failing plans, shrunk, as JSON files that a test runs again for ever."""
+"""Stores shrunk failing plans as JSON files, which a test runs again in every test run."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from infra.simulation.runner import Report
 
 
 def store(report: Report, folder: Path, *, found_as: int) -> Path:
-    """Write the plan of a failing run and what it broke; return the file."""
+    """Write the plan and the violation of a failing run to a file in ``folder``; return its path."""
     folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"seed-{found_as}.json"
     document = {"broke": report.violation, "found_as_seed": found_as, "plan": report.plan.to_json()}
@@ -20,6 +20,6 @@ def store(report: Report, folder: Path, *, found_as: int) -> Path:
 
 
 def load(path: Path) -> FaultPlan:
-    """The plan of a file that ``store`` wrote."""
+    """Read the plan from a file that ``store`` wrote."""
     document = cast("dict[str, Any]", json.loads(path.read_text(encoding="utf-8")))
     return FaultPlan.from_json(document["plan"])

@@ -1,4 +1,4 @@
-"""One run: puts the world, its models, faults, workload and checkers together, and says what came of it."""
+"""Runs one fault plan: assembles virtual time, models, faults, clients and checkers, and reports the result."""
 
 from __future__ import annotations
 
@@ -34,23 +34,23 @@ LEADER_FAULTS = (
 
 @dataclass(slots=True, kw_only=True)
 class Report:
-    """What came of one run.
+    """The result of one run.
 
     Attributes:
-        plan: What was run.
-        violation: What did not hold, one line; None when all held.
-        checker: Which checker said so.
-        recoveries_s: From each fault that took the leader away to the next region that took writes.
+        plan: The plan that was run.
+        violation: The violated invariant, in one line; None if all held.
+        checker: The checker that found the violation.
+        recoveries_s: Seconds from each fault that took the leader away until another region served.
         transitions: How often each transition of the core's table was taken, as ``before -> after``.
         facts: How many facts each checker compared.
-        commits: Writes that clients know as committed.
+        commits: Writes whose commit a client was informed of.
         begun: Writes that clients began.
-        reads: Strong reads answered as current.
+        reads: Strong reads that were answered as current.
         epochs: The last epoch.
-        events: Calls of the world.
-        seconds: Virtual seconds.
-        cpu_s: Seconds of a processor.
-        trace: The story, if it was wanted.
+        events: Number of scheduled calls that were made.
+        seconds: Virtual seconds until the end of the run.
+        cpu_s: Processor seconds.
+        trace: The lines of the trace, if the run was traced.
     """
 
     plan: FaultPlan
@@ -70,7 +70,7 @@ class Report:
 
 
 class Run:
-    """One plan under one set of models."""
+    """One run of a plan, with its own models, clients and checkers."""
 
     def __init__(self, plan: FaultPlan, *, traced: bool = False, settings: Settings = DEFAULTS) -> None:
         self.plan = plan
@@ -146,17 +146,17 @@ class Run:
             Liveness.check_quiet(self.checkers, commits_at, end=end)
 
     def _hold_down_s(self, healed_at: float) -> float:
-        """How long rule 17 may put the next failover off, after so many in a short time."""
+        """How long rule 17 may delay the next failover; 0 if there were too few failovers in a short time."""
         settings = self.settings
         begun = {record.epoch: time_s for time_s, record in self.checkers.records if record.phase == "serving"}
         recent = [time_s for time_s in begun.values() if time_s > healed_at - settings.hold_down_s]
         return settings.hold_down_s if len(recent) >= settings.failovers_max else 0.0
 
     def _are_two_lost(self) -> bool:
-        """Whether a majority cannot vote because a promise was lost, which only an operator repairs.
+        """Whether a majority cannot vote because a promise was lost, which only an operator can repair.
 
-        With one lost, the others must both be able to: a member that was rewound and has not caught up (rule 12)
-        or whose data is torn waits for one that is not coming back.
+        If one of three voters has lost its promise, both others must be able to vote. A member that was rewound and
+        has not caught up (rule 12), or that has no complete data, would wait for the lost one forever.
         """
         record = self.etcd.record
         voters = [self.nodes[region] for region in (() if record is None else record.voters)]
@@ -184,7 +184,7 @@ class Run:
         report.recoveries_s = self._recoveries()
 
     def _recoveries(self) -> list[float]:
-        """Time from each fault that took the leader away to the next opening by another epoch."""
+        """Seconds from each fault that took the leader away until a region served a later epoch."""
         found: list[float] = []
         openings = self.checkers.opened_at
         taken = 0.0
@@ -200,10 +200,10 @@ class Run:
 
 
 def run_plan(plan: FaultPlan, *, traced: bool = False) -> Report:
-    """Run a plan."""
+    """Run a plan, and return its report."""
     return Run(plan, traced=traced).run()
 
 
 def run_seed(seed: int, *, minutes: float = MINUTES, traced: bool = False) -> Report:
-    """Draw the plan of a seed and run it."""
+    """Draw the plan of a seed, run it, and return its report."""
     return run_plan(draw_plan(seed, seconds=60 * minutes), traced=traced)

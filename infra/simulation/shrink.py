@@ -1,7 +1,7 @@
-"""Makes a failing plan small: delta debugging over its faults, then over what is left of each.
+"""Reduces a failing fault plan: delta debugging over its faults, then a simplification of each remaining fault.
 
-Source: Zeller and Hildebrandt, Simplifying and isolating failure-inducing input, 2002. A change of the plan changes
-what chance does afterwards, so a smaller plan may fail for another reason; only the same checker counts.
+Source: Zeller and Hildebrandt, Simplifying and isolating failure-inducing input, 2002. A changed plan draws other
+random numbers, so a smaller plan may fail for another reason; only a violation found by the same checker counts.
 """
 
 from __future__ import annotations
@@ -12,17 +12,17 @@ from infra.simulation.plans import Fault
 from infra.simulation.runner import Report, run_plan
 
 RUNS_MAX = 300
-"""A shrink that takes longer than this is good enough as it is."""
+"""Shrinking stops after this number of runs."""
 
 SEEDS_TRIED = 3
-"""Chance is drawn anew this often for each smaller list before it counts as harmless."""
+"""A smaller list of faults runs with this number of seeds before it counts as passing."""
 
 
 class Shrinker:
     """Shrinks one plan.
 
     Attributes:
-        runs: How many runs it took.
+        runs: Number of runs so far.
     """
 
     def __init__(self, failing: Report, *, runs_max: int = RUNS_MAX) -> None:
@@ -33,7 +33,7 @@ class Shrinker:
         self.runs = 0
 
     def shrink(self) -> Report:
-        """The report of the smallest plan found that fails in the same way."""
+        """Shrink, and return the report of the smallest plan found whose run the same checker fails."""
         parts = 2
         while parts <= max(2, len(self._best.plan.faults)) and self.runs < self._runs_max:
             parts = 2 if self._without_a_part(parts) else 2 * parts
@@ -43,7 +43,7 @@ class Shrinker:
     def _without_a_part(self, parts: int) -> bool:
         faults = self._best.plan.faults
         size = max(1, -(-len(faults) // parts))
-        # From the end: what comes later needs what came before, not the other way round.
+        # Remove later faults first, because they depend on earlier faults, and not the other way round.
         starts = range(0, len(faults), size)
         return any(self._fails((*faults[:start], *faults[start + size :])) for start in reversed(starts))
 

@@ -1,8 +1,8 @@
-"""The agent's driver of its member: performs the core's effects on a modelled PostgreSQL, one after the other.
+"""Models the agent's driver of its member: executes the core's effects on a modelled PostgreSQL, one after the other.
 
-It keeps the contract of ``regions/failover/effects.py``: a newer effect supersedes an older one that is not answered
-(its short step still takes place, a copy or rewind is left unfinished), each is dropped when the promise on disk is
-above its epoch, and answers may be late, come twice or never. The times of the steps are those of failover.md.
+It keeps the contract of ``regions/failover/effects.py``: a newer effect supersedes an older one that is unanswered (a
+short step of the older one is still executed, a copy or rewind is left unfinished); an effect is dropped if the promise
+on disk is above its epoch; answers may be late, duplicated or missing. The durations are those of failover.md.
 """
 
 from __future__ import annotations
@@ -52,19 +52,20 @@ REWIND_S = (0.4, 1.5)
 COPY_S = (1.0, 4.0)
 POLL_S = 0.02
 FOLLOW_S_MAX = 4.5
-"""How long a driver waits for streaming before it says that it failed; the walreceiver goes on trying."""
+"""A driver reports a failure if streaming has not begun after this time; the walreceiver continues to connect."""
 
 STILL_RECEIVING = 0.15
-"""Share of freezes after which the walreceiver has not ended yet (rule 4)."""
+"""Share of freezes in which the walreceiver still runs when the driver reads the position (rule 4)."""
 
 REPLAY_LAGS = 0.15
-"""Share of freezes after which replay lags behind receive (rule 4)."""
+"""Share of freezes in which replay lags behind the received position (rule 4)."""
 
 ANSWERED_TWICE = 0.01
+"""Share of answers that are delivered twice."""
 
 
 class Agent(Protocol):
-    """What the driver needs of its agent."""
+    """The interface of the agent that the driver uses."""
 
     @property
     def disk(self) -> Promise | None:
@@ -78,16 +79,16 @@ class Agent(Protocol):
 
     @property
     def writes_under_way(self) -> int:
-        """Writes that were let in and have not reached the member."""
+        """Writes that were admitted and have not reached the member."""
         ...
 
     def answer(self, answer: LedgerAnswer) -> None:
-        """Tell the core, if the agent that asked still lives."""
+        """Deliver an answer to the core."""
         ...
 
 
 class LedgerDriver:
-    """Performs effects on one member."""
+    """Executes effects on one member."""
 
     def __init__(self, world: World, network: Network, member: Member, agent: Agent) -> None:
         self.member = member
@@ -99,7 +100,7 @@ class LedgerDriver:
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
     def found(self) -> MemberState:
-        """What an agent that starts finds."""
+        """The state of the member that an agent finds when it starts."""
         member = self.member
         if not member.exists:
             return MemberState(kind="absent")
@@ -112,19 +113,19 @@ class LedgerDriver:
         return MemberState(kind="following", epoch=member.epoch)
 
     def abandon(self) -> None:
-        """The agent died: what it has begun is given up; a step that PostgreSQL performs may take place."""
+        """The agent died: abandon its effects. A step that PostgreSQL already executes may still complete."""
         self._generation += 1
         self._busy_until = 0.0
         self._held.clear()
 
     def go_on(self) -> None:
-        """After a pause or a hang: what was held up takes place."""
+        """Execute the calls that a pause or a hung disk has held up."""
         held, self._held = self._held, []
         for call, arguments in held:
             self._fire(call, *arguments)
 
     def perform(self, effect: LedgerEffect) -> None:
-        """Perform an effect instead of the one before."""
+        """Execute an effect; it supersedes the previous one."""
         self._generation += 1
         wait = max(0.0, self._busy_until - self._world.now)
         self._after(wait, self._begin, effect, self._generation)
@@ -139,7 +140,7 @@ class LedgerDriver:
             call(*arguments)
 
     def _step(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 - passed on
-        """A short step, which a newer effect waits for."""
+        """Execute a short step after ``seconds``; a newer effect waits for it."""
         self._busy_until = self._world.now + seconds
         self._after(seconds, call, *arguments)
 
@@ -221,7 +222,8 @@ class LedgerDriver:
 
     def _lag_replay(self) -> None:
         member, world = self.member, self._world
-        # Without a receive position nothing would show the lag, so the driver has to wait for it: its contract.
+        # Without a received position the lag could not be detected. Then the driver has to wait until replay is done,
+        # by its contract, so the model has no lag.
         if member.received is not None and world.chance(REPLAY_LAGS):
             member.replay_lag = min(world.random.randrange(1, 4), len(member.wal.entries))
             member.replay_at = world.now + world.between(FREEZE_S, 10 * FREEZE_S)
@@ -276,7 +278,7 @@ class LedgerDriver:
     def _promote(self, effect: PromoteLedger, generation: int) -> None:
         member = self.member
         if generation != self._generation and self._world.chance(0.5):
-            return  # given up before PostgreSQL was told; else it was told already, whatever is promised since
+            return  # superseded before pg_promote was sent; else it was sent before the newer promise
         if member.running and member.primary and member.epoch == effect.epoch:
             self._done(effect)
         elif not member.running or member.primary:
@@ -312,7 +314,7 @@ class LedgerDriver:
     def _drain(self, effect: DrainLedger, generation: int, end: int | None) -> None:
         member = self.member
         if not self._is_current(effect, generation) or not member.draining:
-            return  # superseded, or writes were opened again
+            return  # superseded, or the member admits writes again
         if not member.running or not member.primary:
             self._fail(effect, "PostgreSQL is no primary")
             return
@@ -387,7 +389,7 @@ class LedgerDriver:
         elif not member.exists:
             self._fail(effect, "there is no ledger")
         else:
-            member.exists = False  # pg_rewind that is killed leaves nothing that starts
+            member.exists = False  # a pg_rewind that is killed leaves a data directory that cannot start
             self._after(self._world.between(*REWIND_S), self._finish_rebuild, effect, generation)
 
     def _finish_rebuild(self, effect: RewindLedger | CopyLedger, generation: int) -> None:
@@ -407,5 +409,5 @@ class LedgerDriver:
 
 
 def counts_as_replayed(member: Member, replayed: int) -> int:
-    """Where replay ends for rule 4, as the executor reports it: half a record is never replayed, and counts."""
+    """The replayed position that the executor reports (rule 4): an incomplete record at the end counts as replayed."""
     return max(replayed, member.received or 0) if member.torn else replayed

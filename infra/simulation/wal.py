@@ -1,8 +1,8 @@
-"""The write-ahead log of a modelled PostgreSQL: entries, LSNs, and timelines as PostgreSQL numbers them.
+"""Models the write-ahead log of PostgreSQL: entries, LSNs, and timelines as PostgreSQL numbers them.
 
-An LSN is a place in the list: entry ``n`` ends at LSN ``n + 1``. Entries are shared between members and compared by
-identity, so two histories agree up to an LSN exactly if they have the same entry before it; that is for checkers,
-PostgreSQL itself sees numbers only.
+An LSN is an index into the list of entries: entry ``n`` ends at LSN ``n + 1``. Members share entry objects, and
+checkers compare them by identity: two histories agree up to an LSN exactly if they have the same entry before it.
+The modelled PostgreSQL compares only timeline numbers and LSNs.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ class Entry:
     """One record of WAL.
 
     Attributes:
-        kind: A client's row, the fence row of an epoch, anything else that takes place in WAL, or the first part of a
-            record whose rest follows.
-        epoch: Under which its primary ran.
-        key: The idempotency key of a row.
+        kind: ``row`` of a client, ``fence`` row of an epoch, ``part`` (the first part of an incomplete record), or
+            ``other`` for any other record.
+        epoch: The epoch of the primary that wrote it.
+        key: The idempotency key of a row; -1 for other kinds.
         fence_id: The identity of a fence row.
-        copies: A bit for each member that has had it on its disk.
+        copies: A bit for each member that has flushed it at some time.
     """
 
     __slots__ = ("copies", "epoch", "fence_id", "key", "kind")
@@ -38,20 +38,21 @@ class Entry:
 
 
 Timelines = tuple[tuple[int, int], ...]
-"""Numbers of timelines with the LSN at which each begins; the last one is the current one."""
+"""(timeline number, LSN at which it begins) of each timeline, oldest first; the last one is the current one."""
 
 FIRST: Timelines = ((1, 0),)
 
 
 class Wal:
-    """The WAL of one member, all of it on disk but what is beyond ``flushed``.
+    """The WAL of one member; the entries up to ``flushed`` are on disk.
 
     Attributes:
+        bit: The bit of this member in `Entry.copies`.
         entries: The log.
-        flushed: Its LSN on disk.
-        timelines: The history of its timelines.
-        newest_timeline: The highest number whose history file it has, own or fetched.
-        keys: LSN of each row by its key.
+        flushed: The LSN up to which the log is on disk.
+        timelines: Its timeline history.
+        newest_timeline: The highest timeline number of which it has a history file, its own or a fetched one.
+        keys: The LSN of each row, by key.
         fences: (LSN, epoch) of each fence row, in order.
     """
 
@@ -67,7 +68,7 @@ class Wal:
         self.fences: list[tuple[int, Epoch]] = []
 
     def append(self, entry: Entry) -> int:
-        """Write an entry, not yet to disk, and return the LSN at which it ends."""
+        """Append an entry without a flush, and return the LSN at which it ends."""
         self.entries.append(entry)
         end = len(self.entries)
         if entry.kind == "row":
@@ -77,14 +78,14 @@ class Wal:
         return end
 
     def flush(self) -> None:
-        """Bring everything to disk."""
+        """Flush all entries to disk."""
         bit = self.bit
         for entry in self.entries[self.flushed :]:
             entry.copies |= bit
         self.flushed = len(self.entries)
 
     def truncate(self, end: int) -> None:
-        """Lose everything behind an LSN."""
+        """Remove everything after an LSN."""
         for entry in self.entries[end:]:
             if entry.kind == "row" and self.keys.get(entry.key, 0) > end:
                 del self.keys[entry.key]
@@ -95,7 +96,7 @@ class Wal:
         self.timelines = until(self.timelines, end)
 
     def receive(self, source: Wal, upto: int) -> None:
-        """Take what a member that it streams from has, from its own end on, whatever stands before (rule 11)."""
+        """Append and flush the source's entries from the own end up to an LSN; earlier ones may differ (rule 11)."""
         for entry in source.entries[len(self.entries) : upto]:
             self.append(entry)
         self.flush()
@@ -103,7 +104,7 @@ class Wal:
         self.newest_timeline = max(self.newest_timeline, source.newest_timeline)
 
     def copy(self, source: Wal) -> None:
-        """Become a base backup."""
+        """Become a base backup of the source."""
         self.entries = []
         self.keys = {}
         self.fences = []
@@ -113,7 +114,7 @@ class Wal:
         self.receive(source, source.flushed)
 
     def promote(self, epoch: Epoch) -> None:
-        """Begin the timeline after the highest one that is known here (rule 11: elsewhere it may exist already)."""
+        """Begin the timeline after the highest known one; another member may have taken the same number (rule 11)."""
         self.truncate(self.whole)
         self.newest_timeline = max(self.newest_timeline, self.timeline) + 1
         self.timelines = (*self.timelines, (self.newest_timeline, len(self.entries)))
@@ -127,13 +128,13 @@ class Wal:
 
     @property
     def whole(self) -> int:
-        """Where its last whole record ends: what comes after it is half a record, and cannot be replayed."""
+        """The LSN at which its last complete record ends; an incomplete record after it cannot be replayed."""
         torn = bool(self.entries) and self.entries[-1].kind == "part"
         return len(self.entries) - torn
 
     @property
     def lineage(self) -> Epoch:
-        """The epoch of the newest fence row; 0 before the first."""
+        """The epoch of the newest fence row; 0 if there is none."""
         return self.fences[-1][1] if self.fences else 0
 
     def ancestry(self, upto: int) -> tuple[Epoch, ...]:
@@ -141,7 +142,7 @@ class Wal:
         return tuple(epoch for end, epoch in self.fences if end <= upto)
 
     def accepts(self, standby: Wal) -> bool:
-        """Whether PostgreSQL lets a standby with this WAL stream from here: by timeline number and LSN alone."""
+        """Whether PostgreSQL lets a standby with this WAL stream from here; compares only timeline number and LSN."""
         end, number = standby.whole, standby.timeline
         if number == self.timeline:
             return end <= self.flushed
@@ -151,7 +152,7 @@ class Wal:
         return False
 
     def fork(self, other: Wal) -> int:
-        """Where pg_rewind believes that two histories part: after the last timeline with equal number and begin."""
+        """The LSN at which pg_rewind sees two histories fork: after the last timeline with equal number and start."""
         end = 0
         mine, theirs = (*self.timelines, (0, len(self.entries))), (*other.timelines, (0, len(other.entries)))
         for index, (one, two) in enumerate(zip(self.timelines, other.timelines, strict=False)):
@@ -161,10 +162,10 @@ class Wal:
         return end
 
     def has(self, entry: Entry, end: int) -> bool:
-        """Whether an entry that ended at an LSN is here, at the same place."""
+        """Whether this WAL has an entry, ending at the same LSN."""
         return len(self.entries) >= end and self.entries[end - 1] is entry
 
 
 def until(timelines: Timelines, end: int) -> Timelines:
-    """The history that WAL up to an LSN belongs to: a timeline counts once something of it is there."""
+    """The timeline history of WAL that ends at an LSN; a timeline counts only if the WAL has an entry of it."""
     return tuple(one for index, one in enumerate(timelines) if index == 0 or one[1] < end)

@@ -1,7 +1,8 @@
-"""Clients: they write with idempotency keys, retry what was refused or is unknown, and read strongly.
+"""Models clients: they send writes with idempotency keys, retry refused and unknown ones, and send strong reads.
 
-An edge sends to the region that its own etcd member says leads. A write that a region let in reaches the member a
-moment later, whatever has happened there in between; the unique key of the ledger decides about a repeated one.
+An edge sends a request to the leader in the record that its region knows. A write that a region has admitted reaches
+the member a moment later, whatever happens there in between. If a client repeats a write, the ledger's unique key
+decides.
 """
 
 from __future__ import annotations
@@ -26,43 +27,49 @@ RETRY_S = (0.1, 0.4)
 TIMEOUT_S = 2.0
 HANDLER_S = (0.0005, 0.004)
 TOLD = 0.7
-"""Share of waits that are cut short of which the agent hears; else who had asked for the commit is gone as well."""
+"""Share of cancelled waits that the write API reports to its agent; in the others the write API has died as well."""
 
 SETTLE_S = 0.01
-"""How often a strong read looks whether the quorum has what it saw."""
+"""Interval at which a strong read checks whether a quorum has what it saw."""
 
 LONG = 0.1
-"""Share of rows whose record ends in another segment of WAL than it begins in."""
+"""Share of rows whose WAL record crosses a segment boundary."""
 
 SLOW_HANDLER = 0.02
-"""Share of writes whose handler sleeps for up to a second between its check and its INSERT."""
-
+"""Share of writes whose handler stalls for up to a second between its check and its INSERT."""
 
 Seen = tuple[Entry, int]
-"""An entry and the LSN at which it ends."""
+"""An entry, and the LSN at which it ends."""
 
 Asked = tuple[Seen | None, Seen | None]
-"""What had been acknowledged, and what had been read, when a strong read began."""
+"""The newest acknowledged write and the newest entry that a strong read returned, when a strong read began."""
 
 
 class ClientWitness(Protocol):
-    """Who is told what clients are told."""
+    """Observes the answers to clients and changes nothing."""
 
     def acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
         """A write was acknowledged."""
         ...
 
     def asked(self) -> Asked:
-        """A strong read begins; what is returned comes back with its answer."""
+        """A strong read begins; the result is passed to `read` with its answer."""
         ...
 
     def read(self, member: Member, asked: Asked, visible: int) -> None:
-        """A strong read was answered as current, from what is visible up to an LSN."""
+        """A strong read was answered as current, with the rows that are visible up to an LSN."""
         ...
 
 
 class Write:
-    """A write of a client, with all its attempts."""
+    """A client's write.
+
+    Attributes:
+        key: Its idempotency key.
+        edge: The region whose edge the client uses.
+        attempt: Number of the current attempt; an answer to an earlier one is ignored.
+        done: Whether the client knows that it was committed.
+    """
 
     __slots__ = ("attempt", "done", "edge", "key")
 
@@ -78,9 +85,9 @@ class Workload:
 
     Attributes:
         begun: Writes that clients began.
-        committed: Writes that clients know as committed.
-        commits_at: When each of them became known.
-        reads: Strong reads answered as current.
+        committed: Writes whose commit a client was informed of.
+        commits_at: Times at which clients were informed of their commits.
+        reads: Strong reads that were answered as current.
         active: Whether new writes begin.
     """
 
@@ -105,7 +112,7 @@ class Workload:
         self.active = True
 
     def start(self) -> None:
-        """Let the clients of each region begin."""
+        """Start the clients of each region."""
         for region in self._regions:
             self._world.after(self._world.between(*WRITE_EVERY_S), self._begin, region)
             self._world.after(self._world.between(*READ_EVERY_S), self._read, region)
@@ -138,7 +145,7 @@ class Workload:
         self._world.after(TIMEOUT_S, self._time_out, write, write.attempt)
 
     def _leadership(self, edge: RegionName) -> Leadership | None:
-        """What an edge goes by: etcd, or what its agent has heard before."""
+        """The record that an edge uses: its etcd member's, or its agent's if that has a higher epoch."""
         record, core = self._etcd.view(edge), self._nodes[edge].core
         heard = None if core is None else core.machines[CELL].facts.record
         return heard if record is not None and heard is not None and heard.epoch > record.epoch else record
@@ -162,9 +169,10 @@ class Workload:
         self._world.after(seconds, self._insert, write, attempt, node, member)
 
     def _takes_writes(self, region: RegionName, member: Member, epoch: Epoch) -> bool:
-        """Whether a region's write API lets a write in: it goes by etcd and by the ledger, and asks no agent.
+        """Whether a region's write API admits a write. It uses etcd and the ledger, and does not ask its agent.
 
-        The fence row may not be on a quorum yet, and the epoch may only be promised; each commit waits for its own.
+        The fence row may not have a quorum yet, and the epoch may only be promised; each commit waits for its own
+        quorum.
         """
         record, newest = self._etcd.view(region), max((one for _, one in member.wal.fences), default=0)
         if record is None or record.phase in ("bootstrapping", "recruiting"):
@@ -186,7 +194,9 @@ class Workload:
         epoch = member.epoch
         if end:
             entry = member.wal.entries[end - 1]
-            written = Entry("other", epoch)  # the answer waits for the quorum too, or it would vouch for a phantom
+            written = Entry(
+                "other", epoch
+            )  # a replay waits for the quorum too, because a later leader may not have the row
         else:
             if self._world.chance(LONG):
                 member.write_part()
@@ -248,7 +258,7 @@ class Workload:
         node.tell(StrongReads(requests=(number,)))
 
     def _settle(self, member: Member, epoch: Epoch, asked: Asked, seen: Seen, until: float) -> None:
-        """Answer a read when what it saw is on the quorum; its connection ends with the member's reign."""
+        """Answer a read once a quorum has what it saw; give up if the member no longer is primary of this epoch."""
         if member.epoch != epoch or not member.running or not member.primary or member.paused:
             return
         if rules.is_settled(seen[1], member.quorum_lsn()):

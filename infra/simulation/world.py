@@ -1,7 +1,7 @@
-"""Virtual time and chance: the one source of both for everything in a run.
+"""Provides virtual time and randomness for everything in a run.
 
-Decides the order of what happens: by time, and at the same time in the order of scheduling. Refuses to know what
-happens. A run is a function of its seed: nothing here or above may depend on hashes, addresses or a real clock.
+Calls are made in the order of their times, and calls at the same time in the order in which they were scheduled. A run
+is a function of its seed, so no module of the simulation may depend on hashes, addresses or a real clock.
 """
 
 from __future__ import annotations
@@ -15,38 +15,38 @@ Call = Callable[..., None]
 
 
 class World:
-    """A heap of calls to come.
+    """A scheduler: makes calls at virtual times.
 
     Attributes:
         now: Virtual seconds since the beginning of the run.
-        random: The run's only source of chance.
-        trace: Lines of the story, when somebody wants it.
-        events: How many calls were made.
+        random: The run's only source of randomness.
+        trace: The lines of the trace; None if the run is not traced.
+        events: Number of calls that were made.
     """
 
     __slots__ = ("_calls", "_serial", "events", "now", "random", "trace")
 
     def __init__(self, seed: int, *, traced: bool = False) -> None:
         self.now = 0.0
-        self.random = Random(seed)  # noqa: S311 - chance that is repeated, no secret
+        self.random = Random(seed)  # noqa: S311 - reproducible randomness, no secret
         self.trace: list[str] | None = [] if traced else None
         self.events = 0
         self._calls: list[tuple[float, int, Call, tuple[Any, ...]]] = []
         self._serial = 0
 
     def at(self, time: float, call: Call, *arguments: Any) -> None:  # noqa: ANN401 - passed through untouched
-        """Make a call at a time, which must not be in the past."""
+        """Schedule a call at a virtual time, which must not be in the past."""
         assert time >= self.now, "a call in the past"
         self._serial += 1
         heappush(self._calls, (time, self._serial, call, arguments))
 
     def after(self, seconds: float, call: Call, *arguments: Any) -> None:  # noqa: ANN401 - passed through untouched
-        """Make a call in ``seconds`` from now."""
+        """Schedule a call in ``seconds`` from now."""
         self._serial += 1
         heappush(self._calls, (self.now + seconds, self._serial, call, arguments))
 
     def run_until(self, end: float) -> None:
-        """Make all calls up to a time, those included that they add."""
+        """Make all calls up to a virtual time, including calls that are scheduled meanwhile."""
         calls = self._calls
         made = 0
         while calls and calls[0][0] <= end:
@@ -57,21 +57,21 @@ class World:
         self.now = end
 
     def between(self, low: float, high: float) -> float:
-        """A number in [low, high)."""
+        """Draw a number in [low, high)."""
         return low + (high - low) * self.random.random()
 
     def chance(self, probability: float) -> bool:
-        """Whether something happens that happens with a probability."""
+        """Draw True with a probability."""
         return self.random.random() < probability
 
     def tell(self, text: str) -> None:
-        """Add a line to the story."""
+        """Add a line to the trace, if the run is traced."""
         if self.trace is not None:
             self.trace.append(f"{self.now:11.6f} {text}")
 
 
 class Clock:
-    """A node's clocks: a monotonic one that drifts, and a wall clock that jumps and that nothing may be ordered by."""
+    """A node's clocks: a monotonic clock that drifts, and a wall clock that jumps and must decide nothing (rule 16)."""
 
     __slots__ = ("_base", "_rate", "_since", "_world", "wall_offset")
 
@@ -83,17 +83,17 @@ class Clock:
         self.wall_offset = 0.0
 
     def now(self) -> float:
-        """The node's monotonic seconds; they go on while the node is paused."""
+        """The node's monotonic clock in seconds; it continues while the node is paused."""
         return self._base + (self._world.now - self._since) * self._rate
 
     def world_time(self, reading: float) -> float:
-        """When the clock will show ``reading``, as long as its rate stays."""
+        """The virtual time at which the clock will show ``reading`` if its rate does not change."""
         return self._since + (reading - self._base) / self._rate
 
     def set_rate(self, rate: float) -> None:
-        """Let the clock drift: ``rate`` of its seconds in one of the world's."""
+        """Change the rate of the clock: ``rate`` of its seconds pass in one virtual second."""
         self._base, self._since, self._rate = self.now(), self._world.now, rate
 
     def wall(self) -> float:
-        """The node's wall clock, in seconds since 1970."""
+        """The node's wall clock in seconds since 1970."""
         return max(0.0, 1.8e9 + self._world.now + self.wall_offset)
