@@ -134,7 +134,7 @@ class Deployment:
             ssl=False,
         )
 
-    async def commits_that_wait(self, region: str) -> int:
+    async def waiting_commits(self, region: str) -> int:
         """How many commits on a member wait for its quorum; they are on its own disk by then."""
         connection = await self.connect(region, "postgres")
         try:

@@ -40,7 +40,7 @@ def etcd() -> Iterator[EtcdCluster]:
 
 
 @dataclass
-class Running:
+class RunningAgent:
     """An agent and the task it runs in."""
 
     agent: RegionAgent
@@ -73,7 +73,7 @@ class Agents:
     deployment: Deployment
     coordination: Coordination
     cell: CellId
-    running: dict[str, Running] = field(default_factory=dict[str, Running])
+    running: dict[str, RunningAgent] = field(default_factory=dict[str, RunningAgent])
 
     async def start(self, *regions: str) -> None:
         """Start the agents of these regions, or of all."""
@@ -85,7 +85,7 @@ class Agents:
         leaving = [self.running.pop(region) for region in regions or tuple(self.running)]
         await asyncio.gather(*(one.stop() for one in leaving))
 
-    async def _start(self, region: str) -> Running:
+    async def _start(self, region: str) -> RunningAgent:
         topology = replace(self.deployment.topology(region), cell=self.cell)
         stack = contextlib.AsyncExitStack()
         coordination = await stack.enter_async_context(Coordination(etcd_endpoints(topology), "root", "secret"))
@@ -104,7 +104,7 @@ class Agents:
             edge=EdgeConfigurator(topology, edge),
             local=self._local(region),
         )
-        return Running(agent, stack, asyncio.create_task(agent.run()))
+        return RunningAgent(agent, stack, asyncio.create_task(agent.run()))
 
     def _local(self, region: str) -> LocalSettings:
         state = self.deployment.root / region / "state"
@@ -166,7 +166,7 @@ async def insert(made: Deployment, region: str, number: int) -> None:
         connection.terminate()
 
 
-async def kept(made: Deployment, region: str) -> list[int]:
+async def selected_rows(made: Deployment, region: str) -> list[int]:
     connection = await made.connect(region)
     rows = await connection.fetch("SELECT n FROM palaver.kept ORDER BY n")
     await connection.close()
@@ -180,7 +180,7 @@ async def fence_rows(made: Deployment, region: str) -> list[tuple[int, UUID]]:
     return [(row["epoch"], row["fence_id"]) for row in rows]
 
 
-async def test_first_start_serves_under_a_quorum_and_tells_it_in_a_few_lines(
+async def test_a_first_start_serves_under_a_quorum_and_logs_few_lines(
     agents: Agents, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="regions")
@@ -203,20 +203,20 @@ async def test_first_start_serves_under_a_quorum_and_tells_it_in_a_few_lines(
     roles = {region: one.agent.role for region, one in agents.running.items()}
     assert roles == {EAST: "leader", WEST: "follower", SOUTH: "follower", "view-only": "view"}
     routes = agents.deployment.root / "view-only" / "xds" / "rds" / "routes.json"
-    await until(lambda: asyncio.sleep(0, "write_api_us-east" in routes.read_text()))
+    await until(lambda: "write_api_us-east" in routes.read_text())
     story = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
     assert len(story) < 45
 
     await agents.stop(WEST, SOUTH)
     waiting = asyncio.create_task(insert(agents.deployment, EAST, 1))
-    await until(lambda: agents.deployment.commits_that_wait(EAST))
+    await until(lambda: agents.deployment.waiting_commits(EAST))
     assert not waiting.done()
     await agents.start(SOUTH)
     await waiting
 
 
-async def test_agents_whose_disks_are_full_say_so_and_one_leads_when_there_is_room_again(
+async def test_agents_with_full_disks_report_it_and_one_leads_when_there_is_space_again(
     agents: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await agents.start()
@@ -236,7 +236,7 @@ async def test_agents_whose_disks_are_full_say_so_and_one_leads_when_there_is_ro
     await until(one_leads, 60)
 
 
-async def test_killed_postmaster_costs_an_epoch_and_nothing_is_lost(agents: Agents) -> None:
+async def test_a_killed_postmaster_costs_one_epoch_and_no_acknowledged_write(agents: Agents) -> None:
     await agents.start()
     leader = (await agents.serving(1)).leader
     acknowledged: list[int] = []
@@ -256,7 +256,7 @@ async def test_killed_postmaster_costs_an_epoch_and_nothing_is_lost(agents: Agen
         tasks.create_task(write())
         for epoch in (2, 3):
             before = len(acknowledged)
-            await until(lambda before=before: asyncio.sleep(0, len(acknowledged) > before + 20))
+            await until(lambda before=before: len(acknowledged) > before + 20)
             os.kill(agents.pid(leader), signal.SIGKILL)
             leadership = await agents.serving(epoch)
             assert leadership.reason == f"PostgreSQL of {leader} ended"
@@ -266,7 +266,7 @@ async def test_killed_postmaster_costs_an_epoch_and_nothing_is_lost(agents: Agen
             assert fences[-1] == (epoch, leadership.fence_id)
             assert [row[0] for row in fences] == list(range(1, epoch + 1))
         done.set()
-    present = set(await kept(agents.deployment, leader))
+    present = set(await selected_rows(agents.deployment, leader))
     assert set(acknowledged) <= present
     # The others follow, the one that crashed as well.
     await until(lambda: streaming(agents, leader, 2))
@@ -277,7 +277,7 @@ async def streaming(agents: Agents, leader: str, count: int) -> bool:
     return sum(standby.streaming for standby in standbys) == count
 
 
-async def test_agent_that_crashed_adopts_its_member_under_the_same_epoch(agents: Agents) -> None:
+async def test_a_restarted_agent_adopts_its_member_in_the_same_epoch(agents: Agents) -> None:
     await agents.start()
     await agents.serving(1)
     for region in (EAST, WEST):
@@ -286,12 +286,12 @@ async def test_agent_that_crashed_adopts_its_member_under_the_same_epoch(agents:
         await insert(agents.deployment, EAST, pid)
         await agents.start(region)
         agent = agents.running[region].agent
-        await until(lambda agent=agent: asyncio.sleep(0, agent.observation.ledger is not None))
+        await until(lambda agent=agent: agent.observation.ledger is not None)
         assert agents.pid(region) == pid
     assert (await agents.serving(1)).epoch == 1
 
 
-async def test_member_that_died_while_its_agent_was_away_gets_a_new_epoch(agents: Agents) -> None:
+async def test_a_member_that_died_while_its_agent_was_down_gets_a_new_epoch(agents: Agents) -> None:
     await agents.start()
     await agents.serving(1)
     await insert(agents.deployment, EAST, 1)
@@ -303,10 +303,10 @@ async def test_member_that_died_while_its_agent_was_away_gets_a_new_epoch(agents
     await agents.start(EAST)
     # The others noticed in time that it was silent, or it was back first.
     leadership = await agents.serving(2)
-    assert await kept(agents.deployment, leadership.leader) == [1]
+    assert await selected_rows(agents.deployment, leadership.leader) == [1]
 
 
-async def test_a_leader_that_comes_back_with_wal_of_its_own_says_so_until_it_is_rewound(
+async def test_a_returning_leader_with_diverged_wal_reports_it_until_it_is_rewound(
     agents: Agents, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     await agents.start()
@@ -332,13 +332,13 @@ async def test_a_leader_that_comes_back_with_wal_of_its_own_says_so_until_it_is_
     connection.terminate()
     os.kill(agents.pid(EAST), signal.SIGKILL)
     assert (await agents.serving(2)).leader != EAST
-    await until(lambda: asyncio.sleep(0, metrics.get_sample_value("palaver_member_diverged") == 1))
+    await until(lambda: metrics.get_sample_value("palaver_member_diverged") == 1)
     may_rewind.set()
-    await until(lambda: asyncio.sleep(0, metrics.get_sample_value("palaver_member_diverged") == 0))
+    await until(lambda: metrics.get_sample_value("palaver_member_diverged") == 0)
     assert steps.count("RewindLedger") == 1
 
 
-async def test_killed_follower_comes_back_and_streams(agents: Agents) -> None:
+async def test_a_killed_follower_returns_and_streams(agents: Agents) -> None:
     await agents.start()
     await agents.serving(1)
     await until(lambda: streaming(agents, EAST, 2))
@@ -349,19 +349,19 @@ async def test_killed_follower_comes_back_and_streams(agents: Agents) -> None:
     assert (await agents.serving(1)).epoch == 1
 
 
-async def test_restart_of_everything_goes_on_under_the_next_epoch_with_all_data(agents: Agents) -> None:
+async def test_a_restart_of_all_regions_begins_the_next_epoch_with_all_data(agents: Agents) -> None:
     await agents.start()
     first = await agents.serving(1)
     await insert(agents.deployment, EAST, 1)
     await agents.stop()
     await agents.start()
     second = await agents.serving(2)
-    assert await kept(agents.deployment, second.leader) == [1]
+    assert await selected_rows(agents.deployment, second.leader) == [1]
     assert await fence_rows(agents.deployment, second.leader) == [(1, first.fence_id), (2, second.fence_id)]
     await insert(agents.deployment, second.leader, 2)
 
 
-async def test_a_leader_that_is_deposed_stops_its_postgres_before_it_votes(agents: Agents) -> None:
+async def test_a_deposed_leader_stops_its_postgresql_before_it_votes(agents: Agents) -> None:
     await agents.start()
     await agents.serving(1)
     process = agents.member(EAST).process
@@ -377,7 +377,7 @@ async def test_a_leader_that_is_deposed_stops_its_postgres_before_it_votes(agent
     await insert(agents.deployment, leadership.leader, 1)
 
 
-async def test_crash_of_every_agent_during_the_bootstrap_is_survived(agents: Agents) -> None:
+async def test_a_bootstrap_completes_after_crashes_of_every_agent(agents: Agents) -> None:
     for pause_s in (0.3, 0.6, 1.0, 1.5, 2.0):
         await agents.start()
         await asyncio.sleep(pause_s)
@@ -390,7 +390,7 @@ async def test_crash_of_every_agent_during_the_bootstrap_is_survived(agents: Age
     await insert(agents.deployment, EAST, 1)
 
 
-async def test_data_of_another_version_ends_the_agent_with_one_clear_error(agents: Agents) -> None:
+async def test_data_of_another_postgresql_version_ends_the_agent_with_one_clear_error(agents: Agents) -> None:
     settings = agents.deployment.settings(EAST)
     settings.data.mkdir()
     (settings.data / "PG_VERSION").write_text("17\n")

@@ -68,7 +68,7 @@ def leadership(epoch: int = 1, *, reason: str = "first start") -> Leadership:
 
 
 @given(leaderships)
-def test_record_survives_its_json(record: Leadership) -> None:
+def test_a_record_survives_encoding_and_decoding(record: Leadership) -> None:
     assert Leadership.from_json(record.to_json()) == record
 
 
@@ -85,12 +85,12 @@ def test_record_survives_its_json(record: Leadership) -> None:
         leadership().to_json().replace(b"us-east", b"US"),
     ],
 )
-def test_other_bytes_are_a_corrupt_record(stored: bytes) -> None:
+def test_bytes_that_are_no_record_raise_corrupt_record(stored: bytes) -> None:
     with pytest.raises(CorruptRecord):
         Leadership.from_json(stored)
 
 
-def test_a_record_of_before_failover_has_the_defaults() -> None:
+def test_a_record_without_the_failover_fields_gets_their_defaults() -> None:
     names = (
         "voters", "joining", "drained", "ancestry", "target", "automatic", "succession", "handed_over_at",
     )  # fmt: skip
@@ -113,13 +113,13 @@ def test_a_record_of_before_failover_has_the_defaults() -> None:
         ("handed_over_at", [1, -1]),
     ],
 )
-def test_a_field_of_failover_that_cannot_be_is_a_corrupt_record(name: str, value: object) -> None:
+def test_an_invalid_failover_field_raises_corrupt_record(name: str, value: object) -> None:
     fields = json.loads(leadership().to_json()) | {name: value}
     with pytest.raises(CorruptRecord):
         Leadership.from_json(json.dumps(fields).encode())
 
 
-def test_fields_of_a_later_version_are_left_alone() -> None:
+def test_unknown_fields_of_a_later_version_are_ignored() -> None:
     grown = leadership().to_json().replace(b"{", b'{"later":[1],', 1)
     assert Leadership.from_json(grown) == leadership()
 
@@ -153,7 +153,7 @@ async def connect(
 
 
 @pytest.mark.integration
-async def test_exactly_one_of_many_creates_and_replaces(cluster: EtcdCluster, cell: CellId) -> None:
+async def test_exactly_one_of_many_concurrent_swaps_succeeds(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as one, connect(cluster, first=1) as two, connect(cluster, first=2) as three:
         clients = [one, two, three] * 8
         mine = [leadership(1, reason=str(number)) for number in range(len(clients))]
@@ -173,14 +173,14 @@ async def test_exactly_one_of_many_creates_and_replaces(cluster: EtcdCluster, ce
 
 
 @pytest.mark.integration
-async def test_nothing_is_read_before_the_first(cluster: EtcdCluster, cell: CellId) -> None:
+async def test_a_read_before_the_first_record_returns_none(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
         assert await coordination.read_leadership(cell) is None
 
 
 @pytest.mark.integration
 @pytest.mark.parametrize("password", ["wrong", None])
-async def test_wrong_or_missing_password_is_one_clear_error(
+async def test_a_wrong_or_missing_password_is_one_clear_error(
     cluster: EtcdCluster, cell: CellId, password: str | None
 ) -> None:
     async with connect(cluster, password=password) as coordination:
@@ -195,7 +195,7 @@ async def test_wrong_or_missing_password_is_one_clear_error(
 
 
 @pytest.mark.integration
-async def test_client_of_a_restarted_member_gets_a_new_token(cluster: EtcdCluster, cell: CellId) -> None:
+async def test_a_client_of_a_restarted_etcd_member_gets_a_new_token(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
         assert await coordination.swap_leadership(cell, leadership(1), 0)
         cluster.kill(0)
@@ -230,7 +230,7 @@ async def read(coordination: Coordination, cell: CellId) -> tuple[Leadership, in
 
 @pytest.mark.integration
 @pytest.mark.parametrize("fault", ["kill", "pause"])
-async def test_watch_misses_and_doubles_nothing_while_its_endpoint_fails(
+async def test_a_watch_loses_and_repeats_no_record_while_its_endpoint_fails(
     cluster: EtcdCluster, cell: CellId, fault: str
 ) -> None:
     seen: list[int] = []
@@ -258,7 +258,7 @@ async def test_watch_misses_and_doubles_nothing_while_its_endpoint_fails(
 
 
 @pytest.mark.integration
-async def test_a_watch_goes_back_to_the_nearest_endpoint_when_that_answers_again(
+async def test_a_watch_returns_to_the_nearest_endpoint_when_it_answers_again(
     cluster: EtcdCluster, cell: CellId, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(coordination_module, "SHUN_S", 0.3)
@@ -304,7 +304,7 @@ until = functools.partial(waiting.until, timeout_s=20)
 
 
 @pytest.mark.integration
-async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: EtcdCluster, cell: CellId) -> None:
+async def test_a_swap_whose_answer_is_lost_has_an_unknown_outcome(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as coordination:
         assert await coordination.swap_leadership(cell, leadership(1), 0)
         found = await coordination.read_leadership(cell)
@@ -321,7 +321,9 @@ async def test_lost_answer_of_a_swap_is_unknown_and_can_be_read_again(cluster: E
 
 
 @pytest.mark.integration
-async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(cluster: EtcdCluster, cell: CellId) -> None:
+async def test_without_an_etcd_quorum_reads_fail_and_the_watch_resumes_later(
+    cluster: EtcdCluster, cell: CellId
+) -> None:
     async with connect(cluster) as coordination:
         assert await coordination.swap_leadership(cell, leadership(1), 0)
         view = LeadershipView(coordination, cell)
@@ -344,7 +346,7 @@ async def test_without_a_quorum_reads_fail_and_the_watch_comes_back(cluster: Etc
 
 
 @pytest.mark.integration
-async def test_watch_survives_compaction_while_it_was_away(cluster: EtcdCluster, cell: CellId) -> None:
+async def test_a_watch_resumes_after_a_compaction_of_its_revision(cluster: EtcdCluster, cell: CellId) -> None:
     async with connect(cluster) as watcher, connect(cluster, first=1) as writer:
         assert await swap(writer, cell, leadership(1))
         changes = watcher.watch_leadership(cell)
@@ -370,12 +372,12 @@ def compact(cluster: EtcdCluster, revision: int) -> None:
         client.post("/v3/kv/range", json={"key": key}, headers=token).raise_for_status()
 
 
-def test_fence_id_is_carried() -> None:
+def test_a_record_keeps_its_fence_id() -> None:
     serving = replace(leadership(), phase="serving", fence_id=UUID(int=7))
     assert Leadership.from_json(serving.to_json()).fence_id == UUID(int=7)
 
 
-async def test_etcds_leadership_is_handed_to_who_is_preferred_and_only_by_the_member_that_has_it(
+async def test_the_etcd_leader_hands_over_to_the_preferred_member_and_other_members_do_not(
     cluster: EtcdCluster,
 ) -> None:
     async with connect(cluster) as coordination:
@@ -430,7 +432,7 @@ async def hand_over(coordination: Coordination, cluster: EtcdCluster, *, source:
                 return
 
 
-async def test_etcds_leadership_stays_where_nobody_may_have_it(cluster: EtcdCluster) -> None:
+async def test_etcd_leadership_stays_if_no_preferred_member_exists(cluster: EtcdCluster) -> None:
     async with connect(cluster) as coordination:
         handed = 0
         for endpoint in cluster.endpoints:
@@ -441,7 +443,7 @@ async def test_etcds_leadership_stays_where_nobody_may_have_it(cluster: EtcdClus
         assert handed == 1, "the one that leads says that it found nobody"
 
 
-async def test_a_member_that_is_frozen_keeps_nobody_waiting_for_its_leadership(cluster: EtcdCluster) -> None:
+async def test_a_request_to_a_paused_etcd_member_fails_in_bounded_time(cluster: EtcdCluster) -> None:
     async with connect(cluster) as coordination:
         cluster.pause(0)
         try:

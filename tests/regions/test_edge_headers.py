@@ -11,7 +11,7 @@ import pytest_asyncio
 
 from regions.edge import EdgeSettings, resources
 from regions.edge.listener import NO_ADDRESS, listener
-from tests.regions.edge_stand import Backend, EdgeStand, Request, edge_stand
+from tests.regions.edge_harness import Backend, EdgeHarness, Request, edge_harness
 
 pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 
@@ -79,13 +79,13 @@ ADDRESS_HEADERS = {
 
 
 @pytest_asyncio.fixture(scope="module", loop_scope="module")
-async def shared() -> AsyncGenerator[EdgeStand]:
-    async with edge_stand() as one:
+async def shared() -> AsyncGenerator[EdgeHarness]:
+    async with edge_harness() as one:
         yield one
 
 
 @pytest.fixture
-def stand(shared: EdgeStand) -> EdgeStand:
+def edge(shared: EdgeHarness) -> EdgeHarness:
     for backend in shared.backends.values():
         backend.answer = None
         backend.requests.clear()
@@ -100,24 +100,24 @@ def fails(backend: Backend, status: int = 503) -> None:
     backend.answer = fail
 
 
-async def test_client_sets_no_timeout_of_a_write(stand: EdgeStand) -> None:
-    fails(stand.backends["write_api us-east"], http.HTTPStatus.CREATED)
+async def test_a_client_cannot_set_the_timeout_of_a_write(edge: EdgeHarness) -> None:
+    fails(edge.backends["write_api us-east"], http.HTTPStatus.CREATED)
     for key in ({}, KEY):
-        answer = await stand.client.post("/v1/x", headers={"x-envoy-upstream-rq-timeout-ms": "1"} | key)
+        answer = await edge.client.post("/v1/x", headers={"x-envoy-upstream-rq-timeout-ms": "1"} | key)
         assert answer.status_code == 201
 
 
-async def test_client_asks_for_no_retries_of_a_read(stand: EdgeStand) -> None:
+async def test_a_client_cannot_request_retries_of_a_read(edge: EdgeHarness) -> None:
     for name in ("us-east", "eu-west", "ap-south"):
-        fails(stand.backends[f"read_api {name}"])
+        fails(edge.backends[f"read_api {name}"])
     asked = {"x-envoy-retry-on": "5xx,retriable-status-codes", "x-envoy-max-retries": "500"}
-    assert (await stand.client.get("/v1/x", headers=asked)).status_code == 503
-    read = [one for name, backend in stand.backends.items() if name.startswith("read_api") for one in backend.requests]
+    assert (await edge.client.get("/v1/x", headers=asked)).status_code == 503
+    read = [one for name, backend in edge.backends.items() if name.startswith("read_api") for one in backend.requests]
     assert len(read) <= 3
 
 
-async def test_client_has_no_unkeyed_write_sent_twice(stand: EdgeStand) -> None:
-    leader = stand.backends["write_api us-east"]
+async def test_a_client_cannot_request_retries_of_an_unkeyed_write(edge: EdgeHarness) -> None:
+    leader = edge.backends["write_api us-east"]
     fails(leader)
     asked = {
         "x-envoy-retry-on": "5xx,reset,retriable-status-codes",
@@ -126,45 +126,45 @@ async def test_client_has_no_unkeyed_write_sent_twice(stand: EdgeStand) -> None:
         "x-envoy-hedge-on-per-try-timeout": "true",
         "x-envoy-upstream-rq-per-try-timeout-ms": "5",
     }
-    assert (await stand.client.post("/v1/x", headers=asked)).status_code == 503
+    assert (await edge.client.post("/v1/x", headers=asked)).status_code == 503
     assert len(leader.requests) == 1
 
 
 @pytest.mark.parametrize("name", [*ENVOY_HEADERS, *INTERNAL_HEADERS])
-async def test_no_header_for_the_edge_is_taken_from_a_client(stand: EdgeStand, name: str) -> None:
+async def test_each_edge_header_of_a_client_is_discarded(edge: EdgeHarness, name: str) -> None:
     sent = {name: (ENVOY_HEADERS | INTERNAL_HEADERS)[name]}
-    fails(stand.backends["write_api us-east"], http.HTTPStatus.CREATED)
-    fails(stand.backends["read_api us-east"], http.HTTPStatus.OK)
+    fails(edge.backends["write_api us-east"], http.HTTPStatus.CREATED)
+    fails(edge.backends["read_api us-east"], http.HTTPStatus.OK)
     for method, headers, wanted in (("GET", {}, 200), ("POST", {}, 201), ("POST", KEY, 201)):
-        answer = await stand.client.request(method, "/v1/x", headers=sent | headers)
+        answer = await edge.client.request(method, "/v1/x", headers=sent | headers)
         assert answer.status_code == wanted
-    requests = [*stand.backends["read_api us-east"].requests, *stand.backends["write_api us-east"].requests]
+    requests = [*edge.backends["read_api us-east"].requests, *edge.backends["write_api us-east"].requests]
     assert [(one.method, one.path) for one in requests] == [("GET", "/v1/x"), ("POST", "/v1/x"), ("POST", "/v1/x")]
     own = SET_BY_THE_EDGE.get(name)
     epochs = [None, "1", "1"] if name == "palaver-epoch" else [own] * 3
     assert [one.headers.get(name) for one in requests] == epochs
 
 
-async def test_no_header_for_the_edge_is_taken_when_all_are_sent_at_once(stand: EdgeStand) -> None:
-    for backend in stand.backends.values():
+async def test_all_edge_headers_of_a_client_sent_at_once_are_discarded(edge: EdgeHarness) -> None:
+    for backend in edge.backends.values():
         fails(backend)
     sent = ENVOY_HEADERS | INTERNAL_HEADERS | ADDRESS_HEADERS
-    assert (await stand.client.post("/v1/x", headers=sent)).status_code == 503
-    assert len(stand.backends["write_api us-east"].requests) == 1
-    assert (await stand.client.get("/v1/x", headers=sent)).status_code == 503
-    assert sum(len(backend.requests) for backend in stand.backends.values()) <= 1 + 3
+    assert (await edge.client.post("/v1/x", headers=sent)).status_code == 503
+    assert len(edge.backends["write_api us-east"].requests) == 1
+    assert (await edge.client.get("/v1/x", headers=sent)).status_code == 503
+    assert sum(len(backend.requests) for backend in edge.backends.values()) <= 1 + 3
 
 
-async def test_no_address_is_taken_from_a_client(stand: EdgeStand) -> None:
+async def test_address_headers_of_a_client_are_discarded(edge: EdgeHarness) -> None:
     for method in ("GET", "POST"):
-        await stand.client.request(method, "/v1/x", headers=ADDRESS_HEADERS)
-    for request in (*stand.backends["read_api us-east"].requests, *stand.backends["write_api us-east"].requests):
+        await edge.client.request(method, "/v1/x", headers=ADDRESS_HEADERS)
+    for request in (*edge.backends["read_api us-east"].requests, *edge.backends["write_api us-east"].requests):
         said = {name: value for name, value in request.headers.items() if name in ADDRESS_HEADERS}
         assert said == {"x-forwarded-for": "127.0.0.1", "x-forwarded-proto": "http"}
 
 
-async def test_a_name_in_capitals_or_said_twice_does_not_pass(stand: EdgeStand) -> None:
-    reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+async def test_edge_headers_in_capitals_or_repeated_are_discarded(edge: EdgeHarness) -> None:
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.settings.listen.port)
     lines = [
         "POST /v1/x HTTP/1.1",
         "Host: x",
@@ -177,7 +177,7 @@ async def test_a_name_in_capitals_or_said_twice_does_not_pass(stand: EdgeStand) 
     writer.write("\r\n".join([*lines, "", ""]).encode())
     await reader.read()
     writer.close()
-    (request,) = stand.backends["write_api us-east"].requests
+    (request,) = edge.backends["write_api us-east"].requests
     taken = {name: request.headers[name] for name in ("x-forwarded-for", "palaver-epoch", "x-envoy-attempt-count")}
     assert taken == {"x-forwarded-for": "127.0.0.1", "palaver-epoch": "1", "x-envoy-attempt-count": "1"}
 
@@ -198,9 +198,9 @@ async def test_a_client_on_loopback_is_internal_if_the_list_of_internal_addresse
         return document
 
     monkeypatch.setattr(resources, "listener", changed)
-    async with edge_stand() as stand:
-        assert (await stand.client.get("/v1/x")).status_code == 200
-        (request,) = [one for one in stand.backends["read_api us-east"].requests if one.path == "/v1/x"]
+    async with edge_harness() as edge:
+        assert (await edge.client.get("/v1/x")).status_code == 200
+        (request,) = [one for one in edge.backends["read_api us-east"].requests if one.path == "/v1/x"]
     assert ("x-envoy-internal" in request.headers) is is_internal
 
 
@@ -226,9 +226,9 @@ HOPS: Mapping[int, tuple[tuple[str | None, str], ...]] = {
 
 
 @pytest.mark.parametrize("hops", HOPS)
-async def test_a_client_is_who_the_trusted_proxies_say(hops: int, stand: EdgeStand) -> None:
+async def test_the_client_address_is_the_one_that_the_trusted_proxies_report(hops: int, edge: EdgeHarness) -> None:
     async with contextlib.AsyncExitStack() as stack:
-        one = stand if hops == 0 else await stack.enter_async_context(edge_stand(trusted_hops=hops))
+        one = edge if hops == 0 else await stack.enter_async_context(edge_harness(trusted_hops=hops))
         leader = one.backends["write_api us-east"]
         for said, client in HOPS[hops]:
             sent = ENVOY_HEADERS | ADDRESS_HEADERS

@@ -12,7 +12,7 @@ import httpx
 import pytest
 
 from regions.edge import listener
-from tests.regions.edge_stand import EdgeStand, Request, counted, edge_stand, problem_slug
+from tests.regions.edge_harness import EdgeHarness, Request, edge_harness, problem_slug, read_statistic
 
 pytestmark = pytest.mark.integration
 
@@ -24,12 +24,12 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def connections(stand: EdgeStand, count: int, said: bytes) -> AsyncGenerator[list[Connection]]:
+async def connections(edge: EdgeHarness, count: int, said: bytes) -> AsyncGenerator[list[Connection]]:
     """Open connections that each said the same and then nothing."""
     opened: list[Connection] = []
     try:
         for _ in range(count):
-            reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+            reader, writer = await asyncio.open_connection("127.0.0.1", edge.settings.listen.port)
             opened.append((reader, writer))
             writer.write(said)
         for _, writer in opened:
@@ -40,58 +40,58 @@ async def connections(stand: EdgeStand, count: int, said: bytes) -> AsyncGenerat
             writer.transport.abort()
 
 
-async def until_active(stand: EdgeStand, count: int) -> None:
+async def until_active(edge: EdgeHarness, count: int) -> None:
     async with asyncio.timeout(30):
-        while await counted(stand, "http.edge.downstream_rq_active") < count:  # noqa: ASYNC110 - Envoy sets no event
+        while await read_statistic(edge, "http.edge.downstream_rq_active") < count:  # noqa: ASYNC110 - Envoy sets no event
             await asyncio.sleep(0.05)
 
 
-async def test_bodies_that_trickle_in_keep_no_write_from_the_leader() -> None:
+async def test_slow_request_bodies_do_not_block_other_writes() -> None:
     said = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
-    async with edge_stand(**UNLIMITED) as stand, connections(stand, SLOW_BODIES, said):
-        await until_active(stand, SLOW_BODIES)
-        leader = stand.backends["write_api us-east"]
+    async with edge_harness(**UNLIMITED) as edge, connections(edge, SLOW_BODIES, said):
+        await until_active(edge, SLOW_BODIES)
+        leader = edge.backends["write_api us-east"]
         assert leader.requests == []
         assert len(leader._writers) == 0
         for headers in ({}, KEY) * 10:
-            answer = await stand.client.post("/v1/x", headers=headers, content=b"body")
+            answer = await edge.client.post("/v1/x", headers=headers, content=b"body")
             assert (answer.status_code, answer.text) == (200, "write_api us-east")
         assert [request.body for request in leader.requests] == [b"body"] * 20
 
 
-async def test_reads_go_on_beside_headers_that_trickle_in() -> None:
-    async with edge_stand(**UNLIMITED) as stand, connections(stand, 200, b"GET /v1/x HTTP/1.1\r\nhos"):
+async def test_slow_request_headers_do_not_block_reads() -> None:
+    async with edge_harness(**UNLIMITED) as edge, connections(edge, 200, b"GET /v1/x HTTP/1.1\r\nhos"):
         for _ in range(20):
-            assert (await stand.client.get("/v1/x")).status_code == 200
+            assert (await edge.client.get("/v1/x")).status_code == 200
 
 
-async def test_headers_that_do_not_arrive_are_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_headers_that_do_not_arrive_are_answered_with_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "HEADERS_ARRIVE_S", 1)
     said = b"GET /v1/x HTTP/1.1\r\nhost: x\r\nx-sl"
-    async with edge_stand() as stand, connections(stand, 1, said) as one:
+    async with edge_harness() as edge, connections(edge, 1, said) as one:
         # Sooner than a request has to be whole, and a connection may be idle.
-        async with asyncio.timeout(stand.settings.request_s / 2):
+        async with asyncio.timeout(edge.settings.request_s / 2):
             answer = await one[0][0].read()
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
 @pytest.mark.parametrize("said", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"])
-async def test_body_that_does_not_arrive_is_given_up(said: bytes) -> None:
-    async with edge_stand(request_s=1) as stand, connections(stand, 1, b"POST / HTTP/1.1\r\nhost: x\r\n" + said) as one:
+async def test_a_body_that_does_not_arrive_is_answered_with_408(said: bytes) -> None:
+    async with edge_harness(request_s=1) as edge, connections(edge, 1, b"POST / HTTP/1.1\r\nhost: x\r\n" + said) as one:
         async with asyncio.timeout(20):
             answer = await one[0][0].read()
         assert answer.startswith(b"HTTP/1.1 408 ")
         assert b"problems/request-timeout" in answer
-        assert stand.backends["write_api us-east"].requests == []
+        assert edge.backends["write_api us-east"].requests == []
 
 
 @pytest.fixture
-async def stand() -> AsyncGenerator[EdgeStand]:
-    async with edge_stand(request_bytes_max=1000, **UNLIMITED) as one:
+async def edge() -> AsyncGenerator[EdgeHarness]:
+    async with edge_harness(request_bytes_max=1000, **UNLIMITED) as one:
         yield one
 
 
-async def test_body_over_the_limit_is_refused_at_the_edge(stand: EdgeStand) -> None:
+async def test_a_body_over_the_limit_is_refused_at_the_edge(edge: EdgeHarness) -> None:
     async def in_chunks(size: int) -> AsyncGenerator[bytes]:
         # A few chunks: the edge closes CLOSE_S after its answer, read or not.
         for _ in range(11):
@@ -99,30 +99,30 @@ async def test_body_over_the_limit_is_refused_at_the_edge(stand: EdgeStand) -> N
 
     for size in (1_100, 300_000):
         for method, content in (("POST", b"x" * size), ("POST", in_chunks(size)), ("GET", b"x" * size)):
-            answer = await stand.client.request(method, "/v1/x", headers=KEY, content=content)
+            answer = await edge.client.request(method, "/v1/x", headers=KEY, content=content)
             assert (answer.status_code, problem_slug(answer)) == (413, "request-too-large")
     # One that sends for longer than it takes to refuse it may see the connection end before it reads the answer.
     with contextlib.suppress(httpx.TransportError):
-        assert (await stand.client.post("/v1/x", content=b"x" * 20_000_000)).status_code == 413
-    assert stand.backends["write_api us-east"].requests == []
-    answer = await stand.client.post("/v1/x", content=b"x" * 1000)
+        assert (await edge.client.post("/v1/x", content=b"x" * 20_000_000)).status_code == 413
+    assert edge.backends["write_api us-east"].requests == []
+    answer = await edge.client.post("/v1/x", content=b"x" * 1000)
     assert answer.status_code == 200
-    assert stand.backends["write_api us-east"].requests[0].body == b"x" * 1000
+    assert edge.backends["write_api us-east"].requests[0].body == b"x" * 1000
 
 
-async def test_requests_in_one_packet_are_answered_in_their_order(stand: EdgeStand) -> None:
+async def test_pipelined_requests_are_answered_in_order(edge: EdgeHarness) -> None:
     said = b"".join(b"GET /v1/%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(50))
-    reader, writer = await asyncio.open_connection("127.0.0.1", stand.settings.listen.port)
+    reader, writer = await asyncio.open_connection("127.0.0.1", edge.settings.listen.port)
     writer.write(said + b"GET /v1/last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     async with asyncio.timeout(20):
         answers = await reader.read()
     writer.close()
     assert answers.count(b"HTTP/1.1 200 OK") == 51
-    asked = [request.path for request in stand.backends["read_api us-east"].requests if request.path != "/warm"]
+    asked = [request.path for request in edge.backends["read_api us-east"].requests if request.path != "/warm"]
     assert asked == [*(f"/v1/{number}" for number in range(50)), "/v1/last"]
 
 
-async def test_answer_that_is_read_slowly_does_not_hold_the_api(stand: EdgeStand) -> None:
+async def test_a_slow_reader_does_not_hold_a_request_of_the_read_api(edge: EdgeHarness) -> None:
     page = b"x" * 900_000
     sent = 0
 
@@ -131,31 +131,31 @@ async def test_answer_that_is_read_slowly_does_not_hold_the_api(stand: EdgeStand
         sent += 1
         return 200, page
 
-    api = stand.backends["read_api us-east"]
+    api = edge.backends["read_api us-east"]
     api.answer = large
-    async with connections(stand, 50, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n"):
+    async with connections(edge, 50, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n"):
         async with asyncio.timeout(30):
             while True:
-                if sent >= 50 and await counted(stand, "cluster.read_api.upstream_rq_active") == 0:
+                if sent >= 50 and await read_statistic(edge, "cluster.read_api.upstream_rq_active") == 0:
                     break
                 await asyncio.sleep(0.05)
 
 
-async def test_connection_over_the_limit_is_closed_and_the_others_go_on() -> None:
-    async with edge_stand(connections_max=10) as stand:
-        assert (await stand.client.get("/v1/x")).status_code == 200
-        async with connections(stand, 9, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n") as opened:
+async def test_a_connection_over_the_limit_is_closed_and_the_others_stay_open() -> None:
+    async with edge_harness(connections_max=10) as edge:
+        assert (await edge.client.get("/v1/x")).status_code == 200
+        async with connections(edge, 9, b"GET /v1/x HTTP/1.1\r\nhost: x\r\n\r\n") as opened:
             for reader, _ in opened:
                 assert (await reader.readline()).startswith(b"HTTP/1.1 200 ")
-            async with connections(stand, 1, b"") as one, asyncio.timeout(20):
+            async with connections(edge, 1, b"") as one, asyncio.timeout(20):
                 with contextlib.suppress(ConnectionError):
                     assert await one[0][0].read() == b""
-            assert (await stand.client.get("/v1/x")).status_code == 200
+            assert (await edge.client.get("/v1/x")).status_code == 200
 
 
-async def asked(stand: EdgeStand, count: int, method: str = "GET", client: str | None = None) -> list[httpx.Response]:
+async def asked(edge: EdgeHarness, count: int, method: str = "GET", client: str | None = None) -> list[httpx.Response]:
     headers = {} if client is None else {"x-forwarded-for": client}
-    return [await stand.client.request(method, "/v1/x", headers=headers) for _ in range(count)]
+    return [await edge.client.request(method, "/v1/x", headers=headers) for _ in range(count)]
 
 
 def served(answers: list[httpx.Response]) -> int:
@@ -168,55 +168,55 @@ def most_since(began: float) -> float:
 
 
 async def until_refused(
-    stand: EdgeStand, method: str = "GET", client: str | Callable[[], str] | None = None
+    edge: EdgeHarness, method: str = "GET", client: str | Callable[[], str] | None = None
 ) -> list[httpx.Response]:
     """Ask until ten were refused, for however few a second a busy machine sends more than one; return these."""
     refused: list[httpx.Response] = []
     async with asyncio.timeout(50):
         while len(refused) < 10:
-            (answer,) = await asked(stand, 1, method, client() if callable(client) else client)
+            (answer,) = await asked(edge, 1, method, client() if callable(client) else client)
             refused += [answer] if answer.status_code != 200 else []
     return refused
 
 
-async def test_address_that_asks_too_often_is_told_so_and_another_is_served() -> None:
+async def test_an_address_over_its_rate_is_refused_and_another_is_served() -> None:
     # So few a second that no bucket fills while the test runs: a token comes each second.
-    async with edge_stand(client_requests_per_s=1, client_writes_per_s=0, trusted_hops=1) as stand:
+    async with edge_harness(client_requests_per_s=1, client_writes_per_s=0, trusted_hops=1) as edge:
         began = time.monotonic()
-        answers = await asked(stand, 30, client="203.0.113.9")
+        answers = await asked(edge, 30, client="203.0.113.9")
         assert {answer.status_code for answer in answers[:2]} == {200}
         assert served(answers) <= most_since(began)
-        for answer in await until_refused(stand, client="203.0.113.9"):
+        for answer in await until_refused(edge, client="203.0.113.9"):
             assert (answer.status_code, problem_slug(answer)) == (429, "too-many-requests")
             assert answer.headers["retry-after"] == "1"
         # Who is asked for comes from the trusted proxy: a forged address before it is not looked at. None comes twice,
         # or its own bucket would be empty in the end.
         number = itertools.count()
-        await until_refused(stand, client=lambda: f"{IPv4Address('198.18.0.0') + next(number)}, 203.0.113.9")
-        assert [answer.status_code for answer in await asked(stand, 2, client="203.0.113.10")] == [200, 200]
+        await until_refused(edge, client=lambda: f"{IPv4Address('198.18.0.0') + next(number)}, 203.0.113.9")
+        assert [answer.status_code for answer in await asked(edge, 2, client="203.0.113.10")] == [200, 200]
         # One network of IPv6 is one client.
-        await until_refused(stand, client=lambda: f"2001:db8::{next(number):x}")
+        await until_refused(edge, client=lambda: f"2001:db8::{next(number):x}")
 
 
-async def test_writes_of_an_address_have_a_rate_of_their_own() -> None:
-    async with edge_stand(client_requests_per_s=1_000, client_writes_per_s=1) as stand:
+async def test_writes_of_an_address_have_a_separate_rate() -> None:
+    async with edge_harness(client_requests_per_s=1_000, client_writes_per_s=1) as edge:
         began = time.monotonic()
-        assert served(await asked(stand, 30, "POST")) <= most_since(began)
-        await until_refused(stand, "POST")
-        assert {answer.status_code for answer in await asked(stand, 20)} == {200}
+        assert served(await asked(edge, 30, "POST")) <= most_since(began)
+        await until_refused(edge, "POST")
+        assert {answer.status_code for answer in await asked(edge, 20)} == {200}
 
 
 async def test_reads_that_the_leader_answers_count_as_writes() -> None:
-    async with edge_stand(client_requests_per_s=1_000, client_writes_per_s=1) as stand:
+    async with edge_harness(client_requests_per_s=1_000, client_writes_per_s=1) as edge:
         began = time.monotonic()
-        answers = await asked(stand, 20, "POST")
+        answers = await asked(edge, 20, "POST")
         for path in ("/v1/sites/x", "/v1/sites/x?y=1", "/v1/sites"):
-            answers += [await stand.client.get(path) for _ in range(20)]
+            answers += [await edge.client.get(path) for _ in range(20)]
         assert served(answers) <= most_since(began)
-        others = [await stand.client.get(path) for path in ("/v1/sitesx", "/v1/sites/x/counts") for _ in range(10)]
+        others = [await edge.client.get(path) for path in ("/v1/sitesx", "/v1/sites/x/counts") for _ in range(10)]
         assert {answer.status_code for answer in others} == {200}
 
 
-async def test_client_without_limits_is_never_refused(stand: EdgeStand) -> None:
-    assert {answer.status_code for answer in await asked(stand, 50)} == {200}
-    assert {answer.status_code for answer in await asked(stand, 50, "POST")} == {200}
+async def test_without_rate_limits_no_request_is_refused(edge: EdgeHarness) -> None:
+    assert {answer.status_code for answer in await asked(edge, 50)} == {200}
+    assert {answer.status_code for answer in await asked(edge, 50, "POST")} == {200}

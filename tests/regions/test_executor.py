@@ -46,8 +46,16 @@ from regions.position import parse_lsn
 from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, CopiedMember, Deployment, deployment
-from tests.regions.switching import prepare
-from tests.regions.test_failover_member import has, keep, keep_alone, kept, kill, promote_by_hand, three
+from tests.regions.live_cell import prepare
+from tests.regions.test_failover_member import (
+    has_rows,
+    insert_local_row,
+    insert_rows,
+    kill,
+    promote_manually,
+    selected_rows,
+    three_members,
+)
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -57,7 +65,7 @@ GATE = "SELECT pg_try_advisory_xact_lock_shared(hashtextextended('palaver.write_
 
 
 @dataclass
-class Driven:
+class ExecutorHarness:
     """A executor, what it has told, and the promise that it believes to be on disk.
 
     Attributes:
@@ -68,37 +76,37 @@ class Driven:
 
     executor: MemberExecutor
     promise: Promise = field(default_factory=Promise)
-    begun: int = 0
-    asked: int = 0
-    told: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
-    heard: list[Event] = field(default_factory=list[Event])
+    effects_begun: int = 0
+    followers_reads: int = 0
+    events: asyncio.Queue[Event] = field(default_factory=asyncio.Queue[Event])
+    all_events: list[Event] = field(default_factory=list[Event])
     followers: tuple[RegionName, ...] = ()
 
-    def tell(self, event: Event) -> None:
-        self.heard.append(event)
-        self.told.put_nowait(event)
+    def take_event(self, event: Event) -> None:
+        self.all_events.append(event)
+        self.events.put_nowait(event)
 
     async def answer(self, kind: type[Event] | tuple[type[Event], ...], seconds: float = 20) -> Event:
         """The next answer of a kind; news of other kinds are passed over."""
         async with asyncio.timeout(seconds):
             while True:
-                event = await self.told.get()
+                event = await self.events.get()
                 if isinstance(event, kind):
                     return event
 
     def durable(self) -> Promise:
-        self.begun += 1
+        self.effects_begun += 1
         return self.promise
 
-    def who_follows(self) -> tuple[RegionName, ...]:
-        self.asked += 1
+    def read_followers(self) -> tuple[RegionName, ...]:
+        self.followers_reads += 1
         return self.followers
 
     async def begin(self, effect: LedgerEffect) -> None:
         """Perform an effect; return when it has begun."""
-        before = self.begun
+        before = self.effects_begun
         self.executor.perform(effect)
-        await until(lambda: asyncio.sleep(0, self.begun > before))
+        await until(lambda: self.effects_begun > before)
 
     async def read_commit(self) -> None:
         """Have it look for a commit on the quorum; return when it has."""
@@ -106,12 +114,12 @@ class Driven:
         assert self.executor._committing is not None
         await self.executor._committing
 
-    def has_told(self, kind: type[Event]) -> list[Event]:
+    def pending_events(self, kind: type[Event]) -> list[Event]:
         """What it has told by now; news of other kinds are passed over."""
-        told: list[Event] = []
-        while not self.told.empty():
-            told.append(self.told.get_nowait())
-        return [event for event in told if isinstance(event, kind)]
+        events: list[Event] = []
+        while not self.events.empty():
+            events.append(self.events.get_nowait())
+        return [event for event in events if isinstance(event, kind)]
 
     async def perform(self, effect: LedgerEffect) -> Event:
         """Perform an effect and wait for its answer."""
@@ -120,18 +128,20 @@ class Driven:
 
 
 @contextlib.asynccontextmanager
-async def driving(made: Deployment, region: RegionName, member: FailoverMember) -> AsyncGenerator[Driven]:
+async def executor_harness(
+    made: Deployment, region: RegionName, member: FailoverMember
+) -> AsyncGenerator[ExecutorHarness]:
     """Drive a member that runs already, as an agent that has found it."""
     around = ExecutorContext(
         region=region,
         ledger_of=made.ledger,
         others=tuple(other for other in REGIONS if other != region),
-        followers=lambda: driven.who_follows(),  # noqa: PLW0108 - it is made below
+        followers=lambda: driven.read_followers(),  # noqa: PLW0108 - it is made below
         prepare=prepare,
         durable=lambda: driven.durable(),  # noqa: PLW0108 - the same
-        on_event=lambda event: driven.tell(event),  # noqa: PLW0108 - the same
+        on_event=lambda event: driven.take_event(event),  # noqa: PLW0108 - the same
     )
-    driven = Driven(MemberExecutor(member, around), followers=around.others)
+    driven = ExecutorHarness(MemberExecutor(member, around), followers=around.others)
     running = asyncio.create_task(driven.executor.run())
     try:
         yield driven
@@ -141,25 +151,25 @@ async def driving(made: Deployment, region: RegionName, member: FailoverMember) 
 
 
 async def test_an_effect_below_the_promise_on_disk_is_dropped() -> None:
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         west.promise = Promise(epoch=3)
         west.executor.perform(StopLedger(ticket=1, epoch=2))
-        assert await west.perform(FreezeLedger(ticket=2, epoch=3)) == await_frozen(await members[WEST].freeze(), 2)
+        assert await west.perform(FreezeLedger(ticket=2, epoch=3)) == frozen_event(await members[WEST].freeze(), 2)
         assert members[WEST].running
 
 
-def await_frozen(frozen: object, ticket: int) -> LedgerFrozen:
+def frozen_event(frozen: object, ticket: int) -> LedgerFrozen:
     fences, received, replayed = (getattr(frozen, name) for name in ("fence_epochs", "received", "replayed"))
     return LedgerFrozen(ticket=ticket, receiving=False, received=received, replayed=replayed, ancestry=fences)
 
 
-async def test_a_primary_whose_agent_died_before_it_had_its_schema_gets_it_before_its_quorum() -> None:
+async def test_a_primary_without_a_schema_gets_it_before_its_quorum() -> None:
     async with deployment() as made:
         member = CopiedMember(made.settings(EAST))
         await member.initialise()
         await member.start_primary(epoch=1, synchronous_standby_names="")
         try:
-            async with driving(made, EAST, member) as east:
+            async with executor_harness(made, EAST, member) as east:
                 quorum = await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=0))
                 assert quorum == LedgerDone(ticket=1)
                 fence = await east.perform(WriteFence(ticket=2, epoch=1))
@@ -169,7 +179,7 @@ async def test_a_primary_whose_agent_died_before_it_had_its_schema_gets_it_befor
             await member.stop()
 
 
-async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_however_often_it_is_asked_for(
+async def test_repeated_fence_row_effects_use_one_connection_and_are_superseded_by_a_stop(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: list[object] = []
@@ -180,12 +190,12 @@ async def test_a_fence_row_that_waits_is_superseded_and_takes_one_connection_how
         return await write(ledger, **row)
 
     monkeypatch.setattr(Ledger, "write_fence_row", counted)
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         written.clear()
         await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
         for ticket in range(1, 6):
             await east.begin(WriteFence(ticket=ticket, epoch=2))
-        await until(lambda: made.commits_that_wait(EAST))
+        await until(lambda: made.waiting_commits(EAST))
         assert len(written) == 1
         assert await east.perform(StopLedger(ticket=9, epoch=3)) == LedgerDone(ticket=9)
         assert not members[EAST].running
@@ -195,25 +205,27 @@ async def slots_of(member: FailoverMember) -> set[str]:
     return {slot.name for slot in await member.ledger.read_slots()}
 
 
-async def test_a_member_that_will_be_promoted_keeps_wal_for_its_followers_with_its_quorum(
+async def test_a_member_to_be_promoted_keeps_wal_for_its_followers_when_its_quorum_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     # It looks after its slots in each turn of the event loop.
     monkeypatch.setattr(executor, "STANDBYS_S", 0.0)
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         await west.perform(FreezeLedger(ticket=1, epoch=2))
         assert await slots_of(members[WEST]) == set()
         await west.perform(SetQuorum(ticket=2, epoch=2, standbys=(EAST, SOUTH), required=1))
         assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
-        assert west.asked == 0, "nobody else makes the same slots meanwhile: the promotion would fail"
+        assert west.followers_reads == 0, "nobody else makes the same slots meanwhile: the promotion would fail"
         assert await west.perform(PromoteLedger(ticket=3, epoch=2)) == LedgerDone(ticket=3)
-        await until(lambda: asyncio.sleep(0, west.asked))
+        await until(lambda: west.followers_reads)
         assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
 
 
-async def test_a_member_that_follows_on_after_all_keeps_wal_for_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_member_that_follows_instead_of_being_promoted_keeps_no_wal_for_others(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(executor, "TOUCH_S", 60.0)
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         for ticket in (1, 11):
             await west.perform(FreezeLedger(ticket=ticket, epoch=1))
             await west.perform(SetQuorum(ticket=ticket + 1, epoch=1, standbys=(EAST, SOUTH), required=1))
@@ -223,8 +235,8 @@ async def test_a_member_that_follows_on_after_all_keeps_wal_for_nobody(monkeypat
             assert await slots_of(members[WEST]) == set()
 
 
-async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked() -> None:
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+async def test_a_repeated_fence_row_effect_is_answered_with_its_own_ticket() -> None:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         first = await east.perform(WriteFence(ticket=1, epoch=2))
         again = await east.perform(WriteFence(ticket=2, epoch=2))
         assert isinstance(first, FenceWritten)
@@ -233,30 +245,30 @@ async def test_a_fence_row_that_was_asked_for_again_answers_the_last_who_asked()
         assert again.lsn >= first.lsn > 0
 
 
-async def test_a_follower_that_an_agent_finds_follows_on_while_its_quorum_to_be_is_put_in_force(
+async def test_an_adopted_follower_keeps_following_while_its_future_quorum_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(executor, "TOUCH_S", 0.05)
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         members[WEST].detach()
         member = FailoverMember(made.settings(WEST))
-        found = MemberExecutor(member, surroundings_of_a_voter(made, WEST))
+        found = MemberExecutor(member, voter_context(made, WEST))
         assert await found.find_member() == MemberState(kind="following", epoch=1)
         running = asyncio.create_task(found.run())
-        await until(lambda: stands_by(member))
+        await until(lambda: has_future_quorum(member))
         running.cancel()
         await asyncio.wait([running])
         await members[SOUTH].stop()
-        await keep(made, EAST, range(100))
-        assert await kept(made, WEST) == set(range(100))
+        await insert_rows(made, EAST, range(100))
+        assert await selected_rows(made, WEST) == set(range(100))
         await member.stop()
 
 
-async def stands_by(member: FailoverMember) -> bool:
+async def has_future_quorum(member: FailoverMember) -> bool:
     return (await member.ledger.read_state()).synchronous_standby_names == quorum_names((EAST, SOUTH), 1)
 
 
-def surroundings_of_a_voter(made: Deployment, region: RegionName) -> ExecutorContext:
+def voter_context(made: Deployment, region: RegionName) -> ExecutorContext:
     others = tuple(other for other in REGIONS if other != region)
     return ExecutorContext(
         region=region,
@@ -270,24 +282,24 @@ def surroundings_of_a_voter(made: Deployment, region: RegionName) -> ExecutorCon
     )
 
 
-async def test_a_drained_leader_lets_no_write_in_and_its_target_has_everything(
+async def test_a_drained_leader_admits_no_write_and_its_target_has_all_wal(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(executor, "QUIET_S", 3600.0)
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         connection = await made.connect(EAST)
         async with connection.transaction():
             assert await connection.fetchval(GATE)
             east.executor.perform(DrainLedger(ticket=2, epoch=1, target=SOUTH))
             await until(lambda: waits_for_the_gate(connection))
-            assert east.has_told(LedgerDrained) == []
+            assert east.pending_events(LedgerDrained) == []
             await connection.execute("INSERT INTO palaver.kept VALUES (1)")
         answer = await east.answer(LedgerDrained)
         assert not await connection.fetchval(GATE)
         drained = await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text")
         assert answer == LedgerDrained(ticket=2, lsn=parse_lsn(drained))
-        assert await kept(made, SOUTH) == {1}
+        assert await selected_rows(made, SOUTH) == {1}
         east.executor.read_commit()
         assert east.executor._committing is None, "a proof of life would be a write"
         assert await members[SOUTH].commit_of(made.ledger(EAST), (WEST, SOUTH), 1) is not None
@@ -304,35 +316,35 @@ async def waits_for_the_gate(connection: asyncpg.Connection) -> bool:
     return bool(await connection.fetchval("SELECT count(*) FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"))
 
 
-async def test_a_leader_tells_its_quorum_commits_and_who_follows_it_and_stays_silent_when_nobody_confirms() -> None:
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+async def test_a_leader_reports_quorum_commits_and_standbys_and_no_commit_without_a_standby() -> None:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         commits: list[int] = []
         while len(commits) < 3 or commits[-1] == commits[0]:
             east.executor.read_commit()
-            told = await east.answer(QuorumCommit)
-            assert isinstance(told, QuorumCommit)
-            commits.append(told.lsn)
+            events = await east.answer(QuorumCommit)
+            assert isinstance(events, QuorumCommit)
+            commits.append(events.lsn)
             await asyncio.sleep(0.02)
         assert commits == sorted(commits)
         assert await east.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset({WEST, SOUTH}))
         await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
         await until(lambda: is_alone(members[EAST]))
         await east.read_commit()  # it may have been under way
-        east.has_told(QuorumCommit)
+        east.pending_events(QuorumCommit)
         for _ in range(5):
             await east.read_commit()
-        assert east.has_told(QuorumCommit) == []
+        assert east.pending_events(QuorumCommit) == []
 
 
 async def is_alone(member: FailoverMember) -> bool:
     return await member.ledger.read_standbys(REGIONS) == ()
 
 
-async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_when_there_is_room_again(
+async def test_a_leader_with_a_full_disk_is_stopped_and_votes_when_there_is_space_again(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
         for _ in range(FULL_LOOKS - 1):
@@ -350,39 +362,39 @@ async def test_a_leader_whose_disk_is_full_ends_as_by_a_crash_and_is_counted_whe
         assert isinstance(await east.perform(FreezeLedger(ticket=3, epoch=2)), LedgerFrozen)
 
 
-async def test_who_joins_has_a_slot_before_it_counts_and_who_was_removed_has_none() -> None:
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+async def test_a_joining_follower_has_a_slot_before_it_joins_the_quorum_and_a_removed_one_has_none() -> None:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         await members[SOUTH].stop()
         await members[EAST].ledger.drop_follower_slots([SOUTH])
         east.followers = (WEST,)
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST,), required=1))
-        await until(lambda: tells(east, {WEST}))
+        await until(lambda: reports_standbys(east, {WEST}))
         assert await slots(members[EAST]) == {"member_eu_west"}
 
         east.followers = (WEST, SOUTH)
         await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
         await members[SOUTH].follow(epoch=1, leader=made.ledger(EAST))
-        await until(lambda: tells(east, {WEST, SOUTH}))
+        await until(lambda: reports_standbys(east, {WEST, SOUTH}))
         assert east.executor.quorum == ((WEST,), 1), "it streams, and counts for nothing yet"
 
         # While it reads from its slot, that stays; it goes when the member has stopped.
         east.followers = (WEST,)
-        await until(lambda: tells(east, {WEST}))
+        await until(lambda: reports_standbys(east, {WEST}))
         assert await slots(members[EAST]) == {"member_eu_west", "member_ap_south"}
         await members[SOUTH].stop()
         await until(lambda: has_slots(members[EAST], {"member_eu_west"}))
 
 
-async def test_the_slot_of_a_follower_that_lost_it_is_made_anew_under_the_same_leader() -> None:
-    async with three() as (made, members), driving(made, EAST, members[EAST]) as east:
+async def test_a_lost_follower_slot_is_created_again_by_the_same_leader() -> None:
+    async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
-        await until(lambda: tells(east, {WEST, SOUTH}))
+        await until(lambda: reports_standbys(east, {WEST, SOUTH}))
         await members[SOUTH].stop()
         await members[EAST].ledger.drop_follower_slots([SOUTH])
         await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
 
 
-async def tells(driven: Driven, regions: set[RegionName]) -> bool:
+async def reports_standbys(driven: ExecutorHarness, regions: set[RegionName]) -> bool:
     return await driven.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset(regions))
 
 
@@ -394,7 +406,7 @@ async def has_slots(member: FailoverMember, names: set[str]) -> bool:
     return await slots(member) == names
 
 
-async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_not(
+async def test_an_unexpected_end_of_a_postmaster_is_reported_once_and_an_ordered_stop_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     watched: list[tuple[str, int]] = []
@@ -408,7 +420,7 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
         await wait(process)
         watched.append((f"{name} seen", process.pid))
 
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         monkeypatch.setattr(WatchedProcess, "wait", noted)
         kill(members[WEST])
         assert await west.answer(LedgerEnded) == LedgerEnded()
@@ -416,26 +428,26 @@ async def test_the_end_of_a_postmaster_is_told_once_and_one_that_was_ordered_is_
         assert isinstance(await west.perform(FollowLedger(ticket=1, epoch=1, leader=EAST)), LedgerDone)
         ordered = members[WEST].process
         assert ordered is not None
-        await until(lambda: asyncio.sleep(0, ("ledger end begins", ordered.pid) in watched))
+        await until(lambda: ("ledger end begins", ordered.pid) in watched)
         assert await west.perform(StopLedger(ticket=2, epoch=1)) == LedgerDone(ticket=2)
         # Between that and what the executor tells of it, it waits for nothing.
-        await until(lambda: asyncio.sleep(0, ("ledger end seen", ordered.pid) in watched))
-        assert west.heard.count(LedgerEnded()) == 1
+        await until(lambda: ("ledger end seen", ordered.pid) in watched)
+        assert west.all_events.count(LedgerEnded()) == 1
 
 
-async def test_the_end_of_a_postmaster_that_nobody_watched_yet_is_told() -> None:
-    async with three() as (made, members):
+async def test_an_end_of_a_postmaster_before_the_executor_runs_is_reported() -> None:
+    async with three_members() as (made, members):
         process = members[WEST].process
         assert process is not None
         kill(members[WEST])
         await process.wait()
-        async with driving(made, WEST, members[WEST]) as west:
+        async with executor_harness(made, WEST, members[WEST]) as west:
             assert await west.answer(LedgerEnded) == LedgerEnded()
 
 
-async def test_what_fails_is_an_answer_and_leaves_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_failed_effect_is_answered_and_leaves_the_data(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(failover_member, "READY_S_MAX", 0.3)
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         await members[SOUTH].stop()
         for effect in (
             PromoteLedger(ticket=1, epoch=2),
@@ -448,23 +460,23 @@ async def test_what_fails_is_an_answer_and_leaves_the_data(monkeypatch: pytest.M
         assert members[WEST].data_state() == "standby"
 
 
-async def test_a_copy_is_made_beside_the_data_and_follows() -> None:
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
-        await keep(made, EAST, range(5))
+async def test_a_copy_replaces_the_data_and_follows() -> None:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
+        await insert_rows(made, EAST, range(5))
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
         data = members[WEST].settings.data
         assert [path.name for path in data.parent.iterdir() if path.name.startswith("ledger")] == ["ledger"]
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
-        await until(lambda: has(made, WEST, 5))
+        await until(lambda: has_rows(made, WEST, 5))
 
 
 @pytest.mark.parametrize("runs", [True, False])
-async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied(runs: bool) -> None:
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
-        await keep(made, EAST, range(5))
-        await until(lambda: has(made, WEST, 5))
-        await promote_by_hand(members[WEST])
-        await keep_alone(made, WEST, 1000)
+async def test_a_manually_promoted_member_counts_as_absent_and_is_copied(runs: bool) -> None:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
+        await insert_rows(made, EAST, range(5))
+        await until(lambda: has_rows(made, WEST, 5))
+        await promote_manually(members[WEST])
+        await insert_local_row(made, WEST, 1000)
         if runs:
             members[WEST].detach()
         else:
@@ -475,14 +487,14 @@ async def test_a_member_that_was_promoted_by_hand_counts_as_absent_and_is_copied
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
         assert await west.executor.find_member() == MemberState(kind="stopped")
         assert await west.perform(FollowLedger(ticket=2, epoch=1, leader=EAST)) == LedgerDone(ticket=2)
-        await until(lambda: has(made, WEST, 5))
+        await until(lambda: has_rows(made, WEST, 5))
 
 
 @pytest.mark.parametrize("runs", [True, False])
-async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no_vote(runs: bool) -> None:
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
-        await promote_by_hand(members[WEST])
-        await keep_alone(made, WEST, 1000)
+async def test_a_member_promoted_manually_while_its_agent_runs_gives_no_vote(runs: bool) -> None:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
+        await promote_manually(members[WEST])
+        await insert_local_row(made, WEST, 1000)
         if not runs:
             kill(members[WEST])
         answer = await west.perform(FreezeLedger(ticket=1, epoch=2))
@@ -492,19 +504,19 @@ async def test_a_member_that_was_promoted_by_hand_while_its_agent_lives_gives_no
         assert await west.executor.find_member() == MemberState(kind="absent")
 
 
-async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_superseded_copy_leaves_a_running_member(monkeypatch: pytest.MonkeyPatch) -> None:
     run = FailoverMember._run
 
     async def run_slowly(member: FailoverMember, program: str, *arguments: str, **more: Any) -> None:
         held = ["--max-rate=32"] if program == "pg_basebackup" else []
         await run(member, program, *arguments, *held, **more)
 
-    async with three() as (made, members), driving(made, WEST, members[WEST]) as west:
+    async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         # At 32 kB a second it takes minutes.
         monkeypatch.setattr(FailoverMember, "_run", run_slowly)
         copy = members[WEST].settings.data.with_name("ledger.copy")
         west.executor.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
-        await until(lambda: asyncio.sleep(0, (copy / "backup_label").exists()))
+        await until((copy / "backup_label").exists)
         answer = await west.perform(FreezeLedger(ticket=2, epoch=2))
         assert isinstance(answer, LedgerFrozen)
         assert answer.ticket == 2
@@ -513,15 +525,15 @@ async def test_a_copy_that_is_given_up_leaves_a_member_that_runs(monkeypatch: py
         assert not copy.exists()
 
 
-async def test_a_member_is_found_as_an_agent_left_it() -> None:
-    async with three() as (made, members):
+async def test_a_member_is_found_in_the_state_in_which_its_agent_left_it() -> None:
+    async with three_members() as (made, members):
         found: dict[RegionName, MemberState] = {}
         for region in REGIONS:
             members[region].detach()
             await members[region].ledger.close()
             await members[region].drop_connections()
             again = FailoverMember(made.settings(region))
-            async with driving(made, region, again) as driven:
+            async with executor_harness(made, region, again) as driven:
                 found[region] = await driven.executor.find_member()
             members[region] = again
         assert found == {
@@ -530,13 +542,13 @@ async def test_a_member_is_found_as_an_agent_left_it() -> None:
             SOUTH: MemberState(kind="following", epoch=1),
         }
         await members[SOUTH].freeze()
-        async with driving(made, SOUTH, members[SOUTH]) as driven:
+        async with executor_harness(made, SOUTH, members[SOUTH]) as driven:
             assert await driven.executor.find_member() == MemberState(kind="frozen")
         with contextlib.suppress(asyncpg.PostgresError, OSError):
-            await keep(made, EAST, range(1))
+            await insert_rows(made, EAST, range(1))
 
 
-async def test_a_ledger_that_is_not_there_refuses_and_one_that_is_silent_does_not(
+async def test_a_closed_port_is_a_refusal_and_a_silent_server_is_not(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ending:

@@ -39,7 +39,7 @@ EAST, WEST, SOUTH = REGIONS
 
 
 @asynccontextmanager
-async def three() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember]]]:
+async def three_members() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember]]]:
     """Three members, the first leads epoch 1 under its quorum."""
     async with deployment() as made:
         members: dict[RegionName, FailoverMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
@@ -70,7 +70,7 @@ async def has_fence(member: FailoverMember) -> bool:
     return await member.ledger.read_fence_epochs(ANCESTRY_MAX) == (1,)
 
 
-async def keep(made: Deployment, region: RegionName, numbers: range) -> None:
+async def insert_rows(made: Deployment, region: RegionName, numbers: range) -> None:
     connection = await made.connect(region)
     try:
         await connection.executemany("INSERT INTO palaver.kept (n) VALUES ($1)", [(number,) for number in numbers])
@@ -78,7 +78,7 @@ async def keep(made: Deployment, region: RegionName, numbers: range) -> None:
         await connection.close()
 
 
-async def kept(made: Deployment, region: RegionName) -> set[int]:
+async def selected_rows(made: Deployment, region: RegionName) -> set[int]:
     connection = await made.connect(region)
     try:
         return {row["n"] for row in await connection.fetch("SELECT n FROM palaver.kept")}
@@ -91,7 +91,7 @@ def kill(member: FailoverMember) -> None:
     os.kill(member.process.pid, signal.SIGKILL)
 
 
-async def lose_leader(members: dict[RegionName, FailoverMember]) -> None:
+async def kill_leader(members: dict[RegionName, FailoverMember]) -> None:
     """Kill EAST when both followers have its WAL, so WEST may be chosen: a member that is behind another is not."""
     flushed = (await members[EAST].ledger.read_state()).lsn
     await asyncio.gather(*(until(lambda one=members[region]: caught_up(one, flushed)) for region in (WEST, SOUTH)))
@@ -119,26 +119,26 @@ async def take_over(made: Deployment, members: dict[RegionName, FailoverMember],
     await west.ledger.write_fence_row(epoch=epoch, fence_id=UUID(int=epoch), leader=WEST)
 
 
-async def test_a_member_that_is_frozen_receives_nothing_and_knows_where_its_wal_ends() -> None:
-    async with three() as (made, members):
-        await keep(made, EAST, range(100))
+async def test_a_frozen_member_receives_nothing_and_reports_the_end_of_its_wal() -> None:
+    async with three_members() as (made, members):
+        await insert_rows(made, EAST, range(100))
         flushed = (await members[EAST].ledger.read_state()).lsn
         await until(lambda: caught_up(members[WEST], flushed))
         frozen = await members[WEST].freeze()
         assert frozen.settled
         assert frozen.fence_epochs == (1,)
         assert max(frozen.received or 0, frozen.replayed) >= flushed
-        await keep(made, EAST, range(100, 200))
+        await insert_rows(made, EAST, range(100, 200))
         assert await members[WEST].freeze() == frozen
-        assert await kept(made, WEST) == set(range(100))
+        assert await selected_rows(made, WEST) == set(range(100))
         await members[WEST].follow(epoch=1, leader=made.ledger(EAST))
-        await until(lambda: has(made, WEST, 200))
+        await until(lambda: has_rows(made, WEST, 200))
 
 
 async def test_a_transaction_on_a_follower_does_not_delay_a_failover() -> None:
     """A standby cancels transactions that conflict with replay; the slot synchronization worker has some."""
-    async with three() as (made, members):
-        await keep(made, EAST, range(5))
+    async with three_members() as (made, members):
+        await insert_rows(made, EAST, range(5))
         readers = [await made.connect(region) for region in (WEST, SOUTH)]
         for reader in readers:
             await reader.execute("BEGIN ISOLATION LEVEL REPEATABLE READ")
@@ -146,10 +146,10 @@ async def test_a_transaction_on_a_follower_does_not_delay_a_failover() -> None:
         leader = await made.connect(EAST)
         await leader.execute("LOCK TABLE palaver.kept; ALTER TABLE palaver.kept ADD COLUMN more int")
         await leader.close()
-        await keep(made, EAST, range(5, 10))
-        await lose_leader(members)
+        await insert_rows(made, EAST, range(5, 10))
+        await kill_leader(members)
         await take_over(made, members, epoch=2)
-        assert await kept(made, WEST) == set(range(10))
+        assert await selected_rows(made, WEST) == set(range(10))
         for reader in readers:
             reader.terminate()
 
@@ -158,29 +158,29 @@ async def caught_up(member: FailoverMember, lsn: int) -> bool:
     return (await member.ledger.read_state()).lsn >= lsn
 
 
-async def has(made: Deployment, region: RegionName, count: int) -> bool:
-    return len(await kept(made, region)) == count
+async def has_rows(made: Deployment, region: RegionName, count: int) -> bool:
+    return len(await selected_rows(made, region)) == count
 
 
-async def test_what_was_acknowledged_before_a_kill_is_there_after_the_promotion() -> None:
-    async with three() as (made, members):
-        await keep(made, EAST, range(100))
-        await lose_leader(members)
+async def test_acknowledged_writes_survive_a_kill_of_the_leader_and_a_promotion() -> None:
+    async with three_members() as (made, members):
+        await insert_rows(made, EAST, range(100))
+        await kill_leader(members)
         await take_over(made, members, epoch=2)
-        await keep(made, WEST, range(100, 120))
-        assert await kept(made, WEST) == set(range(120))
-        await until(lambda: has(made, SOUTH, 120))
+        await insert_rows(made, WEST, range(100, 120))
+        assert await selected_rows(made, WEST) == set(range(120))
+        await until(lambda: has_rows(made, SOUTH, 120))
         again = await members[WEST].ledger.read_fence_epochs(ANCESTRY_MAX)
         assert again == (1, 2)
 
 
-async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_leads_with_it() -> None:
-    async with three() as (made, members):
+async def test_a_follower_sets_its_future_quorum_in_advance_and_leads_with_it() -> None:
+    async with three_members() as (made, members):
         west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
         await west.prepare_to_lead(names, (EAST, SOUTH))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         checkpoints = await restartpoints(west)
-        await lose_leader(members)
+        await kill_leader(members)
         await west.freeze()
         await west.set_quorum(names)
         assert await restartpoints(west) == checkpoints, "nobody waited for a checkpoint"
@@ -189,20 +189,20 @@ async def test_a_follower_has_the_quorum_in_force_that_it_would_lead_with_and_le
         await members[SOUTH].stop()
         connection = await made.connect(WEST)
         waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (7)"))
-        await until(lambda: made.commits_that_wait(WEST))
+        await until(lambda: made.waiting_commits(WEST))
         assert not waiting.done()
         connection.terminate()
         await asyncio.wait([waiting])
         assert isinstance(waiting.exception(), Exception)
 
 
-async def test_slots_that_stand_by_keep_no_wal_until_who_has_them_leads() -> None:
-    async with three() as (made, members):
+async def test_prepared_slots_reserve_no_wal_until_their_member_leads() -> None:
+    async with three_members() as (made, members):
         west, ledger = members[WEST], members[WEST].ledger
         await west.prepare_to_lead(quorum_names((EAST, SOUTH), 1), (EAST, SOUTH))
         names = {physical_slot_name(EAST), physical_slot_name(SOUTH)}
         assert await reserving(west) == dict.fromkeys(names, False)
-        await lose_leader(members)
+        await kill_leader(members)
         await take_over(made, members, epoch=2)
         assert await reserving(west) == {physical_slot_name(EAST): False, physical_slot_name(SOUTH): True}, "it reads"
         # As the leader does each second: for who is away WAL is kept as well.
@@ -230,8 +230,8 @@ async def restartpoints(member: FailoverMember) -> int:
         await connection.close()
 
 
-async def test_another_quorum_than_the_one_that_stood_by_is_put_in_force_as_ever() -> None:
-    async with three() as (_, members):
+async def test_a_quorum_other_than_the_prepared_one_is_put_in_force() -> None:
+    async with three_members() as (_, members):
         west, names = members[WEST], quorum_names((EAST, SOUTH), 1)
         await west.prepare_to_lead(quorum_names((SOUTH,), 1), (SOUTH,))
         await west.freeze()
@@ -242,15 +242,15 @@ async def test_another_quorum_than_the_one_that_stood_by_is_put_in_force_as_ever
         assert (await west.ledger.read_state()).synchronous_standby_names == names
 
 
-async def test_a_quorum_that_is_said_to_be_known_and_is_not_in_force_is_an_error() -> None:
-    async with three() as (_, members):
+async def test_verification_of_a_quorum_that_is_not_in_force_fails() -> None:
+    async with three_members() as (_, members):
         with pytest.raises(MemberFailed, match="synchronous_standby_names is"):
             await members[WEST].ledger.verify_quorum("ANY 1 (nobody)")
 
 
 async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects() -> None:
-    async with three() as (made, members):
-        await lose_leader(members)
+    async with three_members() as (made, members):
+        await kill_leader(members)
         await take_over(made, members, epoch=2)
         log = members[SOUTH].settings.log.read_text()
         assert re.search(r"treaming (WAL|at).* on timeline 2", log)
@@ -258,12 +258,12 @@ async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects
         assert "fetching timeline history" not in log, "the history was there before it connected"
 
 
-async def test_a_change_stream_could_go_on_where_its_slot_is_copied_and_holds_up_nobody_when_it_is_not_read() -> None:
-    async with three() as (made, members):
+async def test_a_stream_slot_that_no_replicator_reads_does_not_count_as_missing() -> None:
+    async with three_members() as (made, members):
         east, south = members[EAST], members[SOUTH]
         await south.stop()
         await east.ledger.prepare_slots(followers=(), streams=[WEST])
-        await keep(made, EAST, range(5))
+        await insert_rows(made, EAST, range(5))
         await south.follow(epoch=1, leader=made.ledger(EAST))
         # The slot needs older rows of the catalogue than its copy can keep by now.
         await until(lambda: has_a_copy_that_is_not_whole(made, SOUTH))
@@ -285,7 +285,7 @@ async def has_a_copy_that_is_not_whole(made: Deployment, region: RegionName) -> 
 
 
 async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
-    async with three() as (_, members):
+    async with three_members() as (_, members):
         await members[WEST].freeze()
         with pytest.raises(MemberFailed, match="quorum"):
             await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
@@ -300,35 +300,35 @@ async def begin_a_promotion(member: FailoverMember, *, epoch: int) -> None:
     signal_file.rmdir()
 
 
-def remembered(member: FailoverMember) -> tuple[str, int]:
+def recorded(member: FailoverMember) -> tuple[str, int]:
     """As what a member was last started, and under which epoch, by its agent's disk."""
     found = member.record
     assert found is not None
     return found.role, found.epoch
 
 
-async def test_who_may_have_been_primary_is_remembered_as_one_before_it_is_promoted_and_until_it_follows(
+async def test_a_member_is_recorded_as_primary_before_its_promotion_and_until_it_follows(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(failover_member, "FOLLOW_S_MAX", 0.5)
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         west = members[WEST]
         await west.freeze()
-        assert remembered(west) == ("standby", 1)
+        assert recorded(west) == ("standby", 1)
         await west.set_quorum(quorum_names((EAST, SOUTH), 1))
         await begin_a_promotion(west, epoch=2)
-        assert remembered(west) == ("primary", 2)
+        assert recorded(west) == ("primary", 2)
         # It is a standby still, and may be promoted at any time until it follows another.
         await members[SOUTH].freeze()
         with pytest.raises(MemberFailed, match="is not primary after"):
             await west.follow(epoch=3, leader=made.ledger(SOUTH))
-        assert remembered(west) == ("primary", 2)
+        assert recorded(west) == ("primary", 2)
         monkeypatch.undo()
         await west.follow(epoch=3, leader=made.ledger(EAST))
-        assert remembered(west) == ("standby", 3)
+        assert recorded(west) == ("standby", 3)
 
 
-async def test_a_member_is_remembered_as_primary_before_it_is_started_as_one(tmp_path: Path) -> None:
+async def test_a_member_is_recorded_as_primary_before_it_is_started_as_one(tmp_path: Path) -> None:
     async with deployment() as made:
         settings = made.settings(EAST)
         await FailoverMember(settings).initialise()
@@ -337,11 +337,11 @@ async def test_a_member_is_remembered_as_primary_before_it_is_started_as_one(tmp
         with pytest.raises(MemberFailed, match="cannot be started"):
             await member.start_primary(epoch=7, synchronous_standby_names="")
         # Had it been started, nobody would know what it did; so the next start takes another epoch (rule 8).
-        assert remembered(member) == ("primary", 7)
+        assert recorded(member) == ("primary", 7)
 
 
-async def test_the_line_is_cut_only_after_postgresql_was_told_to_let_go() -> None:
-    async with three() as (made, members):
+async def test_the_replication_proxy_closes_only_after_postgresql_reloads_an_empty_primary_conninfo() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         async with west.ledger._using_kept:  # what PostgreSQL is told waits here
             freezing = asyncio.create_task(west._stop_receiving())
@@ -349,12 +349,12 @@ async def test_the_line_is_cut_only_after_postgresql_was_told_to_let_go() -> Non
                 await asyncio.sleep(0)
             assert not freezing.done()
             assert "primary_conninfo = ''" in (west.settings.data / "palaver.conf").read_text()
-            assert has_line(made, west, EAST), "a receiver that is cut off now would connect again"
+            assert proxy_listens(made, west, EAST), "a receiver that is cut off now would connect again"
         await freezing
-        assert not has_line(made, west, EAST)
+        assert not proxy_listens(made, west, EAST)
 
 
-def has_line(made: Deployment, member: FailoverMember, leader: RegionName) -> bool:
+def proxy_listens(made: Deployment, member: FailoverMember, leader: RegionName) -> bool:
     """Whether a receiver could connect to the line of a member."""
     with socket.socket(socket.AF_UNIX) as receiver:
         try:
@@ -364,32 +364,32 @@ def has_line(made: Deployment, member: FailoverMember, leader: RegionName) -> bo
     return True
 
 
-async def test_who_has_not_replayed_all_it_has_on_disk_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
-    async with three() as (made, members):
+async def test_a_member_with_unreplayed_wal_is_not_frozen(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
-        await hold_replay_up(west, "1h")
-        await keep(made, EAST, range(10))
+        await delay_replay(west, "1h")
+        await insert_rows(made, EAST, range(10))
         flushed = (await members[EAST].ledger.read_state()).lsn
         await until(lambda: caught_up(west, flushed))
         monkeypatch.setattr(failover_member, "FREEZE_S_MAX", 0.5)
-        running = await frozen_for_good(west)
+        running = await freeze_until_receiver_ends(west)
         assert (running.receiving, running.received is not None, running.torn) == (False, True, False)
         assert not running.settled
         # After a restart nothing says that there is more but that PostgreSQL still replays.
         await west.stop()
-        restarted = await frozen_for_good(west)
+        restarted = await freeze_until_receiver_ends(west)
         assert (restarted.receiving, restarted.received) == (False, None)
         assert restarted.replayed < flushed
         assert not restarted.settled
         monkeypatch.undo()
-        await hold_replay_up(west, "0")
+        await delay_replay(west, "0")
         frozen = await west.freeze()
         assert frozen.settled
         assert frozen.replayed >= flushed
-        assert await kept(made, WEST) == set(range(10))
+        assert await selected_rows(made, WEST) == set(range(10))
 
 
-async def frozen_for_good(member: FailoverMember) -> FrozenStandby:
+async def freeze_until_receiver_ends(member: FailoverMember) -> FrozenStandby:
     """Freeze it again until its receiver has ended, however long that takes: its own time is short here."""
 
     async def frozen() -> FrozenStandby | None:
@@ -403,7 +403,7 @@ async def frozen_for_good(member: FailoverMember) -> FrozenStandby:
     return await until(frozen)
 
 
-async def hold_replay_up(member: FailoverMember, delay: str) -> None:
+async def delay_replay(member: FailoverMember, delay: str) -> None:
     """Have a standby replay each commit so much later than it was made; also when it is started again."""
     (member.settings.data / "postgresql.auto.conf").write_text(f"recovery_min_apply_delay = '{delay}'\n")
     await member.ledger.run("reload")
@@ -418,70 +418,70 @@ async def hold_replay_up(member: FailoverMember, delay: str) -> None:
     await until(in_force)
 
 
-async def test_a_receiver_that_still_connects_counts_as_one() -> None:
-    async with three() as (made, members):
+async def test_a_receiver_that_is_still_connecting_counts_as_receiving() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         await members[SOUTH].stop()
         await west.stop()
         with socket.create_server(("127.0.0.1", made.ledger(SOUTH).port)):  # it answers nobody
             await west.start_standby(epoch=1, leader=made.ledger(SOUTH))
-            await until(lambda: receives(west))
+            await until(lambda: is_receiving(west))
         assert (await west.freeze()).settled
 
 
-async def receives(member: FailoverMember) -> bool:
+async def is_receiving(member: FailoverMember) -> bool:
     return (await member.ledger.one("read_frozen"))["receiving"]
 
 
-async def test_an_old_primary_with_wal_of_its_own_is_rewound_and_loses_it() -> None:
-    async with three() as (made, members):
-        await keep(made, EAST, range(10))
+async def test_an_old_primary_with_diverged_wal_is_rewound_and_loses_it() -> None:
+    async with three_members() as (made, members):
+        await insert_rows(made, EAST, range(10))
         await freeze_both(members)
         # Nobody confirms this row: it is on the old primary's disk alone.
         connection = await made.connect(EAST)
         waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (666)"))
-        await until(lambda: made.commits_that_wait(EAST))
+        await until(lambda: made.waiting_commits(EAST))
         kill(members[EAST])
         await asyncio.wait([waiting])
         assert isinstance(waiting.exception(), Exception)
         connection.terminate()
         await take_over(made, members, epoch=2)
-        await keep(made, WEST, range(10, 20))
+        await insert_rows(made, WEST, range(10, 20))
         east = members[EAST]
         frozen = await east.freeze()
         assert frozen.settled
-        assert 666 in await kept(made, EAST)
+        assert 666 in await selected_rows(made, EAST)
         with pytest.raises(Diverged):
             await east.follow(epoch=2, leader=made.ledger(WEST))
         await east.rewind(made.ledger(WEST))
         await east.follow(epoch=2, leader=made.ledger(WEST))
-        await until(lambda: has(made, EAST, 20))
-        assert 666 not in await kept(made, EAST)
+        await until(lambda: has_rows(made, EAST, 20))
+        assert 666 not in await selected_rows(made, EAST)
 
 
-async def test_a_member_is_rewound_from_a_leader_that_is_being_written_to() -> None:
-    async with three() as (made, members):
+async def test_a_member_is_rewound_from_a_leader_under_load() -> None:
+    async with three_members() as (made, members):
         await freeze_both(members)
-        await keep_alone(made, EAST, 666)
+        await insert_local_row(made, EAST, 666)
         kill(members[EAST])
         await take_over(made, members, epoch=2)
         east = members[EAST]
         await east.freeze()
         async with writing(made, WEST) as written:
             await east.rewind(made.ledger(WEST))
-            await until(lambda: asyncio.sleep(0, len(written) > 50))
+            await until(lambda: len(written) > 50)
             # An agent that begins anew knows as much.
             again = FailoverMember(made.settings(EAST))
             members[EAST] = again
             await again.follow(epoch=2, leader=made.ledger(WEST))
-        await until(lambda: has(made, EAST, len(written)))
-        assert await kept(made, EAST) == set(written)
+        await until(lambda: has_rows(made, EAST, len(written)))
+        assert await selected_rows(made, EAST) == set(written)
 
 
-async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader() -> None:
+async def test_a_member_with_half_a_record_is_frozen_and_follows_the_next_leader() -> None:
     """The leader dies when its followers have received a part of a record that is longer than a segment."""
-    async with three() as (made, members), contextlib.AsyncExitStack() as proxies:
-        await keep(made, EAST, range(5))
+    async with three_members() as (made, members), contextlib.AsyncExitStack() as proxies:
+        await insert_rows(made, EAST, range(5))
         west, south = members[WEST], members[SOUTH]
         for member in (west, south):
             await member.freeze()
@@ -500,8 +500,8 @@ async def test_who_received_half_a_record_is_frozen_and_follows_the_next_leader(
         following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await following
-        await keep(made, WEST, range(5, 10))
-        await until(lambda: has(made, SOUTH, 10))
+        await insert_rows(made, WEST, range(5, 10))
+        await until(lambda: has_rows(made, SOUTH, 10))
 
 
 RECORD_BYTES = 64 << 20
@@ -527,17 +527,19 @@ class LimitedProxy(TcpProxy):
         return passed
 
 
-async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_rewound_member_is_copied_if_its_leader_lacks_the_wal_that_it_needs(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     monkeypatch.setattr(failover_member, "WHOLE_S_MAX", 3600.0)
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         connection = await made.connect(EAST)
         # It will begin in a segment before the one in which the histories part.
         await connection.execute("CHECKPOINT")
         await connection.execute("SELECT pg_switch_wal()")
         await connection.close()
-        await keep(made, EAST, range(5))
+        await insert_rows(made, EAST, range(5))
         await freeze_both(members)
-        await keep_alone(made, EAST, 666)
+        await insert_local_row(made, EAST, 666)
         kill(members[EAST])
         await take_over(made, members, epoch=2)
         east, west = members[EAST], made.ledger(WEST)
@@ -547,7 +549,7 @@ async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monke
             for segment in (member.settings.data / "pg_wal").glob("00000001????????????????"):
                 segment.unlink()
         following = asyncio.create_task(east.follow(epoch=2, leader=west))
-        await until(lambda: asyncio.sleep(0, east.running))
+        await until(lambda: east.running)
         following.cancel()
         await asyncio.wait([following])
         with pytest.raises(MemberFailed):
@@ -557,30 +559,30 @@ async def test_a_rewound_member_whose_leader_lacks_what_it_needs_is_copied(monke
             await east.follow(epoch=2, leader=west)
         await east.copy(west)
         await east.follow(epoch=2, leader=west)
-        await keep(made, WEST, range(5, 10))
-        await until(lambda: has(made, EAST, 10))
+        await insert_rows(made, WEST, range(5, 10))
+        await until(lambda: has_rows(made, EAST, 10))
 
 
-async def test_wal_from_before_a_checkpoint_is_kept_for_whoever_is_rewound() -> None:
+async def test_wal_from_before_a_checkpoint_is_kept_for_rewinds() -> None:
     """A rewound member begins where its checkpoint began; pg_rewind leaves it only what its source has of that."""
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         first = next((members[EAST].settings.data / "pg_wal").glob("00000001????????????????"))
         connection = await made.connect(EAST)
         for number in range(3):
             await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
             await connection.execute("SELECT pg_switch_wal()")
-            await until(lambda seen=number + 1: has(made, SOUTH, seen))
+            await until(lambda seen=number + 1: has_rows(made, SOUTH, seen))
             await connection.execute("CHECKPOINT")
         await connection.close()
         assert first.exists()
 
 
-async def test_a_member_that_was_rewound_from_another_leader_says_so_until_it_has_followed(
+async def test_a_member_rewound_from_another_leader_counts_as_diverged_until_it_has_followed(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         await freeze_both(members)
-        await keep_alone(made, EAST, 666)
+        await insert_local_row(made, EAST, 666)
         kill(members[EAST])
         await take_over(made, members, epoch=2)
         await members[EAST].freeze()
@@ -616,7 +618,7 @@ async def writing(made: Deployment, region: RegionName) -> AsyncGenerator[list[i
         connection.terminate()
 
 
-async def keep_alone(made: Deployment, region: RegionName, number: int) -> None:
+async def insert_local_row(made: Deployment, region: RegionName, number: int) -> None:
     """Write a row that nobody confirms."""
     connection = await made.connect(region)
     await connection.execute("SET synchronous_commit = local")
@@ -624,13 +626,13 @@ async def keep_alone(made: Deployment, region: RegionName, number: int) -> None:
     connection.terminate()
 
 
-async def test_two_timelines_of_one_number_are_told_apart() -> None:
-    async with three() as (made, members):
+async def test_two_timelines_with_the_same_number_are_distinguished() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
         await west.freeze()
-        await keep(made, EAST, range(10))
+        await insert_rows(made, EAST, range(10))
         kill(members[EAST])
-        await promote_by_hand(west)
+        await promote_manually(west)
         await west.stop()
         # As an operator leaves it who thinks better of it.
         (made.settings(WEST).data / "standby.signal").touch()
@@ -641,7 +643,7 @@ async def test_two_timelines_of_one_number_are_told_apart() -> None:
             await west.follow(epoch=2, leader=made.ledger(SOUTH))
 
 
-async def promote_by_hand(member: FailoverMember) -> None:
+async def promote_manually(member: FailoverMember) -> None:
     """Promote it behind the back of its agent."""
     await member.ledger.run("promote")
     await until(lambda: is_primary(member))
@@ -651,18 +653,18 @@ async def is_primary(member: FailoverMember) -> bool:
     return not (await member.ledger.read_state()).in_recovery
 
 
-async def test_a_primary_that_was_stopped_in_order_follows_without_a_rewind() -> None:
-    async with three() as (made, members):
-        await keep(made, EAST, range(10))
+async def test_a_primary_that_was_shut_down_cleanly_follows_without_a_rewind() -> None:
+    async with three_members() as (made, members):
+        await insert_rows(made, EAST, range(10))
         await members[EAST].stop()
         await take_over(made, members, epoch=2)
         await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
-        await keep(made, WEST, range(10, 12))
-        await until(lambda: has(made, EAST, 12))
+        await insert_rows(made, WEST, range(10, 12))
+        await until(lambda: has_rows(made, EAST, 12))
 
 
-async def test_a_primary_that_follows_has_the_slots_of_its_leader_and_no_longer_its_own() -> None:
-    async with three() as (made, members):
+async def test_a_primary_that_follows_replaces_its_slots_with_copies_of_its_leaders() -> None:
+    async with three_members() as (made, members):
         await members[EAST].ledger.prepare_slots(followers=[], streams=[SOUTH])
         await until(lambda: consumed(made, EAST, WEST))
         await members[EAST].stop()
@@ -694,8 +696,8 @@ async def slots(made: Deployment, region: RegionName) -> dict[str, bool]:
 
 
 async def test_a_running_primary_is_frozen_by_stopping_it() -> None:
-    async with three() as (made, members):
-        await keep(made, EAST, range(10))
+    async with three_members() as (made, members):
+        await insert_rows(made, EAST, range(10))
         connection = await made.connect(EAST)
         frozen = await members[EAST].freeze()
         assert frozen.settled
@@ -704,11 +706,11 @@ async def test_a_running_primary_is_frozen_by_stopping_it() -> None:
             await connection.execute("INSERT INTO palaver.kept VALUES (11)")
         connection.terminate()
         with pytest.raises(asyncpg.PostgresError, match="read-only"):
-            await keep(made, EAST, range(11, 12))
+            await insert_rows(made, EAST, range(11, 12))
 
 
-async def test_a_member_whose_wal_the_leader_dropped_says_so_and_is_copied() -> None:
-    async with three() as (made, members):
+async def test_a_member_whose_wal_the_leader_removed_counts_as_diverged_and_is_copied() -> None:
+    async with three_members() as (made, members):
         await members[SOUTH].stop()
         assert await members[EAST].ledger.drop_follower_slots([SOUTH]) == 0
         # As if 256 MB had been written meanwhile.
@@ -733,11 +735,11 @@ async def test_a_member_whose_wal_the_leader_dropped_says_so_and_is_copied() -> 
             await members[SOUTH].follow(epoch=1, leader=leader)
         await members[SOUTH].copy(leader)
         await members[SOUTH].follow(epoch=1, leader=leader)
-        await until(lambda: has(made, SOUTH, 3))
+        await until(lambda: has_rows(made, SOUTH, 3))
 
 
-async def test_a_rewind_that_cannot_begin_leaves_the_data_as_it_was() -> None:
-    async with three() as (made, members):
+async def test_a_rewind_that_cannot_begin_leaves_the_data_unchanged() -> None:
+    async with three_members() as (made, members):
         await members[WEST].stop()
         with pytest.raises(MemberFailed):
             await members[SOUTH].rewind(made.ledger(WEST))

@@ -13,7 +13,7 @@ def beat(sequence: int, commit: int, incarnation: int = 1) -> Heartbeat:
     return Heartbeat(sender=EAST, incarnation=incarnation, sequence=sequence, cells=((MAIN, gossip),))
 
 
-def test_a_heartbeat_is_taken_once_and_in_order() -> None:
+def test_repeated_and_older_heartbeats_are_dropped() -> None:
     merger = HeartbeatMerger(MAIN)
     assert merger.take(beat(5, 10), now=1.0) == beat(5, 10)
     assert merger.take(beat(5, 10), now=2.0) is None
@@ -21,7 +21,7 @@ def test_a_heartbeat_is_taken_once_and_in_order() -> None:
     assert merger.alive_at[EAST] == 1.0
 
 
-def test_only_a_newer_commit_is_life_and_is_told() -> None:
+def test_only_a_newer_commit_counts_as_life_and_gives_a_heartbeat() -> None:
     merger = HeartbeatMerger(MAIN)
     assert merger.heartbeat_with_commit(EAST, 11, now=0.0) is None, "nobody speaks for somebody who was never heard"
     merger.take(beat(5, 10), now=1.0)
@@ -33,7 +33,7 @@ def test_only_a_newer_commit_is_life_and_is_told() -> None:
     assert merger.alive_at[EAST] == 3.0
 
 
-def test_an_agent_that_was_paused_is_heard_at_once_and_a_recorded_line_is_not() -> None:
+def test_a_heartbeat_after_a_pause_is_accepted_and_a_replayed_one_is_dropped() -> None:
     merger = HeartbeatMerger(MAIN)
     merger.take(beat(5, 10), now=1.0)
     told = [merger.heartbeat_with_commit(EAST, commit, now=2.0) for commit in range(11, 31)]
@@ -42,7 +42,7 @@ def test_an_agent_that_was_paused_is_heard_at_once_and_a_recorded_line_is_not() 
     assert merger.take(beat(6, 31), now=3.0) == beat(26, 31)
 
 
-def test_an_agent_that_starts_again_is_counted_as_it_counts() -> None:
+def test_a_restarted_agent_starts_a_new_numbering() -> None:
     merger = HeartbeatMerger(MAIN)
     merger.take(beat(5, 10), now=1.0)
     merger.heartbeat_with_commit(EAST, 11, now=2.0)

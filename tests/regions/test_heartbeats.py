@@ -51,7 +51,7 @@ BEAT = Heartbeat(sender=EAST, incarnation=1, sequence=1, cells=((CellId("main"),
 
 
 @given(heartbeats)
-def test_a_heartbeat_survives_its_line(heartbeat: Heartbeat) -> None:
+def test_a_heartbeat_survives_encoding_and_decoding(heartbeat: Heartbeat) -> None:
     assert decode(encode(heartbeat, to=WEST, secret=SECRET), to=WEST, secret=SECRET) == heartbeat
 
 
@@ -96,13 +96,13 @@ def changed(**fields: object) -> bytes:
         ),
     ],
 )
-def test_what_is_no_heartbeat_for_this_region_is_refused_by_name(line: bytes, why: str) -> None:
+def test_an_invalid_heartbeat_is_refused_with_its_reason(line: bytes, why: str) -> None:
     with pytest.raises(InvalidHeartbeat) as refused:
         decode(line, to=WEST, secret=SECRET)
     assert refused.value.why == why
 
 
-class Stand:
+class LinkHarness:
     """Two agents' links."""
 
     def __init__(self) -> None:
@@ -128,7 +128,7 @@ class Stand:
         task.cancel()
         await asyncio.wait([task])
 
-    async def speak(self, count: int, *, until: int = 1) -> None:
+    async def send_until_received(self, count: int, *, until: int = 1) -> None:
         """Let EAST beat until WEST has heard ``until`` more of it."""
         before = len(self.heard[WEST])
         async with asyncio.timeout(10):
@@ -140,8 +140,8 @@ class Stand:
 
 
 @contextlib.asynccontextmanager
-async def stand() -> AsyncGenerator[Stand]:
-    made = Stand()
+async def link_harness() -> AsyncGenerator[LinkHarness]:
+    made = LinkHarness()
     try:
         yield made
     finally:
@@ -149,30 +149,30 @@ async def stand() -> AsyncGenerator[Stand]:
             await made.stop(region)
 
 
-async def test_each_hears_the_other() -> None:
-    async with stand() as two:
+async def test_a_region_receives_the_heartbeats_of_another_in_order() -> None:
+    async with link_harness() as two:
         two.start(EAST)
         two.start(WEST)
-        await two.speak(1, until=5)
+        await two.send_until_received(1, until=5)
         sequences = [beat.sequence for beat in two.heard[WEST]]
         assert sequences == sorted(set(sequences))
         assert two.links[EAST].sent[WEST] >= 5
 
 
-async def test_an_agent_that_starts_again_is_found_again() -> None:
-    async with stand() as two:
+async def test_heartbeats_reach_an_agent_that_restarted() -> None:
+    async with link_harness() as two:
         two.start(EAST)
         two.start(WEST)
-        await two.speak(1)
+        await two.send_until_received(1)
         await two.stop(WEST)
         two.links[EAST].send(WEST, BEAT)
         two.start(WEST)
-        await two.speak(2_000)
+        await two.send_until_received(2_000)
         assert two.links[EAST].skipped[WEST] > 0
 
 
-async def test_with_another_secret_nothing_is_heard_and_it_is_counted() -> None:
-    async with stand() as two:
+async def test_heartbeats_with_another_secret_are_dropped_and_counted() -> None:
+    async with link_harness() as two:
         two.start(EAST, secret=b"an old secret")
         west = two.start(WEST)
         async with asyncio.timeout(10):
@@ -182,11 +182,11 @@ async def test_with_another_secret_nothing_is_heard_and_it_is_counted() -> None:
         assert two.heard[WEST] == []
 
 
-async def test_a_line_without_end_is_dropped() -> None:
-    async with stand() as two:
+async def test_an_oversized_line_is_dropped_and_its_connection_closed() -> None:
+    async with link_harness() as two:
         west = two.start(WEST)
         two.start(EAST)
-        await two.speak(1)
+        await two.send_until_received(1)
         reader, writer = await asyncio.open_connection(*_of(two.addresses[WEST]))
         writer.write(b"x" * (LINE_BYTES_MAX + 1))
         async with asyncio.timeout(10):
@@ -196,14 +196,14 @@ async def test_a_line_without_end_is_dropped() -> None:
         writer.transport.abort()
 
 
-async def test_a_peer_that_takes_nothing_is_connected_to_anew() -> None:
+async def test_a_peer_that_reads_nothing_gets_a_new_connection() -> None:
     connections: list[asyncio.StreamWriter] = []
 
     async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         connections.append(writer)
         await asyncio.Event().wait()
 
-    async with stand() as two:
+    async with link_harness() as two:
         server = await asyncio.start_server(take, *_of(two.addresses[WEST]), limit=1)
         links = two.start(EAST)
         big = replace(BEAT, cells=tuple((CellId(f"cell-{n}"), Gossip(epoch=1)) for n in range(60)))
@@ -220,7 +220,7 @@ async def test_a_peer_that_takes_nothing_is_connected_to_anew() -> None:
             writer.transport.abort()
 
 
-def test_a_connection_that_breaks_while_it_is_written_to_costs_heartbeats_and_nothing_else() -> None:
+def test_a_connection_that_breaks_during_a_write_loses_only_heartbeats() -> None:
     """As the process runs it: uvloop raises where asyncio is silent."""
     broken = 0
 
@@ -230,7 +230,7 @@ def test_a_connection_that_breaks_while_it_is_written_to_costs_heartbeats_and_no
         writer.transport.abort()
 
     async def run() -> None:
-        async with stand() as two:
+        async with link_harness() as two:
             server = await asyncio.start_server(take, *_of(two.addresses[WEST]))
             links = two.start(EAST)
             async with asyncio.timeout(20):

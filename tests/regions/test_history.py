@@ -15,7 +15,7 @@ PROMOTING = replace(RECRUITING, phase="promoting", since="later")
 SERVING = replace(PROMOTING, phase="serving", fence_id=UUID(int=2))
 
 
-def test_the_leader_tells_why_when_and_how_long_once() -> None:
+def test_the_leader_stores_reason_start_and_durations_once() -> None:
     history = EpochHistory(WEST)
     assert history.note_record(RECRUITING, now=10.0) == []
     history.note_step(2, "FreezeLedger", 31.0)
@@ -38,13 +38,13 @@ def test_the_leader_tells_why_when_and_how_long_once() -> None:
     assert "SetQuorum" not in entry.steps_ms
 
 
-def test_the_others_tell_nothing() -> None:
+def test_other_regions_store_no_entry() -> None:
     history = EpochHistory(EAST)
     for now, record in enumerate((RECRUITING, PROMOTING, SERVING)):
         assert history.note_record(record, now=float(now)) == []
 
 
-def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
+def test_the_candidate_of_an_epoch_that_never_served_stores_it() -> None:
     history = EpochHistory(WEST)
     history.note_record(PROMOTING, now=0.0)
     later = replace(RECRUITING, epoch=3, leader=EAST, reason="epoch 2 stays promoting")
@@ -53,7 +53,7 @@ def test_an_epoch_that_never_served_is_told_by_who_acted_in_it() -> None:
     assert history.note_record(RECRUITING, now=3.0) == [], "an older record is no news"
 
 
-def test_an_epoch_that_begins_before_it_is_written_began_when_it_was() -> None:
+def test_an_epoch_begun_by_a_release_takes_its_start_time_from_its_first_record() -> None:
     history = EpochHistory(WEST)
     history.note_record(replace(PROMOTING, since=""), now=0.0)
     history.note_record(PROMOTING, now=0.2)
@@ -61,13 +61,13 @@ def test_an_epoch_that_begins_before_it_is_written_began_when_it_was() -> None:
     assert (entry.began, entry.phases_ms) == ("later", {"promoting": 500.0})
 
 
-def test_an_agent_that_comes_when_it_serves_has_nothing_to_tell() -> None:
+def test_an_agent_that_starts_after_an_epoch_serves_stores_no_entry() -> None:
     history = EpochHistory(WEST)
     assert history.note_record(SERVING, now=0.0) == []
     assert history.note_record(replace(RECRUITING, epoch=3, leader=EAST), now=1.0) == []
 
 
-def test_what_is_no_entry_is_passed_over() -> None:
+def test_an_invalid_entry_is_parsed_as_none() -> None:
     assert parse_entry(b"{") is None
     assert parse_entry(b"[]") is None
     assert parse_entry(b"{}") is None

@@ -15,13 +15,13 @@ from regions.identity import (
 
 
 @given(st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True))
-def test_every_name_of_the_pattern_is_accepted_and_unchanged(text: str) -> None:
+def test_a_valid_name_is_accepted_unchanged(text: str) -> None:
     assert parse_region_name(text) == text
     assert parse_cell_id(text) == text
 
 
 @pytest.mark.parametrize("text", ["", "1a", "-a", "A", "a_b", "a b", "a\n", "é", "a" * 32, "a.b", "a/b"])
-def test_other_names_are_refused_with_one_line(text: str) -> None:
+def test_an_invalid_name_is_refused_with_an_error_of_one_line(text: str) -> None:
     with pytest.raises(InvalidName) as refused:
         parse_region_name(text)
     assert "\n" not in str(refused.value)

@@ -75,7 +75,7 @@ async def streaming(leader: Member, count: int) -> bool:
     return sum(standby.streaming for standby in standbys) == count
 
 
-async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standby(made: Deployment) -> None:
+async def test_a_commit_waits_for_its_quorum_and_is_then_on_a_standby(made: Deployment) -> None:
     async with three_members(made) as (leader, west, south):
         fence = UUID(int=1)
         assert await leader.ledger.write_fence_row(epoch=1, fence_id=fence, leader=EAST) == fence
@@ -90,7 +90,7 @@ async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standb
         await connection.execute("INSERT INTO palaver.kept VALUES (2)")
         await south.stop()
         waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (3)"))
-        await until(lambda: made.commits_that_wait(EAST))
+        await until(lambda: made.waiting_commits(EAST))
         assert not waiting.done()
         await west.start_standby(epoch=1, leader=made.ledger(EAST))
         await waiting
@@ -100,13 +100,13 @@ async def test_quorum_commit_is_enforced_and_what_it_acknowledged_is_on_a_standb
         await reader.close()
 
 
-async def test_a_fence_row_is_seen_before_its_quorum_has_it_and_answered_after(made: Deployment) -> None:
+async def test_a_fence_row_is_visible_before_its_quorum_has_it_and_answered_after(made: Deployment) -> None:
     async with three_members(made) as (leader, west, south):
         await asyncio.gather(west.stop(), south.stop())
         writing = asyncio.create_task(leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=1), leader=EAST))
         connection = await made.connect(EAST)
         await until(lambda: has_fence(connection, 1))
-        await until(lambda: made.commits_that_wait(EAST))
+        await until(lambda: made.waiting_commits(EAST))
         assert not writing.done()
         await west.start_standby(epoch=1, leader=made.ledger(EAST))
         assert await writing == UUID(int=1)
@@ -132,7 +132,7 @@ async def test_a_quorum_is_set_only_when_every_commit_waits_for_it(made: Deploym
         os.kill(checkpointer, signal.SIGCONT)
     await setting
     waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (1)"))
-    await until(lambda: made.commits_that_wait(EAST))
+    await until(lambda: made.waiting_commits(EAST))
     assert not waiting.done()
     connection.terminate()
     await asyncio.wait([waiting])
@@ -140,9 +140,7 @@ async def test_a_quorum_is_set_only_when_every_commit_waits_for_it(made: Deploym
     await leader.stop()
 
 
-async def test_a_quorum_that_something_else_overrides_is_an_error(
-    made: Deployment, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_overridden_quorum_is_an_error(made: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ledger, "SETTING_POLLS_MAX", 10)
     leader = await lead(made)
     (leader.settings.data / "postgresql.auto.conf").write_text("synchronous_standby_names = ''\n")
@@ -151,7 +149,7 @@ async def test_a_quorum_that_something_else_overrides_is_an_error(
     await leader.stop()
 
 
-async def test_a_quorum_is_not_set_when_only_one_backend_has_heard_of_it(
+async def test_a_quorum_is_not_set_when_only_one_backend_has_reloaded(
     made: Deployment, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     leader = await lead(made)
@@ -177,7 +175,7 @@ async def test_a_quorum_is_not_set_when_only_one_backend_has_heard_of_it(
     await leader.stop()
 
 
-async def test_the_checkpointer_begins_twice_before_a_quorum_is_set(made: Deployment) -> None:
+async def test_two_checkpoints_start_before_a_quorum_is_set(made: Deployment) -> None:
     # When it begins the first time it may have been past the moment at which it looks whether it was told something.
     leader = await lead(made)
     (leader.settings.data / "postgresql.auto.conf").write_text("log_checkpoints = on\n")
@@ -195,7 +193,7 @@ async def shows(connection: asyncpg.Connection, names: str) -> bool:
     return await connection.fetchval("SHOW synchronous_standby_names") == names
 
 
-async def test_preparing_again_changes_nothing_and_the_slots_are_failover_slots(made: Deployment) -> None:
+async def test_a_repeated_preparation_changes_nothing_and_the_slots_are_failover_slots(made: Deployment) -> None:
     leader = await lead(made)
     try:
         for _ in range(2):
@@ -237,7 +235,7 @@ async def test_preparing_again_changes_nothing_and_the_slots_are_failover_slots(
         await leader.stop()
 
 
-async def test_standby_keeps_copies_of_the_change_slots(made: Deployment) -> None:
+async def test_a_standby_keeps_copies_of_the_stream_slots(made: Deployment) -> None:
     async with three_members(made):
 
         async def copied() -> bool:
@@ -264,7 +262,7 @@ async def test_standby_keeps_copies_of_the_change_slots(made: Deployment) -> Non
         await leader.close()
 
 
-async def test_position_of_a_standby_never_falls_below_what_it_has(made: Deployment) -> None:
+async def test_the_position_of_a_restarted_standby_covers_its_wal(made: Deployment) -> None:
     async with three_members(made) as (leader, west, _):
         connection = await made.connect(EAST)
         await connection.execute("INSERT INTO palaver.kept SELECT generate_series(1, 1000)")
@@ -285,7 +283,7 @@ async def test_position_of_a_standby_never_falls_below_what_it_has(made: Deploym
         assert state.lsn >= flushed
 
 
-async def test_killed_postmaster_is_noticed_and_starts_again_over_its_leftovers(made: Deployment) -> None:
+async def test_a_killed_postmaster_is_noticed_and_can_be_started_again(made: Deployment) -> None:
     leader = await lead(made)
     connection = await made.connect(EAST)
     await connection.execute("INSERT INTO palaver.kept VALUES (1)")
@@ -306,7 +304,7 @@ async def test_killed_postmaster_is_noticed_and_starts_again_over_its_leftovers(
     assert processes_in(leader.settings.data.resolve()) == []
 
 
-async def test_whoever_starts_it_is_never_turned_away_and_its_passwords_cost_no_iterations(made: Deployment) -> None:
+async def test_a_start_refuses_no_connection_and_passwords_use_one_scram_iteration(made: Deployment) -> None:
     leader = await lead(made)
     for _ in range(3):
         await leader.stop(at_once=True)
@@ -320,7 +318,7 @@ async def test_whoever_starts_it_is_never_turned_away_and_its_passwords_cost_no_
     )
 
 
-async def test_member_outlives_its_agent_and_is_adopted(made: Deployment) -> None:
+async def test_a_member_outlives_its_agent_and_is_adopted(made: Deployment) -> None:
     first = await lead(made)
     assert first.process is not None
     pid = first.process.pid
@@ -335,7 +333,7 @@ async def test_member_outlives_its_agent_and_is_adopted(made: Deployment) -> Non
     assert not await third.adopt()
 
 
-async def test_postmaster_that_nobody_remembers_is_stopped(made: Deployment) -> None:
+async def test_a_postmaster_without_a_member_record_is_stopped(made: Deployment) -> None:
     first = await lead(made)
     assert first.process is not None
     first.detach()
@@ -346,7 +344,7 @@ async def test_postmaster_that_nobody_remembers_is_stopped(made: Deployment) -> 
     assert processes_in(made.settings(EAST).data.resolve()) == []
 
 
-async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Deployment) -> None:
+async def test_an_unfinished_base_backup_is_removed_and_started_again(made: Deployment) -> None:
     leader = await lead(made)
     data = made.settings(WEST).data
     unfinished = data.with_name(data.name + ".copy")
@@ -370,7 +368,7 @@ async def test_half_finished_base_backup_is_thrown_away_and_begun_anew(made: Dep
     await leader.stop()
 
 
-async def test_a_cancelled_initialisation_leaves_nobody_behind_who_still_removes_files(made: Deployment) -> None:
+async def test_a_cancelled_initialisation_leaves_no_thread_that_removes_files(made: Deployment) -> None:
     settings = made.settings(WEST)
     member = Member(settings)
     settings.data.mkdir(parents=True, exist_ok=True)
@@ -387,7 +385,9 @@ async def test_a_cancelled_initialisation_leaves_nobody_behind_who_still_removes
     assert list(settings.data.iterdir()) == []
 
 
-async def test_copy_of_an_absent_leader_is_one_clear_error(made: Deployment, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_copy_of_an_unreachable_leader_is_one_clear_error(
+    made: Deployment, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(failover_member, "READY_S_MAX", 0)
     member = FailoverMember(made.settings(WEST))
     with pytest.raises(MemberFailed, match=r"cannot be copied: .*Connect call failed") as failed:
@@ -409,7 +409,7 @@ async def test_data_of_another_version_or_kind_is_one_clear_error(
     assert len(list(settings.data.iterdir())) == 1
 
 
-async def test_port_that_is_taken_is_one_clear_error(made: Deployment) -> None:
+async def test_a_port_in_use_is_one_clear_error(made: Deployment) -> None:
     member = Member(made.settings(EAST))
     await member.initialise()
     with socket.socket() as holder:
@@ -419,7 +419,7 @@ async def test_port_that_is_taken_is_one_clear_error(made: Deployment) -> None:
     assert "\n" not in str(failed.value)
 
 
-async def test_frozen_member_is_stopped_in_bounded_time(made: Deployment) -> None:
+async def test_a_hung_member_is_stopped_in_bounded_time(made: Deployment) -> None:
     leader = await lead(made)
     assert leader.process is not None
     leader.process.send(signal.SIGSTOP)

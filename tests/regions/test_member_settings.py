@@ -25,14 +25,14 @@ SETTINGS = MemberSettings(
 )
 
 
-def test_quorum_is_any_of_the_standbys_in_a_stable_order() -> None:
+def test_the_quorum_is_any_of_the_standbys_in_a_stable_order() -> None:
     east, south = RegionName("us-east"), RegionName("ap-south")
     assert quorum_names((east, south), 1) == 'ANY 1 ("ap-south", "us-east")'
     with pytest.raises(AssertionError):
         quorum_names((), 0)
 
 
-def test_primary_starts_with_its_quorum_and_follows_nobody() -> None:
+def test_a_primary_starts_with_its_quorum_and_an_empty_primary_conninfo() -> None:
     written = configuration(SETTINGS, synchronous_standby_names='ANY 1 ("a")', follows=None)
     assert "synchronous_standby_names = 'ANY 1 (\"a\")'" in written
     assert "primary_conninfo = ''" in written
@@ -40,7 +40,7 @@ def test_primary_starts_with_its_quorum_and_follows_nobody() -> None:
     assert "listen_addresses = '127.0.0.1'" in written
 
 
-def test_password_is_in_the_passfile_only() -> None:
+def test_the_replication_password_is_in_the_passfile_only() -> None:
     secret = replace(SETTINGS, replication_password="hidden:\\")
     leader = Address("10.0.0.1", 5000)
     assert "hidden" not in configuration(secret, synchronous_standby_names="", follows=leader)
@@ -49,7 +49,7 @@ def test_password_is_in_the_passfile_only() -> None:
     assert "dbname=palaver" in follow_conninfo(secret, leader)
 
 
-def test_a_follower_is_led_by_the_line_first_and_goes_by_itself_where_nobody_listens() -> None:
+def test_a_follower_connects_to_the_replication_proxy_first_and_to_the_leader_second() -> None:
     leader = Address("10.0.0.1", 5000)
     assert "host=10.0.0.1 port=5000 " in follow_conninfo(SETTINGS, leader)
     led = follow_conninfo(SETTINGS, leader, proxied=True)

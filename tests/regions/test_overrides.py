@@ -94,7 +94,7 @@ async def test_each_kind_of_override_is_found_and_named_as_sql_writes_it(
     assert await found(leader) == set()
 
 
-async def test_only_what_is_weaker_than_the_quorum_counts_however_it_is_written(
+async def test_only_values_weaker_than_the_quorum_are_reported_in_any_spelling(
     leader: Member, operator: asyncpg.Connection
 ) -> None:
     for value, is_weak in {
@@ -115,7 +115,7 @@ async def test_only_what_is_weaker_than_the_quorum_counts_however_it_is_written(
         assert await found(leader) == ({("role", "palaver_writer", value)} if is_weak else set()), value
 
 
-async def test_a_configuration_file_is_seen_also_by_an_agent_that_is_overridden_itself(
+async def test_an_override_in_a_configuration_file_is_found_by_a_session_that_is_overridden_itself(
     made: Deployment, leader: Member, operator: asyncpg.Connection
 ) -> None:
     with (made.settings(EAST).data / "palaver.conf").open("a") as file:
@@ -135,7 +135,7 @@ async def shows_off(connection: asyncpg.Connection) -> bool:
     return await connection.fetchval("SHOW synchronous_commit") == "off"
 
 
-async def test_an_override_lets_a_commit_return_without_its_quorum_and_that_of_a_function_does_not(
+async def test_an_override_of_a_database_skips_the_quorum_and_one_of_a_function_does_not(
     made: Deployment, leader: Member, operator: asyncpg.Connection
 ) -> None:
     await operator.execute("ALTER FUNCTION palaver.keep SET synchronous_commit = off")
@@ -158,7 +158,7 @@ async def waits_for_quorum(connection: asyncpg.Connection) -> bool:
     return await connection.fetchval("SELECT EXISTS (SELECT FROM pg_stat_activity WHERE wait_event = 'SyncRep')")
 
 
-async def test_what_came_and_what_is_gone_is_told_once(
+async def test_new_and_removed_overrides_are_logged_once(
     leader: Member, operator: asyncpg.Connection, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.INFO, logger="regions.member.overrides")
@@ -197,7 +197,7 @@ async def test_what_came_and_what_is_gone_is_told_once(
     assert len(watch.found or ()) == 2
 
 
-async def test_a_ledger_is_watched_only_while_it_leads(leader: Member) -> None:
+async def test_overrides_are_queried_only_while_the_member_leads(leader: Member) -> None:
     watch = OverrideWatch(leader.ledger)
     leads = False
     asked = asyncio.Event()
@@ -210,13 +210,13 @@ async def test_a_ledger_is_watched_only_while_it_leads(leader: Member) -> None:
     await asked.wait()
     assert watch.found is None
     leads = True
-    await until(lambda: asyncio.sleep(0, watch.found == ()))
+    await until(lambda: watch.found == ())
     running.cancel()
     await asyncio.wait([running])
     assert running.cancelled()
 
 
-def test_a_line_names_a_few_and_counts_the_rest() -> None:
+def test_a_log_line_names_a_few_overrides_and_counts_the_rest() -> None:
     many = [Override(scope="role", name=f"r{number:03}", value="off") for number in range(NAMED_MAX + 2)]
     line = describe(many)
     assert line.startswith("role r000 = off; role r001 = off; ")

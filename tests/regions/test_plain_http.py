@@ -52,7 +52,7 @@ async def post() -> None:
             await client.post(url, json={})
 
 
-def test_a_connection_that_is_reset_while_it_is_made_is_an_error_of_http() -> None:
+def test_a_reset_while_a_connection_is_opened_raises_an_httpx_error() -> None:
     with (
         pytest.raises(httpx.ConnectError, match="reset while it was opened"),
         asyncio.Runner(loop_factory=ResetWhileMade) as runner,
@@ -61,6 +61,6 @@ def test_a_connection_that_is_reset_while_it_is_made_is_an_error_of_http() -> No
 
 
 @pytest.mark.parametrize("loop", [asyncio.new_event_loop, uvloop.new_event_loop])
-def test_a_connection_that_is_reset_when_it_is_there_is_an_error_of_http_too(loop: Any) -> None:
+def test_a_reset_after_a_connection_is_opened_raises_an_httpx_error(loop: Any) -> None:
     with pytest.raises(httpx.HTTPError), asyncio.Runner(loop_factory=loop) as runner:
         runner.run(post())

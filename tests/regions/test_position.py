@@ -23,23 +23,23 @@ cells = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True).map(CellId)
 
 
 @given(lsns)
-def test_lsn_survives_its_text(lsn: int) -> None:
+def test_an_lsn_survives_formatting_and_parsing(lsn: int) -> None:
     assert parse_lsn(format_lsn(lsn)) == lsn
 
 
 @given(cells, positions)
-def test_position_survives_its_token(cell: CellId, position: Position) -> None:
+def test_a_position_survives_encoding_and_decoding(cell: CellId, position: Position) -> None:
     assert decode_token(encode_token(cell, position)) == (cell, position)
 
 
 @given(positions, positions)
-def test_order_is_epoch_then_lsn(one: Position, other: Position) -> None:
+def test_positions_are_ordered_by_epoch_then_lsn(one: Position, other: Position) -> None:
     assert (one < other) == ((one.epoch, one.lsn) < (other.epoch, other.lsn))
     assert one >= ZERO
 
 
 @given(st.text())
-def test_any_text_decodes_or_is_refused(text: str) -> None:
+def test_any_text_is_decoded_or_refused(text: str) -> None:
     try:
         cell, position = decode_token(text)
     except InvalidPosition:
@@ -47,7 +47,7 @@ def test_any_text_decodes_or_is_refused(text: str) -> None:
     assert encode_token(cell, position) == text
 
 
-def test_token_has_its_documented_shape() -> None:
+def test_a_token_has_the_documented_form() -> None:
     token = encode_token(CellId("main"), Position(1, parse_lsn("0/16B3748")))
     assert token == "main.1.00000000016B3748"
 

@@ -11,7 +11,7 @@ from regions.member.promise import NAME, STARTS, PromiseLost, load_promise, load
 PROMISE = Promise(epoch=4, lineage=3, floor=2, copying=1)
 
 
-def test_what_was_stored_is_found(tmp_path: Path) -> None:
+def test_a_stored_promise_is_loaded(tmp_path: Path) -> None:
     assert load_promise(tmp_path) is None
     store_promise(tmp_path, PROMISE)
     assert load_promise(tmp_path) == PROMISE
@@ -24,13 +24,13 @@ def test_what_was_stored_is_found(tmp_path: Path) -> None:
     "text",
     ["", "{", "[]", "null", '{"epoch": 1}', json.dumps({"epoch": -1, "lineage": 0, "floor": 0, "copying": 0})],
 )
-def test_a_file_that_says_nothing_clear_is_a_lost_promise_and_not_an_empty_one(tmp_path: Path, text: str) -> None:
+def test_an_unreadable_promise_file_is_an_error_and_not_an_empty_promise(tmp_path: Path, text: str) -> None:
     (tmp_path / NAME).write_text(text)
     with pytest.raises(PromiseLost, match="promise"):
         load_promise(tmp_path)
 
 
-def test_starts_are_counted(tmp_path: Path) -> None:
+def test_a_stored_count_of_starts_is_loaded(tmp_path: Path) -> None:
     assert load_starts(tmp_path) is None
     store_starts(tmp_path, 7)
     assert load_starts(tmp_path) == 7

@@ -21,17 +21,17 @@ from regions.member.record import (
     write_durably,
 )
 from regions.process_identity import ProcessIdentity
-from tests.regions.power import Files, losing_power
+from tests.regions.power_loss import Files, power_loss
 
 BEFORE, AFTER = Promise(epoch=4, lineage=3), Promise(epoch=5, lineage=4, floor=2, copying=1)
 FIRST = MemberRecord(role="standby", epoch=1, process=ProcessIdentity(pid=7, started_ticks=8, boot_id="9"))
 SECOND = MemberRecord(role="primary", epoch=2, process=None)
 
 
-def found(left: Files, folder: Path, load: Callable[[Path], object]) -> object:
+def found(possible_states: Files, folder: Path, load: Callable[[Path], object]) -> object:
     """What an agent reads that starts after the loss."""
     folder.mkdir()
-    for name, content in left.items():
+    for name, content in possible_states.items():
         (folder / name).write_bytes(content)
     return load(folder)
 
@@ -58,7 +58,7 @@ def load_text(folder: Path) -> str:
         (store_text, load_text, ("one", "a longer one")),
     ],
 )
-def test_what_was_stored_survives_a_loss_of_power_and_what_is_being_stored_is_the_old_or_the_new(
+def test_a_loss_of_power_leaves_the_old_or_the_new_value_during_a_write_and_the_new_one_after_it(
     tmp_path: Path,
     store: Callable[[Path, Any], None],
     load: Callable[[Path], object],
@@ -67,46 +67,54 @@ def test_what_was_stored_survives_a_loss_of_power_and_what_is_being_stored_is_th
     before, after = values
     (disk := tmp_path / "disk").mkdir()
     store(disk, before)
-    with losing_power(disk) as power:
+    with power_loss(disk) as power:
         store(disk, after)
-        seen = [found(left, tmp_path / f"{number}", load) for number, left in enumerate(power.moments)]
-        kept = [found(left, tmp_path / f"kept-{number}", load) for number, left in enumerate(power.left())]
+        seen = [
+            found(possible_states, tmp_path / f"{number}", load) for number, possible_states in enumerate(power.states)
+        ]
+        kept = [
+            found(possible_states, tmp_path / f"kept-{number}", load)
+            for number, possible_states in enumerate(power.possible_states())
+        ]
     assert seen
     assert all(one in (before, after) for one in seen)
     assert kept == [after, after]
 
 
-def test_the_first_promise_survives_a_loss_of_power_too(tmp_path: Path) -> None:
+def test_the_first_promise_survives_a_loss_of_power(tmp_path: Path) -> None:
     (disk := tmp_path / "disk").mkdir()
-    with losing_power(disk) as power:
+    with power_loss(disk) as power:
         store_promise(disk, AFTER)
-        kept = [found(left, tmp_path / f"{number}", load_promise) for number, left in enumerate(power.left())]
+        kept = [
+            found(possible_states, tmp_path / f"{number}", load_promise)
+            for number, possible_states in enumerate(power.possible_states())
+        ]
     assert kept == [AFTER, AFTER]
 
 
-def test_a_file_that_was_written_whole_is_the_old_or_the_new_for_who_reads_it_and_durable_once_it_is_flushed(
+def test_an_atomically_written_file_is_visible_at_once_and_durable_after_a_flush(
     tmp_path: Path,
 ) -> None:
     (disk := tmp_path / "disk").mkdir()
     write_durably(disk / "file", "old")
-    with losing_power(disk) as power:
+    with power_loss(disk) as power:
         write_atomically(disk / "file", "new")
         assert (disk / "file").read_bytes() == b"new"
         flush(disk / "file")
-        assert power.left() == [{"file": b"new"}] * 2
+        assert power.possible_states() == [{"file": b"new"}] * 2
 
 
-def test_what_is_being_built_is_known_as_unfinished_until_it_is_finished_for_good(tmp_path: Path) -> None:
+def test_a_build_is_durably_marked_as_unfinished_until_it_ends(tmp_path: Path) -> None:
     (disk := tmp_path / "disk").mkdir()
-    with losing_power(disk) as power:
+    with power_loss(disk) as power:
         begin_building(disk, "base backup")
-        assert [set(left) for left in power.left()] == [{"building"}] * 2
+        assert [set(possible_states) for possible_states in power.possible_states()] == [{"building"}] * 2
         end_building(disk)
-        assert power.left() == [{}, {}]
+        assert power.possible_states() == [{}, {}]
     assert not building(disk)
 
 
-def test_a_record_that_cannot_be_understood_is_an_error(tmp_path: Path) -> None:
+def test_an_invalid_member_record_is_an_error(tmp_path: Path) -> None:
     (tmp_path / "member.json").write_text('{"role": "primary"}')
     with pytest.raises(MemberUnusable, match=r"member\.json cannot be read"):
         MemberRecord.load(tmp_path)

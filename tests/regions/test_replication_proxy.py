@@ -19,7 +19,16 @@ from regions.member.replication_connection import ReplicationConnection
 from regions.member.replication_proxy import ReplicationProxy
 from regions.member.settings import SEGMENT_MB, proxy_name
 from tests.regions.deployment import REGIONS, Deployment
-from tests.regions.test_failover_member import has, keep, kept, kill, lose_leader, promote_by_hand, take_over, three
+from tests.regions.test_failover_member import (
+    has_rows,
+    insert_rows,
+    kill,
+    kill_leader,
+    promote_manually,
+    selected_rows,
+    take_over,
+    three_members,
+)
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -27,7 +36,7 @@ pytestmark = pytest.mark.integration
 EAST, WEST, SOUTH = REGIONS
 
 
-async def senders(made: Deployment, region: RegionName, of: RegionName, state: str) -> list[int]:
+async def walsenders(made: Deployment, region: RegionName, of: RegionName, state: str) -> list[int]:
     """The walsenders of a member that do this for another region."""
     connection = await made.connect(region)
     rows = await connection.fetch(
@@ -52,41 +61,41 @@ def as_user(uid: int) -> Generator[None]:
         os.seteuid(own)
 
 
-async def everybody_but(made: Deployment, member: FailoverMember) -> None:
+async def keep_all_connections(made: Deployment, member: FailoverMember) -> None:
     await member.keep_connections([made.ledger(region) for region in REGIONS if region != member.settings.region])
 
 
-async def test_a_receiver_is_led_over_the_connection_that_was_kept_ready() -> None:
-    async with three() as (made, members):
+async def test_a_receiver_gets_the_prepared_connection() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         await west.freeze()
-        await everybody_but(made, west)
-        ready = await senders(made, EAST, WEST, "startup")
+        await keep_all_connections(made, west)
+        ready = await walsenders(made, EAST, WEST, "startup")
         assert len(ready) == 1
         before = west.proxy.connections[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
         assert west.proxy.connections[True] == before + 1
-        assert await senders(made, EAST, WEST, "streaming") == ready
-        await keep(made, EAST, range(100))
-        await until(lambda: has(made, WEST, 100))
+        assert await walsenders(made, EAST, WEST, "streaming") == ready
+        await insert_rows(made, EAST, range(100))
+        await until(lambda: has_rows(made, WEST, 100))
 
 
 async def test_the_replication_proxy_sets_tcp_nodelay_on_new_and_on_prepared_connections() -> None:
     """Without TCP_NODELAY a follower's reply waits 40 ms for a delayed acknowledgement, and a commit for the reply."""
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         west = members[WEST]
         passed_through = west.proxy.connections[False]
         assert passed_through, "nothing was ready when it followed first"
-        assert delaying(made, EAST) == []
+        assert sockets_with_nagle(made, EAST) == []
         await west.freeze()
-        await everybody_but(made, west)
+        await keep_all_connections(made, west)
         led = west.proxy.connections[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
         assert west.proxy.connections[True] > led
-        assert delaying(made, EAST) == []
+        assert sockets_with_nagle(made, EAST) == []
 
 
-def delaying(made: Deployment, region: RegionName) -> list[socket.socket]:
+def sockets_with_nagle(made: Deployment, region: RegionName) -> list[socket.socket]:
     """This process's connections to a member that delay small messages (Nagle); fails when there is none at all."""
     ours: list[socket.socket] = []
     for one in gc.get_objects():
@@ -97,23 +106,23 @@ def delaying(made: Deployment, region: RegionName) -> list[socket.socket]:
     return [one for one in ours if not one.getsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY)]
 
 
-async def test_what_was_made_ready_with_a_standby_leads_to_the_leader_that_it_becomes() -> None:
-    async with three() as (made, members):
+async def test_a_connection_prepared_with_a_standby_is_used_after_its_promotion() -> None:
+    async with three_members() as (made, members):
         south = members[SOUTH]
-        await keep(made, EAST, range(100))
-        await everybody_but(made, south)
-        ready = await senders(made, WEST, SOUTH, "startup")
-        await lose_leader(members)
+        await insert_rows(made, EAST, range(100))
+        await keep_all_connections(made, south)
+        ready = await walsenders(made, WEST, SOUTH, "startup")
+        await kill_leader(members)
         await take_over(made, members, epoch=2)
-        assert await senders(made, WEST, SOUTH, "streaming") == ready
-        await keep(made, WEST, range(100, 120))
-        await until(lambda: has(made, SOUTH, 120))
+        assert await walsenders(made, WEST, SOUTH, "streaming") == ready
+        await insert_rows(made, WEST, range(100, 120))
+        await until(lambda: has_rows(made, SOUTH, 120))
         # Of the old leader nothing answers any more.
-        await everybody_but(made, south)
-        assert await senders(made, WEST, SOUTH, "startup") != []
+        await keep_all_connections(made, south)
+        assert await walsenders(made, WEST, SOUTH, "startup") != []
 
 
-async def told(made: Deployment, region: RegionName, of: RegionName) -> list[int]:
+async def waiting_walsenders(made: Deployment, region: RegionName, of: RegionName) -> list[int]:
     """The walsenders of a standby that wait for its promotion, for another region."""
     connection = await made.connect(region)
     rows = await connection.fetch(
@@ -125,16 +134,18 @@ async def told(made: Deployment, region: RegionName, of: RegionName) -> list[int
 
 
 @contextlib.asynccontextmanager
-async def told_ahead() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember], "asyncio.Task[None]"]]:
+async def advance_request_harness() -> AsyncGenerator[
+    tuple[Deployment, dict[RegionName, FailoverMember], "asyncio.Task[None]"]
+]:
     """EAST is lost, WEST is chosen, and SOUTH follows it already: it has said what WEST shall do once it is primary."""
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await keep(made, EAST, range(100))
-        await everybody_but(made, south)
-        await lose_leader(members)
+        await insert_rows(made, EAST, range(100))
+        await keep_all_connections(made, south)
+        await kill_leader(members)
         await frozen_with_a_quorum(west, south)
         following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
-        await until(lambda: told(made, WEST, SOUTH))
+        await until(lambda: waiting_walsenders(made, WEST, SOUTH))
         try:
             yield made, members, following
         finally:
@@ -150,27 +161,27 @@ async def frozen_with_a_quorum(west: FailoverMember, south: FailoverMember) -> N
 async def is_gone(made: Deployment, region: RegionName, of: RegionName) -> bool:
     """Whether a member has no walsender for another region any more, and its slot is free."""
     connection = await made.connect(region)
-    senders = await connection.fetchval("SELECT count(*) FROM pg_stat_replication WHERE application_name = $1", of)
+    walsenders = await connection.fetchval("SELECT count(*) FROM pg_stat_replication WHERE application_name = $1", of)
     used = await connection.fetchval(
         "SELECT count(*) FROM pg_replication_slots WHERE slot_name = $1 AND active", physical_slot_name(of)
     )
     await connection.close()
-    return senders == used == 0
+    return walsenders == used == 0
 
 
-async def test_what_was_said_ahead_is_what_the_receiver_asks_for() -> None:
-    async with told_ahead() as (made, members, following):
-        ahead = await told(made, WEST, SOUTH)
+async def test_an_advance_request_is_what_the_receiver_asks_for() -> None:
+    async with advance_request_harness() as (made, members, following):
+        ahead = await waiting_walsenders(made, WEST, SOUTH)
         await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
         await following
-        await keep(made, WEST, range(100, 120))
+        await insert_rows(made, WEST, range(100, 120))
         assert members[SOUTH].proxy.advance_requests == {True: 1, False: 0}
-        assert await senders(made, WEST, SOUTH, "streaming") == ahead
+        assert await walsenders(made, WEST, SOUTH, "streaming") == ahead
         assert (await members[WEST].ledger.read_standbys([SOUTH]))[0].sync_state == "quorum"
-        await until(lambda: has(made, SOUTH, 120))
+        await until(lambda: has_rows(made, SOUTH, 120))
 
 
-async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to_look(
+async def test_a_receiver_that_asks_for_an_ended_timeline_is_refused_once(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     written: dict[Path, str] = {}
@@ -189,87 +200,87 @@ async def test_a_receiver_that_was_begun_before_postgresql_had_looked_is_told_to
     leads = ReplicationProxy._route  # a moment that no order of calls brings about
     monkeypatch.setattr(FailoverMember, "_install_history", later)
     monkeypatch.setattr(ReplicationProxy, "_route", lead)
-    async with told_ahead() as (made, members, following):
+    async with advance_request_harness() as (made, members, following):
         south = members[SOUTH]
-        ahead = await told(made, WEST, SOUTH)
+        ahead = await waiting_walsenders(made, WEST, SOUTH)
         await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
         await following
         # What it follows with is the receiver that is refused; the next one comes by itself.
-        await keep(made, WEST, range(100, 120))
-        await until(lambda: has(made, SOUTH, 120))
+        await insert_rows(made, WEST, range(100, 120))
+        await until(lambda: has_rows(made, SOUTH, 120))
         assert south.proxy.timeline_refusals == 1
         assert south.proxy.advance_requests == {True: 1, False: 0}
-        assert await senders(made, WEST, SOUTH, "streaming") == ahead
+        assert await walsenders(made, WEST, SOUTH, "streaming") == ahead
         # The way without it: the leader ends the stream, and PostgreSQL asks again half a second later.
         assert "replication terminated by primary server" not in south.settings.log.read_text()
 
 
-async def test_a_member_that_lacks_the_end_of_a_timeline_which_was_left_gets_that_first() -> None:
-    async with three() as (made, members):
+async def test_a_member_that_lacks_the_end_of_the_old_timeline_receives_it_first() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
         await south.freeze()
-        await keep(made, EAST, range(100))
-        await until(lambda: has(made, WEST, 100))
-        await everybody_but(made, south)
+        await insert_rows(made, EAST, range(100))
+        await until(lambda: has_rows(made, WEST, 100))
+        await keep_all_connections(made, south)
         kill(members[EAST])
         await frozen_with_a_quorum(west, south)
         following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await following
-        await keep(made, WEST, range(100, 120))
-        await until(lambda: has(made, SOUTH, 120))
+        await insert_rows(made, WEST, range(100, 120))
+        await until(lambda: has_rows(made, SOUTH, 120))
         assert "on timeline 1" in south.settings.log.read_text()
         assert south.proxy.timeline_refusals == 0
 
 
-async def test_a_receiver_that_asks_for_something_else_gets_that_on_the_same_connection() -> None:
-    async with three() as (made, members):
+async def test_a_receiver_that_asks_for_something_else_gets_it_on_the_same_connection() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await everybody_but(made, south)
-        ready = await senders(made, WEST, SOUTH, "startup")
+        await keep_all_connections(made, south)
+        ready = await walsenders(made, WEST, SOUTH, "startup")
         await south.freeze()
         # It lacks this, so that it asks for the old timeline first.
-        await keep(made, EAST, range(100))
+        await insert_rows(made, EAST, range(100))
         kill(members[EAST])
         await frozen_with_a_quorum(west, south)
         await west.promote(epoch=2, followers=[EAST, SOUTH])
         await south.follow(epoch=2, leader=made.ledger(WEST))
-        await keep(made, WEST, range(100, 120))
+        await insert_rows(made, WEST, range(100, 120))
         assert south.proxy.advance_requests == {True: 0, False: 1}
-        assert await senders(made, WEST, SOUTH, "streaming") == ready
-        await until(lambda: has(made, SOUTH, 120))
+        assert await walsenders(made, WEST, SOUTH, "streaming") == ready
+        await until(lambda: has_rows(made, SOUTH, 120))
 
 
-async def test_what_was_said_ahead_and_refused_is_asked_for_again() -> None:
-    async with told_ahead() as (made, members, following):
+async def test_a_refused_advance_request_is_repeated() -> None:
+    async with advance_request_harness() as (made, members, following):
         await members[WEST].promote(epoch=2, followers=[EAST])  # so that SOUTH has no slot yet
-        await until(lambda: asyncio.sleep(0, members[SOUTH].proxy.advance_requests[True]))
+        await until(lambda: members[SOUTH].proxy.advance_requests[True])
         refused = f'replication slot "{physical_slot_name(SOUTH)}" does not exist'
-        await until(lambda: asyncio.sleep(0, refused in members[SOUTH].settings.log.read_text()))
+        await until(lambda: refused in members[SOUTH].settings.log.read_text())
         # A receiver that is refused looks alive for a moment: `follow` ends for certain only if there is a slot.
         await members[WEST].ledger.prepare_follower_slots([SOUTH])
         await following
-        await keep(made, WEST, range(100, 120))
-        await until(lambda: has(made, SOUTH, 120))
+        await insert_rows(made, WEST, range(100, 120))
+        await until(lambda: has_rows(made, SOUTH, 120))
 
 
-async def test_who_gives_up_leaves_no_slot_in_use() -> None:
-    async with told_ahead() as (made, members, following):
+async def test_a_follower_that_stops_following_leaves_no_slot_in_use() -> None:
+    async with advance_request_harness() as (made, members, following):
         following.cancel()
         await asyncio.wait([following])
         await until(lambda: is_gone(made, WEST, SOUTH))
         await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
         assert await is_gone(made, WEST, SOUTH)
         await members[SOUTH].follow(epoch=2, leader=made.ledger(WEST))
-        await keep(made, WEST, range(100, 120))
+        await insert_rows(made, WEST, range(100, 120))
 
 
-async def test_who_turns_out_to_have_diverged_leaves_no_slot_in_use() -> None:
-    async with three() as (made, members):
+async def test_a_follower_that_has_diverged_leaves_no_slot_in_use() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await everybody_but(made, south)
+        await keep_all_connections(made, south)
         await west.freeze()
-        await keep(made, EAST, range(100))
+        await insert_rows(made, EAST, range(100))
         kill(members[EAST])
         await frozen_with_a_quorum(west, south)
         await west.promote(epoch=2, followers=[EAST, SOUTH])
@@ -278,14 +289,14 @@ async def test_who_turns_out_to_have_diverged_leaves_no_slot_in_use() -> None:
         await until(lambda: is_gone(made, WEST, SOUTH))
 
 
-async def test_a_member_that_waits_for_its_next_leader_has_let_go_of_the_one_before() -> None:
+async def test_a_member_that_waits_for_its_next_leader_receives_nothing_from_the_previous_one() -> None:
     # Told to receive from another while it receives, PostgreSQL can read on in the old timeline's file and begin again.
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await everybody_but(made, south)
+        await keep_all_connections(made, south)
         await west.freeze()
         following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
-        await until(lambda: told(made, WEST, SOUTH))
+        await until(lambda: waiting_walsenders(made, WEST, SOUTH))
         await until(lambda: receives_nothing(south))
         assert not following.done()
         await west.set_quorum(quorum_names((EAST, SOUTH), 1))
@@ -297,105 +308,105 @@ async def receives_nothing(member: FailoverMember) -> bool:
     return not (await member.ledger.one("read_frozen"))["receiving"]
 
 
-async def test_what_was_said_ahead_confirms_nothing() -> None:
-    async with three() as (made, members):
+async def test_an_advance_request_confirms_no_wal() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await everybody_but(made, south)
-        await lose_leader(members)
+        await keep_all_connections(made, south)
+        await kill_leader(members)
         await frozen_with_a_quorum(west, south)
         end = (await south.ledger.read_state()).lsn
         await south.proxy.request_in_advance(made.ledger(WEST), end - end % (SEGMENT_MB << 20))
         await west.promote(epoch=2, followers=[EAST, SOUTH])
-        await until(lambda: senders(made, WEST, SOUTH, "streaming"))
-        writing = asyncio.create_task(keep(made, WEST, range(100)))
-        await until(lambda: made.commits_that_wait(WEST))
+        await until(lambda: walsenders(made, WEST, SOUTH, "streaming"))
+        writing = asyncio.create_task(insert_rows(made, WEST, range(100)))
+        await until(lambda: made.waiting_commits(WEST))
         assert not writing.done()
         assert await west.ledger.read_standbys([SOUTH]) == ()
         await south.follow(epoch=2, leader=made.ledger(WEST))
         await writing
 
 
-async def test_a_member_that_is_frozen_takes_back_what_it_said_ahead() -> None:
-    async with three() as (made, members):
+async def test_a_freeze_cancels_the_advance_request() -> None:
+    async with three_members() as (made, members):
         south = members[SOUTH]
-        await everybody_but(made, south)
+        await keep_all_connections(made, south)
         await south.proxy.request_in_advance(made.ledger(WEST), 0)
-        await until(lambda: told(made, WEST, SOUTH))
+        await until(lambda: waiting_walsenders(made, WEST, SOUTH))
         await south.freeze()
         await until(lambda: is_gone(made, WEST, SOUTH))
 
 
-async def test_where_the_name_is_taken_what_was_said_ahead_is_not_in_the_way() -> None:
-    async with told_ahead() as (made, members, following):
+async def test_an_advance_request_does_not_block_a_direct_connection_if_the_socket_name_is_taken() -> None:
+    async with advance_request_harness() as (made, members, following):
         with socket.socket(socket.AF_UNIX) as squatter:
             squatter.bind(path(members[SOUTH], WEST, made))
             squatter.listen()
             await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
             await following
         assert "@palaver" not in (members[SOUTH].settings.data / "palaver.conf").read_text()
-        await keep(made, WEST, range(100, 120))
-        await until(lambda: has(made, SOUTH, 120))
+        await insert_rows(made, WEST, range(100, 120))
+        await until(lambda: has_rows(made, SOUTH, 120))
 
 
-async def test_a_member_that_is_never_promoted_waits_for_a_while_and_holds_no_slot() -> None:
-    async with three() as (made, members):
+async def test_a_standby_that_is_not_promoted_refuses_an_advance_request_and_holds_no_slot() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await everybody_but(made, south)
+        await keep_all_connections(made, south)
         await west.ledger.prepare_follower_slots([SOUTH])
         await south.proxy.request_in_advance(made.ledger(WEST), 0)
-        waits = await told(made, WEST, SOUTH)
+        waits = await waiting_walsenders(made, WEST, SOUTH)
 
         async def refused() -> bool:
             return "requested timeline 2 is not in this server's history" in west.settings.log.read_text()
 
         await until(refused)
-        assert await senders(made, WEST, SOUTH, "startup") == waits
+        assert await walsenders(made, WEST, SOUTH, "startup") == waits
         south.proxy.cancel_advance_request()
         await until(lambda: is_gone(made, WEST, SOUTH))
 
 
-async def test_to_a_primary_nothing_is_said_ahead() -> None:
-    async with three() as (made, members):
+async def test_a_primary_gets_no_advance_request() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         await west.freeze()
-        await everybody_but(made, west)
+        await keep_all_connections(made, west)
         await west.follow(epoch=1, leader=made.ledger(EAST))
-        await keep(made, EAST, range(100))
+        await insert_rows(made, EAST, range(100))
         assert west.proxy.connections[True] > 0
         assert west.proxy.advance_requests == {True: 0, False: 0}
 
 
-async def test_a_standby_that_was_promoted_is_known_as_a_primary_when_it_was_asked_again() -> None:
-    async with three() as (made, members):
+async def test_a_promoted_standby_is_recognised_as_primary_at_the_next_check() -> None:
+    async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
-        await everybody_but(made, south)
+        await keep_all_connections(made, south)
         await asyncio.gather(west.freeze(), south.freeze())
-        await promote_by_hand(west)
+        await promote_manually(west)
         await west.ledger.prepare_follower_slots([SOUTH])
-        await everybody_but(made, south)
+        await keep_all_connections(made, south)
         await south.follow(epoch=2, leader=made.ledger(WEST))
-        await keep(made, WEST, range(100))
-        await until(lambda: has(made, SOUTH, 100))
+        await insert_rows(made, WEST, range(100))
+        await until(lambda: has_rows(made, SOUTH, 100))
         assert south.proxy.connections[True] > 0
         assert south.proxy.advance_requests == {True: 0, False: 0}
 
 
-async def test_without_the_agent_postgresql_connects_by_itself() -> None:
-    async with three() as (made, members):
+async def test_postgresql_connects_directly_without_the_agent() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
-        led = await senders(made, EAST, WEST, "streaming")
+        led = await walsenders(made, EAST, WEST, "streaming")
         await west.drop_connections()
         await members[SOUTH].stop()
         # One of two is enough for a commit, and this is the one.
-        await keep(made, EAST, range(100))
-        assert await kept(made, WEST) == set(range(100))
-        alone = await senders(made, EAST, WEST, "streaming")
+        await insert_rows(made, EAST, range(100))
+        assert await selected_rows(made, WEST) == set(range(100))
+        alone = await walsenders(made, EAST, WEST, "streaming")
         assert len(alone) == 1
         assert alone != led
 
 
-async def test_where_the_name_is_taken_postgresql_is_told_to_connect_by_itself() -> None:
-    async with three() as (made, members):
+async def test_postgresql_connects_directly_if_the_socket_name_is_taken() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         await west.freeze()
         with socket.socket(socket.AF_UNIX) as squatter:
@@ -403,11 +414,13 @@ async def test_where_the_name_is_taken_postgresql_is_told_to_connect_by_itself()
             squatter.listen()
             await west.follow(epoch=1, leader=made.ledger(EAST))
         assert "@palaver" not in (west.settings.data / "palaver.conf").read_text()
-        await keep(made, EAST, range(100))
-        await until(lambda: has(made, WEST, 100))
+        await insert_rows(made, EAST, range(100))
+        await until(lambda: has_rows(made, WEST, 100))
 
 
-async def test_a_connection_that_was_made_while_everything_ended_is_not_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_connection_that_completes_after_the_end_of_the_proxy_is_not_kept(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
     connected, ended, identify = asyncio.Event(), asyncio.Event(), ReplicationConnection.identify
 
     async def late(connection: ReplicationConnection) -> None:
@@ -416,7 +429,7 @@ async def test_a_connection_that_was_made_while_everything_ended_is_not_kept(mon
         await identify(connection)
 
     monkeypatch.setattr(ReplicationConnection, "identify", late)
-    async with three() as (made, members):
+    async with three_members() as (made, members):
         west = members[WEST]
         keeping = asyncio.create_task(west.proxy.keep_connections([made.ledger(SOUTH)]))
         await connected.wait()
@@ -425,13 +438,13 @@ async def test_a_connection_that_was_made_while_everything_ended_is_not_kept(mon
         await keeping
 
         async def none_is_left() -> bool:
-            return await senders(made, SOUTH, WEST, "startup") == []
+            return await walsenders(made, SOUTH, WEST, "startup") == []
 
         await until(none_is_left)
 
 
-async def test_a_frozen_member_has_no_line() -> None:
-    async with three() as (made, members):
+async def test_a_frozen_member_has_no_open_replication_proxy() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         connected = socket.socket(socket.AF_UNIX)
         connected.connect(path(west, EAST, made))
@@ -441,8 +454,8 @@ async def test_a_frozen_member_has_no_line() -> None:
             refused.connect(path(west, EAST, made))
 
 
-async def test_who_copies_slots_asks_over_the_line_too() -> None:
-    async with three() as (made, members):
+async def test_the_slot_synchronization_worker_connects_through_the_proxy() -> None:
+    async with three_members() as (made, members):
         connection = await made.connect(EAST)
         await connection.execute("SELECT pg_create_logical_replication_slot('kept', 'pgoutput', failover => true)")
         await connection.close()
@@ -456,8 +469,8 @@ async def test_who_copies_slots_asks_over_the_line_too() -> None:
 
 
 @pytest.mark.skipif(os.geteuid() != 0, reason="needs another account")
-async def test_only_the_account_of_postgresql_is_let_in() -> None:
-    async with three() as (made, members):
+async def test_only_the_account_of_postgresql_may_connect() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
         startup = struct.pack("!IHH", 8 + 21, 3, 0) + b"replication\0true\0user\0\0"
         startup = struct.pack("!I", len(startup)) + startup[4:]
@@ -480,10 +493,10 @@ async def test_only_the_account_of_postgresql_is_let_in() -> None:
         assert await answer(account.uid + 1) == b""
 
 
-async def test_nonsense_ends_its_own_connection_and_nothing_else() -> None:
-    async with three() as (made, members):
+async def test_a_malformed_startup_message_ends_only_its_own_connection() -> None:
+    async with three_members() as (made, members):
         west = members[WEST]
-        streaming = await senders(made, EAST, WEST, "streaming")
+        streaming = await walsenders(made, EAST, WEST, "streaming")
         nonsense = (b"GET / HTTP/1.1\r\n\r\n", struct.pack("!IHH", 8, 1234, 5679), b"\0\0\0\4", b"\xff" * 64)
         account = west.settings.account
         for said in nonsense:
@@ -493,4 +506,4 @@ async def test_nonsense_ends_its_own_connection_and_nothing_else() -> None:
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
             writer.close()
-        assert await senders(made, EAST, WEST, "streaming") == streaming
+        assert await walsenders(made, EAST, WEST, "streaming") == streaming

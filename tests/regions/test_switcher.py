@@ -13,7 +13,7 @@ from regions.position import ZERO
 from regions.switcher import OrderRefused
 from sync.walsender import connect, start_replication
 from tests.regions.deployment import REGIONS
-from tests.regions.switching import Cell, cell
+from tests.regions.live_cell import Cell, cell
 from tests.waiting import until
 
 pytestmark = [pytest.mark.integration, pytest.mark.alone]
@@ -21,7 +21,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.alone]
 EAST, WEST, SOUTH = REGIONS
 
 
-async def keep(running: Cell, region: RegionName, numbers: range) -> None:
+async def insert_rows(running: Cell, region: RegionName, numbers: range) -> None:
     connection = await running.made.connect(region)
     try:
         for number in numbers:
@@ -30,7 +30,7 @@ async def keep(running: Cell, region: RegionName, numbers: range) -> None:
         await connection.close()
 
 
-async def kept(running: Cell, region: RegionName) -> set[int]:
+async def selected_rows(running: Cell, region: RegionName) -> set[int]:
     connection = await running.made.connect(region)
     try:
         return {row["n"] for row in await connection.fetch("SELECT n FROM palaver.kept")}
@@ -43,45 +43,45 @@ async def test_a_lost_leader_is_replaced_and_returns_as_a_follower() -> None:
         record = await running.until_serving(1)
         assert record.leader == EAST
         await running.until_following(WEST, SOUTH)
-        await keep(running, EAST, range(50))
+        await insert_rows(running, EAST, range(50))
         await running.kill_region(EAST)
         record = await running.until_serving(2)
         assert record.leader in (WEST, SOUTH)
-        await keep(running, record.leader, range(50, 60))
-        assert await kept(running, record.leader) == set(range(60))
+        await insert_rows(running, record.leader, range(50, 60))
+        assert await selected_rows(running, record.leader) == set(range(60))
         running.etcd.start(REGIONS.index(EAST))
         running.start(EAST)
         await running.until_following(EAST)
         await until(lambda: has_all(running, EAST, range(60)))
 
 
-async def test_a_leader_whose_postgres_is_killed_begins_the_next_epoch_itself() -> None:
+async def test_the_next_epoch_has_every_acknowledged_write_after_a_kill_of_the_leaders_postgresql() -> None:
     async with cell() as running:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
-        await keep(running, EAST, range(20))
+        await insert_rows(running, EAST, range(20))
         await running.kill_ledger(EAST)
         record = await running.until_serving(2)
         leader = record.leader
-        await keep(running, leader, range(20, 30))
-        assert await kept(running, leader) == set(range(30))
+        await insert_rows(running, leader, range(20, 30))
+        assert await selected_rows(running, leader) == set(range(30))
         await running.until_following(*(region for region in REGIONS if region != leader))
 
 
-async def test_an_agent_that_was_killed_finds_its_leading_member_and_goes_on_without_another_epoch() -> None:
+async def test_a_restarted_agent_of_the_leader_continues_in_the_same_epoch() -> None:
     async with cell() as running:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
         await running.end_agent(EAST)
         running.start(EAST)
         await until(lambda: is_leading(running, EAST))
-        await keep(running, EAST, range(5))
+        await insert_rows(running, EAST, range(5))
         record = running.record()
         assert record is not None
         assert (record.epoch, record.leader) == (1, EAST)
 
 
-async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() -> None:
+async def test_a_leader_without_its_agent_is_not_suspected_while_its_ledger_commits() -> None:
     async with cell() as running:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
@@ -89,7 +89,7 @@ async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() 
         # A witness speaks after a quarter second of silence, so they do for longer than it takes to be suspected.
         for number in range(16):
             spoken = {one: spoken_for(running, EAST, by=one) for one in (WEST, SOUTH)}
-            await keep(running, EAST, range(number, number + 1))
+            await insert_rows(running, EAST, range(number, number + 1))
             for one, times in spoken.items():
                 await until(lambda one=one, times=times: has_spoken(running, one, times))
         for one in (WEST, SOUTH):
@@ -101,7 +101,7 @@ async def test_a_leader_whose_agent_is_away_leads_on_while_its_ledger_commits() 
         await running.kill_ledger(EAST)
         record = await running.until_serving(2)
         assert record.leader != EAST
-        assert await kept(running, record.leader) == set(range(16))
+        assert await selected_rows(running, record.leader) == set(range(16))
 
 
 def spoken_for(running: Cell, region: RegionName, *, by: RegionName) -> int:
@@ -117,7 +117,7 @@ async def is_leading(running: Cell, region: RegionName) -> bool:
     return running.agents[region].switcher.state == "leading"
 
 
-async def test_a_hung_leader_is_replaced_and_gives_up_when_it_goes_on() -> None:
+async def test_a_paused_leader_is_replaced_and_follows_when_it_resumes() -> None:
     async with cell() as running:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
@@ -128,7 +128,7 @@ async def test_a_hung_leader_is_replaced_and_gives_up_when_it_goes_on() -> None:
             os.kill(pid, signal.SIGSTOP)
         record = await running.until_serving(2)
         assert record.leader != EAST
-        await keep(running, record.leader, range(10))
+        await insert_rows(running, record.leader, range(10))
         for pid in session:
             with contextlib.suppress(ProcessLookupError):
                 os.kill(pid, signal.SIGCONT)
@@ -137,21 +137,21 @@ async def test_a_hung_leader_is_replaced_and_gives_up_when_it_goes_on() -> None:
 
 
 async def has_all(running: Cell, region: RegionName, numbers: range) -> bool:
-    return await kept(running, region) == set(numbers)
+    return await selected_rows(running, region) == set(numbers)
 
 
-async def test_an_operator_moves_the_leadership() -> None:
+async def test_an_operator_orders_a_switchover() -> None:
     async with cell() as running:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
-        await keep(running, EAST, range(10))
+        await insert_rows(running, EAST, range(10))
         await until(lambda: is_close(running, SOUTH))
         with pytest.raises(OrderRefused, match="there is no region mars"):
             await running.agents[EAST].switcher.order("switch", RegionName("mars"), "a test")
         await running.agents[EAST].switcher.order("switch", SOUTH, "a test")
         record = await running.until_serving(2)
         assert record.leader == SOUTH
-        await keep(running, SOUTH, range(10, 20))
+        await insert_rows(running, SOUTH, range(10, 20))
         await running.until_following(EAST, WEST)
         await until(lambda: has_all(running, EAST, range(20)))
 
@@ -161,11 +161,11 @@ async def is_close(running: Cell, region: RegionName) -> bool:
     return facts is not None and region in facts.member.standbys
 
 
-async def test_two_of_three_lost_is_refused_and_ends_when_one_returns() -> None:
+async def test_without_a_majority_no_other_region_leads_until_one_returns() -> None:
     async with cell() as running:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
-        await keep(running, EAST, range(10))
+        await insert_rows(running, EAST, range(10))
         await running.kill_region(EAST)
         await running.kill_region(SOUTH)
         await until(lambda: is_alone(running, WEST))
@@ -176,7 +176,7 @@ async def test_two_of_three_lost_is_refused_and_ends_when_one_returns() -> None:
         running.start(SOUTH)
         record = await running.until_serving(2)
         assert record.leader in (WEST, SOUTH)
-        assert await kept(running, record.leader) == set(range(10))
+        assert await selected_rows(running, record.leader) == set(range(10))
 
 
 async def is_alone(running: Cell, region: RegionName) -> bool:
@@ -184,7 +184,7 @@ async def is_alone(running: Cell, region: RegionName) -> bool:
     return facts is not None and facts.peers.in_minority
 
 
-async def test_a_switch_waits_for_the_copies_of_the_streams_and_is_refused_without_them(
+async def test_a_switchover_is_refused_while_the_target_lacks_a_copy_of_a_stream_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A view would lose for good what its stream had not brought it before the leadership moved."""

@@ -30,7 +30,7 @@ def document(voters: int = 3, views: int = 0) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize(("voters", "standbys"), [(1, 0), (3, 1), (5, 2)])
-def test_quorum_is_a_majority_of_the_voters(voters: int, standbys: int) -> None:
+def test_the_quorum_is_a_majority_of_the_voters(voters: int, standbys: int) -> None:
     topology = parse_topology(document(voters, views=2))
     assert required_standbys([one.name for one in topology.voters]) == standbys
 
@@ -46,7 +46,7 @@ def test_regions_keep_their_order_of_preference(tmp_path: Path) -> None:
     assert str(topology.by_name("v1").ledger) == "127.0.0.1:1011"
 
 
-def test_view_only_region_has_no_ledger() -> None:
+def test_a_view_only_region_has_no_ledger() -> None:
     view = parse_topology(document(3, views=1)).by_name("w0")
     assert (view.etcd, view.ledger, view.write_api) == (None, None, None)
 
@@ -83,7 +83,9 @@ def _broken() -> list[tuple[str, Any]]:
 
 
 @pytest.mark.parametrize(("said", "content"), _broken())
-def test_contradictions_are_refused_with_one_line(said: str, content: object, tmp_path: Path) -> None:
+def test_an_inconsistent_topology_is_refused_with_an_error_of_one_line(
+    said: str, content: object, tmp_path: Path
+) -> None:
     path = tmp_path / "topology.json"
     path.write_text(json.dumps(content))
     with pytest.raises(InvalidTopology) as refused:
@@ -92,7 +94,7 @@ def test_contradictions_are_refused_with_one_line(said: str, content: object, tm
     assert "\n" not in str(refused.value)
 
 
-def test_unreadable_file_is_refused_with_one_line(tmp_path: Path) -> None:
+def test_an_unreadable_topology_is_refused_with_an_error_of_one_line(tmp_path: Path) -> None:
     with pytest.raises(InvalidTopology, match="No such file"):
         load_topology(tmp_path / "absent.json")
     (tmp_path / "bad.json").write_text("{")

@@ -25,7 +25,7 @@ from services.telemetry.http_server import bind, serve_http
 from services.telemetry.middleware import AsgiApp, Receive, Scope, Send
 from tests import servers
 from tests.answers import ELSEWHERE, Answers, Pair, read_answer
-from tests.regions.edge_stand import EdgeStand, edge_stand
+from tests.regions.edge_harness import EdgeHarness, edge_harness
 from tests.services.read_api.conftest import Writer, running_api
 from tests.services.write_api.conftest import ADMIN, write_api
 
@@ -70,9 +70,9 @@ class Ask:
 class Stand:
     """Both APIs behind an edge, an edge without backends, an edge with a low rate limit, and the known ids."""
 
-    edge: EdgeStand
-    dead: EdgeStand
-    strict: EdgeStand
+    edge: EdgeHarness
+    dead: EdgeHarness
+    strict: EdgeHarness
     answers: Answers
     ledger: servers.PostgresServer
     known: dict[str, str]
@@ -98,7 +98,7 @@ class Stand:
         body = operation.get("requestBody", {"content": {"application/json": {"example": None}}})
         return replace(ask, headers=headers, query=query, body=body["content"]["application/json"]["example"])
 
-    async def send(self, ask: Ask, *, to: EdgeStand | None = None, content: bytes | None = None) -> httpx.Response:
+    async def send(self, ask: Ask, *, to: EdgeHarness | None = None, content: bytes | None = None) -> httpx.Response:
         """Send a request to an edge, and check the answer."""
         answer = await (to or self.edge).client.request(
             ask.method, ask.path, params=ask.query or None, headers=dict(ask.headers), content=content,
@@ -107,7 +107,7 @@ class Stand:
         self.answers.check(answer)
         return answer
 
-    async def talk(self, ask: Ask, lines: bytes, *, to: EdgeStand | None = None) -> httpx.Response:
+    async def talk(self, ask: Ask, lines: bytes, *, to: EdgeHarness | None = None) -> httpx.Response:
         """Send these header lines unchanged, read one answer, and check it."""
         port = (to or self.edge).settings.listen.port
         reader, writer = await asyncio.open_connection("127.0.0.1", port)
@@ -138,11 +138,11 @@ async def stand(
     async with contextlib.AsyncExitStack() as stack:
         patch = stack.enter_context(pytest.MonkeyPatch.context())
         patch.setattr(application, "RequestLimitMiddleware", Faulty)
-        edge = await stack.enter_async_context(edge_stand(**UNLIMITED))
-        dead = await stack.enter_async_context(edge_stand(**UNLIMITED, request_s=1))
-        strict = await stack.enter_async_context(edge_stand(client_requests_per_s=1))
+        edge = await stack.enter_async_context(edge_harness(**UNLIMITED))
+        dead = await stack.enter_async_context(edge_harness(**UNLIMITED, request_s=1))
+        strict = await stack.enter_async_context(edge_harness(client_requests_per_s=1))
         for nobody_leads in (dead, strict):
-            await nobody_leads.feed.apply(None, nobody_leads.admin)
+            await nobody_leads.configurator.apply(None, nobody_leads.admin)
         for backend in (*edge.backends.values(), *dead.backends.values(), *strict.backends.values()):
             await backend.stop()
         writer = Writer(view_server, page_cache)

@@ -156,7 +156,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
     assert 'palaver_agent_role{role="leader"} 1.0' in metrics
     # The agent reads the state of its member every second.
     slot = 'palaver_slot_retained_bytes{slot="palaver_view_only"}'
-    await until(lambda: asyncio.sleep(0, slot in processes.get(EAST, "/metrics").text))
+    await until(lambda: slot in processes.get(EAST, "/metrics").text)
 
     for secret, order, status_code in (
         ("another secret", {"kind": "pause", "by": "a test"}, 401),
@@ -228,7 +228,7 @@ async def test_overrides_and_missing_voters_show_in_metrics_status_and_log(proce
     weak, missing = 'palaver_ledger_commit_overrides{scope="role"}', f'palaver_voter_missing{{voter="{WEST}"}}'
 
     async def shows(name: str, value: float) -> None:
-        await until(lambda: asyncio.sleep(0, metric(processes, EAST, name) == value))
+        await until(lambda: metric(processes, EAST, name) == value)
 
     await shows(missing, 0)
     await shows(weak, 0)

@@ -16,7 +16,7 @@ Files = dict[str, bytes]
 """Names in the folder, and what is in them."""
 
 
-class Power:
+class PowerLoss:
     """Watches a folder, and says what a loss of power at some moment may leave of it.
 
     Attributes:
@@ -24,7 +24,7 @@ class Power:
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, held: ExitStack) -> None:
-        self.moments: list[Files] = []
+        self.states: list[Files] = []
         self._folder = folder
         self._held = held
         self._content: dict[int, bytes] = {path.stat().st_ino: path.read_bytes() for path in folder.iterdir()}
@@ -33,7 +33,7 @@ class Power:
         for name in ("replace", "rename", "unlink"):
             self._watch(patch, name, lambda *_: None)
 
-    def left(self) -> list[Files]:
+    def possible_states(self) -> list[Files]:
         """What a loss of power could leave now."""
         return [self._after(names) for names in (self._names, self._now())]
 
@@ -54,7 +54,7 @@ class Power:
         def watched(*arguments: object, **options: object) -> object:
             done = does(*arguments, **options)
             then(*arguments)
-            self.moments += self.left()
+            self.states += self.possible_states()
             return done
 
         patch.setattr(os, name, watched)
@@ -68,7 +68,7 @@ class Power:
 
 
 @contextmanager
-def losing_power(folder: Path) -> Generator[Power]:
+def power_loss(folder: Path) -> Generator[PowerLoss]:
     """Watch a folder; what is in it already is durable."""
     with ExitStack() as held, pytest.MonkeyPatch.context() as patch:
-        yield Power(folder, patch, held)
+        yield PowerLoss(folder, patch, held)

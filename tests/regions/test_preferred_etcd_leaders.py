@@ -22,12 +22,12 @@ def led_by(leader: RegionName, *, drained: tuple[RegionName, ...] = ()) -> Leade
     )
 
 
-def test_the_leader_hands_it_to_the_first_candidate() -> None:
+def test_the_ledger_leader_prefers_the_other_voters_in_their_order() -> None:
     assert preferred_etcd_leaders(EAST, led_by(EAST)) == (WEST, SOUTH)
     assert preferred_etcd_leaders(SOUTH, led_by(SOUTH)) == (EAST, WEST)
 
 
-def test_a_later_candidate_hands_it_to_an_earlier_one_and_never_to_the_leader() -> None:
+def test_a_candidate_prefers_earlier_candidates_and_never_the_ledger_leader() -> None:
     assert preferred_etcd_leaders(SOUTH, led_by(EAST)) == (WEST,)
     assert preferred_etcd_leaders(WEST, led_by(EAST)) == ()
 
@@ -37,5 +37,5 @@ def test_a_drained_region_is_the_last_candidate() -> None:
     assert preferred_etcd_leaders(SOUTH, led_by(EAST, drained=(WEST,))) == ()
 
 
-def test_a_region_without_a_vote_hands_it_to_one_that_has_one() -> None:
+def test_a_view_only_region_prefers_every_voter_except_the_ledger_leader() -> None:
     assert preferred_etcd_leaders(VIEW, led_by(EAST)) == (WEST, SOUTH)

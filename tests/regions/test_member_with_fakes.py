@@ -14,14 +14,14 @@ from regions.member.failover_member import FailoverMember
 from regions.member.ledger import Ledger
 from regions.member.settings import quorum_names
 from tests.regions.deployment import REGIONS, Deployment, deployment
-from tests.regions.power import losing_power
+from tests.regions.power_loss import power_loss
 
 EAST, WEST, SOUTH = REGIONS
 ONE, OTHER = quorum_names((WEST, SOUTH), 1), quorum_names((WEST,), 1)
 
 
 @dataclass
-class PlayedLedger:
+class FakeLedger:
     """Puts in force what it is asked for, and notes how.
 
     Attributes:
@@ -44,34 +44,34 @@ class PlayedLedger:
 
 
 @dataclass
-class Stand:
+class Harness:
     made: Deployment
     member: FailoverMember
-    ledger: PlayedLedger
+    ledger: FakeLedger
 
     def quorum_on_disk(self) -> str:
         return (self.member.settings.data / "palaver.conf").read_text()
 
 
 @pytest.fixture
-async def stand() -> AsyncGenerator[Stand]:
+async def harness() -> AsyncGenerator[Harness]:
     async with deployment() as made:
-        member, ledger = FailoverMember(made.settings(EAST)), PlayedLedger()
+        member, ledger = FailoverMember(made.settings(EAST)), FakeLedger()
         member.ledger = cast("Ledger", ledger)
         (member.settings.data / "pg_wal").mkdir(parents=True)
-        yield Stand(made, member, ledger)
+        yield Harness(made, member, ledger)
 
 
-async def test_a_quorum_that_is_in_force_already_is_looked_at_and_not_put_in_force_again(stand: Stand) -> None:
+async def test_a_quorum_already_in_force_is_verified_and_not_reloaded(harness: Harness) -> None:
     for _ in range(2):
-        await stand.member.set_quorum(ONE)
-    assert stand.ledger.asked == [("reload", ONE), ("verify", ONE)]
+        await harness.member.set_quorum(ONE)
+    assert harness.ledger.asked == [("reload", ONE), ("verify", ONE)]
 
 
-async def test_a_quorum_is_put_in_force_again_after_another_that_may_have_come_to_the_disk(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+async def test_a_quorum_is_reloaded_after_another_may_have_reached_the_disk(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    await stand.member.set_quorum(ONE)
+    await harness.member.set_quorum(ONE)
     write_atomically = supervision.write_atomically
 
     def fails(path: Path, text: str, account: None) -> None:
@@ -81,36 +81,36 @@ async def test_a_quorum_is_put_in_force_again_after_another_that_may_have_come_t
     with monkeypatch.context() as patched:
         patched.setattr(supervision, "write_atomically", fails)
         with pytest.raises(MemberFailed, match="cannot be written"):
-            await stand.member.set_quorum(OTHER)
+            await harness.member.set_quorum(OTHER)
     # Whoever tells PostgreSQL to read its files now makes it wait for the other.
-    assert OTHER in stand.quorum_on_disk()
-    await stand.member.set_quorum(ONE)
-    assert ONE in stand.quorum_on_disk()
-    assert stand.ledger.asked == [("reload", ONE)] * 2
+    assert OTHER in harness.quorum_on_disk()
+    await harness.member.set_quorum(ONE)
+    assert ONE in harness.quorum_on_disk()
+    assert harness.ledger.asked == [("reload", ONE)] * 2
 
 
-async def test_a_quorum_is_put_in_force_again_when_another_was_asked_for_meanwhile(stand: Stand) -> None:
-    stand.ledger.held[ONE] = asyncio.Event()
-    first = asyncio.create_task(stand.member.set_quorum(ONE))
-    while not stand.ledger.asked:  # noqa: ASYNC110 - nothing tells
+async def test_a_quorum_is_reloaded_after_another_was_requested_meanwhile(harness: Harness) -> None:
+    harness.ledger.held[ONE] = asyncio.Event()
+    first = asyncio.create_task(harness.member.set_quorum(ONE))
+    while not harness.ledger.asked:  # noqa: ASYNC110 - nothing tells
         await asyncio.sleep(0)
-    await stand.member.set_quorum(OTHER)
-    stand.ledger.held[ONE].set()
+    await harness.member.set_quorum(OTHER)
+    harness.ledger.held[ONE].set()
     await first
-    await stand.member.set_quorum(ONE)
-    assert stand.ledger.asked == [("reload", ONE), ("reload", OTHER), ("reload", ONE)]
+    await harness.member.set_quorum(ONE)
+    assert harness.ledger.asked == [("reload", ONE), ("reload", OTHER), ("reload", ONE)]
 
 
 @pytest.mark.parametrize("there", [False, True])
-async def test_the_history_of_a_timeline_is_durable_before_wal_of_it_is_received(stand: Stand, there: bool) -> None:
+async def test_a_timeline_history_is_durable_before_its_wal_is_received(harness: Harness, there: bool) -> None:
     """A standby that confirms WAL of a timeline whose history a loss of power takes could not read its own WAL."""
-    folder, history = stand.member.settings.data / "pg_wal", "1\t0/3000000\tno recovery target specified\n"
+    folder, history = harness.member.settings.data / "pg_wal", "1\t0/3000000\tno recovery target specified\n"
     file = folder / "00000002.history"
-    with losing_power(folder) as power:
+    with power_loss(folder) as power:
         if there:
             # An agent that was killed had come so far.
             file.write_text(history)
-        await stand.member._install_history(2, history)
-        kept = [left.get(file.name) for left in power.left()]
+        await harness.member._install_history(2, history)
+        kept = [possible_states.get(file.name) for possible_states in power.possible_states()]
     assert kept == [history.encode()] * len(kept)
-    assert stand.ledger.asked == ([] if there else [("run", "reload")])
+    assert harness.ledger.asked == ([] if there else [("run", "reload")])

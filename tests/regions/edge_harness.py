@@ -55,10 +55,10 @@ class Backend:
     answer: Answer | None = None
     refusal_headers: dict[str, str] = field(default_factory=dict[str, str])
     requests: list[Request] = field(default_factory=list[Request])
-    frozen: asyncio.Event | None = None
+    hangs_until: asyncio.Event | None = None
     asked: int = 0
-    most_at_once: int = 0
-    _under_way: set[asyncio.StreamReader] = field(default_factory=set[asyncio.StreamReader])
+    concurrent_max: int = 0
+    _in_progress: set[asyncio.StreamReader] = field(default_factory=set[asyncio.StreamReader])
     _server: asyncio.Server | None = None
     _writers: set[asyncio.StreamWriter] = field(default_factory=set[asyncio.StreamWriter])
 
@@ -87,7 +87,7 @@ class Backend:
                 request = Request(method=method, path=path, headers=headers, body=body)
                 self._count(request, reader)
                 status, text = await self._answer(request)
-                self._under_way.discard(reader)
+                self._in_progress.discard(reader)
                 more = self.refusal_headers if status == 503 else {}
                 said = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode()
                 writer.write(
@@ -97,7 +97,7 @@ class Backend:
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
         finally:
-            self._under_way.discard(reader)
+            self._in_progress.discard(reader)
             self._writers.discard(writer)
             writer.close()
 
@@ -105,13 +105,13 @@ class Backend:
         if request.path == "/readyz":
             return
         self.asked += 1
-        self._under_way.add(reader)
+        self._in_progress.add(reader)
         # Envoy ends an attempt by closing its connection, which is known here before the next one has come.
-        self.most_at_once = max(self.most_at_once, sum(not one.at_eof() for one in self._under_way))
+        self.concurrent_max = max(self.concurrent_max, sum(not one.at_eof() for one in self._in_progress))
 
     async def _answer(self, request: Request) -> tuple[int, bytes]:
-        if self.frozen is not None:
-            await self.frozen.wait()
+        if self.hangs_until is not None:
+            await self.hangs_until.wait()
         if request.path == "/readyz":
             return 200, b"ready"
         self.requests.append(request)
@@ -121,20 +121,20 @@ class Backend:
 
 
 @dataclass
-class EdgeStand:
+class EdgeHarness:
     """One region's edge with all backends of a deployment behind it."""
 
     deployment: Deployment
-    feed: EdgeConfigurator
+    configurator: EdgeConfigurator
     settings: EdgeSettings
     admin: httpx.AsyncClient
     client: httpx.AsyncClient
     backends: dict[str, Backend]
     envoy: Child
 
-    async def lead(self, region: str, epoch: int) -> None:
+    async def set_leader(self, region: str, epoch: int) -> None:
         """Tell the edge who leads."""
-        await self.feed.apply(leadership(region, epoch), self.admin)
+        await self.configurator.apply(leadership(region, epoch), self.admin)
 
 
 def leadership(region: str, epoch: int) -> Leadership:
@@ -149,7 +149,9 @@ def leadership(region: str, epoch: int) -> Leadership:
 
 
 @contextlib.asynccontextmanager
-async def edge_stand(region: str = "us-east", leader: str | None = "us-east", **more: Any) -> AsyncGenerator[EdgeStand]:
+async def edge_harness(
+    region: str = "us-east", leader: str | None = "us-east", **more: Any
+) -> AsyncGenerator[EdgeHarness]:
     """Run the edge of a region, with epoch 1 led by ``leader`` (None: nobody leads yet).
 
     Args:
@@ -180,14 +182,14 @@ async def edge_stand(region: str = "us-east", leader: str | None = "us-east", **
         client = await stack.enter_async_context(
             httpx.AsyncClient(base_url=f"http://{settings.listen}", timeout=20, trust_env=False)
         )
-        feed = EdgeConfigurator(deployment.topology(region), settings)
-        await feed.apply(None if leader is None else leadership(leader, 1), admin)
+        configurator = EdgeConfigurator(deployment.topology(region), settings)
+        await configurator.apply(None if leader is None else leadership(leader, 1), admin)
         envoy = _envoy(root, settings)
         stack.callback(envoy.kill)
         await asyncio.to_thread(envoy.start)
-        stand = EdgeStand(deployment, feed, settings, admin, client, backends, envoy)
+        edge = EdgeHarness(deployment, configurator, settings, admin, client, backends, envoy)
         await _listening(client)
-        yield stand
+        yield edge
 
 
 def _envoy(root: Path, settings: EdgeSettings) -> Child:
@@ -215,17 +217,17 @@ async def _listening(client: httpx.AsyncClient) -> None:
             await asyncio.sleep(0.02)
 
 
-async def counted(stand: EdgeStand, name: str) -> int:
+async def read_statistic(edge: EdgeHarness, name: str) -> int:
     """The value of one of Envoy's statistics; 0 before it has any."""
-    answer = await stand.admin.get("/stats", params={"filter": f"^{re.escape(name)}$", "format": "json"})
+    answer = await edge.admin.get("/stats", params={"filter": f"^{re.escape(name)}$", "format": "json"})
     return sum(int(one["value"]) for one in answer.json()["stats"] if "value" in one)
 
 
-async def until_retried(stand: EdgeStand, leader: str, times: int) -> None:
+async def until_retried(edge: EdgeHarness, leader: str, times: int) -> None:
     """Wait until Envoy has repeated so many writes of a leader's region."""
     async with asyncio.timeout(30):
         name = f"cluster.write_api_{leader}.upstream_rq_retry"
-        while await counted(stand, name) < times:  # noqa: ASYNC110 - Envoy sets no event
+        while await read_statistic(edge, name) < times:  # noqa: ASYNC110 - Envoy sets no event
             await asyncio.sleep(0.02)
 
 

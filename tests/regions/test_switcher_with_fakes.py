@@ -49,7 +49,7 @@ from regions.switcher import LocalSettings, Switcher
 from regions.topology import Address
 from tests.child_processes import free_port
 from tests.regions.deployment import REGIONS, Deployment
-from tests.regions.edge_stand import leadership
+from tests.regions.edge_harness import leadership
 from tests.waiting import until
 
 EAST, WEST, SOUTH = REGIONS
@@ -58,7 +58,7 @@ FIRST, SECOND = Promise(epoch=4), Promise(epoch=5)
 
 
 @dataclass
-class PlayedEtcd:
+class FakeEtcd:
     """Answers as it is told to.
 
     Attributes:
@@ -91,11 +91,11 @@ class PlayedEtcd:
 
 
 @dataclass
-class PlayedCore:
+class FakeCore:
     """Notes what it is told, and breaks when it is asked to."""
 
     facts: SimpleNamespace
-    heard: list[object] = field(default_factory=list[object])
+    events: list[object] = field(default_factory=list[object])
     broken: bool = False
 
     def __post_init__(self) -> None:
@@ -103,7 +103,7 @@ class PlayedCore:
 
     def handle(self, event: object, *, now: float) -> list[object]:
         del now
-        self.heard.append(event.event if isinstance(event, CellEvent) else event)
+        self.events.append(event.event if isinstance(event, CellEvent) else event)
         if self.broken:
             raise ZeroDivisionError
         return []
@@ -113,7 +113,7 @@ class PlayedCore:
 
 
 @dataclass
-class PlayedExecutor:
+class FakeExecutor:
     """The driver of a member.
 
     Attributes:
@@ -141,26 +141,26 @@ class PlayedExecutor:
 
 
 @dataclass
-class Stand:
+class Harness:
     switcher: Switcher
-    etcd: PlayedEtcd
-    executor: PlayedExecutor
-    core: PlayedCore
+    etcd: FakeEtcd
+    executor: FakeExecutor
+    core: FakeCore
     state: Path
 
     def perform(self, effect: Effect) -> None:
         self.switcher._perform(effect)
 
-    async def heard(self, count: int = 1) -> list[Any]:
-        await until(lambda: len(self.core.heard) >= count)
-        return self.core.heard
+    async def events(self, count: int = 1) -> list[Any]:
+        await until(lambda: len(self.core.events) >= count)
+        return self.core.events
 
 
 @pytest.fixture
-async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
+async def harness(tmp_path: Path) -> AsyncGenerator[Harness]:
     state = tmp_path / "state"
     state.mkdir()
-    etcd, executor = PlayedEtcd(), PlayedExecutor()
+    etcd, executor = FakeEtcd(), FakeExecutor()
     local = LocalSettings(state=state, listen=Address("127.0.0.1", free_port()), secret=b"a secret of the deployment")
     switcher = Switcher(
         Deployment(root=tmp_path).topology(WEST),
@@ -169,41 +169,39 @@ async def stand(tmp_path: Path) -> AsyncGenerator[Stand]:
         settings=Settings(request_s_max=0.05),
     )
     switcher.attach_member(cast("MemberExecutor", executor))
-    core = PlayedCore(SimpleNamespace(region=WEST, record=leadership(EAST, 3)))
+    core = FakeCore(SimpleNamespace(region=WEST, record=leadership(EAST, 3)))
     switcher._seen = core.facts.record
     async with asyncio.TaskGroup() as tasks:
         switcher._tasks, switcher._core = tasks, cast("FailoverCore", core)
-        yield Stand(switcher, etcd, executor, core, state)
+        yield Harness(switcher, etcd, executor, core, state)
 
 
-async def test_a_promise_is_told_when_it_is_on_disk_and_only_then_counts(stand: Stand) -> None:
+async def test_a_promise_is_reported_and_counts_only_after_it_is_on_disk(harness: Harness) -> None:
     seen: list[tuple[Promise | None, Promise | None]] = []
-    tell = stand.switcher.submit
+    tell = harness.switcher.submit
 
     def look(event: Any) -> None:
-        seen.append((load_promise(stand.state), stand.switcher.durable))
+        seen.append((load_promise(harness.state), harness.switcher.durable))
         tell(event)
 
-    stand.switcher.submit = look
-    stand.perform(StorePromise(ticket=1, promise=FIRST))
-    assert stand.switcher.durable is None
-    assert await stand.heard() == [PromiseStored(ticket=1)]
+    harness.switcher.submit = look
+    harness.perform(StorePromise(ticket=1, promise=FIRST))
+    assert harness.switcher.durable is None
+    assert await harness.events() == [PromiseStored(ticket=1)]
     assert seen == [(FIRST, FIRST)]
 
 
-async def test_a_promise_that_is_not_on_disk_is_told_as_failed_and_does_not_count(stand: Stand) -> None:
-    stand.switcher._promise = FIRST
-    stand.state.rename(stand.state.with_name("gone"))
-    stand.perform(StorePromise(ticket=2, promise=SECOND))
-    (told,) = await stand.heard()
+async def test_a_promise_that_cannot_be_stored_is_reported_as_failed_and_does_not_count(harness: Harness) -> None:
+    harness.switcher._promise = FIRST
+    harness.state.rename(harness.state.with_name("gone"))
+    harness.perform(StorePromise(ticket=2, promise=SECOND))
+    (told,) = await harness.events()
     assert isinstance(told, PromiseFailed)
     assert told.ticket == 2
-    assert stand.switcher.durable == FIRST
+    assert harness.switcher.durable == FIRST
 
 
-async def test_the_newest_promise_is_the_last_on_disk_however_slow_the_disk_was_before(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_promises_are_stored_in_order_on_a_slow_disk(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> None:
     begun: list[Promise] = []
     goes_on = threading.Event()
 
@@ -214,15 +212,15 @@ async def test_the_newest_promise_is_the_last_on_disk_however_slow_the_disk_was_
         store_promise(state, promise)
 
     monkeypatch.setattr(module, "store_promise", slowly)
-    stand.perform(StorePromise(ticket=1, promise=FIRST))
+    harness.perform(StorePromise(ticket=1, promise=FIRST))
     await until(lambda: begun == [FIRST])
-    stand.perform(StorePromise(ticket=2, promise=SECOND))
+    harness.perform(StorePromise(ticket=2, promise=SECOND))
     # A thread that was begun for the second would come as soon as this one, which is begun later.
     await asyncio.to_thread(lambda: None)
     assert begun == [FIRST]
     goes_on.set()
-    assert await stand.heard(2) == [PromiseStored(ticket=1), PromiseStored(ticket=2)]
-    assert (load_promise(stand.state), stand.switcher.durable) == (SECOND, SECOND)
+    assert await harness.events(2) == [PromiseStored(ticket=1), PromiseStored(ticket=2)]
+    assert (load_promise(harness.state), harness.switcher.durable) == (SECOND, SECOND)
 
 
 @pytest.mark.parametrize(
@@ -233,27 +231,27 @@ async def test_the_newest_promise_is_the_last_on_disk_however_slow_the_disk_was_
         (OutcomeUnknown("the answer was lost"), SwapAnswered(ticket=3, outcome="unknown")),
     ],
 )
-async def test_a_swap_is_tried_once_and_what_is_not_known_is_told_as_unknown(
-    stand: Stand, answer: object, outcome: SwapAnswered
+async def test_a_swap_is_tried_once_and_a_lost_answer_is_reported_as_unknown(
+    harness: Harness, answer: object, outcome: SwapAnswered
 ) -> None:
-    stand.etcd.answer = answer
-    stand.perform(SwapRecord(ticket=3, expected_revision=11, record=leadership(WEST, 4)))
-    assert await stand.heard() == [outcome]
-    assert stand.etcd.asked == [("swap", "main", 4, 11)]
+    harness.etcd.answer = answer
+    harness.perform(SwapRecord(ticket=3, expected_revision=11, record=leadership(WEST, 4)))
+    assert await harness.events() == [outcome]
+    assert harness.etcd.asked == [("swap", "main", 4, 11)]
 
 
-async def test_an_epoch_that_this_agent_swapped_has_a_start_time(stand: Stand) -> None:
-    core, offered = stand.core, list[Leadership]()
-    stand.switcher.on_record = offered.append
+async def test_an_epoch_that_this_agent_swapped_has_a_start_time(harness: Harness) -> None:
+    core, offered = harness.core, list[Leadership]()
+    harness.switcher.on_record = offered.append
     begun = replace(leadership(WEST, 4), phase="promoting", fence_id=None, since="")
     # The core knows the records of its own swaps without their times, and takes no record of the same revision again.
     for revision, record in enumerate((begun, replace(begun, phase="serving", fence_id=UUID(int=4))), start=12):
-        stand.etcd.answer, core.heard[:] = revision, []
-        stand.perform(SwapRecord(ticket=revision, expected_revision=revision - 1, record=record))
+        harness.etcd.answer, core.events[:] = revision, []
+        harness.perform(SwapRecord(ticket=revision, expected_revision=revision - 1, record=record))
         core.facts.record = record
-        await stand.heard()
-    await until(lambda: stand.etcd.asked[-1][:3] == ("history", "main", 4))
-    entry = parse_entry(cast("bytes", stand.etcd.asked[-1][3]))
+        await harness.events()
+    await until(lambda: harness.etcd.asked[-1][:3] == ("history", "main", 4))
+    entry = parse_entry(cast("bytes", harness.etcd.asked[-1][3]))
     assert entry is not None
     assert datetime.fromisoformat(entry["began"]).tzinfo == UTC
     assert (entry["served"], offered[0].since, [one.phase for one in offered]) == (
@@ -263,11 +261,11 @@ async def test_an_epoch_that_this_agent_swapped_has_a_start_time(stand: Stand) -
     )
 
 
-async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(stand: Stand) -> None:
+async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(harness: Harness) -> None:
     offered: list[Leadership] = []
-    stand.switcher.on_record = offered.append
-    stand.core.facts.record = replace(leadership(SOUTH, 4), since="")
-    stand.switcher.submit(Tick())
+    harness.switcher.on_record = offered.append
+    harness.core.facts.record = replace(leadership(SOUTH, 4), since="")
+    harness.switcher.submit(Tick())
     assert [one.since for one in offered] == [""]
 
 
@@ -281,46 +279,46 @@ async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(sta
         (HANGS, ReadFailed(ticket=1)),
     ],
 )
-async def test_a_read_says_what_etcd_says_or_that_it_failed(
-    stand: Stand, answer: object, told: object, linearizable: bool
+async def test_a_read_reports_the_record_or_its_failure(
+    harness: Harness, answer: object, told: object, linearizable: bool
 ) -> None:
-    stand.etcd.answer = answer
-    stand.perform(ReadRecord(ticket=1, linearizable=linearizable))
-    assert await stand.heard() == [told]
-    assert stand.etcd.asked == [("read", "main", linearizable)]
+    harness.etcd.answer = answer
+    harness.perform(ReadRecord(ticket=1, linearizable=linearizable))
+    assert await harness.events() == [told]
+    assert harness.etcd.asked == [("read", "main", linearizable)]
 
 
-async def test_writes_are_open_from_the_word_of_the_core_to_its_word_or_its_end(stand: Stand) -> None:
-    stand.perform(StartServing(epoch=3))
-    assert (stand.switcher.serving_epoch, stand.executor.opened) == (3, 1)
-    stand.perform(StopServing(epoch=3))
-    assert stand.switcher.serving_epoch == 0
-    stand.perform(StartServing(epoch=4))
-    stand.switcher._end()
-    assert stand.switcher.serving_epoch == 0
-    assert not stand.switcher.report_cancelled_wait(4)
-    stand.switcher.submit(Tick())
-    assert stand.core.heard == [], "it hears nothing after its end"
+async def test_an_epoch_serves_from_start_serving_to_stop_serving_or_the_end_of_the_switcher(harness: Harness) -> None:
+    harness.perform(StartServing(epoch=3))
+    assert (harness.switcher.serving_epoch, harness.executor.opened) == (3, 1)
+    harness.perform(StopServing(epoch=3))
+    assert harness.switcher.serving_epoch == 0
+    harness.perform(StartServing(epoch=4))
+    harness.switcher._end()
+    assert harness.switcher.serving_epoch == 0
+    assert not harness.switcher.report_cancelled_wait(4)
+    harness.switcher.submit(Tick())
+    assert harness.core.events == [], "it hears nothing after its end"
 
 
-async def test_a_core_that_broke_is_told_nothing_more_and_ends_the_agent(stand: Stand) -> None:
-    stand.core.broken = True
-    stand.switcher.submit(Tick())
-    stand.core.broken = False
-    stand.switcher.submit(Tick())
-    assert stand.core.heard == [Tick()]
+async def test_a_core_that_failed_gets_no_more_events_and_ends_the_agent(harness: Harness) -> None:
+    harness.core.broken = True
+    harness.switcher.submit(Tick())
+    harness.core.broken = False
+    harness.switcher.submit(Tick())
+    assert harness.core.events == [Tick()]
     with pytest.raises(ZeroDivisionError):
-        await stand.switcher._until_broken()
+        await harness.switcher._until_broken()
 
 
-async def test_a_strong_read_is_answered_by_the_core_alone(stand: Stand) -> None:
-    asked = [asyncio.create_task(stand.switcher.is_current()) for _ in range(2)]
-    numbers = [event.requests[0] for event in await stand.heard(2) if isinstance(event, StrongReads)]
+async def test_a_strong_read_waits_for_the_answer_of_the_core(harness: Harness) -> None:
+    asked = [asyncio.create_task(harness.switcher.is_current()) for _ in range(2)]
+    numbers = [event.requests[0] for event in await harness.events(2) if isinstance(event, StrongReads)]
     assert len(set(numbers)) == 2
-    stand.perform(AnswerStrongReads(requests=(numbers[1],), current=True))
+    harness.perform(AnswerStrongReads(requests=(numbers[1],), current=True))
     assert await asked[1]
     assert not asked[0].done()
-    stand.perform(AnswerStrongReads(requests=(numbers[0],), current=False))
+    harness.perform(AnswerStrongReads(requests=(numbers[0],), current=False))
     assert not await asked[0]
 
 
@@ -335,44 +333,44 @@ async def test_a_strong_read_is_answered_by_the_core_alone(stand: Stand) -> None
         ("following", FIRST, "nonsense", FIRST, True),
     ],
 )
-async def test_a_start_promises_anew_only_where_nothing_can_have_been_promised(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...]
+async def test_a_start_uses_an_empty_promise_only_if_no_promise_can_have_been_made(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...]
 ) -> None:
     kind, promise, starts, told, counted = case
-    stand.executor.kind = kind
+    harness.executor.kind = kind
     if isinstance(promise, Promise):
-        store_promise(stand.state, promise)
+        store_promise(harness.state, promise)
     elif promise is not None:
-        (stand.state / NAME).write_text(promise)
+        (harness.state / NAME).write_text(promise)
     if starts is not None:
-        (stand.state / STARTS).write_text(starts)
+        (harness.state / STARTS).write_text(starts)
     incarnations: list[int] = []
 
-    def core(*, incarnation: int, **_: object) -> PlayedCore:
+    def core(*, incarnation: int, **_: object) -> FakeCore:
         incarnations.append(incarnation)
-        return stand.core
+        return harness.core
 
     monkeypatch.setattr(module, "FailoverCore", core)
-    await stand.switcher._start()
-    assert stand.core.heard == [Started(promise=told, ledger=MemberState(kind=kind))]
-    assert (stand.etcd.asked == [("count", WEST)]) == counted
+    await harness.switcher._start()
+    assert harness.core.events == [Started(promise=told, ledger=MemberState(kind=kind))]
+    assert (harness.etcd.asked == [("count", WEST)]) == counted
     # Above every earlier one, and one more at the next start.
     expected = (7 << module.STARTS_BITS) + 1 if counted else 6
     assert incarnations == [expected]
-    assert load_starts(stand.state) == expected
+    assert load_starts(harness.state) == expected
 
 
 BEAT = Heartbeat(sender=EAST, incarnation=1, sequence=1, cells=(("main", Gossip(epoch=3, commit=700)),))  # pyright: ignore[reportArgumentType] - a cell is a text
 
 
 @contextlib.asynccontextmanager
-async def vouching(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
+async def leader_queries(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
     """Run the witness beside a leader that was heard once, long ago."""
     monkeypatch.setattr(module, "ASK_S", 0.001)
-    stand.switcher._hear(BEAT)
-    stand.switcher._merger.alive_at[EAST] = 0.0
-    stand.core.heard.clear()
-    running = asyncio.create_task(stand.switcher._ask_silent_leader(cast("MemberExecutor", stand.executor)))
+    harness.switcher._hear(BEAT)
+    harness.switcher._merger.alive_at[EAST] = 0.0
+    harness.core.events.clear()
+    running = asyncio.create_task(harness.switcher._ask_silent_leader(cast("MemberExecutor", harness.executor)))
     try:
         yield
     finally:
@@ -380,15 +378,15 @@ async def vouching(stand: Stand, monkeypatch: pytest.MonkeyPatch) -> AsyncGenera
         await asyncio.wait([running])
 
 
-async def test_a_silent_leader_is_vouched_for_with_what_its_ledger_says(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+async def test_a_silent_leader_stays_alive_by_the_commits_of_its_ledger(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    stand.executor.commit = 800
-    async with vouching(stand, monkeypatch):
-        (heard, *_) = await stand.heard()
-    assert isinstance(heard, HeartbeatReceived)
-    assert dict(heard.heartbeat.cells)[stand.switcher._cell].commit == 800
-    assert set(stand.executor.asked) == {EAST}
+    harness.executor.commit = 800
+    async with leader_queries(harness, monkeypatch):
+        (events, *_) = await harness.events()
+    assert isinstance(events, HeartbeatReceived)
+    assert dict(events.heartbeat.cells)[harness.switcher._cell].commit == 800
+    assert set(harness.executor.asked) == {EAST}
 
 
 @pytest.mark.parametrize(
@@ -396,12 +394,12 @@ async def test_a_silent_leader_is_vouched_for_with_what_its_ledger_says(
     [None, replace(leadership(EAST, 3), phase="promoting", fence_id=None), leadership(WEST, 3)],
     ids=["nobody", "promoting", "itself"],
 )
-async def test_nobody_is_asked_about_who_does_not_serve_elsewhere(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch, record: Leadership | None
+async def test_no_ledger_is_queried_unless_another_region_serves(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, record: Leadership | None
 ) -> None:
     at_asking: list[Leadership | None] = []
-    stand.executor.commit = lambda: at_asking.append(stand.core.facts.record)
-    stand.core.facts.record = record
+    harness.executor.commit = lambda: at_asking.append(harness.core.facts.record)
+    harness.core.facts.record = record
     looks = 0
     sleep = asyncio.sleep
 
@@ -410,14 +408,14 @@ async def test_nobody_is_asked_about_who_does_not_serve_elsewhere(
         looks += 1
         await sleep(seconds)
 
-    async with vouching(stand, monkeypatch):
+    async with leader_queries(harness, monkeypatch):
         monkeypatch.setattr(module.asyncio, "sleep", look)
         before = looks
         async with asyncio.timeout(30):
             while looks < before + 5:
                 await sleep(0.001)
         monkeypatch.setattr(module.asyncio, "sleep", sleep)
-        stand.core.facts.record = serving = leadership(EAST, 4)
+        harness.core.facts.record = serving = leadership(EAST, 4)
         await until(lambda: bool(at_asking))
     assert set(at_asking) == {serving}
 
@@ -428,30 +426,30 @@ async def test_nobody_is_asked_about_who_does_not_serve_elsewhere(
     [leadership(SOUTH, 4), replace(leadership(EAST, 3), phase="promoting", fence_id=None), None],
     ids=["another epoch", "another phase", "nobody"],
 )
-async def test_an_answer_about_an_epoch_that_is_over_says_nothing(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch, found: object, meanwhile: Leadership | None
+async def test_an_answer_about_an_ended_epoch_is_ignored(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch, found: object, meanwhile: Leadership | None
 ) -> None:
     def late() -> object:
-        stand.core.facts.record = meanwhile if len(stand.executor.asked) == 1 else stand.core.facts.record
-        return found if len(stand.executor.asked) == 1 else MemberRefused("nobody listens")
+        harness.core.facts.record = meanwhile if len(harness.executor.asked) == 1 else harness.core.facts.record
+        return found if len(harness.executor.asked) == 1 else MemberRefused("nobody listens")
 
-    stand.executor.commit = late
-    async with vouching(stand, monkeypatch):
-        await until(lambda: stand.core.facts.record == meanwhile)
-        assert stand.core.heard == [], "the answer came in the same step"
-        stand.core.facts.record = leadership(EAST, 5)
-        heard = await stand.heard()
-    assert heard[0] == LedgerRefused(cell=stand.switcher._cell, region=EAST)
-    assert not any(isinstance(event, HeartbeatReceived) for event in heard)
-    assert len(stand.executor.asked) >= 2, "the first answer was told to nobody"
+    harness.executor.commit = late
+    async with leader_queries(harness, monkeypatch):
+        await until(lambda: harness.core.facts.record == meanwhile)
+        assert harness.core.events == [], "the answer came in the same step"
+        harness.core.facts.record = leadership(EAST, 5)
+        events = await harness.events()
+    assert events[0] == LedgerRefused(cell=harness.switcher._cell, region=EAST)
+    assert not any(isinstance(event, HeartbeatReceived) for event in events)
+    assert len(harness.executor.asked) >= 2, "the first answer was told to nobody"
 
 
-async def test_a_leader_that_was_heard_just_now_is_not_asked_about(
-    stand: Stand, monkeypatch: pytest.MonkeyPatch
+async def test_the_ledger_of_a_leader_that_was_heard_recently_is_not_queried(
+    harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s, paused = 1000.0, list[float]()
     monkeypatch.setattr(module, "_now", lambda: now_s)
-    stand.switcher._hear(BEAT)
+    harness.switcher._hear(BEAT)
     sleep = asyncio.sleep
 
     async def pause(seconds: float) -> None:
@@ -460,10 +458,10 @@ async def test_a_leader_that_was_heard_just_now_is_not_asked_about(
         now_s += seconds
         await sleep(0)
 
-    stand.executor.commit = lambda: asked_at.append(now_s)
+    harness.executor.commit = lambda: asked_at.append(now_s)
     asked_at: list[float] = []
     monkeypatch.setattr(module.asyncio, "sleep", pause)
-    running = asyncio.create_task(stand.switcher._ask_silent_leader(cast("MemberExecutor", stand.executor)))
+    running = asyncio.create_task(harness.switcher._ask_silent_leader(cast("MemberExecutor", harness.executor)))
     async with asyncio.timeout(30):
         while not asked_at:
             await sleep(0)
