@@ -1,7 +1,7 @@
-"""A model check of the failover core itself: every interleaving of three regions up to a stated bound.
+"""A model checker for the failover core: explores every interleaving of three regions up to given bounds.
 
-``search.py`` goes breadth first through the states of ``world.py``. In each state the real ``Machine`` of each
-region stands where events have brought it; what surrounds it is modelled by its promises and by its traps:
-``postgres.py`` and the register of ``world.py``. ``moves.py`` says what may happen next, ``faults.py`` what may go
-wrong, ``bounds.py`` how often. Nothing here reads a clock or draws a random number.
+``search.py`` searches the states of ``world.py`` breadth first. A state contains the real ``Machine`` of each region.
+Its environment is modelled by its guarantees and its known traps: PostgreSQL in ``postgres.py``, etcd in ``world.py``.
+``moves.py`` generates the events that can happen next, ``answers.py`` the answers to requests, ``crashes.py`` the
+crashes; ``bounds.py`` limits how often each happens. No module here reads a clock or draws a random number.
 """

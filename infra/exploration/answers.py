@@ -1,7 +1,7 @@
-"""What agents ask for is performed and answered: by etcd, by the agent's own disk, by its own PostgreSQL.
+"""Generates the possible answers to an agent's requests: those of etcd, of its disk and of its PostgreSQL.
 
-In time and as wished here, and in the ways that ``bounds.py`` counts: late, not at all, with a failure, with an
-outcome that is not known, older than it need be, or with a crash on either side of it.
+A request is answered at once with success, or in a way that the budget of ``bounds.py`` limits: late, never, with a
+failure, with an unknown outcome, with an older revision than the newest, or with a crash before or after its execution.
 """
 
 from collections.abc import Iterator
@@ -48,18 +48,19 @@ from regions.failover.events import (
 from regions.failover.facts import Facts
 
 Performed = tuple[State, Event | None]
-"""The world after an effect, and its answer; None when it is not answered yet."""
+"""The state after an effect, and the answer to the effect; None if it is not answered yet."""
 
 LONG_AGO = -1e9
+"""A deadline that has passed."""
 
 
 def tell(world: World, state: State, region: int, event: Event, label: tuple[Any, ...]) -> Iterator[Move]:
-    """Let a node handle an event; the label is what makes the event what it is."""
+    """Let a node handle an event; the label must determine the event."""
     return world.react(state, region, label, lambda node: step(node, event))
 
 
 def eager(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
-    """All that may become of a request that has just been made."""
+    """Generate every way in which a request that was just made can continue."""
     yield from _served(world, state, region, request)
     yield from _crossed(world, state, region, request)
     delays, failures = spend(state.budget.value, "delays"), spend(state.budget.value, "failures")
@@ -73,11 +74,11 @@ def eager(world: World, state: State, region: int, request: Request) -> Iterator
 
 
 def later(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
-    """All that may become of a request that is late, waits, or was performed."""
+    """Generate every way in which a request can continue that is late, waiting or done."""
     name = type(request.effect).__name__
     if request.mode == "done":
         assert request.answer is not None
-        yield from tell(world, state, region, request.answer, ("hears late of", region, name))
+        yield from tell(world, state, region, request.answer, ("gets a late answer to", region, name))
     elif request.mode == "waiting":
         yield from _continued(world, state, region, request)
     else:
@@ -86,13 +87,16 @@ def later(world: World, state: State, region: int, request: Request) -> Iterator
             for after, answer in performed(world, state, region, request):
                 if answer is not None:
                     done = request._replace(mode="done", answer=answer)
-                    yield ("performs unheard", region, name), world.with_request(after, region, request, done)
+                    yield (
+                        ("performs, and has no answer yet:", region, name),
+                        world.with_request(after, region, request, done),
+                    )
     if not request.strong:
         yield from expired(world, state, region, _slot(request))
 
 
 def expired(world: World, state: State, region: int, slot: str) -> Iterator[Move]:
-    """The machine waits no longer for what it asked for."""
+    """The machine's time limit for a request expires."""
 
     def past(facts: Facts) -> None:
         setattr(facts.requests, slot, replace(getattr(facts.requests, slot), until=LONG_AGO))
@@ -154,10 +158,10 @@ def _failed(world: World, state: State, region: int, request: Request) -> Iterat
             yield from tell(world, state, region, event, ("cannot store", region))
         case SwapRecord():
             event = SwapAnswered(ticket=ticket, outcome="unknown")
-            yield from tell(world, state, region, event, ("hears of no outcome; not applied yet", region))
+            yield from tell(world, state, region, event, ("gets no outcome of its swap; not applied yet", region))
             for after, answer in performed(world, state, region, request):
                 if isinstance(answer, SwapAnswered) and answer.outcome == "applied":
-                    yield from tell(world, after, region, event, ("hears of no outcome; applied", region))
+                    yield from tell(world, after, region, event, ("gets no outcome of its swap; applied", region))
         case _:
             torn = isinstance(effect, RewindLedger)
             event = LedgerFailed(ticket=ticket, reason="failed", torn=torn)
@@ -166,7 +170,7 @@ def _failed(world: World, state: State, region: int, request: Request) -> Iterat
             if isinstance(effect, WriteFence):
                 after, _ = _ledger(world, state, region, effect)[0]
                 event = FenceWritten(ticket=ticket, fence_id=UUID(int=0), lsn=0, confirmed=False)
-                yield from tell(world, after, region, event, ("is cut short at", region, "WriteFence"))
+                yield from tell(world, after, region, event, ("has its wait cancelled at", region, "WriteFence"))
 
 
 def _crossed(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
@@ -198,7 +202,7 @@ def performed(world: World, state: State, region: int, request: Request) -> list
             revision = len(after.etcd.value.history)
             return [(after, SwapAnswered(ticket=ticket, outcome="applied", revision=revision))]
         case _:
-            # Rule 2: a driver performs nothing for an epoch below the promise on its disk, and says nothing.
+            # Rule 2: a driver drops an effect whose epoch is below the promise on its disk, and sends no answer.
             return _ledger(world, state, region, effect) if _may_act(state, region, effect) else [(state, None)]
 
 
@@ -265,7 +269,7 @@ def _freeze(world: World, state: State, region: int, ticket: int) -> list[Perfor
     ways: list[Performed] = [(world.with_member(state, region, frozen), answer)]
     delays = spend(state.budget.value, "delays")
     if member.kind == "standby" and member.source is not None and delays is not None:
-        # Rule 4: the receiver goes on for a moment, or replay lags behind what was received.
+        # Rule 4: the WAL receiver still runs for a moment, or replay lags behind the received position.
         slow = state._replace(budget=world.budgets.one(delays))
         ways.append((slow, replace(answer, receiving=True)))
         if member.wal and not frozen.restarted:
@@ -276,7 +280,7 @@ def _freeze(world: World, state: State, region: int, ticket: int) -> list[Perfor
 
 
 def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -> Performed:
-    """The answer to an effect that depends on other regions, if it can be given."""
+    """The answer to an effect that depends on other regions; None while the effect waits for them."""
     member, ticket = state.members[region].value, effect.ticket
     done = LedgerDone(ticket=ticket)
     match effect:
@@ -302,17 +306,19 @@ def _when_ready(world: World, state: State, region: int, effect: LedgerEffect) -
             rebuilt = postgres.rewind(member, primary) if isinstance(effect, RewindLedger) else postgres.copy(primary)
             return world.with_member(state, region, rebuilt), done
         case _:
-            raise AssertionError(f"{type(effect).__name__} depends on nobody else")
+            raise AssertionError(f"{type(effect).__name__} depends on no other region")
 
 
 def has_drained(primary: postgres.Member, target: int) -> bool:
-    """Whether no commit waits, and a standby has all of the WAL on disk."""
+    """Whether no commit waits for a quorum, and the standby ``target`` has flushed all WAL."""
     return primary.confirmed == len(primary.wal) == primary.acks[target]
 
 
 def _continued(world: World, state: State, region: int, request: Request) -> Iterator[Move]:
     effect = request.effect
-    assert not isinstance(effect, ReadRecord | SwapRecord | StorePromise), "only effects on a member wait for others"
+    assert not isinstance(effect, ReadRecord | SwapRecord | StorePromise), (
+        "only effects on a member wait for other regions"
+    )
     after, answer = _when_ready(world, state, region, effect)
     if answer is not None:
         yield from tell(world, after, region, answer, ("ends", region, type(effect).__name__, _detail(answer)))

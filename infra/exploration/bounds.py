@@ -1,34 +1,34 @@
-"""How far the exploration goes: how many faults of which kind, how many epochs, how many client requests.
+"""Defines the bounds of the exploration: the number of faults of each kind, of epochs, and of client requests.
 
-Within these bounds every interleaving is tried, under one convention: what an agent asks of etcd, of its disk and
-of its own PostgreSQL is answered before anything else happens, unless a ``delay`` is spent on it; then it is
-answered at any later time or never. So with d delays every schedule is covered in which at most d answers are slow
-(delay-bounded scheduling: Emmi, Qadeer and Rakamaric, POPL 2011). What passes between regions (watch, gossip,
-WAL, suspicion, timers, clients) is never bound by it: it comes in any order, at any time, or not at all.
+Within these bounds the exploration tries every interleaving, with one restriction: etcd, the agent's disk and its
+PostgreSQL answer a request before anything else happens, unless a ``delay`` is spent on it; then the answer comes at
+any later time or never. So d delays cover every schedule in which at most d answers are slow (delay-bounded
+scheduling: Emmi, Qadeer and Rakamaric, POPL 2011). The restriction does not apply to watches, gossip, WAL, suspicions,
+timers and clients: those events happen in any order, at any time, or never.
 """
 
 from typing import NamedTuple
 
 
 class Budget(NamedTuple):
-    """What may still happen in a run.
+    """How many events of each kind may still happen in a run.
 
     Attributes:
-        faults: Of all that follows up to ``cuts``, together.
-        crashes: An agent dies while its member lives, or a region dies with both.
-        ends: A PostgreSQL ends by itself.
-        delays: An answer that is late, or that never comes.
-        failures: An answer that says no, or that a swap's outcome is not known.
-        stale: An answer of etcd that is older than it need be.
-        lags: An agent notices that it was away.
-        cuts: A commit's wait for its quorum is cut short on a primary.
-        suspicions: Changes of mind about the region that acts; a silent region costs one for each observer.
+        faults: Total of the kinds from ``crashes`` to ``cuts``.
+        crashes: Crashes of an agent alone, or of a region with its agent and its member.
+        ends: PostgreSQL processes that end by themselves.
+        delays: Answers that are late or missing.
+        failures: Answers that report a failure, or an unknown outcome of a swap.
+        stale: Answers of etcd with an older revision than the newest.
+        lags: Pauses that an agent notices.
+        cuts: Quorum waits that are cancelled on a primary.
+        suspicions: Changes of an agent's suspicion of the leader; a silent leader costs one for each observer.
         writes: Writes of clients.
         retries: Retries of writes whose outcome the client does not know.
-        reads: Reads that want the newest state.
-        switches: Orders that another region shall lead.
-        drains: Orders that a voter shall not lead when another can.
-        resizes: Orders that a voter shall be removed, or added again.
+        reads: Strong reads.
+        switches: Orders of a switchover.
+        drains: Orders that a voter should lead only if no other can.
+        resizes: Orders to remove a voter, or to add it again.
     """
 
     faults: int = 2
@@ -52,10 +52,10 @@ class Bounds(NamedTuple):
     """The bounds of an exploration.
 
     Attributes:
-        budget: What may happen.
-        epochs_max: No epoch above this one is begun; a step that asks for one is left out.
-        depth_max: Steps from the start; None for as many as there are.
-        states_max: Distinct states; None for as many as there are.
+        budget: The events that may happen.
+        epochs_max: The highest epoch; a step that requests a higher one is left out.
+        depth_max: Steps from the start at most; None for no limit.
+        states_max: Distinct states at most; None for no limit.
     """
 
     budget: Budget = Budget()
@@ -65,10 +65,11 @@ class Bounds(NamedTuple):
 
 
 FAULTS = frozenset({"crashes", "ends", "delays", "failures", "stale", "lags", "cuts"})
+"""The kinds that also count against ``Budget.faults``."""
 
 
 def spend(budget: Budget, kind: str) -> Budget | None:
-    """Return what is left after one of ``kind``; None when there is none left."""
+    """Return the budget after one event of ``kind``; None if the budget does not allow it."""
     left: int = getattr(budget, kind)
     if left <= 0 or (kind in FAULTS and budget.faults <= 0):
         return None

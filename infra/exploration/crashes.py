@@ -1,4 +1,7 @@
-"""Agents and regions die and come back, and PostgreSQL ends by itself."""
+"""Generates the crashes and restarts of agents and regions.
+
+The member survives the crash of its agent, but not the crash of its region.
+"""
 
 from collections.abc import Iterator
 
@@ -10,7 +13,7 @@ from regions.failover.effects import SwapRecord
 
 
 def crashed(world: World, state: State, region: int, when: str = "") -> Iterator[Move]:
-    """The agent dies and leaves its member running; or its region dies, with all that runs in it."""
+    """The agent dies while its member continues to run; or its region dies with both."""
     budget = spend(state.budget.value, "crashes")
     if budget is None or state.nodes[region].machine is None:
         return
@@ -35,7 +38,7 @@ def _without_agent(world: World, state: State, region: int) -> State:
 
 
 def restarted(world: World, state: State, region: int) -> Iterator[Move]:
-    """The agent starts again and finds its member as it is."""
+    """The agent starts again with the promise on its disk and its member as it is."""
     member = state.members[region].value
     ledger = found(member)
     label = ("agent starts", region, f"{ledger.kind} {ledger.epoch}")

@@ -1,7 +1,7 @@
-"""Values as text in which nothing is left that makes no difference: the canonical form of what a core knows.
+"""Describes a core's facts as canonical text, which is equal for facts that lead to equal behaviour.
 
-Tickets, points in time, reasons and identities are left out, orders that mean nothing are sorted away, and regions
-are written as they are renamed, so that a state and its mirror image can be told to be one.
+The text omits tickets, times, reasons and identities, and sorts collections whose order has no meaning. Regions are
+renamed by a mapping, so that a state and its mirror image can be recognised as equal.
 """
 
 from collections.abc import Mapping
@@ -12,17 +12,18 @@ from typing import Any, cast
 from regions.identity import RegionName
 
 REGIONS = (RegionName("a"), RegionName("b"), RegionName("c"))
-"""``a`` is the first leader; the others are followers, alike in everything."""
+"""``a`` is the first leader; the other two are interchangeable followers."""
 
 PLAIN = {"a": "a", "b": "b", "c": "c"}
 MIRRORED = {"a": "a", "b": "c", "c": "b"}
 
 _SILENT = frozenset({"ticket", "last_ticket", "until", "reason", "since", "fence_id", "region", "cell", "settings"})
-"""Tickets are drawn anew, times are normalised before, and the rest is for people or never changes."""
+"""Fields that the text omits. Tickets are assigned anew, times are normalised before, and the others never change or
+have no effect on behaviour."""
 
 _UNORDERED = frozenset({"voters", "standbys", "quorum", "drained"})
-"""PostgreSQL's quorum names have no order, nor have drained voters; that of the voters decides only ties, which
-``node.py`` leaves open."""
+"""Fields whose order has no meaning: standby names in PostgreSQL's quorum, and drained voters. The order of the voters
+only decides ties, and ``node.py`` explores both results of a tie."""
 
 
 def describe(value: object, names: Mapping[str, str]) -> str:

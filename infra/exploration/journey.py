@@ -1,7 +1,8 @@
-"""A search in legs: from the start to a state that is worth a closer look, and on from there.
+"""Explores in legs: finds a state that fits a goal, and continues from that state.
 
-A story of three failovers is too long to be found by breadth alone. Each leg is searched breadth first with a budget
-of its own until a state fits its goal; the last leg has no goal, it explores what its budget allows.
+A breadth-first search within feasible bounds does not reach a third failover. So each leg is a breadth-first search
+with its own budget, which ends at the first state that fits the leg's goal. The last leg has no goal and explores
+everything that its budget allows.
 """
 
 from collections.abc import Callable, Sequence
@@ -17,12 +18,12 @@ _LETTERS = {"fence": "F", "write": "W", "promotion": "P"}
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
-    """A part of the way.
+    """One search of several in sequence.
 
     Attributes:
-        budget: What may happen on it.
-        goal: Where it ends; None: it is explored to its bounds.
-        states_max: Its distinct states; None: those of the journey.
+        budget: The events that may happen in it.
+        goal: The condition of the state at which it ends; None to explore to the bounds.
+        states_max: Distinct states at most; None for the limit that `travel` was given.
     """
 
     budget: Budget
@@ -31,22 +32,25 @@ class Leg:
 
 
 class Astray(Exception):
-    """No state within the bounds fits the goal of a leg."""
+    """A leg found no state that fits its goal."""
 
 
 def travel(
     legs: Sequence[Leg], *, epochs_max: int, states_max: int, depth_max: int | None = None
 ) -> tuple[World, Explored]:
-    """Explore leg by leg; the first violation ends the journey, with the whole way to it.
+    """Explore one leg after the other, up to the first violation; its path begins at the start of the first leg.
 
     Args:
-        legs: The way.
-        epochs_max: No epoch above this one is begun.
-        states_max: Distinct states of each leg.
-        depth_max: Steps of the last leg; None for as many as there are.
+        legs: The legs, in order.
+        epochs_max: The highest epoch.
+        states_max: Distinct states of each leg at most.
+        depth_max: Steps of the last leg at most; None for no limit.
+
+    Returns:
+        The world of the last leg, and the results of all legs together.
 
     Raises:
-        Astray: A goal was not found.
+        Astray: A leg found no state that fits its goal.
     """
     path: tuple[Move, ...] = ()
     total = Explored(states=0, moves=0, depth=0, complete=False)
@@ -72,7 +76,7 @@ def travel(
         if found is not None or leg.goal is None:
             break
         if explored.reached is None:
-            raise Astray(f"leg {number} did not get where it should within {explored.states} states")
+            raise Astray(f"leg {number} did not reach its goal within {explored.states} states")
         path = (*path, *explored.reached)
         state = path[-1][1] if path else state
     return world, total
@@ -84,12 +88,12 @@ def _writes(state: State) -> set[int]:
 
 
 def wal(state: State, region: int) -> str:
-    """What is on a member's disk, such as ``F1W1P2F2``."""
+    """The WAL of a member as text, such as ``F1W1P2F2``: fence rows, writes and promotions with their numbers."""
     return "".join(_LETTERS[entry.kind] + str(entry.number) for entry in state.members[region].value.wal)
 
 
 def serves(state: State, region: int, epoch: int) -> bool:
-    """Whether a region takes writes under an epoch, and etcd says so."""
+    """Whether a region admits writes in an epoch, and this epoch is the last that acknowledged."""
     return state.nodes[region].gate == epoch and state.ghost.value.epoch == epoch
 
 
@@ -102,15 +106,15 @@ def _acknowledged(state: State) -> bool:
 
 
 def _taken_over(state: State) -> bool:
-    """Whether another region serves the next epoch."""
+    """Whether region ``b`` serves epoch 2."""
     return serves(state, 1, 2)
 
 
 _FAILOVER_STATES_MAX = 100_000
-"""Its legs take 5,000 together."""
+"""The two legs need about 5,000 states together."""
 
 FAILOVER = (
     Leg(budget=_CALM._replace(writes=1), goal=_acknowledged, states_max=_FAILOVER_STATES_MAX),
     Leg(budget=_CALM._replace(suspicions=2), goal=_taken_over, states_max=_FAILOVER_STATES_MAX),
 )
-"""The way through a first failover. Breadth alone comes to none within 100,000 states of the usual bounds."""
+"""The legs through a first failover. A single search with the default bounds reaches none within 100,000 states."""

@@ -1,4 +1,4 @@
-"""What may happen next in a state: all of it, in the same order each time."""
+"""Generates every event that can happen next in a state, always in the same order."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -30,7 +30,7 @@ _ALL = range(len(REGIONS))
 
 
 def successors(world: World, state: State) -> Iterator[Move]:
-    """Everything that can happen in a state, with the state that comes of it."""
+    """Generate every event that can happen in a state, with the state after it."""
     for region in _ALL:
         for request in state.nodes[region].requests:
             if request.mode == "now":
@@ -60,7 +60,7 @@ def _by_agent(world: World, state: State, region: int, node: Node) -> Iterator[M
     lags = spend(state.budget.value, "lags")
     if lags is not None:
         yield from tell(
-            world, state._replace(budget=world.budgets.one(lags)), region, AgentPaused(), ("was away", region)
+            world, state._replace(budget=world.budgets.one(lags)), region, AgentPaused(), ("was paused", region)
         )  # fmt: skip
 
 
@@ -75,7 +75,7 @@ def _watch(world: World, state: State, region: int, node: Node) -> Iterator[Move
 
 
 def _gossip(world: World, state: State, region: int, sender: int) -> Iterator[Move]:
-    """What another agent says, when it matters: heard sooner it would only be kept until then."""
+    """Deliver another agent's gossip once it makes a difference; before that it would only be stored."""
     node = state.nodes[region]
     assert node.machine is not None
     facts = node.machine.facts
@@ -102,20 +102,20 @@ def _timers(world: World, state: State, region: int, node: Node) -> Iterator[Mov
     assert node.machine is not None
     facts = node.machine.facts
     if facts.requests.ledger_retry.at is not None:
-        yield from _fire(world, state, region, "tries its member again", _end_ledger_pause)
+        yield from _fire(world, state, region, "retries its member", _end_ledger_pause)
     if facts.requests.etcd_retry.at is not None:
-        yield from _fire(world, state, region, "tries etcd again", _end_etcd_pause)
+        yield from _fire(world, state, region, "retries etcd", _end_etcd_pause)
     if isinstance(facts.handover, Preparing):
-        yield from _fire(world, state, region, "waits no longer for its predecessor", _end_relief)
+        yield from _fire(world, state, region, "stops waiting for the old leader", _end_relief)
     if isinstance(facts.handover, RestartDelayed):
-        yield from _fire(world, state, region, "has rested", _end_rest)
+        yield from _fire(world, state, region, "ends its restart delay", _end_rest)
     record = facts.record
     stalls = record is not None and record.phase not in ("serving", "bootstrapping")
     if record is not None and stalls and record.epoch < world.bounds.epochs_max:
-        yield from _fire(world, state, region, "has waited long", _begin_long_ago)
+        yield from _fire(world, state, region, "sees no progress of the epoch", _begin_long_ago)
     working = facts.requests.working
     if working is not None and not any(one.effect.ticket == working.ticket for one in node.requests):
-        yield from _fire(world, state, region, "gives up what was dropped", _give_up_work)
+        yield from _fire(world, state, region, "gives up an effect that was dropped", _give_up_work)
 
 
 def _fire(world: World, state: State, region: int, what: str, prepare: Callable[[Facts], None]) -> Iterator[Move]:
@@ -161,7 +161,7 @@ def _suspicion(world: World, state: State, region: int, node: Node) -> Iterator[
 
 
 def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Move]:
-    """An operator wants another region to lead, or not to lead, or not to vote, or to vote again."""
+    """An operator orders a switchover, drains a region, removes a voter, or adds one again."""
     assert node.machine is not None
     yield from _drains(world, state, region, node.machine.facts)
     if node.machine.facts.member.serving_epoch:
@@ -170,7 +170,7 @@ def _orders(world: World, state: State, region: int, node: Node) -> Iterator[Mov
 
 
 def _drains(world: World, state: State, region: int, facts: Facts) -> Iterator[Move]:
-    """Any agent takes such an order, at any time."""
+    """Any agent accepts an order to drain, at any time."""
     budget = spend(state.budget.value, "drains")
     if budget is None or facts.record is None or facts.requests.swapping is not None or facts.etcd.must_read:
         return
@@ -182,13 +182,16 @@ def _drains(world: World, state: State, region: int, facts: Facts) -> Iterator[M
 
 
 def _resizes(world: World, state: State, region: int, facts: Facts) -> Iterator[Move]:
-    """A follower is removed, or one that was removed is added; and the leader's member tells who streams."""
+    """A follower is removed or added again; while one joins, the leader's driver reports the streaming standbys."""
     record, budget = facts.record, spend(state.budget.value, "resizes")
-    assert record is not None, "writes are open without a record"
+    assert record is not None, "a region serves without a record"
     if record.joining:
         close = frozenset(REGIONS[one] for one in _ALL if _streams(state, one, region))
         if close != facts.member.standbys:
-            event, label = StandbysStreaming(regions=close), ("sees who follows", region, tuple(sorted(close)))
+            event, label = (
+                StandbysStreaming(regions=close),
+                ("sees the streaming standbys", region, tuple(sorted(close))),
+            )
             yield from tell(world, state, region, event, label)
     busy = (
         facts.requests.swapping is not None
@@ -215,15 +218,15 @@ def _streams(state: State, region: int, leader: int) -> bool:
 
 
 VOTERS_MIN = 2
-"""``orders.py`` keeps three voters. There is no fourth region here, so two may remain: majorities of two and of three
-voters meet as those of three and of four do."""
+"""``orders.py`` keeps at least three voters. The exploration has no fourth region, so it lets two remain: majorities of
+two and of three voters intersect as those of three and of four do."""
 
 
 def _removes(region: RegionName) -> Callable[[Node], Outcome]:
     order = Order(ticket=0, kind="remove", region=region, by="")
 
     def begin(facts: Facts) -> None:
-        assert facts.record is not None, "nobody votes yet"
+        assert facts.record is not None, "no record names voters yet"
         facts.resize = tuple(one for one in facts.record.voters if one != region), order
 
     return lambda node: step(node, Tick(), begin)
@@ -274,19 +277,20 @@ def _by_member(world: World, state: State, region: int) -> Iterator[Move]:
 
 
 def _is_open(node: Node, member: postgres.Member) -> bool:
-    """Whether writers write: they ask no agent, but for the first epoch, which begins without a quorum.
+    """Whether write APIs admit writes.
 
-    The fence row that they see may not be on a quorum yet; each commit after it waits for its own.
+    They do not ask an agent, except in the first epoch, which begins without a quorum. The fence row that they
+    see may not have a quorum yet; each commit after it waits for its own quorum.
     """
     return node.gate > 0 or (len(member.names) > 0 and postgres.has(member, "fence", member.epoch))
 
 
 def _cut_short(world: World, state: State, region: int, member: postgres.Member) -> Iterator[Move]:
-    """Somebody cancels a backend that waits for its quorum (rule 7); its row stays."""
+    """A backend that waits for its quorum is cancelled (rule 7); its row stays."""
     budget = spend(state.budget.value, "cuts")
     if budget is not None and len(member.wal) > member.confirmed:
         before = state._replace(budget=world.budgets.one(budget))
-        label = ("has a wait cut short", region)
+        label = ("has a wait cancelled", region)
         yield from tell(world, before, region, QuorumWaitCancelled(epoch=member.epoch), label)
 
 
@@ -329,13 +333,13 @@ def _clients(world: World, state: State, region: int) -> Iterator[Move]:
     if reads is not None and node.machine is not None and node.pledged is None:
         asked = world.with_node(state, region, pledged=state.ghost.value.acked)
         asked = asked._replace(budget=world.budgets.one(reads))
-        yield from tell(world, asked, region, StrongReads(requests=(1,)), ("is asked for the newest state", region))
+        yield from tell(world, asked, region, StrongReads(requests=(1,)), ("gets a strong read", region))
 
 
 def _retry(world: World, state: State, region: int, number: int) -> Iterator[Move]:
-    """A client that knows no outcome asks again with the same key, and the row decides (rule 9)."""
+    """A client that does not know the outcome retries with the same key, and the row decides (rule 9)."""
     member = state.members[region].value
-    label = ("is asked again for write", region, number)
+    label = ("gets a retry of write", region, number)
     at = row_of(member, number)
     with during(label):
         if at is None:
@@ -348,7 +352,7 @@ def _retry(world: World, state: State, region: int, number: int) -> Iterator[Mov
 
 
 def row_of(member: postgres.Member, number: int) -> int | None:
-    """Where the row of a client's request is, if it is there: what the unique key of the ledger knows."""
+    """The LSN of the row of a client's request, found by the ledger's unique key; None if there is no row."""
     return postgres.position(member, "write", number)
 
 
@@ -356,4 +360,4 @@ def _by_etcd(world: World, state: State) -> Iterator[Move]:
     for swap in state.etcd.value.adrift:
         after = world.swapped(state, swap)
         if after is not None:
-            yield ("etcd takes a late swap", -1, swap[1]), after
+            yield ("etcd applies a late swap", -1, swap[1]), after

@@ -1,8 +1,8 @@
-"""One region's agent in the exploration: the real machine, its disk, what it has asked for and what it has said.
+"""Models a region's agent in the exploration: the real machine, its disk, its open requests, and its gossip in flight.
 
-Time is taken out of it: after each event every timer is either not armed or armed for the end of time, and one that
-goes off is put into the past first. So two agents that are equal here behave alike whatever the clock says, and
-timers go off in any order. That is more than any clock can do, so nothing is missed.
+Time is abstracted away. After each event each timer is either disarmed, or armed for a time that never comes; when the
+exploration lets a timer fire, it first sets the timer's deadline into the past. So equal agents behave equally at any
+time, and timers fire in any order. This covers more orders than real clocks can produce.
 """
 
 from collections.abc import Callable, Generator, Mapping
@@ -36,7 +36,7 @@ from regions.leadership import Leadership
 
 NEVER = float("inf")
 SAID_MAX = 3
-"""How many different words of an agent may be on their way: a suspicion can arrive after the vote it led to."""
+"""How many different gossips of an agent may be in flight: a suspicion can arrive after the vote that it led to."""
 
 _SETTINGS = Settings(claim_stagger_s=0.0)
 _CELL = CellRegions(voters=REGIONS, regions=REGIONS)
@@ -46,10 +46,10 @@ Mode = Literal["now", "late", "waiting", "done"]
 
 
 class Violated(Exception):
-    """Something that must never happen has happened.
+    """An invariant is violated.
 
     Attributes:
-        label: By which move, once that is known.
+        label: The label of the move that violated it; empty until it is known.
     """
 
     def __init__(self, what: str) -> None:
@@ -59,7 +59,7 @@ class Violated(Exception):
 
 @contextmanager
 def during(label: tuple[Any, ...]) -> Generator[None]:
-    """Say of a violation by which move it came; an assertion of the core is one."""
+    """Add the label of a move to a violation that it causes; an assertion error of the core becomes a violation."""
     try:
         yield
     except (Violated, AssertionError) as error:
@@ -69,15 +69,15 @@ def during(label: tuple[Any, ...]) -> Generator[None]:
 
 
 class Request(NamedTuple):
-    """What a machine has asked for and not been answered.
+    """An effect that a machine has requested and that is not answered.
 
     Attributes:
         effect: The effect.
-        mode: ``now``: performed before anything else happens. ``late``: at any later time. ``waiting``: it has begun
-            and is answered when the world allows. ``done``: it took place, the answer is on its way.
+        mode: ``now``: executed before anything else happens. ``late``: executed at any later time. ``waiting``: begun,
+            and answered when the state of other regions allows. ``done``: executed, and the answer is in flight.
         strong: Whether strong reads wait for it.
-        since: Of a late read: what was the newest revision when it was asked.
-        answer: When done.
+        since: The newest revision when a late read was requested.
+        answer: The answer, if the mode is ``done``.
     """
 
     effect: ReadRecord | SwapRecord | StorePromise | LedgerEffect
@@ -89,19 +89,19 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Node:
-    """An agent and its disk; equal ones are the same object.
+    """An agent and its disk; `Nodes` returns the same object for equal ones.
 
     Attributes:
-        machine: None while the agent is down.
-        disk: Its promise file.
-        gate: The epoch under which the agent has let writes in; it outlives the agent.
-        held: Whether the agent keeps all writers out, by a lock in its member that ends with either.
-        requests: What it waits for.
-        said: Its newest words, oldest first.
-        voted: The highest epoch for which it ever published a vote.
-        pledged: The client requests that were acknowledged when a strong read arrived that is not answered yet.
-        known: The canonical text of what its machine knows, and its mirror image.
-        number: Identity among all nodes of an exploration.
+        machine: The machine; None while the agent is down.
+        disk: The promise on its disk.
+        gate: The epoch in which the agent has admitted writes; 0 for none. It survives a crash of the agent.
+        held: Whether the agent blocks all writers, by a lock in its member. The lock ends with the agent or the member.
+        requests: Its open requests.
+        said: Its newest gossips, oldest first; each may still arrive.
+        voted: The highest epoch for which it has published a vote.
+        pledged: The client requests that were acknowledged when a strong read arrived; None if no strong read is open.
+        known: The canonical text of its machine's facts, and of their mirror image.
+        number: The number of this node among all nodes of an exploration.
         mirror: The number of its mirror image.
     """
 
@@ -119,14 +119,14 @@ class Node:
 
 
 class Outcome(NamedTuple):
-    """What an event made of a node.
+    """The result of an event for a node.
 
     Attributes:
-        node: The node afterwards.
-        opened: The epoch under which it opened writes by this event; 0 for none.
-        proven: What it answered to strong reads; None for nothing.
-        adrift: A swap that it does not wait for any more, but which may still take place.
-        tied: The same with another member of the same worth chosen, when the order of voters decided.
+        node: The node after the event.
+        opened: The epoch that it began to serve; 0 for none.
+        proven: Whether it answered strong reads as current; None if it answered none.
+        adrift: A swap that it no longer waits for, and that etcd may still apply.
+        tied: The node with another, equally good member chosen, if the order of the voters decided; else None.
     """
 
     node: Node
@@ -137,7 +137,7 @@ class Outcome(NamedTuple):
 
 
 class Nodes:
-    """All nodes of an exploration, each once."""
+    """All distinct nodes of an exploration, one object for each."""
 
     def __init__(self) -> None:
         self._numbers: dict[str, int] = {}
@@ -147,7 +147,7 @@ class Nodes:
         return len(self._known)
 
     def one(self, node: Node, region: int) -> Node:
-        """Return the node that is equal to this one of ``region``."""
+        """Return the known node that is equal to ``node`` in ``region``, or add it."""
         number = self._number(_key(node, region, PLAIN, node.known[0]))
         if number not in self._known:
             mirror = self._number(_key(node, region, MIRRORED, node.known[1]))
@@ -169,14 +169,14 @@ def _texts(facts: Facts) -> tuple[str, str]:
 
 
 def start(node: Node, region: int, found: MemberState, tickets: int) -> Outcome:
-    """Start the agent of a region whose member is as ``found``."""
+    """Start the agent of a region whose member is in the state ``found``; ``tickets`` is its first ticket."""
     machine = Machine(region=REGIONS[region], cell=_CELL, settings=_SETTINGS, first_ticket=tickets)
     return _advance(replace(node, machine=machine), Started(promise=node.disk, ledger=found), None)
 
 
 def step(node: Node, event: Event, prepare: Callable[[Facts], None] | None = None) -> Outcome:
-    """Let the machine handle an event; ``prepare`` puts a timer into the past first."""
-    assert node.machine is not None, "an agent that is down hears nothing"
+    """Let the machine handle an event; ``prepare`` changes the facts before, such as a timer's deadline."""
+    assert node.machine is not None, "the agent is down"
     return _advance(replace(node, machine=node.machine.clone()), event, prepare)
 
 
@@ -226,7 +226,7 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
 
 
 def _answers(swap: SwapRecord, facts: Facts) -> bool:
-    """Whether the machine has heard that this swap took place."""
+    """Whether the machine knows a revision that decides this swap."""
     return facts.etcd.revision > swap.expected_revision
 
 
@@ -253,15 +253,15 @@ def _voted(node: Node, machine: Machine) -> int:
 
 
 def is_durable(vote: Vote, disk: Promise) -> bool:
-    """Whether the disk holds what a published vote promises."""
+    """Whether the promise of a published vote is on the disk."""
     return vote.epoch <= disk.epoch
 
 
 def _tied(node: Node) -> Node | None:
-    """The same node with the other follower chosen just now, if only the order of the voters spoke for the one.
+    """The node with the other follower chosen, if only the order of the voters decided the choice; else None.
 
-    A cell whose voters are listed in the other order is a cell like this one. With both choices open the mirror
-    image of every run is a run, and so it is enough to go on from one of them.
+    The core may list the voters in either order. With both choices explored, the mirror image of every run is a run as
+    well, so the exploration may continue from only one of two mirrored states.
     """
     machine = node.machine
     assert machine is not None
@@ -297,8 +297,9 @@ def _with_record(request: Request, record: Leadership) -> Request:
 
 def _take_time_out(facts: Facts) -> None:
     facts.record_since, facts.failovers, facts.member.quorum_commit = 0.0, (), 0
-    # What an agent that does not lead had asked for is overtaken by the record that makes it leader. Not so what a
-    # previous run had asked for: that may have led by a record of which this one has yet to hear.
+    # A swap that an agent requested before it led cannot be applied after the record that makes it leader, so its
+    # revision makes no difference. None stays: a swap of a previous run may be unsettled, and that run may have led by
+    # a record that this run has not received.
     etcd = facts.etcd
     if etcd.unsettled_revision is not None and not (facts.leads and etcd.unsettled_revision == etcd.revision):
         etcd.unsettled_revision = 0
@@ -320,7 +321,7 @@ _NOTHING = Gossip()
 
 
 def _what_counts(gossip: Gossip, epoch: int) -> Gossip:
-    """What is left of a word when nothing is remembered that can never count again: epochs only grow."""
+    """The gossip without the parts that can never count again, because epochs only increase."""
     vote = gossip.vote if gossip.vote is not None and gossip.vote.epoch >= epoch else None
     suspects = gossip.suspects if gossip.suspects >= max(epoch, 1) else 0
     return Gossip(epoch=gossip.epoch if gossip.epoch > epoch else 0, suspects=suspects, vote=vote)

@@ -1,9 +1,11 @@
-"""A member of the ledger as PostgreSQL would be: what it promises, and where it would deceive.
+"""Models a member of the ledger as an immutable value: the guarantees and the known traps of PostgreSQL.
 
-WAL is a tuple of entries and an LSN is a number of entries. The traps are those of failover.md: two promotions can
-take the same timeline number, a standby on an equal number accepts what comes, a rewind between equal numbers does
-nothing, one between others goes below what was acknowledged, a standby's ``synchronous_standby_names`` is empty,
-a restart makes rows visible that no standby has, and after one the receive position is unknown. Regions are numbers.
+WAL is a tuple of entries, an LSN is a number of entries, and a region is a number. The traps are those of failover.md:
+
+* two promotions can take the same timeline number, and a standby on an equal number receives without a comparison;
+* a rewind between equal timeline numbers does nothing, any other rewind goes below acknowledged WAL;
+* a standby's ``synchronous_standby_names`` is empty until it is set;
+* a restart makes rows visible that no standby has, and after it the receive position is unknown.
 """
 
 from typing import Literal, NamedTuple
@@ -12,9 +14,13 @@ LEDGER_KINDS = Literal["absent", "stopped", "standby", "primary"]
 
 
 class Entry(NamedTuple):
-    """A piece of WAL: ``fence`` and ``promotion`` carry an epoch, ``write`` the number of a client's request.
+    """A WAL record.
 
-    ``by`` is the region whose primary wrote it: what two of them write is never the same, whatever it says.
+    Attributes:
+        timeline: The timeline on which it was written.
+        kind: A fence row, the write of a client, or a promotion.
+        number: The epoch of a fence row or promotion; the number of the client's request of a write.
+        by: The region whose primary wrote it; records of different primaries are never equal.
     """
 
     timeline: int
@@ -27,15 +33,15 @@ class Member(NamedTuple):
     """One PostgreSQL with its data.
 
     Attributes:
-        kind: Whether and as what it runs.
-        epoch: Under which epoch its agent made it a primary, or pointed it at one; 0 otherwise.
-        wal: What is on its disk; everything is flushed before it is told to anybody.
-        source: Whom it receives from, as a standby.
-        names: Its ``synchronous_standby_names``, ascending; empty: it commits alone.
-        required: How many of them.
-        acks: What each standby has said that it flushed, since this primary runs, by region.
-        began: How long the WAL was when it became primary.
-        confirmed: Up to where commits have returned, and so are acknowledged and visible.
+        kind: ``absent`` without data, ``stopped``, or the role in which it runs.
+        epoch: The epoch in which its agent made it a primary, or connected it to one; 0 otherwise.
+        wal: Its WAL, all of it flushed.
+        source: The region from which it receives as a standby; None if it is frozen or no standby.
+        names: The regions in its ``synchronous_standby_names``, ascending; if empty, it commits alone.
+        required: How many of ``names`` a commit waits for.
+        acks: The LSN that each region's standby has reported as flushed since this primary runs.
+        began: The LSN at which it became primary.
+        confirmed: The LSN up to which commits have returned; those are acknowledged and visible.
         restarted: Whether the receive position is NULL.
     """
 
@@ -65,21 +71,21 @@ def fences(wal: tuple[Entry, ...]) -> tuple[int, ...]:
 
 
 def stop(member: Member) -> Member:
-    """Stop it; data and settings stay."""
+    """Stop the member; its data and its standby names stay."""
     if member.kind == "absent":
         return member
     return Member(kind="stopped", wal=member.wal, names=member.names, required=member.required)
 
 
 def initialise(member: Member, epoch: int) -> Member:
-    """Run it as the first primary, empty if there was none."""
+    """Start the member as the first primary of the cell, with empty data if it has none."""
     if member.kind == "primary":
         return member
     return Member(kind="primary", epoch=epoch, wal=member.wal, began=len(member.wal), confirmed=len(member.wal))
 
 
 def as_standby(member: Member, *, source: int | None, epoch: int) -> Member:
-    """Run it as a standby of ``source``, or of nobody."""
+    """Run the member as a standby of ``source``, or frozen if ``source`` is None."""
     restarted = member.restarted or member.kind != "standby"
     return member._replace(
         kind="standby", source=source, epoch=epoch, acks=(0, 0, 0), began=0, confirmed=0, restarted=restarted
@@ -87,7 +93,7 @@ def as_standby(member: Member, *, source: int | None, epoch: int) -> Member:
 
 
 def promote(member: Member, region: int, epoch: int) -> Member:
-    """Make a primary of it, on the timeline number after the last that it knows."""
+    """Promote the standby to primary, on the timeline number after its own."""
     assert member.kind == "standby", "only a standby is promoted"
     wal = (*member.wal, Entry(timeline(member.wal) + 1, "promotion", epoch, region))
     return Member(
@@ -97,22 +103,22 @@ def promote(member: Member, region: int, epoch: int) -> Member:
 
 
 def append(member: Member, region: int, kind: Literal["fence", "write"], number: int) -> Member:
-    """Write a row on a primary, and flush it there."""
+    """Write and flush a row on a primary."""
     return member._replace(wal=(*member.wal, Entry(timeline(member.wal), kind, number, region)))
 
 
 def has(member: Member, kind: str, number: int) -> bool:
-    """Whether a row is in its WAL."""
+    """Whether a row is in the member's WAL."""
     return position(member, kind, number) is not None
 
 
 def position(member: Member, kind: str, number: int) -> int | None:
-    """Where the first such row ends in its WAL; None when there is none."""
+    """The LSN at which the first such row ends in the member's WAL; None if there is none."""
     return next((lsn for lsn, one in enumerate(member.wal, 1) if one.kind == kind and one.number == number), None)
 
 
 def accepts(standby: Member, primary: Member) -> bool:
-    """Whether the standby can receive from this primary, as far as timelines tell."""
+    """Whether the primary lets the standby stream; it compares only timelines and LSN."""
     mine, theirs = timeline(standby.wal), timeline(primary.wal)
     if mine == theirs:
         return len(standby.wal) <= len(primary.wal)
@@ -122,20 +128,20 @@ def accepts(standby: Member, primary: Member) -> bool:
 
 
 def receive(standby: Member, primary: Member) -> Member:
-    """Receive and flush the next entry, whatever was there before; or confirm that there is none."""
+    """Receive and flush the next entry, if there is one, without a comparison of earlier entries."""
     news = primary.wal[len(standby.wal) : len(standby.wal) + 1]
     return standby._replace(wal=(*standby.wal, *news), restarted=False)
 
 
 def acknowledge(primary: Member, region: int, lsn: int) -> Member:
-    """The primary hears what a standby has flushed."""
+    """The primary receives the LSN that a standby has flushed."""
     acks = list(primary.acks)
     acks[region] = max(acks[region], lsn)
     return primary._replace(acks=(acks[0], acks[1], acks[2]))
 
 
 def on_quorum(primary: Member) -> int:
-    """Up to where commits may return."""
+    """The LSN up to which commits may return."""
     if primary.required == 0 or not primary.names:
         return len(primary.wal)
     known = sorted((primary.acks[region] for region in primary.names), reverse=True)
@@ -143,7 +149,7 @@ def on_quorum(primary: Member) -> int:
 
 
 def rewind(member: Member, primary: Member) -> Member:
-    """``pg_rewind``: nothing between equal timeline numbers, else back to a checkpoint long before the fork."""
+    """``pg_rewind``: does nothing between equal timeline numbers; else goes back to a checkpoint before the fork."""
     if timeline(member.wal) == timeline(primary.wal):
         return stop(member)
     shared = 0
@@ -155,5 +161,5 @@ def rewind(member: Member, primary: Member) -> Member:
 
 
 def copy(primary: Member) -> Member:
-    """``pg_basebackup``: what the primary had, and none of its settings."""
+    """``pg_basebackup``: the primary's WAL, without its settings."""
     return Member(kind="stopped", wal=primary.wal)

@@ -1,4 +1,4 @@
-"""Breadth first through all states, each once; the first violation found is one of the shortest."""
+"""Searches all states breadth first, each once, so the first violation found has a shortest path."""
 
 from array import array
 from collections import deque
@@ -12,12 +12,12 @@ from infra.exploration.world import Label, Move, State, World
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Counterexample:
-    """How to get from the start to where something went wrong.
+    """The path from the start to a violation.
 
     Attributes:
-        path: The moves, with the state that each led to.
-        label: The move that went wrong.
-        what: What went wrong.
+        path: The moves before the violation, each with the state after it.
+        label: The label of the move that violated an invariant.
+        what: The violation, in words.
     """
 
     path: tuple[Move, ...]
@@ -27,15 +27,15 @@ class Counterexample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Explored:
-    """What came of a search.
+    """The result of a search.
 
     Attributes:
-        states: Distinct states that were found, the start among them.
-        moves: Moves that were tried.
-        depth: Steps from the start to the farthest state.
+        states: Number of distinct states that were found, including the start.
+        moves: Number of moves that were tried.
+        depth: Number of steps from the start to the farthest state.
         complete: Whether every state within the bounds was found.
-        counterexample: The first violation; None when there is none.
-        reached: Moves to a state that was looked for; None when it was not found, or none was.
+        counterexample: The first violation; None if there is none.
+        reached: The moves to the first state that fits the goal; None if there is no goal, or no state fits it.
     """
 
     states: int
@@ -47,10 +47,10 @@ class Explored:
 
 
 class Search:
-    """One search, with what it remembers of each state: where it came from, and by which move."""
+    """One search. It stores the predecessor of each state and the ordinal of the move that led to it."""
 
     def __init__(self, world: World, start: State, until: Callable[[State], bool] | None = None) -> None:
-        """Prepare a search from ``start`` within the world's bounds, or until a state fits ``until``."""
+        """Prepare a search from ``start`` within the world's bounds, up to the first state that fits ``until``."""
         self._world = world
         self._start = start
         self._until = until
@@ -60,7 +60,7 @@ class Search:
         self._moves = 0
 
     def run(self) -> Explored:
-        """Search."""
+        """Search, and return the result."""
         if self._until is not None and self._until(self._start):
             return self._report(0, complete=False, reached=())
         frontier = deque([(0, self._start)])
@@ -84,7 +84,7 @@ class Search:
         return self._report(depth, complete=True)
 
     def _new(self, number: int, state: State) -> Iterator[State]:
-        """Take every move, and give the states that were not known; each is the newest in memory."""
+        """Try every move from a state, and yield each new state, right after it was stored as the newest."""
         canonical, seen = self._world.canonical, self._seen
         for ordinal, (_, after) in enumerate(successors(self._world, state)):
             self._moves += 1

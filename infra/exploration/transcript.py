@@ -1,4 +1,4 @@
-"""A counterexample as a story: one line a move, in the order in which things happened."""
+"""Writes a counterexample as text, one line for each move, in the order of the moves."""
 
 from collections.abc import Iterator
 
@@ -9,7 +9,7 @@ from regions.failover.events import Gossip
 
 
 def transcript(world: World, found: Counterexample) -> Iterator[str]:
-    """The lines of a counterexample."""
+    """Yield the lines of a counterexample."""
     for number, (label, state) in enumerate(found.path, 1):
         yield f"{number:3}  {describe(world, label):70} {_stand(state)}"
     yield f"{len(found.path) + 1:3}  {describe(world, found.label)}"
@@ -17,7 +17,7 @@ def transcript(world: World, found: Counterexample) -> Iterator[str]:
 
 
 def describe(world: World, label: Label) -> str:
-    """One move in words."""
+    """Describe one move in words."""
     verb, region, *details = label
     who = "" if region < 0 else f"{REGIONS[region]} "
     match verb, details:
@@ -25,12 +25,12 @@ def describe(world: World, label: Label) -> str:
             return f"{who}{verb}: there is no record"
         case (("sees" | "reads" | "reads for strong reads"), [revision, number]):
             return f"{who}{verb} revision {revision}: {_record(world, number)}"
-        case "etcd takes a late swap", [number]:
-            return f"etcd takes a late swap: {_record(world, number)}"
+        case "etcd applies a late swap", [number]:
+            return f"etcd applies a late swap: {_record(world, number)}"
         case "hears", [sender, word]:
             return f"{who}hears {REGIONS[sender]}: {_word(word)}"
         case "receives", [source, lsn]:
-            return f"{who}has WAL up to {lsn} from {REGIONS[source]}, and says so"
+            return f"{who}has WAL up to {lsn} from {REGIONS[source]}, and confirms it"
         case _:
             return " ".join([who.rstrip(), verb, *(str(one) for one in details if one != "")]).strip()
 
@@ -43,7 +43,7 @@ def _record(world: World, number: int) -> str:
 def _word(word: Gossip) -> str:
     parts = [f"epoch {word.epoch}"]
     if word.suspects:
-        parts.append(f"suspects the one of {word.suspects}")
+        parts.append(f"suspects the leader of epoch {word.suspects}")
     if word.vote is not None:
         parts.append(f"votes at {word.vote.position.epoch}:{word.vote.position.lsn}")
     return ", ".join(parts)

@@ -1,12 +1,13 @@
-"""The three regions, etcd and the clients as one value, and what must hold in it.
+"""Models the three regions, etcd and the clients as one immutable state, and checks the invariants of its changes.
 
-A state is a tuple of parts, each part exists once and has a number, so a state's canonical form is a few numbers.
-The invariants that need more than one region to be seen are checked here, where the world changes: at most one
-epoch acknowledges, whoever opens writes has every acknowledged write, epochs grow, no published vote is broken, and
-a strong read shows every write that was acknowledged before it arrived.
+A state is a tuple of parts. Equal parts are one object with a number, so a state's canonical form is a few numbers.
+This module checks the invariants that concern more than one region: at most one epoch acknowledges, a region that
+begins to serve has every acknowledged write, epochs increase, published votes are kept, and a strong read shows every
+write that was acknowledged before it arrived.
 
-Followers ``b`` and ``c`` are alike, so a state and its mirror image are one state: of each part its mirror image's
-number is known, and the smaller of the two forms counts. ``node.py`` says why ties do not spoil that.
+Followers ``b`` and ``c`` are interchangeable, so a state and its mirror image count as one state: each part knows the
+number of its mirror image, and the smaller of the two forms is the canonical one. ``node.py`` explains why ties between
+voters do not break this symmetry.
 """
 
 from collections import Counter
@@ -39,16 +40,17 @@ INVARIANTS: Mapping[str, str] = {
     "votes are kept": "regions that received WAL after a vote",
     "strong reads": "strong reads that were answered",
 }
-"""What is looked at where the world changes, and what its facts are."""
+"""Each invariant, and the facts that it counts."""
 
 _OTHER = (0, 2, 1)
 """The mirror image of each region's number."""
 
 _PART_BITS = 24
+"""Bits of one part's number in the canonical form."""
 
 
 class Part(Generic[Value]):
-    """A value that exists once."""
+    """An interned value, with its number and the number of its mirror image."""
 
     __slots__ = ("mirror", "number", "value")
 
@@ -59,7 +61,7 @@ class Part(Generic[Value]):
 
 
 class Parts(Generic[Value]):
-    """All values of one kind, each once, with their mirror images."""
+    """Interns the values of one kind, together with their mirror images."""
 
     def __init__(self, mirrored: Callable[[Value], Value]) -> None:
         self._known: dict[Value, Part[Value]] = {}
@@ -67,11 +69,11 @@ class Parts(Generic[Value]):
 
     @property
     def values(self) -> Iterable[Value]:
-        """All values that there ever were."""
+        """All values that were interned."""
         return self._known.keys()
 
     def one(self, value: Value) -> Part[Value]:
-        """Return the part with this value."""
+        """Return the part with this value; equal values have the same part."""
         part = self._known.get(value)
         if part is None:
             part = self._known[value] = Part(value, len(self._known))
@@ -80,11 +82,12 @@ class Parts(Generic[Value]):
 
 
 class Etcd(NamedTuple):
-    """The register.
+    """The leadership record in etcd.
 
     Attributes:
-        history: The number of each record that it held; the revision of the last is the length.
-        adrift: Swaps of which nobody hears any more, and which may take place yet: (expected revision, record).
+        history: The number of each record that was written; record ``n`` (from 1) has revision ``n``.
+        adrift: (expected revision, number of the record) of each swap that no agent waits for, and that etcd may still
+            apply.
     """
 
     history: tuple[int, ...] = ()
@@ -92,13 +95,13 @@ class Etcd(NamedTuple):
 
 
 class Ghost(NamedTuple):
-    """What nobody in the world knows and the invariants are about.
+    """Ghost state: history that the invariants need and that no process knows.
 
     Attributes:
-        acked: The client requests that were acknowledged, ascending.
-        epoch: The highest epoch that has acknowledged.
-        region: Who did.
-        opened: Who has opened writes under which epoch, ascending.
+        acked: The numbers of the acknowledged client requests, ascending.
+        epoch: The highest epoch that has acknowledged; 0 for none.
+        region: The region that acknowledged in it; -1 for none.
+        opened: (epoch, region) of each region that began to serve, ascending.
     """
 
     acked: tuple[int, ...] = ()
@@ -108,7 +111,7 @@ class Ghost(NamedTuple):
 
 
 class State(NamedTuple):
-    """Everything."""
+    """The state of all regions, etcd, the ghost state, and the remaining budget."""
 
     nodes: tuple[Node, Node, Node]
     members: tuple[Part[Member], Part[Member], Part[Member]]
@@ -118,13 +121,26 @@ class State(NamedTuple):
 
 
 Label = tuple[Any, ...]
-"""What happened: a verb, the region it happened in, and details; ``transcript.py`` makes a line of it."""
+"""What happened: a verb, the region, and details. ``transcript.py`` writes it as a line."""
 
 Move = tuple[Label, State]
 
 
 class World:
-    """What the states of an exploration are made of, and how they change."""
+    """The interned parts of an exploration's states, and the changes of states.
+
+    Attributes:
+        bounds: The bounds of the current search.
+        first_write: The highest number of a client request before the current search.
+        facts: How many facts each invariant compared.
+        nodes: All agents.
+        members: All members.
+        etcds: All histories of the record.
+        ghosts: All ghost states.
+        budgets: All remaining budgets.
+        records: All leadership records; a record's number is its index.
+        outcomes: The result of each event for a node, by node and label.
+    """
 
     def __init__(self, bounds: Bounds) -> None:
         self.bounds = bounds
@@ -141,7 +157,7 @@ class World:
         self.outcomes: dict[tuple[Any, ...], Outcome] = {}
 
     def empty(self) -> State:
-        """The state before anybody was started for the first time."""
+        """The state before any agent was started."""
         blank = Node(machine=None, disk=Promise())
         a, b, c = (self.nodes.one(blank, region) for region in range(len(REGIONS)))
         absent = self.members.one(postgres.ABSENT)
@@ -151,7 +167,7 @@ class World:
         )  # fmt: skip
 
     def canonical(self, state: State) -> int:
-        """The same number for states that behave alike, and another for all others."""
+        """The canonical form of a state: equal for a state and its mirror image, different for all others."""
         (a, b, c), (ma, mb, mc), *rest = state
         plain = [a.number, b.number, c.number, ma.number, mb.number, mc.number]
         other = [a.mirror, c.mirror, b.mirror, ma.mirror, mc.mirror, mb.mirror]
@@ -165,11 +181,11 @@ class World:
     # Changes.
 
     def record(self, number: int) -> Leadership:
-        """The record with a number."""
+        """The record with this number."""
         return self.records[number]
 
     def record_number(self, record: Leadership) -> int:
-        """The number of a record."""
+        """The number of a record. Its reason, time, fence id and the order of its voters make no difference."""
         promised = None if record.succession is None else record.succession.region
         key = (
             record.epoch, record.leader, record.phase, record.ancestry, record.target, record.automatic,
@@ -182,7 +198,7 @@ class World:
         return self._record_numbers[key]
 
     def with_node(self, state: State, region: int, **changes: Any) -> State:  # noqa: ANN401 - fields of a Node
-        """The state with a node changed in some of its fields."""
+        """The state with some fields of a region's node changed."""
         node = state.nodes[region]
         key = (node.number, *changes.items())
         changed = self._changed.get(key)
@@ -191,18 +207,22 @@ class World:
         return state._replace(nodes=put(state.nodes, region, changed))
 
     def with_member(self, state: State, region: int, member: Member) -> State:
-        """The state with another member, and what commits come to by that."""
+        """The state with a region's member replaced; if it is a primary, commits that have a quorum return."""
         state = state._replace(members=put(state.members, region, self.members.one(member)))
         return self._commit(state, region) if member.kind == "primary" else state
 
     def with_request(self, state: State, region: int, old: Request, new: Request | None) -> State:
-        """The state with a request changed, or gone."""
+        """The state with a request of a region's node replaced, or removed if ``new`` is None."""
         node = state.nodes[region]
         rest = tuple(one for one in node.requests if one is not old)
         return self.with_node(state, region, requests=rest if new is None else (*rest, new))
 
     def swapped(self, state: State, swap: tuple[int, int]) -> State | None:
-        """The state after a swap reached etcd; None when it lost."""
+        """The state after etcd applied a swap; None if etcd rejected it.
+
+        Raises:
+            Violated: The new record must not follow the old one.
+        """
         history = state.etcd.value.history
         if not self.compares(swap[0], len(history)):
             return None
@@ -217,13 +237,16 @@ class World:
         return state._replace(etcd=self.etcds.one(Etcd(history=(*history, swap[1]))))
 
     def compares(self, expected: int, revision: int) -> bool:
-        """Whether etcd takes a swap that expects one revision over another."""
+        """Whether etcd applies a swap: the revision is the expected one."""
         return expected == revision
 
     def react(self, state: State, region: int, label: Label, how: Callable[[Node], Outcome]) -> Iterator[Move]:
-        """Let a node handle something; none come of it if that leads beyond the bounds.
+        """Let a node handle an event; yields nothing if the result exceeds the bounds.
 
-        The label must say all that the outcome depends on besides the node: each is worked out once.
+        The result is computed once for each node and label, so the label must determine it together with the node.
+
+        Raises:
+            Violated: An invariant does not hold.
         """
         node = state.nodes[region]
         key = (node.number, *label)
@@ -268,7 +291,7 @@ class World:
     # Invariants.
 
     def _believes(self, state: State, node: Node, region: int) -> None:
-        """What a core takes for the record of a revision is what etcd holds at that revision (rule 9)."""
+        """Require that the record that a core knows for a revision is etcd's record of that revision (rule 9)."""
         if node.machine is None or node.machine.facts.etcd.record is None:
             return
         self.facts["records"] += 1
@@ -288,7 +311,8 @@ class World:
         if before != region:
             raise Violated(f"{REGIONS[region]} opens writes under epoch {epoch}, and {REGIONS[before]} did")
         if ghost.epoch > epoch:
-            # Too late to matter: what a later epoch acknowledged was never meant to be here.
+            # A later epoch has acknowledged already, and its writes need not be here. `acknowledged` checks that this
+            # epoch acknowledges nothing.
             return state
         if epoch > 1:
             self.facts["acknowledged writes survive"] += len(ghost.acked)
@@ -299,7 +323,7 @@ class World:
         return state._replace(ghost=self.ghosts.one(ghost._replace(opened=opened)))
 
     def _commit(self, state: State, region: int) -> State:
-        """Let commits of a primary return that have their quorum, and look whether they may."""
+        """Let the commits of a primary return that have a quorum, and check that they may."""
         member = state.members[region].value
         until = postgres.on_quorum(member)
         if until <= member.confirmed:
@@ -315,7 +339,11 @@ class World:
         return self.acknowledged(state, region, writes) if any(one.kind != "promotion" for one in returned) else state
 
     def acknowledged(self, state: State, region: int, writes: Iterable[int]) -> State:
-        """A primary acknowledges to clients, or to its agent."""
+        """The state after a primary has acknowledged writes to clients, or its fence row to its agent.
+
+        Raises:
+            Violated: Another region has acknowledged in this or in a later epoch.
+        """
         ghost, epoch = state.ghost.value, state.members[region].value.epoch
         self.facts["one epoch acknowledges"] += 0 < ghost.epoch != epoch
         if (epoch, region) != (ghost.epoch, ghost.region) and epoch <= ghost.epoch:
@@ -328,7 +356,7 @@ class World:
         return state._replace(ghost=self.ghosts.one(ghost._replace(acked=acked, epoch=epoch, region=region)))
 
     def _meets(self, state: State, region: int) -> None:
-        """Look whether those for whom commits wait are at most one voter away from the record: majorities meet."""
+        """Require that the quorum and the record's voters differ by one region at most, so majorities intersect."""
         member, history = state.members[region].value, state.etcd.value.history
         record = self.records[history[-1]]
         if not member.names or record.epoch != member.epoch:
@@ -366,10 +394,10 @@ _PHASES = ("bootstrapping", "recruiting", "promoting", "serving")
 
 
 def _follows(old: Leadership, new: Leadership) -> bool:
-    """Whether one record may come after another: epochs grow, and an epoch goes from phase to phase.
+    """Whether one record may follow another: epochs increase, and an epoch goes through its phases in order.
 
-    The epoch that was promised is the successor's, who need not recruit; another region's is the one after it.
-    Voters change one at a time, by the leader that serves; who is drained may change at any time.
+    A promised epoch belongs to the successor, which need not recruit; another region has to skip it. Only a serving
+    leader changes the voters, one at a time. The drained voters may change at any time.
     """
     if set(new.voters) != set(old.voters) and not _resizes(old, new):
         return False
@@ -391,16 +419,16 @@ def _resizes(old: Leadership, new: Leadership) -> bool:
 
 
 def judged_nothing(facts: Counter[str], budget: Budget) -> list[str]:
-    """What nothing within a budget was looked at for, one line each: a search that leaves one idle shows nothing.
+    """One line for each invariant that compared no fact; a search with such a line has failed.
 
-    So one that never came to another epoch. Reads that are not asked for are owed no answer.
+    A search without a second epoch therefore fails. Without strong reads in the budget none are required.
     """
     wanted = [name for name in INVARIANTS if budget.reads or name != "strong reads"]
     return [f"{name}: judged on nothing: no {INVARIANTS[name]}" for name in wanted if not facts[name]]
 
 
 def found(member: Member) -> MemberState:
-    """What a driver finds where this member is."""
+    """The state of this member that a driver reports to an agent that starts."""
     if member.kind == "standby":
         return (
             MemberState(kind="frozen")
@@ -411,7 +439,7 @@ def found(member: Member) -> MemberState:
 
 
 def put(parts: tuple[Value, Value, Value], region: int, part: Value) -> tuple[Value, Value, Value]:
-    """The three with one of them replaced."""
+    """The three parts with that of ``region`` replaced."""
     first, second, third = parts
     return (
         (part, second, third) if region == 0 else (first, part, third) if region == 1 else (first, second, part)
