@@ -1,4 +1,4 @@
-"""Machines that many tests begin with."""
+"""Fixtures: the machine of a leader, of a follower, and of the region that a switchover goes to."""
 
 import pytest
 

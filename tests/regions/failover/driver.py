@@ -1,4 +1,4 @@
-"""A machine of one cell that tests tell events one by one, and the records of the cell that they begin with."""
+"""A driver of one cell's machine, the records that tests begin with, and the steps of a switchover."""
 
 from dataclasses import replace
 from typing import TypeVar
@@ -54,7 +54,7 @@ SERVING = Leadership(
 )
 RECRUITING = replace(SERVING, epoch=2, leader=B, phase="recruiting", fence_id=None)
 CHOSEN = replace(RECRUITING, phase="promoting")
-"""B was chosen, by votes."""
+"""B was chosen by votes."""
 
 PROMISED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
 RELEASE = Release(epoch=1, revision=2, successor=B, lsn=500)
@@ -91,11 +91,11 @@ class Driver:
         self.tell(Started(promise=promise, ledger=ledger))
         self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
         if ReadRecord in self.kinds():
-            # A leader asks a second time, and all of etcd.
+            # A leader repeats the read as a linearizable one.
             self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
 
     def asked(self, kind: type[Kind]) -> Kind:
-        """The request of this kind among the effects of the last event: there is one."""
+        """Return the only request of this kind among the effects of the last event."""
         (found,) = (effect for effect in self.effects if isinstance(effect, kind))
         return found
 
@@ -109,12 +109,12 @@ class Driver:
         return [type(effect) for effect in self.effects]
 
     def freezes(self, lsn: int, ancestry: tuple[Epoch, ...] = (1,)) -> None:
-        """Answer the freezing that was just asked for."""
+        """Answer the requested ``FreezeLedger``: the member is frozen at ``lsn``."""
         ticket = self.asked(FreezeLedger).ticket
         self.tell(LedgerFrozen(ticket=ticket, receiving=False, received=lsn, replayed=lsn, ancestry=ancestry))
 
     def wait(self, seconds: float) -> None:
-        """Let time pass, and tell the machine so at its end."""
+        """Advance the clock and send ``Tick``."""
         self.now += seconds
         self.tell(Tick())
 
@@ -123,7 +123,7 @@ class Driver:
 
 
 def leading() -> Driver:
-    """The agent of A, which leads epoch 1 and takes writes; its quorum is in force."""
+    """Return the agent of A, which leads epoch 1 and accepts writes; its quorum is in force."""
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
@@ -131,7 +131,7 @@ def leading() -> Driver:
 
 
 def restarted(record: Leadership = SERVING) -> Driver:
-    """The agent of A, whose PostgreSQL takes writes; one etcd member has answered, and all are being asked."""
+    """Return the agent of A after a restart: its member is primary, and a linearizable read of etcd is pending."""
     driver = Driver(A)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=record))
@@ -139,7 +139,7 @@ def restarted(record: Leadership = SERVING) -> Driver:
 
 
 def following(region: RegionName) -> Driver:
-    """The agent of another region, whose member follows A."""
+    """Return the agent of another region, whose member follows A."""
     driver = Driver(region)
     driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
     return driver
@@ -149,24 +149,25 @@ def order(kind: str, region: RegionName | None = None, *, ticket: int = 7) -> Or
     return Order(ticket=ticket, kind=kind, region=region, by="an operator")  # pyright: ignore[reportArgumentType]
 
 
-# A switch to B.
+# A switchover to B.
 
 
 def hands_over(leader: Driver) -> None:
-    """Order a switch to B and let etcd take the promise."""
+    """Order a switch to B, and confirm the swap that announces B."""
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(replace(order("switch", B), by="me"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
 
 
 def has_handed_over(leader: Driver) -> None:
+    """Carry out a switch to B up to the release: the drain and the stop are answered."""
     hands_over(leader)
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
     leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
 
 
 def gets_ready(successor: Driver) -> Ticket:
-    """Have it let go of a leader that has drained, and return the request for its quorum."""
+    """Report that the leader has drained, freeze the successor's member, return the ticket of its ``SetQuorum``."""
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     successor.tell(

@@ -15,7 +15,7 @@ _TOP = {field.name for field in fields(Facts)} - set(_GROUPS)
 
 
 def facts_of(**known: Any) -> Facts:
-    """Return facts in which these are known; ``etcd_record`` is the record in etcd."""
+    """Return facts with these values; ``etcd_record`` is the record in etcd, the others have their default."""
     top = {name: value for name, value in known.items() if name in _TOP}
     return with_facts(Facts(requests=Requests(last_ticket=1), **top), **known)
 
@@ -38,15 +38,15 @@ def announced_at(facts: Facts) -> int:
 
 
 def drained_to(facts: Facts) -> int | None:
-    """Return up to where the successor has everything."""
+    """Return the LSN up to which the successor has all WAL; None before the drain is complete."""
     return drained(facts.handover)
 
 
 def prepares_until(facts: Facts) -> float | None:
-    """Return until when a successor prepares for the hand-over."""
+    """Return the end of the successor's preparation for the hand-over; None if it does not prepare."""
     return facts.handover.until if isinstance(facts.handover, Preparing) else None
 
 
 def restart_delayed_until(facts: Facts) -> float | None:
-    """Return until when an old leader leaves its PostgreSQL stopped."""
+    """Return the end of an old leader's restart delay; None if there is none."""
     return facts.handover.until if isinstance(facts.handover, RestartDelayed) else None

@@ -1,4 +1,4 @@
-"""What the record should become next, and when: each condition of ``claims.py`` by itself."""
+"""Tests of ``claims.py``: which record a region proposes next, and when; each condition separately."""
 
 from dataclasses import replace
 from typing import Any
@@ -28,7 +28,7 @@ NEVER = float("inf")
 
 
 def facts(**changes: Any) -> Facts:
-    """What the agent of B knows: it follows A, and suspects nobody."""
+    """Return the facts of the agent of B, which follows A and suspects no region."""
     fields: dict[str, Any] = {
         "region": B,
         "cell": CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
@@ -48,24 +48,24 @@ def facts(**changes: Any) -> Facts:
 
 
 def suspecting(**changes: Any) -> Facts:
-    """The same, and it agrees with others since 100 s that A is silent."""
+    """Return the same facts, and enough regions have suspected A since 100 s."""
     return facts(**{"suspected": frozenset({A}), "leader_suspected_since": 100.0, **changes})
 
 
 def leading(**changes: Any) -> Facts:
-    """A leads, and its quorum is that of the record."""
+    """Return the facts of the agent of A, which leads with the quorum of the record."""
     known: dict[str, Any] = {"region": A, "ledger": MemberState(kind="primary", epoch=2), "quorum": (B, C)}
     return facts(**{**known, **changes})
 
 
 def recruiting(**changes: Any) -> Facts:
-    """A is the candidate of epoch 3 since 50 s."""
+    """Return the facts of the agent of A, the candidate of epoch 3 since 50 s."""
     known: dict[str, Any] = {"region": A, "record": RECRUITING, "etcd_record": RECRUITING, "promise": Promise(epoch=3)}
     return facts(**{**known, "ledger": MemberState(kind="frozen"), **changes})
 
 
 def promoted(**changes: Any) -> Facts:
-    """A was chosen for epoch 3 and promoted."""
+    """Return the facts of the agent of A, which was chosen for epoch 3 and promoted."""
     known: dict[str, Any] = {
         "record": PROMOTING,
         "etcd_record": PROMOTING,
@@ -84,7 +84,7 @@ def votes(**given: Vote | None) -> dict[RegionName, Gossip]:
     return {names[name]: Gossip(epoch=3, vote=one) for name, one in given.items()}
 
 
-# Who proposes nothing.
+# Regions that propose nothing.
 
 
 @pytest.mark.parametrize(
@@ -96,15 +96,21 @@ def votes(**given: Vote | None) -> dict[RegionName, Gossip]:
         {"region": D},
         {"record": replace(SERVING, voters=(A, C, D))},
     ],
-    ids=["without a member", "without a promise that can be read", "after a later promise", "no voter", "no more"],
+    ids=[
+        "no member",
+        "the promise cannot be read",
+        "the promise is above the epoch",
+        "view-only",
+        "removed as a voter",
+    ],
 )
-def test_who_may_not_begin_an_epoch_proposes_nothing_and_waits_for_no_time(changes: dict[str, Any]) -> None:
+def test_a_region_that_may_not_begin_an_epoch_proposes_nothing_and_has_no_deadline(changes: dict[str, Any]) -> None:
     known = suspecting(**changes)
     assert claims.proposal(known, 1e9) is None
     assert claims.next_deadline(known) is None
 
 
-def test_without_a_record_there_is_no_time_to_wait_for() -> None:
+def test_there_is_no_deadline_without_a_record() -> None:
     assert claims.next_deadline(facts(record=None, etcd_record=None)) is None
 
 
@@ -112,7 +118,7 @@ def test_without_a_record_there_is_no_time_to_wait_for() -> None:
 
 
 def beginning(**changes: Any) -> Facts:
-    """A has asked etcd, which has no record, and has no data."""
+    """Return the facts of the agent of A, which has no data, after etcd answered that it has no record."""
     known: dict[str, Any] = {"region": A, "record": None, "etcd_record": None, "ledger": MemberState(kind="absent")}
     return facts(**{**known, "promise": Promise(), **changes})
 
@@ -142,14 +148,14 @@ LOST = "there is a ledger but etcd knows no leadership: restore etcd's data"
         "etcd was not read",
         "another voter",
         "no member",
-        "no promise that can be read",
-        "data",
-        "a promise",
-        "both",
-        "data, and etcd was not read",
+        "the promise cannot be read",
+        "data exist",
+        "a promise exists",
+        "data and a promise exist",
+        "data exist, and etcd was not read",
     ],
 )
-def test_nobody_else_begins_a_cell_and_who_has_a_ledger_says_that_etcd_has_lost_its_data(
+def test_only_the_first_voter_begins_a_cell_and_existing_data_without_a_record_are_refused(
     changes: dict[str, Any], refusal: str | None
 ) -> None:
     known = beginning(**changes)
@@ -157,13 +163,13 @@ def test_nobody_else_begins_a_cell_and_who_has_a_ledger_says_that_etcd_has_lost_
     assert claims.refusal(known) == refusal
 
 
-def test_a_ledger_beside_a_record_is_no_reason_to_refuse() -> None:
+def test_a_region_takes_part_if_there_is_a_record_or_no_data() -> None:
     assert claims.refusal(beginning()) is None
     assert claims.refusal(facts()) is None
     assert claims.refusal(facts(ledger=MemberState(kind="absent"), promise=Promise())) is None
 
 
-# When the next epoch is begun.
+# When a region begins the next epoch.
 
 
 @pytest.mark.parametrize(
@@ -180,18 +186,18 @@ def test_a_ledger_beside_a_record_is_no_reason_to_refuse() -> None:
         (suspecting(record=replace(SERVING, phase="bootstrapping")), NEVER, ""),
     ],
     ids=[
-        "not without a suspicion",
-        "at once by the first in the order of voters",
-        "later by the second",
-        "the order is that of the record",
-        "not while automatic failover is paused",
-        "a candidate that is silent is replaced all the same",
-        "not when no majority is heard",
-        "not without data",
-        "not before a cell was begun",
+        "no suspicion",
+        "the first voter in order begins at once",
+        "the second voter in order begins later",
+        "the record defines the order",
+        "automatic failover is paused",
+        "a silent candidate is replaced while automatic failover is paused",
+        "no majority is heard",
+        "no data",
+        "the cell is being created",
     ],
 )
-def test_a_silent_leader_is_replaced(known: Facts, due: float, reason: str) -> None:
+def test_a_region_replaces_a_silent_leader_after_its_head_start(known: Facts, due: float, reason: str) -> None:
     assert known.record is not None
     assert claims.claim_due(known, known.record) == (due, reason)
     assert claims.next_deadline(known) == (None if due == NEVER else due)
@@ -207,12 +213,12 @@ def test_a_silent_leader_is_replaced(known: Facts, due: float, reason: str) -> N
         ((56.0, 80.0, 90.0), SERVING, 101.0),
         ((70.0, 80.0, 90.0), RECRUITING, 100.0),
     ],
-    ids=["no failover", "two", "three", "the first is long ago", "the first is almost long ago", "nobody serves"],
+    ids=["no failover", "two", "three", "the first is 50 s old", "the first is 44 s old", "no leader serves"],
 )
-def test_rule_17_after_three_failovers_within_45_s_the_next_one_waits(
+def test_rule_17_the_next_failover_is_delayed_after_three_within_45_s(
     failovers: tuple[float, ...], record: Leadership, due: float
 ) -> None:
-    # The record is new, so that it has not stalled.
+    # The record is recent, so the epoch has not stalled.
     known = suspecting(record=record, failovers=failovers, record_since=99.0)
     assert claims.claim_due(known, record)[0] == due
 
@@ -221,7 +227,7 @@ def test_rule_17_after_three_failovers_within_45_s_the_next_one_waits(
     ("epoch", "ancestry", "seconds"),
     [(3, (1, 2), 2.0), (4, (1, 2), 4.0), (5, (1, 2), 8.0), (6, (1, 2), 16.0), (7, (1, 2), 16.0), (2, (), 4.0)],
 )
-def test_an_epoch_that_stays_in_one_phase_is_replaced_and_each_attempt_has_twice_the_time(
+def test_an_epoch_that_stays_in_one_phase_is_replaced_after_a_time_that_doubles(
     epoch: int, ancestry: tuple[int, ...], seconds: float
 ) -> None:
     record = replace(RECRUITING, epoch=epoch, ancestry=ancestry)
@@ -229,7 +235,7 @@ def test_an_epoch_that_stays_in_one_phase_is_replaced_and_each_attempt_has_twice
     assert claims.claim_due(known, record) == (50.0 + seconds, f"epoch {epoch} stays recruiting")
 
 
-def test_the_time_of_an_attempt_does_not_double_for_ever() -> None:
+def test_the_time_of_an_attempt_doubles_at_most_eight_times() -> None:
     settings = replace(DEFAULTS, stall_s=1.0, stall_s_max=1000.0)
     for epoch, seconds in ((10, 128.0), (11, 256.0), (12, 256.0)):
         record = replace(RECRUITING, epoch=epoch)
@@ -256,24 +262,24 @@ def under_way(effect: LedgerEffect) -> PendingEffect:
         (promoted(ledger=MemberState(kind="frozen"), promoting_epoch=3), 52.5),
     ],
     ids=[
-        "by the first in the order of voters",
-        "by the second",
-        "by the candidate itself last",
+        "the first voter in order",
+        "the second voter in order",
+        "the candidate itself is last",
         "the candidate has no place in the order",
-        "not while it serves",
-        "by one that does something short",
-        "not by one that is copied for it",
-        "not by one that is rewound for it",
-        "not by the primary, which waits for its quorum",
-        "by one that is being promoted",
+        "an epoch that serves does not stall",
+        "a member with a short effect under way",
+        "not a member that is being copied",
+        "not a member that is being rewound",
+        "not the primary, which waits for its quorum",
+        "a member that is being promoted",
     ],
 )
-def test_who_begins_the_epoch_after_one_that_stalls(known: Facts, due: float) -> None:
+def test_a_stalled_epoch_is_replaced_by_a_region_that_it_does_not_wait_for(known: Facts, due: float) -> None:
     assert known.record is not None
     assert claims.claim_due(known, known.record)[0] == due
 
 
-def test_the_sooner_of_silence_and_stall_decides() -> None:
+def test_a_claim_is_due_at_the_earlier_of_silence_and_stall() -> None:
     for agreed_at, due in ((51.0, (51.0, "us-east is silent")), (53.0, (52.0, "epoch 3 stays recruiting"))):
         known = recruiting(region=B, suspected=frozenset({A}), leader_suspected_since=agreed_at)
         assert claims.claim_due(known, RECRUITING) == due
@@ -304,26 +310,28 @@ def test_the_sooner_of_silence_and_stall_decides() -> None:
         ),
     ],
     ids=[
-        "not while all is well",
+        "a leader without a failure",
         "its PostgreSQL ended",
-        "also when nobody is heard",
-        "it may have been primary before it crashed",
-        "not while it is the candidate",
-        "not for the PostgreSQL of a follower",
-        "a commit's wait was cut short",
-        "not for an older epoch",
-        "not when no majority is heard",
-        "not by a follower",
-        "not by a primary that does not lead",
-        "not by one that is no primary",
+        "its PostgreSQL ended, and no majority is heard",
+        "its member may have been primary before a crash",
+        "a candidate",
+        "the PostgreSQL of a follower ended",
+        "a quorum wait was cancelled",
+        "a quorum wait of an older epoch was cancelled",
+        "a quorum wait was cancelled, and no majority is heard",
+        "a quorum wait was cancelled, and the region follows",
+        "a quorum wait was cancelled on a primary that does not lead",
+        "a quorum wait was cancelled, and the member is not primary",
     ],
 )
-def test_a_leader_begins_the_next_epoch_itself(known: Facts, due: float, reason: str) -> None:
+def test_a_leader_begins_the_next_epoch_after_its_postgresql_ended_or_a_quorum_wait_was_cancelled(
+    known: Facts, due: float, reason: str
+) -> None:
     assert known.record is not None
     assert claims.claim_due(known, known.record) == (due, reason)
 
 
-def test_the_next_epoch_keeps_what_belongs_to_the_cell_and_nothing_of_the_epoch() -> None:
+def test_the_next_record_keeps_fields_of_the_cell_and_clears_fields_of_the_epoch() -> None:
     last = replace(
         SERVING,
         joining=(D,),
@@ -333,16 +341,18 @@ def test_the_next_epoch_keeps_what_belongs_to_the_cell_and_nothing_of_the_epoch(
         handed_over_at=Position(1, 500),
     )
     assert claims.proposal(suspecting(record=last), 99.99) is None
-    # The number after the one that is promised to a successor.
+    # Epoch 3 is promised to a successor, so the next number is 4.
     assert claims.proposal(suspecting(record=last), 100.0) == replace(
         NEXT, epoch=4, joining=(D,), drained=(C,), reason="us-east is silent"
     )
 
 
 @pytest.mark.parametrize(
-    ("region", "automatic", "target"), [(A, True, None), (A, False, A), (B, False, None)], ids=["", "paused", "other"]
+    ("region", "automatic", "target"),
+    [(A, True, None), (A, False, A), (B, False, None)],
+    ids=["automatic", "paused", "another region begins"],
 )
-def test_a_leader_comes_back_where_it_was_while_automatic_failover_is_paused(
+def test_a_leader_whose_postgresql_ended_targets_itself_while_automatic_failover_is_paused(
     region: RegionName, automatic: bool, target: RegionName | None
 ) -> None:
     record = replace(PROMOTING, automatic=automatic)
@@ -357,7 +367,7 @@ def test_a_leader_comes_back_where_it_was_while_automatic_failover_is_paused(
     assert (proposed.epoch, proposed.leader, proposed.target) == (4, region, target)
 
 
-# The choice.
+# The choice of the member to promote.
 
 
 def test_a_candidate_chooses_when_a_majority_is_frozen() -> None:
@@ -367,12 +377,12 @@ def test_a_candidate_chooses_when_a_majority_is_frozen() -> None:
     assert claims.proposal(heard, 50.0) == replace(PROMOTING, leader=A, ancestry=(1, 2), since="")
     ahead = recruiting(**own, gossip=votes(ap=vote(100, fence=2), eu=vote(510)))
     assert claims.proposal(ahead, 50.0) == replace(PROMOTING, leader=B, ancestry=(1, 2), since="")
-    # A tie goes to one that is heard.
+    # Of two equal positions, the one of a region that is not suspected is chosen.
     equal = recruiting(gossip=votes(eu=vote(500), ap=vote(500)), suspected=frozenset({B}))
     assert claims.proposal(equal, 50.0) == replace(PROMOTING, leader=C, ancestry=(1, 2), since="")
 
 
-def test_the_chosen_member_gives_the_record_its_ancestry() -> None:
+def test_the_record_gets_the_ancestry_of_the_chosen_member() -> None:
     other = Vote(epoch=3, position=Position(2, 600), ancestry=(2,))
     known = recruiting(frozen_vote=vote(500), gossip=votes(ap=other))
     assert claims.proposal(known, 50.0) == replace(PROMOTING, leader=C, ancestry=(2,), since="")
@@ -390,27 +400,25 @@ WANTED = replace(RECRUITING, target=C)
         ({"gossip": votes(eu=vote(500)), "record": replace(WANTED, target=D)}, False),
         ({"gossip": votes(eu=vote(500)), "record": RECRUITING}, False),
     ],
-    ids=["of a voter that is heard", "not when it is silent", "not when it has voted", "no voter", "nobody is wanted"],
+    ids=["the target is heard", "the target is silent", "the target has voted", "the target is no voter", "no target"],
 )
-def test_a_candidate_waits_two_seconds_for_the_vote_that_an_operator_wants(
-    changes: dict[str, Any], waits: bool
-) -> None:
+def test_a_candidate_waits_two_seconds_for_the_vote_of_the_target(changes: dict[str, Any], waits: bool) -> None:
     known = recruiting(
         **{"record": WANTED, "frozen_vote": vote(500), "settings": replace(DEFAULTS, stall_s=8.0), **changes}
     )
     assert (claims.proposal(known, 51.99) is None) is waits
     assert claims.proposal(known, 52.0) is not None
-    # Without a wait the next time is that of the stall.
+    # Without a wait, the next deadline is that of the stall.
     assert claims.next_deadline(known) == (52.0 if waits else 58.5)
 
 
-def test_a_candidate_without_a_majority_waits_for_more_than_the_target() -> None:
+def test_a_candidate_without_a_majority_does_not_choose_at_the_deadline_of_the_target() -> None:
     known = recruiting(record=WANTED, frozen_vote=vote(500), settings=replace(DEFAULTS, stall_s=8.0))
     assert claims.next_deadline(known) == 58.5
     assert claims.proposal(known, 58.0) is None
 
 
-def test_who_has_chosen_waits_for_the_wanted_vote_no_more() -> None:
+def test_a_candidate_that_has_chosen_has_no_deadline_for_the_target() -> None:
     # It chose itself after two seconds without the vote of C.
     known = promoted(record=replace(PROMOTING, target=C), ledger=MemberState(kind="frozen"), promoting_epoch=3)
     voted = with_facts(known, frozen_vote=vote(500), gossip=votes(eu=vote(500)))
@@ -426,12 +434,12 @@ def test_only_the_candidate_chooses() -> None:
     assert claims.next_deadline(with_facts(known, gossip=votes(us=vote(500)))) == 58.0
 
 
-# The leader's own changes.
+# Changes of the record by the leader.
 
 FENCE = FenceWritten(ticket=1, fence_id=UUID(int=3), lsn=510, confirmed=True)
 
 
-def test_a_fence_row_on_a_quorum_makes_the_epoch_serve() -> None:
+def test_a_leader_records_that_its_epoch_serves_once_its_fence_row_is_on_a_quorum() -> None:
     serving = replace(PROMOTING, phase="serving", fence_id=UUID(int=3), ancestry=(1, 2, 3), since="")
     assert claims.proposal(promoted(), 50.0) is None
     assert claims.proposal(promoted(fence=FENCE), 50.0) == serving
@@ -442,17 +450,17 @@ def test_a_fence_row_on_a_quorum_makes_the_epoch_serve() -> None:
     assert claims.proposal(begun, 50.0) == replace(serving, epoch=1, ancestry=(1,))
 
 
-def test_a_fence_row_of_a_member_that_is_no_primary_any_more_makes_nothing_serve() -> None:
+def test_a_fence_row_is_ignored_after_its_member_stopped_being_primary() -> None:
     restarted = promoted(fence=FENCE, ledger=MemberState(kind="frozen"), promoting_epoch=3)
     assert claims.proposal(restarted, 50.0) is None
 
 
-def test_an_epoch_that_a_release_has_begun_is_written_where_etcd_lacks_it() -> None:
+def test_a_successor_writes_the_epoch_that_a_release_began_if_etcd_does_not_have_it() -> None:
     handed_over = replace(PROMOTING, handed_over_at=Position(2, 500))
     known = promoted(record=handed_over, etcd_record=SERVING, ledger=MemberState(kind="frozen"), promoting_epoch=3)
     assert claims.proposal(known, 50.0) == handed_over
     assert claims.proposal(with_facts(known, etcd_record=handed_over), 50.0) is None
-    # Also when its fence row is not written yet.
+    # The same applies to the primary before its fence row is written.
     assert claims.proposal(promoted(record=handed_over, etcd_record=SERVING), 50.0) == handed_over
 
 
@@ -481,17 +489,19 @@ PROMISED_TO_C = replace(PROMISED, succession=Succession(region=C, reason="switch
         ),
     ],
     ids=[
-        "nothing without an order",
-        "the promise",
-        "again, until a swap of its own was confirmed",
-        "not after that",
-        "another target",
-        "the promise is taken back when the switch was given up",
-        "nothing by one that is no primary",
-        "nor with an order",
+        "no order",
+        "announces the target of the order",
+        "announces it again until its own swap is confirmed",
+        "its own swap is confirmed",
+        "announces another target",
+        "withdraws the announcement of a switchover that failed",
+        "the member is not primary",
+        "an order, and the member is not primary",
     ],
 )
-def test_a_leader_that_serves_promises_the_next_epoch(changes: dict[str, Any], proposed: Leadership | None) -> None:
+def test_a_serving_leader_announces_and_withdraws_its_successor(
+    changes: dict[str, Any], proposed: Leadership | None
+) -> None:
     assert claims.proposal(leading(**changes), 50.0) == proposed
 
 
@@ -518,24 +528,24 @@ REMOVAL = ((A, B), Order(ticket=1, kind="remove", region=C))
     ],
     ids=[
         "the same voters",
-        "nobody who joins streams",
-        "not before commits wait for one more",
-        "one more",
-        "not before commits wait for one fewer",
-        "one fewer",
-        "the same again, so that a swap of which nothing is known fails",
-        "also when nothing was settled",
-        "nothing when nobody joins or leaves",
-        "nor when the quorum is not known",
+        "no joining region streams",
+        "a joining region streams and is not in the quorum yet",
+        "a joining region streams and is in the quorum",
+        "the removed region is still in the quorum",
+        "the removed region is not in the quorum",
+        "a swap is unsettled: rewrites the record unchanged",
+        "a previous run is unsettled: rewrites the record unchanged",
+        "a swap is unsettled, and no region joins or leaves",
+        "the quorum is unknown",
     ],
 )
-def test_a_leader_records_the_voters_for_whom_its_commits_wait(
+def test_a_leader_records_new_voters_after_its_quorum_is_in_force(
     changes: dict[str, Any], proposed: Leadership | None
 ) -> None:
     assert claims.proposal(leading(**changes), 50.0) == proposed
 
 
-def test_settings_give_the_times() -> None:
+def test_head_start_target_wait_and_stall_come_from_the_settings() -> None:
     settings = Settings(claim_stagger_s=1.0, target_s_max=5.0, stall_s=20.0, stall_s_max=20.0)
     assert claims.claim_due(suspecting(region=C, settings=settings), SERVING)[0] == 101.0
     known = recruiting(record=WANTED, frozen_vote=vote(500), gossip=votes(eu=vote(500)), settings=settings)

@@ -1,4 +1,4 @@
-"""The core of an agent: whom it hears, when it suspects, when it speaks."""
+"""Tests of the core of an agent: which heartbeats count, when it suspects a region, when it sends heartbeats."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -59,7 +59,7 @@ class Driver:
         self.effects = self.core.handle(CellEvent(cell=cell, event=event), now=self.now)
 
     def serve(self, cell: CellId, *, leader: RegionName, region: RegionName) -> None:
-        """Start in a cell that is led by ``leader``."""
+        """Start the agent of ``region`` in a cell that ``leader`` leads."""
         found = MemberState(kind="primary" if leader == region else "following", epoch=1)
         self.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=found), cell)
         ticket = self.asked(ReadRecord).ticket
@@ -89,7 +89,7 @@ class Driver:
         self.effects = self.core.handle(LedgerRefused(cell=MAIN, region=region), now=self.now)
 
     def run(self, seconds: float, *, hearing: tuple[RegionName, ...] = (), commits: bool = False) -> None:
-        """Tick at each deadline, hearing some regions at each beat."""
+        """Send ``Tick`` at each deadline, and a heartbeat of each region in ``hearing`` at each interval."""
         until = self.now + seconds
         told: list[AgentEffect] = []
         next_hearing, commit = self.now, int(self.now * 1000)
@@ -150,24 +150,24 @@ def leader() -> Driver:
     return driver
 
 
-def test_nothing_is_due_and_nothing_is_said_before_the_start() -> None:
+def test_a_core_has_no_deadline_and_ignores_heartbeats_before_the_start() -> None:
     driver = Driver(B, MAIN)
     assert driver.core.next_deadline() is None
     driver.hear(A)
     assert driver.effects == []
 
 
-def test_heartbeats_keep_their_pace_and_go_to_everybody_else(follower: Driver) -> None:
+def test_heartbeats_keep_their_interval_and_go_to_all_other_regions(follower: Driver) -> None:
     follower.run(1.0)
     sent = [one for one in follower.effects if isinstance(one, SendHeartbeat)]
     assert {one.to for one in sent} == {A, C}
     to_one = [one.heartbeat for one in sent if one.to == A]
-    # Ten by pace, and at most one more for what changed at once: nobody was heard.
+    # Ten at the interval, and at most one more for a change of the gossip: no other region was heard.
     assert 10 <= len(to_one) <= 11
     assert [one.sequence for one in to_one] == sorted({one.sequence for one in to_one})
 
 
-def test_a_beat_that_was_missed_is_not_made_up_for(follower: Driver) -> None:
+def test_a_missed_heartbeat_is_not_sent_later(follower: Driver) -> None:
     follower.now = 10.0
     follower.tell(Tick())
     assert len({one.sequence for one in follower.sent()}) == 1
@@ -176,29 +176,29 @@ def test_a_beat_that_was_missed_is_not_made_up_for(follower: Driver) -> None:
     assert due >= 10.0
 
 
-def test_what_changed_is_said_at_once(follower: Driver) -> None:
+def test_a_change_of_the_gossip_is_sent_at_once(follower: Driver) -> None:
     follower.run(1.05, hearing=(C,))
-    # Between two beats the silence of us-east becomes too long.
+    # The suspicion of us-east begins between two heartbeats.
     follower.now = 1.085
     follower.tell(Tick())
     assert [dict(one.cells)[MAIN].suspects for one in follower.sent()] == [1, 1]
 
 
-def test_a_leader_is_suspected_when_it_brings_no_newer_commit(follower: Driver) -> None:
+def test_a_leader_is_suspected_when_its_heartbeats_report_no_newer_commit(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     assert follower.suspected() == frozenset()
     follower.run(1.2, hearing=(A, C))
     assert follower.suspected() == {A}
 
 
-def test_a_leader_that_commits_again_is_trusted_again(follower: Driver) -> None:
+def test_a_suspicion_ends_when_the_leader_reports_a_newer_commit(follower: Driver) -> None:
     follower.run(1.2, hearing=(C,))
     assert follower.suspected() == {A}
     follower.hear(A, commit=10**6)
     assert follower.suspected() == frozenset()
 
 
-def test_a_leader_whose_ledger_is_not_there_is_suspected_sooner(follower: Driver) -> None:
+def test_a_leader_whose_ledger_refuses_connections_is_suspected_sooner(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.3, hearing=(C,))
     follower.refuse(A)
@@ -207,7 +207,7 @@ def test_a_leader_whose_ledger_is_not_there_is_suspected_sooner(follower: Driver
     assert follower.suspected() == {A}
 
 
-def test_a_leader_that_is_heard_again_after_a_refusal_has_its_whole_patience(follower: Driver) -> None:
+def test_a_newer_commit_after_a_refusal_restores_the_full_timeout(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.3, hearing=(C,))
     follower.refuse(A)
@@ -216,15 +216,15 @@ def test_a_leader_that_is_heard_again_after_a_refusal_has_its_whole_patience(fol
     assert follower.suspected() == frozenset()
 
 
-def test_a_refusal_counts_for_nothing_when_nobody_else_is_heard(follower: Driver) -> None:
+def test_a_refusal_is_ignored_when_no_other_region_is_heard(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.4)
     follower.refuse(A)
     follower.run(0.4)
-    assert follower.suspected() == frozenset(), "the own network may be what is dead"
+    assert follower.suspected() == frozenset(), "the own network may have failed"
 
 
-def test_a_refusal_of_who_does_not_lead_counts_for_nothing(follower: Driver) -> None:
+def test_a_refusal_by_a_region_that_does_not_lead_is_ignored(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.3, hearing=(A,), commits=True)
     follower.refuse(C)
@@ -232,19 +232,19 @@ def test_a_refusal_of_who_does_not_lead_counts_for_nothing(follower: Driver) -> 
     assert C not in follower.suspected()
 
 
-def test_who_does_not_lead_needs_no_commits(follower: Driver) -> None:
+def test_a_region_that_does_not_lead_is_not_suspected_without_commits(follower: Driver) -> None:
     follower.run(5.0, hearing=(C,))
     assert C not in follower.suspected()
 
 
-def test_one_observer_is_not_enough_and_two_are(follower: Driver) -> None:
+def test_one_suspecting_region_is_not_enough_and_two_are(follower: Driver) -> None:
     follower.run(1.2, hearing=(C,))
     assert not follower.warned("and others agree")
     follower.hear(C, suspects=1)
     assert follower.warned("us-east is silent, and others agree")
 
 
-def test_a_heartbeat_that_is_doubled_or_overtaken_counts_for_nothing(follower: Driver) -> None:
+def test_a_duplicate_or_reordered_heartbeat_is_ignored(follower: Driver) -> None:
     follower.hear(A, commit=5, sequence=9)
     before = follower.core.phi(MAIN, A, now=1.0)
     follower.run(0.5)
@@ -255,7 +255,7 @@ def test_a_heartbeat_that_is_doubled_or_overtaken_counts_for_nothing(follower: D
     assert follower.core.phi(MAIN, A, now=1.0) < before
 
 
-def test_an_older_incarnation_is_not_heard_any_more(follower: Driver) -> None:
+def test_a_heartbeat_of_an_older_incarnation_is_ignored(follower: Driver) -> None:
     follower.hear(A, commit=5, incarnation=2, sequence=1)
     before = follower.core.phi(MAIN, A, now=1.0)
     follower.run(0.5)
@@ -263,7 +263,7 @@ def test_an_older_incarnation_is_not_heard_any_more(follower: Driver) -> None:
     assert follower.core.phi(MAIN, A, now=1.0) == before
 
 
-def test_a_new_incarnation_begins_its_sequence_anew_and_owes_a_commit_all_the_same(follower: Driver) -> None:
+def test_a_new_incarnation_restarts_its_sequence_and_still_has_to_report_a_commit(follower: Driver) -> None:
     follower.hear(A, commit=5, incarnation=1, sequence=99)
     follower.run(0.9, hearing=(C,))
     follower.hear(A, incarnation=2, sequence=1)
@@ -271,32 +271,32 @@ def test_a_new_incarnation_begins_its_sequence_anew_and_owes_a_commit_all_the_sa
     assert A in follower.suspected()
 
 
-def test_an_agent_does_not_hear_itself_nor_strangers(follower: Driver) -> None:
+def test_heartbeats_of_the_own_region_and_of_unknown_regions_are_ignored(follower: Driver) -> None:
     follower.hear(B, suspects=1)
     follower.hear(RegionName("mars"), suspects=1)
     assert follower.core.machines[MAIN].facts.peers.gossip == {}
 
 
-def test_a_cell_that_is_not_held_here_is_passed_over(follower: Driver) -> None:
+def test_gossip_about_a_cell_that_the_agent_does_not_have_is_ignored(follower: Driver) -> None:
     follower.hear(A, commit=5, cells=(OTHER, MAIN))
     assert set(follower.core.machines[MAIN].facts.peers.gossip) == {A}
 
 
-def test_only_a_leader_reads_its_commits(leader: Driver, follower: Driver) -> None:
+def test_only_a_leader_reads_its_newest_commit(leader: Driver, follower: Driver) -> None:
     leader.run(0.5)
     follower.run(0.5)
     assert leader.effects.count(ReadCommit(cell=MAIN)) >= 5
     assert ReadCommit(cell=MAIN) not in follower.effects
 
 
-def test_a_leader_says_its_newest_commit_and_never_an_older_one(leader: Driver) -> None:
+def test_a_leader_reports_its_newest_commit_and_never_an_older_one(leader: Driver) -> None:
     leader.tell(QuorumCommit(lsn=70))
     leader.tell(QuorumCommit(lsn=60))
     leader.run(0.2)
     assert dict(leader.sent()[-1].cells)[MAIN].commit == 70
 
 
-def test_who_leads_no_more_says_no_commit(leader: Driver) -> None:
+def test_a_leader_whose_postgresql_ended_reports_no_commit(leader: Driver) -> None:
     leader.tell(QuorumCommit(lsn=70))
     leader.tell(LedgerEnded())
     assert CellEffect(cell=MAIN, effect=StopServing(epoch=1)) in leader.effects
@@ -304,7 +304,7 @@ def test_who_leads_no_more_says_no_commit(leader: Driver) -> None:
     assert dict(leader.sent()[-1].cells)[MAIN].commit == 0
 
 
-def test_an_agent_that_was_away_blames_nobody_for_the_silence(follower: Driver) -> None:
+def test_a_paused_agent_suspects_no_region_because_of_its_own_pause(follower: Driver) -> None:
     follower.run(1.0, hearing=(A, C), commits=True)
     follower.now = 30.0
     follower.tell(Tick())
@@ -314,14 +314,14 @@ def test_an_agent_that_was_away_blames_nobody_for_the_silence(follower: Driver) 
     assert follower.suspected() == {A, C}
 
 
-def test_an_agent_that_was_away_goes_on_suspecting_whom_it_suspected(follower: Driver) -> None:
+def test_a_paused_agent_keeps_its_earlier_suspicions(follower: Driver) -> None:
     follower.run(1.2, hearing=(C,))
     follower.now = 30.0
     follower.tell(Tick())
     assert follower.suspected() == {A}
 
 
-def test_a_little_lateness_is_none(follower: Driver) -> None:
+def test_lateness_up_to_the_limit_is_not_a_pause(follower: Driver) -> None:
     follower.run(1.0, hearing=(A, C), commits=True)
     due = follower.core.next_deadline()
     assert due is not None
@@ -330,20 +330,20 @@ def test_a_little_lateness_is_none(follower: Driver) -> None:
     assert not any(isinstance(one, CellEffect) and isinstance(one.effect, ReadRecord) for one in follower.effects)
 
 
-def test_one_agent_holds_several_cells_with_leaders_of_their_own() -> None:
+def test_an_agent_takes_part_in_several_cells_with_different_leaders() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.serve(OTHER, leader=B, region=B)
     assert CellEffect(cell=OTHER, effect=StartServing(epoch=1)) in driver.effects
     driver.run(1.2, hearing=(C,))
-    # us-east brings no commits in the cell that it leads; in the other it is silent as well.
+    # us-east is silent and leads the cell main. This agent leads the other cell and reads its commits.
     assert driver.suspected(MAIN) == {A}
     assert ReadCommit(cell=OTHER) in driver.effects
     assert ReadCommit(cell=MAIN) not in driver.effects
     assert [cell for cell, _ in driver.sent()[-1].cells] == [MAIN, OTHER]
 
 
-def test_a_cell_that_has_not_started_is_left_alone() -> None:
+def test_a_cell_that_has_not_started_ignores_heartbeats_and_suspicions() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.hear(A, commit=5, cells=(MAIN, OTHER))
@@ -352,39 +352,39 @@ def test_a_cell_that_has_not_started_is_left_alone() -> None:
     assert driver.core.machines[OTHER].facts.peers.suspected == frozenset()
 
 
-def test_tickets_of_an_incarnation_lie_above_those_of_all_before() -> None:
+def test_tickets_of_an_incarnation_are_above_those_of_earlier_ones() -> None:
     first, second = Driver(B, MAIN, incarnation=1), Driver(B, MAIN, incarnation=2)
     for driver in (first, second):
         driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert second.asked(ReadRecord).ticket - first.asked(ReadRecord).ticket == TICKETS_AN_INCARNATION
 
 
-def test_an_answer_to_the_incarnation_before_is_none(leader: Driver) -> None:
+def test_an_answer_to_an_earlier_incarnation_is_ignored(leader: Driver) -> None:
     before = leader.core.machines[MAIN].facts.member.quorum
     leader.tell(LedgerDone(ticket=7))
     assert leader.core.machines[MAIN].facts.member.quorum == before
 
 
-def test_a_ticket_has_its_incarnation_above_and_a_count_in_the_lower_32_bits() -> None:
+def test_a_ticket_has_the_incarnation_in_its_upper_bits_and_a_count_in_its_lower_32() -> None:
     driver = Driver(B, MAIN, incarnation=2)
     driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert driver.asked(ReadRecord).ticket == (2 << 32) + 1
 
 
-def test_the_first_heartbeat_of_an_incarnation_is_its_number_one() -> None:
+def test_the_first_heartbeat_of_an_incarnation_has_sequence_one() -> None:
     driver = Driver(B, MAIN, incarnation=3)
     driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert {(one.incarnation, one.sequence) for one in driver.sent()} == {(3, 1)}
 
 
-def test_the_voters_of_a_cell_are_its_regions_when_no_others_are_named() -> None:
+def test_the_regions_of_a_cell_default_to_its_voters() -> None:
     core = FailoverCore(region=B, incarnation=1, cells={MAIN: CellRegions(voters=VOTERS)})
     started = Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped"))
     effects = core.handle(CellEvent(cell=MAIN, event=started), now=0.0)
     assert [one.to for one in effects if isinstance(one, SendHeartbeat)] == [A, C]
 
 
-def test_a_second_cell_that_starts_does_not_change_the_pace() -> None:
+def test_a_second_cell_that_starts_does_not_change_the_heartbeat_interval() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.serve(MAIN, leader=A, region=B)
     driver.now = 0.05
@@ -393,7 +393,7 @@ def test_a_second_cell_that_starts_does_not_change_the_pace() -> None:
     assert driver.core.next_deadline() == BEAT_S
 
 
-def test_what_is_due_in_one_cell_happens_with_an_event_of_another() -> None:
+def test_an_event_of_one_cell_also_handles_the_deadline_of_another() -> None:
     driver = Driver(B, MAIN, OTHER)
     driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
     driver.serve(MAIN, leader=A, region=B)
@@ -404,7 +404,7 @@ def test_what_is_due_in_one_cell_happens_with_an_event_of_another() -> None:
     assert any(isinstance(one, Log) and "etcd does not answer" in one.text for one in told)
 
 
-def test_a_new_incarnation_of_a_peer_has_a_new_history(follower: Driver) -> None:
+def test_a_new_incarnation_of_a_peer_starts_a_new_history(follower: Driver) -> None:
     for wait in (0.02, 0.4) * 20:
         follower.run(wait)
         follower.hear(C)
@@ -413,7 +413,7 @@ def test_a_new_incarnation_of_a_peer_has_a_new_history(follower: Driver) -> None
     assert follower.core.phi(MAIN, C, now=follower.now + PATIENCE_S) > 8.0
 
 
-def test_a_heartbeat_that_brings_nothing_but_a_commit_is_no_news_to_the_machine(follower: Driver) -> None:
+def test_a_heartbeat_with_only_a_newer_commit_is_not_passed_to_the_machine(follower: Driver) -> None:
     follower.hear(A, commit=5)
     follower.hear(A, commit=6)
     assert follower.core.machines[MAIN].facts.peers.gossip[A].commit == 5
@@ -421,7 +421,7 @@ def test_a_heartbeat_that_brings_nothing_but_a_commit_is_no_news_to_the_machine(
     assert follower.core.machines[MAIN].facts.peers.gossip[A].commit == 7
 
 
-def test_who_begins_to_act_has_a_whole_patience_and_any_commit_is_its_first(follower: Driver) -> None:
+def test_a_new_leader_gets_the_full_timeout_and_its_first_commit_counts_at_any_lsn(follower: Driver) -> None:
     follower.run(2.0, hearing=(A, C), commits=True)
     follower.run(0.7, hearing=(A,), commits=True)
     begun = follower.now
@@ -432,11 +432,11 @@ def test_who_begins_to_act_has_a_whole_patience_and_any_commit_is_its_first(foll
     assert follower.core.phi(MAIN, C, now=begun + 1.4) < 8.0
 
 
-# Whom one cell of an agent hears.
+# The detectors of one cell.
 
 
 def watching(acting: RegionName | None = A, *, needs_commits: bool = True) -> CellMonitor:
-    """A acts for the cell since the time 0, and nobody was heard."""
+    """Return the monitor of a cell in which ``acting`` leads since time 0; no heartbeat has arrived."""
     watched = CellMonitor((A, C, RegionName("sa-east")), DEFAULTS, 0.0)
     watched.acting, watched.needs_commits = acting, needs_commits
     return watched
@@ -446,7 +446,7 @@ def gossip(commit: int = 0) -> Gossip:
     return Gossip(epoch=1, commit=commit)
 
 
-def test_a_commit_counts_that_is_newer_than_all_that_the_leader_has_brought() -> None:
+def test_a_heartbeat_of_the_leader_counts_only_with_a_commit_above_all_earlier_ones() -> None:
     watched = watching()
     for now, commit in ((0.1, 7), (0.2, 5), (0.3, 6), (0.4, 7)):
         watched.heard(A, gossip(commit), now)
@@ -455,7 +455,7 @@ def test_a_commit_counts_that_is_newer_than_all_that_the_leader_has_brought() ->
     assert watched.detectors[A].last_s == 0.5
 
 
-def test_a_commit_of_who_does_not_lead_says_nothing_about_the_leaders() -> None:
+def test_a_commit_of_another_region_does_not_raise_the_newest_commit_of_the_leader() -> None:
     watched = watching()
     watched.heard(C, gossip(1000), 0.1)
     watched.heard(A, gossip(5), 0.2)
@@ -474,16 +474,16 @@ def test_a_commit_of_who_does_not_lead_says_nothing_about_the_leaders() -> None:
         ({}, A, True, False),
     ],
     ids=[
-        "another was heard since",
-        "not since",
-        "only the leader itself",
-        "one of several others",
-        "it does not lead",
-        "it does not serve yet",
-        "nobody was ever heard",
+        "another region was heard since",
+        "another region was heard before",
+        "only the leader itself was heard",
+        "one of several other regions was heard since",
+        "the refusing region does not lead",
+        "the leader does not serve yet",
+        "no region was ever heard",
     ],
 )
-def test_a_refusal_counts_of_a_leader_that_serves_when_another_is_heard(
+def test_a_refusal_counts_only_for_a_serving_leader_while_another_region_is_heard(
     heard: dict[RegionName, float], acting: RegionName, needs_commits: bool, counts: bool
 ) -> None:
     watched = watching(acting, needs_commits=needs_commits)
@@ -494,7 +494,7 @@ def test_a_refusal_counts_of_a_leader_that_serves_when_another_is_heard(
 
 
 @pytest.mark.parametrize(("ago_s", "counts"), [(0.29, True), (0.31, False)])
-def test_a_refusal_counts_when_another_was_heard_within_three_heartbeats(
+def test_a_refusal_counts_if_another_region_was_heard_within_three_heartbeats(
     follower: Driver, ago_s: float, counts: bool
 ) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
@@ -506,7 +506,7 @@ def test_a_refusal_counts_when_another_was_heard_within_three_heartbeats(
     assert (follower.core.phi(MAIN, A, now=follower.now) > usual) is counts
 
 
-def test_an_opinion_is_told_when_it_changes() -> None:
+def test_a_verdict_is_returned_only_when_the_suspicion_changes() -> None:
     watched = watching()
     assert watched.verdicts(1.0) == []
     watched.heard(C, gossip(), 1.0)

@@ -1,4 +1,4 @@
-"""Phi accrual: the formula of failover.md, what is remembered, and what is not."""
+"""Tests of the phi accrual detector: its formula (docs/failover.md), and which intervals enter its window."""
 
 import math
 from dataclasses import replace
@@ -17,7 +17,7 @@ intervals = st.lists(st.floats(min_value=0.0, max_value=0.9), max_size=60)
 
 
 def heard(*waits: float) -> PhiDetector:
-    """A detector that began at 0 and heard a heartbeat after each of these waits."""
+    """Return a detector that started at 0 and received a heartbeat after each of these intervals."""
     detector, now = PhiDetector(DEFAULTS, now=0.0), 0.0
     for wait in waits:
         now += wait
@@ -28,11 +28,11 @@ def heard(*waits: float) -> PhiDetector:
 @pytest.mark.parametrize(
     ("deviations", "phi"), [(0.0, 0.30103), (1.2815516, 1.0), (2.3263479, 2.0), (3.0902323, 3.0), (5.6120012, 8.0)]
 )
-def test_phi_is_the_negative_logarithm_of_the_chance_to_be_heard_still(deviations: float, phi: float) -> None:
+def test_phi_is_the_negative_logarithm_of_the_probability_of_a_later_heartbeat(deviations: float, phi: float) -> None:
     assert phi_of(deviations) == pytest.approx(phi, abs=1e-5)
 
 
-def test_phi_stays_finite_when_nothing_was_heard_for_hours() -> None:
+def test_phi_stays_finite_after_hours_without_a_heartbeat() -> None:
     assert phi_of(1e6) == pytest.approx(300.0)
     assert heard().phi(86_400.0) == pytest.approx(300.0)
 
@@ -42,7 +42,7 @@ def test_phi_of_eight_is_at_five_point_six_one_deviations() -> None:
 
 
 @given(st.floats(min_value=1.0, max_value=16.0))
-def test_the_inverse_of_phi_is_its_inverse(phi: float) -> None:
+def test_deviations_at_is_the_inverse_of_phi_of(phi: float) -> None:
     assert phi_of(deviations_at(phi)) == pytest.approx(phi, rel=1e-6)
 
 
@@ -52,25 +52,25 @@ def test_a_steady_peer_is_suspected_after_interval_pause_and_deviations() -> Non
     assert pytest.approx(1.06, abs=0.001) == PATIENCE_S
 
 
-def test_a_peer_that_was_never_heard_is_suspected_as_if_it_had_kept_the_configured_pace() -> None:
+def test_a_peer_without_a_heartbeat_is_suspected_as_if_it_had_the_configured_interval() -> None:
     assert heard().trips_at == pytest.approx(PATIENCE_S)
 
 
 @given(intervals)
-def test_it_trips_exactly_when_phi_reaches_the_threshold(waits: list[float]) -> None:
+def test_a_detector_trips_exactly_when_phi_reaches_the_threshold(waits: list[float]) -> None:
     detector = heard(*waits)
     assert detector.phi(detector.trips_at) == pytest.approx(DEFAULTS.phi_threshold, rel=1e-6)
 
 
 @given(intervals, st.floats(min_value=0.0, max_value=5.0), st.floats(min_value=0.001, max_value=5.0))
-def test_suspicion_only_grows_while_nothing_is_heard(waits: list[float], one: float, more: float) -> None:
+def test_phi_does_not_decrease_without_heartbeats(waits: list[float], one: float, more: float) -> None:
     detector = heard(*waits)
     earlier = detector.last_s + one
     assert detector.phi(earlier) <= detector.phi(earlier + more)
 
 
 @given(intervals)
-def test_what_is_heard_puts_the_suspicion_off(waits: list[float]) -> None:
+def test_a_heartbeat_postpones_the_suspicion(waits: list[float]) -> None:
     detector = heard(*waits)
     before = detector.trips_at
     now = before - 0.001
@@ -79,7 +79,7 @@ def test_what_is_heard_puts_the_suspicion_off(waits: list[float]) -> None:
     assert detector.trips_at > before
 
 
-@example([0.01 * (number * 7 % 50) for number in range(60)])  # the window is full of different waits, and moves on
+@example([0.01 * (number * 7 % 50) for number in range(60)])  # more different intervals than the window holds
 @given(intervals)
 def test_the_running_sums_agree_with_mean_and_deviation_of_the_window(waits: list[float]) -> None:
     settings = replace(DEFAULTS, phi_window=25, phi_stddev_min_s=1e-3)
@@ -97,35 +97,35 @@ def test_the_running_sums_agree_with_mean_and_deviation_of_the_window(waits: lis
     assert detector.trips_at - now == pytest.approx(patience_s, abs=1e-4)
 
 
-def test_an_unsteady_peer_is_given_more_time() -> None:
+def test_a_peer_with_irregular_heartbeats_is_suspected_later() -> None:
     assert heard(*[0.02, 0.4] * 50).trips_at - 50 * 0.42 > PATIENCE_S + 0.5
 
 
-def test_an_outage_is_not_remembered_as_a_pace() -> None:
+def test_the_interval_of_an_outage_does_not_enter_the_window() -> None:
     detector = heard(*[BEAT_S] * 100, 60.0)
     assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
 
 
-def test_a_heartbeat_at_the_moment_of_suspicion_is_no_pace_either() -> None:
+def test_the_interval_of_a_heartbeat_at_the_moment_of_suspicion_does_not_enter_the_window() -> None:
     detector = heard()
     detector.heard(detector.trips_at)
     assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
 
 
-def test_a_restart_forgives_the_silence_and_learns_nothing_from_it() -> None:
+def test_a_restart_ends_the_silence_and_does_not_add_it_to_the_window() -> None:
     detector = heard(*[BEAT_S] * 100)
     detector.restart(detector.last_s + 0.8)
     assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S)
 
 
-def test_a_peer_that_began_anew_has_a_new_history_and_still_owes_its_heartbeat() -> None:
+def test_forget_discards_the_window_and_keeps_the_time_of_the_last_heartbeat() -> None:
     detector = heard(*[0.02, 0.4] * 50)
     last_s = detector.last_s
     detector.forget()
     assert detector.trips_at == pytest.approx(last_s + PATIENCE_S)
 
 
-def test_a_sign_of_death_shortens_the_silence_that_is_forgiven_until_something_is_heard() -> None:
+def test_hasten_shortens_the_acceptable_pause_until_the_next_heartbeat() -> None:
     detector = heard(*[BEAT_S] * 200)
     usual = detector.trips_at
     detector.hasten()
@@ -133,6 +133,6 @@ def test_a_sign_of_death_shortens_the_silence_that_is_forgiven_until_something_i
     assert detector.trips_at == pytest.approx(usual - gained)
     assert detector.phi(detector.trips_at) == pytest.approx(8.0, abs=1e-6)
     detector.hasten()
-    assert detector.trips_at == pytest.approx(usual - gained), "twice is no more than once"
+    assert detector.trips_at == pytest.approx(usual - gained), "a second call changes nothing"
     detector.heard(detector.last_s + BEAT_S)
     assert detector.trips_at - detector.last_s == pytest.approx(PATIENCE_S, abs=1e-3)

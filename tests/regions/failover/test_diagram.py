@@ -1,6 +1,6 @@
-"""The diagram of states in ARCHITECTURE.md is the table in ``states.py``.
+"""The diagram of states in ARCHITECTURE.md matches the table in ``states.py``.
 
-``pytest tests/regions/failover/test_diagram.py --rewrite-diagram`` writes it anew.
+``pytest tests/regions/failover/test_diagram.py --rewrite-diagram`` rewrites it.
 """
 
 from pathlib import Path
@@ -15,7 +15,7 @@ END = "<!-- states: end -->\n"
 
 
 def drawn() -> str:
-    """The table as Markdown: the usual transitions as a diagram, what the states mean as a table."""
+    """Return Markdown: the usual transitions as a diagram, the meanings of the states as a table."""
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> starting"]
     lines += [f'    state "{state}" as {_id(state)}' for state in MEANINGS if _id(state) != state]
     lines += [f"    {_id(one)} --> {_id(other)}" for one, other in USUAL]
@@ -28,23 +28,23 @@ def _id(state: State) -> str:
     return state.replace("-", "_")
 
 
-def test_the_diagram_in_the_document_is_the_table(request: pytest.FixtureRequest) -> None:
+def test_the_diagram_in_architecture_md_matches_the_transition_table(request: pytest.FixtureRequest) -> None:
     text = DOCUMENT.read_text()
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     assert begin, "the marker where the diagram begins is missing"
-    assert end, "the marker where it ends is missing"
+    assert end, "the marker where the diagram ends is missing"
     wanted = head + begin + drawn() + end + tail
     if request.config.getoption("--rewrite-diagram"):
         DOCUMENT.write_text(wanted)
     assert DOCUMENT.read_text() == wanted
 
 
-def test_a_transition_is_usual_or_rare() -> None:
+def test_each_transition_is_either_usual_or_rare_and_changes_the_state() -> None:
     assert not set(USUAL) & set(RARE)
     assert all(one != other for one, other in TRANSITIONS)
 
 
-def test_every_state_is_reached_and_only_the_end_of_an_agent_leaves_it_for_starting() -> None:
+def test_transitions_enter_every_state_except_starting_and_leave_every_state() -> None:
     assert {other for _, other in TRANSITIONS} == set(MEANINGS) - {"starting"}
     assert {one for one, _ in TRANSITIONS} == set(MEANINGS)

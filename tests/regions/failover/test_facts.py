@@ -1,4 +1,4 @@
-"""What follows from the facts of one cell by itself."""
+"""Tests of the properties, the defaults and the snapshot of ``Facts``."""
 
 from dataclasses import fields
 from typing import Any
@@ -23,7 +23,7 @@ def record(phase: Phase = "serving", *, epoch: int = 2, leader: RegionName = A) 
 
 
 def facts(**changes: Any) -> Facts:
-    """What the agent of A knows, which leads epoch 2."""
+    """Return the facts of the agent of A, which leads epoch 2."""
     known: dict[str, Any] = {
         "region": A,
         "cell": CellRegions(voters=(A, B), regions=(A, B, C)),
@@ -35,7 +35,7 @@ def facts(**changes: Any) -> Facts:
     return facts_of(**{**known, **changes})
 
 
-def test_a_pause_is_over_when_its_time_has_come_and_its_length_is_kept_for_the_next() -> None:
+def test_a_retry_pause_ends_at_its_time_and_keeps_its_length() -> None:
     pause = Retry(at=5.0, pause_s=0.4)
     assert pause.at_time(4.9) == pause
     assert pause.at_time(5.0) == Retry(at=None, pause_s=0.4)
@@ -43,7 +43,7 @@ def test_a_pause_is_over_when_its_time_has_come_and_its_length_is_kept_for_the_n
     assert Retry(pause_s=0.4).at_time(9.0) == Retry(pause_s=0.4)
 
 
-def test_who_leads_and_who_votes_is_in_the_record() -> None:
+def test_the_record_determines_whether_the_region_leads_and_votes() -> None:
     assert facts().leads
     assert not facts(region=B).leads
     assert not facts(record=None).leads
@@ -52,7 +52,7 @@ def test_who_leads_and_who_votes_is_in_the_record() -> None:
     assert not facts(record=None).votes_here
 
 
-def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
+def test_a_member_is_primary_only_of_its_own_epoch() -> None:
     assert facts().is_primary_of(2)
     assert not facts().is_primary_of(1)
     assert not facts(ledger=None).is_primary_of(2)
@@ -76,41 +76,41 @@ def test_a_member_is_primary_of_the_epoch_that_it_writes_under() -> None:
         ({"cancelled_wait_epoch": 1}, True),
     ],
     ids=[
-        "a leader that serves",
-        "and takes writes",
-        "not before its fence row is on a quorum",
-        "when it takes writes before etcd knows",
-        "also in the first epoch",
-        "another leads",
-        "its member is no primary",
-        "its member is primary of an older epoch",
+        "the record serves",
+        "the record serves, and the agent accepts writes",
+        "the fence row is not on a quorum",
+        "accepts writes before etcd has the record",
+        "accepts writes in the first epoch before etcd has the record",
+        "another region leads",
+        "the member is not primary",
+        "the member is primary of an older epoch",
         "no record",
-        "a wait was cut short",
-        "also while writes are open",
-        "not when that was in an older epoch",
+        "a quorum wait was cancelled",
+        "a quorum wait was cancelled while it accepts writes",
+        "a quorum wait of an older epoch was cancelled",
     ],
 )
-def test_who_brings_commits_onto_a_quorum(changes: dict[str, Any], commits: bool) -> None:
+def test_a_region_commits_on_a_quorum_only_as_a_serving_leader(changes: dict[str, Any], commits: bool) -> None:
     assert facts(**changes).commits_on_quorum is commits
 
 
-def test_an_agent_that_starts_has_promised_nothing_and_nothing_is_under_way() -> None:
+def test_new_facts_contain_no_promise_no_request_and_no_record() -> None:
     cell = CellRegions(voters=(A, B))
     first = Facts(region=A, cell=cell, settings=DEFAULTS, requests=Requests(last_ticket=1))
     assert first.requests.requested_promise == Promise()
     assert (first.requests.ledger_retry, first.requests.etcd_retry) == (Retry(), Retry())
     assert first.peers.gossip == {}
-    # Everything else is False, 0, empty or None.
+    # Every other field is False, 0, empty or None.
     given = {"region", "cell", "settings", "last_ticket", "requested_promise", "ledger_retry", "etcd_retry", "gossip"}
     groups = {"etcd": first.etcd, "member": first.member, "peers": first.peers, "requests": first.requests}
     parts = [first, *groups.values()]
     names = [(part, field.name) for part in parts for field in fields(part) if field.name not in given | set(groups)]
     assert len(names) > 30
     assert {name: getattr(part, name) for part, name in names if getattr(part, name)} == {}
-    assert first.etcd.unsettled_revision is None, "no swap of an earlier run is known to be settled"
+    assert first.etcd.unsettled_revision is None, "a swap of a previous run may still be pending"
 
 
-def test_a_snapshot_shares_no_group_with_the_facts_that_it_was_taken_from() -> None:
+def test_a_snapshot_shares_no_group_with_its_original() -> None:
     known = facts()
     twin = known.snapshot()
     assert twin == known

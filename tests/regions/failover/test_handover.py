@@ -1,6 +1,6 @@
-"""The sub-states of a hand-over and their transitions, and the table of them in docs/failover.md.
+"""Tests of the sub-states of a hand-over, their transitions, and the table of these in docs/failover.md.
 
-``pytest tests/regions/failover/test_handover.py --rewrite-diagram`` writes the table anew.
+``pytest tests/regions/failover/test_handover.py --rewrite-diagram`` rewrites the table.
 """
 
 from itertools import product
@@ -41,7 +41,7 @@ END = "<!-- hand-over: end -->\n"
 
 
 @pytest.mark.parametrize(("old", "new"), list(product(ALL, ALL)))
-def test_only_transitions_of_the_table_are_made(old: HandOver | None, new: HandOver | None) -> None:
+def test_moved_accepts_only_transitions_of_the_table(old: HandOver | None, new: HandOver | None) -> None:
     if (kind_of(old), kind_of(new)) in TRANSITIONS:
         assert moved(old, new) == new
     else:
@@ -55,7 +55,7 @@ def test_the_table_enters_and_leaves_every_sub_state() -> None:
     assert {old for old, _ in TRANSITIONS} == kinds == {new for _, new in TRANSITIONS}
 
 
-def test_a_leader_releases_only_what_it_has_announced_and_drained() -> None:
+def test_a_leader_releases_only_after_draining_and_drains_only_after_announcing() -> None:
     ways = (
         {old for old, new in TRANSITIONS if new == "releasing"},
         {old for old, new in TRANSITIONS if new == "draining"},
@@ -63,29 +63,29 @@ def test_a_leader_releases_only_what_it_has_announced_and_drained() -> None:
     assert ways == ({"draining"}, {"announcing"})
 
 
-def test_the_leaders_part_is_told_from_the_successors() -> None:
+def test_of_leader_returns_only_the_leaders_sub_states() -> None:
     assert [of_leader(one) for one in ALL] == [None, ANNOUNCING, DRAINING, RELEASING, None, None]
 
 
-def test_the_revision_of_the_announcement_is_kept_until_the_release() -> None:
+def test_the_revision_of_the_announcement_is_kept_while_releasing() -> None:
     assert [announcement(one) for one in (ANNOUNCING, DRAINING, RELEASING)] == [0, 4, 4]
     assert with_drained(DRAINING, 500) == RELEASING
 
 
-def test_only_a_drained_leader_knows_where_the_wal_ends() -> None:
+def test_only_a_releasing_leader_has_a_drained_lsn() -> None:
     assert [drained(one) for one in ALL] == [None, None, None, 500, None, None]
 
 
-def test_a_restart_delay_and_a_preparation_end_by_themselves() -> None:
+def test_only_a_restart_delay_and_a_preparation_have_a_deadline() -> None:
     assert [deadline(one) for one in ALL] == [None, None, None, None, 9.0, 8.0]
 
 
-def test_the_table_in_the_document_is_the_table(request: pytest.FixtureRequest) -> None:
+def test_the_table_in_failover_md_matches_the_transitions(request: pytest.FixtureRequest) -> None:
     text = DOCUMENT.read_text()
     head, begin, rest = text.partition(BEGIN)
     _, end, tail = rest.partition(END)
     assert begin, "the marker where the table begins is missing"
-    assert end, "the marker where it ends is missing"
+    assert end, "the marker where the table ends is missing"
     rows = [f"| {old} | {new} | {why} |\n" for (old, new), why in TRANSITIONS.items()]
     wanted = head + begin + "| from | to | when |\n|---|---|---|\n" + "".join(rows) + end + tail
     if request.config.getoption("--rewrite-diagram"):

@@ -1,3 +1,5 @@
+"""Tests of ``violations``: it reports each violated invariant in one line, and no state that is permitted."""
+
 from dataclasses import replace
 from typing import Any
 from unittest.mock import patch
@@ -112,12 +114,12 @@ def storing(promise: Promise) -> PendingPromise:
         ({"working": promoting(2), "record": None}, "PromoteLedger of epoch 2 by a region that does not lead"),
     ],
 )
-def test_what_must_not_be_is_named(changes: dict[str, Any], what: str) -> None:
+def test_a_violated_invariant_is_reported(changes: dict[str, Any], what: str) -> None:
     assert violations(facts(**changes)) == (what,)
 
 
 @pytest.mark.parametrize("part", ["epoch", "lineage", "floor", "copying"])
-def test_a_promise_that_is_taken_back_in_one_part_is_named(part: str) -> None:
+def test_a_promise_with_one_lower_part_is_reported(part: str) -> None:
     promise = Promise(epoch=2, lineage=2, floor=2, copying=2)
     less = {"epoch": 2, "lineage": 2, "floor": 2, "copying": 2, part: 1}
     (found,) = violations(facts(promise=promise, storing=storing(Promise(**less))))
@@ -144,21 +146,21 @@ def test_a_promise_that_is_taken_back_in_one_part_is_named(part: str) -> None:
     ],
     ids=[
         "serves",
-        "its fence row is on a quorum",
-        "a wait of an older epoch was cut short",
-        "a switch is not announced yet",
-        "an announcement without a switch",
-        "a switch, and writes are closed",
-        "more is promised",
-        "a follower of what is not promised yet",
+        "promoting, and the fence row is on a quorum",
+        "a quorum wait of an older epoch was cancelled",
+        "a switchover that is not announced yet",
+        "a preparation as the successor",
+        "a switchover that drains, and no writes are accepted",
+        "a later epoch is promised",
+        "the member follows an epoch above the promise",
         "a region without a member",
         "a promotion",
-        "a fence row",
-        "first data",
-        "a copy for an older epoch",
+        "a fence row without a lineage",
+        "an initialisation by a region that does not lead",
+        "a copy of an older epoch",
     ],
 )
-def test_what_may_be_is_not_named(changes: dict[str, Any]) -> None:
+def test_a_permitted_state_is_not_reported(changes: dict[str, Any]) -> None:
     assert violations(facts(**changes)) == ()
 
 
@@ -169,29 +171,31 @@ def test_what_may_be_is_not_named(changes: dict[str, Any]) -> None:
         (Promise(epoch=2, floor=2), "a vote at epoch 1 is published below the floor 2"),
     ],
 )
-def test_a_vote_that_a_broken_rule_lets_through_is_named(promise: Promise, what: str) -> None:
+def test_a_vote_published_against_rule_2_or_12_is_reported(promise: Promise, what: str) -> None:
     recruiting = replace(RECORD, phase="recruiting", leader=B)
     voting = facts(ledger=MemberState(kind="frozen"), record=recruiting, frozen_vote=FROZEN, promise=promise)
     assert not violations(voting)
     with patch.object(rules, "may_publish", return_value=True):
         assert violations(voting) == (what,)
-        assert not violations(with_facts(voting, promise=Promise(epoch=2, floor=1))), "at the floor is not below it"
+        assert not violations(with_facts(voting, promise=Promise(epoch=2, floor=1))), (
+            "a position at the floor is permitted"
+        )
 
 
-def test_all_is_well_with_a_leader_that_serves_and_one_that_makes_its_promise_grow() -> None:
+def test_a_serving_leader_that_stores_a_higher_promise_violates_nothing() -> None:
     serving = replace(RECORD, phase="serving", fence_id=UUID(int=2))
     growing = PendingPromise(ticket=1, promise=Promise(epoch=3, lineage=2), until=1.0)
     assert not violations(facts(serving_epoch=2, record=serving, storing=growing))
 
 
-def test_all_is_well_with_a_copy_that_a_promise_overtook() -> None:
-    # The next leader was chosen, another copy was promised, and then the next candidate began.
+def test_a_copy_below_a_later_promise_violates_nothing() -> None:
+    # The leader of epoch 3 was chosen, the promise of a copy from it was stored, and then a candidate began epoch 4.
     begun = replace(RECORD, epoch=4, phase="recruiting", leader=B)
     absent = MemberState(kind="absent")
     assert violations(facts(record=begun, ledger=absent, promise=Promise(epoch=3, copying=3), working=copying(1))) == ()
 
 
-def test_all_is_well_with_a_member_that_follows_and_one_that_votes() -> None:
+def test_a_follower_and_a_voter_violate_nothing() -> None:
     following = PendingEffect(ticket=1, effect=FollowLedger(ticket=0, epoch=2, leader=B), until=1.0)
     assert not violations(facts(ledger=MemberState(kind="stopped"), working=following))
     recruiting = replace(RECORD, phase="recruiting", leader=B)

@@ -1,4 +1,7 @@
-"""The machine of a cell, where no transcript goes: answers to nobody, bounds, expiry, and its own copies."""
+"""Tests of the machine of a cell for cases that no transcript in tests/scenarios shows.
+
+They cover answers without a request, bounds, switchovers, changes of voters, restarts and clones.
+"""
 
 from dataclasses import replace
 
@@ -76,7 +79,7 @@ def test_started_comes_first_and_once(follower: Driver) -> None:
         follower.tell(Started(promise=Promise(), ledger=None))
 
 
-def test_an_epoch_that_goes_back_is_a_broken_etcd(follower: Driver) -> None:
+def test_a_record_with_a_lower_epoch_is_an_assertion_error(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     with pytest.raises(AssertionError, match="never goes back"):
         follower.tell(RecordSeen(revision=3, record=SERVING))
@@ -100,21 +103,21 @@ def test_an_epoch_that_goes_back_is_a_broken_etcd(follower: Driver) -> None:
     ],
     ids=lambda event: type(event).__name__,
 )
-def test_an_answer_that_nobody_waits_for_changes_nothing(follower: Driver, event: Event) -> None:
+def test_an_answer_without_a_request_changes_nothing(follower: Driver, event: Event) -> None:
     before = replace(follower.machine.facts)
     follower.tell(event)
     assert follower.machine.facts == before
     assert follower.effects == []
 
 
-def test_the_end_of_a_member_that_does_not_run_is_no_news() -> None:
+def test_the_end_of_a_stopped_member_is_ignored() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1))
     driver.tell(LedgerEnded())
     assert driver.effects == []
 
 
-def test_a_vote_keeps_the_bound_of_an_ancestry(follower: Driver) -> None:
+def test_a_vote_has_at_most_ancestry_max_epochs(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     epochs = tuple(range(1, ANCESTRY_MAX + 9))
     answer = LedgerFrozen(
@@ -126,7 +129,7 @@ def test_a_vote_keeps_the_bound_of_an_ancestry(follower: Driver) -> None:
     assert follower.machine.facts.member.frozen_vote.position.epoch == epochs[-1]
 
 
-def test_a_member_that_is_absent_has_no_vote() -> None:
+def test_an_absent_member_is_not_frozen_and_does_not_vote() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(RecordSeen(revision=2, record=RECRUITING))
@@ -135,13 +138,13 @@ def test_a_member_that_is_absent_has_no_vote() -> None:
     assert driver.machine.gossip.vote is None
 
 
-def test_strong_reads_beyond_the_bound_are_answered_at_once(leader: Driver) -> None:
+def test_strong_reads_beyond_the_bound_are_answered_as_not_current_at_once(leader: Driver) -> None:
     leader.tell(StrongReads(requests=(1,)))
     leader.tell(StrongReads(requests=tuple(range(2, STRONG_READS_MAX + 4))))
     assert leader.effects == [AnswerStrongReads(requests=(STRONG_READS_MAX + 2, STRONG_READS_MAX + 3), current=False)]
 
 
-def test_a_read_of_etcd_that_is_not_answered_is_begun_again_with_pauses_that_grow(follower: Driver) -> None:
+def test_an_unanswered_read_of_etcd_is_repeated_after_growing_pauses(follower: Driver) -> None:
     follower.tell(AgentPaused())
     pauses: list[float] = []
     for _ in range(7):
@@ -159,7 +162,7 @@ def test_a_read_of_etcd_that_is_not_answered_is_begun_again_with_pauses_that_gro
     assert pauses == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0, 1.0]
 
 
-def test_a_read_that_began_before_the_doubt_does_not_end_it(follower: Driver) -> None:
+def test_a_read_that_began_before_a_pause_of_the_agent_does_not_count(follower: Driver) -> None:
     follower.tell(AgentPaused())
     before = follower.ticket(ReadRecord)
     follower.tell(AgentPaused())
@@ -167,7 +170,7 @@ def test_a_read_that_began_before_the_doubt_does_not_end_it(follower: Driver) ->
     assert follower.machine.facts.outdated
 
 
-def test_a_second_heartbeat_that_tells_of_an_epoch_does_not_begin_the_read_again(follower: Driver) -> None:
+def test_a_second_heartbeat_with_the_same_epoch_does_not_restart_the_read(follower: Driver) -> None:
     follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2)))
     assert follower.kinds() == [ReadRecord]
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=2)))
@@ -176,7 +179,7 @@ def test_a_second_heartbeat_that_tells_of_an_epoch_does_not_begin_the_read_again
     assert follower.kinds() == [ReadRecord]
 
 
-def test_a_record_that_names_another_leader_of_the_same_epoch_closes_writes_before_the_stop(leader: Driver) -> None:
+def test_a_primary_stops_serving_before_it_stops_when_the_record_names_another_leader(leader: Driver) -> None:
     leader.tell(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
     assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopServing, StopLedger]
 
@@ -188,7 +191,7 @@ def test_an_order_whose_swap_is_lost_is_refused(leader: Driver) -> None:
     assert AnswerOrder(ticket=7, refused=refused) in leader.effects
 
 
-def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) -> None:
+def test_a_lost_swap_of_another_order_does_not_end_a_hand_over(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("pause", ticket=7))
     swap = leader.ticket(SwapRecord)
@@ -201,10 +204,10 @@ def test_a_lost_swap_of_another_order_does_not_end_a_handover(leader: Driver) ->
     assert leader.kinds()[:2] == [StopServing, DrainLedger]
 
 
-# A switch: the epoch after this one is promised, and begins when its leader has given up (rule 20).
+# A switchover: the leader announces the successor of the next epoch, which begins with its release (rule 20).
 
 
-def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> None:
+def test_a_leader_accepts_writes_until_its_announcement_is_confirmed(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(replace(order("switch", B), by="me"))
     assert leader.machine.facts.member.serving_epoch == 1
@@ -213,7 +216,7 @@ def test_writes_are_taken_until_the_next_epoch_is_promised(leader: Driver) -> No
     assert leader.machine.facts.member.serving_epoch == 0
 
 
-def test_a_leader_gives_up_when_its_postgres_was_stopped_and_not_before(leader: Driver) -> None:
+def test_a_leader_releases_its_epoch_only_after_its_postgresql_stopped(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
     assert leader.machine.gossip.release is None
@@ -223,7 +226,7 @@ def test_a_leader_gives_up_when_its_postgres_was_stopped_and_not_before(leader: 
     assert AnswerOrder(ticket=7, refused=None) in leader.effects
 
 
-def test_a_postgres_that_ends_by_itself_gives_nothing_up(leader: Driver) -> None:
+def test_a_postgresql_that_ends_by_itself_releases_nothing(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
     leader.tell(LedgerEnded())
@@ -231,8 +234,8 @@ def test_a_postgres_that_ends_by_itself_gives_nothing_up(leader: Driver) -> None
     assert leader.swapped().epoch == 3
 
 
-def test_an_epoch_that_nobody_confirmed_to_promise_is_promised_anew(leader: Driver) -> None:
-    # The answer of the first swap was lost. It took place; but one that was given up may come after it.
+def test_a_leader_announces_again_after_an_unanswered_announcement(leader: Driver) -> None:
+    # The first swap succeeded, but its answer was lost; a swap that was given up earlier may still succeed after it.
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(replace(order("switch", B), by="me"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
@@ -244,14 +247,14 @@ def test_an_epoch_that_nobody_confirmed_to_promise_is_promised_anew(leader: Driv
     assert announced_at(leader.machine.facts) == 3
 
 
-def test_a_promise_whose_switch_was_given_up_is_taken_back(leader: Driver) -> None:
+def test_a_leader_withdraws_its_announcement_when_the_drain_failed(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
     assert leader.machine.facts.member.serving_epoch == 1
     assert leader.swapped().succession is None
 
 
-def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(successor: Driver) -> None:
+def test_the_successor_begins_the_next_epoch_when_it_hears_the_release(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     assert successor.machine.state == "following"
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
@@ -260,7 +263,7 @@ def test_the_successor_begins_when_it_hears_that_the_leader_has_given_up(success
     assert FreezeLedger in successor.kinds()
 
 
-def test_a_leader_that_has_handed_over_leaves_its_postgres_stopped_until_the_next_serves(leader: Driver) -> None:
+def test_an_old_leader_leaves_its_postgresql_stopped_until_the_successor_serves(leader: Driver) -> None:
     has_handed_over(leader)
     assert StorePromise not in leader.kinds()
     due = leader.machine.next_deadline()
@@ -271,12 +274,12 @@ def test_a_leader_that_has_handed_over_leaves_its_postgres_stopped_until_the_nex
 
 
 @pytest.mark.parametrize(
-    "way", ["it takes long", "another voter is silent", "the successor is silent", "a later epoch"]
+    "way", ["the delay is over", "another voter is silent", "the successor is silent", "a later epoch"]
 )
-def test_a_leader_that_has_handed_over_comes_back_when_it_may_be_needed(leader: Driver, way: str) -> None:
+def test_an_old_leader_rejoins_when_its_delay_is_over_or_it_may_be_needed(leader: Driver, way: str) -> None:
     has_handed_over(leader)
     match way:
-        case "it takes long":
+        case "the delay is over":
             leader.now += DEFAULTS.rest_s
             leader.tell(Tick())
         case "another voter is silent":
@@ -292,7 +295,7 @@ def test_a_leader_that_has_handed_over_comes_back_when_it_may_be_needed(leader: 
     assert FollowLedger in leader.kinds()
 
 
-def test_of_two_voters_none_may_rest(leader: Driver) -> None:
+def test_an_old_leader_rejoins_at_once_in_a_cell_of_two_voters(leader: Driver) -> None:
     leader.tell(RecordSeen(revision=2, record=replace(SERVING, voters=(A, B))))
     leader.machine.facts.member.quorum = (B,)
     leader.tell(StandbysStreaming(regions=frozenset({B})))
@@ -303,17 +306,17 @@ def test_of_two_voters_none_may_rest(leader: Driver) -> None:
     assert StorePromise in leader.kinds()
 
 
-def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_again(successor: Driver) -> None:
+def test_the_successor_freezes_once_when_the_leader_has_drained(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     frozen = LedgerFrozen(
         ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
     )
     successor.tell(frozen)
-    assert successor.kinds() == [Log, SetQuorum], "it gets ready to lead, and votes for nobody"
+    assert successor.kinds() == [Log, SetQuorum], "it prepares to lead, and publishes no vote"
     assert successor.machine.gossip.vote is None
     successor.tell(LedgerDone(ticket=successor.ticket(SetQuorum)))
-    assert successor.kinds() == [], "it waits"
+    assert successor.kinds() == [], "it waits for the release"
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
     assert not {FreezeLedger, SetQuorum} & set(successor.kinds())
     (stored,) = (one.promise for one in successor.effects if isinstance(one, StorePromise))
@@ -322,7 +325,7 @@ def test_the_successor_lets_go_of_a_leader_that_has_drained_and_is_not_frozen_ag
     assert PromoteLedger in successor.kinds()
 
 
-def test_what_is_being_frozen_when_the_leader_gives_up_is_not_begun_anew(successor: Driver) -> None:
+def test_a_freeze_in_progress_continues_when_the_leader_releases(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     under_way = successor.ticket(FreezeLedger)
@@ -336,7 +339,7 @@ def test_what_is_being_frozen_when_the_leader_gives_up_is_not_begun_anew(success
     assert SetQuorum in successor.kinds()
 
 
-def test_a_quorum_that_is_being_put_in_force_when_the_leader_gives_up_is_not_begun_anew(successor: Driver) -> None:
+def test_a_quorum_change_in_progress_continues_when_the_leader_releases(successor: Driver) -> None:
     under_way = gets_ready(successor)
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
     assert not {FreezeLedger, SetQuorum, StorePromise} & set(successor.kinds())
@@ -344,29 +347,29 @@ def test_a_quorum_that_is_being_put_in_force_when_the_leader_gives_up_is_not_beg
     assert StorePromise in successor.kinds()
 
 
-def test_a_quorum_does_not_outlive_what_it_was_put_in_force_for(successor: Driver) -> None:
+def test_the_quorum_of_a_preparation_is_discarded_when_the_successor_follows_again(successor: Driver) -> None:
     successor.tell(LedgerDone(ticket=gets_ready(successor)))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
     successor.tell(LedgerDone(ticket=successor.ticket(FollowLedger)))
     assert successor.machine.facts.member.quorum is None
 
 
-def test_a_quorum_is_put_in_force_again_for_an_epoch_that_was_not_handed_over(successor: Driver) -> None:
+def test_the_quorum_of_a_preparation_is_discarded_when_another_epoch_begins(successor: Driver) -> None:
     successor.tell(LedgerDone(ticket=gets_ready(successor)))
     successor.tell(RecordSeen(revision=3, record=replace(PROMISED, epoch=3, leader=C, phase="recruiting")))
     assert successor.machine.facts.member.quorum is None
     assert FreezeLedger in successor.kinds()
 
 
-@pytest.mark.parametrize("way", ["the leader goes on", "the leader is not heard any more"])
-def test_the_successor_follows_again_when_nothing_comes_of_it(successor: Driver, way: str) -> None:
+@pytest.mark.parametrize("way", ["the leader continues", "the leader is silent"])
+def test_the_successor_follows_again_when_no_release_arrives(successor: Driver, way: str) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     frozen = LedgerFrozen(
         ticket=successor.ticket(FreezeLedger), receiving=False, received=500, replayed=500, ancestry=(1,)
     )
     successor.tell(frozen)
-    if way == "the leader goes on":
+    if way == "the leader continues":
         successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
     else:
         successor.now += DEFAULTS.stall_s
@@ -374,7 +377,7 @@ def test_the_successor_follows_again_when_nothing_comes_of_it(successor: Driver,
     assert FollowLedger in successor.kinds()
 
 
-def test_a_successor_that_missed_that_it_votes_again_leads_all_the_same(successor: Driver) -> None:
+def test_a_successor_that_missed_that_it_votes_again_still_leads(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=replace(PROMISED, voters=(A, C), succession=None)))
     assert successor.machine.state == "observing"
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=4))))
@@ -383,14 +386,14 @@ def test_a_successor_that_missed_that_it_votes_again_leads_all_the_same(successo
     assert successor.machine.state == "promoting"
 
 
-def test_who_is_no_successor_goes_on_to_receive(follower: Driver) -> None:
+def test_a_follower_that_is_not_the_successor_keeps_following(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=PROMISED))
     follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert follower.effects == []
 
 
 def test_a_release_is_kept_until_its_record_is_known(successor: Driver) -> None:
-    # An older record of the same epoch may promise the next one to somebody else.
+    # An older record of the same epoch may announce another successor.
     other = replace(PROMISED, succession=Succession(region=C, reason="switch to c"))
     successor.tell(RecordSeen(revision=2, record=other))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=4))))
@@ -399,14 +402,14 @@ def test_a_release_is_kept_until_its_record_is_known(successor: Driver) -> None:
     assert successor.machine.facts.record == HANDED_OVER
 
 
-def test_a_change_of_the_old_record_by_somebody_who_had_not_heard_takes_nothing_back(successor: Driver) -> None:
+def test_a_later_change_of_the_old_record_does_not_revoke_the_release(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
     successor.tell(RecordSeen(revision=3, record=replace(PROMISED, automatic=False)))
     assert successor.machine.facts.record == replace(HANDED_OVER, automatic=False)
 
 
-def test_a_successor_that_lacks_what_the_leader_had_is_not_promoted(successor: Driver) -> None:
+def test_a_successor_that_lacks_wal_of_the_leader_is_not_promoted(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=RELEASE)))
     frozen = LedgerFrozen(
@@ -418,8 +421,8 @@ def test_a_successor_that_lacks_what_the_leader_had_is_not_promoted(successor: D
 
 
 @pytest.mark.parametrize("region", [B, C])
-def test_whoever_finds_the_leader_dead_leaves_the_promised_epoch_to_the_release(region: RegionName) -> None:
-    # The successor as well: without the release nobody knows what the leader has acknowledged.
+def test_a_candidate_skips_the_epoch_that_is_promised_to_the_successor(region: RegionName) -> None:
+    # The successor skips it as well: without the release no agent knows what the leader has acknowledged.
     driver = Driver(region)
     driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(RecordSeen(revision=2, record=PROMISED))
@@ -444,12 +447,12 @@ def test_a_resize_is_refused_when_another_epoch_begins() -> None:
     assert AnswerOrder(ticket=7, refused="another epoch began") in driver.effects
 
 
-# Voters change one at a time, whatever became of earlier swaps.
+# Voters change one at a time, whatever the outcome of earlier swaps.
 
 
 @pytest.fixture
 def leader_of_four() -> Driver:
-    """A leader that has begun to remove D, and whose swap to the three others was not answered."""
+    """Return the agent of A, which leads four voters and removes D: its swap to the other three is pending."""
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
@@ -465,22 +468,22 @@ WITHOUT_D = replace(FOUR, automatic=False, voters=(A, B, C))
 
 
 def is_unsure(driver: Driver) -> None:
-    """Let the answer be lost; etcd has not taken the swap when it is asked."""
+    """Lose the answer to the swap; a read shows that etcd has not executed it, and the old quorum is set again."""
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=replace(FOUR, automatic=False)))
     driver.tell(LedgerDone(ticket=driver.machine.facts.requests.last_ticket))
 
 
-def test_after_a_swap_of_its_own_nothing_is_in_doubt(leader_of_four: Driver) -> None:
+def test_a_leader_removes_a_voter_after_its_own_swap_settled_earlier_ones(leader_of_four: Driver) -> None:
     assert leader_of_four.swapped() == WITHOUT_D
 
 
-def test_commits_wait_for_the_same_voters_while_the_record_is_being_swapped(leader_of_four: Driver) -> None:
+def test_the_quorum_does_not_change_while_the_swap_is_pending(leader_of_four: Driver) -> None:
     leader_of_four.tell(Tick())
     assert leader_of_four.effects == []
 
 
-def test_another_voter_is_removed_after_a_swap_that_overtakes_the_one_in_doubt(leader_of_four: Driver) -> None:
+def test_a_leader_overtakes_an_unsettled_swap_before_it_removes_another_voter(leader_of_four: Driver) -> None:
     is_unsure(leader_of_four)
     assert leader_of_four.machine.facts.member.quorum == (B, C, D)
     leader_of_four.tell(order("remove", C, ticket=8))
@@ -492,7 +495,7 @@ def test_another_voter_is_removed_after_a_swap_that_overtakes_the_one_in_doubt(l
 
 
 @pytest.mark.parametrize(("region", "answer"), [(D, None), (C, "other voters were recorded meanwhile: ask again")])
-def test_a_swap_in_doubt_that_takes_place_ends_the_next_order(
+def test_an_unsettled_swap_that_succeeds_answers_the_next_order(
     leader_of_four: Driver, region: RegionName, answer: str | None
 ) -> None:
     is_unsure(leader_of_four)
@@ -502,14 +505,14 @@ def test_a_swap_in_doubt_that_takes_place_ends_the_next_order(
     assert leader_of_four.machine.facts.resize is None
 
 
-def test_the_swap_of_another_agent_overtakes_what_is_in_doubt(leader_of_four: Driver) -> None:
+def test_a_swap_of_another_agent_settles_an_unsettled_swap(leader_of_four: Driver) -> None:
     is_unsure(leader_of_four)
     leader_of_four.tell(RecordSeen(revision=3, record=FOUR))
     leader_of_four.tell(order("remove", C, ticket=8))
     assert leader_of_four.kinds() == [SetQuorum]
 
 
-# An agent that has just started. The one before it may have left a swap that etcd takes yet.
+# An agent after a restart: a swap of its previous run may still succeed.
 
 
 def read_of(driver: Driver) -> ReadRecord:
@@ -517,7 +520,7 @@ def read_of(driver: Driver) -> ReadRecord:
     return found
 
 
-def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd() -> None:
+def test_a_restarted_leader_rewrites_the_record_before_it_changes_the_voters() -> None:
     driver = restarted(FOUR)
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=FOUR))
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
@@ -525,8 +528,8 @@ def test_an_agent_that_begins_does_not_know_what_the_one_before_it_asked_of_etcd
     assert driver.swapped() == FOUR
 
 
-def test_a_quorum_is_set_after_a_read_of_all_of_etcd_and_not_after_that_of_one_member() -> None:
-    # Two changes of voters may lie between that record and the one that the earlier run has asked for.
+def test_a_restarted_leader_sets_its_quorum_only_after_a_linearizable_read() -> None:
+    # That record may be two changes of voters older than the one that the previous run requested.
     driver = restarted(FOUR)
     assert SetQuorum not in driver.kinds()
     assert read_of(driver).linearizable
@@ -537,7 +540,7 @@ def test_a_quorum_is_set_after_a_read_of_all_of_etcd_and_not_after_that_of_one_m
     assert SetQuorum in driver.kinds()
 
 
-def test_a_record_that_is_seen_after_a_read_of_one_member_settles_nothing() -> None:
+def test_a_record_from_the_watch_does_not_settle_swaps_of_a_previous_run() -> None:
     driver = restarted(FOUR)
     read = driver.ticket(ReadRecord)
     driver.tell(RecordSeen(revision=10, record=FOUR))
@@ -552,7 +555,7 @@ def test_a_record_that_is_seen_after_a_read_of_one_member_settles_nothing() -> N
     assert quorum.standbys == (B, D)
 
 
-def test_a_swap_of_its_own_without_an_outcome_does_not_settle_what_an_earlier_run_has_asked_for() -> None:
+def test_an_unanswered_swap_does_not_settle_swaps_of_a_previous_run() -> None:
     driver = restarted(FOUR)
     driver.tell(order("pause"))
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="unknown"))
@@ -561,7 +564,7 @@ def test_a_swap_of_its_own_without_an_outcome_does_not_settle_what_an_earlier_ru
     assert driver.machine.facts.etcd.unsettled_revision == 10
 
 
-def test_a_primary_of_the_first_epoch_sets_its_quorum_after_a_read_of_all_of_etcd() -> None:
+def test_a_primary_of_the_first_epoch_sets_its_quorum_only_after_a_linearizable_read() -> None:
     driver = Driver(A)
     bootstrapping = replace(SERVING, phase="bootstrapping", fence_id=None)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
@@ -571,20 +574,20 @@ def test_a_primary_of_the_first_epoch_sets_its_quorum_after_a_read_of_all_of_etc
     assert driver.kinds().count(SetQuorum) == 1
 
 
-def test_a_follower_asks_etcd_once() -> None:
+def test_a_follower_reads_etcd_once() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="following", epoch=1), Promise(epoch=1, lineage=1))
     assert ReadRecord not in driver.kinds()
 
 
-def test_a_swap_without_an_outcome_is_in_doubt_over_the_revision_that_it_expected(leader_of_four: Driver) -> None:
+def test_an_unanswered_swap_is_unsettled_at_the_revision_that_it_expects(leader_of_four: Driver) -> None:
     swap = leader_of_four.ticket(SwapRecord)
     leader_of_four.tell(RecordSeen(revision=3, record=replace(FOUR, automatic=False)))
     leader_of_four.tell(SwapAnswered(ticket=swap, outcome="unknown"))
     assert leader_of_four.machine.facts.etcd.unsettled_revision == 2
 
 
-def test_a_quorum_of_the_old_voters_that_fails_leaves_the_order_as_it_is(leader_of_four: Driver) -> None:
+def test_a_failed_quorum_of_the_old_voters_does_not_end_the_order(leader_of_four: Driver) -> None:
     is_unsure(leader_of_four)
     leader_of_four.machine.facts.member.quorum = None
     leader_of_four.tell(order("remove", C, ticket=8))
@@ -594,7 +597,7 @@ def test_a_quorum_of_the_old_voters_that_fails_leaves_the_order_as_it_is(leader_
     assert leader_of_four.machine.facts.resize is not None
 
 
-def test_a_quorum_of_the_new_voters_that_fails_ends_the_order() -> None:
+def test_a_failed_quorum_of_the_new_voters_ends_the_order() -> None:
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=FOUR)
     driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
@@ -604,13 +607,13 @@ def test_a_quorum_of_the_new_voters_that_fails_ends_the_order() -> None:
     assert AnswerOrder(ticket=7, refused="the quorum could not be changed: disk") in driver.effects
 
 
-def test_a_leader_without_a_fence_row_of_this_incarnation_writes_none_when_it_serves_already(leader: Driver) -> None:
+def test_a_restarted_leader_that_serves_writes_no_second_fence_row(leader: Driver) -> None:
     leader.tell(Tick())
     assert WriteFence not in leader.kinds()
     assert leader.machine.state == "leading"
 
 
-def test_a_promise_is_written_again_when_its_disk_does_not_answer(follower: Driver) -> None:
+def test_a_promise_is_stored_again_when_the_disk_does_not_answer(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     frozen = LedgerFrozen(ticket=follower.ticket(FreezeLedger), receiving=False, received=1, replayed=1, ancestry=(1,))
     follower.tell(frozen)
@@ -622,7 +625,7 @@ def test_a_promise_is_written_again_when_its_disk_does_not_answer(follower: Driv
     assert follower.machine.gossip.vote is None
 
 
-def test_a_clone_goes_its_own_way(follower: Driver) -> None:
+def test_a_clone_changes_independently(follower: Driver) -> None:
     twin = follower.machine.clone()
     assert twin.facts == follower.machine.facts
     twin.handle(RecordSeen(revision=2, record=RECRUITING), now=0.0)

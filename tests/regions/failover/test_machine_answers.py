@@ -1,4 +1,4 @@
-"""Answers to the machine of a cell: each is taken by the request that it belongs to, and means what it says."""
+"""Tests of the answers to the machine of a cell: each answer counts for its own request, and changes only its facts."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -79,7 +79,7 @@ from tests.regions.failover.knowledge import announced_at, drained_to, prepares_
 # Reads of etcd.
 
 
-def test_a_plain_read_and_a_strong_one_are_answered_each_by_its_own(leader: Driver) -> None:
+def test_a_read_of_the_record_and_a_read_for_strong_reads_have_separate_answers(leader: Driver) -> None:
     leader.tell(AgentPaused())
     plain = leader.ticket(ReadRecord)
     leader.tell(StrongReads(requests=(1,)))
@@ -94,7 +94,7 @@ def test_a_plain_read_and_a_strong_one_are_answered_each_by_its_own(leader: Driv
     assert leader.effects == [AnswerStrongReads(requests=(1,), current=True)]
 
 
-def test_the_answer_of_a_strong_read_does_not_end_a_plain_one(leader: Driver) -> None:
+def test_the_answer_to_a_read_for_strong_reads_does_not_end_a_read_of_the_record(leader: Driver) -> None:
     leader.tell(StrongReads(requests=(1,)))
     strong = leader.ticket(ReadRecord)
     leader.tell(AgentPaused())
@@ -103,7 +103,7 @@ def test_the_answer_of_a_strong_read_does_not_end_a_plain_one(leader: Driver) ->
     assert leader.machine.facts.outdated
 
 
-def test_a_read_that_failed_ends_the_one_to_which_it_belongs(leader: Driver) -> None:
+def test_a_failed_read_ends_only_the_read_with_its_ticket(leader: Driver) -> None:
     leader.tell(AgentPaused())
     plain = leader.ticket(ReadRecord)
     leader.tell(StrongReads(requests=(1, 2)))
@@ -117,7 +117,7 @@ def test_a_read_that_failed_ends_the_one_to_which_it_belongs(leader: Driver) -> 
     assert leader.machine.facts.requests.reading is None
 
 
-def test_a_strong_read_shows_a_leader_that_has_just_started_that_its_record_is_the_newest() -> None:
+def test_a_read_for_strong_reads_settles_swaps_of_a_previous_run() -> None:
     driver = restarted()
     driver.tell(StrongReads(requests=(1,)))
     assert SetQuorum not in driver.kinds()
@@ -127,7 +127,7 @@ def test_a_strong_read_shows_a_leader_that_has_just_started_that_its_record_is_t
 
 
 def test_a_read_does_not_settle_a_swap_of_this_run(leader: Driver) -> None:
-    # It expected revision 1. What etcd shows later says nothing about it: it was overtaken long ago.
+    # The swap expects revision 1. A read of a later revision does not change that: the swap can no longer succeed.
     leader.tell(order("pause"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
     assert leader.machine.facts.etcd.unsettled_revision == 1
@@ -136,8 +136,8 @@ def test_a_read_does_not_settle_a_swap_of_this_run(leader: Driver) -> None:
 
 
 @pytest.mark.parametrize(("promised", "pauses"), [(1, False), (2, False), (3, True)])
-def test_etcd_is_behind_when_it_knows_less_than_was_promised(promised: int, *, pauses: bool) -> None:
-    # The record promises epoch 2 to a successor, which begins without etcd.
+def test_etcd_has_lost_data_if_its_record_is_below_the_promise(promised: int, *, pauses: bool) -> None:
+    # The record promises epoch 2 to a successor, which may begin it before etcd has it.
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=promised, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
@@ -147,10 +147,10 @@ def test_etcd_is_behind_when_it_knows_less_than_was_promised(promised: int, *, p
     assert driver.tells("restore etcd's data") is pauses
 
 
-# Strong reads wait in a bounded room.
+# The bound on waiting strong reads.
 
 
-def test_strong_reads_are_taken_up_to_the_bound(leader: Driver) -> None:
+def test_strong_reads_wait_up_to_the_bound_and_share_the_next_read(leader: Driver) -> None:
     assert STRONG_READS_MAX == 1000
     leader.tell(StrongReads(requests=(0,)))
     assert len(leader.kinds()) == 1
@@ -162,7 +162,7 @@ def test_strong_reads_are_taken_up_to_the_bound(leader: Driver) -> None:
     assert read is not None
     leader.tell(RecordRead(ticket=read.ticket, revision=1, record=SERVING))
     assert leader.effects[0] == AnswerStrongReads(requests=(0,), current=True)
-    # All that waited are asked for by the next read, which begins now (rule 10).
+    # The next read begins now and serves all strong reads that waited (rule 10).
     asked = leader.asked(ReadRecord)
     assert asked.linearizable
     assert asked.ticket > read.ticket
@@ -177,7 +177,7 @@ def test_strong_reads_are_taken_up_to_the_bound(leader: Driver) -> None:
 # Swaps of the record.
 
 
-def test_the_answer_of_another_swap_is_none(leader: Driver) -> None:
+def test_an_answer_to_another_swap_is_ignored(leader: Driver) -> None:
     leader.tell(order("pause"))
     ticket = leader.ticket(SwapRecord)
     leader.tell(SwapAnswered(ticket=ticket + 1, outcome="applied", revision=2))
@@ -190,19 +190,19 @@ def test_the_answer_of_another_swap_is_none(leader: Driver) -> None:
     assert facts.record == replace(SERVING, automatic=False)
 
 
-def test_nothing_is_swapped_before_etcd_was_read_after_a_swap_that_was_lost(leader: Driver) -> None:
+def test_a_leader_reads_etcd_before_the_next_swap_after_it_lost_one(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
     assert leader.kinds() == [ReadRecord]
     leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=2, record=replace(SERVING, drained=(C,))))
-    assert leader.machine.facts.handover is not None, "the order stands"
+    assert leader.machine.facts.handover is not None, "the order is still carried out"
     assert leader.swapped().succession is not None
     assert leader.asked(SwapRecord).expected_revision == 2
 
 
 @pytest.mark.parametrize("announced", [False, True])
-def test_another_swap_without_an_outcome_does_not_end_a_handover(leader: Driver, *, announced: bool) -> None:
+def test_an_unanswered_swap_of_another_order_does_not_end_a_hand_over(leader: Driver, *, announced: bool) -> None:
     if announced:
         hands_over(leader)
         leader.tell(order("pause", ticket=8))
@@ -220,7 +220,7 @@ def test_another_swap_without_an_outcome_does_not_end_a_handover(leader: Driver,
     ]
 
 
-def test_an_announcement_without_an_outcome_ends_the_handover(leader: Driver) -> None:
+def test_an_unanswered_announcement_ends_the_hand_over(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
@@ -228,7 +228,7 @@ def test_an_announcement_without_an_outcome_ends_the_handover(leader: Driver) ->
     assert leader.machine.facts.handover is None
 
 
-def test_an_announcement_without_an_outcome_means_nothing_after_the_handover(leader: Driver) -> None:
+def test_an_unanswered_announcement_is_ignored_after_the_hand_over_ended(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
     swap = leader.ticket(SwapRecord)
@@ -238,7 +238,7 @@ def test_an_announcement_without_an_outcome_means_nothing_after_the_handover(lea
     assert AnswerOrder not in leader.kinds()
 
 
-def test_a_swap_that_was_lost_leaves_nothing_in_doubt(leader: Driver) -> None:
+def test_a_lost_swap_is_not_unsettled(leader: Driver) -> None:
     leader.tell(order("pause"))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
     leader.tell(order("resume"))
@@ -246,12 +246,12 @@ def test_a_swap_that_was_lost_leaves_nothing_in_doubt(leader: Driver) -> None:
     assert leader.machine.facts.etcd.unsettled_revision == 0
 
 
-# Rule 20: what announces a handover is the leader's own swap, confirmed, and the newest.
+# Rule 20: only the leader's own, confirmed and newest swap announces a successor.
 
 
 @pytest.mark.parametrize("again", [True, False])
-def test_a_swap_that_keeps_what_an_earlier_order_promised_announces_nothing(leader: Driver, *, again: bool) -> None:
-    # The switch to B fails while the swap of a pause is under way; then an operator may want C.
+def test_a_swap_that_keeps_the_succession_of_an_earlier_order_announces_nothing(leader: Driver, *, again: bool) -> None:
+    # The switch to B fails while the swap of a pause is pending; then an operator may order a switch to C.
     hands_over(leader)
     drain = leader.ticket(DrainLedger)
     leader.tell(order("pause", ticket=8))
@@ -269,7 +269,7 @@ def test_a_swap_that_keeps_what_an_earlier_order_promised_announces_nothing(lead
     assert leader.swapped().succession == Succession(region=C, reason=f"switch to {C}: an operator")
 
 
-def test_a_swap_that_promises_nothing_announces_nothing(leader: Driver) -> None:
+def test_a_swap_without_a_succession_announces_nothing(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("pause"))
     swap = leader.ticket(SwapRecord)
@@ -279,8 +279,8 @@ def test_a_swap_that_promises_nothing_announces_nothing(leader: Driver) -> None:
     assert leader.swapped().succession is not None
 
 
-def test_a_handover_begins_with_nothing_announced_and_nothing_drained(leader: Driver) -> None:
-    # Also after an earlier hand-over: with either it would release its epoch too early.
+def test_a_hand_over_begins_without_an_announcement_and_without_a_drained_lsn(leader: Driver) -> None:
+    # This holds after an earlier hand-over as well: with either, the leader would release its epoch too early.
     leader.machine.facts.handover = RestartDelayed(until=9.0)
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
@@ -288,7 +288,7 @@ def test_a_handover_begins_with_nothing_announced_and_nothing_drained(leader: Dr
     assert StopLedger not in leader.kinds()
 
 
-def test_a_swap_that_another_has_overtaken_announces_nothing(leader: Driver) -> None:
+def test_a_swap_that_another_swap_overtook_announces_nothing(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
     swap = leader.ticket(SwapRecord)
@@ -298,15 +298,15 @@ def test_a_swap_that_another_has_overtaken_announces_nothing(leader: Driver) -> 
     assert leader.machine.facts.member.serving_epoch == 1
 
 
-def test_a_later_swap_does_not_announce_again_what_is_announced(leader: Driver) -> None:
-    # Who knows the first one need not read etcd to understand the release.
+def test_a_later_swap_keeps_the_revision_of_the_announcement(leader: Driver) -> None:
+    # An agent that knows the first announcement need not read etcd before it acts on the release.
     hands_over(leader)
     leader.tell(order("pause", ticket=8))
     leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
     assert announced_at(leader.machine.facts) == 2
 
 
-def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
+def test_a_leader_stops_serving_only_once(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(order("switch", B))
     swap = leader.ticket(SwapRecord)
@@ -317,10 +317,10 @@ def test_writes_that_are_closed_are_not_closed_again(leader: Driver) -> None:
     assert announced_at(leader.machine.facts) == 2
 
 
-# Rule 7: a commit's wait that was cut short ends the epoch of the primary under which it was.
+# Rule 7: a cancelled quorum wait ends the epoch of the primary that it occurred on.
 
 
-def test_a_wait_that_is_cut_short_is_of_this_primary_and_told_once(leader: Driver) -> None:
+def test_a_cancelled_quorum_wait_of_this_epoch_stops_serving_once(leader: Driver) -> None:
     leader.tell(QuorumWaitCancelled(epoch=2))
     assert leader.effects == []
     leader.tell(QuorumWaitCancelled(epoch=1))
@@ -330,7 +330,7 @@ def test_a_wait_that_is_cut_short_is_of_this_primary_and_told_once(leader: Drive
     assert leader.effects == []
 
 
-def test_a_wait_that_is_cut_short_before_writes_were_open_closes_none() -> None:
+def test_a_cancelled_quorum_wait_before_the_epoch_serves_does_not_stop_serving() -> None:
     driver = Driver(B)
     driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     driver.tell(QuorumWaitCancelled(epoch=2))
@@ -341,7 +341,7 @@ def test_a_wait_that_is_cut_short_before_writes_were_open_closes_none() -> None:
 # Promises.
 
 
-def test_a_promotion_is_under_way_when_the_lineage_of_who_leads_is_durable_and_not_before() -> None:
+def test_a_promotion_is_under_way_only_after_the_leaders_lineage_is_stored() -> None:
     driver = following(B)
     driver.tell(RecordSeen(revision=2, record=CHOSEN))
     driver.freezes(500)
@@ -361,8 +361,8 @@ def test_a_promotion_is_under_way_when_the_lineage_of_who_leads_is_durable_and_n
     assert PromoteLedger in driver.kinds()
 
 
-def test_who_follows_has_no_promotion_under_way() -> None:
-    # It has voted, is frozen, and makes the epoch of another durable before it follows.
+def test_a_follower_that_stores_a_lineage_has_no_promotion_under_way() -> None:
+    # It has voted and is frozen, and it stores the epoch of another leader before it follows.
     driver = following(C)
     driver.tell(RecordSeen(revision=2, record=RECRUITING))
     driver.freezes(500)
@@ -374,7 +374,7 @@ def test_who_follows_has_no_promotion_under_way() -> None:
     assert FollowLedger in driver.kinds()
 
 
-def test_the_first_epoch_promotes_nothing() -> None:
+def test_the_first_epoch_has_no_promotion_under_way() -> None:
     driver = Driver(A)
     driver.tell(Started(promise=Promise(), ledger=MemberState(kind="absent")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
@@ -384,8 +384,8 @@ def test_the_first_epoch_promotes_nothing() -> None:
     assert driver.machine.facts.member.promoting_epoch == 0
 
 
-def test_a_promise_that_was_given_up_is_not_gone_below(follower: Driver) -> None:
-    # Its write may have taken place, or may yet.
+def test_a_new_promise_is_not_below_one_whose_write_was_given_up(follower: Driver) -> None:
+    # That write may have reached the disk, or may still reach it.
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.freezes(500)
     facts = follower.machine.facts
@@ -396,10 +396,10 @@ def test_a_promise_that_was_given_up_is_not_gone_below(follower: Driver) -> None
     assert stored == Promise(epoch=2, lineage=1, floor=3, copying=4) == facts.requests.requested_promise
 
 
-# The member.
+# Answers of the member.
 
 
-def test_an_answer_of_the_member_belongs_to_one_request(leader: Driver) -> None:
+def test_an_answer_of_the_member_counts_only_for_the_request_with_its_ticket(leader: Driver) -> None:
     hands_over(leader)
     ticket = leader.ticket(DrainLedger)
     leader.tell(LedgerDrained(ticket=ticket - 1, lsn=400))
@@ -409,7 +409,7 @@ def test_an_answer_of_the_member_belongs_to_one_request(leader: Driver) -> None:
     assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopLedger]
 
 
-def test_a_promotion_that_failed_is_under_way_no_more() -> None:
+def test_a_failed_promotion_is_no_longer_under_way() -> None:
     driver = following(B)
     driver.tell(RecordSeen(revision=2, record=CHOSEN))
     driver.freezes(500)
@@ -421,7 +421,7 @@ def test_a_promotion_that_failed_is_under_way_no_more() -> None:
     assert driver.swapped().epoch == 3
 
 
-def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_before() -> None:
+def test_a_promoted_member_keeps_the_quorum_that_was_set_before() -> None:
     driver = following(B)
     driver.tell(RecordSeen(revision=2, record=CHOSEN))
     driver.freezes(500)
@@ -434,7 +434,7 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
     facts = driver.machine.facts
     assert facts.member.ledger == MemberState(kind="primary", epoch=2)
     assert (facts.member.quorum, facts.member.frozen_vote, facts.member.promoting_epoch) == ((A, C), None, 0)
-    assert StartServing not in driver.kinds(), "its fence row is on no quorum yet"
+    assert StartServing not in driver.kinds(), "its fence row is not on a quorum yet"
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
     driver.tell(QuorumCommit(lsn=800))
     driver.tell(fence)
@@ -444,7 +444,7 @@ def test_a_member_that_was_promoted_keeps_the_quorum_that_was_put_in_force_befor
     assert facts.member.quorum_commit == 800
 
 
-def test_a_quorum_that_cannot_be_put_in_force_is_asked_for_again() -> None:
+def test_a_failed_quorum_change_is_requested_again() -> None:
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
     driver.tell(LedgerFailed(ticket=driver.ticket(SetQuorum), reason="no"))
@@ -453,7 +453,7 @@ def test_a_quorum_that_cannot_be_put_in_force_is_asked_for_again() -> None:
     assert SetQuorum in driver.kinds()
 
 
-def test_a_stop_that_fails_ends_no_order() -> None:
+def test_a_failed_stop_is_requested_again_at_once_and_ends_no_order() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), four)
@@ -462,41 +462,41 @@ def test_a_stop_that_fails_ends_no_order() -> None:
     driver.tell(RecordSeen(revision=2, record=replace(four, leader=B)))
     assert StartServing not in driver.kinds()
     driver.tell(LedgerFailed(ticket=driver.ticket(StopLedger), reason="no"))
-    assert StopLedger in driver.kinds(), "a demotion does not pause"
+    assert StopLedger in driver.kinds(), "a demotion does not wait for the pause"
     assert AnswerOrder not in driver.kinds()
     driver.tell(Tick())
-    assert StopLedger not in driver.kinds(), "it is asked for already"
+    assert StopLedger not in driver.kinds(), "it is already requested"
 
 
-def test_a_quorum_that_failed_ends_no_order_but_that_of_its_voters(leader: Driver) -> None:
+def test_a_failed_drain_ends_the_hand_over(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
     assert leader.machine.facts.handover is None
     assert AnswerOrder(ticket=7, refused="slow") in leader.effects
 
 
-# What is asked of the member, and when.
+# When effects on the member are requested.
 
 
-def test_nothing_is_asked_of_a_member_during_a_pause_but_its_stop(leader: Driver) -> None:
+def test_nothing_is_requested_of_a_member_during_a_pause_until_the_leader_changes(leader: Driver) -> None:
     leader.machine.facts.requests.ledger_retry = replace(
         leader.machine.facts.requests.ledger_retry, at=9.0, pause_s=1.0
     )
     leader.machine.facts.member.quorum = None
     leader.tell(Tick())
     assert leader.effects == []
-    # The same epoch, so that nothing is forgiven: writes close, then PostgreSQL stops.
+    # Another region leads the same epoch, which ends the pause: the agent stops serving, then PostgreSQL stops.
     leader.tell(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
     assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopServing, StopLedger]
 
 
-def test_a_promise_is_not_written_during_a_pause_nor_twice(follower: Driver) -> None:
+def test_a_promise_is_not_stored_twice_or_during_a_pause(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.freezes(500)
     first = follower.asked(StorePromise)
     assert follower.machine.facts.requests.requested_promise == first.promise
     follower.tell(Tick())
-    assert follower.effects == [], "it is being written"
+    assert follower.effects == [], "it is being stored"
     follower.tell(PromiseFailed(ticket=first.ticket, reason="no space left"))
     follower.tell(SuspicionChanged(region=B, suspected=True))
     assert StorePromise not in follower.kinds()
@@ -504,7 +504,7 @@ def test_a_promise_is_not_written_during_a_pause_nor_twice(follower: Driver) -> 
     assert StorePromise in follower.kinds()
 
 
-def test_what_is_asked_for_already_is_not_asked_for_again(follower: Driver) -> None:
+def test_a_pending_effect_is_not_requested_again(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     ticket = follower.ticket(FreezeLedger)
     follower.tell(Tick())
@@ -513,14 +513,14 @@ def test_what_is_asked_for_already_is_not_asked_for_again(follower: Driver) -> N
     assert follower.machine.facts.requests.working.ticket == ticket
 
 
-def test_a_quorum_is_unknown_while_another_is_put_in_force(leader: Driver) -> None:
+def test_the_quorum_is_unknown_while_another_is_being_set(leader: Driver) -> None:
     four = replace(SERVING, voters=(A, B, C, D))
     leader.tell(RecordSeen(revision=2, record=four))
     assert leader.asked(SetQuorum).standbys == (B, C, D)
     assert leader.machine.facts.member.quorum is None
 
 
-def test_a_quorum_of_the_successor_is_unknown_once_it_is_frozen_again(successor: Driver) -> None:
+def test_the_quorum_of_the_successor_is_unknown_after_a_freeze_is_requested(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.machine.facts.member.quorum = (A, C)
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
@@ -528,11 +528,11 @@ def test_a_quorum_of_the_successor_is_unknown_once_it_is_frozen_again(successor:
     assert successor.machine.facts.member.quorum is None
 
 
-# Who cannot take part does nothing at all.
+# An agent that cannot take part does nothing.
 
 
-def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() -> None:
-    # It may have promised a later epoch; and nothing is promised over what cannot be read.
+def test_a_primary_without_a_readable_promise_does_not_serve_and_requests_nothing() -> None:
+    # It may have promised a later epoch, and no promise replaces one that cannot be read.
     driver = Driver(A)
     driver.tell(Started(promise=None, ledger=MemberState(kind="primary", epoch=1)))
     assert driver.tells("the promise of this member cannot be read")
@@ -550,10 +550,10 @@ def test_a_primary_whose_promise_is_lost_takes_no_writes_and_answers_no_reads() 
     )
 
 
-# Writes open when the fence row is on a quorum, for who leads and is sure of it.
+# A leader serves when its fence row is on a quorum and its knowledge is not outdated.
 
 
-def test_a_leader_that_was_away_takes_no_writes_before_it_has_read_the_epoch() -> None:
+def test_a_paused_leader_does_not_serve_before_it_has_read_the_record() -> None:
     driver = Driver(B)
     driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=MemberState(kind="primary", epoch=2)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
@@ -568,7 +568,7 @@ def test_a_leader_that_was_away_takes_no_writes_before_it_has_read_the_epoch() -
     assert StartServing not in driver.kinds()
 
 
-def test_the_first_epoch_takes_writes_when_the_record_says_that_it_serves() -> None:
+def test_the_leader_of_the_first_epoch_serves_only_after_its_record_says_so() -> None:
     bootstrapping = replace(SERVING, phase="bootstrapping", fence_id=None, ancestry=())
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), bootstrapping)
@@ -580,7 +580,7 @@ def test_the_first_epoch_takes_writes_when_the_record_says_that_it_serves() -> N
     assert StartServing(epoch=1) in driver.effects
 
 
-def test_a_spent_epoch_takes_no_writes_again(leader: Driver) -> None:
+def test_an_epoch_with_a_cancelled_quorum_wait_does_not_serve_again(leader: Driver) -> None:
     leader.tell(QuorumWaitCancelled(epoch=1))
     leader.tell(Tick())
     assert StartServing not in leader.kinds()
@@ -590,13 +590,13 @@ def test_a_spent_epoch_takes_no_writes_again(leader: Driver) -> None:
 # Gossip.
 
 
-def test_only_who_tells_of_an_epoch_that_nobody_told_of_has_etcd_asked(follower: Driver) -> None:
+def test_gossip_starts_a_read_only_for_an_epoch_that_no_agent_reported_before(follower: Driver) -> None:
     for sender, epoch, reads in ((B, 1, False), (A, 2, True), (B, 2, False), (B, 3, True), (A, 3, False)):
         follower.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=epoch)))
         assert (ReadRecord in follower.kinds()) is reads, (sender, epoch)
 
 
-def test_gossip_before_the_first_record_asks_nothing_more() -> None:
+def test_gossip_before_the_first_record_starts_no_second_read() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
@@ -604,25 +604,25 @@ def test_gossip_before_the_first_record_asks_nothing_more() -> None:
 
 
 @pytest.mark.parametrize(
-    ("region", "sender", "drained", "relieved"),
+    ("region", "sender", "drained", "prepares"),
     [(B, A, 1, True), (B, C, 1, False), (B, A, 0, False), (B, A, 2, False), (C, A, 1, False)],
 )
-def test_only_the_successor_lets_go_and_only_of_a_leader_that_has_drained_this_epoch(
-    region: RegionName, sender: RegionName, drained: int, *, relieved: bool
+def test_only_the_successor_prepares_and_only_for_a_leader_that_has_drained_this_epoch(
+    region: RegionName, sender: RegionName, drained: int, *, prepares: bool
 ) -> None:
     driver = following(region)
     driver.tell(RecordSeen(revision=2, record=PROMISED))
     driver.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=1, drained=drained)))
-    assert (prepares_until(driver.machine.facts) is not None) is relieved
+    assert (prepares_until(driver.machine.facts) is not None) is prepares
 
 
-def test_what_another_says_does_not_end_the_relief(successor: Driver) -> None:
+def test_gossip_of_another_region_does_not_end_the_preparation(successor: Driver) -> None:
     gets_ready(successor)
     successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=1)))
     assert prepares_until(successor.machine.facts) == DEFAULTS.stall_s
 
 
-def test_a_copy_that_is_under_way_when_the_leader_gives_up_stays_of_its_epoch() -> None:
+def test_a_copy_in_progress_keeps_its_epoch_when_the_leader_releases() -> None:
     driver = Driver(B)
     driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1), PROMISED)
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
@@ -635,12 +635,12 @@ def test_a_copy_that_is_under_way_when_the_leader_gives_up_stays_of_its_epoch() 
     assert working.effect.epoch == 1
 
 
-# What others hear.
+# The gossip of this agent.
 
 
-def test_a_leader_tells_its_commit_and_that_it_has_drained_and_a_follower_neither(leader: Driver) -> None:
+def test_a_leader_reports_its_commit_then_that_it_has_drained_then_its_release(leader: Driver) -> None:
     leader.tell(QuorumCommit(lsn=900))
-    assert leader.effects == [], "a commit goes with the next heartbeat"
+    assert leader.effects == [], "the next heartbeat carries the commit"
     assert leader.machine.gossip == Gossip(epoch=1, commit=900)
     leader.tell(QuorumCommit(lsn=800))
     assert leader.machine.gossip.commit == 900
@@ -651,7 +651,7 @@ def test_a_leader_tells_its_commit_and_that_it_has_drained_and_a_follower_neithe
     assert leader.machine.gossip == Gossip(epoch=2, release=replace(RELEASE, lsn=1000))
 
 
-def test_who_does_not_lead_tells_no_commit_and_whom_it_suspects(follower: Driver) -> None:
+def test_a_follower_reports_no_commit_and_only_a_suspicion_of_the_leader(follower: Driver) -> None:
     follower.tell(QuorumCommit(lsn=900))
     follower.tell(SuspicionChanged(region=B, suspected=True))
     assert follower.machine.gossip == Gossip(epoch=1)
@@ -662,10 +662,10 @@ def test_who_does_not_lead_tells_no_commit_and_whom_it_suspects(follower: Driver
     assert follower.machine.facts.peers.suspected == {B}
 
 
-# Rule 1: who is cut off says so, once.
+# Rule 1: a voter that hears no majority logs it once.
 
 
-def test_who_hears_no_majority_says_so_once_and_that_it_hears_one_again(follower: Driver) -> None:
+def test_a_voter_logs_once_that_it_hears_no_majority_and_that_it_hears_one_again(follower: Driver) -> None:
     follower.tell(SuspicionChanged(region=A, suspected=True))
     assert not follower.tells("nobody takes over")
     follower.tell(SuspicionChanged(region=B, suspected=True))
@@ -678,7 +678,7 @@ def test_who_hears_no_majority_says_so_once_and_that_it_hears_one_again(follower
     assert not follower.machine.facts.peers.in_minority
 
 
-def test_who_has_no_vote_does_not_say_whether_it_hears_a_majority() -> None:
+def test_a_region_without_a_vote_does_not_log_whether_it_hears_a_majority() -> None:
     driver = Driver(D)
     driver.start(None, Promise())
     driver.tell(SuspicionChanged(region=A, suspected=True))
@@ -686,7 +686,7 @@ def test_who_has_no_vote_does_not_say_whether_it_hears_a_majority() -> None:
     assert driver.effects == []
 
 
-def test_agreement_about_the_leader_is_told_once_and_counts_from_then(follower: Driver) -> None:
+def test_agreement_on_a_suspicion_is_logged_once_and_counts_from_its_start(follower: Driver) -> None:
     follower.now = 5.0
     follower.tell(SuspicionChanged(region=A, suspected=True))
     assert follower.machine.facts.peers.leader_suspected_since is None
@@ -701,10 +701,10 @@ def test_agreement_about_the_leader_is_told_once_and_counts_from_then(follower: 
     assert follower.machine.facts.peers.leader_suspected_since is None
 
 
-# The end of a handover, and the rest after it.
+# The end of a hand-over, and the restart delay after it.
 
 
-def test_a_stop_for_another_reason_gives_nothing_up(leader: Driver) -> None:
+def test_a_stop_outside_a_hand_over_releases_nothing(leader: Driver) -> None:
     leader.tell(RecordSeen(revision=2, record=RECRUITING))
     leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
     assert restart_delayed_until(leader.machine.facts) is None
@@ -719,7 +719,7 @@ def test_a_drain_that_is_answered_after_its_switchover_has_ended_releases_nothin
     assert (leader.machine.gossip.drained, leader.machine.facts.release) == (0, None)
 
 
-def test_a_leader_that_is_stopped_before_it_has_drained_gives_nothing_up(leader: Driver) -> None:
+def test_a_leader_that_stops_before_it_has_drained_releases_nothing(leader: Driver) -> None:
     hands_over(leader)
     leader.tell(RecordSeen(revision=3, record=replace(PROMISED, leader=C)))
     leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
@@ -729,7 +729,7 @@ def test_a_leader_that_is_stopped_before_it_has_drained_gives_nothing_up(leader:
 
 
 @pytest.mark.parametrize("kind", [DrainLedger, WriteFence, FreezeLedger])
-def test_what_has_an_answer_of_its_own_is_not_answered_by_a_mere_done(kind: type[LedgerEffect]) -> None:
+def test_ledger_done_is_an_assertion_error_for_an_effect_with_its_own_answer(kind: type[LedgerEffect]) -> None:
     if kind is DrainLedger:
         driver = leading()
         hands_over(driver)
@@ -746,7 +746,7 @@ def test_what_has_an_answer_of_its_own_is_not_answered_by_a_mere_done(kind: type
         driver.tell(LedgerDone(ticket=working.ticket))
 
 
-def test_who_has_handed_over_is_of_the_next_epoch_at_once(leader: Driver) -> None:
+def test_an_old_leader_acts_by_the_next_epoch_at_once_after_its_release(leader: Driver) -> None:
     has_handed_over(leader)
     assert leader.tells("epoch 1: given up at 1F4; the next is eu-west's")
     facts = leader.machine.facts
@@ -755,7 +755,7 @@ def test_who_has_handed_over_is_of_the_next_epoch_at_once(leader: Driver) -> Non
     assert (facts.switchover, announced_at(facts), drained_to(facts)) == (None, 0, None)
 
 
-def test_a_member_that_ends_by_itself_is_told_of_and_one_that_does_not_run_is_not(leader: Driver) -> None:
+def test_the_end_of_a_running_member_is_logged_and_that_of_a_stopped_one_is_not(leader: Driver) -> None:
     leader.tell(LedgerEnded())
     assert leader.tells("PostgreSQL ended, it was primary")
     assert StopServing(epoch=1) in leader.effects
@@ -763,10 +763,10 @@ def test_a_member_that_ends_by_itself_is_told_of_and_one_that_does_not_run_is_no
     assert not leader.tells("PostgreSQL ended")
 
 
-# What people are told of a member.
+# Log lines about a member.
 
 
-def test_the_story_of_a_member_that_is_chosen() -> None:
+def test_each_step_of_a_promotion_is_logged() -> None:
     driver = following(B)
     driver.tell(RecordSeen(revision=2, record=CHOSEN))
     driver.freezes(0x500)
@@ -783,14 +783,14 @@ def test_the_story_of_a_member_that_is_chosen() -> None:
 
 
 @pytest.mark.parametrize(("ancestry", "how"), [((1, 2), "rewound"), ((2,), "copied")])
-def test_the_story_of_a_member_that_follows_again(ancestry: tuple[int, ...], how: str) -> None:
+def test_each_step_of_a_rejoining_member_is_logged(ancestry: tuple[int, ...], how: str) -> None:
     driver = Driver(C)
     record = replace(SERVING, epoch=2, leader=B, ancestry=ancestry)
     driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1), record)
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     if how == "rewound":
-        driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="histories part", diverged=True))
-        assert driver.tells("histories part; again in 0.05 s")
+        driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="the histories differ", diverged=True))
+        assert driver.tells("the histories differ; again in 0.05 s")
         driver.wait(DEFAULTS.retry_s)
         driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.tell(LedgerDone(ticket=driver.ticket(RewindLedger if how == "rewound" else CopyLedger)))

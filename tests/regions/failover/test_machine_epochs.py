@@ -1,4 +1,4 @@
-"""What another record means to the machine of a cell: what begins with it, what ends, and what it leaves alone."""
+"""Tests of what a new record changes in the machine of a cell: which facts and requests begin, end, or stay."""
 
 from dataclasses import replace
 
@@ -69,7 +69,7 @@ def serving(epoch: int, leader: RegionName = B) -> Leadership:
 # The start of an agent.
 
 
-def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_about_who_acts() -> None:
+def test_a_starting_agent_reads_from_any_etcd_member_and_watches_no_leader() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     assert driver.kinds() == [ReadRecord]
@@ -77,7 +77,7 @@ def test_an_agent_that_starts_reads_from_any_member_of_etcd_and_says_nothing_abo
     assert not driver.machine.facts.outdated
 
 
-def test_tickets_count_on_from_those_of_earlier_runs() -> None:
+def test_tickets_continue_after_those_of_earlier_runs() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     tickets = [driver.ticket(ReadRecord)]
@@ -87,8 +87,8 @@ def test_tickets_count_on_from_those_of_earlier_runs() -> None:
     assert tickets == [101, 102, 103]
 
 
-def test_an_agent_that_promised_nothing_reads_from_all_of_etcd() -> None:
-    # Its disk may have been replaced, and etcd may know what it promised.
+def test_an_agent_with_an_empty_promise_makes_a_linearizable_read() -> None:
+    # Its disk may have been replaced; only a linearizable read certainly returns the epoch that it had promised.
     driver = Driver(C)
     driver.tell(Started(promise=Promise(), ledger=MemberState(kind="stopped")))
     assert driver.asked(ReadRecord).linearizable
@@ -106,14 +106,14 @@ def test_a_region_without_a_member_needs_no_promise() -> None:
     assert driver.machine.next_deadline() is None
 
 
-def test_a_region_that_does_not_begin_the_cell_asks_an_empty_etcd_once() -> None:
+def test_a_region_that_does_not_begin_the_cell_reads_an_empty_etcd_once() -> None:
     driver = Driver(B)
     driver.tell(Started(promise=Promise(epoch=0, lineage=0, floor=1), ledger=MemberState(kind="absent")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     assert ReadRecord not in driver.kinds()
 
 
-def test_a_record_that_the_watch_brings_makes_the_first_read_needless() -> None:
+def test_the_first_read_is_not_repeated_after_the_watch_delivered_a_record() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
@@ -123,30 +123,30 @@ def test_a_record_that_the_watch_brings_makes_the_first_read_needless() -> None:
     assert ReadRecord not in driver.kinds()
 
 
-def test_an_agent_whose_record_is_older_than_its_promise_reads_from_all_of_etcd() -> None:
+def test_an_agent_whose_record_is_below_its_promise_makes_a_linearizable_read() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=2, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     assert driver.asked(ReadRecord).linearizable
 
 
-@pytest.mark.parametrize("lagged", [True, False])
-def test_an_etcd_without_a_record_has_lost_it_when_there_is_a_ledger(*, lagged: bool) -> None:
+@pytest.mark.parametrize("paused", [True, False])
+def test_an_agent_with_a_ledger_refuses_to_take_part_if_etcd_has_no_record(*, paused: bool) -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    if lagged:
+    if paused:
         driver.tell(AgentPaused())
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     assert driver.tells("there is a ledger but etcd knows no leadership")
-    assert driver.tells("etcd knows epoch 0, but 1 was promised") is lagged
+    assert driver.tells("etcd knows epoch 0, but 1 was promised") is paused
     driver.tell(SuspicionChanged(region=B, suspected=True))
-    assert driver.effects == [], "it is said once"
+    assert driver.effects == [], "the refusal is logged once"
     driver.tell(RecordSeen(revision=1, record=SERVING))
     assert driver.machine.facts.unable is None
     assert "error" not in [one.level for one in driver.effects if isinstance(one, Log)]
 
 
-def test_before_the_first_record_an_agent_has_nothing_to_say() -> None:
+def test_the_gossip_is_empty_before_the_first_record() -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(SuspicionChanged(region=A, suspected=True))
@@ -162,9 +162,11 @@ def test_before_the_first_record_an_agent_has_nothing_to_say() -> None:
         (replace(SERVING, phase="bootstrapping", fence_id=None), None),
         (replace(SERVING, leader=C), None),
     ],
-    ids=["serving", "promoting", "recruiting", "bootstrapping", "itself"],
+    ids=["serving", "promoting", "recruiting", "bootstrapping", "this region leads"],
 )
-def test_whose_heartbeats_count_and_which(record: Leadership, acting: WatchLeader | None) -> None:
+def test_the_record_determines_the_watched_leader_and_its_sign_of_life(
+    record: Leadership, acting: WatchLeader | None
+) -> None:
     driver = Driver(C)
     driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=record))
@@ -173,15 +175,15 @@ def test_whose_heartbeats_count_and_which(record: Leadership, acting: WatchLeade
     assert WatchLeader not in driver.kinds()
 
 
-# Writes, votes, quorums and what is known of others are of one epoch.
+# Serving, votes, quorums and the known state of other members end with the epoch.
 
 
-def test_a_leader_takes_nothing_of_its_epoch_into_the_next(leader: Driver) -> None:
+def test_a_leader_stops_serving_and_discards_facts_of_its_epoch_when_the_next_begins(leader: Driver) -> None:
     leader.tell(StandbysStreaming(regions=frozenset({B, C})))
     leader.tell(QuorumCommit(lsn=900))
     leader.tell(RecordSeen(revision=2, record=RECRUITING))
     facts = leader.machine.facts
-    assert leader.effects[0] == StopServing(epoch=1), "before anything else"
+    assert leader.effects[0] == StopServing(epoch=1), "the first effect"
     assert leader.kinds().count(StopServing) == 1
     assert (facts.member.serving_epoch, facts.member.quorum, facts.member.quorum_commit, facts.member.standbys) == (
         0,
@@ -191,12 +193,12 @@ def test_a_leader_takes_nothing_of_its_epoch_into_the_next(leader: Driver) -> No
     )
 
 
-def test_who_takes_no_writes_has_none_to_close(follower: Driver) -> None:
+def test_a_follower_does_not_stop_serving_when_an_epoch_begins(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     assert StopServing not in follower.kinds()
 
 
-def test_a_fence_row_is_of_one_epoch() -> None:
+def test_a_fence_row_is_discarded_when_the_next_epoch_begins() -> None:
     driver = Driver(B)
     driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     driver.machine.facts.member.fence = object()  # pyright: ignore[reportAttributeAccessIssue]
@@ -204,8 +206,8 @@ def test_a_fence_row_is_of_one_epoch() -> None:
     assert driver.machine.facts.member.fence is None
 
 
-def test_what_was_found_out_by_following_is_of_one_leader(follower: Driver) -> None:
-    # The leader of epoch 2 lacks some of its WAL; that of epoch 3 may have it.
+def test_divergence_and_rebuild_are_discarded_when_the_next_epoch_begins(follower: Driver) -> None:
+    # The leader of epoch 2 lacks WAL of this member; the leader of epoch 3 may have it.
     follower.tell(RecordSeen(revision=2, record=serving(2)))
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no", diverged=True))
@@ -218,8 +220,8 @@ def test_what_was_found_out_by_following_is_of_one_leader(follower: Driver) -> N
     assert follower.asked(FollowLedger).leader == A
 
 
-def test_a_vote_for_an_earlier_epoch_does_not_freeze_a_member_for_one_that_is_handed_over() -> None:
-    # It was not the successor that let go of a drained leader: it is frozen, and looked at, for this epoch.
+def test_a_successor_that_did_not_prepare_freezes_again_for_the_released_epoch() -> None:
+    # It did not prepare for a drained leader, so it freezes its member, and reads the position, for this epoch.
     driver = following(B)
     driver.tell(RecordSeen(revision=2, record=replace(RECRUITING, leader=C)))
     driver.freezes(500)
@@ -229,8 +231,8 @@ def test_a_vote_for_an_earlier_epoch_does_not_freeze_a_member_for_one_that_is_ha
     assert driver.asked(FreezeLedger).epoch == 5
 
 
-def test_a_member_that_may_receive_again_is_frozen_anew_for_the_epoch_that_is_handed_over(successor: Driver) -> None:
-    # The leader went on in between: whether the following took place nobody knows.
+def test_a_successor_that_may_receive_wal_again_freezes_again_for_the_next_epoch(successor: Driver) -> None:
+    # The leader continued in between, so the member may have followed it again.
     successor.tell(LedgerDone(ticket=gets_ready(successor)))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
     assert FollowLedger in successor.kinds()
@@ -241,7 +243,7 @@ def test_a_member_that_may_receive_again_is_frozen_anew_for_the_epoch_that_is_ha
     assert successor.machine.facts.member.frozen_vote is None
 
 
-def test_a_freezing_that_failed_is_asked_for_again_in_the_epoch_that_is_handed_over(successor: Driver) -> None:
+def test_a_failed_freeze_is_requested_again_when_the_leader_releases(successor: Driver) -> None:
     successor.tell(RecordSeen(revision=2, record=PROMISED))
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     successor.tell(LedgerFailed(ticket=successor.ticket(FreezeLedger), reason="no"))
@@ -250,17 +252,17 @@ def test_a_freezing_that_failed_is_asked_for_again_in_the_epoch_that_is_handed_o
     assert successor.asked(FreezeLedger).epoch == 2
 
 
-def test_relief_ends_with_the_epoch(successor: Driver) -> None:
+def test_a_preparation_ends_with_the_epoch(successor: Driver) -> None:
     gets_ready(successor)
     assert prepares_until(successor.machine.facts) is not None
     successor.tell(RecordSeen(revision=3, record=HANDED_OVER))
     assert prepares_until(successor.machine.facts) is None
 
 
-# What counts from when.
+# The times that durations count from.
 
 
-def test_the_time_of_an_epoch_counts_from_each_change_of_who_acts_and_how(follower: Driver) -> None:
+def test_the_time_in_a_phase_counts_from_each_change_of_epoch_phase_or_leader(follower: Driver) -> None:
     times: list[float] = []
     changes = [
         RECRUITING,
@@ -279,7 +281,7 @@ def test_the_time_of_an_epoch_counts_from_each_change_of_who_acts_and_how(follow
     assert times == [0, 0, 2, 2, 4, 5, 5, 7]
 
 
-def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alone(follower: Driver) -> None:
+def test_a_record_with_the_same_epoch_phase_and_leader_keeps_pauses_and_agreement(follower: Driver) -> None:
     follower.tell(SuspicionChanged(region=A, suspected=True))
     follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     follower.now = 0.1
@@ -297,7 +299,7 @@ def test_a_change_that_lets_the_same_region_act_leaves_pauses_and_agreement_alon
     assert (facts.requests.etcd_retry.pause_s, facts.requests.ledger_retry.pause_s) == (0, 0)
 
 
-def test_agreement_about_a_candidate_counts_anew_once_it_was_chosen(follower: Driver) -> None:
+def test_agreement_on_a_suspicion_counts_again_from_the_next_phase(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.now = 0.1
     follower.tell(SuspicionChanged(region=B, suspected=True))
@@ -308,7 +310,7 @@ def test_agreement_about_a_candidate_counts_anew_once_it_was_chosen(follower: Dr
     assert follower.machine.facts.peers.leader_suspected_since == 0.2
 
 
-def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch_again(follower: Driver) -> None:
+def test_head_starts_count_from_the_moment_automatic_failover_resumes(follower: Driver) -> None:
     facts = follower.machine.facts
     agreed: list[float | None] = []
     follower.tell(RecordSeen(revision=2, record=replace(SERVING, automatic=False)))
@@ -325,7 +327,7 @@ def test_head_starts_count_from_the_moment_in_which_suspicion_may_begin_an_epoch
     assert agreed == [1.0, 3.0, 3.0, 3.0]
 
 
-def test_what_the_story_tells_of_a_record(follower: Driver) -> None:
+def test_each_change_of_phase_is_logged_once(follower: Driver) -> None:
     said: list[list[str]] = []
     changes = [CHOSEN, replace(CHOSEN, drained=(A,)), serving(2), replace(serving(2), drained=(C,))]
     for at, record in enumerate([RECRUITING, *changes]):
@@ -340,10 +342,10 @@ def test_what_the_story_tells_of_a_record(follower: Driver) -> None:
     ]
 
 
-# Rule 17: failovers by suspicion are counted, the latest few.
+# Rule 17: the latest failovers by suspicion are counted.
 
 
-def test_the_latest_failovers_by_suspicion_are_remembered_and_no_switch(follower: Driver) -> None:
+def test_the_latest_three_failovers_are_counted_and_a_switchover_is_not(follower: Driver) -> None:
     facts = follower.machine.facts
     for epoch in range(2, 8):
         follower.now = float(epoch)
@@ -354,17 +356,17 @@ def test_the_latest_failovers_by_suspicion_are_remembered_and_no_switch(follower
     assert facts.failovers == (4.0, 5.0, 7.0)
 
 
-def test_a_failover_counts_for_who_saw_how_it_ended(follower: Driver) -> None:
-    # It was away for the promotion, or found the cell as it is.
+def test_a_failover_whose_promotion_was_missed_is_not_counted(follower: Driver) -> None:
+    # The agent did not see the record of the promotion.
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.tell(RecordSeen(revision=3, record=serving(2)))
     assert follower.machine.facts.failovers == ()
 
 
-# Orders end with the epoch in which they were given.
+# Orders end with the epoch.
 
 
-def test_an_order_to_resize_outlives_a_change_of_the_record_that_leaves_the_voters_alone() -> None:
+def test_a_resize_continues_after_a_record_with_the_same_voters() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
@@ -381,9 +383,9 @@ def test_an_order_to_resize_outlives_a_change_of_the_record_that_leaves_the_vote
         (replace(HANDED_OVER, handed_over_at=None), None),
         (replace(RECRUITING, leader=C), "another epoch began"),
     ],
-    ids=["of the target", "of another"],
+    ids=["the target leads it", "another region leads it"],
 )
-def test_a_handover_ends_with_the_epoch_and_is_done_when_the_next_is_of_its_target(
+def test_a_hand_over_ends_with_the_epoch_and_succeeds_if_its_target_leads_the_next(
     leader: Driver, record: Leadership, refused: str | None
 ) -> None:
     hands_over(leader)
@@ -393,7 +395,7 @@ def test_a_handover_ends_with_the_epoch_and_is_done_when_the_next_is_of_its_targ
     assert (facts.switchover, announced_at(facts), drained_to(facts)) == (None, 0, None)
 
 
-# Who has handed over rests only for the successor to whom it did.
+# The restart delay of an old leader lasts only while its successor is being promoted.
 
 
 @pytest.mark.parametrize(
@@ -403,9 +405,9 @@ def test_a_handover_ends_with_the_epoch_and_is_done_when_the_next_is_of_its_targ
         replace(HANDED_OVER, phase="serving", fence_id=SERVING.fence_id),
         replace(HANDED_OVER, epoch=3, leader=C, phase="recruiting"),
     ],
-    ids=["another was chosen", "the successor serves", "another recruits"],
+    ids=["another region was chosen", "the successor serves", "another region recruits"],
 )
-def test_who_has_handed_over_comes_back_when_its_successor_is_not_on_its_way_any_more(
+def test_the_restart_delay_ends_when_the_successor_is_no_longer_being_promoted(
     leader: Driver, record: Leadership
 ) -> None:
     has_handed_over(leader)
@@ -414,7 +416,7 @@ def test_who_has_handed_over_comes_back_when_its_successor_is_not_on_its_way_any
     assert restart_delayed_until(leader.machine.facts) is None
 
 
-def test_who_has_handed_over_rests_on_while_its_successor_is_promoted(leader: Driver) -> None:
+def test_the_restart_delay_continues_while_the_successor_is_being_promoted(leader: Driver) -> None:
     has_handed_over(leader)
     leader.tell(RecordSeen(revision=4, record=replace(HANDED_OVER, automatic=False)))
     assert restart_delayed_until(leader.machine.facts) == DEFAULTS.rest_s
@@ -423,7 +425,7 @@ def test_who_has_handed_over_rests_on_while_its_successor_is_promoted(leader: Dr
 # Releases.
 
 
-def test_a_release_that_is_heard_again_asks_etcd_nothing_again(successor: Driver) -> None:
+def test_a_repeated_release_does_not_start_another_read(successor: Driver) -> None:
     release = replace(RELEASE, revision=4)
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, release=release)))
     assert successor.asked(ReadRecord).linearizable
@@ -442,17 +444,17 @@ def test_an_older_release_does_not_replace_a_newer_one(successor: Driver) -> Non
     assert successor.machine.facts.release == newest
 
 
-def test_a_release_that_names_no_revision_means_nothing_to_who_knows_no_record() -> None:
+def test_a_release_with_revision_zero_begins_no_epoch_before_the_first_record() -> None:
     driver = Driver(B)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     driver.tell(GossipHeard(sender=A, gossip=Gossip(release=replace(RELEASE, revision=0))))
     assert driver.machine.facts.record is None
 
 
-# A member that is copied gets the time that an epoch gives to others.
+# Copies, failed effects, and ends of PostgreSQL.
 
 
-def test_the_time_of_an_epoch_counts_from_the_end_of_its_copy() -> None:
+def test_the_time_in_a_phase_counts_from_the_end_of_a_copy() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
@@ -463,7 +465,7 @@ def test_the_time_of_an_epoch_counts_from_the_end_of_its_copy() -> None:
     assert facts.member.ledger == MemberState(kind="stopped")
 
 
-def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -> None:
+def test_torn_data_are_copied_again_in_the_same_epoch() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
     driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
@@ -475,7 +477,7 @@ def test_data_that_cannot_be_used_any_more_are_copied_anew_in_the_same_epoch() -
     assert CopyLedger in driver.kinds()
 
 
-def test_a_following_that_failed_for_another_reason_is_tried_again(follower: Driver) -> None:
+def test_a_failed_follow_without_divergence_is_requested_again(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=serving(2)))
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no route"))
@@ -487,13 +489,13 @@ def test_a_following_that_failed_for_another_reason_is_tried_again(follower: Dri
     assert facts.requests.ledger_retry.pause_s == 0
 
 
-def test_only_a_following_that_failed_says_that_histories_part(follower: Driver) -> None:
+def test_only_a_failed_follow_reports_a_divergence(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="no", diverged=True))
     assert not follower.machine.facts.member.diverged
 
 
-def test_a_member_that_followed_and_ended_follows_again_without_a_rewind(follower: Driver) -> None:
+def test_a_follower_whose_postgresql_ended_follows_again_without_a_rewind(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=serving(2)))
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     follower.tell(LedgerDone(ticket=follower.ticket(FollowLedger)))
@@ -502,7 +504,7 @@ def test_a_member_that_followed_and_ended_follows_again_without_a_rewind(followe
     assert FollowLedger in follower.kinds()
 
 
-def test_a_member_that_is_absent_or_that_nobody_holds_does_not_end() -> None:
+def test_the_end_of_an_absent_or_missing_member_is_ignored() -> None:
     for ledger in (MemberState(kind="absent"), None):
         driver = Driver(D)
         driver.start(ledger, Promise())
@@ -511,7 +513,7 @@ def test_a_member_that_is_absent_or_that_nobody_holds_does_not_end() -> None:
         assert driver.machine.facts.member.ledger == ledger
 
 
-def test_a_member_that_ends_is_asked_for_anew_at_once(follower: Driver) -> None:
+def test_a_follow_is_requested_again_at_once_when_postgresql_ended(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=serving(2)))
     follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
     first = follower.ticket(FollowLedger)
@@ -519,6 +521,6 @@ def test_a_member_that_ends_is_asked_for_anew_at_once(follower: Driver) -> None:
     assert follower.ticket(FollowLedger) > first
 
 
-def test_swaps_are_not_made_by_who_does_not_act(follower: Driver) -> None:
+def test_a_follower_requests_no_swap_when_it_sees_an_announcement(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=PROMISED))
     assert SwapRecord not in follower.kinds()

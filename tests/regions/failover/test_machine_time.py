@@ -1,4 +1,4 @@
-"""Time in the machine of a cell: until when it waits for what, what it gives up, and how it pauses after a failure."""
+"""Tests of time in the machine of a cell: the deadlines of requests, what happens then, and pauses after failures."""
 
 from collections.abc import Callable
 from dataclasses import replace
@@ -65,12 +65,12 @@ from tests.regions.failover.knowledge import restart_delayed_until
 
 
 def suspects_the_leader(driver: Driver) -> None:
-    """Let it and another region suspect A."""
+    """Report that this agent and another one suspect A."""
     driver.tell(SuspicionChanged(region=A, suspected=True))
     driver.tell(GossipHeard(sender=C if driver.machine.facts.region == B else B, gossip=Gossip(epoch=1, suspects=1)))
 
 
-# What is waited for is given up at its time, not before, and the machine is due then.
+# A request is given up at its deadline and not before, and ``next_deadline`` returns that time.
 
 
 def reads(driver: Driver) -> None:
@@ -89,7 +89,7 @@ WAITS = {"a read of etcd": reads, "a strong read": reads_strongly, "a swap": swa
 
 
 @pytest.mark.parametrize("begins", WAITS.values(), ids=WAITS)
-def test_a_request_to_etcd_is_given_up_after_its_time_and_not_before(begins: Callable[[Driver], None]) -> None:
+def test_a_request_to_etcd_is_given_up_at_its_deadline_and_not_before(begins: Callable[[Driver], None]) -> None:
     driver = following(C)
     driver.now = 50.0
     begins(driver)
@@ -111,7 +111,7 @@ def test_a_request_to_etcd_is_given_up_after_its_time_and_not_before(begins: Cal
             assert facts.requests.swapping is None
 
 
-def test_a_promise_that_is_not_answered_is_written_again_after_its_time_and_not_before() -> None:
+def test_an_unanswered_promise_is_stored_again_at_its_deadline_and_not_before() -> None:
     driver = following(C)
     driver.tell(RecordSeen(revision=2, record=RECRUITING))
     driver.freezes(500)
@@ -125,12 +125,12 @@ def test_a_promise_that_is_not_answered_is_written_again_after_its_time_and_not_
 
 
 def works(effect: type[LedgerEffect]) -> Driver:
-    """A machine whose member has just been asked for an effect, at the time of 0."""
+    """Return a machine that has just requested this effect on its member."""
     if effect is DrainLedger:
         driver = leading()
         hands_over(driver)
     elif effect in (CopyLedger, RewindLedger):
-        # Of a lineage that the leader's history shares, or lacks.
+        # The lineage of the member is in the leader's ancestry for a rewind, and not for a copy.
         shares = effect is RewindLedger
         driver = Driver(C)
         record = replace(SERVING, epoch=2, ancestry=(1, 2) if shares else (2,))
@@ -159,7 +159,7 @@ def works(effect: type[LedgerEffect]) -> Driver:
         (FollowLedger, DEFAULTS.ledger_s_max),
     ],
 )
-def test_an_effect_on_the_member_is_given_up_after_its_time_and_not_before(
+def test_an_effect_on_the_member_is_given_up_at_its_deadline_and_not_before(
     effect: type[LedgerEffect], patience_s: float
 ) -> None:
     driver = works(effect)
@@ -179,7 +179,7 @@ def test_an_effect_on_the_member_is_given_up_after_its_time_and_not_before(
         assert working.effect == replace(driver.asked(effect), ticket=0)
 
 
-def test_the_first_initialisation_has_the_time_of_a_copy() -> None:
+def test_the_first_initialisation_has_the_deadline_of_a_copy() -> None:
     driver = Driver(A)
     driver.tell(Started(promise=Promise(), ledger=MemberState(kind="absent")))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
@@ -188,8 +188,8 @@ def test_the_first_initialisation_has_the_time_of_a_copy() -> None:
     assert driver.machine.next_deadline() == DEFAULTS.rebuild_s_max
 
 
-def test_a_promotion_that_is_not_answered_is_under_way_no_more() -> None:
-    # Whether it took place nobody knows: the epoch is over for this member (rule 8).
+def test_an_unanswered_promotion_is_given_up_and_the_next_epoch_begins() -> None:
+    # The promotion may have taken place, so the epoch is over for this member (rule 8).
     driver = following(B)
     driver.tell(RecordSeen(revision=2, record=CHOSEN))
     driver.freezes(500)
@@ -204,11 +204,11 @@ def test_a_promotion_that_is_not_answered_is_under_way_no_more() -> None:
     assert driver.swapped().epoch == 3
 
 
-def test_the_successor_waits_for_its_leader_for_as_long_as_an_epoch_may_stall(successor: Driver) -> None:
+def test_the_successor_waits_for_the_release_up_to_the_stall_time(successor: Driver) -> None:
     successor.now = 10.0
     successor.tell(LedgerDone(ticket=gets_ready(successor)))
     assert successor.machine.next_deadline() == 10.0 + DEFAULTS.stall_s
-    # Hearing it again does not put it off.
+    # Repeated gossip does not postpone the deadline.
     successor.now = 11.0
     successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     successor.now = 10.0 + DEFAULTS.stall_s - 0.001
@@ -219,7 +219,7 @@ def test_the_successor_waits_for_its_leader_for_as_long_as_an_epoch_may_stall(su
     assert FollowLedger in successor.kinds()
 
 
-def test_who_has_handed_over_rests_for_its_time_and_not_longer(leader: Driver) -> None:
+def test_the_restart_delay_of_an_old_leader_ends_at_its_deadline(leader: Driver) -> None:
     leader.now = 10.0
     has_handed_over(leader)
     leader.tell(SwapAnswered(ticket=leader.machine.facts.requests.last_ticket, outcome="applied", revision=3))
@@ -233,21 +233,22 @@ def test_who_has_handed_over_rests_for_its_time_and_not_longer(leader: Driver) -
     assert StorePromise in leader.kinds()
 
 
-# A claim that is due has no deadline while it cannot be made: the machine would be due at once, for ever.
+# A claim that cannot be made yet sets no deadline: ``Tick`` would be due at once, again and again.
 
 
 def has_claimed() -> Driver:
+    """Return the agent of B, whose swap of a claim is pending."""
     driver = following(B)
     suspects_the_leader(driver)
     assert SwapRecord in driver.kinds()
     return driver
 
 
-def test_a_claim_under_way_is_due_no_more() -> None:
+def test_a_pending_claim_sets_no_deadline_of_its_own() -> None:
     assert has_claimed().machine.next_deadline() == DEFAULTS.request_s_max
 
 
-def test_a_claim_that_has_to_wait_for_etcd_is_not_due() -> None:
+def test_a_claim_that_waits_for_etcd_sets_no_deadline_of_its_own() -> None:
     driver = has_claimed()
     driver.now = 1.0
     driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="lost"))
@@ -256,7 +257,7 @@ def test_a_claim_that_has_to_wait_for_etcd_is_not_due() -> None:
     assert driver.machine.next_deadline() == 1.0 + DEFAULTS.retry_s
 
 
-def test_a_leader_whose_epoch_is_spent_begins_the_next_when_etcd_can_be_asked() -> None:
+def test_a_leader_with_a_cancelled_quorum_wait_begins_the_next_epoch_after_the_etcd_pause() -> None:
     driver = Driver(A)
     driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
@@ -270,11 +271,11 @@ def test_a_leader_whose_epoch_is_spent_begins_the_next_when_etcd_can_be_asked() 
     assert driver.swapped().epoch == 2
 
 
-# Pauses after a failure double up to their bound, and begin anew after a success.
+# Pauses after failures double up to their bound, and start at their minimum again after a success.
 
 
 def pauses_after(driver: Driver, failures: int) -> list[float]:
-    """Let the freezing fail that is asked for now and after each pause; return how long these are."""
+    """Fail the requested freeze, now and after each pause; return the lengths of the pauses in seconds."""
     pauses: list[float] = []
     for _ in range(failures):
         driver.tell(LedgerFailed(ticket=driver.ticket(FreezeLedger), reason="disk"))
@@ -291,12 +292,12 @@ def pauses_after(driver: Driver, failures: int) -> list[float]:
     return pauses
 
 
-def test_a_freezing_that_fails_is_asked_for_again_after_pauses_that_grow(follower: Driver) -> None:
+def test_a_failed_freeze_is_requested_again_after_growing_pauses(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     assert pauses_after(follower, 7)[:6] == [0.05, 0.1, 0.2, 0.4, 0.8, 1.0]
 
 
-def test_a_later_epoch_does_not_wait_for_the_pause_of_the_one_before(follower: Driver) -> None:
+def test_a_later_epoch_does_not_wait_for_the_pause_of_an_earlier_one(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     pauses_after(follower, 3)
     follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="disk"))
@@ -305,7 +306,7 @@ def test_a_later_epoch_does_not_wait_for_the_pause_of_the_one_before(follower: D
 
 
 @pytest.mark.parametrize("receiving", [True, False])
-def test_a_member_that_is_not_frozen_yet_is_looked_at_again_and_nobody_is_told(
+def test_a_member_that_is_not_frozen_yet_is_checked_again_without_a_log_line(
     follower: Driver, *, receiving: bool
 ) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
@@ -322,7 +323,7 @@ def test_a_member_that_is_not_frozen_yet_is_looked_at_again_and_nobody_is_told(
     assert StorePromise in follower.kinds()
 
 
-def test_a_promise_that_cannot_be_stored_is_tried_again_after_a_pause(follower: Driver) -> None:
+def test_a_promise_that_cannot_be_stored_is_requested_again_after_a_pause(follower: Driver) -> None:
     follower.tell(RecordSeen(revision=2, record=RECRUITING))
     follower.freezes(500)
     asked = follower.asked(StorePromise)
@@ -341,7 +342,7 @@ def test_a_promise_that_cannot_be_stored_is_tried_again_after_a_pause(follower: 
     assert follower.machine.gossip.vote is not None
 
 
-def test_etcd_is_asked_at_once_again_after_an_answer(follower: Driver) -> None:
+def test_an_answer_of_etcd_resets_its_pause(follower: Driver) -> None:
     follower.tell(AgentPaused())
     for _ in range(3):
         follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
@@ -353,7 +354,7 @@ def test_etcd_is_asked_at_once_again_after_an_answer(follower: Driver) -> None:
     assert follower.machine.facts.requests.etcd_retry.pause_s == 0
 
 
-def test_an_answer_of_the_member_ends_its_pauses(leader: Driver) -> None:
+def test_an_answer_of_the_member_resets_its_pause(leader: Driver) -> None:
     hands_over(leader)
     leader.machine.facts.requests.ledger_retry = replace(leader.machine.facts.requests.ledger_retry, pause_s=0.4)
     leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
@@ -363,7 +364,7 @@ def test_an_answer_of_the_member_ends_its_pauses(leader: Driver) -> None:
     assert leader.machine.facts.requests.ledger_retry.pause_s == 0
 
 
-def test_a_fence_row_whose_wait_is_cut_short_is_written_again_after_a_pause() -> None:
+def test_a_fence_row_with_a_cancelled_quorum_wait_is_written_again_after_a_pause() -> None:
     driver = Driver(B)
     driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=MemberState(kind="primary", epoch=2)))
     driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))

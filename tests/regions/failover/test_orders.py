@@ -1,4 +1,4 @@
-"""What an operator's order comes to, and the refusals that no transcript reaches."""
+"""Tests of ``orders.plan``: the plan of each order, and the refusals that no transcript in tests/scenarios shows."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -28,7 +28,7 @@ RECORD = Leadership(
 
 
 def leading() -> Facts:
-    """What the agent of a leader knows that has all its standbys."""
+    """Return the facts of the agent of A, which leads with all its standbys."""
     return facts_of(
         region=A,
         cell=CellRegions(voters=(A, B, C), regions=(A, B, C, D, E)),
@@ -52,31 +52,31 @@ def changed(facts: Facts, **what: object) -> Facts:
 
 
 @pytest.mark.parametrize("kind", ["switch", "add", "remove", "drain", "undrain"])
-def test_an_order_about_a_region_names_one_that_there_is(kind: OrderKind) -> None:
+def test_an_order_for_an_unknown_region_is_refused(kind: OrderKind) -> None:
     assert orders.plan(leading(), order(kind)) == orders.Answer(refused="there is no region None")
     mars = orders.plan(leading(), order(kind, RegionName("mars")))
     assert mars == orders.Answer(refused="there is no region mars")
 
 
-def test_the_voters_of_a_cell_are_its_regions_when_no_others_are_named() -> None:
+def test_the_regions_of_a_cell_default_to_its_voters() -> None:
     facts = changed(leading(), cell=CellRegions(voters=(A, B, C)))
     assert orders.plan(facts, order("switch", B)) == orders.HandOver()
     assert orders.plan(facts, order("drain", D)) == orders.Answer(refused="there is no region sa-east")
 
 
-def test_before_the_first_record_there_is_nothing_to_order() -> None:
+def test_an_order_before_the_first_record_is_refused() -> None:
     facts = changed(leading(), record=None)
     assert orders.plan(facts, order("pause")) == orders.Answer(refused="the cell has no leadership yet")
 
 
 @pytest.mark.parametrize("kind", ["switch", "add", "remove"])
-def test_who_does_not_lead_names_who_does(kind: OrderKind) -> None:
+def test_a_region_that_does_not_lead_refuses_and_names_the_leader(kind: OrderKind) -> None:
     facts = changed(leading(), region=B)
     assert orders.plan(facts, order(kind, C)) == orders.Answer(refused="eu-west does not lead: ask us-east")
 
 
 @pytest.mark.parametrize("kind", ["switch", "add", "remove"])
-def test_a_leader_that_is_not_open_takes_no_such_order(kind: OrderKind) -> None:
+def test_a_leader_that_does_not_accept_writes_refuses_switch_add_and_remove(kind: OrderKind) -> None:
     facts = changed(leading(), serving_epoch=0)
     refused = "us-east does not take writes at the moment: ask again"
     assert orders.plan(facts, order(kind, C)) == orders.Answer(refused=refused)
@@ -85,12 +85,12 @@ def test_a_leader_that_is_not_open_takes_no_such_order(kind: OrderKind) -> None:
 @pytest.mark.parametrize(
     "busy", [{"handover": Announcing(order=order("switch", B))}, {"resize": ((A, B), order("remove", C))}]
 )
-def test_one_change_at_a_time(busy: dict[str, object]) -> None:
+def test_a_second_order_is_refused_while_one_is_carried_out(busy: dict[str, object]) -> None:
     facts = changed(leading(), **busy)
     assert orders.plan(facts, order("add", D)) == orders.Answer(refused="another order is being carried out")
 
 
-def test_a_switch_goes_to_a_voter_that_is_heard_and_follows_closely() -> None:
+def test_a_switch_requires_a_voter_that_is_heard_and_streams_closely() -> None:
     facts = leading()
     assert orders.plan(facts, order("switch", B)) == orders.HandOver()
     assert orders.plan(facts, order("switch", A)) == orders.Answer(refused=None)
@@ -102,7 +102,7 @@ def test_a_switch_goes_to_a_voter_that_is_heard_and_follows_closely() -> None:
     assert orders.plan(behind, order("switch", B)) == lags
 
 
-def test_pause_and_resume_are_in_the_record_and_done_already_the_second_time() -> None:
+def test_pause_and_resume_change_the_record_and_are_idempotent() -> None:
     facts = leading()
     paused = replace(RECORD, automatic=False, since="")
     assert orders.plan(facts, order("pause")) == orders.Swap(record=paused)
@@ -112,7 +112,7 @@ def test_pause_and_resume_are_in_the_record_and_done_already_the_second_time() -
     assert orders.plan(facts, order("resume")) == orders.Swap(record=replace(RECORD, since=""))
 
 
-def test_a_drained_region_is_marked_once() -> None:
+def test_drain_and_undrain_change_the_record_and_are_idempotent() -> None:
     facts = leading()
     assert orders.plan(facts, order("drain", D)) == orders.Answer(refused="sa-east holds no ledger")
     assert orders.plan(facts, order("drain", B)) == orders.Swap(record=replace(RECORD, drained=(B,), since=""))
@@ -125,7 +125,7 @@ def test_a_drained_region_is_marked_once() -> None:
     assert orders.plan(facts, order("undrain", B)) == orders.Swap(record=replace(RECORD, drained=(C,), since=""))
 
 
-def test_a_region_that_is_added_joins_before_it_votes() -> None:
+def test_add_puts_a_region_into_joining_and_remove_takes_it_out() -> None:
     facts = leading()
     joining = replace(RECORD, joining=(D,), since="")
     assert orders.plan(facts, order("add", D)) == orders.Swap(record=joining)
@@ -134,7 +134,7 @@ def test_a_region_that_is_added_joins_before_it_votes() -> None:
     assert orders.plan(facts, order("remove", D)) == orders.Swap(record=replace(RECORD, since=""))
 
 
-def test_of_several_that_join_each_is_added_and_called_off_by_itself() -> None:
+def test_joining_regions_are_added_and_removed_independently() -> None:
     one, both = replace(RECORD, joining=(E,)), replace(RECORD, joining=(E, D))
     facts = changed(leading(), record=one)
     assert orders.plan(facts, order("add", D)) == orders.Swap(record=replace(both, since=""))
@@ -142,7 +142,7 @@ def test_of_several_that_join_each_is_added_and_called_off_by_itself() -> None:
     assert orders.plan(facts, order("remove", D)) == orders.Swap(record=replace(one, since=""))
 
 
-def test_a_voter_is_removed_by_a_quorum_without_it_first() -> None:
+def test_a_voter_is_removed_by_changing_the_quorum_first() -> None:
     four = changed(leading(), record=replace(RECORD, voters=(A, B, C, D)))
     assert orders.plan(four, order("remove", C)) == orders.Resize(voters=(A, B, D))
     leads = orders.Answer(refused="us-east leads: switch to another region first")
@@ -153,7 +153,7 @@ def test_a_voter_is_removed_by_a_quorum_without_it_first() -> None:
 
 
 @pytest.mark.parametrize("busy", [{"must_read": True}, {"swapping": object()}])
-def test_an_order_does_not_swap_over_a_record_that_may_have_changed(busy: dict[str, object]) -> None:
+def test_an_order_is_refused_while_the_record_may_have_changed(busy: dict[str, object]) -> None:
     facts = changed(leading(), **busy)
     refused = orders.Answer(refused="the record is being written: ask again")
     assert orders.plan(facts, order("pause")) == refused

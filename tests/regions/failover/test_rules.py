@@ -1,7 +1,8 @@
-"""Each rule of docs/failover.md that code can break, as its function in ``rules.py`` has it.
+"""Tests of the functions of ``rules.py``, one for each rule of docs/failover.md that code can break.
 
-Of those whose function only names what it is given (5, 6, a part of 7, the revision of a swap) nothing is said here:
-what breaks without them is in ``test_machine.py`` and the scenarios."""
+Some functions only pass on their argument: rules 5 and 6, a part of rule 7, and the revision that a swap expects.
+``test_machine.py`` and tests/scenarios show what breaks without them.
+"""
 
 from dataclasses import replace
 from itertools import combinations
@@ -42,7 +43,7 @@ def frozen(*, receiving: bool = False, received: int | None = 0x500, replayed: i
 
 
 @given(st.integers(min_value=1, max_value=9))
-def test_rule_1_whoever_is_frozen_holds_whatever_was_acknowledged(voters: int) -> None:
+def test_rule_1_a_frozen_majority_includes_a_member_with_every_acknowledged_write(voters: int) -> None:
     names = [RegionName(f"r{number}") for number in range(voters)]
     acknowledged = rules.required_standbys(names) + 1
     for has_it in combinations(names, acknowledged):
@@ -51,7 +52,7 @@ def test_rule_1_whoever_is_frozen_holds_whatever_was_acknowledged(voters: int) -
 
 
 @given(st.integers(min_value=3, max_value=8))
-def test_rule_1_quorums_of_cells_that_differ_by_one_voter_meet(voters: int) -> None:
+def test_rule_1_majorities_of_cells_that_differ_by_one_voter_intersect(voters: int) -> None:
     fewer = [RegionName(f"r{number}") for number in range(voters)]
     more = [*fewer, RegionName("one-more")]
     for one, other in ((fewer, more), (more, fewer)):
@@ -60,25 +61,25 @@ def test_rule_1_quorums_of_cells_that_differ_by_one_voter_meet(voters: int) -> N
                 assert set(has_it) & set(is_frozen)
 
 
-def test_rule_1_voters_do_not_change_while_a_swap_may_take_place_of_which_nothing_was_heard() -> None:
+def test_rule_1_voters_do_not_change_while_an_unanswered_swap_may_still_succeed() -> None:
     assert rules.may_resize(7, 0)
-    assert rules.may_resize(8, 7), "the record is another by now, so that the swap has lost"
+    assert rules.may_resize(8, 7), "the record has a newer revision, so the swap fails"
     assert not rules.may_resize(7, 7)
-    assert not rules.may_resize(7, None), "an earlier run may have asked for a swap over any revision"
+    assert not rules.may_resize(7, None), "a previous run may have requested a swap that expects any revision"
 
 
-def test_rule_1_a_primary_keeps_its_quorum_until_the_record_is_known_to_be_new() -> None:
+def test_rule_1_a_primary_keeps_its_quorum_until_the_newest_record_is_known() -> None:
     assert rules.may_set_quorum(0)
     assert rules.may_set_quorum(7)
     assert not rules.may_set_quorum(None)
 
 
-def test_rule_1_a_read_of_one_member_of_etcd_may_show_an_old_record() -> None:
+def test_rule_1_only_a_linearizable_read_shows_the_newest_record() -> None:
     assert rules.shows_newest(linearizable=True)
     assert not rules.shows_newest(linearizable=False)
 
 
-def test_rule_1_two_of_three_are_enough_and_one_is_not() -> None:
+def test_rule_1_two_votes_of_three_are_enough_and_one_is_not() -> None:
     assert rules.enough_votes({A: vote(), C: vote()}, record())
     assert not rules.enough_votes({C: vote()}, record())
 
@@ -88,7 +89,7 @@ def test_rule_1_only_votes_of_voters_for_this_epoch_count() -> None:
     assert rules.counted_votes(given_votes, record()) == {A: vote()}
 
 
-def test_rule_2_nobody_acts_for_an_epoch_below_his_promise() -> None:
+def test_rule_2_an_agent_does_not_act_for_an_epoch_below_its_promise() -> None:
     assert rules.may_act(5, Promise(epoch=5))
     assert not rules.may_act(4, Promise(epoch=5))
 
@@ -98,7 +99,7 @@ def test_rule_2_a_vote_is_published_only_with_its_promise_on_disk() -> None:
     assert not rules.may_publish(vote(5), Promise(epoch=4))
 
 
-def test_rule_3_the_newest_fence_row_counts_before_the_length() -> None:
+def test_rule_3_members_are_ordered_by_fence_row_then_lsn() -> None:
     assert rules.rank(vote(fence=3, lsn=0x100)) > rules.rank(vote(fence=1, lsn=0x900))
     assert rules.rank(vote(fence=3, lsn=0x900)) > rules.rank(vote(fence=3, lsn=0x100))
 
@@ -113,7 +114,9 @@ def test_rule_3_the_newest_fence_row_counts_before_the_length() -> None:
         (frozen(receiving=True), False),
     ],
 )
-def test_rule_4_frozen_is_a_state_to_be_checked(answer: LedgerFrozen, *, is_frozen: bool) -> None:
+def test_rule_4_a_member_is_frozen_without_a_receiver_and_with_all_wal_replayed(
+    answer: LedgerFrozen, *, is_frozen: bool
+) -> None:
     assert rules.is_frozen(answer) == is_frozen
 
 
@@ -122,12 +125,12 @@ def test_rule_4_the_position_is_the_greater_of_received_and_replayed(received: i
     assert rules.frozen_position(frozen(received=received)) == Position(3, lsn)
 
 
-def test_a_member_without_any_fence_row_is_at_epoch_zero() -> None:
+def test_the_position_of_a_member_without_a_fence_row_has_epoch_zero() -> None:
     answer = LedgerFrozen(ticket=1, receiving=False, received=None, replayed=7, ancestry=())
     assert rules.frozen_position(answer) == Position(0, 7)
 
 
-def test_rule_7_an_epoch_is_spent_when_a_wait_under_it_was_cut_short() -> None:
+def test_rule_7_an_epoch_is_over_when_a_quorum_wait_under_it_was_cancelled() -> None:
     assert rules.is_epoch_over(5, 5)
     assert not rules.is_epoch_over(0, 5)
     assert not rules.is_epoch_over(4, 5)
@@ -156,7 +159,7 @@ def test_rule_8_a_member_that_may_have_been_primary_is_not_started_again_under_t
     assert rules.needs_new_epoch(ledger, Promise(epoch=5, lineage=lineage), record(), promoting=promoting) == needs
 
 
-def test_rule_10_a_strong_read_is_current_when_etcd_says_that_this_region_leads_the_epoch_it_writes_under() -> None:
+def test_rule_10_a_strong_read_is_current_only_if_etcd_names_this_region_and_its_serving_epoch() -> None:
     assert rules.proves_leadership(record(5), 5, A)
     assert not rules.proves_leadership(record(6), 5, A)
     assert not rules.proves_leadership(record(5, leader=B), 5, A)
@@ -176,33 +179,35 @@ def test_rule_10_a_strong_read_is_current_when_etcd_says_that_this_region_leads_
         ("absent", 5, True),
     ],
 )
-def test_rule_11_a_member_of_an_epoch_that_was_given_up_is_copied(kind: str, lineage: int, *, copies: bool) -> None:
+def test_rule_11_a_member_whose_lineage_is_not_in_the_ancestry_is_copied(
+    kind: str, lineage: int, *, copies: bool
+) -> None:
     ledger = MemberState(kind=kind)  # pyright: ignore[reportArgumentType] - a parameter of the test
     assert rules.must_copy(ledger, Promise(epoch=5, lineage=lineage), record()) == copies
 
 
-def test_rule_11_a_member_that_may_be_a_copy_of_another_epoch_is_copied() -> None:
+def test_rule_11_a_member_with_an_unconfirmed_copy_is_copied_again() -> None:
     ledger = MemberState(kind="stopped")
     assert rules.must_copy(ledger, Promise(epoch=5, lineage=3, copying=4), record())
     assert not rules.must_copy(ledger, Promise(epoch=5, lineage=5, copying=5), record())
 
 
-def test_rule_11_before_a_copy_that_it_is_one_is_on_disk_and_nothing_else_falls() -> None:
+def test_rule_11_the_promise_before_a_copy_names_its_epoch_and_lowers_nothing() -> None:
     assert rules.before_copy(Promise(epoch=4, lineage=4), 5) == Promise(epoch=5, lineage=4, copying=5)
     assert rules.before_copy(Promise(epoch=6, lineage=4, copying=6), 5) == Promise(epoch=6, lineage=4, copying=6)
 
 
-def test_rule_12_before_a_rewind_the_floor_is_raised_and_nothing_else_falls() -> None:
+def test_rule_12_the_promise_before_a_rewind_raises_the_floor_and_lowers_nothing() -> None:
     assert rules.before_rewind(Promise(epoch=4, lineage=4, floor=2), 5) == Promise(epoch=5, lineage=4, floor=5)
     assert rules.before_rewind(Promise(epoch=6, lineage=4, floor=6), 5) == Promise(epoch=6, lineage=4, floor=6)
 
 
-def test_rule_12_nothing_is_rewound_for_a_leader_that_has_no_quorum_without_it() -> None:
+def test_rule_12_a_member_is_rewound_only_after_the_epoch_serves() -> None:
     assert not rules.may_rewind(record())
     assert rules.may_rewind(replace(record(), phase="serving", fence_id=UUID(int=5)))
 
 
-def test_rule_2_a_promise_keeps_what_one_before_it_may_have_written() -> None:
+def test_rule_2_a_promise_is_not_below_an_earlier_one_that_may_be_on_disk() -> None:
     one, other = Promise(epoch=5, lineage=3, floor=1), Promise(epoch=4, lineage=4, copying=4)
     assert rules.joined_promise(one, other) == Promise(epoch=5, lineage=4, floor=1, copying=4)
     assert rules.joined_promise(other, one) == rules.joined_promise(one, other)
@@ -220,14 +225,14 @@ PROMISED = replace(
 RELEASE = Release(epoch=5, revision=7, successor=B, lsn=0x500)
 
 
-def test_rule_20_a_leader_hands_over_to_whom_its_own_swap_has_named() -> None:
+def test_rule_20_a_leader_hands_over_only_to_the_region_that_its_own_swap_announced() -> None:
     assert rules.may_hand_over(PROMISED, B, announced=1)
-    assert not rules.may_hand_over(PROMISED, B, announced=0), "the record may be what is left of an earlier order"
-    assert not rules.may_hand_over(PROMISED, C, announced=1), "the next epoch is another's"
-    assert not rules.may_hand_over(record(), B, announced=1), "the next epoch is nobody's"
+    assert not rules.may_hand_over(PROMISED, B, announced=0), "the record may be left over from an earlier order"
+    assert not rules.may_hand_over(PROMISED, C, announced=1), "another region is announced"
+    assert not rules.may_hand_over(record(), B, announced=1), "no region is announced"
 
 
-def test_rule_20_a_leader_gives_up_when_its_successor_has_everything_and_the_promise_is_its_own() -> None:
+def test_rule_20_a_leader_releases_its_epoch_only_after_its_own_announcement_and_the_drain() -> None:
     switch = Order(ticket=1, kind="switch", region=B)
     assert rules.release_of(switch, PROMISED, announced=7, drained=0x500) == RELEASE
     assert rules.release_of(switch, PROMISED, announced=7, drained=None) is None
@@ -235,13 +240,15 @@ def test_rule_20_a_leader_gives_up_when_its_successor_has_everything_and_the_pro
     assert rules.release_of(replace(switch, region=C), PROMISED, announced=7, drained=0x500) is None
 
 
-def test_rule_20_a_record_and_the_release_of_its_epoch_are_the_next_epoch() -> None:
+def test_rule_20_a_record_and_the_release_of_its_epoch_yield_the_next_epoch() -> None:
     next_one = rules.effective_record(PROMISED, 7, RELEASE)
     assert (next_one.epoch, next_one.leader, next_one.phase, next_one.target) == (6, B, "promoting", B)
     assert (next_one.fence_id, next_one.succession, next_one.since) == (None, None, "")
     assert next_one.reason == "switch to b"
     assert next_one.handed_over_at == Position(5, 0x500)
-    assert rules.effective_record(PROMISED, 8, RELEASE) == next_one, "a later record of the epoch takes nothing back"
+    assert rules.effective_record(PROMISED, 8, RELEASE) == next_one, (
+        "a later record of the epoch does not revoke the release"
+    )
 
 
 @pytest.mark.parametrize(
@@ -254,29 +261,38 @@ def test_rule_20_a_record_and_the_release_of_its_epoch_are_the_next_epoch() -> N
         (PROMISED, 7, replace(RELEASE, epoch=6)),
         (PROMISED, 7, replace(RELEASE, successor=C)),
     ],
-    ids=["no release", "no promise", "a record older than the promise", "an older epoch", "a later one", "another's"],
+    ids=[
+        "no release",
+        "no announcement",
+        "a record older than the announcement",
+        "a release of an older epoch",
+        "a release of a later epoch",
+        "a release for another successor",
+    ],
 )
-def test_rule_20_a_record_means_itself_without_the_release_that_belongs_to_it(
+def test_rule_20_a_record_is_unchanged_without_a_matching_release(
     known: Leadership, revision: int, release: Release | None
 ) -> None:
     assert rules.effective_record(known, revision, release) == known
 
 
-def test_rule_20_a_successor_that_lacks_something_is_not_promoted() -> None:
+def test_rule_20_a_successor_that_lacks_wal_of_its_predecessor_is_not_promoted() -> None:
     handed = replace(record(), handed_over_at=Position(5, 0x500))
     assert rules.has_predecessors_wal(Position(5, 0x500), handed)
     assert not rules.has_predecessors_wal(Position(5, 0x4FF), handed)
     assert not rules.has_predecessors_wal(Position(4, 0x900), handed)
-    assert rules.has_predecessors_wal(Position(4, 0x100), record()), "whom votes have chosen has the greatest position"
+    assert rules.has_predecessors_wal(Position(4, 0x100), record()), (
+        "a member chosen by votes has the greatest position"
+    )
 
 
-def test_a_leader_is_alive_by_newer_commits_and_others_by_heartbeats() -> None:
+def test_a_leader_shows_life_by_newer_commits_and_other_regions_by_heartbeats() -> None:
     assert rules.shows_life(commit=6, newest=5, needs_commits=True)
     assert not rules.shows_life(commit=5, newest=5, needs_commits=True)
     assert rules.shows_life(commit=0, newest=5, needs_commits=False)
 
 
-def test_an_ancestry_grows_at_its_end_and_keeps_its_bound() -> None:
+def test_an_ancestry_is_extended_at_its_end_up_to_its_bound() -> None:
     assert rules.extended_ancestry((1, 3), 5) == (1, 3, 5)
     assert rules.extended_ancestry((1, 3, 5), 5) == (1, 3, 5)
     full = tuple(range(1, ANCESTRY_MAX + 1))

@@ -1,4 +1,4 @@
-"""Settings refuse what cannot work, and their defaults are those that the failover was measured with."""
+"""Tests of the limits of ``Settings`` and ``CellRegions``, and of the defaults, which the measurements used."""
 
 import math
 from dataclasses import asdict, replace
@@ -11,7 +11,7 @@ from regions.identity import RegionName
 A, B, C = RegionName("us-east"), RegionName("eu-west"), RegionName("ap-south")
 
 
-def test_the_defaults_are_those_that_detection_and_failover_were_measured_with() -> None:
+def test_the_defaults_are_the_values_used_for_the_measurements() -> None:
     assert asdict(DEFAULTS) == {
         "heartbeat_interval_s": 0.1,
         "phi_threshold": 8.0,
@@ -45,7 +45,7 @@ def test_the_defaults_are_those_that_detection_and_failover_were_measured_with()
         ("observers_min", 2, 31),
     ],
 )
-def test_a_number_is_taken_within_its_limits_and_refused_beyond(name: str, low: float, high: float) -> None:
+def test_a_setting_is_accepted_at_its_limits_and_rejected_beyond_them(name: str, low: float, high: float) -> None:
     below, above = (
         (low - 1, high + 1)
         if isinstance(low, int)
@@ -66,7 +66,7 @@ def test_a_number_is_taken_within_its_limits_and_refused_beyond(name: str, low: 
         ("stall_s", DEFAULTS.stall_s_max, "stall bound below its start"),
     ],
 )
-def test_a_number_that_another_bounds_may_be_equal_to_it(name: str, bound: float, why: str) -> None:
+def test_a_setting_bounded_by_another_may_equal_it_and_not_exceed_it(name: str, bound: float, why: str) -> None:
     assert getattr(_with(name, bound), name) == bound
     with pytest.raises(AssertionError, match=why):
         _with(name, math.nextafter(bound, math.inf))
@@ -84,14 +84,14 @@ def _with(name: str, value: float) -> object:
         ((A, B), (A,), "a voter is no region"),
     ],
 )
-def test_a_cell_has_voters_once_each_that_are_regions(
+def test_cell_regions_rejects_no_voters_duplicate_voters_and_unknown_voters(
     voters: tuple[RegionName, ...], regions: tuple[RegionName, ...], why: str
 ) -> None:
     with pytest.raises(AssertionError, match=why):
         CellRegions(voters=voters, regions=regions)
 
 
-def test_a_cell_may_have_regions_that_do_not_vote_or_name_its_voters_only() -> None:
+def test_cell_regions_accepts_view_only_regions_and_an_empty_list_of_regions() -> None:
     assert CellRegions(voters=(A, B), regions=(A, B, C)).regions == (A, B, C)
     assert CellRegions(voters=(A, B), regions=(B, A)).voters == (A, B)
     assert CellRegions(voters=(A,)).regions == ()

@@ -1,4 +1,4 @@
-"""The states, each read off the facts; the transcripts show the transitions between them."""
+"""Tests of ``state_of`` for regions that do not lead; the transcripts in tests/scenarios show the transitions."""
 
 from dataclasses import replace
 from uuid import UUID

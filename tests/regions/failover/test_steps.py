@@ -1,4 +1,7 @@
-"""Who is promoted, who counts as heard, and for whom commits wait, where no transcript compares them one by one."""
+"""Tests of ``steps.py``: the next step of a member, the choice, the regions heard, the voters that commits wait for.
+
+The transcripts in tests/scenarios show the same decisions in context; here each condition is tested separately.
+"""
 
 from dataclasses import replace
 from typing import Any
@@ -36,7 +39,7 @@ RECRUITING = replace(SERVING, epoch=3, leader=B, phase="recruiting", fence_id=No
 
 
 def facts(**changes: Any) -> Facts:
-    """What the agent of A knows, which leads and has all its standbys."""
+    """Return the facts of the agent of A, which leads epoch 2."""
     fields: dict[str, Any] = {
         "region": A,
         "cell": CellRegions(voters=(A, B, C), regions=(A, B, C, D)),
@@ -57,7 +60,7 @@ def at(epoch: int, lsn: int) -> Vote:
     return Vote(epoch=3, position=Position(epoch, lsn), ancestry=(epoch,))
 
 
-# What the member of a region needs next. An epoch is 3 in what follows a choice, and 2 in what serves.
+# The next step of a member. Epoch 3 is the one of a candidate or a chosen leader, epoch 2 the one that serves.
 
 PRIMARY, FROZEN, STOPPED, ABSENT = (
     MemberState(kind="primary", epoch=2),
@@ -73,12 +76,12 @@ FENCE = FenceWritten(ticket=1, fence_id=UUID(int=3), lsn=510, confirmed=True)
 
 
 def leading(**changes: Any) -> Facts:
-    """A leads: its member is primary, with the quorum of the record."""
+    """Return the facts of the agent of A, which leads: its member is primary with the quorum of the record."""
     return facts(**{"quorum": (B, C), **changes})
 
 
 def chosen(**changes: Any) -> Facts:
-    """A was chosen: its member is frozen, its vote was published, and its quorum is set."""
+    """Return the facts of the agent of A, which was chosen: its member is frozen, and its quorum is set."""
     known: dict[str, Any] = {
         "record": CHOSEN,
         "ledger": FROZEN,
@@ -91,17 +94,17 @@ def chosen(**changes: Any) -> Facts:
 
 
 def reigning(**changes: Any) -> Facts:
-    """A was promoted, and its fence row is not written yet."""
+    """Return the facts of the agent of A, which was promoted and has not written its fence row."""
     return leading(**{"record": CHOSEN, "ledger": MemberState(kind="primary", epoch=3), **changes})
 
 
 def following(**changes: Any) -> Facts:
-    """B follows A."""
+    """Return the facts of the agent of B, which follows A."""
     return facts(**{"region": B, "ledger": MemberState(kind="following", epoch=2), **changes})
 
 
 def beginning(**changes: Any) -> Facts:
-    """A begins a new cell."""
+    """Return the facts of the agent of A, which creates a new cell."""
     first = replace(SERVING, epoch=1, phase="bootstrapping", fence_id=None, ancestry=())
     known: dict[str, Any] = {"record": first, "ledger": ABSENT, "promise": Promise(epoch=1, lineage=1)}
     return facts(**{**known, **changes})
@@ -110,30 +113,32 @@ def beginning(**changes: Any) -> Facts:
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        pytest.param(facts(record=None), None, id="without a record nothing"),
-        pytest.param(facts(promise=None), None, id="without a promise that can be read nothing"),
-        pytest.param(facts(ledger=None), None, id="without a member nothing"),
-        pytest.param(facts(promise=Promise(epoch=3, lineage=2)), None, id="for an epoch below the promise nothing"),
-        pytest.param(facts(promise=Promise(), outdated=True), None, id="on a new disk nothing before etcd is read"),
+        pytest.param(facts(record=None), None, id="no record"),
+        pytest.param(facts(promise=None), None, id="the promise cannot be read"),
+        pytest.param(facts(ledger=None), None, id="no member"),
+        pytest.param(facts(promise=Promise(epoch=3, lineage=2)), None, id="the promise is above the epoch"),
+        pytest.param(facts(promise=Promise(), outdated=True), None, id="the promise is empty, and etcd has to be read"),
         pytest.param(facts(record=RECRUITING), StopLedger(ticket=0, epoch=3), id="a primary of an older epoch stops"),
         pytest.param(
             facts(record=replace(SERVING, leader=B)),
             StopLedger(ticket=0, epoch=2),
-            id="a primary stops when another leads its epoch",
+            id="a primary stops when another region leads its epoch",
         ),
         pytest.param(
-            facts(record=RECRUITING, outdated=True), StopLedger(ticket=0, epoch=3), id="also when etcd is to be read"
+            facts(record=RECRUITING, outdated=True),
+            StopLedger(ticket=0, epoch=3),
+            id="a primary of an older epoch stops before etcd is read",
         ),
         pytest.param(
             facts(region=D, ledger=MemberState(kind="following", epoch=2)),
             StopLedger(ticket=0, epoch=2),
-            id="who neither votes nor joins stops",
+            id="a member that neither votes nor joins stops",
         ),
-        pytest.param(facts(region=D, ledger=STOPPED), None, id="who neither votes nor joins stays stopped"),
-        pytest.param(facts(region=D, ledger=ABSENT), None, id="and gets no data"),
+        pytest.param(facts(region=D, ledger=STOPPED), None, id="a stopped member that neither votes nor joins"),
+        pytest.param(facts(region=D, ledger=ABSENT), None, id="an absent member that neither votes nor joins"),
     ],
 )
-def test_who_may_not_take_part_does_nothing_but_stop(known: Facts, step: steps.Step) -> None:
+def test_a_member_that_may_not_take_part_stops_or_does_nothing(known: Facts, step: steps.Step) -> None:
     assert steps.ledger_step(known) == step
 
 
@@ -143,44 +148,44 @@ def test_who_may_not_take_part_does_nothing_but_stop(known: Facts, step: steps.S
         pytest.param(
             facts(region=C, record=RECRUITING, ledger=STOPPED),
             FreezeLedger(ticket=0, epoch=3),
-            id="freezes when an epoch is recruited for",
+            id="freezes for a candidate",
         ),
         pytest.param(
             facts(region=C, record=RECRUITING, ledger=STOPPED, outdated=True),
             FreezeLedger(ticket=0, epoch=3),
-            id="also when etcd is to be read",
+            id="freezes before etcd is read",
         ),
         pytest.param(
             facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=replace(at(2, 500), epoch=2)),
             FreezeLedger(ticket=0, epoch=3),
-            id="freezes again after it was frozen for another epoch",
+            id="freezes again after a vote for another epoch",
         ),
         pytest.param(
             facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=at(2, 500)),
             Promise(epoch=3, lineage=2),
-            id="promises when it is frozen",
+            id="stores its promise when it is frozen",
         ),
         pytest.param(
             facts(
                 region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=at(2, 500), promise=Promise(epoch=3, lineage=2)
             ),
             None,
-            id="waits when it has promised",
+            id="waits when its promise is stored",
         ),
-        pytest.param(facts(region=C, record=RECRUITING, ledger=ABSENT), None, id="has nothing to freeze without data"),
+        pytest.param(facts(region=C, record=RECRUITING, ledger=ABSENT), None, id="an absent member does not freeze"),
         pytest.param(
             facts(region=D, record=replace(RECRUITING, joining=(D,)), ledger=ABSENT),
             None,
-            id="who joins has no vote and no data",
+            id="an absent member that joins does nothing",
         ),
         pytest.param(
             facts(region=D, record=replace(RECRUITING, joining=(D,)), ledger=STOPPED),
             None,
-            id="who joins has no vote: its copy is left alone",
+            id="a stopped member that joins does not freeze",
         ),
     ],
 )
-def test_a_voter_is_frozen_then_promises(known: Facts, step: steps.Step) -> None:
+def test_a_voter_freezes_its_member_then_stores_its_promise(known: Facts, step: steps.Step) -> None:
     assert steps.ledger_step(known) == step
 
 
@@ -190,67 +195,67 @@ def test_a_voter_is_frozen_then_promises(known: Facts, step: steps.Step) -> None
         pytest.param(
             chosen(quorum=None),
             SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
-            id="its quorum is set before it is promoted",
+            id="sets its quorum before the promotion",
         ),
         pytest.param(
             chosen(quorum=(B,)),
             SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
-            id="and is that of the record",
+            id="sets the quorum of the record if it has another",
         ),
         pytest.param(
             chosen(promise=Promise(epoch=3, lineage=2), promoting_epoch=0),
             Promise(epoch=3, lineage=3),
-            id="its lineage is on disk before it is promoted",
+            id="stores its lineage before the promotion",
         ),
-        pytest.param(chosen(), PromoteLedger(ticket=0, epoch=3), id="then it is promoted"),
-        pytest.param(chosen(outdated=True), None, id="not before etcd is read, when that is in doubt"),
-        pytest.param(chosen(promoting_epoch=0), None, id="not a second time after a crash"),
+        pytest.param(chosen(), PromoteLedger(ticket=0, epoch=3), id="is promoted"),
+        pytest.param(chosen(outdated=True), None, id="is not promoted before etcd is read"),
+        pytest.param(chosen(promoting_epoch=0), None, id="is not promoted again after a crash"),
         pytest.param(
             chosen(promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             Promise(epoch=3, lineage=2),
-            id="who was chosen by votes promises first",
+            id="stores its promise first if it was chosen by votes",
         ),
         pytest.param(
             chosen(promise=Promise(epoch=2, lineage=2), promoting_epoch=0, quorum=None),
             Promise(epoch=3, lineage=2),
-            id="before its quorum is set",
+            id="stores that promise before its quorum is set",
         ),
         pytest.param(
             chosen(ledger=STOPPED, frozen_vote=None, promise=Promise(epoch=3, lineage=2), promoting_epoch=0),
             FreezeLedger(ticket=0, epoch=3),
-            id="one that was restarted is frozen again",
+            id="freezes again after a restart",
         ),
         pytest.param(
             chosen(
                 ledger=ABSENT, frozen_vote=None, promise=Promise(epoch=3, lineage=2), promoting_epoch=0, quorum=None
             ),
             None,
-            id="one without data is not promoted",
+            id="is not promoted without data",
         ),
         pytest.param(
             chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             Promise(epoch=3, lineage=3),
-            id="who was handed the leadership promises once",
+            id="a successor stores one promise",
         ),
         pytest.param(
             chosen(record=HANDED_OVER, promise=Promise(epoch=2, lineage=2), promoting_epoch=0, quorum=None),
             SetQuorum(ticket=0, epoch=3, standbys=(B, C), required=1),
-            id="after its quorum is set",
+            id="a successor sets its quorum before that promise",
         ),
         pytest.param(
             chosen(record=HANDED_OVER, frozen_vote=None, promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             FreezeLedger(ticket=0, epoch=3),
-            id="and is frozen first",
+            id="a successor freezes first",
         ),
         pytest.param(
             chosen(record=HANDED_OVER, frozen_vote=at(2, 499), promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
             None,
-            id="and has all that its predecessor had",
+            id="a successor without all WAL of its predecessor is not promoted",
         ),
     ],
 )
 @pytest.mark.parametrize("phase", ["promoting", "establishing"])
-def test_who_was_chosen_is_promoted_when_all_is_on_disk_and_in_force(
+def test_a_chosen_member_is_promoted_after_freeze_promise_quorum_and_lineage(
     known: Facts, step: steps.Step, phase: Phase
 ) -> None:
     assert known.record is not None
@@ -261,78 +266,88 @@ def test_who_was_chosen_is_promoted_when_all_is_on_disk_and_in_force(
     ("known", "step"),
     [
         pytest.param(reigning(), WriteFence(ticket=0, epoch=3), id="writes its fence row"),
-        pytest.param(reigning(outdated=True), None, id="not before etcd is read, when that is in doubt"),
-        pytest.param(reigning(fence=FENCE), None, id="writes it once"),
-        pytest.param(leading(), None, id="needs none when it serves"),
-        pytest.param(leading(quorum=None), SetQuorum(ticket=0, epoch=2, standbys=(B, C), required=1), id="its quorum"),
-        pytest.param(leading(quorum=None, unsettled_revision=None), None, id="not before the newest record is known"),
+        pytest.param(reigning(outdated=True), None, id="writes no fence row before etcd is read"),
+        pytest.param(reigning(fence=FENCE), None, id="writes its fence row once"),
+        pytest.param(leading(), None, id="writes no fence row when the record serves"),
+        pytest.param(
+            leading(quorum=None), SetQuorum(ticket=0, epoch=2, standbys=(B, C), required=1), id="sets its quorum"
+        ),
+        pytest.param(
+            leading(quorum=None, unsettled_revision=None), None, id="sets no quorum before the newest record is known"
+        ),
         pytest.param(
             leading(record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D})),
             SetQuorum(ticket=0, epoch=2, standbys=(B, C, D), required=2),
-            id="one more that streams is waited for",
+            id="adds a joining region that streams to its quorum",
         ),
         pytest.param(
             leading(
                 record=replace(SERVING, joining=(D,)), standbys=frozenset({B, C, D}), handover=Announcing(order=SWITCH)
             ),
             None,
-            id="the quorum stays while a switch is under way",
+            id="keeps its quorum during a switchover",
         ),
         pytest.param(
             leading(record=PROMISED, handover=Announcing(order=SWITCH)),
             None,
-            id="no drain before the promise is confirmed",
+            id="does not drain before its announcement is confirmed",
         ),
         pytest.param(
             leading(record=PROMISED, handover=Draining(order=SWITCH, revision=4)),
             DrainLedger(ticket=0, epoch=2, target=B),
-            id="a confirmed promise is followed by the drain",
+            id="drains after its announcement is confirmed",
         ),
         pytest.param(
             leading(record=PROMISED, handover=Releasing(order=SWITCH, revision=4, lsn=500)),
             StopLedger(ticket=0, epoch=2),
-            id="the drain by the stop",
+            id="stops after the drain",
         ),
     ],
 )
-def test_what_a_primary_needs_next(known: Facts, step: steps.Step) -> None:
+def test_a_primary_writes_its_fence_row_sets_its_quorum_and_hands_over(known: Facts, step: steps.Step) -> None:
     assert steps.ledger_step(known) == step
 
 
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        pytest.param(beginning(), InitialiseLedger(ticket=0, epoch=1), id="data"),
-        pytest.param(beginning(promise=Promise()), Promise(epoch=1, lineage=1), id="its lineage before them"),
+        pytest.param(beginning(), InitialiseLedger(ticket=0, epoch=1), id="initialises the ledger"),
+        pytest.param(beginning(promise=Promise()), Promise(epoch=1, lineage=1), id="stores its lineage before that"),
         pytest.param(
             beginning(ledger=MemberState(kind="primary", epoch=1)),
             SetQuorum(ticket=0, epoch=1, standbys=(B, C), required=1),
-            id="a quorum",
+            id="sets its quorum",
         ),
         pytest.param(
             beginning(ledger=MemberState(kind="primary", epoch=1), unsettled_revision=None),
             None,
-            id="no quorum before the newest record is known",
+            id="sets no quorum before the newest record is known",
         ),
         pytest.param(
             beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C)),
             WriteFence(ticket=0, epoch=1),
-            id="a fence row",
+            id="writes its fence row",
         ),
         pytest.param(
-            beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C), fence=FENCE), None, id="nothing more"
+            beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C), fence=FENCE),
+            None,
+            id="does nothing after the fence row",
         ),
         pytest.param(
-            beginning(region=B, promise=Promise()), Promise(epoch=1, copying=1), id="others a copy, and promise it"
+            beginning(region=B, promise=Promise()),
+            Promise(epoch=1, copying=1),
+            id="another voter stores the promise of a copy",
         ),
         pytest.param(
             beginning(region=B, promise=Promise(epoch=1, copying=1)),
             CopyLedger(ticket=0, epoch=1, leader=A),
-            id="then they copy",
+            id="another voter copies",
         ),
     ],
 )
-def test_what_the_first_epoch_needs_next(known: Facts, step: steps.Step) -> None:
+def test_the_first_epoch_initialises_the_ledger_and_copies_it_to_the_other_voters(
+    known: Facts, step: steps.Step
+) -> None:
     assert steps.ledger_step(known) == step
 
 
@@ -342,77 +357,77 @@ REWOUND = Promise(epoch=2, lineage=1, floor=2)
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        pytest.param(following(), None, id="one that follows this epoch needs nothing"),
+        pytest.param(following(), None, id="follows this epoch already"),
         pytest.param(
             following(ledger=MemberState(kind="following", epoch=1)),
             FollowLedger(ticket=0, epoch=2, leader=A),
-            id="one that follows an older epoch follows anew",
+            id="follows this epoch after an older one",
         ),
         pytest.param(
-            following(ledger=STOPPED), FollowLedger(ticket=0, epoch=2, leader=A), id="one that is stopped too"
+            following(ledger=STOPPED), FollowLedger(ticket=0, epoch=2, leader=A), id="follows when it is stopped"
         ),
         pytest.param(
             following(ledger=STOPPED, promise=Promise(epoch=2, lineage=1)),
             Promise(epoch=2, lineage=2),
-            id="its lineage is on disk first",
+            id="stores its lineage before it follows",
         ),
         pytest.param(
             following(ledger=STOPPED, diverged=True),
             Promise(epoch=2, lineage=2, floor=2),
-            id="before a rewind its floor is on disk",
+            id="stores its floor before a rewind",
         ),
         pytest.param(
             following(ledger=STOPPED, diverged=True, promise=REWOUND),
             RewindLedger(ticket=0, epoch=2, leader=A),
-            id="one that has more than the leader is rewound",
+            id="rewinds if it has WAL that the leader lacks",
         ),
         pytest.param(
             following(ledger=STOPPED, diverged=True, rebuilt_epoch=2, promise=REWOUND),
             Promise(epoch=2, lineage=1, floor=2, copying=2),
-            id="it is copied when the rewind left something",
+            id="copies if it still diverges after a rewind",
         ),
         pytest.param(
             following(ledger=STOPPED, diverged=True, promise=REWOUND, record=replace(CHOSEN, epoch=2)),
             Promise(epoch=2, lineage=1, floor=2, copying=2),
-            id="it is copied while the leader has no quorum, and that is on disk first",
+            id="copies instead while the leader has no quorum, after it stored that promise",
         ),
         pytest.param(
             following(ledger=ABSENT, promise=Promise(epoch=2, copying=2)),
             CopyLedger(ticket=0, epoch=2, leader=A),
-            id="one without data is copied",
+            id="copies if it has no data",
         ),
         pytest.param(
             following(ledger=STOPPED, rebuilt_epoch=2, promise=Promise(epoch=2, copying=2)),
             Promise(epoch=2, lineage=2, copying=2),
-            id="one that was copied follows, after its lineage is on disk",
+            id="stores its lineage after a copy",
         ),
     ],
 )
-def test_what_a_follower_needs_next(known: Facts, step: steps.Step) -> None:
+def test_a_follower_stores_its_promise_then_follows_rewinds_or_copies(known: Facts, step: steps.Step) -> None:
     assert steps.ledger_step(known) == step
 
 
 def successor(**changes: Any) -> Facts:
-    """B, to whom A hands over, has heard that A has drained."""
+    """Return the facts of the agent of B, the successor, after A reported that it has drained."""
     return following(**{"record": PROMISED, "handover": Preparing(until=9.0), **changes})
 
 
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        pytest.param(successor(), FreezeLedger(ticket=0, epoch=2), id="is frozen"),
+        pytest.param(successor(), FreezeLedger(ticket=0, epoch=2), id="freezes"),
         pytest.param(
-            successor(ledger=FROZEN), SetQuorum(ticket=0, epoch=2, standbys=(A, C), required=1), id="has its quorum set"
+            successor(ledger=FROZEN), SetQuorum(ticket=0, epoch=2, standbys=(A, C), required=1), id="sets its quorum"
         ),
-        pytest.param(successor(ledger=FROZEN, quorum=(A, C)), None, id="and waits"),
+        pytest.param(successor(ledger=FROZEN, quorum=(A, C)), None, id="waits for the release"),
         pytest.param(
             successor(ledger=FROZEN, quorum=(A, C), handover=None),
             FollowLedger(ticket=0, epoch=2, leader=A),
-            id="follows again when the leader goes on",
+            id="follows again when the leader continues",
         ),
     ],
 )
-def test_a_successor_gets_ready_while_the_leader_stops(known: Facts, step: steps.Step) -> None:
+def test_a_successor_freezes_and_sets_its_quorum_while_the_leader_stops(known: Facts, step: steps.Step) -> None:
     assert steps.ledger_step(known) == step
 
 
@@ -426,9 +441,18 @@ def test_a_successor_gets_ready_while_the_leader_stops(known: Facts, step: steps
         ({"ledger": FROZEN}, False),
         ({"ledger": MemberState(kind="following", epoch=2)}, False),
     ],
-    ids=["the others are enough", "its time is over", "the next is silent", "a third is silent", "it runs", "follows"],
+    ids=[
+        "the others are a majority",
+        "the delay is over",
+        "the successor is silent",
+        "the third voter is silent",
+        "the member is frozen",
+        "the member follows",
+    ],
 )
-def test_who_has_handed_over_rests_while_the_others_are_a_quorum(changes: dict[str, Any], rests: bool) -> None:
+def test_an_old_leader_stays_stopped_during_its_delay_while_the_others_are_a_majority(
+    changes: dict[str, Any], rests: bool
+) -> None:
     # B has handed over to A.
     before = {
         "record": HANDED_OVER,
@@ -440,7 +464,7 @@ def test_who_has_handed_over_rests_while_the_others_are_a_quorum(changes: dict[s
     assert step == (None if rests else FollowLedger(ticket=0, epoch=3, leader=A))
 
 
-# What decides between two members, each wish against all that come after it. C is the last in the order of voters.
+# Each criterion of the choice against all later ones. C is last in the order of voters and has only the criterion.
 
 
 @pytest.mark.parametrize(
@@ -452,9 +476,9 @@ def test_who_has_handed_over_rests_while_the_others_are_a_quorum(changes: dict[s
         ({B: at(2, 500), C: at(2, 500)}, replace(RECRUITING, drained=(B,)), {C}),
         ({B: at(2, 500), C: at(2, 500)}, RECRUITING, {B}),
     ],
-    ids=["more WAL", "a newer fence row", "an operator's wish", "not drained", "heard"],
+    ids=["more WAL", "a newer fence row", "the target of an order", "not drained", "not suspected"],
 )
-def test_it_is_chosen_before_a_member_that_has_all_the_rest(
+def test_each_criterion_of_the_choice_outweighs_all_later_ones(
     given: dict[RegionName, Vote], record: Leadership, silent: set[RegionName]
 ) -> None:
     assert steps.choose(given, record, frozenset(silent)) == C
@@ -467,7 +491,7 @@ def test_between_equals_the_first_in_the_order_of_voters_is_chosen() -> None:
     assert steps.choose(equal, replace(RECRUITING, voters=(C, B, A)), frozenset()) == C
 
 
-# Who suspects, and who is heard.
+# Regions that suspect the leader, and regions that are heard.
 
 
 def heard_from(**suspects: int) -> dict[RegionName, Gossip]:
@@ -488,58 +512,62 @@ def heard_from(**suspects: int) -> dict[RegionName, Gossip]:
         ({"gossip": heard_from(ap=2), "region": A}, 0),
     ],
     ids=[
-        "alone",
-        "another agrees",
-        "one without a vote agrees as well",
-        "of an epoch that is over",
-        "the one that is suspected counts not",
-        "nor who is silent now",
-        "who does not suspect it is none of them",
-        "nobody suspects himself",
+        "only this region suspects it",
+        "another region suspects it",
+        "a region without a vote suspects it as well",
+        "another region suspects the leader of an older epoch",
+        "the gossip of the leader itself",
+        "the other region is suspected as well",
+        "this region does not suspect it",
+        "this region leads",
     ],
 )
-def test_those_count_that_suspect_the_leader_of_this_epoch_and_are_heard(changes: dict[str, Any], count: int) -> None:
+def test_observers_are_the_heard_regions_that_suspect_the_leader_of_this_epoch(
+    changes: dict[str, Any], count: int
+) -> None:
     known = facts(**{"region": B, "suspected": frozenset({A}), **changes})
     assert steps.observers(known, SERVING) == count
 
 
-def test_a_majority_may_be_heard_with_this_region_and_those_that_are_not_suspected() -> None:
+def test_this_region_and_all_voters_that_are_not_suspected_count_as_heard() -> None:
     assert steps.heard(facts(suspected=frozenset({A, B})), SERVING) == (A, C)
     assert steps.may_be_heard(facts(suspected=frozenset({B})), SERVING)
     assert not steps.may_be_heard(facts(suspected=frozenset({B, C})), SERVING)
 
 
-# For whom commits wait.
+# The voters that commits wait for.
 
 
-def test_commits_wait_for_the_voters_of_the_record_and_for_one_that_has_joined_and_streams() -> None:
+def test_commits_wait_for_the_voters_of_the_record_and_for_a_joining_region_that_streams() -> None:
     joining = replace(SERVING, joining=(D,))
     assert steps.wanted_voters(facts(), SERVING) == (A, B, C)
     assert steps.wanted_voters(facts(), joining) == (A, B, C)
     assert steps.wanted_voters(facts(standbys=frozenset({D})), joining) == (A, B, C, D)
-    assert steps.wanted_voters(facts(standbys=frozenset({D})), SERVING) == (A, B, C), "nobody has asked for it"
+    assert steps.wanted_voters(facts(standbys=frozenset({D})), SERVING) == (A, B, C), "no order has added it"
 
 
-def test_commits_wait_for_those_that_an_order_leaves() -> None:
+def test_commits_wait_for_the_voters_that_remain_after_an_ordered_removal() -> None:
     removal = ((A, B), Order(ticket=1, kind="remove", region=C))
     joining = replace(SERVING, joining=(D,))
     assert steps.wanted_voters(facts(resize=removal, standbys=frozenset({D})), joining) == (A, B)
 
 
-def test_commits_wait_for_the_voters_of_the_record_while_a_swap_is_in_doubt() -> None:
+def test_commits_wait_for_the_voters_of_the_record_while_a_swap_is_unsettled() -> None:
     joining = replace(SERVING, joining=(D,))
     unsure = facts(unsettled_revision=4, standbys=frozenset({D}))
     assert steps.wanted_voters(unsure, joining) == (A, B, C)
     assert steps.asked_voters(unsure, joining) == (A, B, C, D)
 
 
-def test_commits_wait_for_the_voters_that_are_being_recorded() -> None:
+def test_commits_wait_for_the_voters_of_a_pending_swap() -> None:
     swapping = PendingSwap(ticket=1, record=replace(SERVING, voters=(A, B)), until=1.0, expected=4)
     assert steps.wanted_voters(facts(swapping=swapping), SERVING) == (A, B)
 
 
-@pytest.mark.parametrize("changes", [{"expected": 3}, {"epoch": 1}], ids=["over an older record", "of another epoch"])
-def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(changes: dict[str, int]) -> None:
+@pytest.mark.parametrize(
+    "changes", [{"expected": 3}, {"epoch": 1}], ids=["it expects an older record", "it is of another epoch"]
+)
+def test_a_pending_swap_that_can_no_longer_succeed_does_not_change_the_voters(changes: dict[str, int]) -> None:
     expected, epoch = changes.get("expected", 4), changes.get("epoch", 2)
     record = replace(SERVING, epoch=epoch, voters=(A, B))
     swapping = PendingSwap(ticket=1, record=record, until=1.0, expected=expected)
@@ -559,32 +587,32 @@ def test_a_swap_that_cannot_take_place_any_more_says_nothing_about_voters(change
         ({"ledger": MemberState(kind="primary", epoch=1)}, False),
     ],
     ids=[
-        "a primary whose quorum is not known",
+        "a primary with an unknown quorum",
         "etcd was read",
-        "its quorum is that of the record",
-        "its quorum is another",
+        "the quorum is that of the record",
+        "the quorum is another",
         "no record",
-        "another leads",
-        "not promoted yet",
-        "of an older epoch",
+        "another region leads",
+        "the member is not promoted yet",
+        "the member is primary of an older epoch",
     ],
 )
-def test_the_newest_record_is_needed_to_set_the_quorum_of_a_primary_that_runs(
+def test_a_running_primary_needs_the_newest_record_before_it_changes_its_quorum(
     changes: dict[str, Any], needed: bool
 ) -> None:
     assert steps.needs_newest_record(facts(**{"unsettled_revision": None, **changes})) is needed
 
 
-def test_of_two_that_have_joined_the_first_that_streams_is_next() -> None:
+def test_the_first_joining_region_that_streams_is_added_next() -> None:
     joining = replace(SERVING, voters=(A, B), joining=(C, D))
     assert steps.wanted_voters(facts(standbys=frozenset({C, D})), joining) == (A, B, C)
     assert steps.wanted_voters(facts(standbys=frozenset({D})), joining) == (A, B, D)
 
 
-# What others may hear.
+# Votes and releases in the gossip.
 
 
-def test_a_vote_is_heard_while_it_is_asked_for_and_its_promise_is_on_disk() -> None:
+def test_a_vote_is_published_until_the_epoch_serves_and_only_with_its_promise_on_disk() -> None:
     frozen = facts(
         record=RECRUITING, frozen_vote=at(2, 500), promise=Promise(epoch=3), ledger=MemberState(kind="frozen")
     )
@@ -599,7 +627,7 @@ def test_a_vote_is_heard_while_it_is_asked_for_and_its_promise_is_on_disk() -> N
     assert steps.published_vote(replace(frozen, record=serving)) is None
 
 
-def test_the_own_vote_counts_beside_those_that_were_heard() -> None:
+def test_the_own_vote_counts_in_addition_to_votes_in_the_gossip() -> None:
     frozen = facts(
         record=RECRUITING,
         frozen_vote=at(2, 500),
@@ -609,7 +637,7 @@ def test_the_own_vote_counts_beside_those_that_were_heard() -> None:
     assert steps.votes(frozen, RECRUITING) == {A: at(2, 500), B: at(2, 400)}
 
 
-def test_a_release_is_heard_until_etcd_has_what_came_of_it() -> None:
+def test_a_release_is_published_until_etcd_has_the_next_epoch() -> None:
     release = Release(epoch=2, revision=4, successor=B, lsn=500)
     assert steps.published_release(facts(release=release)) == release
     assert steps.published_release(facts(release=release, etcd_record=None)) == release
