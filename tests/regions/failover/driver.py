@@ -56,10 +56,10 @@ RECRUITING = replace(SERVING, epoch=2, leader=B, phase="recruiting", fence_id=No
 CHOSEN = replace(RECRUITING, phase="promoting")
 """B was chosen by votes."""
 
-PROMISED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
+ANNOUNCED = replace(SERVING, succession=Succession(region=B, reason=f"switch to {B}: me"))
 RELEASE = Release(epoch=1, revision=2, successor=B, lsn=500)
 HANDED_OVER = replace(
-    PROMISED,
+    ANNOUNCED,
     epoch=2,
     leader=B,
     phase="promoting",
@@ -83,42 +83,42 @@ class Driver:
         self.now = 0.0
         self.effects: list[Effect] = []
 
-    def tell(self, event: Event) -> None:
+    def handle(self, event: Event) -> None:
         self.effects = self.machine.handle(event, now=self.now)
         assert violations(self.machine.facts) == ()
 
     def start(self, ledger: MemberState | None, promise: Promise | None, record: Leadership = SERVING) -> None:
-        self.tell(Started(promise=promise, ledger=ledger))
-        self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
+        self.handle(Started(promise=promise, ledger=ledger))
+        self.handle(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
         if ReadRecord in self.kinds():
             # A leader repeats the read as a linearizable one.
-            self.tell(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
+            self.handle(RecordRead(ticket=self.ticket(ReadRecord), revision=1, record=record))
 
-    def asked(self, kind: type[Kind]) -> Kind:
+    def requested(self, kind: type[Kind]) -> Kind:
         """Return the only request of this kind among the effects of the last event."""
         (found,) = (effect for effect in self.effects if isinstance(effect, kind))
         return found
 
     def ticket(self, kind: type[Asked]) -> Ticket:
-        return self.asked(kind).ticket
+        return self.requested(kind).ticket
 
-    def swapped(self) -> Leadership:
-        return self.asked(SwapRecord).record
+    def requested_record(self) -> Leadership:
+        return self.requested(SwapRecord).record
 
     def kinds(self) -> list[type[Effect]]:
         return [type(effect) for effect in self.effects]
 
-    def freezes(self, lsn: int, ancestry: tuple[Epoch, ...] = (1,)) -> None:
+    def answer_freeze(self, lsn: int, ancestry: tuple[Epoch, ...] = (1,)) -> None:
         """Answer the requested ``FreezeLedger``: the member is frozen at ``lsn``."""
-        ticket = self.asked(FreezeLedger).ticket
-        self.tell(LedgerFrozen(ticket=ticket, receiving=False, received=lsn, replayed=lsn, ancestry=ancestry))
+        ticket = self.requested(FreezeLedger).ticket
+        self.handle(LedgerFrozen(ticket=ticket, receiving=False, received=lsn, replayed=lsn, ancestry=ancestry))
 
-    def wait(self, seconds: float) -> None:
+    def advance(self, seconds: float) -> None:
         """Advance the clock and send ``Tick``."""
         self.now += seconds
-        self.tell(Tick())
+        self.handle(Tick())
 
-    def tells(self, text: str) -> bool:
+    def logged(self, text: str) -> bool:
         return any(isinstance(effect, Log) and text in effect.text for effect in self.effects)
 
 
@@ -126,15 +126,15 @@ def leading() -> Driver:
     """Return the agent of A, which leads epoch 1 and accepts writes; its quorum is in force."""
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
     return driver
 
 
 def restarted(record: Leadership = SERVING) -> Driver:
     """Return the agent of A after a restart: its member is primary, and a linearizable read of etcd is pending."""
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=record))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="primary", epoch=1)))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=record))
     return driver
 
 
@@ -152,25 +152,25 @@ def order(kind: str, region: RegionName | None = None, *, ticket: int = 7) -> Or
 # A switchover to B.
 
 
-def hands_over(leader: Driver) -> None:
+def announce_switchover(leader: Driver) -> None:
     """Order a switch to B, and confirm the swap that announces B."""
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(replace(order("switch", B), by="me"))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(replace(order("switch", B), by="me"))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
 
 
-def has_handed_over(leader: Driver) -> None:
+def release_epoch(leader: Driver) -> None:
     """Carry out a switch to B up to the release: the drain and the stop are answered."""
-    hands_over(leader)
-    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
-    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    announce_switchover(leader)
+    leader.handle(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    leader.handle(LedgerDone(ticket=leader.ticket(StopLedger)))
 
 
-def gets_ready(successor: Driver) -> Ticket:
+def prepare_successor(successor: Driver) -> Ticket:
     """Report that the leader has drained, freeze the successor's member, return the ticket of its ``SetQuorum``."""
-    successor.tell(RecordSeen(revision=2, record=PROMISED))
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
-    successor.tell(
+    successor.handle(RecordSeen(revision=2, record=ANNOUNCED))
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.handle(
         LedgerFrozen(
             ticket=successor.ticket(FreezeLedger),
             receiving=False,

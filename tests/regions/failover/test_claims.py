@@ -117,14 +117,14 @@ def test_there_is_no_deadline_without_a_record() -> None:
 # A new cell.
 
 
-def beginning(**changes: Any) -> Facts:
+def creating_cell(**changes: Any) -> Facts:
     """Return the facts of the agent of A, which has no data, after etcd answered that it has no record."""
     known: dict[str, Any] = {"region": A, "record": None, "etcd_record": None, "ledger": MemberState(kind="absent")}
     return facts(**{**known, "promise": Promise(), **changes})
 
 
 def test_the_first_voter_of_a_new_cell_begins_its_first_epoch() -> None:
-    assert claims.proposal(beginning(), 0.0) == Leadership(
+    assert claims.proposal(creating_cell(), 0.0) == Leadership(
         epoch=1, leader=A, phase="bootstrapping", fence_id=None, reason="first start", since="", voters=(A, B, C)
     )
 
@@ -158,13 +158,13 @@ LOST = "there is a ledger but etcd knows no leadership: restore etcd's data"
 def test_only_the_first_voter_begins_a_cell_and_existing_data_without_a_record_are_refused(
     changes: dict[str, Any], refusal: str | None
 ) -> None:
-    known = beginning(**changes)
+    known = creating_cell(**changes)
     assert claims.proposal(known, 0.0) is None
     assert claims.refusal(known) == refusal
 
 
 def test_a_region_takes_part_if_there_is_a_record_or_no_data() -> None:
-    assert claims.refusal(beginning()) is None
+    assert claims.refusal(creating_cell()) is None
     assert claims.refusal(facts()) is None
     assert claims.refusal(facts(ledger=MemberState(kind="absent"), promise=Promise())) is None
 
@@ -243,7 +243,7 @@ def test_the_time_of_an_attempt_doubles_at_most_eight_times() -> None:
         assert claims.claim_due(known, record)[0] == 50.0 + seconds
 
 
-def under_way(effect: LedgerEffect) -> PendingEffect:
+def pending(effect: LedgerEffect) -> PendingEffect:
     return PendingEffect(ticket=1, effect=effect, until=3600.0)
 
 
@@ -255,9 +255,9 @@ def under_way(effect: LedgerEffect) -> PendingEffect:
         (recruiting(), 52.5),
         (recruiting(record=replace(RECRUITING, leader=C), region=B), 52.25),
         (facts(record_since=50.0), NEVER),
-        (recruiting(region=B, working=under_way(FollowLedger(ticket=0, epoch=3, leader=A))), 52.0),
-        (recruiting(region=B, working=under_way(CopyLedger(ticket=0, epoch=3, leader=A))), NEVER),
-        (recruiting(region=B, working=under_way(RewindLedger(ticket=0, epoch=3, leader=A))), NEVER),
+        (recruiting(region=B, working=pending(FollowLedger(ticket=0, epoch=3, leader=A))), 52.0),
+        (recruiting(region=B, working=pending(CopyLedger(ticket=0, epoch=3, leader=A))), NEVER),
+        (recruiting(region=B, working=pending(RewindLedger(ticket=0, epoch=3, leader=A))), NEVER),
         (promoted(), NEVER),
         (promoted(ledger=MemberState(kind="frozen"), promoting_epoch=3), 52.5),
     ],
@@ -388,7 +388,7 @@ def test_the_record_gets_the_ancestry_of_the_chosen_member() -> None:
     assert claims.proposal(known, 50.0) == replace(PROMOTING, leader=C, ancestry=(2,), since="")
 
 
-WANTED = replace(RECRUITING, target=C)
+WITH_TARGET = replace(RECRUITING, target=C)
 
 
 @pytest.mark.parametrize(
@@ -397,14 +397,14 @@ WANTED = replace(RECRUITING, target=C)
         ({"gossip": votes(eu=vote(500))}, True),
         ({"gossip": votes(eu=vote(500)), "suspected": frozenset({C})}, False),
         ({"gossip": votes(eu=vote(500), ap=vote(500))}, False),
-        ({"gossip": votes(eu=vote(500)), "record": replace(WANTED, target=D)}, False),
+        ({"gossip": votes(eu=vote(500)), "record": replace(WITH_TARGET, target=D)}, False),
         ({"gossip": votes(eu=vote(500)), "record": RECRUITING}, False),
     ],
     ids=["the target is heard", "the target is silent", "the target has voted", "the target is no voter", "no target"],
 )
 def test_a_candidate_waits_two_seconds_for_the_vote_of_the_target(changes: dict[str, Any], waits: bool) -> None:
     known = recruiting(
-        **{"record": WANTED, "frozen_vote": vote(500), "settings": replace(DEFAULTS, stall_s=8.0), **changes}
+        **{"record": WITH_TARGET, "frozen_vote": vote(500), "settings": replace(DEFAULTS, stall_s=8.0), **changes}
     )
     assert (claims.proposal(known, 51.99) is None) is waits
     assert claims.proposal(known, 52.0) is not None
@@ -413,7 +413,7 @@ def test_a_candidate_waits_two_seconds_for_the_vote_of_the_target(changes: dict[
 
 
 def test_a_candidate_without_a_majority_does_not_choose_at_the_deadline_of_the_target() -> None:
-    known = recruiting(record=WANTED, frozen_vote=vote(500), settings=replace(DEFAULTS, stall_s=8.0))
+    known = recruiting(record=WITH_TARGET, frozen_vote=vote(500), settings=replace(DEFAULTS, stall_s=8.0))
     assert claims.next_deadline(known) == 58.5
     assert claims.proposal(known, 58.0) is None
 
@@ -428,7 +428,7 @@ def test_a_candidate_that_has_chosen_has_no_deadline_for_the_target() -> None:
 def test_only_the_candidate_chooses() -> None:
     voted = votes(us=vote(500), ap=vote(500))
     known = recruiting(
-        region=B, record=WANTED, frozen_vote=vote(500), gossip=voted, settings=replace(DEFAULTS, stall_s=8.0)
+        region=B, record=WITH_TARGET, frozen_vote=vote(500), gossip=voted, settings=replace(DEFAULTS, stall_s=8.0)
     )
     assert claims.proposal(known, 57.0) is None
     assert claims.next_deadline(with_facts(known, gossip=votes(us=vote(500)))) == 58.0
@@ -465,20 +465,20 @@ def test_a_successor_writes_the_epoch_that_a_release_began_if_etcd_does_not_have
 
 
 SWITCH = Order(ticket=1, kind="switch", region=B, by="an operator")
-PROMISED = replace(SERVING, succession=Succession(region=B, reason="switch to eu-west: an operator"), since="")
-PROMISED_TO_C = replace(PROMISED, succession=Succession(region=C, reason="switch to ap-south: an operator"))
+ANNOUNCED = replace(SERVING, succession=Succession(region=B, reason="switch to eu-west: an operator"), since="")
+ANNOUNCED_C = replace(ANNOUNCED, succession=Succession(region=C, reason="switch to ap-south: an operator"))
 
 
 @pytest.mark.parametrize(
     ("changes", "proposed"),
     [
         ({}, None),
-        ({"handover": Announcing(order=SWITCH)}, PROMISED),
-        ({"handover": Announcing(order=SWITCH), "record": PROMISED}, PROMISED),
-        ({"handover": Draining(order=SWITCH, revision=4), "record": PROMISED}, None),
-        ({"handover": Draining(order=replace(SWITCH, region=C), revision=4), "record": PROMISED}, PROMISED_TO_C),
-        ({"record": replace(PROMISED, since="noon")}, replace(SERVING, since="")),
-        ({"record": PROMISED, "ledger": MemberState(kind="frozen"), "promise": Promise(epoch=2, lineage=1)}, None),
+        ({"handover": Announcing(order=SWITCH)}, ANNOUNCED),
+        ({"handover": Announcing(order=SWITCH), "record": ANNOUNCED}, ANNOUNCED),
+        ({"handover": Draining(order=SWITCH, revision=4), "record": ANNOUNCED}, None),
+        ({"handover": Draining(order=replace(SWITCH, region=C), revision=4), "record": ANNOUNCED}, ANNOUNCED_C),
+        ({"record": replace(ANNOUNCED, since="noon")}, replace(SERVING, since="")),
+        ({"record": ANNOUNCED, "ledger": MemberState(kind="frozen"), "promise": Promise(epoch=2, lineage=1)}, None),
         (
             {
                 "handover": Announcing(order=SWITCH),
@@ -548,7 +548,7 @@ def test_a_leader_records_new_voters_after_its_quorum_is_in_force(
 def test_head_start_target_wait_and_stall_come_from_the_settings() -> None:
     settings = Settings(claim_stagger_s=1.0, target_s_max=5.0, stall_s=20.0, stall_s_max=20.0)
     assert claims.claim_due(suspecting(region=C, settings=settings), SERVING)[0] == 101.0
-    known = recruiting(record=WANTED, frozen_vote=vote(500), gossip=votes(eu=vote(500)), settings=settings)
+    known = recruiting(record=WITH_TARGET, frozen_vote=vote(500), gossip=votes(eu=vote(500)), settings=settings)
     assert claims.next_deadline(known) == 55.0
     impatient = replace(settings, claim_stagger_s=0.25, stall_s=1.0)
     assert claims.next_deadline(replace(known, settings=impatient)) == 51.5

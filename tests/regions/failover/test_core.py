@@ -55,15 +55,15 @@ class Driver:
         self.effects: list[AgentEffect] = []
         self.beats: dict[RegionName, int] = {}
 
-    def tell(self, event: Event, cell: CellId = MAIN) -> None:
+    def handle(self, event: Event, cell: CellId = MAIN) -> None:
         self.effects = self.core.handle(CellEvent(cell=cell, event=event), now=self.now)
 
-    def serve(self, cell: CellId, *, leader: RegionName, region: RegionName) -> None:
+    def start(self, cell: CellId, *, leader: RegionName, region: RegionName) -> None:
         """Start the agent of ``region`` in a cell that ``leader`` leads."""
         found = MemberState(kind="primary" if leader == region else "following", epoch=1)
-        self.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=found), cell)
-        ticket = self.asked(ReadRecord).ticket
-        self.tell(RecordRead(ticket=ticket, revision=1, record=record(leader)), cell)
+        self.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=found), cell)
+        ticket = self.requested(ReadRecord).ticket
+        self.handle(RecordRead(ticket=ticket, revision=1, record=record(leader)), cell)
 
     def hear(
         self,
@@ -85,13 +85,13 @@ class Driver:
         )
         self.effects = self.core.handle(HeartbeatReceived(heartbeat=heartbeat), now=self.now)
 
-    def refuse(self, region: RegionName) -> None:
+    def refuse_connection(self, region: RegionName) -> None:
         self.effects = self.core.handle(LedgerRefused(cell=MAIN, region=region), now=self.now)
 
     def run(self, seconds: float, *, hearing: tuple[RegionName, ...] = (), commits: bool = False) -> None:
         """Send ``Tick`` at each deadline, and a heartbeat of each region in ``hearing`` at each interval."""
         until = self.now + seconds
-        told: list[AgentEffect] = []
+        collected: list[AgentEffect] = []
         next_hearing, commit = self.now, int(self.now * 1000)
         while True:
             due = self.core.next_deadline()
@@ -104,20 +104,20 @@ class Driver:
                 for region in hearing:
                     commit += 1
                     self.hear(region, commit=commit if commits else 0)
-                    told += self.effects
-            self.tell(Tick())
-            told += self.effects
-        self.now, self.effects = until, told
+                    collected += self.effects
+            self.handle(Tick())
+            collected += self.effects
+        self.now, self.effects = until, collected
 
-    def asked(self, kind: type[ReadRecord]) -> ReadRecord:
+    def requested(self, kind: type[ReadRecord]) -> ReadRecord:
         return next(one.effect for one in self.effects if isinstance(one, CellEffect) and isinstance(one.effect, kind))
 
     def sent(self) -> list[Heartbeat]:
         return [one.heartbeat for one in self.effects if isinstance(one, SendHeartbeat)]
 
-    def warned(self, text: str) -> bool:
-        told = [one.effect for one in self.effects if isinstance(one, CellEffect)]
-        return any(isinstance(one, Log) and text in one.text for one in told)
+    def logged(self, text: str) -> bool:
+        collected = [one.effect for one in self.effects if isinstance(one, CellEffect)]
+        return any(isinstance(one, Log) and text in one.text for one in collected)
 
     def suspected(self, cell: CellId = MAIN) -> frozenset[RegionName]:
         return self.core.machines[cell].facts.peers.suspected
@@ -139,14 +139,14 @@ def record(leader: RegionName = A) -> Leadership:
 @pytest.fixture
 def follower() -> Driver:
     driver = Driver(B, MAIN)
-    driver.serve(MAIN, leader=A, region=B)
+    driver.start(MAIN, leader=A, region=B)
     return driver
 
 
 @pytest.fixture
 def leader() -> Driver:
     driver = Driver(A, MAIN)
-    driver.serve(MAIN, leader=A, region=A)
+    driver.start(MAIN, leader=A, region=A)
     return driver
 
 
@@ -169,7 +169,7 @@ def test_heartbeats_keep_their_interval_and_go_to_all_other_regions(follower: Dr
 
 def test_a_missed_heartbeat_is_not_sent_later(follower: Driver) -> None:
     follower.now = 10.0
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert len({one.sequence for one in follower.sent()}) == 1
     due = follower.core.next_deadline()
     assert due is not None
@@ -180,7 +180,7 @@ def test_a_change_of_the_gossip_is_sent_at_once(follower: Driver) -> None:
     follower.run(1.05, hearing=(C,))
     # The suspicion of us-east begins between two heartbeats.
     follower.now = 1.085
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert [dict(one.cells)[MAIN].suspects for one in follower.sent()] == [1, 1]
 
 
@@ -201,7 +201,7 @@ def test_a_suspicion_ends_when_the_leader_reports_a_newer_commit(follower: Drive
 def test_a_leader_whose_ledger_refuses_connections_is_suspected_sooner(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.3, hearing=(C,))
-    follower.refuse(A)
+    follower.refuse_connection(A)
     assert follower.suspected() == frozenset(), "a heartbeat may be under way"
     follower.run(0.3, hearing=(C,))
     assert follower.suspected() == {A}
@@ -210,7 +210,7 @@ def test_a_leader_whose_ledger_refuses_connections_is_suspected_sooner(follower:
 def test_a_newer_commit_after_a_refusal_restores_the_full_timeout(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.3, hearing=(C,))
-    follower.refuse(A)
+    follower.refuse_connection(A)
     follower.hear(A, commit=10**6)
     follower.run(0.9, hearing=(C,))
     assert follower.suspected() == frozenset()
@@ -219,7 +219,7 @@ def test_a_newer_commit_after_a_refusal_restores_the_full_timeout(follower: Driv
 def test_a_refusal_is_ignored_when_no_other_region_is_heard(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.4)
-    follower.refuse(A)
+    follower.refuse_connection(A)
     follower.run(0.4)
     assert follower.suspected() == frozenset(), "the own network may have failed"
 
@@ -227,7 +227,7 @@ def test_a_refusal_is_ignored_when_no_other_region_is_heard(follower: Driver) ->
 def test_a_refusal_by_a_region_that_does_not_lead_is_ignored(follower: Driver) -> None:
     follower.run(3.0, hearing=(A, C), commits=True)
     follower.run(0.3, hearing=(A,), commits=True)
-    follower.refuse(C)
+    follower.refuse_connection(C)
     follower.run(0.5, hearing=(A,), commits=True)
     assert C not in follower.suspected()
 
@@ -239,9 +239,9 @@ def test_a_region_that_does_not_lead_is_not_suspected_without_commits(follower: 
 
 def test_one_suspecting_region_is_not_enough_and_two_are(follower: Driver) -> None:
     follower.run(1.2, hearing=(C,))
-    assert not follower.warned("and others agree")
+    assert not follower.logged("and others agree")
     follower.hear(C, suspects=1)
-    assert follower.warned("us-east is silent, and others agree")
+    assert follower.logged("us-east is silent, and others agree")
 
 
 def test_a_duplicate_or_reordered_heartbeat_is_ignored(follower: Driver) -> None:
@@ -290,15 +290,15 @@ def test_only_a_leader_reads_its_newest_commit(leader: Driver, follower: Driver)
 
 
 def test_a_leader_reports_its_newest_commit_and_never_an_older_one(leader: Driver) -> None:
-    leader.tell(QuorumCommit(lsn=70))
-    leader.tell(QuorumCommit(lsn=60))
+    leader.handle(QuorumCommit(lsn=70))
+    leader.handle(QuorumCommit(lsn=60))
     leader.run(0.2)
     assert dict(leader.sent()[-1].cells)[MAIN].commit == 70
 
 
 def test_a_leader_whose_postgresql_ended_reports_no_commit(leader: Driver) -> None:
-    leader.tell(QuorumCommit(lsn=70))
-    leader.tell(LedgerEnded())
+    leader.handle(QuorumCommit(lsn=70))
+    leader.handle(LedgerEnded())
     assert CellEffect(cell=MAIN, effect=StopServing(epoch=1)) in leader.effects
     leader.run(0.2)
     assert dict(leader.sent()[-1].cells)[MAIN].commit == 0
@@ -307,9 +307,9 @@ def test_a_leader_whose_postgresql_ended_reports_no_commit(leader: Driver) -> No
 def test_a_paused_agent_suspects_no_region_because_of_its_own_pause(follower: Driver) -> None:
     follower.run(1.0, hearing=(A, C), commits=True)
     follower.now = 30.0
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert follower.suspected() == frozenset()
-    assert follower.asked(ReadRecord).linearizable
+    assert follower.requested(ReadRecord).linearizable
     follower.run(PATIENCE_S + 0.2)
     assert follower.suspected() == {A, C}
 
@@ -317,7 +317,7 @@ def test_a_paused_agent_suspects_no_region_because_of_its_own_pause(follower: Dr
 def test_a_paused_agent_keeps_its_earlier_suspicions(follower: Driver) -> None:
     follower.run(1.2, hearing=(C,))
     follower.now = 30.0
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert follower.suspected() == {A}
 
 
@@ -326,14 +326,14 @@ def test_lateness_up_to_the_limit_is_not_a_pause(follower: Driver) -> None:
     due = follower.core.next_deadline()
     assert due is not None
     follower.now = due + DEFAULTS.lag_s_max
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert not any(isinstance(one, CellEffect) and isinstance(one.effect, ReadRecord) for one in follower.effects)
 
 
 def test_an_agent_takes_part_in_several_cells_with_different_leaders() -> None:
     driver = Driver(B, MAIN, OTHER)
-    driver.serve(MAIN, leader=A, region=B)
-    driver.serve(OTHER, leader=B, region=B)
+    driver.start(MAIN, leader=A, region=B)
+    driver.start(OTHER, leader=B, region=B)
     assert CellEffect(cell=OTHER, effect=StartServing(epoch=1)) in driver.effects
     driver.run(1.2, hearing=(C,))
     # us-east is silent and leads the cell main. This agent leads the other cell and reads its commits.
@@ -345,7 +345,7 @@ def test_an_agent_takes_part_in_several_cells_with_different_leaders() -> None:
 
 def test_a_cell_that_has_not_started_ignores_heartbeats_and_suspicions() -> None:
     driver = Driver(B, MAIN, OTHER)
-    driver.serve(MAIN, leader=A, region=B)
+    driver.start(MAIN, leader=A, region=B)
     driver.hear(A, commit=5, cells=(MAIN, OTHER))
     driver.run(2.0)
     assert not driver.core.machines[OTHER].facts.started
@@ -355,25 +355,25 @@ def test_a_cell_that_has_not_started_ignores_heartbeats_and_suspicions() -> None
 def test_tickets_of_an_incarnation_are_above_those_of_earlier_ones() -> None:
     first, second = Driver(B, MAIN, incarnation=1), Driver(B, MAIN, incarnation=2)
     for driver in (first, second):
-        driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
-    assert second.asked(ReadRecord).ticket - first.asked(ReadRecord).ticket == TICKETS_AN_INCARNATION
+        driver.handle(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
+    assert second.requested(ReadRecord).ticket - first.requested(ReadRecord).ticket == TICKETS_AN_INCARNATION
 
 
 def test_an_answer_to_an_earlier_incarnation_is_ignored(leader: Driver) -> None:
     before = leader.core.machines[MAIN].facts.member.quorum
-    leader.tell(LedgerDone(ticket=7))
+    leader.handle(LedgerDone(ticket=7))
     assert leader.core.machines[MAIN].facts.member.quorum == before
 
 
 def test_a_ticket_has_the_incarnation_in_its_upper_bits_and_a_count_in_its_lower_32() -> None:
     driver = Driver(B, MAIN, incarnation=2)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
-    assert driver.asked(ReadRecord).ticket == (2 << 32) + 1
+    driver.handle(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
+    assert driver.requested(ReadRecord).ticket == (2 << 32) + 1
 
 
 def test_the_first_heartbeat_of_an_incarnation_has_sequence_one() -> None:
     driver = Driver(B, MAIN, incarnation=3)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
+    driver.handle(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
     assert {(one.incarnation, one.sequence) for one in driver.sent()} == {(3, 1)}
 
 
@@ -386,22 +386,22 @@ def test_the_regions_of_a_cell_default_to_its_voters() -> None:
 
 def test_a_second_cell_that_starts_does_not_change_the_heartbeat_interval() -> None:
     driver = Driver(B, MAIN, OTHER)
-    driver.serve(MAIN, leader=A, region=B)
+    driver.start(MAIN, leader=A, region=B)
     driver.now = 0.05
-    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
+    driver.handle(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
     assert driver.sent() == []
     assert driver.core.next_deadline() == BEAT_S
 
 
 def test_an_event_of_one_cell_also_handles_the_deadline_of_another() -> None:
     driver = Driver(B, MAIN, OTHER)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
-    driver.serve(MAIN, leader=A, region=B)
+    driver.handle(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")), OTHER)
+    driver.start(MAIN, leader=A, region=B)
     driver.run(DEFAULTS.request_s_max - 0.05)
     driver.now = DEFAULTS.request_s_max
-    driver.tell(Tick())
-    told = [one.effect for one in driver.effects if isinstance(one, CellEffect) and one.cell == OTHER]
-    assert any(isinstance(one, Log) and "etcd does not answer" in one.text for one in told)
+    driver.handle(Tick())
+    collected = [one.effect for one in driver.effects if isinstance(one, CellEffect) and one.cell == OTHER]
+    assert any(isinstance(one, Log) and "etcd does not answer" in one.text for one in collected)
 
 
 def test_a_new_incarnation_of_a_peer_starts_a_new_history(follower: Driver) -> None:
@@ -425,7 +425,7 @@ def test_a_new_leader_gets_the_full_timeout_and_its_first_commit_counts_at_any_l
     follower.run(2.0, hearing=(A, C), commits=True)
     follower.run(0.7, hearing=(A,), commits=True)
     begun = follower.now
-    follower.tell(RecordSeen(revision=2, record=replace(record(C), epoch=2, ancestry=(1, 2), fence_id=UUID(int=2))))
+    follower.handle(RecordSeen(revision=2, record=replace(record(C), epoch=2, ancestry=(1, 2), fence_id=UUID(int=2))))
     assert follower.core.phi(MAIN, C, now=begun + 0.9) < 8.0
     follower.run(0.5, hearing=(A,))
     follower.hear(C, commit=1)
@@ -435,7 +435,7 @@ def test_a_new_leader_gets_the_full_timeout_and_its_first_commit_counts_at_any_l
 # The detectors of one cell.
 
 
-def watching(acting: RegionName | None = A, *, needs_commits: bool = True) -> CellMonitor:
+def monitor(acting: RegionName | None = A, *, needs_commits: bool = True) -> CellMonitor:
     """Return the monitor of a cell in which ``acting`` leads since time 0; no heartbeat has arrived."""
     watched = CellMonitor((A, C, RegionName("sa-east")), DEFAULTS, 0.0)
     watched.acting, watched.needs_commits = acting, needs_commits
@@ -447,7 +447,7 @@ def gossip(commit: int = 0) -> Gossip:
 
 
 def test_a_heartbeat_of_the_leader_counts_only_with_a_commit_above_all_earlier_ones() -> None:
-    watched = watching()
+    watched = monitor()
     for now, commit in ((0.1, 7), (0.2, 5), (0.3, 6), (0.4, 7)):
         watched.heard(A, gossip(commit), now)
     assert watched.detectors[A].last_s == 0.1
@@ -456,7 +456,7 @@ def test_a_heartbeat_of_the_leader_counts_only_with_a_commit_above_all_earlier_o
 
 
 def test_a_commit_of_another_region_does_not_raise_the_newest_commit_of_the_leader() -> None:
-    watched = watching()
+    watched = monitor()
     watched.heard(C, gossip(1000), 0.1)
     watched.heard(A, gossip(5), 0.2)
     assert watched.detectors[A].last_s == 0.2
@@ -486,7 +486,7 @@ def test_a_commit_of_another_region_does_not_raise_the_newest_commit_of_the_lead
 def test_a_refusal_counts_only_for_a_serving_leader_while_another_region_is_heard(
     heard: dict[RegionName, float], acting: RegionName, needs_commits: bool, counts: bool
 ) -> None:
-    watched = watching(acting, needs_commits=needs_commits)
+    watched = monitor(acting, needs_commits=needs_commits)
     watched.heard_at = dict(heard)
     usual = watched.detectors[A].trips_at
     watched.refused(A, 0.7)
@@ -502,12 +502,12 @@ def test_a_refusal_counts_if_another_region_was_heard_within_three_heartbeats(
     follower.hear(C, suspects=1)
     follower.now = heard_at + ago_s
     usual = follower.core.phi(MAIN, A, now=follower.now)
-    follower.refuse(A)
+    follower.refuse_connection(A)
     assert (follower.core.phi(MAIN, A, now=follower.now) > usual) is counts
 
 
 def test_a_verdict_is_returned_only_when_the_suspicion_changes() -> None:
-    watched = watching()
+    watched = monitor()
     assert watched.verdicts(1.0) == []
     watched.heard(C, gossip(), 1.0)
     watched.heard(RegionName("sa-east"), gossip(), 1.0)

@@ -14,7 +14,7 @@ BEGIN = "<!-- states: made from regions/failover/states.py by tests/regions/fail
 END = "<!-- states: end -->\n"
 
 
-def drawn() -> str:
+def states_as_markdown() -> str:
     """Return Markdown: the usual transitions as a diagram, the meanings of the states as a table."""
     lines = ["```mermaid", "stateDiagram-v2", "    [*] --> starting"]
     lines += [f'    state "{state}" as {_id(state)}' for state in MEANINGS if _id(state) != state]
@@ -34,7 +34,7 @@ def test_the_diagram_in_architecture_md_matches_the_transition_table(request: py
     _, end, tail = rest.partition(END)
     assert begin, "the marker where the diagram begins is missing"
     assert end, "the marker where the diagram ends is missing"
-    wanted = head + begin + drawn() + end + tail
+    wanted = head + begin + states_as_markdown() + end + tail
     if request.config.getoption("--rewrite-diagram"):
         DOCUMENT.write_text(wanted)
     assert DOCUMENT.read_text() == wanted

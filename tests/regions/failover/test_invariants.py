@@ -59,12 +59,12 @@ def promoting(epoch: int) -> PendingEffect:
 FENCE = FenceWritten(ticket=1, fence_id=UUID(int=2), lsn=5, confirmed=True)
 SWITCH = Order(ticket=1, kind="switch", region=B)
 SERVES = replace(RECORD, phase="serving", fence_id=UUID(int=2))
-OPEN = {"serving_epoch": 2, "record": SERVES}
-ANOTHERS = "writes are open under epoch 2, and the record gives it to another"
+SERVING = {"serving_epoch": 2, "record": SERVES}
+OTHER_LEADER = "writes are open under epoch 2, and the record gives it to another"
 TAKEN_BACK = "a promise is taken back"
 
 
-def doing(effect: LedgerEffect) -> PendingEffect:
+def pending(effect: LedgerEffect) -> PendingEffect:
     return PendingEffect(ticket=1, effect=effect, until=1.0)
 
 
@@ -77,19 +77,19 @@ def storing(promise: Promise) -> PendingPromise:
     [
         ({"serving_epoch": 2}, "writes are open under epoch 2, and its fence row is on no quorum"),
         (
-            {**OPEN, "ledger": MemberState(kind="stopped")},
+            {**SERVING, "ledger": MemberState(kind="stopped")},
             "writes are open under epoch 2, and the member is no primary of it",
         ),
         (
-            {**OPEN, "ledger": MemberState(kind="primary", epoch=1)},
+            {**SERVING, "ledger": MemberState(kind="primary", epoch=1)},
             "writes are open under epoch 2, and the member is no primary of it",
         ),
-        ({**OPEN, "record": None}, ANOTHERS),
-        ({**OPEN, "record": replace(SERVES, leader=B)}, ANOTHERS),
-        ({**OPEN, "record": replace(SERVES, epoch=3)}, ANOTHERS),
-        ({**OPEN, "cancelled_wait_epoch": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
+        ({**SERVING, "record": None}, OTHER_LEADER),
+        ({**SERVING, "record": replace(SERVES, leader=B)}, OTHER_LEADER),
+        ({**SERVING, "record": replace(SERVES, epoch=3)}, OTHER_LEADER),
+        ({**SERVING, "cancelled_wait_epoch": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
         (
-            {**OPEN, "handover": Draining(order=SWITCH, revision=2)},
+            {**SERVING, "handover": Draining(order=SWITCH, revision=2)},
             "writes are open under epoch 2, and it is being handed over",
         ),
         ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),
@@ -100,7 +100,7 @@ def storing(promise: Promise) -> PendingPromise:
             "PromoteLedger of epoch 2, and no lineage tells of it after a crash",
         ),
         (
-            {"working": doing(InitialiseLedger(ticket=0, epoch=2)), "promise": Promise(epoch=2, lineage=1)},
+            {"working": pending(InitialiseLedger(ticket=0, epoch=2)), "promise": Promise(epoch=2, lineage=1)},
             "InitialiseLedger of epoch 2, and no lineage tells of it after a crash",
         ),
         (
@@ -108,7 +108,7 @@ def storing(promise: Promise) -> PendingPromise:
             "PromoteLedger of epoch 2 by a region that does not lead",
         ),
         (
-            {"working": doing(WriteFence(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
+            {"working": pending(WriteFence(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
             "WriteFence of epoch 2 by a region that does not lead",
         ),
         ({"working": promoting(2), "record": None}, "PromoteLedger of epoch 2 by a region that does not lead"),
@@ -130,18 +130,18 @@ def test_a_promise_with_one_lower_part_is_reported(part: str) -> None:
 @pytest.mark.parametrize(
     "changes",
     [
-        OPEN,
+        SERVING,
         {"serving_epoch": 2, "fence": FENCE},
-        {**OPEN, "cancelled_wait_epoch": 1},
-        {**OPEN, "handover": Announcing(order=SWITCH)},
-        {**OPEN, "handover": Preparing(until=9.0)},
+        {**SERVING, "cancelled_wait_epoch": 1},
+        {**SERVING, "handover": Announcing(order=SWITCH)},
+        {**SERVING, "handover": Preparing(until=9.0)},
         {"handover": Draining(order=SWITCH, revision=2)},
         {"promise": Promise(epoch=3, lineage=2)},
         {"ledger": MemberState(kind="following", epoch=3)},
         {"ledger": None},
         {"working": promoting(2)},
-        {"working": doing(WriteFence(ticket=0, epoch=2)), "promise": Promise(epoch=2)},
-        {"working": doing(InitialiseLedger(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
+        {"working": pending(WriteFence(ticket=0, epoch=2)), "promise": Promise(epoch=2)},
+        {"working": pending(InitialiseLedger(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
         {"working": copying(1)},
     ],
     ids=[

@@ -55,9 +55,9 @@ from regions.failover.settings import DEFAULTS
 from regions.identity import RegionName
 from regions.leadership import Succession
 from tests.regions.failover.driver import (
+    ANNOUNCED,
     CHOSEN,
     HANDED_OVER,
-    PROMISED,
     RECRUITING,
     RELEASE,
     SERVING,
@@ -66,12 +66,12 @@ from tests.regions.failover.driver import (
     C,
     D,
     Driver,
+    announce_switchover,
     following,
-    gets_ready,
-    hands_over,
-    has_handed_over,
     leading,
     order,
+    prepare_successor,
+    release_epoch,
     restarted,
 )
 from tests.regions.failover.knowledge import announced_at, drained_to, prepares_until, restart_delayed_until
@@ -80,58 +80,58 @@ from tests.regions.failover.knowledge import announced_at, drained_to, prepares_
 
 
 def test_a_read_of_the_record_and_a_read_for_strong_reads_have_separate_answers(leader: Driver) -> None:
-    leader.tell(AgentPaused())
+    leader.handle(AgentPaused())
     plain = leader.ticket(ReadRecord)
-    leader.tell(StrongReads(requests=(1,)))
+    leader.handle(StrongReads(requests=(1,)))
     strong = leader.ticket(ReadRecord)
     assert plain != strong
     facts = leader.machine.facts
-    leader.tell(RecordRead(ticket=plain, revision=1, record=SERVING))
+    leader.handle(RecordRead(ticket=plain, revision=1, record=SERVING))
     assert AnswerStrongReads not in leader.kinds()
     assert facts.requests.strong_reading is not None
     assert facts.requests.reading is None
-    leader.tell(RecordRead(ticket=strong, revision=1, record=SERVING))
+    leader.handle(RecordRead(ticket=strong, revision=1, record=SERVING))
     assert leader.effects == [AnswerStrongReads(requests=(1,), current=True)]
 
 
 def test_the_answer_to_a_read_for_strong_reads_does_not_end_a_read_of_the_record(leader: Driver) -> None:
-    leader.tell(StrongReads(requests=(1,)))
+    leader.handle(StrongReads(requests=(1,)))
     strong = leader.ticket(ReadRecord)
-    leader.tell(AgentPaused())
-    leader.tell(RecordRead(ticket=strong, revision=1, record=SERVING))
+    leader.handle(AgentPaused())
+    leader.handle(RecordRead(ticket=strong, revision=1, record=SERVING))
     assert leader.machine.facts.requests.reading is not None
     assert leader.machine.facts.outdated
 
 
 def test_a_failed_read_ends_only_the_read_with_its_ticket(leader: Driver) -> None:
-    leader.tell(AgentPaused())
+    leader.handle(AgentPaused())
     plain = leader.ticket(ReadRecord)
-    leader.tell(StrongReads(requests=(1, 2)))
+    leader.handle(StrongReads(requests=(1, 2)))
     strong = leader.ticket(ReadRecord)
-    leader.tell(ReadFailed(ticket=strong + 1))
+    leader.handle(ReadFailed(ticket=strong + 1))
     assert leader.effects == []
-    leader.tell(ReadFailed(ticket=strong))
+    leader.handle(ReadFailed(ticket=strong))
     assert leader.effects == [AnswerStrongReads(requests=(1, 2), current=False)]
     assert leader.machine.facts.requests.reading is not None
-    leader.tell(ReadFailed(ticket=plain))
+    leader.handle(ReadFailed(ticket=plain))
     assert leader.machine.facts.requests.reading is None
 
 
 def test_a_read_for_strong_reads_settles_swaps_of_a_previous_run() -> None:
     driver = restarted()
-    driver.tell(StrongReads(requests=(1,)))
+    driver.handle(StrongReads(requests=(1,)))
     assert SetQuorum not in driver.kinds()
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=SERVING))
     assert driver.machine.facts.etcd.unsettled_revision == 8
     assert SetQuorum in driver.kinds()
 
 
 def test_a_read_does_not_settle_a_swap_of_this_run(leader: Driver) -> None:
     # The swap expects revision 1. A read of a later revision does not change that: the swap can no longer succeed.
-    leader.tell(order("pause"))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
+    leader.handle(order("pause"))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
     assert leader.machine.facts.etcd.unsettled_revision == 1
-    leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=3, record=replace(SERVING, drained=(C,))))
+    leader.handle(RecordRead(ticket=leader.ticket(ReadRecord), revision=3, record=replace(SERVING, drained=(C,))))
     assert leader.machine.facts.etcd.unsettled_revision == 1
 
 
@@ -139,12 +139,12 @@ def test_a_read_does_not_settle_a_swap_of_this_run(leader: Driver) -> None:
 def test_etcd_has_lost_data_if_its_record_is_below_the_promise(promised: int, *, pauses: bool) -> None:
     # The record promises epoch 2 to a successor, which may begin it before etcd has it.
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=promised, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
-    driver.tell(AgentPaused())
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=PROMISED))
+    driver.handle(Started(promise=Promise(epoch=promised, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=ANNOUNCED))
+    driver.handle(AgentPaused())
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=2, record=ANNOUNCED))
     assert (driver.machine.facts.requests.etcd_retry.at is not None) is pauses
-    assert driver.tells("restore etcd's data") is pauses
+    assert driver.logged("restore etcd's data") is pauses
 
 
 # The bound on waiting strong reads.
@@ -152,25 +152,25 @@ def test_etcd_has_lost_data_if_its_record_is_below_the_promise(promised: int, *,
 
 def test_strong_reads_wait_up_to_the_bound_and_share_the_next_read(leader: Driver) -> None:
     assert STRONG_READS_MAX == 1000
-    leader.tell(StrongReads(requests=(0,)))
+    leader.handle(StrongReads(requests=(0,)))
     assert len(leader.kinds()) == 1
-    leader.tell(StrongReads(requests=tuple(range(1, STRONG_READS_MAX))))
+    leader.handle(StrongReads(requests=tuple(range(1, STRONG_READS_MAX))))
     assert leader.effects == []
-    leader.tell(StrongReads(requests=(7001, 7002)))
+    leader.handle(StrongReads(requests=(7001, 7002)))
     assert leader.effects == [AnswerStrongReads(requests=(7002,), current=False)]
     read = leader.machine.facts.requests.strong_reading
     assert read is not None
-    leader.tell(RecordRead(ticket=read.ticket, revision=1, record=SERVING))
+    leader.handle(RecordRead(ticket=read.ticket, revision=1, record=SERVING))
     assert leader.effects[0] == AnswerStrongReads(requests=(0,), current=True)
     # The next read begins now and serves all strong reads that waited (rule 10).
-    asked = leader.asked(ReadRecord)
+    asked = leader.requested(ReadRecord)
     assert asked.linearizable
     assert asked.ticket > read.ticket
     following_read = leader.machine.facts.requests.strong_reading
     assert following_read is not None
     assert following_read.strong == (*range(1, STRONG_READS_MAX), 7001)
     assert following_read.linearizable
-    leader.tell(StrongReads(requests=(8000,)))
+    leader.handle(StrongReads(requests=(8000,)))
     assert leader.effects == []
 
 
@@ -178,12 +178,12 @@ def test_strong_reads_wait_up_to_the_bound_and_share_the_next_read(leader: Drive
 
 
 def test_an_answer_to_another_swap_is_ignored(leader: Driver) -> None:
-    leader.tell(order("pause"))
+    leader.handle(order("pause"))
     ticket = leader.ticket(SwapRecord)
-    leader.tell(SwapAnswered(ticket=ticket + 1, outcome="applied", revision=2))
+    leader.handle(SwapAnswered(ticket=ticket + 1, outcome="applied", revision=2))
     assert leader.effects == []
     assert leader.machine.facts.etcd.revision == 1
-    leader.tell(SwapAnswered(ticket=ticket, outcome="applied", revision=2))
+    leader.handle(SwapAnswered(ticket=ticket, outcome="applied", revision=2))
     facts = leader.machine.facts
     assert leader.effects == [AnswerOrder(ticket=7, refused=None)]
     assert (facts.requests.swapping, facts.etcd.revision, facts.etcd.unsettled_revision) == (None, 2, 0)
@@ -191,29 +191,29 @@ def test_an_answer_to_another_swap_is_ignored(leader: Driver) -> None:
 
 
 def test_a_leader_reads_etcd_before_the_next_swap_after_it_lost_one(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("switch", B))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("switch", B))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
     assert leader.kinds() == [ReadRecord]
-    leader.tell(RecordRead(ticket=leader.ticket(ReadRecord), revision=2, record=replace(SERVING, drained=(C,))))
+    leader.handle(RecordRead(ticket=leader.ticket(ReadRecord), revision=2, record=replace(SERVING, drained=(C,))))
     assert leader.machine.facts.handover is not None, "the order is still carried out"
-    assert leader.swapped().succession is not None
-    assert leader.asked(SwapRecord).expected_revision == 2
+    assert leader.requested_record().succession is not None
+    assert leader.requested(SwapRecord).expected_revision == 2
 
 
 @pytest.mark.parametrize("announced", [False, True])
 def test_an_unanswered_swap_of_another_order_does_not_end_a_hand_over(leader: Driver, *, announced: bool) -> None:
     if announced:
-        hands_over(leader)
-        leader.tell(order("pause", ticket=8))
-        assert leader.swapped().succession is not None
+        announce_switchover(leader)
+        leader.handle(order("pause", ticket=8))
+        assert leader.requested_record().succession is not None
     else:
-        leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-        leader.tell(order("pause", ticket=8))
+        leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+        leader.handle(order("pause", ticket=8))
     swap = leader.ticket(SwapRecord)
     if not announced:
-        leader.tell(order("switch", B))
-    leader.tell(SwapAnswered(ticket=swap, outcome="unknown"))
+        leader.handle(order("switch", B))
+    leader.handle(SwapAnswered(ticket=swap, outcome="unknown"))
     assert leader.machine.facts.handover is not None
     assert [one for one in leader.effects if isinstance(one, AnswerOrder)] == [
         AnswerOrder(ticket=8, refused="the record changed meanwhile, or etcd did not answer: ask again")
@@ -221,28 +221,28 @@ def test_an_unanswered_swap_of_another_order_does_not_end_a_hand_over(leader: Dr
 
 
 def test_an_unanswered_announcement_ends_the_hand_over(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("switch", B))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("switch", B))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="unknown"))
     assert AnswerOrder(ticket=7, refused="etcd did not take the switch: ask again") in leader.effects
     assert leader.machine.facts.handover is None
 
 
 def test_an_unanswered_announcement_is_ignored_after_the_hand_over_ended(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("switch", B))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("switch", B))
     swap = leader.ticket(SwapRecord)
-    leader.tell(RecordSeen(revision=2, record=RECRUITING))
+    leader.handle(RecordSeen(revision=2, record=RECRUITING))
     assert leader.machine.facts.handover is None
-    leader.tell(SwapAnswered(ticket=swap, outcome="unknown"))
+    leader.handle(SwapAnswered(ticket=swap, outcome="unknown"))
     assert AnswerOrder not in leader.kinds()
 
 
 def test_a_lost_swap_is_not_unsettled(leader: Driver) -> None:
-    leader.tell(order("pause"))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
-    leader.tell(order("resume"))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
+    leader.handle(order("pause"))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=2))
+    leader.handle(order("resume"))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="lost"))
     assert leader.machine.facts.etcd.unsettled_revision == 0
 
 
@@ -252,67 +252,67 @@ def test_a_lost_swap_is_not_unsettled(leader: Driver) -> None:
 @pytest.mark.parametrize("again", [True, False])
 def test_a_swap_that_keeps_the_succession_of_an_earlier_order_announces_nothing(leader: Driver, *, again: bool) -> None:
     # The switch to B fails while the swap of a pause is pending; then an operator may order a switch to C.
-    hands_over(leader)
+    announce_switchover(leader)
     drain = leader.ticket(DrainLedger)
-    leader.tell(order("pause", ticket=8))
-    swap = leader.asked(SwapRecord)
-    assert swap.record.succession == PROMISED.succession
-    leader.tell(LedgerFailed(ticket=drain, reason="slow"))
+    leader.handle(order("pause", ticket=8))
+    swap = leader.requested(SwapRecord)
+    assert swap.record.succession == ANNOUNCED.succession
+    leader.handle(LedgerFailed(ticket=drain, reason="slow"))
     if again:
-        leader.tell(order("switch", C, ticket=9))
-    leader.tell(SwapAnswered(ticket=swap.ticket, outcome="applied", revision=3))
+        leader.handle(order("switch", C, ticket=9))
+    leader.handle(SwapAnswered(ticket=swap.ticket, outcome="applied", revision=3))
     assert announced_at(leader.machine.facts) == 0
     assert leader.machine.facts.member.serving_epoch == 1
     if not again:
-        assert leader.swapped().succession is None
+        assert leader.requested_record().succession is None
         return
-    assert leader.swapped().succession == Succession(region=C, reason=f"switch to {C}: an operator")
+    assert leader.requested_record().succession == Succession(region=C, reason=f"switch to {C}: an operator")
 
 
 def test_a_swap_without_a_succession_announces_nothing(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("pause"))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("pause"))
     swap = leader.ticket(SwapRecord)
-    leader.tell(order("switch", B, ticket=8))
-    leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
+    leader.handle(order("switch", B, ticket=8))
+    leader.handle(SwapAnswered(ticket=swap, outcome="applied", revision=2))
     assert announced_at(leader.machine.facts) == 0
-    assert leader.swapped().succession is not None
+    assert leader.requested_record().succession is not None
 
 
 def test_a_hand_over_begins_without_an_announcement_and_without_a_drained_lsn(leader: Driver) -> None:
     # This holds after an earlier hand-over as well: with either, the leader would release its epoch too early.
     leader.machine.facts.handover = RestartDelayed(until=9.0)
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("switch", B))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("switch", B))
     assert (announced_at(leader.machine.facts), drained_to(leader.machine.facts)) == (0, None)
     assert StopLedger not in leader.kinds()
 
 
 def test_a_swap_that_another_swap_overtook_announces_nothing(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("switch", B))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("switch", B))
     swap = leader.ticket(SwapRecord)
-    leader.tell(RecordSeen(revision=3, record=replace(SERVING, drained=(C,))))
-    leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
+    leader.handle(RecordSeen(revision=3, record=replace(SERVING, drained=(C,))))
+    leader.handle(SwapAnswered(ticket=swap, outcome="applied", revision=2))
     assert announced_at(leader.machine.facts) == 0
     assert leader.machine.facts.member.serving_epoch == 1
 
 
 def test_a_later_swap_keeps_the_revision_of_the_announcement(leader: Driver) -> None:
     # An agent that knows the first announcement need not read etcd before it acts on the release.
-    hands_over(leader)
-    leader.tell(order("pause", ticket=8))
-    leader.tell(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
+    announce_switchover(leader)
+    leader.handle(order("pause", ticket=8))
+    leader.handle(SwapAnswered(ticket=leader.ticket(SwapRecord), outcome="applied", revision=3))
     assert announced_at(leader.machine.facts) == 2
 
 
 def test_a_leader_stops_serving_only_once(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(order("switch", B))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(order("switch", B))
     swap = leader.ticket(SwapRecord)
-    leader.tell(QuorumWaitCancelled(epoch=1))
+    leader.handle(QuorumWaitCancelled(epoch=1))
     assert leader.kinds().count(StopServing) == 1
-    leader.tell(SwapAnswered(ticket=swap, outcome="applied", revision=2))
+    leader.handle(SwapAnswered(ticket=swap, outcome="applied", revision=2))
     assert StopServing not in leader.kinds()
     assert announced_at(leader.machine.facts) == 2
 
@@ -321,19 +321,19 @@ def test_a_leader_stops_serving_only_once(leader: Driver) -> None:
 
 
 def test_a_cancelled_quorum_wait_of_this_epoch_stops_serving_once(leader: Driver) -> None:
-    leader.tell(QuorumWaitCancelled(epoch=2))
+    leader.handle(QuorumWaitCancelled(epoch=2))
     assert leader.effects == []
-    leader.tell(QuorumWaitCancelled(epoch=1))
+    leader.handle(QuorumWaitCancelled(epoch=1))
     assert StopServing(epoch=1) in leader.effects
     assert leader.machine.facts.member.cancelled_wait_epoch == 1
-    leader.tell(QuorumWaitCancelled(epoch=1))
+    leader.handle(QuorumWaitCancelled(epoch=1))
     assert leader.effects == []
 
 
 def test_a_cancelled_quorum_wait_before_the_epoch_serves_does_not_stop_serving() -> None:
     driver = Driver(B)
     driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
-    driver.tell(QuorumWaitCancelled(epoch=2))
+    driver.handle(QuorumWaitCancelled(epoch=2))
     assert StopServing not in driver.kinds()
     assert driver.machine.facts.member.cancelled_wait_epoch == 2
 
@@ -343,19 +343,19 @@ def test_a_cancelled_quorum_wait_before_the_epoch_serves_does_not_stop_serving()
 
 def test_a_promotion_is_under_way_only_after_the_leaders_lineage_is_stored() -> None:
     driver = following(B)
-    driver.tell(RecordSeen(revision=2, record=CHOSEN))
-    driver.freezes(500)
-    promise = driver.asked(StorePromise)
+    driver.handle(RecordSeen(revision=2, record=CHOSEN))
+    driver.answer_freeze(500)
+    promise = driver.requested(StorePromise)
     assert (promise.promise.epoch, promise.promise.lineage) == (2, 1)
-    driver.tell(PromiseStored(ticket=promise.ticket))
+    driver.handle(PromiseStored(ticket=promise.ticket))
     assert driver.machine.facts.member.promoting_epoch == 0
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    lineage = driver.asked(StorePromise)
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    lineage = driver.requested(StorePromise)
     assert lineage.promise.lineage == 2
     assert driver.machine.facts.member.promoting_epoch == 0
-    driver.tell(PromiseStored(ticket=lineage.ticket + 1))
+    driver.handle(PromiseStored(ticket=lineage.ticket + 1))
     assert driver.machine.facts.member.promise == promise.promise
-    driver.tell(PromiseStored(ticket=lineage.ticket))
+    driver.handle(PromiseStored(ticket=lineage.ticket))
     assert driver.machine.facts.member.promoting_epoch == 2
     assert driver.machine.facts.requests.storing is None
     assert PromoteLedger in driver.kinds()
@@ -364,11 +364,11 @@ def test_a_promotion_is_under_way_only_after_the_leaders_lineage_is_stored() -> 
 def test_a_follower_that_stores_a_lineage_has_no_promotion_under_way() -> None:
     # It has voted and is frozen, and it stores the epoch of another leader before it follows.
     driver = following(C)
-    driver.tell(RecordSeen(revision=2, record=RECRUITING))
-    driver.freezes(500)
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(RecordSeen(revision=3, record=CHOSEN))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(RecordSeen(revision=2, record=RECRUITING))
+    driver.answer_freeze(500)
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(RecordSeen(revision=3, record=CHOSEN))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
     assert driver.machine.facts.member.promise == Promise(epoch=2, lineage=2)
     assert driver.machine.facts.member.promoting_epoch == 0
     assert FollowLedger in driver.kinds()
@@ -376,23 +376,23 @@ def test_a_follower_that_stores_a_lineage_has_no_promotion_under_way() -> None:
 
 def test_the_first_epoch_has_no_promotion_under_way() -> None:
     driver = Driver(A)
-    driver.tell(Started(promise=Promise(), ledger=MemberState(kind="absent")))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
-    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=1))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(Started(promise=Promise(), ledger=MemberState(kind="absent")))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
+    driver.handle(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=1))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
     assert driver.machine.facts.member.promise == Promise(epoch=1, lineage=1)
     assert driver.machine.facts.member.promoting_epoch == 0
 
 
 def test_a_new_promise_is_not_below_one_whose_write_was_given_up(follower: Driver) -> None:
     # That write may have reached the disk, or may still reach it.
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
-    follower.freezes(500)
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
+    follower.answer_freeze(500)
     facts = follower.machine.facts
     facts.requests.requested_promise = Promise(epoch=2, lineage=1, floor=3, copying=4)
     facts.requests.storing = None
-    follower.tell(Tick())
-    stored = follower.asked(StorePromise).promise
+    follower.handle(Tick())
+    stored = follower.requested(StorePromise).promise
     assert stored == Promise(epoch=2, lineage=1, floor=3, copying=4) == facts.requests.requested_promise
 
 
@@ -400,56 +400,56 @@ def test_a_new_promise_is_not_below_one_whose_write_was_given_up(follower: Drive
 
 
 def test_an_answer_of_the_member_counts_only_for_the_request_with_its_ticket(leader: Driver) -> None:
-    hands_over(leader)
+    announce_switchover(leader)
     ticket = leader.ticket(DrainLedger)
-    leader.tell(LedgerDrained(ticket=ticket - 1, lsn=400))
+    leader.handle(LedgerDrained(ticket=ticket - 1, lsn=400))
     assert drained_to(leader.machine.facts) is None
-    leader.tell(LedgerDrained(ticket=ticket, lsn=500))
+    leader.handle(LedgerDrained(ticket=ticket, lsn=500))
     assert drained_to(leader.machine.facts) == 500
     assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopLedger]
 
 
 def test_a_failed_promotion_is_no_longer_under_way() -> None:
     driver = following(B)
-    driver.tell(RecordSeen(revision=2, record=CHOSEN))
-    driver.freezes(500)
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerFailed(ticket=driver.ticket(PromoteLedger), reason="no"))
+    driver.handle(RecordSeen(revision=2, record=CHOSEN))
+    driver.answer_freeze(500)
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerFailed(ticket=driver.ticket(PromoteLedger), reason="no"))
     assert driver.machine.facts.member.promoting_epoch == 0
-    assert driver.swapped().epoch == 3
+    assert driver.requested_record().epoch == 3
 
 
 def test_a_promoted_member_keeps_the_quorum_that_was_set_before() -> None:
     driver = following(B)
-    driver.tell(RecordSeen(revision=2, record=CHOSEN))
-    driver.freezes(500)
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    quorum = driver.asked(SetQuorum)
+    driver.handle(RecordSeen(revision=2, record=CHOSEN))
+    driver.answer_freeze(500)
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    quorum = driver.requested(SetQuorum)
     assert (quorum.standbys, quorum.required) == ((A, C), 1)
-    driver.tell(LedgerDone(ticket=quorum.ticket))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(PromoteLedger)))
+    driver.handle(LedgerDone(ticket=quorum.ticket))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(PromoteLedger)))
     facts = driver.machine.facts
     assert facts.member.ledger == MemberState(kind="primary", epoch=2)
     assert (facts.member.quorum, facts.member.frozen_vote, facts.member.promoting_epoch) == ((A, C), None, 0)
     assert StartServing not in driver.kinds(), "its fence row is not on a quorum yet"
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
-    driver.tell(QuorumCommit(lsn=800))
-    driver.tell(fence)
+    driver.handle(QuorumCommit(lsn=800))
+    driver.handle(fence)
     assert StartServing(epoch=2) in driver.effects
     assert facts.member.quorum_commit == 800
-    driver.tell(QuorumCommit(lsn=750))
+    driver.handle(QuorumCommit(lsn=750))
     assert facts.member.quorum_commit == 800
 
 
 def test_a_failed_quorum_change_is_requested_again() -> None:
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1))
-    driver.tell(LedgerFailed(ticket=driver.ticket(SetQuorum), reason="no"))
+    driver.handle(LedgerFailed(ticket=driver.ticket(SetQuorum), reason="no"))
     assert AnswerOrder not in driver.kinds()
-    driver.wait(DEFAULTS.retry_s)
+    driver.advance(DEFAULTS.retry_s)
     assert SetQuorum in driver.kinds()
 
 
@@ -457,20 +457,20 @@ def test_a_failed_stop_is_requested_again_at_once_and_ends_no_order() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), four)
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    driver.tell(order("remove", D))
-    driver.tell(RecordSeen(revision=2, record=replace(four, leader=B)))
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.handle(order("remove", D))
+    driver.handle(RecordSeen(revision=2, record=replace(four, leader=B)))
     assert StartServing not in driver.kinds()
-    driver.tell(LedgerFailed(ticket=driver.ticket(StopLedger), reason="no"))
+    driver.handle(LedgerFailed(ticket=driver.ticket(StopLedger), reason="no"))
     assert StopLedger in driver.kinds(), "a demotion does not wait for the pause"
     assert AnswerOrder not in driver.kinds()
-    driver.tell(Tick())
+    driver.handle(Tick())
     assert StopLedger not in driver.kinds(), "it is already requested"
 
 
 def test_a_failed_drain_ends_the_hand_over(leader: Driver) -> None:
-    hands_over(leader)
-    leader.tell(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
+    announce_switchover(leader)
+    leader.handle(LedgerFailed(ticket=leader.ticket(DrainLedger), reason="slow"))
     assert leader.machine.facts.handover is None
     assert AnswerOrder(ticket=7, refused="slow") in leader.effects
 
@@ -483,31 +483,31 @@ def test_nothing_is_requested_of_a_member_during_a_pause_until_the_leader_change
         leader.machine.facts.requests.ledger_retry, at=9.0, pause_s=1.0
     )
     leader.machine.facts.member.quorum = None
-    leader.tell(Tick())
+    leader.handle(Tick())
     assert leader.effects == []
     # Another region leads the same epoch, which ends the pause: the agent stops serving, then PostgreSQL stops.
-    leader.tell(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
+    leader.handle(RecordSeen(revision=2, record=replace(SERVING, leader=B)))
     assert [kind for kind in leader.kinds() if kind in (StopServing, StopLedger)] == [StopServing, StopLedger]
 
 
 def test_a_promise_is_not_stored_twice_or_during_a_pause(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
-    follower.freezes(500)
-    first = follower.asked(StorePromise)
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
+    follower.answer_freeze(500)
+    first = follower.requested(StorePromise)
     assert follower.machine.facts.requests.requested_promise == first.promise
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert follower.effects == [], "it is being stored"
-    follower.tell(PromiseFailed(ticket=first.ticket, reason="no space left"))
-    follower.tell(SuspicionChanged(region=B, suspected=True))
+    follower.handle(PromiseFailed(ticket=first.ticket, reason="no space left"))
+    follower.handle(SuspicionChanged(region=B, suspected=True))
     assert StorePromise not in follower.kinds()
-    follower.wait(DEFAULTS.retry_s)
+    follower.advance(DEFAULTS.retry_s)
     assert StorePromise in follower.kinds()
 
 
 def test_a_pending_effect_is_not_requested_again(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
     ticket = follower.ticket(FreezeLedger)
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert follower.effects == []
     assert follower.machine.facts.requests.working is not None
     assert follower.machine.facts.requests.working.ticket == ticket
@@ -515,15 +515,15 @@ def test_a_pending_effect_is_not_requested_again(follower: Driver) -> None:
 
 def test_the_quorum_is_unknown_while_another_is_being_set(leader: Driver) -> None:
     four = replace(SERVING, voters=(A, B, C, D))
-    leader.tell(RecordSeen(revision=2, record=four))
-    assert leader.asked(SetQuorum).standbys == (B, C, D)
+    leader.handle(RecordSeen(revision=2, record=four))
+    assert leader.requested(SetQuorum).standbys == (B, C, D)
     assert leader.machine.facts.member.quorum is None
 
 
 def test_the_quorum_of_the_successor_is_unknown_after_a_freeze_is_requested(successor: Driver) -> None:
-    successor.tell(RecordSeen(revision=2, record=PROMISED))
+    successor.handle(RecordSeen(revision=2, record=ANNOUNCED))
     successor.machine.facts.member.quorum = (A, C)
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert FreezeLedger in successor.kinds()
     assert successor.machine.facts.member.quorum is None
 
@@ -534,12 +534,12 @@ def test_the_quorum_of_the_successor_is_unknown_after_a_freeze_is_requested(succ
 def test_a_primary_without_a_readable_promise_does_not_serve_and_requests_nothing() -> None:
     # It may have promised a later epoch, and no promise replaces one that cannot be read.
     driver = Driver(A)
-    driver.tell(Started(promise=None, ledger=MemberState(kind="primary", epoch=1)))
-    assert driver.tells("the promise of this member cannot be read")
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
-    driver.tell(StrongReads(requests=(1,)))
-    driver.tell(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
-    driver.wait(DEFAULTS.ledger_s_max)
+    driver.handle(Started(promise=None, ledger=MemberState(kind="primary", epoch=1)))
+    assert driver.logged("the promise of this member cannot be read")
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    driver.handle(StrongReads(requests=(1,)))
+    driver.handle(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
+    driver.advance(DEFAULTS.ledger_s_max)
     facts = driver.machine.facts
     assert driver.machine.state == "refusing"
     assert (facts.member.serving_epoch, facts.requests.working, facts.requests.swapping, facts.requests.storing) == (
@@ -555,16 +555,16 @@ def test_a_primary_without_a_readable_promise_does_not_serve_and_requests_nothin
 
 def test_a_paused_leader_does_not_serve_before_it_has_read_the_record() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=2, lineage=2), ledger=MemberState(kind="primary", epoch=2)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
+    driver.handle(Started(promise=Promise(epoch=2, lineage=2), ledger=MemberState(kind="primary", epoch=2)))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=CHOSEN))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
-    driver.tell(AgentPaused())
+    driver.handle(AgentPaused())
     read = driver.ticket(ReadRecord)
-    driver.tell(fence)
+    driver.handle(fence)
     assert StartServing not in driver.kinds()
-    driver.tell(RecordRead(ticket=read, revision=1, record=CHOSEN))
+    driver.handle(RecordRead(ticket=read, revision=1, record=CHOSEN))
     assert driver.effects.count(StartServing(epoch=2)) == 1
-    driver.tell(Tick())
+    driver.handle(Tick())
     assert StartServing not in driver.kinds()
 
 
@@ -572,17 +572,17 @@ def test_the_leader_of_the_first_epoch_serves_only_after_its_record_says_so() ->
     bootstrapping = replace(SERVING, phase="bootstrapping", fence_id=None, ancestry=())
     driver = Driver(A)
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), bootstrapping)
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=1), lsn=700, confirmed=True)
-    driver.tell(fence)
+    driver.handle(fence)
     assert StartServing not in driver.kinds()
-    driver.tell(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
+    driver.handle(SwapAnswered(ticket=driver.ticket(SwapRecord), outcome="applied", revision=2))
     assert StartServing(epoch=1) in driver.effects
 
 
 def test_an_epoch_with_a_cancelled_quorum_wait_does_not_serve_again(leader: Driver) -> None:
-    leader.tell(QuorumWaitCancelled(epoch=1))
-    leader.tell(Tick())
+    leader.handle(QuorumWaitCancelled(epoch=1))
+    leader.handle(Tick())
     assert StartServing not in leader.kinds()
     assert leader.machine.facts.member.serving_epoch == 0
 
@@ -592,14 +592,14 @@ def test_an_epoch_with_a_cancelled_quorum_wait_does_not_serve_again(leader: Driv
 
 def test_gossip_starts_a_read_only_for_an_epoch_that_no_agent_reported_before(follower: Driver) -> None:
     for sender, epoch, reads in ((B, 1, False), (A, 2, True), (B, 2, False), (B, 3, True), (A, 3, False)):
-        follower.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=epoch)))
+        follower.handle(GossipHeard(sender=sender, gossip=Gossip(epoch=epoch)))
         assert (ReadRecord in follower.kinds()) is reads, (sender, epoch)
 
 
 def test_gossip_before_the_first_record_starts_no_second_read() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert driver.effects == []
 
 
@@ -611,23 +611,23 @@ def test_only_the_successor_prepares_and_only_for_a_leader_that_has_drained_this
     region: RegionName, sender: RegionName, drained: int, *, prepares: bool
 ) -> None:
     driver = following(region)
-    driver.tell(RecordSeen(revision=2, record=PROMISED))
-    driver.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=1, drained=drained)))
+    driver.handle(RecordSeen(revision=2, record=ANNOUNCED))
+    driver.handle(GossipHeard(sender=sender, gossip=Gossip(epoch=1, drained=drained)))
     assert (prepares_until(driver.machine.facts) is not None) is prepares
 
 
 def test_gossip_of_another_region_does_not_end_the_preparation(successor: Driver) -> None:
-    gets_ready(successor)
-    successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=1)))
+    prepare_successor(successor)
+    successor.handle(GossipHeard(sender=C, gossip=Gossip(epoch=1)))
     assert prepares_until(successor.machine.facts) == DEFAULTS.stall_s
 
 
 def test_a_copy_in_progress_keeps_its_epoch_when_the_leader_releases() -> None:
     driver = Driver(B)
-    driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1), PROMISED)
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
-    driver.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=1))))
+    driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1), ANNOUNCED)
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    driver.handle(GossipHeard(sender=A, gossip=Gossip(epoch=2, release=replace(RELEASE, revision=1))))
     assert driver.machine.facts.record == HANDED_OVER
     working = driver.machine.facts.requests.working
     assert working is not None
@@ -639,25 +639,25 @@ def test_a_copy_in_progress_keeps_its_epoch_when_the_leader_releases() -> None:
 
 
 def test_a_leader_reports_its_commit_then_that_it_has_drained_then_its_release(leader: Driver) -> None:
-    leader.tell(QuorumCommit(lsn=900))
+    leader.handle(QuorumCommit(lsn=900))
     assert leader.effects == [], "the next heartbeat carries the commit"
     assert leader.machine.gossip == Gossip(epoch=1, commit=900)
-    leader.tell(QuorumCommit(lsn=800))
+    leader.handle(QuorumCommit(lsn=800))
     assert leader.machine.gossip.commit == 900
-    hands_over(leader)
-    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=1000))
+    announce_switchover(leader)
+    leader.handle(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=1000))
     assert leader.machine.gossip == Gossip(epoch=1, commit=900, drained=1)
-    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    leader.handle(LedgerDone(ticket=leader.ticket(StopLedger)))
     assert leader.machine.gossip == Gossip(epoch=2, release=replace(RELEASE, lsn=1000))
 
 
 def test_a_follower_reports_no_commit_and_only_a_suspicion_of_the_leader(follower: Driver) -> None:
-    follower.tell(QuorumCommit(lsn=900))
-    follower.tell(SuspicionChanged(region=B, suspected=True))
+    follower.handle(QuorumCommit(lsn=900))
+    follower.handle(SuspicionChanged(region=B, suspected=True))
     assert follower.machine.gossip == Gossip(epoch=1)
-    follower.tell(SuspicionChanged(region=A, suspected=True))
+    follower.handle(SuspicionChanged(region=A, suspected=True))
     assert follower.machine.gossip == Gossip(epoch=1, suspects=1)
-    follower.tell(SuspicionChanged(region=A, suspected=False))
+    follower.handle(SuspicionChanged(region=A, suspected=False))
     assert follower.machine.gossip == Gossip(epoch=1)
     assert follower.machine.facts.peers.suspected == {B}
 
@@ -666,38 +666,38 @@ def test_a_follower_reports_no_commit_and_only_a_suspicion_of_the_leader(followe
 
 
 def test_a_voter_logs_once_that_it_hears_no_majority_and_that_it_hears_one_again(follower: Driver) -> None:
-    follower.tell(SuspicionChanged(region=A, suspected=True))
-    assert not follower.tells("nobody takes over")
-    follower.tell(SuspicionChanged(region=B, suspected=True))
-    assert follower.tells("hears only ap-south; nobody takes over until 2 can agree")
+    follower.handle(SuspicionChanged(region=A, suspected=True))
+    assert not follower.logged("nobody takes over")
+    follower.handle(SuspicionChanged(region=B, suspected=True))
+    assert follower.logged("hears only ap-south; nobody takes over until 2 can agree")
     assert follower.machine.facts.peers.in_minority
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert follower.effects == []
-    follower.tell(SuspicionChanged(region=B, suspected=False))
-    assert follower.tells("hears a majority of the voters again")
+    follower.handle(SuspicionChanged(region=B, suspected=False))
+    assert follower.logged("hears a majority of the voters again")
     assert not follower.machine.facts.peers.in_minority
 
 
 def test_a_region_without_a_vote_does_not_log_whether_it_hears_a_majority() -> None:
     driver = Driver(D)
     driver.start(None, Promise())
-    driver.tell(SuspicionChanged(region=A, suspected=True))
-    driver.tell(SuspicionChanged(region=B, suspected=True))
+    driver.handle(SuspicionChanged(region=A, suspected=True))
+    driver.handle(SuspicionChanged(region=B, suspected=True))
     assert driver.effects == []
 
 
 def test_agreement_on_a_suspicion_is_logged_once_and_counts_from_its_start(follower: Driver) -> None:
     follower.now = 5.0
-    follower.tell(SuspicionChanged(region=A, suspected=True))
+    follower.handle(SuspicionChanged(region=A, suspected=True))
     assert follower.machine.facts.peers.leader_suspected_since is None
-    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
-    assert follower.tells("is silent, and others agree")
+    follower.handle(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
+    assert follower.logged("is silent, and others agree")
     assert follower.machine.facts.peers.leader_suspected_since == 5.0
     follower.now = 5.1
-    follower.tell(Tick())
+    follower.handle(Tick())
     assert follower.effects == []
     assert follower.machine.facts.peers.leader_suspected_since == 5.0
-    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1)))
+    follower.handle(GossipHeard(sender=B, gossip=Gossip(epoch=1)))
     assert follower.machine.facts.peers.leader_suspected_since is None
 
 
@@ -705,24 +705,24 @@ def test_agreement_on_a_suspicion_is_logged_once_and_counts_from_its_start(follo
 
 
 def test_a_stop_outside_a_hand_over_releases_nothing(leader: Driver) -> None:
-    leader.tell(RecordSeen(revision=2, record=RECRUITING))
-    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    leader.handle(RecordSeen(revision=2, record=RECRUITING))
+    leader.handle(LedgerDone(ticket=leader.ticket(StopLedger)))
     assert restart_delayed_until(leader.machine.facts) is None
     assert leader.machine.facts.release is None
 
 
 def test_a_drain_that_is_answered_after_its_switchover_has_ended_releases_nothing(leader: Driver) -> None:
-    hands_over(leader)
+    announce_switchover(leader)
     leader.machine.facts.handover = None
-    leader.tell(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
+    leader.handle(LedgerDrained(ticket=leader.ticket(DrainLedger), lsn=500))
     assert leader.machine.facts.handover is None
     assert (leader.machine.gossip.drained, leader.machine.facts.release) == (0, None)
 
 
 def test_a_leader_that_stops_before_it_has_drained_releases_nothing(leader: Driver) -> None:
-    hands_over(leader)
-    leader.tell(RecordSeen(revision=3, record=replace(PROMISED, leader=C)))
-    leader.tell(LedgerDone(ticket=leader.ticket(StopLedger)))
+    announce_switchover(leader)
+    leader.handle(RecordSeen(revision=3, record=replace(ANNOUNCED, leader=C)))
+    leader.handle(LedgerDone(ticket=leader.ticket(StopLedger)))
     assert leader.machine.facts.handover is not None
     assert leader.machine.facts.release is None
     assert restart_delayed_until(leader.machine.facts) is None
@@ -732,23 +732,23 @@ def test_a_leader_that_stops_before_it_has_drained_releases_nothing(leader: Driv
 def test_ledger_done_is_an_assertion_error_for_an_effect_with_its_own_answer(kind: type[LedgerEffect]) -> None:
     if kind is DrainLedger:
         driver = leading()
-        hands_over(driver)
+        announce_switchover(driver)
     elif kind is WriteFence:
         driver = Driver(B)
         driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     else:
         driver = following(C)
-        driver.tell(RecordSeen(revision=2, record=RECRUITING))
+        driver.handle(RecordSeen(revision=2, record=RECRUITING))
     working = driver.machine.facts.requests.working
     assert working is not None
     assert isinstance(working.effect, kind)
     with pytest.raises(AssertionError, match=f"{kind.__name__} has an answer of its own"):
-        driver.tell(LedgerDone(ticket=working.ticket))
+        driver.handle(LedgerDone(ticket=working.ticket))
 
 
 def test_an_old_leader_acts_by_the_next_epoch_at_once_after_its_release(leader: Driver) -> None:
-    has_handed_over(leader)
-    assert leader.tells("epoch 1: given up at 1F4; the next is eu-west's")
+    release_epoch(leader)
+    assert leader.logged("epoch 1: given up at 1F4; the next is eu-west's")
     facts = leader.machine.facts
     assert facts.record == HANDED_OVER
     assert facts.member.ledger == MemberState(kind="stopped")
@@ -756,11 +756,11 @@ def test_an_old_leader_acts_by_the_next_epoch_at_once_after_its_release(leader: 
 
 
 def test_the_end_of_a_running_member_is_logged_and_that_of_a_stopped_one_is_not(leader: Driver) -> None:
-    leader.tell(LedgerEnded())
-    assert leader.tells("PostgreSQL ended, it was primary")
+    leader.handle(LedgerEnded())
+    assert leader.logged("PostgreSQL ended, it was primary")
     assert StopServing(epoch=1) in leader.effects
-    leader.tell(LedgerEnded())
-    assert not leader.tells("PostgreSQL ended")
+    leader.handle(LedgerEnded())
+    assert not leader.logged("PostgreSQL ended")
 
 
 # Log lines about a member.
@@ -768,18 +768,18 @@ def test_the_end_of_a_running_member_is_logged_and_that_of_a_stopped_one_is_not(
 
 def test_each_step_of_a_promotion_is_logged() -> None:
     driver = following(B)
-    driver.tell(RecordSeen(revision=2, record=CHOSEN))
-    driver.freezes(0x500)
-    assert driver.tells("epoch 2: frozen at 1:500")
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(PromoteLedger)))
-    assert driver.tells("epoch 2: its ledger is primary here")
+    driver.handle(RecordSeen(revision=2, record=CHOSEN))
+    driver.answer_freeze(0x500)
+    assert driver.logged("epoch 2: frozen at 1:500")
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(PromoteLedger)))
+    assert driver.logged("epoch 2: its ledger is primary here")
     fence = FenceWritten(ticket=driver.ticket(WriteFence), fence_id=UUID(int=2), lsn=700, confirmed=True)
-    driver.tell(fence)
-    assert driver.tells("epoch 2: its fence row is on a quorum")
-    assert driver.tells("epoch 2: takes writes")
+    driver.handle(fence)
+    assert driver.logged("epoch 2: its fence row is on a quorum")
+    assert driver.logged("epoch 2: takes writes")
 
 
 @pytest.mark.parametrize(("ancestry", "how"), [((1, 2), "rewound"), ((2,), "copied")])
@@ -787,17 +787,17 @@ def test_each_step_of_a_rejoining_member_is_logged(ancestry: tuple[int, ...], ho
     driver = Driver(C)
     record = replace(SERVING, epoch=2, leader=B, ancestry=ancestry)
     driver.start(MemberState(kind="stopped"), Promise(epoch=1, lineage=1), record)
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
     if how == "rewound":
-        driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="the histories differ", diverged=True))
-        assert driver.tells("the histories differ; again in 0.05 s")
-        driver.wait(DEFAULTS.retry_s)
-        driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(RewindLedger if how == "rewound" else CopyLedger)))
-    assert driver.tells(f"epoch 2: {how} from eu-west")
+        driver.handle(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="the histories differ", diverged=True))
+        assert driver.logged("the histories differ; again in 0.05 s")
+        driver.advance(DEFAULTS.retry_s)
+        driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(RewindLedger if how == "rewound" else CopyLedger)))
+    assert driver.logged(f"epoch 2: {how} from eu-west")
     assert driver.machine.facts.member.rebuilt_epoch == 2
     assert not driver.machine.facts.member.diverged
     if how == "copied":
-        driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(FollowLedger)))
-    assert driver.tells("epoch 2: follows eu-west")
+        driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(FollowLedger)))
+    assert driver.logged("epoch 2: follows eu-west")

@@ -42,9 +42,9 @@ from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.position import Position
 from tests.regions.failover.driver import (
+    ANNOUNCED,
     CHOSEN,
     HANDED_OVER,
-    PROMISED,
     RECRUITING,
     RELEASE,
     SERVING,
@@ -53,11 +53,11 @@ from tests.regions.failover.driver import (
     C,
     D,
     Driver,
+    announce_switchover,
     following,
-    gets_ready,
-    hands_over,
-    has_handed_over,
     order,
+    prepare_successor,
+    release_epoch,
 )
 from tests.regions.failover.knowledge import announced_at, drained_to, prepares_until, restart_delayed_until
 
@@ -71,18 +71,18 @@ def serving(epoch: int, leader: RegionName = B) -> Leadership:
 
 def test_a_starting_agent_reads_from_any_etcd_member_and_watches_no_leader() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     assert driver.kinds() == [ReadRecord]
-    assert not driver.asked(ReadRecord).linearizable
+    assert not driver.requested(ReadRecord).linearizable
     assert not driver.machine.facts.outdated
 
 
 def test_tickets_continue_after_those_of_earlier_runs() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     tickets = [driver.ticket(ReadRecord)]
     for _ in range(2):
-        driver.tell(AgentPaused())
+        driver.handle(AgentPaused())
         tickets.append(driver.ticket(ReadRecord))
     assert tickets == [101, 102, 103]
 
@@ -90,66 +90,66 @@ def test_tickets_continue_after_those_of_earlier_runs() -> None:
 def test_an_agent_with_an_empty_promise_makes_a_linearizable_read() -> None:
     # Its disk may have been replaced; only a linearizable read certainly returns the epoch that it had promised.
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(), ledger=MemberState(kind="stopped")))
-    assert driver.asked(ReadRecord).linearizable
+    driver.handle(Started(promise=Promise(), ledger=MemberState(kind="stopped")))
+    assert driver.requested(ReadRecord).linearizable
     assert driver.machine.facts.outdated
 
 
 def test_a_region_without_a_member_needs_no_promise() -> None:
     driver = Driver(D)
-    driver.tell(Started(promise=None, ledger=None))
+    driver.handle(Started(promise=None, ledger=None))
     assert driver.kinds() == [ReadRecord]
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     assert driver.machine.state == "observing"
-    driver.tell(AgentPaused())
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    driver.handle(AgentPaused())
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
     assert driver.machine.next_deadline() is None
 
 
 def test_a_region_that_does_not_begin_the_cell_reads_an_empty_etcd_once() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=0, lineage=0, floor=1), ledger=MemberState(kind="absent")))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
+    driver.handle(Started(promise=Promise(epoch=0, lineage=0, floor=1), ledger=MemberState(kind="absent")))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
     assert ReadRecord not in driver.kinds()
 
 
 def test_the_first_read_is_not_repeated_after_the_watch_delivered_a_record() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    driver.tell(ReadFailed(ticket=driver.ticket(ReadRecord)))
-    driver.tell(RecordSeen(revision=1, record=SERVING))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(ReadFailed(ticket=driver.ticket(ReadRecord)))
+    driver.handle(RecordSeen(revision=1, record=SERVING))
     assert ReadRecord not in driver.kinds()
-    driver.wait(DEFAULTS.retry_s)
+    driver.advance(DEFAULTS.retry_s)
     assert ReadRecord not in driver.kinds()
 
 
 def test_an_agent_whose_record_is_below_its_promise_makes_a_linearizable_read() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=2, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
-    assert driver.asked(ReadRecord).linearizable
+    driver.handle(Started(promise=Promise(epoch=2, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=SERVING))
+    assert driver.requested(ReadRecord).linearizable
 
 
 @pytest.mark.parametrize("paused", [True, False])
 def test_an_agent_with_a_ledger_refuses_to_take_part_if_etcd_has_no_record(*, paused: bool) -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
     if paused:
-        driver.tell(AgentPaused())
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
-    assert driver.tells("there is a ledger but etcd knows no leadership")
-    assert driver.tells("etcd knows epoch 0, but 1 was promised") is paused
-    driver.tell(SuspicionChanged(region=B, suspected=True))
+        driver.handle(AgentPaused())
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=0, record=None))
+    assert driver.logged("there is a ledger but etcd knows no leadership")
+    assert driver.logged("etcd knows epoch 0, but 1 was promised") is paused
+    driver.handle(SuspicionChanged(region=B, suspected=True))
     assert driver.effects == [], "the refusal is logged once"
-    driver.tell(RecordSeen(revision=1, record=SERVING))
+    driver.handle(RecordSeen(revision=1, record=SERVING))
     assert driver.machine.facts.unable is None
     assert "error" not in [one.level for one in driver.effects if isinstance(one, Log)]
 
 
 def test_the_gossip_is_empty_before_the_first_record() -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    driver.tell(SuspicionChanged(region=A, suspected=True))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(SuspicionChanged(region=A, suspected=True))
     assert driver.machine.gossip == Gossip()
 
 
@@ -168,10 +168,10 @@ def test_the_record_determines_the_watched_leader_and_its_sign_of_life(
     record: Leadership, acting: WatchLeader | None
 ) -> None:
     driver = Driver(C)
-    driver.tell(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
-    driver.tell(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=record))
+    driver.handle(Started(promise=Promise(epoch=1), ledger=MemberState(kind="stopped")))
+    driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=1, record=record))
     assert [one for one in driver.effects if isinstance(one, WatchLeader)] == ([] if acting is None else [acting])
-    driver.tell(Tick())
+    driver.handle(Tick())
     assert WatchLeader not in driver.kinds()
 
 
@@ -179,9 +179,9 @@ def test_the_record_determines_the_watched_leader_and_its_sign_of_life(
 
 
 def test_a_leader_stops_serving_and_discards_facts_of_its_epoch_when_the_next_begins(leader: Driver) -> None:
-    leader.tell(StandbysStreaming(regions=frozenset({B, C})))
-    leader.tell(QuorumCommit(lsn=900))
-    leader.tell(RecordSeen(revision=2, record=RECRUITING))
+    leader.handle(StandbysStreaming(regions=frozenset({B, C})))
+    leader.handle(QuorumCommit(lsn=900))
+    leader.handle(RecordSeen(revision=2, record=RECRUITING))
     facts = leader.machine.facts
     assert leader.effects[0] == StopServing(epoch=1), "the first effect"
     assert leader.kinds().count(StopServing) == 1
@@ -194,7 +194,7 @@ def test_a_leader_stops_serving_and_discards_facts_of_its_epoch_when_the_next_be
 
 
 def test_a_follower_does_not_stop_serving_when_an_epoch_begins(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
     assert StopServing not in follower.kinds()
 
 
@@ -202,60 +202,60 @@ def test_a_fence_row_is_discarded_when_the_next_epoch_begins() -> None:
     driver = Driver(B)
     driver.start(MemberState(kind="primary", epoch=2), Promise(epoch=2, lineage=2), CHOSEN)
     driver.machine.facts.member.fence = object()  # pyright: ignore[reportAttributeAccessIssue]
-    driver.tell(RecordSeen(revision=2, record=replace(CHOSEN, epoch=3)))
+    driver.handle(RecordSeen(revision=2, record=replace(CHOSEN, epoch=3)))
     assert driver.machine.facts.member.fence is None
 
 
 def test_divergence_and_rebuild_are_discarded_when_the_next_epoch_begins(follower: Driver) -> None:
     # The leader of epoch 2 lacks WAL of this member; the leader of epoch 3 may have it.
-    follower.tell(RecordSeen(revision=2, record=serving(2)))
-    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
-    follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no", diverged=True))
+    follower.handle(RecordSeen(revision=2, record=serving(2)))
+    follower.handle(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.handle(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no", diverged=True))
     facts = follower.machine.facts
     assert facts.member.diverged
     facts.member.rebuilt_epoch = 2
-    follower.tell(RecordSeen(revision=3, record=replace(serving(3, A), ancestry=(1, 2, 3))))
+    follower.handle(RecordSeen(revision=3, record=replace(serving(3, A), ancestry=(1, 2, 3))))
     assert (facts.member.diverged, facts.member.rebuilt_epoch) == (False, 0)
-    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
-    assert follower.asked(FollowLedger).leader == A
+    follower.handle(PromiseStored(ticket=follower.ticket(StorePromise)))
+    assert follower.requested(FollowLedger).leader == A
 
 
 def test_a_successor_that_did_not_prepare_freezes_again_for_the_released_epoch() -> None:
     # It did not prepare for a drained leader, so it freezes its member, and reads the position, for this epoch.
     driver = following(B)
-    driver.tell(RecordSeen(revision=2, record=replace(RECRUITING, leader=C)))
-    driver.freezes(500)
+    driver.handle(RecordSeen(revision=2, record=replace(RECRUITING, leader=C)))
+    driver.answer_freeze(500)
     later = replace(HANDED_OVER, epoch=5, handed_over_at=Position(4, 400))
-    driver.tell(RecordSeen(revision=5, record=later))
+    driver.handle(RecordSeen(revision=5, record=later))
     assert driver.machine.facts.member.frozen_vote is None
-    assert driver.asked(FreezeLedger).epoch == 5
+    assert driver.requested(FreezeLedger).epoch == 5
 
 
 def test_a_successor_that_may_receive_wal_again_freezes_again_for_the_next_epoch(successor: Driver) -> None:
     # The leader continued in between, so the member may have followed it again.
-    successor.tell(LedgerDone(ticket=gets_ready(successor)))
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
+    successor.handle(LedgerDone(ticket=prepare_successor(successor)))
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1)))
     assert FollowLedger in successor.kinds()
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
     assert successor.effects == []
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
-    assert successor.asked(FreezeLedger).epoch == 2
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert successor.requested(FreezeLedger).epoch == 2
     assert successor.machine.facts.member.frozen_vote is None
 
 
 def test_a_failed_freeze_is_requested_again_when_the_leader_releases(successor: Driver) -> None:
-    successor.tell(RecordSeen(revision=2, record=PROMISED))
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
-    successor.tell(LedgerFailed(ticket=successor.ticket(FreezeLedger), reason="no"))
+    successor.handle(RecordSeen(revision=2, record=ANNOUNCED))
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, drained=1)))
+    successor.handle(LedgerFailed(ticket=successor.ticket(FreezeLedger), reason="no"))
     assert prepares_until(successor.machine.facts) is not None
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
-    assert successor.asked(FreezeLedger).epoch == 2
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=2, drained=1, release=RELEASE)))
+    assert successor.requested(FreezeLedger).epoch == 2
 
 
 def test_a_preparation_ends_with_the_epoch(successor: Driver) -> None:
-    gets_ready(successor)
+    prepare_successor(successor)
     assert prepares_until(successor.machine.facts) is not None
-    successor.tell(RecordSeen(revision=3, record=HANDED_OVER))
+    successor.handle(RecordSeen(revision=3, record=HANDED_OVER))
     assert prepares_until(successor.machine.facts) is None
 
 
@@ -276,51 +276,51 @@ def test_the_time_in_a_phase_counts_from_each_change_of_epoch_phase_or_leader(fo
     ]
     for at, record in enumerate(changes):
         follower.now = float(at)
-        follower.tell(RecordSeen(revision=at + 2, record=record))
+        follower.handle(RecordSeen(revision=at + 2, record=record))
         times.append(follower.machine.facts.record_since)
     assert times == [0, 0, 2, 2, 4, 5, 5, 7]
 
 
 def test_a_record_with_the_same_epoch_phase_and_leader_keeps_pauses_and_agreement(follower: Driver) -> None:
-    follower.tell(SuspicionChanged(region=A, suspected=True))
-    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
+    follower.handle(SuspicionChanged(region=A, suspected=True))
+    follower.handle(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     follower.now = 0.1
-    follower.tell(AgentPaused())
-    follower.tell(ReadFailed(ticket=follower.ticket(ReadRecord)))
+    follower.handle(AgentPaused())
+    follower.handle(ReadFailed(ticket=follower.ticket(ReadRecord)))
     facts = follower.machine.facts
     facts.requests.ledger_retry = replace(facts.requests.etcd_retry, pause_s=0.4)
     before = (facts.peers.leader_suspected_since, facts.requests.etcd_retry, facts.requests.ledger_retry)
     assert before[0] == 0
-    follower.tell(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
+    follower.handle(RecordSeen(revision=2, record=replace(SERVING, drained=(C,))))
     assert (facts.peers.leader_suspected_since, facts.requests.etcd_retry, facts.requests.ledger_retry) == before
-    follower.tell(RecordSeen(revision=3, record=RECRUITING))
+    follower.handle(RecordSeen(revision=3, record=RECRUITING))
     assert facts.peers.leader_suspected_since is None
     assert facts.requests.etcd_retry.at is None
     assert (facts.requests.etcd_retry.pause_s, facts.requests.ledger_retry.pause_s) == (0, 0)
 
 
 def test_agreement_on_a_suspicion_counts_again_from_the_next_phase(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
     follower.now = 0.1
-    follower.tell(SuspicionChanged(region=B, suspected=True))
-    follower.tell(GossipHeard(sender=A, gossip=Gossip(epoch=2, suspects=2)))
+    follower.handle(SuspicionChanged(region=B, suspected=True))
+    follower.handle(GossipHeard(sender=A, gossip=Gossip(epoch=2, suspects=2)))
     assert follower.machine.facts.peers.leader_suspected_since == 0.1
     follower.now = 0.2
-    follower.tell(RecordSeen(revision=3, record=CHOSEN))
+    follower.handle(RecordSeen(revision=3, record=CHOSEN))
     assert follower.machine.facts.peers.leader_suspected_since == 0.2
 
 
 def test_head_starts_count_from_the_moment_automatic_failover_resumes(follower: Driver) -> None:
     facts = follower.machine.facts
     agreed: list[float | None] = []
-    follower.tell(RecordSeen(revision=2, record=replace(SERVING, automatic=False)))
+    follower.handle(RecordSeen(revision=2, record=replace(SERVING, automatic=False)))
     follower.now = 1.0
-    follower.tell(SuspicionChanged(region=A, suspected=True))
-    follower.tell(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
+    follower.handle(SuspicionChanged(region=A, suspected=True))
+    follower.handle(GossipHeard(sender=B, gossip=Gossip(epoch=1, suspects=1)))
     for at, automatic in ((2.0, False), (3.0, True), (4.0, True), (5.0, False)):
         follower.now = at
         drained = (C,) if at in (2.0, 4.0) else ()
-        follower.tell(RecordSeen(revision=int(at) + 1, record=replace(SERVING, automatic=automatic, drained=drained)))
+        follower.handle(RecordSeen(revision=int(at) + 1, record=replace(SERVING, automatic=automatic, drained=drained)))
         agreed.append(facts.peers.leader_suspected_since)
         if at == 3.0:
             assert follower.machine.next_deadline() == 3.0 + DEFAULTS.claim_stagger_s
@@ -328,12 +328,12 @@ def test_head_starts_count_from_the_moment_automatic_failover_resumes(follower: 
 
 
 def test_each_change_of_phase_is_logged_once(follower: Driver) -> None:
-    said: list[list[str]] = []
+    logged: list[list[str]] = []
     changes = [CHOSEN, replace(CHOSEN, drained=(A,)), serving(2), replace(serving(2), drained=(C,))]
     for at, record in enumerate([RECRUITING, *changes]):
-        follower.tell(RecordSeen(revision=at + 2, record=record))
-        said.append([one.text for one in follower.effects if isinstance(one, Log)])
-    assert said == [
+        follower.handle(RecordSeen(revision=at + 2, record=record))
+        logged.append([one.text for one in follower.effects if isinstance(one, Log)])
+    assert logged == [
         ["epoch 2: eu-west recruiting: first start"],
         ["epoch 2: eu-west was chosen"],
         [],
@@ -352,14 +352,14 @@ def test_the_latest_three_failovers_are_counted_and_a_switchover_is_not(follower
         target = B if epoch == 6 else None
         for at, phase in enumerate(("promoting", "serving", "serving")):
             record = replace(serving(epoch), phase=phase, target=target, drained=(C,) if at == 2 else ())
-            follower.tell(RecordSeen(revision=3 * epoch + at, record=record))
+            follower.handle(RecordSeen(revision=3 * epoch + at, record=record))
     assert facts.failovers == (4.0, 5.0, 7.0)
 
 
 def test_a_failover_whose_promotion_was_missed_is_not_counted(follower: Driver) -> None:
     # The agent did not see the record of the promotion.
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
-    follower.tell(RecordSeen(revision=3, record=serving(2)))
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
+    follower.handle(RecordSeen(revision=3, record=serving(2)))
     assert follower.machine.facts.failovers == ()
 
 
@@ -370,9 +370,9 @@ def test_a_resize_continues_after_a_record_with_the_same_voters() -> None:
     driver = Driver(A)
     four = replace(SERVING, voters=(A, B, C, D))
     driver.start(MemberState(kind="primary", epoch=1), Promise(epoch=1, lineage=1), record=four)
-    driver.tell(LedgerDone(ticket=driver.ticket(SetQuorum)))
-    driver.tell(order("remove", D))
-    driver.tell(RecordSeen(revision=2, record=replace(four, drained=(C,))))
+    driver.handle(LedgerDone(ticket=driver.ticket(SetQuorum)))
+    driver.handle(order("remove", D))
+    driver.handle(RecordSeen(revision=2, record=replace(four, drained=(C,))))
     assert AnswerOrder not in driver.kinds()
     assert driver.machine.facts.resize is not None
 
@@ -388,8 +388,8 @@ def test_a_resize_continues_after_a_record_with_the_same_voters() -> None:
 def test_a_hand_over_ends_with_the_epoch_and_succeeds_if_its_target_leads_the_next(
     leader: Driver, record: Leadership, refused: str | None
 ) -> None:
-    hands_over(leader)
-    leader.tell(RecordSeen(revision=3, record=record))
+    announce_switchover(leader)
+    leader.handle(RecordSeen(revision=3, record=record))
     facts = leader.machine.facts
     assert AnswerOrder(ticket=7, refused=refused) in leader.effects
     assert (facts.switchover, announced_at(facts), drained_to(facts)) == (None, 0, None)
@@ -410,15 +410,15 @@ def test_a_hand_over_ends_with_the_epoch_and_succeeds_if_its_target_leads_the_ne
 def test_the_restart_delay_ends_when_the_successor_is_no_longer_being_promoted(
     leader: Driver, record: Leadership
 ) -> None:
-    has_handed_over(leader)
+    release_epoch(leader)
     assert restart_delayed_until(leader.machine.facts) == DEFAULTS.rest_s
-    leader.tell(RecordSeen(revision=4, record=record))
+    leader.handle(RecordSeen(revision=4, record=record))
     assert restart_delayed_until(leader.machine.facts) is None
 
 
 def test_the_restart_delay_continues_while_the_successor_is_being_promoted(leader: Driver) -> None:
-    has_handed_over(leader)
-    leader.tell(RecordSeen(revision=4, record=replace(HANDED_OVER, automatic=False)))
+    release_epoch(leader)
+    leader.handle(RecordSeen(revision=4, record=replace(HANDED_OVER, automatic=False)))
     assert restart_delayed_until(leader.machine.facts) == DEFAULTS.rest_s
 
 
@@ -427,27 +427,27 @@ def test_the_restart_delay_continues_while_the_successor_is_being_promoted(leade
 
 def test_a_repeated_release_does_not_start_another_read(successor: Driver) -> None:
     release = replace(RELEASE, revision=4)
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=1, release=release)))
-    assert successor.asked(ReadRecord).linearizable
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=1, release=release)))
+    assert successor.requested(ReadRecord).linearizable
     for sender in (A, C):
-        successor.tell(GossipHeard(sender=sender, gossip=Gossip(epoch=1, release=release, drained=1)))
+        successor.handle(GossipHeard(sender=sender, gossip=Gossip(epoch=1, release=release, drained=1)))
         assert successor.effects == []
 
 
 def test_an_older_release_does_not_replace_a_newer_one(successor: Driver) -> None:
     newer = Release(epoch=3, revision=9, successor=B, lsn=900)
-    successor.tell(GossipHeard(sender=A, gossip=Gossip(epoch=3, release=newer)))
-    successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=3, release=RELEASE)))
+    successor.handle(GossipHeard(sender=A, gossip=Gossip(epoch=3, release=newer)))
+    successor.handle(GossipHeard(sender=C, gossip=Gossip(epoch=3, release=RELEASE)))
     assert successor.machine.facts.release == newer
     newest = replace(newer, epoch=4)
-    successor.tell(GossipHeard(sender=C, gossip=Gossip(epoch=4, release=newest)))
+    successor.handle(GossipHeard(sender=C, gossip=Gossip(epoch=4, release=newest)))
     assert successor.machine.facts.release == newest
 
 
 def test_a_release_with_revision_zero_begins_no_epoch_before_the_first_record() -> None:
     driver = Driver(B)
-    driver.tell(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
-    driver.tell(GossipHeard(sender=A, gossip=Gossip(release=replace(RELEASE, revision=0))))
+    driver.handle(Started(promise=Promise(epoch=1, lineage=1), ledger=MemberState(kind="following", epoch=1)))
+    driver.handle(GossipHeard(sender=A, gossip=Gossip(release=replace(RELEASE, revision=0))))
     assert driver.machine.facts.record is None
 
 
@@ -457,9 +457,9 @@ def test_a_release_with_revision_zero_begins_no_epoch_before_the_first_record() 
 def test_the_time_in_a_phase_counts_from_the_end_of_a_copy() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
     driver.now = 100.0
-    driver.tell(LedgerDone(ticket=driver.machine.facts.requests.working.ticket))  # pyright: ignore[reportOptionalMemberAccess]
+    driver.handle(LedgerDone(ticket=driver.machine.facts.requests.working.ticket))  # pyright: ignore[reportOptionalMemberAccess]
     facts = driver.machine.facts
     assert (facts.record_since, facts.member.rebuilt_epoch, facts.member.diverged) == (100.0, 1, False)
     assert facts.member.ledger == MemberState(kind="stopped")
@@ -468,39 +468,39 @@ def test_the_time_in_a_phase_counts_from_the_end_of_a_copy() -> None:
 def test_torn_data_are_copied_again_in_the_same_epoch() -> None:
     driver = Driver(C)
     driver.start(MemberState(kind="absent"), Promise(epoch=1, lineage=1))
-    driver.tell(PromiseStored(ticket=driver.ticket(StorePromise)))
-    driver.tell(LedgerDone(ticket=driver.ticket(CopyLedger)))
-    driver.tell(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="broken page", torn=True))
+    driver.handle(PromiseStored(ticket=driver.ticket(StorePromise)))
+    driver.handle(LedgerDone(ticket=driver.ticket(CopyLedger)))
+    driver.handle(LedgerFailed(ticket=driver.ticket(FollowLedger), reason="broken page", torn=True))
     assert driver.machine.facts.member.ledger == MemberState(kind="absent")
     assert driver.machine.facts.member.rebuilt_epoch == 0
-    driver.wait(DEFAULTS.retry_s)
+    driver.advance(DEFAULTS.retry_s)
     assert CopyLedger in driver.kinds()
 
 
 def test_a_failed_follow_without_divergence_is_requested_again(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=serving(2)))
-    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
-    follower.tell(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no route"))
+    follower.handle(RecordSeen(revision=2, record=serving(2)))
+    follower.handle(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.handle(LedgerFailed(ticket=follower.ticket(FollowLedger), reason="no route"))
     facts = follower.machine.facts
     assert not facts.member.diverged
     assert facts.requests.ledger_retry.pause_s == DEFAULTS.retry_s
-    follower.wait(DEFAULTS.retry_s)
-    follower.tell(LedgerDone(ticket=follower.ticket(FollowLedger)))
+    follower.advance(DEFAULTS.retry_s)
+    follower.handle(LedgerDone(ticket=follower.ticket(FollowLedger)))
     assert facts.requests.ledger_retry.pause_s == 0
 
 
 def test_only_a_failed_follow_reports_a_divergence(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=RECRUITING))
-    follower.tell(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="no", diverged=True))
+    follower.handle(RecordSeen(revision=2, record=RECRUITING))
+    follower.handle(LedgerFailed(ticket=follower.ticket(FreezeLedger), reason="no", diverged=True))
     assert not follower.machine.facts.member.diverged
 
 
 def test_a_follower_whose_postgresql_ended_follows_again_without_a_rewind(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=serving(2)))
-    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
-    follower.tell(LedgerDone(ticket=follower.ticket(FollowLedger)))
+    follower.handle(RecordSeen(revision=2, record=serving(2)))
+    follower.handle(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.handle(LedgerDone(ticket=follower.ticket(FollowLedger)))
     assert follower.machine.state == "following"
-    follower.tell(LedgerEnded())
+    follower.handle(LedgerEnded())
     assert FollowLedger in follower.kinds()
 
 
@@ -508,19 +508,19 @@ def test_the_end_of_an_absent_or_missing_member_is_ignored() -> None:
     for ledger in (MemberState(kind="absent"), None):
         driver = Driver(D)
         driver.start(ledger, Promise())
-        driver.tell(LedgerEnded())
+        driver.handle(LedgerEnded())
         assert driver.effects == []
         assert driver.machine.facts.member.ledger == ledger
 
 
 def test_a_follow_is_requested_again_at_once_when_postgresql_ended(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=serving(2)))
-    follower.tell(PromiseStored(ticket=follower.ticket(StorePromise)))
+    follower.handle(RecordSeen(revision=2, record=serving(2)))
+    follower.handle(PromiseStored(ticket=follower.ticket(StorePromise)))
     first = follower.ticket(FollowLedger)
-    follower.tell(LedgerEnded())
+    follower.handle(LedgerEnded())
     assert follower.ticket(FollowLedger) > first
 
 
 def test_a_follower_requests_no_swap_when_it_sees_an_announcement(follower: Driver) -> None:
-    follower.tell(RecordSeen(revision=2, record=PROMISED))
+    follower.handle(RecordSeen(revision=2, record=ANNOUNCED))
     assert SwapRecord not in follower.kinds()

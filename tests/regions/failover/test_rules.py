@@ -219,34 +219,34 @@ def test_rule_12_a_member_votes_only_with_the_fence_row_of_the_epoch_that_it_joi
     assert rules.may_publish(vote(6, fence=5), durable)
 
 
-PROMISED = replace(
+ANNOUNCED = replace(
     record(), phase="serving", fence_id=UUID(int=5), since="noon", succession=Succession(region=B, reason="switch to b")
 )
 RELEASE = Release(epoch=5, revision=7, successor=B, lsn=0x500)
 
 
 def test_rule_20_a_leader_hands_over_only_to_the_region_that_its_own_swap_announced() -> None:
-    assert rules.may_hand_over(PROMISED, B, announced=1)
-    assert not rules.may_hand_over(PROMISED, B, announced=0), "the record may be left over from an earlier order"
-    assert not rules.may_hand_over(PROMISED, C, announced=1), "another region is announced"
+    assert rules.may_hand_over(ANNOUNCED, B, announced=1)
+    assert not rules.may_hand_over(ANNOUNCED, B, announced=0), "the record may be left over from an earlier order"
+    assert not rules.may_hand_over(ANNOUNCED, C, announced=1), "another region is announced"
     assert not rules.may_hand_over(record(), B, announced=1), "no region is announced"
 
 
 def test_rule_20_a_leader_releases_its_epoch_only_after_its_own_announcement_and_the_drain() -> None:
     switch = Order(ticket=1, kind="switch", region=B)
-    assert rules.release_of(switch, PROMISED, announced=7, drained=0x500) == RELEASE
-    assert rules.release_of(switch, PROMISED, announced=7, drained=None) is None
-    assert rules.release_of(switch, PROMISED, announced=0, drained=0x500) is None
-    assert rules.release_of(replace(switch, region=C), PROMISED, announced=7, drained=0x500) is None
+    assert rules.release_of(switch, ANNOUNCED, announced=7, drained=0x500) == RELEASE
+    assert rules.release_of(switch, ANNOUNCED, announced=7, drained=None) is None
+    assert rules.release_of(switch, ANNOUNCED, announced=0, drained=0x500) is None
+    assert rules.release_of(replace(switch, region=C), ANNOUNCED, announced=7, drained=0x500) is None
 
 
 def test_rule_20_a_record_and_the_release_of_its_epoch_yield_the_next_epoch() -> None:
-    next_one = rules.effective_record(PROMISED, 7, RELEASE)
+    next_one = rules.effective_record(ANNOUNCED, 7, RELEASE)
     assert (next_one.epoch, next_one.leader, next_one.phase, next_one.target) == (6, B, "promoting", B)
     assert (next_one.fence_id, next_one.succession, next_one.since) == (None, None, "")
     assert next_one.reason == "switch to b"
     assert next_one.handed_over_at == Position(5, 0x500)
-    assert rules.effective_record(PROMISED, 8, RELEASE) == next_one, (
+    assert rules.effective_record(ANNOUNCED, 8, RELEASE) == next_one, (
         "a later record of the epoch does not revoke the release"
     )
 
@@ -254,12 +254,12 @@ def test_rule_20_a_record_and_the_release_of_its_epoch_yield_the_next_epoch() ->
 @pytest.mark.parametrize(
     ("known", "revision", "release"),
     [
-        (PROMISED, 7, None),
+        (ANNOUNCED, 7, None),
         (record(), 7, RELEASE),
-        (PROMISED, 6, RELEASE),
-        (PROMISED, 7, replace(RELEASE, epoch=4)),
-        (PROMISED, 7, replace(RELEASE, epoch=6)),
-        (PROMISED, 7, replace(RELEASE, successor=C)),
+        (ANNOUNCED, 6, RELEASE),
+        (ANNOUNCED, 7, replace(RELEASE, epoch=4)),
+        (ANNOUNCED, 7, replace(RELEASE, epoch=6)),
+        (ANNOUNCED, 7, replace(RELEASE, successor=C)),
     ],
     ids=[
         "no release",

@@ -56,7 +56,7 @@ def facts(**changes: Any) -> Facts:
     return facts_of(**{**fields, **changes})
 
 
-def at(epoch: int, lsn: int) -> Vote:
+def vote_at(epoch: int, lsn: int) -> Vote:
     return Vote(epoch=3, position=Position(epoch, lsn), ancestry=(epoch,))
 
 
@@ -69,7 +69,7 @@ PRIMARY, FROZEN, STOPPED, ABSENT = (
     MemberState(kind="absent"),
 )
 SWITCH = Order(ticket=1, kind="switch", region=B)
-PROMISED = replace(SERVING, succession=Succession(region=B, reason=""))
+ANNOUNCED = replace(SERVING, succession=Succession(region=B, reason=""))
 CHOSEN = replace(SERVING, epoch=3, phase="promoting", fence_id=None)
 HANDED_OVER = replace(CHOSEN, handed_over_at=Position(2, 500))
 FENCE = FenceWritten(ticket=1, fence_id=UUID(int=3), lsn=510, confirmed=True)
@@ -87,13 +87,13 @@ def chosen(**changes: Any) -> Facts:
         "ledger": FROZEN,
         "promise": Promise(epoch=3, lineage=3),
         "promoting_epoch": 3,
-        "frozen_vote": at(2, 500),
+        "frozen_vote": vote_at(2, 500),
         "quorum": (B, C),
     }
     return facts(**{**known, **changes})
 
 
-def reigning(**changes: Any) -> Facts:
+def promoted(**changes: Any) -> Facts:
     """Return the facts of the agent of A, which was promoted and has not written its fence row."""
     return leading(**{"record": CHOSEN, "ledger": MemberState(kind="primary", epoch=3), **changes})
 
@@ -103,7 +103,7 @@ def following(**changes: Any) -> Facts:
     return facts(**{"region": B, "ledger": MemberState(kind="following", epoch=2), **changes})
 
 
-def beginning(**changes: Any) -> Facts:
+def creating_cell(**changes: Any) -> Facts:
     """Return the facts of the agent of A, which creates a new cell."""
     first = replace(SERVING, epoch=1, phase="bootstrapping", fence_id=None, ancestry=())
     known: dict[str, Any] = {"record": first, "ledger": ABSENT, "promise": Promise(epoch=1, lineage=1)}
@@ -156,18 +156,22 @@ def test_a_member_that_may_not_take_part_stops_or_does_nothing(known: Facts, ste
             id="freezes before etcd is read",
         ),
         pytest.param(
-            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=replace(at(2, 500), epoch=2)),
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=replace(vote_at(2, 500), epoch=2)),
             FreezeLedger(ticket=0, epoch=3),
             id="freezes again after a vote for another epoch",
         ),
         pytest.param(
-            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=at(2, 500)),
+            facts(region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=vote_at(2, 500)),
             Promise(epoch=3, lineage=2),
             id="stores its promise when it is frozen",
         ),
         pytest.param(
             facts(
-                region=C, record=RECRUITING, ledger=FROZEN, frozen_vote=at(2, 500), promise=Promise(epoch=3, lineage=2)
+                region=C,
+                record=RECRUITING,
+                ledger=FROZEN,
+                frozen_vote=vote_at(2, 500),
+                promise=Promise(epoch=3, lineage=2),
             ),
             None,
             id="waits when its promise is stored",
@@ -248,7 +252,9 @@ def test_a_voter_freezes_its_member_then_stores_its_promise(known: Facts, step: 
             id="a successor freezes first",
         ),
         pytest.param(
-            chosen(record=HANDED_OVER, frozen_vote=at(2, 499), promise=Promise(epoch=2, lineage=2), promoting_epoch=0),
+            chosen(
+                record=HANDED_OVER, frozen_vote=vote_at(2, 499), promise=Promise(epoch=2, lineage=2), promoting_epoch=0
+            ),
             None,
             id="a successor without all WAL of its predecessor is not promoted",
         ),
@@ -265,9 +271,9 @@ def test_a_chosen_member_is_promoted_after_freeze_promise_quorum_and_lineage(
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        pytest.param(reigning(), WriteFence(ticket=0, epoch=3), id="writes its fence row"),
-        pytest.param(reigning(outdated=True), None, id="writes no fence row before etcd is read"),
-        pytest.param(reigning(fence=FENCE), None, id="writes its fence row once"),
+        pytest.param(promoted(), WriteFence(ticket=0, epoch=3), id="writes its fence row"),
+        pytest.param(promoted(outdated=True), None, id="writes no fence row before etcd is read"),
+        pytest.param(promoted(fence=FENCE), None, id="writes its fence row once"),
         pytest.param(leading(), None, id="writes no fence row when the record serves"),
         pytest.param(
             leading(quorum=None), SetQuorum(ticket=0, epoch=2, standbys=(B, C), required=1), id="sets its quorum"
@@ -288,17 +294,17 @@ def test_a_chosen_member_is_promoted_after_freeze_promise_quorum_and_lineage(
             id="keeps its quorum during a switchover",
         ),
         pytest.param(
-            leading(record=PROMISED, handover=Announcing(order=SWITCH)),
+            leading(record=ANNOUNCED, handover=Announcing(order=SWITCH)),
             None,
             id="does not drain before its announcement is confirmed",
         ),
         pytest.param(
-            leading(record=PROMISED, handover=Draining(order=SWITCH, revision=4)),
+            leading(record=ANNOUNCED, handover=Draining(order=SWITCH, revision=4)),
             DrainLedger(ticket=0, epoch=2, target=B),
             id="drains after its announcement is confirmed",
         ),
         pytest.param(
-            leading(record=PROMISED, handover=Releasing(order=SWITCH, revision=4, lsn=500)),
+            leading(record=ANNOUNCED, handover=Releasing(order=SWITCH, revision=4, lsn=500)),
             StopLedger(ticket=0, epoch=2),
             id="stops after the drain",
         ),
@@ -311,35 +317,37 @@ def test_a_primary_writes_its_fence_row_sets_its_quorum_and_hands_over(known: Fa
 @pytest.mark.parametrize(
     ("known", "step"),
     [
-        pytest.param(beginning(), InitialiseLedger(ticket=0, epoch=1), id="initialises the ledger"),
-        pytest.param(beginning(promise=Promise()), Promise(epoch=1, lineage=1), id="stores its lineage before that"),
+        pytest.param(creating_cell(), InitialiseLedger(ticket=0, epoch=1), id="initialises the ledger"),
         pytest.param(
-            beginning(ledger=MemberState(kind="primary", epoch=1)),
+            creating_cell(promise=Promise()), Promise(epoch=1, lineage=1), id="stores its lineage before that"
+        ),
+        pytest.param(
+            creating_cell(ledger=MemberState(kind="primary", epoch=1)),
             SetQuorum(ticket=0, epoch=1, standbys=(B, C), required=1),
             id="sets its quorum",
         ),
         pytest.param(
-            beginning(ledger=MemberState(kind="primary", epoch=1), unsettled_revision=None),
+            creating_cell(ledger=MemberState(kind="primary", epoch=1), unsettled_revision=None),
             None,
             id="sets no quorum before the newest record is known",
         ),
         pytest.param(
-            beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C)),
+            creating_cell(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C)),
             WriteFence(ticket=0, epoch=1),
             id="writes its fence row",
         ),
         pytest.param(
-            beginning(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C), fence=FENCE),
+            creating_cell(ledger=MemberState(kind="primary", epoch=1), quorum=(B, C), fence=FENCE),
             None,
             id="does nothing after the fence row",
         ),
         pytest.param(
-            beginning(region=B, promise=Promise()),
+            creating_cell(region=B, promise=Promise()),
             Promise(epoch=1, copying=1),
             id="another voter stores the promise of a copy",
         ),
         pytest.param(
-            beginning(region=B, promise=Promise(epoch=1, copying=1)),
+            creating_cell(region=B, promise=Promise(epoch=1, copying=1)),
             CopyLedger(ticket=0, epoch=1, leader=A),
             id="another voter copies",
         ),
@@ -409,7 +417,7 @@ def test_a_follower_stores_its_promise_then_follows_rewinds_or_copies(known: Fac
 
 def successor(**changes: Any) -> Facts:
     """Return the facts of the agent of B, the successor, after A reported that it has drained."""
-    return following(**{"record": PROMISED, "handover": Preparing(until=9.0), **changes})
+    return following(**{"record": ANNOUNCED, "handover": Preparing(until=9.0), **changes})
 
 
 @pytest.mark.parametrize(
@@ -432,7 +440,7 @@ def test_a_successor_freezes_and_sets_its_quorum_while_the_leader_stops(known: F
 
 
 @pytest.mark.parametrize(
-    ("changes", "rests"),
+    ("changes", "delayed"),
     [
         ({}, True),
         ({"handover": None}, False),
@@ -451,7 +459,7 @@ def test_a_successor_freezes_and_sets_its_quorum_while_the_leader_stops(known: F
     ],
 )
 def test_an_old_leader_stays_stopped_during_its_delay_while_the_others_are_a_majority(
-    changes: dict[str, Any], rests: bool
+    changes: dict[str, Any], delayed: bool
 ) -> None:
     # B has handed over to A.
     before = {
@@ -461,7 +469,7 @@ def test_an_old_leader_stays_stopped_during_its_delay_while_the_others_are_a_maj
         "handover": RestartDelayed(until=0.5),
     }
     step = steps.ledger_step(following(**{**before, **changes}))
-    assert step == (None if rests else FollowLedger(ticket=0, epoch=3, leader=A))
+    assert step == (None if delayed else FollowLedger(ticket=0, epoch=3, leader=A))
 
 
 # Each criterion of the choice against all later ones. C is last in the order of voters and has only the criterion.
@@ -470,11 +478,11 @@ def test_an_old_leader_stays_stopped_during_its_delay_while_the_others_are_a_maj
 @pytest.mark.parametrize(
     ("given", "record", "silent"),
     [
-        ({B: at(2, 500), C: at(2, 501)}, replace(RECRUITING, target=B, drained=(C,)), {C}),
-        ({B: at(1, 900), C: at(2, 100)}, replace(RECRUITING, target=B, drained=(C,)), {C}),
-        ({B: at(2, 500), C: at(2, 500)}, replace(RECRUITING, target=C, drained=(C,)), {C}),
-        ({B: at(2, 500), C: at(2, 500)}, replace(RECRUITING, drained=(B,)), {C}),
-        ({B: at(2, 500), C: at(2, 500)}, RECRUITING, {B}),
+        ({B: vote_at(2, 500), C: vote_at(2, 501)}, replace(RECRUITING, target=B, drained=(C,)), {C}),
+        ({B: vote_at(1, 900), C: vote_at(2, 100)}, replace(RECRUITING, target=B, drained=(C,)), {C}),
+        ({B: vote_at(2, 500), C: vote_at(2, 500)}, replace(RECRUITING, target=C, drained=(C,)), {C}),
+        ({B: vote_at(2, 500), C: vote_at(2, 500)}, replace(RECRUITING, drained=(B,)), {C}),
+        ({B: vote_at(2, 500), C: vote_at(2, 500)}, RECRUITING, {B}),
     ],
     ids=["more WAL", "a newer fence row", "the target of an order", "not drained", "not suspected"],
 )
@@ -486,7 +494,7 @@ def test_each_criterion_of_the_choice_outweighs_all_later_ones(
 
 
 def test_between_equals_the_first_in_the_order_of_voters_is_chosen() -> None:
-    equal = {C: at(2, 500), B: at(2, 500), A: at(2, 500)}
+    equal = {C: vote_at(2, 500), B: vote_at(2, 500), A: vote_at(2, 500)}
     assert steps.choose(equal, RECRUITING, frozenset()) == A
     assert steps.choose(equal, replace(RECRUITING, voters=(C, B, A)), frozenset()) == C
 
@@ -614,9 +622,9 @@ def test_the_first_joining_region_that_streams_is_added_next() -> None:
 
 def test_a_vote_is_published_until_the_epoch_serves_and_only_with_its_promise_on_disk() -> None:
     frozen = facts(
-        record=RECRUITING, frozen_vote=at(2, 500), promise=Promise(epoch=3), ledger=MemberState(kind="frozen")
+        record=RECRUITING, frozen_vote=vote_at(2, 500), promise=Promise(epoch=3), ledger=MemberState(kind="frozen")
     )
-    assert steps.published_vote(frozen) == at(2, 500)
+    assert steps.published_vote(frozen) == vote_at(2, 500)
     assert steps.published_vote(with_facts(frozen, promise=Promise(epoch=2))) is None
     assert steps.published_vote(with_facts(frozen, promise=None)) is None
     assert steps.published_vote(replace(frozen, record=None)) is None
@@ -630,11 +638,11 @@ def test_a_vote_is_published_until_the_epoch_serves_and_only_with_its_promise_on
 def test_the_own_vote_counts_in_addition_to_votes_in_the_gossip() -> None:
     frozen = facts(
         record=RECRUITING,
-        frozen_vote=at(2, 500),
+        frozen_vote=vote_at(2, 500),
         promise=Promise(epoch=3),
-        gossip={B: Gossip(epoch=3, vote=at(2, 400)), C: Gossip(epoch=3), D: Gossip(epoch=3, vote=at(2, 900))},
+        gossip={B: Gossip(epoch=3, vote=vote_at(2, 400)), C: Gossip(epoch=3), D: Gossip(epoch=3, vote=vote_at(2, 900))},
     )
-    assert steps.votes(frozen, RECRUITING) == {A: at(2, 500), B: at(2, 400)}
+    assert steps.votes(frozen, RECRUITING) == {A: vote_at(2, 500), B: vote_at(2, 400)}
 
 
 def test_a_release_is_published_until_etcd_has_the_next_epoch() -> None:
