@@ -1,1 +1,1 @@
-"""A mutation run over the failover core: each condition is changed, and a test has to notice. `make mutations`."""
+"""Mutation testing of the failover core (`make mutations`): changes each condition, and requires that a test fails."""

@@ -1,6 +1,6 @@
-"""`python -m tests.mutants`: how many mutants there are, which the tests do not notice, and whether that is known.
+"""`python -m tests.mutants`: runs the tests against all mutants, and reports those that survive.
 
-Ends with 1 when a mutant survives that `equivalent.toml` does not name, or one is named there that is noticed or gone.
+Exits with 1 if a mutant survives that `equivalent.toml` does not name, or if it names one that is detected or gone.
 """
 
 import tomllib
@@ -18,8 +18,10 @@ LIST = Path(__file__).parent / "equivalent.toml"
 
 
 def main(
-    only: Annotated[list[str] | None, typer.Option("--only", help="Sources, such as rules.py.")] = None,
-    matching: Annotated[str, typer.Option("--matching", help="Mutants whose name has this in it.")] = "",
+    only: Annotated[
+        list[str] | None, typer.Option("--only", help="Only this source, such as rules.py; repeat for several.")
+    ] = None,
+    matching: Annotated[str, typer.Option("--matching", help="Only mutants whose key contains this text.")] = "",
     all_lines: Annotated[bool, typer.Option("--all-lines", help="Print a line for each mutant.")] = False,
 ) -> None:
     """Run the pure tests of the failover core against all mutants of it."""
@@ -65,12 +67,12 @@ def _judged(mutants: list[Mutant], noticed: dict[str, str | None], *, whole: boo
     stale = sorted(key for key in known if key not in survivors and (whole or key in noticed))
     late = sum(by == TOO_LONG for by in noticed.values())
     if late:
-        typer.echo(f"{late} count as noticed because they took too long")
+        typer.echo(f"{late} count as detected because they exceeded the time limit")
     typer.echo(f"{len(mutants)} mutants, {len(survivors)} survive, {len(survivors) - len(new)} of them known")
     for key in new:
-        typer.echo(f"survives and is not in {LIST.name}: {key}")
+        typer.echo(f"survives, but is not in {LIST.name}: {key}")
     for key in stale:
-        typer.echo(f"is in {LIST.name} and does not survive: {key}")
+        typer.echo(f"is in {LIST.name}, but does not survive: {key}")
     return 1 if new or stale else 0
 
 

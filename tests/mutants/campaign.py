@@ -1,10 +1,10 @@
 """Runs tests against mutants, each in a fork of a process that has collected the tests once.
 
-A mutant lives in the memory of its fork: no file is written. What is inside of a function takes the place of the
-function's code; what is outside of functions needs a process that imports the mutant from the start.
+A mutant exists only in the memory of its fork; no file is written. A mutant inside a function replaces the function's
+code. A mutant outside functions runs in a process that imports the changed source.
 
-A mutant counts as noticed when a test fails, when it cannot be imported, when its process ends, or when it takes too
-long. Whatever else goes wrong says nothing about the mutant, and ends the campaign.
+A mutant counts as detected if a test fails, if it cannot be imported, if its process ends, or if it exceeds the time
+limit. Any other failure shows nothing about the mutant, and stops the campaign.
 """
 
 import ast
@@ -35,17 +35,18 @@ SOURCES = Path(__file__).parents[2] / "regions" / "failover"
 TESTS = ("tests/regions/failover", "tests/scenarios")
 
 MUTANT_S_MAX = 120
-"""Then a mutant counts as noticed: it loops. The slowest test of the core takes a second."""
+"""Time limit of a mutant: above it the mutant loops, because the slowest test of the core takes a second."""
 
 BASELINE_S_MAX = 600
+"""Time limit of the tests without a mutant."""
 SLOWER_MAX = 5
-"""A mutant that needs a process of its own may take so many times as long as the tests without a mutant."""
+"""Time limit of a mutant that needs its own process, as a multiple of the time of the tests without a mutant."""
 
 TOO_LONG = "took too long"
 
 
 class CampaignBroken(Exception):
-    """Something failed that is not the mutant; the message is one line."""
+    """A failure that the mutant did not cause; the message is one line."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -53,8 +54,9 @@ class Ended:
     """How a fork ended.
 
     Attributes:
-        how: It could not be prepared, returned, raised, ended without an answer, or took too long.
-        answer: What it returned, or a text.
+        how: Whether its preparation failed, it returned, it raised, it ended without an answer, or it exceeded its time
+            limit.
+        answer: The value that it returned, or a text.
     """
 
     how: Literal["unprepared", "returned", "raised", "ended", "late"]
@@ -62,15 +64,15 @@ class Ended:
 
 
 class Plugin:
-    """Stands in the place of pytest's loop over its tests."""
+    """Replaces pytest's loop over the tests."""
 
     def __init__(self, mutants: list[Mutant], tell: Callable[[Mutant, str | None], None]) -> None:
-        """Prepare to run the tests against mutants, and to tell of each what noticed it."""
+        """Prepare to run the tests against the mutants; ``tell`` is called with each mutant and what detected it."""
         self._mutants = mutants
         self._tell = tell
 
     def pytest_runtestloop(self, session: pytest.Session) -> bool:
-        """Run all tests once to see which functions each enters, then those of each mutant."""
+        """Run all tests once to record which functions each enters, then the tests of each mutant."""
         entered = in_fork(lambda: _entered(session.items), BASELINE_S_MAX)
         if entered.how != "returned":
             raise CampaignBroken(f"the tests fail without a mutant: {entered.answer}")
@@ -83,7 +85,7 @@ class Plugin:
 
 
 Entered = tuple[float, int, set[tuple[str, str]]]
-"""How long a test takes, its number, and the functions of the core that it enters."""
+"""The processor seconds of a test, its index, and the (file, function) pairs of the core that it enters."""
 
 
 def _entered(items: list[pytest.Item]) -> list[Entered]:
@@ -118,10 +120,10 @@ def _noticed(items: list[pytest.Item], tests: list[int]) -> str | None:
 
 
 def by_what(mutant: Mutant, ended: Ended) -> str | None:
-    """What noticed a mutant; None when nothing did.
+    """Return what detected a mutant; None if nothing did.
 
     Raises:
-        CampaignBroken: It was not in its place, or what runs the tests failed.
+        CampaignBroken: The mutant was not installed, or running the tests failed.
     """
     match ended.how:
         case "returned":
@@ -137,7 +139,7 @@ def by_what(mutant: Mutant, ended: Ended) -> str | None:
 def in_fork(
     what: Callable[[], Any], seconds: float = MUTANT_S_MAX, *, prepare: Callable[[], None] | None = None
 ) -> Ended:
-    """Call a function in a fork of this process, after what prepares it; tell how that ended."""
+    """Call ``prepare`` and then ``what`` in a fork of this process, and return how the fork ended."""
     reader, writer = os.pipe()
     child = os.fork()
     if child == 0:
@@ -151,7 +153,7 @@ def in_fork(
                 prepare()
             how = "raised"
             answer = repr(("returned", what()))
-        except BaseException:  # noqa: BLE001 - whatever it is, it is told
+        except BaseException:  # noqa: BLE001 - the parent process receives any error
             answer = repr((how, traceback.format_exc().strip().splitlines()[-1]))
         _write_all(writer, answer.encode())
         os._exit(0)
@@ -176,7 +178,7 @@ def _write_all(writer: int, answer: bytes) -> None:
 
 
 def _read(reader: int, until: float) -> bytes | None:
-    """Everything up to the end; None when that does not come in time."""
+    """Everything that is written before the pipe is closed; None if it is not closed in time."""
     told = b""
     while select.select([reader], [], [], max(0.0, until - time.monotonic()))[0]:
         part = os.read(reader, 1 << 16)
@@ -186,11 +188,11 @@ def _read(reader: int, until: float) -> bytes | None:
     return None
 
 
-# Changes outside of functions.
+# Mutants outside functions.
 
 
 class _Collection:
-    """Notes whether a file of tests could be collected."""
+    """Records whether pytest failed to collect a file of tests."""
 
     def __init__(self) -> None:
         self.failed = False
@@ -200,10 +202,10 @@ class _Collection:
 
 
 def all_tests() -> str | None:
-    """Run all tests in this process, up to the first that fails; return what failed, or None.
+    """Run all tests in this process, up to the first failure; return a text that names what failed, or None.
 
     Raises:
-        CampaignBroken: Pytest itself did.
+        CampaignBroken: Pytest itself failed.
     """
     collection = _Collection()
     code = pytest.main(["-q", "-x", "-p", "no:cacheprovider", *TESTS], plugins=[collection])
@@ -217,10 +219,10 @@ def all_tests() -> str | None:
 
 
 def baseline() -> float:
-    """Run all tests without a mutant, as a mutant is run; return how long they take, seconds.
+    """Run all tests without a mutant, in the same way as with one; return their duration in seconds.
 
     Raises:
-        CampaignBroken: They fail.
+        CampaignBroken: A test failed.
     """
     began = time.monotonic()
     ended = in_fork(all_tests, BASELINE_S_MAX)
@@ -230,10 +232,10 @@ def baseline() -> float:
 
 
 def in_process_of_its_own(mutant: Mutant, seconds: float) -> str | None:
-    """Run all tests in a process that imports a mutant from the start; return what noticed it.
+    """Run all tests in a process that imports the mutant instead of its source; return what detected it, or None.
 
     Raises:
-        CampaignBroken: It was not in its place, or what runs the tests failed.
+        CampaignBroken: The mutant was not installed, or running the tests failed.
     """
     finder = Finder(mutant)
     return by_what(mutant, in_fork(partial(_imported_and_tested, finder), seconds, prepare=finder.put_in_place))
@@ -242,18 +244,18 @@ def in_process_of_its_own(mutant: Mutant, seconds: float) -> str | None:
 def _imported_and_tested(finder: "Finder") -> str | None:
     try:
         module = import_module(finder.module)
-    except Exception as error:  # noqa: BLE001 - its source was compiled before: this is the mutant's
+    except Exception as error:  # noqa: BLE001 - the source compiles, so the mutant causes the error
         return f"its import: {type(error).__name__}"
     if not isinstance(module.__loader__, _Loader):
         raise CampaignBroken("another module was imported")
     return all_tests()
 
 
-# Putting a mutant in its place.
+# Installing a mutant.
 
 
 def install(mutant: Mutant) -> None:
-    """Let a function of this process do what its mutant does."""
+    """Replace the code of a function in this process by its mutant."""
     module = import_module(f"{PACKAGE}.{mutant.file.removesuffix('.py')}")
     path = SOURCES / mutant.file
     code = _code(compile(mutated(path.read_text(), mutant), str(path), "exec"), mutant.function)
@@ -285,7 +287,7 @@ def _code(code: CodeType, name: str) -> CodeType | None:
 
 
 class Finder(MetaPathFinder):
-    """Imports a mutant in the place of its source."""
+    """An import hook that imports a mutant instead of its source."""
 
     def __init__(self, mutant: Mutant) -> None:
         """Compile one mutant."""
@@ -294,13 +296,17 @@ class Finder(MetaPathFinder):
         self._code = compile(mutated(path.read_text(), mutant), str(path), "exec")
 
     def put_in_place(self) -> None:
-        """Let this process import the mutant, before anything imports its source."""
+        """Install the hook in this process, before any module imports the source.
+
+        Raises:
+            CampaignBroken: The source was imported already.
+        """
         if any(name.startswith(PACKAGE) for name in sys.modules):
             raise CampaignBroken("its source was imported before it")
         sys.meta_path.insert(0, self)
 
     def find_spec(self, fullname: str, path: Any = None, target: Any = None) -> ModuleSpec | None:
-        """The module with the mutant's code."""
+        """Return the spec of the mutant's module; None for any other module."""
         spec = PathFinder.find_spec(fullname, path, target) if fullname == self.module else None
         if spec is not None and spec.origin is not None:
             spec.loader = _Loader(fullname, spec.origin)

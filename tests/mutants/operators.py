@@ -1,9 +1,9 @@
-"""Which changes are made to a source: each is one small change of the syntax tree.
+"""Generates the mutants of a source: each is one small change of its syntax tree.
 
-Source of the kinds: the operators of cosmic-ray and mutmut, and those that a condition needs besides: a term removed,
-a condition that always or never holds, terms of a ranking in another order, a statement or a keyword left out.
-Words for people, type annotations and assertions are left alone but for the condition of an assertion, which is turned
-round: what an assertion of the core forbids cannot be brought about by the core itself.
+The kinds of changes are the operators of cosmic-ray and mutmut, and further ones for conditions: a term removed, a
+condition that always or never holds, elements of a ranking swapped, a statement or a keyword removed. Texts for people
+and type annotations are not changed. The condition of an assertion is only negated, because the core itself cannot
+violate it, so no test could detect a weaker assertion.
 """
 
 import ast
@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import cast
 
 Step = tuple[str, int | None]
-"""A field of a node, and the place in it when it is a list."""
+"""A field of a node, and the index in it if the field is a list."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -23,11 +23,11 @@ class Mutant:
 
     Attributes:
         file: Name of the source.
-        function: Qualified name of the outermost function that it is in; empty outside of functions.
-        line: Where.
-        key: Names it, the same as long as the code around it is: `file function: before -> after`.
-        path: The way to the node that is replaced.
-        after: What it is replaced by; None: it is taken out of its list.
+        function: Qualified name of the outermost function that contains it; empty outside functions.
+        line: Line of the changed node.
+        key: Its unique name, `file function: before -> after`, which does not depend on the line.
+        path: The path to the node that is replaced.
+        after: The node that replaces it; None to remove it from its list.
     """
 
     file: str
@@ -55,7 +55,7 @@ def mutants_of(file: str, source: str) -> list[Mutant]:
 
 
 def mutated(source: str, mutant: Mutant) -> ast.Module:
-    """The tree of a source with one change."""
+    """The syntax tree of a source with one mutant."""
     tree = ast.parse(source)
     *way, (name, at) = mutant.path
     node: ast.AST = tree
@@ -71,7 +71,7 @@ def mutated(source: str, mutant: Mutant) -> ast.Module:
     return ast.fix_missing_locations(tree)
 
 
-# Where changes are made.
+# The places of changes.
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -84,7 +84,7 @@ class _Place:
 
 
 _LOGGED = {"log", "Log"}
-"""What is told to people: whether it is told counts, its words do not."""
+"""Functions that log: the call is changed, its text is not."""
 
 
 def _places(
@@ -113,7 +113,7 @@ def _is_left_alone(node: ast.AST, field: str, parent: ast.AST) -> bool:
     if isinstance(node, ast.JoinedStr | ast.Import | ast.ImportFrom | ast.arguments):
         return True
     if isinstance(node, ast.Expr) and isinstance(node.value, ast.Call) and _name(node.value.func) == "assert_never":
-        # For the type checker, which proves that it is never reached.
+        # The type checker proves that it is never reached.
         return True
     if isinstance(parent, ast.Assert) and field == "msg":
         return True
@@ -127,14 +127,14 @@ def _is_left_alone(node: ast.AST, field: str, parent: ast.AST) -> bool:
 
 
 def _is_type(value: ast.expr) -> bool:
-    """Whether an assignment of a module names a type: `A | B`, `Literal[...]`, `Mapping[...]`."""
+    """Whether an assignment in a module names a type: `A | B`, `Literal[...]`, `Mapping[...]`."""
     if isinstance(value, ast.BinOp):
         return isinstance(value.op, ast.BitOr)
     return isinstance(value, ast.Subscript | ast.Name | ast.Attribute)
 
 
 def _is_table(target: ast.expr) -> bool:
-    """Whether a table of words for people, or of transitions, which no condition reads."""
+    """Whether it is a table of texts for people or of transitions, which no condition reads."""
     return _name(target) in {"MEANINGS", "USUAL", "RARE", "TRANSITIONS", "__slots__"}
 
 
@@ -142,7 +142,7 @@ def _name(node: ast.expr) -> str:
     return node.id if isinstance(node, ast.Name) else node.attr if isinstance(node, ast.Attribute) else ""
 
 
-# What is changed.
+# The changes of a node.
 
 Change = tuple[str, str, tuple[Step, ...], ast.AST | None]
 
@@ -293,7 +293,7 @@ def _sliced(node: ast.Slice) -> Iterator[Change]:
 
 
 def _assigned(node: ast.Assign) -> Iterator[Change]:
-    """An assignment to a name is needed to run on; one to an attribute changes what is known."""
+    """Removes an assignment to an attribute or an element; without one to a name the code would only fail to run."""
     if isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Tuple):
         for at, target in enumerate(node.targets[0].elts):
             if isinstance(target, ast.Attribute):
@@ -315,7 +315,7 @@ def _assigned(node: ast.Assign) -> Iterator[Change]:
 
 
 def _conditions(node: ast.AST) -> Iterator[Change]:
-    """A condition that never, always, or wrongly holds."""
+    """Lets a condition never or always hold, and negates an assertion."""
     match node:
         case ast.If() | ast.IfExp():
             yield from _fixed(node.test, (("test", None),))

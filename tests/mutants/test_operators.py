@@ -1,4 +1,4 @@
-"""Which mutants a source has, and that they take its place."""
+"""Tests the generation of mutants, their installation, and the verdicts of a campaign."""
 
 import ast
 import os
@@ -29,7 +29,7 @@ from tests.mutants.operators import mutants_of, mutated
 
 
 def changes(source: str) -> set[str]:
-    """What the mutants of a function's body come to, without the name of the function."""
+    """The keys of all mutants of a function with this body, without the prefix that names the function."""
     body = "def f():\n" + "\n".join(f"    {line}" for line in source.splitlines())
     return {one.key.removeprefix("x.py f: ") for one in mutants_of("x.py", body)}
 
@@ -70,7 +70,7 @@ def test_each_kind_of_change_is_made(source: str, expected: set[str]) -> None:
     assert found == expected
 
 
-def test_every_mutant_of_the_core_is_a_program_and_has_a_name_of_its_own() -> None:
+def test_every_mutant_of_the_core_compiles_and_has_a_unique_key() -> None:
     mutants = [one for path in SOURCES.glob("*.py") for one in mutants_of(path.name, path.read_text())]
     assert len({one.key for one in mutants}) == len(mutants) > 2000
     for one in mutants[::40]:
@@ -80,7 +80,7 @@ def test_every_mutant_of_the_core_is_a_program_and_has_a_name_of_its_own() -> No
         assert ast.dump(tree) != ast.dump(ast.parse(source))
 
 
-def test_a_mutant_takes_the_place_of_its_function_and_of_nothing_else() -> None:
+def test_a_mutant_replaces_only_its_function() -> None:
     source = (SOURCES / "rules.py").read_text()
     turned = next(
         one for one in mutants_of("rules.py", source) if one.key.endswith("cut_short == epoch -> cut_short != epoch")
@@ -98,7 +98,7 @@ def broken() -> None:
     raise ValueError("broken")
 
 
-def test_how_a_fork_ended_is_told() -> None:
+def test_a_fork_reports_how_it_ended() -> None:
     assert in_fork(lambda: None) == Ended(how="returned")
     assert in_fork(broken) == Ended(how="raised", answer="ValueError: broken")
     assert in_fork(lambda: None, prepare=broken) == Ended(how="unprepared", answer="ValueError: broken")
@@ -110,7 +110,7 @@ def test_how_a_fork_ended_is_told() -> None:
 MUTANT = next(iter(mutants_of("rules.py", (SOURCES / "rules.py").read_text())))
 
 
-def test_only_what_a_mutant_does_counts_as_noticed() -> None:
+def test_only_an_effect_of_the_mutant_counts_as_noticed() -> None:
     assert by_what(MUTANT, Ended(how="returned")) is None
     assert by_what(MUTANT, Ended(how="returned", answer="a test")) == "a test"
     assert by_what(MUTANT, Ended(how="late")) == TOO_LONG
@@ -118,7 +118,7 @@ def test_only_what_a_mutant_does_counts_as_noticed() -> None:
     others: list[Ended] = [
         Ended(how="unprepared", answer="x"),
         Ended(how="raised", answer="x"),
-        # The system had no memory left, or somebody ended it.
+        # The kernel killed it for lack of memory, or a user killed it.
         Ended(how="ended", answer="killed by signal 9"),
     ]
     for one in others:
@@ -126,8 +126,8 @@ def test_only_what_a_mutant_does_counts_as_noticed() -> None:
             by_what(MUTANT, one)
 
 
-def test_a_mutant_that_cannot_be_put_in_its_place_is_not_noticed() -> None:
-    # This process has imported the source: its fork would run the tests against that.
+def test_a_mutant_that_cannot_be_installed_stops_the_campaign() -> None:
+    # This process has imported the source already, so its fork would run the tests against the source.
     assert f"{PACKAGE}.rules" in sys.modules
     with pytest.raises(CampaignBroken, match="its source was imported before it"):
         in_process_of_its_own(MUTANT, 20)
@@ -146,7 +146,7 @@ FILES = {
 
 
 @pytest.mark.parametrize(("text", "by"), FILES.values(), ids=FILES)
-def test_what_fails_without_the_mutant_is_told_from_a_test_that_does(
+def test_a_collection_error_is_distinguished_from_a_failed_test(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text: str, by: str | None
 ) -> None:
     (tmp_path / "pytest.ini").write_text("[pytest]\n")
@@ -161,7 +161,7 @@ def test_what_fails_without_the_mutant_is_told_from_a_test_that_does(
             campaign.baseline()
 
 
-def test_a_run_of_no_test_is_no_verdict(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_without_tests_raises_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     for wanted in ((str(tmp_path),), ("--no-such-option",), (str(tmp_path / "gone.py"),)):
         monkeypatch.setattr(campaign, "TESTS", wanted)
         ended = in_fork(campaign.all_tests)
@@ -169,7 +169,7 @@ def test_a_run_of_no_test_is_no_verdict(tmp_path: Path, monkeypatch: pytest.Monk
         assert "pytest ended with" in str(ended.answer)
 
 
-def test_what_is_listed_as_equivalent_is_there() -> None:
+def test_every_mutant_in_the_list_of_equivalents_exists() -> None:
     listed = tomllib.loads(LIST.read_text())
     keys = {one.key for path in SOURCES.glob("*.py") for one in mutants_of(path.name, path.read_text())}
     named = [key for group in listed["equivalent"] for key in group["mutants"]]

@@ -1,12 +1,12 @@
-"""Plays a transcript: prose, commands, and under each command the trace that it has.
+"""Runs the commands of a transcript, and returns the transcript with the trace under each command.
 
-    # prose
+    # comment
     us-east: dies
     wait 1.2 s
         +1.08 s  eu-west: warning: epoch 1: us-east is silent, and others agree
 
-``play`` gives the transcript back with the trace that its commands have now. ``pytest tests/scenarios
---rewrite-scenarios`` writes that over the file; ``tests/scenarios/README.md`` lists the commands.
+``pytest tests/scenarios --rewrite-scenarios`` writes the result to the file. ``tests/scenarios/README.md`` lists the
+commands.
 """
 
 import re
@@ -52,11 +52,11 @@ from tests.scenarios.world import ScenarioError, World
 
 INDENT = "    "
 REFUSED = "NO SUCH STEP: "
-"""What follows a command that cannot be; no transcript may hold it."""
+"""Precedes the reason under a command that cannot be executed; no transcript may contain it."""
 
 
 def play(text: str) -> tuple[str, World]:
-    """Return the transcript with its trace as it is now, and the world at its end."""
+    """Return the transcript with the traces of its commands, and the world after the last command."""
     player = Player()
     lines: list[str] = []
     for line in text.splitlines():
@@ -72,7 +72,7 @@ def play(text: str) -> tuple[str, World]:
 
 
 class Player:
-    """Understands the commands."""
+    """Parses and executes the commands of one transcript."""
 
     def __init__(self) -> None:
         self._world: World | None = None
@@ -84,12 +84,12 @@ class Player:
         return self._world
 
     def take_trace(self) -> list[str]:
-        """Return what was said since the last time."""
+        """Return the lines of the trace since the previous call."""
         trace, self.world.trace = self.world.trace, []
         return trace
 
     def command(self, line: str) -> str | None:
-        """Do what a line says; return why that cannot be."""
+        """Execute the command in a line; return None, or the reason why it cannot be executed."""
         try:
             self._do(line)
         except ScenarioError as error:
@@ -132,7 +132,7 @@ def _cell(line: str) -> World:
 
 
 def _serve(world: World, leader: RegionName, ancestry: tuple[int, ...]) -> None:
-    """Begin in the middle: the leader serves, the others follow, and everybody has answered everything."""
+    """Start all agents in a cell in which the leader serves and the others follow, with no open request."""
     epoch = ancestry[-1]
     world.records.append(
         Leadership(
@@ -158,7 +158,7 @@ def _serve(world: World, leader: RegionName, ancestry: tuple[int, ...]) -> None:
     world.trace = []
 
 
-# What happens to the world.
+# Commands for the whole cell.
 
 
 def _wait(world: World, _region: RegionName, found: re.Match[str]) -> None:
@@ -186,7 +186,7 @@ _OF_WORLD: dict[str, Action] = {
 }
 
 
-# What happens to an agent.
+# Commands for an agent.
 
 
 def _starts(world: World, region: RegionName, found: re.Match[str]) -> None:
@@ -198,7 +198,7 @@ def _starts(world: World, region: RegionName, found: re.Match[str]) -> None:
 
 
 def _promise_found(kept: Promise | None, words: str | None) -> Promise | None:
-    """What an agent finds on its disk when it starts."""
+    """The promise that an agent finds on its disk when it starts; None if it was lost."""
     if words is None:
         return kept
     if words == ", its disk empty":
@@ -289,7 +289,7 @@ _OF_AGENT: dict[str, Action] = {
 }
 
 
-# What a request is answered with.
+# Answers to open requests.
 
 
 def _answer(world: World, region: RegionName, how: str, name: str, details: str) -> None:

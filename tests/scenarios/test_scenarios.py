@@ -1,4 +1,4 @@
-"""Each transcript in this folder has the trace that it says it has."""
+"""Runs each transcript in this folder, and compares its trace with the one in the file."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ TRANSCRIPTS = sorted(Path(__file__).parent.glob("*.txt"))
 
 
 @pytest.mark.parametrize("path", TRANSCRIPTS, ids=lambda path: path.stem)
-def test_transcript(path: Path, request: pytest.FixtureRequest) -> None:
+def test_a_transcript_has_the_trace_that_it_states(path: Path, request: pytest.FixtureRequest) -> None:
     written = path.read_text()
     played, _ = play(written)
     if request.config.getoption("--rewrite-scenarios"):

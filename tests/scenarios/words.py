@@ -1,4 +1,4 @@
-"""How a transcript writes what a core asks for: one short line an effect, and a name to answer it by."""
+"""Writes an effect of a core as one line of a transcript, and names the requests that a command can answer."""
 
 from dataclasses import fields
 from typing import assert_never
@@ -32,7 +32,7 @@ from regions.leadership import Leadership, Succession
 from regions.position import Position
 
 Asked = ReadRecord | SwapRecord | StorePromise | LedgerEffect
-"""What is answered."""
+"""An effect that is answered."""
 
 NAMES: dict[type[Asked], str] = {
     ReadRecord: "read",
@@ -54,7 +54,7 @@ NAMES: dict[type[Asked], str] = {
 def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
     effect: Effect, known: Leadership | None
 ) -> str | None:
-    """Return an effect as a line; None for what a transcript leaves out: what heartbeats carry and mere news."""
+    """Return an effect as a line, or None for one that transcripts omit: gossip, watches, messages of level info."""
     match effect:
         case Log(level=level, text=text):
             return None if level == "info" else f"{level}: {text}"
@@ -93,13 +93,13 @@ def text_of(  # noqa: C901, PLR0911, PLR0912 - one line an effect
 
 
 def promise_text(promise: Promise) -> str:
-    """Return a promise as the transcripts write it."""
+    """Return a promise as transcripts write it."""
     parts = (("lineage", promise.lineage), ("floor", promise.floor), ("copying", promise.copying))
     return ", ".join([str(promise.epoch), *(f"{name} {epoch}" for name, epoch in parts if epoch)])
 
 
 def _changes(record: Leadership, known: Leadership | None) -> str:
-    """What a swap changes, and the reason if an epoch begins."""
+    """The fields of the record that a swap changes, and the reason if it begins an epoch."""
     names = [one.name for one in fields(record) if one.name not in ("since", "fence_id", "reason")]
     empty = {**dict.fromkeys(names), **dict.fromkeys(("joining", "drained", "ancestry"), ()), "automatic": True}
     before = empty if known is None else {name: getattr(known, name) for name in names}

@@ -1,7 +1,7 @@
-"""A small world for transcripts: the agents' cores, etcd's record, and a network without delay.
+"""Models a cell for transcripts: the agents' cores, the record in etcd, and a network without delay.
 
-Nothing happens in it by itself but heartbeats, commits on the leader, and etcd's watch. What a core asks for
-stays open until the transcript answers it.
+Only heartbeats, commits on the leader, and etcd's watch happen without a command. A request of a core stays open until
+the transcript answers it.
 """
 
 from collections import deque
@@ -40,20 +40,22 @@ FIRST_LSN = 0x500
 
 
 class ScenarioError(Exception):
-    """A transcript asks for what cannot be."""
+    """A command of a transcript cannot be executed."""
 
 
 @dataclass
 class Agent:
-    """One region: its core while it runs, and what outlives it.
+    """The agent of one region, and the state that survives its crash.
 
     Attributes:
-        core: None while the agent is dead.
-        watches: Whether etcd's watch delivers what others write.
-        commits: Whether its member, as leader, gets newer commits onto a quorum.
-        promise: What is on its disk.
-        open: Requests that nobody has answered, oldest first.
-        answers: The last answer to each kind of request, to be doubled.
+        incarnation: Number of starts.
+        core: Its core; None while the agent is dead.
+        paused: Whether it is paused.
+        watches: Whether etcd's watch delivers the records of other regions.
+        commits: Whether its member, as leader, has newer commits on a quorum.
+        promise: The promise on its disk; None if it was lost.
+        open: Its open requests, oldest first.
+        answers: The last answer to each kind of request, for `repeat`.
     """
 
     incarnation: int = 0
@@ -77,7 +79,7 @@ class Agent:
 
 
 class World:
-    """The agents of a cell, and what they asked for."""
+    """The agents of a cell, the records in etcd, and the trace."""
 
     def __init__(self, voters: tuple[RegionName, ...], view_only: tuple[RegionName, ...]) -> None:
         self.cell = CellRegions(voters=voters, regions=(*voters, *view_only))
@@ -108,7 +110,7 @@ class World:
         self.tell(region, Started(promise=agent.promise, ledger=ledger))
 
     def tell(self, region: RegionName, event: Event) -> None:
-        """Tell a region an event of the cell, and carry what it says to the others."""
+        """Deliver an event to the core of a region, and then all heartbeats that it causes."""
         self._handle(region, CellEvent(cell=CELL, event=event))
         self._carry()
 
@@ -119,7 +121,7 @@ class World:
                 self._handle(to, HeartbeatReceived(heartbeat=heartbeat))
 
     def wait(self, seconds: float) -> None:
-        """Let time pass: heartbeats, and whatever the cores have a deadline for."""
+        """Let time pass: each core gets a tick at each of its deadlines."""
         until, self._waits_since = self.now + seconds, self.now
         while True:
             due, _, region = min((self._deadline(one), at, one) for at, one in enumerate(self.agents))
@@ -130,7 +132,7 @@ class World:
         self.now, self._waits_since = until, None
 
     def write_record(self, record: Leadership, *, by: RegionName, answer: Event | None) -> None:
-        """Write to etcd: the writer hears ``answer``, the others hear from their watch, all before they talk."""
+        """Write a record: deliver ``answer`` to the writer and the record to other watches, before any heartbeat."""
         self.records.append(record)
         for region, agent in self.agents.items():
             if region == by and answer is not None:

@@ -1,7 +1,7 @@
-"""Each rule broken on purpose, and what notices: the proof that the checkers prove something.
+"""Breaks each rule on purpose, and lets the exploration or the simulation detect it: a test of the checkers themselves.
 
-A mutation puts a broken function in the place of a small one for the time of one exploration. Where the story that
-it needs is long, it names the way to where the story begins; from there on everything is tried.
+A mutation replaces small functions by broken ones for the duration of one exploration. If a violation needs a long
+sequence of events, the mutation has legs that lead to the state from which everything is explored.
 ``python -m tests.simulation.mutations`` prints the table.
 """
 
@@ -48,16 +48,16 @@ A, B, C = 0, 1, 2
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mutation:
-    """A rule, broken.
+    """A broken rule, which the exploration must detect.
 
     Attributes:
         name: What is broken, in words.
-        rule: Its number in failover.md, or a name.
-        broken: What is put in the place of what: (owner, attribute, substitute).
-        legs: The way to the story, and the last leg, in which everything is tried.
-        caught: What the violation says.
-        epochs_max: No epoch above this one is begun.
-        states_max: The effort: distinct states of each leg.
+        rule: The number of the rule in failover.md, or a name.
+        broken: (owner, attribute, replacement) of each replaced function.
+        legs: The legs of the exploration; the last one explores everything.
+        caught: A part of the violation's text.
+        epochs_max: The highest epoch.
+        states_max: Distinct states of each leg at most.
     """
 
     name: str
@@ -70,18 +70,18 @@ class Mutation:
 
 
 def hunt(mutation: Mutation) -> tuple[World, Explored]:
-    """Explore with the rule broken."""
+    """Explore the legs of a mutation with its rule broken."""
     with ExitStack() as stack:
         for owner, name, substitute in mutation.broken:
             stack.enter_context(patch.object(owner, name, substitute))
         return travel(mutation.legs, epochs_max=mutation.epochs_max, states_max=mutation.states_max)
 
 
-# Ways.
+# Legs and goals.
 
 
 def leg(goal: Callable[[State], bool] | None = None, **budget: int) -> Leg:
-    """A leg in which only this may happen."""
+    """A leg in which only the given kinds of events may happen."""
     faults = sum(budget.get(kind, 0) for kind in ("crashes", "ends", "delays", "failures", "stale", "lags", "cuts"))
     return Leg(budget=replace_budget(faults, budget), goal=goal)
 
@@ -91,7 +91,7 @@ def replace_budget(faults: int, budget: Mapping[str, int]) -> Budget:
 
 
 def wals(*wanted: str | None) -> Callable[[State], bool]:
-    """Whether the members hold exactly this WAL; None for any."""
+    """A goal: the members have exactly this WAL; None for any."""
 
     def fits(state: State) -> bool:
         return all(one is None or one == wal(state, region) for region, one in enumerate(wanted))
@@ -100,13 +100,13 @@ def wals(*wanted: str | None) -> Callable[[State], bool]:
 
 
 def served(region: int, epoch: int, *wanted: str | None) -> Callable[[State], bool]:
-    """Whether a region serves an epoch, and the members hold this WAL."""
+    """A goal: a region serves an epoch, and the members have this WAL."""
     fits = wals(*wanted)
     return lambda state: serves(state, region, epoch) and fits(state)
 
 
 def drained(region: int) -> Callable[[State], bool]:
-    """Whether every agent knows that a region is drained, and no other."""
+    """A goal: every agent knows that this region, and no other, is drained."""
 
     def fits(state: State) -> bool:
         records = [None if node.machine is None else node.machine.facts.record for node in state.nodes]
@@ -116,7 +116,7 @@ def drained(region: int) -> Callable[[State], bool]:
 
 
 def agrees(*regions: str) -> Callable[[State], bool]:
-    """Whether every agent knows these voters and no others."""
+    """A goal: every agent knows exactly these voters."""
 
     def fits(state: State) -> bool:
         records = [None if node.machine is None else node.machine.facts.record for node in state.nodes]
@@ -126,9 +126,9 @@ def agrees(*regions: str) -> Callable[[State], bool]:
 
 
 def died_in_swap(*names: int) -> Callable[[State], bool]:
-    """Whether the first leader's agent died while it asked etcd for other voters, and its PostgreSQL runs on.
+    """A goal: the first leader's agent died during its swap of the voters, and its PostgreSQL still runs.
 
-    ``names`` are those for whom commits wait by then; none for any.
+    ``names`` are the regions in the leader's ``synchronous_standby_names`` then; without ``names`` any value fits.
     """
 
     def fits(state: State) -> bool:
@@ -140,12 +140,12 @@ def died_in_swap(*names: int) -> Callable[[State], bool]:
 
 
 def given_up(state: State) -> bool:
-    """Whether the first leader has given up for a successor."""
+    """A goal: the first leader has released its epoch to a successor."""
     machine = state.nodes[A].machine
     return machine is not None and machine.facts.release is not None
 
 
-# What is put in the place of the rules.
+# Replacements of the rules.
 
 
 def enough_with_one(votes: Mapping[RegionName, Vote], record: Leadership) -> bool:
@@ -162,7 +162,7 @@ def rank_by_lsn(vote: Vote) -> Position:
 
 
 def not_the_drained(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
-    """What ``steps.choose`` does, with two of its terms in the other order."""
+    """``steps.choose``, but a region that is not drained comes before one with a greater position."""
 
     def worth(region: RegionName) -> tuple[object, ...]:
         at = record.voters.index(region)
@@ -238,7 +238,7 @@ def by_the_record(record: Leadership, target: RegionName | None, *, announced: i
 
 
 UNANNOUNCED = {**handover.TRANSITIONS, ("announcing", "releasing"): "the broken rule"}
-"""Without it the table of the hand-over refuses the broken rule's step, before a checker sees what it leads to."""
+"""With the real table of the hand-over an assertion would reject the broken rule's step before a checker sees it."""
 
 
 _effective_record = rules.effective_record
@@ -257,7 +257,7 @@ def nothing(*_: Any) -> tuple[str, ...]:
 
 
 def nothing_known(*_: Any) -> None:
-    """The client's second attempt has another key, so no row can be the one that it asks for."""
+    """The client retries with another key, so the ledger finds no row of the first attempt."""
 
 
 def no(*_: Any, **__: Any) -> bool:
@@ -278,7 +278,7 @@ AGENT_DIED_IN_RESIZE = [
     leg(died_in_swap(), resizes=1, crashes=1),
     leg(stale=1, resizes=1, writes=1),
 ]
-"""The next agent reads an old record first, and gets another order to change voters."""
+"""The restarted agent reads an old record first, and gets another order to change the voters."""
 
 AGENT_DIED_IN_SECOND_RESIZE = [
     leg(agrees("a", "c"), resizes=1),
@@ -286,10 +286,10 @@ AGENT_DIED_IN_SECOND_RESIZE = [
     leg(died_in_swap(B), resizes=1, crashes=1),
     leg(stale=1, writes=1),
 ]
-"""The next agent reads a record first that is two changes of voters older than what etcd comes to hold."""
+"""The restarted agent first reads a record that is two changes of the voters older than the one that etcd will have."""
 
 UNSEEN = ((node, "violations", nothing), (node, "is_durable", yes))
-"""What would notice at once within one region is blind, so that the harm must show in the world."""
+"""Disables the checks within one region, which would detect the broken rule at once; another invariant must."""
 
 MUTATIONS = (
     Mutation(
@@ -298,17 +298,17 @@ MUTATIONS = (
         legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
-        name="voters change while an earlier swap may take place yet", rule="1",
+        name="voters change while an earlier swap may still be applied", rule="1",
         broken=[(rules, "may_resize", yes)],
         legs=[leg(resizes=2, failures=1, writes=1)], caught="acknowledges to a majority of a b, and the voters are a c",
     ),
     Mutation(
-        name="the first read of an agent takes one etcd member's word", rule="1",
+        name="the first read of an agent is not linearizable", rule="1",
         broken=[(rules, "shows_newest", yes)],
         legs=AGENT_DIED_IN_RESIZE, caught="acknowledges to a majority of a b, and the voters are a c",
     ),
     Mutation(
-        name="an agent that has started sets the quorum of an old record", rule="1",
+        name="an agent that has just started sets the quorum of an old record", rule="1",
         broken=[(rules, "may_set_quorum", yes)],
         legs=AGENT_DIED_IN_SECOND_RESIZE, caught="acknowledges to a majority of a c, and the voters are a b",
     ),
@@ -318,7 +318,7 @@ MUTATIONS = (
         legs=[_FAILOVER], caught="is promised",
     ),
     Mutation(
-        name="the same, and nobody looks at the disk", rule="2",
+        name="the same, without the check of the disk", rule="2",
         broken=[(rules, "may_publish", publish_before_durable), *UNSEEN],
         legs=[leg(suspicions=2, crashes=1, stale=1, writes=1)], caught="and acknowledges for epoch",
     ),
@@ -334,12 +334,12 @@ MUTATIONS = (
         caught=LOST, epochs_max=3, states_max=300_000,
     ),
     Mutation(
-        name="a voter that is not drained is chosen before one that has more", rule="3",
+        name="a voter that is not drained is chosen before one with a greater position", rule="3",
         broken=[(steps, "choose", not_the_drained)],
         legs=[leg(drained(B), drains=1), _B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
-        name="a position is what was received, after a restart too", rule="4",
+        name="the position is the received position, even after a restart", rule="4",
         broken=[(rules, "frozen_position", position_received)],
         legs=[_B_HAS_W1, leg(suspicions=2, ends=1)], caught=LOST,
     ),
@@ -364,7 +364,7 @@ MUTATIONS = (
         legs=[leg(wals("F1W1", "F1", "F1"), writes=1), _FAILOVER], caught="acknowledge",
     ),
     Mutation(
-        name="a fence row whose wait was cut short opens writes", rule="7",
+        name="a region serves although the wait of its fence row was cancelled", rule="7",
         broken=[(rules, "is_on_quorum", yes)],
         legs=[
             leg(wals("F1W1", "F1", "F1"), writes=1),
@@ -375,7 +375,7 @@ MUTATIONS = (
         caught=LOST, epochs_max=3,
     ),
     Mutation(
-        name="a leader goes on after a commit's wait was cut short", rule="7",
+        name="a leader continues after the wait of a commit was cancelled", rule="7",
         broken=[(rules, "is_epoch_over", no)],
         legs=[leg(writes=1, cuts=1)], caught="a wait under it was cut short",
     ),
@@ -391,12 +391,12 @@ MUTATIONS = (
         legs=[leg(suspicions=2, failures=1)], caught="and etcd holds another",
     ),
     Mutation(
-        name="a client takes an unknown write for a refused one", rule="9",
+        name="a client treats a write of unknown outcome as refused", rule="9",
         broken=[(moves, "row_of", nothing_known)],
         legs=[leg(writes=1, retries=1, suspicions=2)], caught="was applied twice",
     ),
     Mutation(
-        name="a strong read is answered by belief", rule="10",
+        name="a strong read is answered without a read of etcd", rule="10",
         broken=[(rules, "proves_leadership", led_by_belief)],
         legs=[leg(served(B, 2), suspicions=2), leg(writes=1, reads=1)], caught="a strong read",
     ),
@@ -423,7 +423,7 @@ MUTATIONS = (
         caught="below the floor", epochs_max=3,
     ),
     Mutation(
-        name="the same before its leader has a quorum, and nobody looks", rule="12",
+        name="the same, rewound for a leader without a quorum, without the check", rule="12",
         broken=[(rules, "position_counts", yes), (rules, "may_rewind", yes), *UNSEEN],
         legs=_REWOUND, caught=LOST, epochs_max=3, states_max=300_000,
     ),
@@ -433,27 +433,27 @@ MUTATIONS = (
         legs=[_B_HAS_W1, _FAILOVER], caught=LOST,
     ),
     Mutation(
-        name="whoever finds the leader dead takes the promised epoch", rule="20",
+        name="a candidate takes the promised epoch of another region", rule="20",
         broken=[(rules, "next_epoch", the_next_number)],
         legs=[leg(given_up, switches=1), leg(suspicions=2)], caught="is followed by epoch 2",
     ),
     Mutation(
-        name="a leader gives up before its PostgreSQL is stopped", rule="20",
+        name="a leader releases its epoch before its PostgreSQL is stopped", rule="20",
         broken=[(member_changes, "take_answer", given_up_when_drained)],
         legs=[leg(writes=1, switches=1, crashes=1, delays=1)], caught="never goes back",
     ),
     Mutation(
-        name="a leader hands over by a promise of which it has not heard", rule="20",
+        name="a leader hands over before its own swap of the promise is confirmed", rule="20",
         broken=[(rules, "may_hand_over", by_the_record), (handover, "TRANSITIONS", UNANNOUNCED)],
         legs=[leg(switches=2, failures=1, delays=1)], caught="never goes back", states_max=300_000,
     ),
     Mutation(
-        name="a release is taken with any record of its epoch", rule="20",
+        name="a release is accepted with any record of its epoch", rule="20",
         broken=[(rules, "effective_record", by_any_record)],
         legs=[leg(switches=2, failures=1)], caught="is followed by epoch 2",
     ),
     Mutation(
-        name="a target is taken to have everything, and does not look", rule="20",
+        name="a successor does not compare its position with the leader's", rule="20",
         broken=[(answers, "has_drained", yes), (rules, "has_predecessors_wal", yes)],
         legs=[leg(writes=1, switches=1)], caught=LOST,
     ),
@@ -467,13 +467,13 @@ MUTATIONS = (
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class TimedMutation:
-    """A rule about time, broken; the simulation is to notice that nobody takes over.
+    """A broken rule about time; the simulation must detect that no region takes over in time.
 
     Attributes:
         name: What is broken, in words.
-        rule: Its number in failover.md, or a name.
-        broken: What is put in the place of what: (owner, attribute, substitute).
-        faults: What happens; the last of it takes the leader away.
+        rule: The number of the rule in failover.md, or a name.
+        broken: (owner, attribute, replacement) of each replaced function.
+        faults: The faults; the last one takes the leader away.
     """
 
     name: str
@@ -483,11 +483,11 @@ class TimedMutation:
 
 
 RECOVERY_S_MAX = 5.0
-"""A lost leader is replaced within this time: the product's bound."""
+"""Another region accepts writes within this time after the loss of the leader (failover.md, "The goal")."""
 
 
 def simulate(mutation: TimedMutation | None, faults: tuple[Fault, ...]) -> str | None:
-    """Run the faults, with a rule broken or not, and return what did not hold."""
+    """Run the faults, with a broken rule if ``mutation`` is given; return the violation, or None."""
     with ExitStack() as stack:
         for owner, name, substitute in () if mutation is None else mutation.broken:
             stack.enter_context(patch.object(owner, name, substitute))
@@ -506,7 +506,7 @@ def _wall_time(clock: Clock, reading: float) -> float:
 
 TIMED_MUTATIONS = (
     TimedMutation(
-        name="the core is driven by a wall clock, and it jumps back", rule="16",
+        name="the core reads a wall clock, which jumps back", rule="16",
         broken=[(Clock, "now", Clock.wall), (Clock, "world_time", _wall_time)],
         faults=(
             Fault(at=8.0, kind="clock-jump", target="us", amount=0.0),
@@ -514,7 +514,7 @@ TIMED_MUTATIONS = (
         ),
     ),
     TimedMutation(
-        name="each heartbeat counts, with or without a newer quorum commit", rule="life",
+        name="a heartbeat counts without a newer quorum commit", rule="life",
         broken=[(rules, "shows_life", always)],
         faults=(Fault(at=8.0, kind="hang-disk", target="leader", seconds=12.0),),
     ),
@@ -522,12 +522,12 @@ TIMED_MUTATIONS = (
 
 
 def row(rule: str, name: str, checker: str, effort: str, what: str | None) -> str:
-    """One line of the table."""
+    """Format one line of the table."""
     return f"{rule:>4}  {name:66} {checker:12} {effort:26} {what or 'NOT CAUGHT'}"
 
 
 def rows() -> Iterator[str]:
-    """Break all, one after the other; a line each."""
+    """Run all mutations, and yield a line of the table for each."""
     for mutation in MUTATIONS:
         _, explored = hunt(mutation)
         found = explored.counterexample

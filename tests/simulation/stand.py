@@ -1,4 +1,4 @@
-"""A stand for the models: members on a network under virtual time, without agents."""
+"""Test fixture for the models: three members on a network under virtual time, without agents."""
 
 from uuid import UUID
 
@@ -12,7 +12,7 @@ EU, US, AP = RegionName("eu"), RegionName("us"), RegionName("ap")
 
 
 class NobodyLooks:
-    """A witness without opinions."""
+    """A witness that ignores everything."""
 
     def streamed(self, standby: Member, source: Member) -> None:
         pass
@@ -22,7 +22,7 @@ class NobodyLooks:
 
 
 class Stand:
-    """Three members; `eu` is primary of epoch 1 and the others follow it."""
+    """Three members: `eu` is the primary of epoch 1, and the others follow it."""
 
     def __init__(self, *, seed: int = 1) -> None:
         self.world = World(seed)
@@ -45,7 +45,7 @@ class Stand:
         self.world.run_until(self.world.now + seconds)
 
     def write(self, member: Member, key: int) -> list[bool]:
-        """Begin to commit a row; the list gets the outcome when there is one."""
+        """Begin to commit a row; the outcome is appended to the returned list when the wait ends."""
         outcome: list[bool] = []
         member.write(Entry("row", member.epoch, key=key), outcome.append)
         return outcome

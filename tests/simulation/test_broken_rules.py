@@ -1,9 +1,11 @@
-"""Each rule of failover.md that code can break is broken here, and a checker of the simulation notices.
+"""Breaks each rule of failover.md that code can break, and tests that a checker of the simulation detects it.
 
-Rule 16 has no break: the core cannot read a wall clock (import-linter), and seeds make it jump. Nor has rule 10: who
-leads no more mostly hears so by a heartbeat before it can read etcd again, so seeds rarely come to it; the exploration
-does (``mutations.py``). Without breaks the checkers would prove nothing. A break substitutes one small function; its
-plan says which faults bring it to light, the seeds of the plan how long it may take.
+Without these tests the checkers would prove nothing. A break replaces one small function. Its plan contains the faults
+under which the broken rule causes a violation; ``SEEDS_MAX`` bounds how many seeds of the plan are tried.
+
+Rules 10 and 16 have no break. Rule 16: the core cannot read a wall clock (import-linter), and seeds make the clock
+jump. Rule 10: a deposed leader mostly learns of the next epoch from a heartbeat before it can read etcd, so seeds
+rarely cause a violation; the exploration does (``mutations.py``).
 """
 
 from collections.abc import Callable, Generator
@@ -39,14 +41,14 @@ def any_plan(seed: int) -> FaultPlan:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Break:
-    """A rule that does not hold any more.
+    """A replacement of one function, which breaks a rule.
 
     Attributes:
-        rule: Its number in failover.md, or what else it is.
-        where: Whose attribute is substituted.
-        name: Which.
-        by: By what.
-        plan: The plan of a seed.
+        rule: The number of the rule in failover.md, or a name.
+        where: The module or class that has the function.
+        name: The name of the function.
+        by: The replacement.
+        plan: Returns the fault plan for a seed.
     """
 
     rule: str
@@ -57,13 +59,13 @@ class Break:
 
 
 def leader_is_away_and_its_ledger_is_not(seed: int) -> FaultPlan:
-    """The leader's agent sleeps again and again while its PostgreSQL goes on."""
+    """The leader's agent is paused repeatedly while its PostgreSQL continues."""
     faults = tuple(Fault(at=6.0 + 7 * count, kind="pause-agent", target="leader", seconds=2.5) for count in range(5))
     return FaultPlan(seed=seed, seconds=60, faults=faults)
 
 
 def leader_dies_and_comes_back(seed: int) -> FaultPlan:
-    """The leader's region dies again and again, cut off a little before, so that it has rows that nobody else has."""
+    """The leader's region crashes repeatedly, each time just after it was partitioned, so it has rows of its own."""
     faults: list[Fault] = []
     for count in range(6):
         at = 6.0 + 8 * count + seed % 7 / 10
@@ -73,7 +75,7 @@ def leader_dies_and_comes_back(seed: int) -> FaultPlan:
 
 
 def the_old_leader_has_more_wal(seed: int) -> FaultPlan:
-    """A leader that is cut off writes WAL for nobody; it is back just when the next one dies."""
+    """A partitioned leader writes WAL that no standby receives; it is back just when the next leader dies."""
     back = 5.0 + seed % 8 / 8
     faults = (
         Fault(at=6.0, kind="isolate", target="eu", seconds=back),
@@ -83,7 +85,7 @@ def the_old_leader_has_more_wal(seed: int) -> FaultPlan:
 
 
 def attempts_fail_half_way(seed: int) -> FaultPlan:
-    """A leader dies, and the next is cut off as soon as it is promoted, for longer than another attempt takes."""
+    """A leader is lost, and the next one is partitioned as soon as it is promoted, for longer than an attempt takes."""
     faults: list[Fault] = []
     for count in range(4):
         at = 6.0 + 14 * count
@@ -94,7 +96,7 @@ def attempts_fail_half_way(seed: int) -> FaultPlan:
 
 
 def waits_are_cancelled(seed: int) -> FaultPlan:
-    """A leader that has rows of its own comes back while no other disk works, and somebody cancels what waits."""
+    """A leader with rows of its own comes back while no other disk works, and the waiting commits are cancelled."""
     at = 6.0 + seed % 10 / 10
     hangs = tuple(Fault(at=at, kind="hang-disk", target=name, seconds=4.0, when="promoting") for name in ("us", "ap"))
     cancels = tuple(Fault(at=at + 1 + 0.05 * step, kind="cancel-waits", target="eu") for step in range(50))
@@ -109,7 +111,7 @@ def waits_are_cancelled(seed: int) -> FaultPlan:
 
 
 def commits_are_cancelled(seed: int) -> FaultPlan:
-    """No standby has a disk that works; a commit that waits for them is cancelled, and then the leader is gone."""
+    """No standby's disk works; a commit that waits for them is cancelled, and then the leader's region crashes."""
     at = 6.0 + seed % 10 / 10
     faults = (
         Fault(at=at, kind="hang-disk", target="us", seconds=1.5),
@@ -121,7 +123,7 @@ def commits_are_cancelled(seed: int) -> FaultPlan:
 
 
 def the_leader_dies_while_another_is_rewound(seed: int) -> FaultPlan:
-    """A leader was cut off, has WAL of its own, is rewound from the next one, and that one dies."""
+    """A partitioned leader has WAL of its own and is rewound from the next leader, which then dies."""
     faults = (
         Fault(at=6.0, kind="isolate", target="eu", seconds=3.0),
         Fault(at=9.5 + seed % 20 / 10, kind="crash-region", target="us", seconds=8.0),
@@ -130,7 +132,7 @@ def the_leader_dies_while_another_is_rewound(seed: int) -> FaultPlan:
 
 
 def the_leader_dies_in_a_switch(seed: int) -> FaultPlan:
-    """An operator moves the leadership again and again, and the region that gives it up dies at some point of it."""
+    """An operator orders switchovers, and the old leader's region crashes at a different point of each."""
     faults: list[Fault] = []
     for count in range(5):
         at = 6.0 + 10 * count
@@ -141,7 +143,7 @@ def the_leader_dies_in_a_switch(seed: int) -> FaultPlan:
 
 
 def the_leader_dies_in_the_middle_of_a_record(seed: int) -> FaultPlan:
-    """A leader dies again and again when it has sent half a record."""
+    """A leader crashes repeatedly after it has sent the first part of a record."""
     faults: list[Fault] = []
     for count in range(6):
         at = 6.0 + 8 * count + seed % 9 / 10
@@ -150,13 +152,13 @@ def the_leader_dies_in_the_middle_of_a_record(seed: int) -> FaultPlan:
 
 
 def the_leader_forgets_its_promise(seed: int) -> FaultPlan:
-    """A leader dies, loses its promise, and is back before anybody misses it: it is heard, and may not lead."""
+    """A leader crashes, loses its promise, and is back before it is suspected; it sends heartbeats and may not lead."""
     faults = (Fault(at=7.0 + seed % 10 / 10, kind="lose-promise", target="leader", seconds=0.4),)
     return FaultPlan(seed=seed, seconds=50, faults=faults)
 
 
 def always(value: object) -> Callable[..., object]:
-    """A rule that has one answer."""
+    """A function that always returns ``value``."""
 
     def answer(*_arguments: object, **_named: object) -> object:
         return value
@@ -189,7 +191,7 @@ def never_stops(ticket: int, epoch: int) -> SetQuorum:
 
 
 def any_revision(etcd: Etcd, _expected: int, record: Leadership) -> int | None:
-    """A swap that is none."""
+    """A swap that does not compare the expected revision."""
     revision = etcd.log[-1][0] + 1 if etcd.log else 1
     etcd.log.append((revision, record))
     etcd.written(revision, record)
@@ -263,7 +265,7 @@ def broken(one: Break) -> Generator[None]:
 
 
 def first_violation(one: Break) -> tuple[int, str] | None:
-    """The first seed that shows the break, and what the checker says."""
+    """The first seed under which the break causes a violation, and the violation; None if no seed does."""
     with broken(one):
         for seed in range(SEEDS_MAX):
             report = run_plan(one.plan(seed))
@@ -274,14 +276,14 @@ def first_violation(one: Break) -> tuple[int, str] | None:
 
 @pytest.mark.timeout(600)
 @pytest.mark.parametrize("one", BREAKS, ids=lambda one: f"{one.rule}-{one.name}")
-def test_a_broken_rule_is_noticed(one: Break, record_property: Callable[[str, object], None]) -> None:
+def test_a_checker_detects_a_broken_rule(one: Break, record_property: Callable[[str, object], None]) -> None:
     found = first_violation(one)
-    assert found is not None, f"{SEEDS_MAX} seeds did not notice"
+    assert found is not None, f"no violation in {SEEDS_MAX} seeds"
     record_property("seed", found[0])
     record_property("violation", found[1])
 
 
-def test_the_plan_of_a_drained_region_that_is_ahead_notices_a_choice_that_puts_orders_first() -> None:
+def test_a_plan_detects_a_choice_that_prefers_undrained_regions_to_greater_positions() -> None:
     plan = regressions.load(Path(__file__).parent / "regressions" / "drained-and-ahead.json")
     with broken(Break(rule="3", where=choosing, name="choose", by=not_the_drained)):
         noticed = [run_plan(replace(plan, seed=seed)).violation or "" for seed in range(12)]
@@ -304,6 +306,6 @@ def test_the_plan_of_a_drained_region_that_is_ahead_notices_a_choice_that_puts_o
     ],
     ids=lambda plan: plan.__name__,
 )
-def test_the_same_plans_break_nothing_when_the_rules_hold(plan: Callable[[int], FaultPlan]) -> None:
+def test_the_same_plans_have_no_violation_when_no_rule_is_broken(plan: Callable[[int], FaultPlan]) -> None:
     for seed in range(5):
         assert run_plan(plan(seed)).violation is None

@@ -1,7 +1,7 @@
-"""Each checker of the simulation on events that were written by hand: what holds, and each clause that objects.
+"""Tests each checker of the simulation with events written by hand: valid ones, and one for each text of a violation.
 
-The clauses are read off the source: one that no broken record brings about fails here, and so does a checker that
-counts no facts.
+The texts are read from the source, so a test fails if no broken event causes one of them, or if a checker counts no
+facts.
 """
 
 import ast
@@ -58,7 +58,7 @@ def fence(epoch: Epoch, *, copies: int = 3) -> Entry:
 
 
 class Cell:
-    """Two regions as the checkers see them, with nothing behind them."""
+    """Two regions as the checkers see them, without real nodes and members."""
 
     def __init__(self) -> None:
         self.checkers = Checkers(World(1))
@@ -104,7 +104,7 @@ class Cell:
 
 
 def all_is_well(cell: Cell) -> None:
-    """What each checker compares, and finds right."""
+    """Valid events that give each checker a fact to compare."""
     first, second = fence(1), fence(2)
     write, other = row(1), row(2)
     cell.open(EU, 1, first, write)
@@ -278,11 +278,11 @@ def objection(checker: str, broken: Callable[[Cell], None]) -> str:
         for broken, says in breaks
     ],
 )
-def test_a_checker_objects_to_a_broken_record(checker: str, broken: Callable[[Cell], None], says: str) -> None:
+def test_a_checker_rejects_a_broken_event(checker: str, broken: Callable[[Cell], None], says: str) -> None:
     assert says in objection(checker, broken)
 
 
-def test_every_checker_compares_facts_and_holds_where_all_is_well() -> None:
+def test_every_checker_compares_facts_of_valid_events() -> None:
     cell = Cell()
     all_is_well(cell)
     assert cell.checkers.facts.keys() == CHECKERS.keys()
@@ -320,13 +320,13 @@ COUNTED: list[tuple[Callable[[Cell], None], set[str]]] = [
 
 
 @pytest.mark.parametrize(("what", "facts"), COUNTED)
-def test_a_checker_counts_what_it_compared_and_nothing_else(what: Callable[[Cell], None], facts: set[str]) -> None:
+def test_a_checker_counts_only_the_facts_that_it_compared(what: Callable[[Cell], None], facts: set[str]) -> None:
     cell = Cell()
     what(cell)
     assert {name for name, count in cell.checkers.facts.items() if count} == facts
 
 
-def test_every_checker_and_every_clause_has_a_broken_record() -> None:
+def test_every_checker_and_every_violation_text_has_a_broken_event() -> None:
     arguments = arguments_of(checkers_module, "_fail", "Violated")
     named = {one.value for one in arguments if isinstance(one, ast.Constant)}
     assert named == set(BROKEN) == set(CHECKERS)
@@ -337,7 +337,7 @@ def test_every_checker_and_every_clause_has_a_broken_record() -> None:
 
 
 @pytest.mark.parametrize("idle", IN_EACH_RUN)
-def test_a_run_that_gave_a_checker_nothing_has_not_passed(idle: str) -> None:
+def test_a_run_fails_when_a_required_checker_compared_nothing(idle: str) -> None:
     checkers = Cell().checkers
     checkers.facts.update(CHECKERS.keys() - {idle})
     with pytest.raises(Violated, match=f"{idle}: .* judged on nothing: no {CHECKERS[idle]}") as caught:
@@ -346,12 +346,12 @@ def test_a_run_that_gave_a_checker_nothing_has_not_passed(idle: str) -> None:
 
 
 @pytest.mark.parametrize("faults", [(), (Fault(at=9.0, kind="clock-jump"),)], ids=["no fault", "a fault"])
-def test_a_run_without_a_write_has_not_passed(monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]) -> None:
+def test_a_run_without_a_write_fails(monkeypatch: pytest.MonkeyPatch, faults: tuple[Fault, ...]) -> None:
     plan = FaultPlan(seed=1, seconds=15.0, faults=faults)
     assert run_plan(plan).violation is None
 
     def idle(_workload: Workload) -> None:
-        """No client begins."""
+        """Start no client."""
 
     monkeypatch.setattr(Workload, "start", idle)
     report = run_plan(plan)
@@ -369,7 +369,7 @@ def sound_report(**changes: Any) -> Report:
     return report
 
 
-def test_a_campaign_that_left_a_checker_idle_has_not_passed() -> None:
+def test_a_campaign_fails_when_a_checker_compared_nothing() -> None:
     for idle in CHECKERS:
         summary = Summary(minutes=1)
         report = sound_report()
@@ -386,8 +386,8 @@ def test_a_campaign_that_left_a_checker_idle_has_not_passed() -> None:
     assert silent.judged_nothing == ["no client knows of a commit"]
 
 
-def test_a_campaign_of_no_seed_has_judged_nothing() -> None:
-    # Runs without a fault are required of many seeds alone; that no client knows of a commit is a line as well.
+def test_a_campaign_without_seeds_fails() -> None:
+    # A run without a fault is required only of many seeds, which is one line less; the missing commit is one line more.
     assert len(run_seeds([], minutes=1, workers=1).judged_nothing) == len(CHECKERS) - len(IDLE_WHERE_ALL_IS_WELL)
 
 
@@ -415,22 +415,22 @@ NOTHING: dict[str, Callable[[], object]] = {
 }
 
 
-def test_every_measurement_of_nothing_objects() -> None:
+def test_every_measurement_fails_when_its_event_does_not_occur() -> None:
     assert NOTHING.keys() == public_functions(measure, "dict[str, Any]").keys()
     for measured in NOTHING.values():
         with pytest.raises(measure.MeasuredNothing):
             measured()
 
 
-def test_a_takeover_that_did_not_come_or_broke_a_rule_is_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_takeover_that_did_not_occur_or_broke_a_rule_has_no_figure(monkeypatch: pytest.MonkeyPatch) -> None:
     assert measure.measure_takeover(1)["taken_over"] == 1
     sound = Run.run
 
     def unseen(_checkers: Checkers, _node: Node, _epoch: Epoch) -> None:
-        """A takeover that nobody sees."""
+        """Observe no takeover."""
 
     def content(_checkers: Checkers) -> None:
-        """Whatever was compared is enough."""
+        """Require no facts."""
 
     def broken(run: Run) -> Report:
         return replace(sound(run), checker="quorum", violation="broken")

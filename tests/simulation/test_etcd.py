@@ -1,4 +1,4 @@
-"""etcd as the simulation models it: by what it guarantees."""
+"""Tests the simulation's model of etcd against the guarantees of etcd."""
 
 import pytest
 
@@ -59,7 +59,7 @@ def record_of(epoch: int) -> Leadership:
     return Leadership(epoch=epoch, leader=EU, phase="recruiting", fence_id=None, reason="", since="")
 
 
-def test_of_two_swaps_with_one_expectation_one_is_applied() -> None:
+def test_one_of_two_swaps_with_the_same_expected_revision_is_applied() -> None:
     stand = EtcdStand()
     stand.swap(EU, 0, 1)
     stand.swap(AP, 0, 2)
@@ -68,7 +68,7 @@ def test_of_two_swaps_with_one_expectation_one_is_applied() -> None:
     assert len(stand.written) == 1
 
 
-def test_a_swap_whose_answer_is_lost_was_applied_all_the_same() -> None:
+def test_a_swap_whose_answer_is_lost_was_applied() -> None:
     stand = EtcdStand()
     stand.world.after(0.05, stand.network.cut, US, EU)
     stand.swap(EU, 0, 1)
@@ -77,8 +77,8 @@ def test_a_swap_whose_answer_is_lost_was_applied_all_the_same() -> None:
     assert stand.written == [1]
 
 
-def test_a_swap_that_was_given_up_can_take_place_later() -> None:
-    # Rule 9: a lost answer says nothing, not even about the future.
+def test_a_swap_can_be_applied_after_its_client_gave_up() -> None:
+    # Rule 9: after a lost answer the swap may still be applied.
     late = 0
     for seed in range(30):
         stand = EtcdStand(seed=seed)
@@ -94,7 +94,7 @@ def test_a_swap_that_was_given_up_can_take_place_later() -> None:
     assert 0 < late < 30
 
 
-def test_a_member_that_is_cut_off_answers_with_what_it_had_and_no_more() -> None:
+def test_a_partitioned_etcd_member_answers_only_serializable_reads() -> None:
     stand = EtcdStand()
     stand.swap(US, 0, 1)
     stand.run(1)
@@ -109,7 +109,7 @@ def test_a_member_that_is_cut_off_answers_with_what_it_had_and_no_more() -> None
     assert stand.failures == 1
 
 
-def test_a_linearizable_read_sees_what_was_written_before_it_began() -> None:
+def test_a_linearizable_read_sees_every_earlier_write() -> None:
     stand = EtcdStand()
     stand.swap(US, 0, 1)
     stand.run(1)
@@ -119,20 +119,20 @@ def test_a_linearizable_read_sees_what_was_written_before_it_began() -> None:
     assert [record and record.epoch for _, record in stand.reads] == [1, 1, 1]
 
 
-def test_the_loss_of_the_leaders_region_costs_an_election() -> None:
+def test_etcd_elects_a_leader_after_the_loss_of_the_leaders_region() -> None:
     stand = EtcdStand()
     stand.isolate(US)
     stand.swap(EU, 0, 1)
     stand.run(ATTEMPT_S + 0.2)
     assert stand.outcomes == [("unknown", 0)]
-    stand.swap(EU, 0, 1)  # its next endpoint is the lost one
+    stand.swap(EU, 0, 1)  # the client's next endpoint is in the lost region
     stand.run(1)
     stand.swap(EU, 0, 1)
     stand.run(1)
     assert [outcome for outcome, _ in stand.outcomes] == ["unknown", "unknown", "applied"]
 
 
-def test_two_of_three_regions_down_and_nobody_is_answered() -> None:
+def test_etcd_answers_no_linearizable_read_when_two_of_three_members_are_down() -> None:
     stand = EtcdStand()
     stand.etcd.set_down(US, down=True)
     stand.etcd.set_down(AP, down=True)
@@ -142,7 +142,7 @@ def test_two_of_three_regions_down_and_nobody_is_answered() -> None:
     assert stand.failures == 1
 
 
-def test_a_watch_tells_in_order_late_and_may_skip_to_the_newest() -> None:
+def test_a_watch_delivers_in_order_and_may_skip_to_the_newest_revision() -> None:
     stand = EtcdStand()
     seen: list[int] = []
     stand.etcd.watch(EU, lambda _revision, record: seen.append(record.epoch))

@@ -34,7 +34,7 @@ pytestmark = pytest.mark.simulation
 
 CALM = Budget(*[0] * len(Budget._fields))
 ONE_FAILOVER = Bounds(budget=CALM._replace(faults=1, failures=1, suspicions=2), epochs_max=2)
-"""Small enough to be gone through to its end: an answer is no, or an outcome is not known, at every point."""
+"""Small enough to explore completely: at every point an answer is a failure, or an outcome is unknown."""
 
 EVERYTHING = Bounds(
     budget=Budget(
@@ -61,7 +61,7 @@ ORDERS = Bounds(
     budget=CALM._replace(faults=1, crashes=1, ends=1, failures=1, suspicions=2, writes=1, drains=1, resizes=2),
     epochs_max=2,
 )
-"""An operator drains and resizes while one thing goes wrong."""
+"""An operator drains and resizes while one fault happens."""
 
 
 def explore(bounds: Bounds) -> tuple[World, Explored]:
@@ -75,11 +75,11 @@ def assert_sound(world: World, explored: Explored) -> None:
 
 
 def opened_in(world: World) -> set[tuple[int, int]]:
-    """Who opened which epoch in any state."""
+    """(epoch, region) of each region that began to serve in any state."""
     return {one for ghost in world.ghosts.values for one in ghost.opened}
 
 
-def test_every_interleaving_of_one_failover_with_one_failure_is_sound() -> None:
+def test_no_interleaving_of_one_failover_with_one_failure_has_a_violation() -> None:
     world, explored = explore(ONE_FAILOVER)
     assert_sound(world, explored)
     assert explored.complete
@@ -87,19 +87,19 @@ def test_every_interleaving_of_one_failover_with_one_failure_is_sound() -> None:
     typer.echo(f"{explored.states} states, depth {explored.depth}, all within the bounds")
 
 
-def test_all_kinds_of_faults_together_are_sound_to_a_smaller_depth() -> None:
+def test_all_kinds_of_faults_together_have_no_violation_within_60000_states() -> None:
     world, explored = explore(EVERYTHING._replace(states_max=60_000))
     assert_sound(world, explored)
     assert explored.states >= 60_000
 
 
-def test_drains_and_resizes_among_faults_are_sound_to_a_smaller_depth() -> None:
+def test_drains_and_resizes_with_faults_have_no_violation_within_30000_states() -> None:
     world, explored = explore(ORDERS._replace(states_max=30_000))
     assert_sound(world, explored)
     assert explored.states >= 30_000
 
 
-def test_all_kinds_of_faults_after_a_failover_are_sound_and_each_invariant_was_looked_at() -> None:
+def test_faults_after_a_failover_have_no_violation_and_every_invariant_compares_facts() -> None:
     legs = [*FAILOVER, Leg(budget=EVERYTHING.budget)]
     world, explored = travel(legs, epochs_max=EVERYTHING.epochs_max, states_max=20_000)
     assert_sound(world, explored)
@@ -110,14 +110,14 @@ def test_all_kinds_of_faults_after_a_failover_are_sound_and_each_invariant_was_l
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("bounds", [Bounds(), EVERYTHING, ORDERS], ids=["two faults", "everything", "orders"])
-def test_more_than_a_million_states_are_sound(bounds: Bounds) -> None:
+def test_a_million_states_have_no_violation(bounds: Bounds) -> None:
     world, explored = explore(bounds._replace(states_max=1_100_000))
     assert_sound(world, explored)
     assert explored.complete or explored.states >= 1_000_000
 
 
 def _promised_and_open(state: State) -> bool:
-    """Whether a switch was given up, and the record still promises the next epoch."""
+    """Whether a switchover was abandoned while the record still promises the next epoch."""
     machine = state.nodes[0].machine
     facts = None if machine is None else machine.facts
     if facts is None or facts.record is None or facts.record.succession is None:
@@ -132,7 +132,7 @@ REMOVED_AND_ADDED = [
 ]
 
 
-def test_a_region_that_was_removed_and_added_again_comes_to_lead_with_all_that_was_acknowledged() -> None:
+def test_a_region_that_was_removed_and_added_again_leads_with_every_acknowledged_write() -> None:
     _, explored = travel([*REMOVED_AND_ADDED, leg(served(B, 2), suspicions=2)], epochs_max=2, states_max=20_000)
     assert explored.counterexample is None
     assert explored.reached is not None
@@ -143,7 +143,7 @@ AGENT_DIED_LATER = [*AGENT_DIED_IN_SECOND_RESIZE[:-1], leg(stale=1, resizes=1, w
 
 
 @pytest.mark.parametrize("way", [AGENT_DIED, AGENT_DIED_LATER], ids=["a first change", "a later change"])
-def test_voters_change_one_at_a_time_when_an_agent_died_in_a_change_and_the_next_reads_an_old_record(
+def test_voters_change_one_at_a_time_when_a_restarted_agent_reads_an_old_record(
     way: list[Leg],
 ) -> None:
     world, explored = travel(way, epochs_max=2, states_max=20_000)
@@ -178,7 +178,7 @@ SECOND_FAULTS: dict[str, list[Leg]] = {
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("way", list(SECOND_FAULTS))
-def test_all_kinds_of_faults_are_sound_where_the_first_failover_has_led_to(way: str) -> None:
+def test_faults_after_a_first_failover_or_change_have_no_violation(way: str) -> None:
     legs = [*SECOND_FAULTS[way], Leg(budget=EVERYTHING.budget)]
     world, explored = travel(legs, epochs_max=5, states_max=300_000)
     assert_sound(world, explored)
@@ -189,7 +189,7 @@ def test_an_exploration_is_the_same_each_time() -> None:
     assert explore(bounds)[1] == explore(bounds)[1]
 
 
-def test_a_counterexample_is_told_as_a_story() -> None:
+def test_a_counterexample_is_written_as_a_transcript() -> None:
     budget = Budget(faults=1, crashes=0, ends=0, failures=0, stale=0)
     world = World(Bounds(budget=budget, epochs_max=2, states_max=5_000))
     with patch.object(rules, "is_frozen", return_value=True):
@@ -201,7 +201,7 @@ def test_a_counterexample_is_told_as_a_story() -> None:
     assert lines[-1].strip().startswith("VIOLATION: b has voted for epoch 2")
 
 
-def test_a_state_and_its_mirror_image_are_one() -> None:
+def test_a_state_and_its_mirror_image_have_one_canonical_form() -> None:
     world = World(Bounds())
     state = serving(world)
     moves = {label[:2]: after for label, after in successors(world, state) if label[0] == "suspects"}
@@ -210,7 +210,7 @@ def test_a_state_and_its_mirror_image_are_one() -> None:
 
 
 def test_a_late_answer_to_an_older_request_changes_nothing() -> None:
-    # It is what lets the exploration leave such answers out.
+    # So the exploration may leave such answers out.
 
     world = World(Bounds())
     state: State = serving(world)
@@ -228,7 +228,7 @@ def test_a_late_answer_to_an_older_request_changes_nothing() -> None:
         state = next(after for label, after in successors(world, state) if label[0] != "trusts")
 
 
-def test_a_fault_is_spent_from_its_kind_and_from_all() -> None:
+def test_a_fault_counts_against_its_kind_and_against_the_total() -> None:
     budget = Budget(faults=1, crashes=2)
     after = spend(budget, "crashes")
     assert after is not None
@@ -252,7 +252,7 @@ def primary(*wal: Entry) -> Member:
     return postgres.initialise(Member(kind="stopped", wal=wal), 1)
 
 
-def test_two_promotions_take_the_same_timeline_and_a_standby_accepts_either() -> None:
+def test_two_promotions_take_the_same_timeline_and_a_standby_can_follow_either() -> None:
     frozen = Member(kind="standby", wal=(_FENCE,))
     one = postgres.append(postgres.promote(frozen, 1, 2), 1, "fence", 2)
     other = postgres.promote(frozen, 2, 3)
@@ -271,7 +271,7 @@ def test_a_rewind_goes_below_what_was_acknowledged() -> None:
     assert postgres.rewind(longer, leader).wal == (_FENCE,)
 
 
-def test_a_primary_without_names_commits_alone_and_one_with_names_waits() -> None:
+def test_a_primary_waits_only_for_the_standbys_that_it_names() -> None:
     alone = primary(_FENCE)
     assert postgres.on_quorum(alone) == 1
     careful = alone._replace(names=(1, 2), required=1)
@@ -282,7 +282,7 @@ def test_a_primary_without_names_commits_alone_and_one_with_names_waits() -> Non
 # The command.
 
 
-def test_the_command_says_how_far_it_went() -> None:
+def test_the_command_reports_the_number_of_states() -> None:
     result = CliRunner().invoke(make_app(), ["explore", "--states", "2000", "--json"])
     facts = json.loads(result.output)
     assert result.exit_code == 0
@@ -296,7 +296,7 @@ def test_the_command_gives_orders() -> None:
     assert (bounds["switches"], bounds["drains"], bounds["resizes"]) == (2, 2, 2)
 
 
-def test_the_command_shows_what_goes_wrong() -> None:
+def test_the_command_prints_a_violation() -> None:
     with patch.object(rules, "may_publish", return_value=True):
         result = CliRunner().invoke(make_app(), ["explore", "--states", "5000"])
     assert result.exit_code == 1

@@ -1,6 +1,6 @@
-"""Each invariant of the exploration on a state that was broken by hand, and a search that looked at nothing.
+"""Tests each invariant of the exploration on a state that was broken by hand, and a search that compared no facts.
 
-The clauses are read off the source: one that no broken state brings about fails here.
+The texts of violations are read from the source, so a test fails if no broken state causes one of them.
 """
 
 import importlib
@@ -37,7 +37,7 @@ A, B = 0, 1
 
 
 class Cell:
-    """A world in which ``a`` serves epoch 1, to be broken."""
+    """A cell in which ``a`` serves epoch 1; each test breaks it."""
 
     def __init__(self) -> None:
         self.world = World(Bounds())
@@ -154,7 +154,7 @@ def objection(broken: Callable[[Cell], None]) -> str:
     [one for breaks in BROKEN.values() for one in breaks],
     ids=lambda one: getattr(one, "__name__", ""),
 )
-def test_an_invariant_objects_to_a_broken_state(broken: Callable[[Cell], None], says: str) -> None:
+def test_an_invariant_rejects_a_broken_state(broken: Callable[[Cell], None], says: str) -> None:
     assert says in objection(broken)
 
 
@@ -163,7 +163,7 @@ def modules() -> list[ModuleType]:
     return [importlib.import_module(one.name) for one in found]
 
 
-def test_every_invariant_and_every_clause_has_a_broken_state() -> None:
+def test_every_invariant_and_every_violation_text_has_a_broken_state() -> None:
     assert BROKEN.keys() == INVARIANTS.keys()
     said = [objection(broken) for breaks in BROKEN.values() for broken, _ in breaks]
     patterns = texts_of(argument for module in modules() for argument in arguments_of(module, "Violated"))
@@ -171,10 +171,10 @@ def test_every_invariant_and_every_clause_has_a_broken_state() -> None:
     assert unheard(patterns, said) == []
 
 
-# What was looked at.
+# Facts that were compared.
 
 
-def test_an_invariant_that_had_nothing_to_look_at_is_named() -> None:
+def test_an_invariant_that_compared_nothing_is_reported() -> None:
     facts = Counter(INVARIANTS.keys())
     assert judged_nothing(facts, Budget(reads=1)) == []
     assert len(judged_nothing(Counter(), Budget(reads=1))) == len(INVARIANTS)
@@ -184,7 +184,7 @@ def test_an_invariant_that_had_nothing_to_look_at_is_named() -> None:
     assert judged_nothing(Counter(INVARIANTS.keys() - {"strong reads"}), Budget(reads=0)) == []
 
 
-def test_breadth_alone_looks_at_no_failover_and_the_way_through_one_gives_each_invariant_something() -> None:
+def test_only_the_legs_through_a_failover_give_every_invariant_facts() -> None:
     world, explored = travel([*FAILOVER, Leg(budget=Budget(reads=1))], epochs_max=3, states_max=300)
     assert explored.counterexample is None
     assert judged_nothing(world.facts, Budget()) == []
@@ -193,7 +193,7 @@ def test_breadth_alone_looks_at_no_failover_and_the_way_through_one_gives_each_i
     assert "acknowledged writes survive: judged on nothing" in str(judged_nothing(start.facts, Budget()))
 
 
-def test_the_command_says_what_was_looked_at() -> None:
+def test_the_command_reports_the_compared_facts() -> None:
     result = CliRunner().invoke(make_app(), ["explore", "--states", "300", "--json"])
     facts = json.loads(result.output)
     assert result.exit_code == 0
@@ -202,13 +202,13 @@ def test_the_command_says_what_was_looked_at() -> None:
     assert facts["facts"].keys() == INVARIANTS.keys()
 
 
-def test_the_command_fails_when_a_search_saw_nothing() -> None:
+def test_the_command_fails_when_a_search_finds_only_its_start() -> None:
     result = CliRunner().invoke(make_app(), ["explore", "--states", "1"])
     assert result.exit_code == 1
     assert "a search saw nothing but its start" in result.output
 
 
-def test_the_command_fails_when_it_comes_to_no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_command_fails_when_it_reaches_no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
     def nowhere(*_legs: object, **_bounds: object) -> tuple[World, Explored]:
         return World(Bounds()), Explored(states=9, moves=9, depth=9, complete=False)
 
@@ -218,6 +218,6 @@ def test_the_command_fails_when_it_comes_to_no_failover(monkeypatch: pytest.Monk
     assert "acknowledged writes survive: judged on nothing: no acknowledged writes that a later epoch" in result.output
 
 
-def test_a_state_that_serves_is_where_a_search_begins() -> None:
+def test_a_search_begins_when_the_first_region_serves() -> None:
     cell: State = serving(World(Bounds()))
     assert cell.ghost.value.opened == ((1, A),)

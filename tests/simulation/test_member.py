@@ -1,4 +1,4 @@
-"""PostgreSQL as the simulation models it: each trap of failover.md, as a specification."""
+"""Specifies the simulation's model of PostgreSQL: each guarantee and each trap of failover.md is a test."""
 
 import pytest
 
@@ -26,7 +26,7 @@ def test_a_primary_without_its_standbys_acknowledges_nothing() -> None:
     assert keys(stand.eu) == {1}
 
 
-def test_a_cut_that_heals_lets_the_wait_end() -> None:
+def test_a_commit_is_acknowledged_after_a_partition_heals() -> None:
     stand = Stand()
     stand.network.cut(EU, US)
     stand.network.cut(EU, AP)
@@ -38,7 +38,7 @@ def test_a_cut_that_heals_lets_the_wait_end() -> None:
     assert outcome == [True]
 
 
-def test_a_standby_has_no_names_so_it_acknowledges_alone_when_promoted_without_them() -> None:
+def test_a_member_acknowledges_alone_when_it_is_promoted_without_standby_names() -> None:
     # Rule 5.
     stand = Stand()
     stand.isolate(US)
@@ -48,7 +48,7 @@ def test_a_standby_has_no_names_so_it_acknowledges_alone_when_promoted_without_t
     assert outcome == [True]
 
 
-def test_clearing_the_names_releases_the_waiters_with_success() -> None:
+def test_clearing_the_standby_names_releases_waiting_commits_with_success() -> None:
     # Rule 6.
     stand = Stand()
     stand.isolate(EU)
@@ -68,7 +68,7 @@ def test_stopping_ends_the_waits_without_success() -> None:
     assert outcome == [False]
 
 
-def test_a_cancelled_wait_leaves_the_row_visible_here_and_nowhere_else() -> None:
+def test_a_cancelled_wait_leaves_the_row_visible_on_the_primary_only() -> None:
     # Rule 7.
     stand = Stand()
     stand.isolate(EU)
@@ -92,12 +92,12 @@ def test_a_crash_makes_rows_visible_that_no_standby_has() -> None:
     assert stand.eu.visible >= stand.eu.wal.keys[1]
 
 
-def test_a_crash_loses_what_was_not_on_disk() -> None:
+def test_a_crash_loses_wal_that_was_not_flushed() -> None:
     stand = Stand()
     stand.eu.hung = True
     stand.write(stand.eu, 1)
     stand.run(5)
-    assert keys(stand.us) == set()  # a standby never gets what the primary may still lose
+    assert keys(stand.us) == set()  # a primary sends no WAL that it may still lose
     stand.eu.crash()
     assert keys(stand.eu) == set()
 
@@ -115,19 +115,19 @@ def test_the_receive_position_is_unknown_after_a_restart() -> None:
     assert stand.us.replayed == len(stand.us.wal.entries)
 
 
-def test_half_a_record_is_received_and_never_replayed() -> None:
+def test_an_incomplete_record_is_received_and_never_replayed() -> None:
     # Rule 4.
     stand = Stand()
     stand.eu.write_part()
     stand.run(1)
     stand.eu.crash()
-    assert not stand.us.torn  # its receiver may bring the rest yet
+    assert not stand.us.torn  # its WAL receiver may still receive the rest
     stand.freeze(stand.us)
     assert stand.us.torn
     assert stand.us.received == stand.us.replayed + 1
 
 
-def test_the_rest_of_a_record_arrives_as_any_wal() -> None:
+def test_an_incomplete_record_is_replayed_once_its_rest_arrives() -> None:
     stand = Stand()
     stand.eu.write_part()
     stand.run(1)
@@ -137,7 +137,7 @@ def test_the_rest_of_a_record_arrives_as_any_wal() -> None:
     assert stand.us.received == stand.us.replayed == len(stand.us.wal.entries)
 
 
-def test_half_a_record_is_written_over_by_the_next_leader() -> None:
+def test_the_next_leader_overwrites_an_incomplete_record() -> None:
     stand = Stand()
     stand.eu.write_part()
     stand.run(1)
@@ -154,7 +154,7 @@ def test_half_a_record_is_written_over_by_the_next_leader() -> None:
     assert all(entry.kind != "part" for entry in stand.us.wal.entries)
 
 
-def test_a_walreceiver_takes_wal_until_it_has_ended_not_until_it_was_told_to() -> None:
+def test_a_walreceiver_receives_wal_until_its_process_ends() -> None:
     # Rule 4.
     stand = Stand()
     stand.us.unfollow()
@@ -168,7 +168,7 @@ def test_a_walreceiver_takes_wal_until_it_has_ended_not_until_it_was_told_to() -
 
 
 def promote_two_with_one_number(stand: Stand) -> None:
-    """`us` and `ap` are both promoted from the same point without knowing of each other."""
+    """Promote `us` and `ap` at the same LSN, so that both take the same timeline number."""
     stand.eu.crash()
     for member, epoch in ((stand.us, 2), (stand.ap, 3)):
         stand.freeze(member)
@@ -187,11 +187,11 @@ def test_two_promotions_take_the_same_timeline_and_following_it_keeps_phantom_ro
     stand.us.follow(AP)
     stand.run(2)
     assert stand.us.upstream is not None
-    assert 2 in keys(stand.us)  # what only `us` ever wrote
-    assert 3 not in keys(stand.us)  # what `ap` has instead
+    assert 2 in keys(stand.us)  # only `us` wrote this row
+    assert 3 not in keys(stand.us)  # only `ap` has this row
 
 
-def test_pg_rewind_sees_nothing_to_do_on_the_same_timeline_number() -> None:
+def test_pg_rewind_does_nothing_on_an_equal_timeline_number() -> None:
     # Rule 11.
     stand = Stand()
     promote_two_with_one_number(stand)
@@ -209,7 +209,7 @@ def test_a_base_backup_has_no_phantom_rows() -> None:
     assert keys(stand.us) == keys(stand.ap)
 
 
-def test_following_a_leader_whose_history_forked_below_is_refused() -> None:
+def test_a_leader_refuses_a_standby_that_is_ahead_of_the_fork() -> None:
     stand = Stand()
     stand.write(stand.eu, 1)
     stand.run(1)
@@ -244,7 +244,7 @@ def test_pg_rewind_may_go_below_what_was_acknowledged() -> None:
     assert lost > 0
 
 
-def test_a_rewound_member_has_everything_again_once_it_streams() -> None:
+def test_a_rewound_member_is_complete_once_it_streams() -> None:
     stand = Stand()
     stand.write(stand.eu, 1)
     stand.run(1)
@@ -264,7 +264,7 @@ def test_a_rewound_member_has_everything_again_once_it_streams() -> None:
     assert 2 not in keys(stand.eu)
 
 
-def test_a_promotion_takes_the_number_after_the_highest_it_knows() -> None:
+def test_a_promotion_takes_the_timeline_number_after_the_highest_known_one() -> None:
     stand = Stand()
     stand.eu.crash()
     stand.freeze(stand.us)
@@ -276,7 +276,7 @@ def test_a_promotion_takes_the_number_after_the_highest_it_knows() -> None:
     assert stand.ap.wal.timelines[-1][0] == 3
 
 
-def test_a_hung_disk_of_a_standby_confirms_nothing() -> None:
+def test_a_standby_with_a_hung_disk_confirms_nothing() -> None:
     stand = Stand()
     stand.us.hung = stand.ap.hung = True
     outcome = stand.write(stand.eu, 1)
@@ -288,7 +288,7 @@ def test_a_hung_disk_of_a_standby_confirms_nothing() -> None:
     assert outcome == [True]
 
 
-def test_the_quorum_commit_stands_still_without_a_quorum() -> None:
+def test_the_quorum_lsn_does_not_advance_without_a_quorum() -> None:
     stand = Stand()
     stand.isolate(EU)
     before = stand.eu.quorum_lsn()

@@ -1,4 +1,4 @@
-"""The network and the clocks of the simulation."""
+"""Tests the network and the clocks of the simulation."""
 
 import pytest
 
@@ -27,7 +27,7 @@ def test_a_cut_of_one_direction_leaves_the_other() -> None:
     assert arrivals(network, world, 10) == []
 
 
-def test_cuts_add_up_and_each_is_healed_for_itself() -> None:
+def test_a_link_that_was_cut_twice_must_be_healed_twice() -> None:
     network = Network(World(1), rtt_s=0.08, jitter_s=0.02, loss=0)
     network.cut(EU, US)
     network.cut(EU, US)
@@ -37,7 +37,7 @@ def test_cuts_add_up_and_each_is_healed_for_itself() -> None:
     assert network.is_open(EU, US)
 
 
-def test_datagrams_are_lost_doubled_and_reordered() -> None:
+def test_datagrams_are_lost_duplicated_and_reordered() -> None:
     world = World(1)
     network = Network(world, rtt_s=0.08, jitter_s=0.02, loss=0.1)
     network.doubled = network.late = 0.2

@@ -1,4 +1,4 @@
-"""A seed is a run, to the byte: whatever the hash seed of the process that runs it."""
+"""Tests that a seed determines a run to the byte, whatever the hash seed of the process."""
 
 import hashlib
 import os
@@ -25,7 +25,7 @@ def trace_of(hash_seed: str) -> bytes:
     return subprocess.run(command, env=environment, check=True, capture_output=True).stdout
 
 
-def test_a_seed_replays_to_the_byte_in_another_process_with_other_hashes() -> None:
+def test_a_seed_replays_to_the_byte_in_a_process_with_another_hash_seed() -> None:
     one, other = trace_of("1"), trace_of("20261124")
     assert len(one) > 100_000
     assert hashlib.sha256(one).hexdigest() == hashlib.sha256(other).hexdigest()

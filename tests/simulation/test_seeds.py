@@ -1,4 +1,4 @@
-"""The failover core under faults: a fixed number of seeds, which are the same at each run; the soak has the others."""
+"""Runs the failover core under faults with a fixed list of seeds; the soak runs many more."""
 
 import os
 from pathlib import Path
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.simulation
 
 REGRESSIONS = Path(__file__).parent / "regressions"
 SEEDS = 250
-"""As many as give each checker something to compare. The soak looks beyond them: what it finds is seldom the fault of a
-change that is tested."""
+"""Enough seeds to give each checker a fact to compare. More seeds run in the soak only: what they find is seldom caused
+by the change that is under test."""
 
 MINUTES = 1.25
 SOAK_SEEDS = int(os.environ.get("PALAVER_SOAK_SEEDS", "20000"))
@@ -24,7 +24,7 @@ SOAK_FIRST = 1_000_000
 
 
 def assert_no_finding(summary: Summary) -> None:
-    """Fail with what is needed to go on: how to replay, and the smallest plan, kept as a regression."""
+    """Fail if there is a finding: report how to replay it, and store the shrunk plan as a regression."""
     if not summary.findings:
         return
     first = summary.findings[0]
@@ -47,14 +47,14 @@ def test_no_seed_breaks_a_rule() -> None:
 
 
 @pytest.mark.parametrize("path", sorted(REGRESSIONS.glob("*.json")), ids=lambda path: path.stem)
-def test_what_once_failed_holds(path: Path) -> None:
+def test_a_plan_that_once_failed_passes(path: Path) -> None:
     report = run_plan(regressions.load(path))
     assert report.violation is None
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(24 * 3600)
-def test_no_seed_of_many_breaks_a_rule() -> None:
+def test_no_seed_of_the_soak_breaks_a_rule() -> None:
     summary = run_seeds(range(SOAK_FIRST, SOAK_FIRST + SOAK_SEEDS), minutes=MINUTES)
     assert_no_finding(summary)
     assert summary.judged_nothing == []
