@@ -1,7 +1,7 @@
-"""What the agent says to its ledger member in SQL: roles, slots, quorum, fence row, positions.
+"""Runs the agent's SQL on a ledger member: roles, slots, quorum, fence row, positions.
 
-Decides that a commit whose wait for the quorum was cut short is unknown, never done (rules 7 and 9).
-Refuses to know processes, files and who should lead. The statements are in ``sql/``.
+Decides that the outcome of a commit whose quorum wait is cancelled is unknown, never success (rules 7 and 9). Does not
+know processes, files, or which region should lead. The statements are in ``sql/``.
 """
 
 import asyncio
@@ -20,44 +20,44 @@ from regions.member.settings import DATABASE, SCRAM_ITERATIONS, SUPERUSER
 from regions.topology import Address
 
 CONNECT_S = 3.0
-"""Loopback connects in milliseconds; a member that is recovering answers at once that it is."""
+"""A connection over loopback takes milliseconds, and a member that is starting up refuses it at once."""
 
 QUERY_S = 5.0
-"""For statements that wait for nobody: as long as a client waits for a write."""
+"""Time limit of statements that do not wait for a quorum: as long as a client waits for a write."""
 
 SPARES = 2
-"""Connections to the ledger database that are kept for who needs one next: a freeze, then a fence row; or a gate."""
+"""Idle connections to the ledger database, for a freeze and then a fence row, or for the write gate."""
 
 SETTING_POLL_S = 0.01
 SETTING_POLLS_MAX = 300
-"""The postmaster tells its children of a reload by signal: milliseconds, seconds on a starved machine."""
+"""The postmaster signals a reload to its children: this takes milliseconds, or seconds on an overloaded machine."""
 
 OVERRIDE_SCOPES = ("cluster", "role", "database", "role in database", "function")
-"""What ``read_overrides.sql`` finds: ``cluster`` is the configuration, or a setting of all roles in all databases."""
+"""Scopes in ``read_overrides.sql``; ``cluster`` is the configuration, or a setting for all roles in all databases."""
 
 _BROKEN = (
     OSError,
     TimeoutError,
     asyncpg.PostgresError,
     asyncpg.InterfaceError,
-    # asyncpg's own bookkeeping gives up like this when a connection breaks between two of its messages.
+    # asyncpg raises this if a connection breaks between two messages.
     asyncpg.InternalClientError,
 )
 
 _REFUSED = (ConnectionError, asyncpg.ConnectionDoesNotExistError)
-"""What a connection meets where no PostgreSQL is: one that cannot take it says why instead."""
+"""Errors of a connection to an address without PostgreSQL; a PostgreSQL that refuses connections reports a reason."""
 
 _T = TypeVar("_T")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LedgerState:
-    """A member as it sees itself.
+    """State of a member, as it reports it.
 
     Attributes:
         in_recovery: Whether it is a standby.
-        lsn: What it has on disk: flushed as primary, received or replayed as standby.
-        receiving: Whether a standby is connected to its leader.
+        lsn: End of its WAL in bytes: flushed on a primary, the greater of received and replayed on a standby.
+        receiving: Whether a WAL receiver streams.
         synchronous_standby_names: The setting in force.
     """
 
@@ -69,15 +69,15 @@ class LedgerState:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Standby:
-    """A standby as its primary sees it.
+    """State of a standby, as its primary reports it.
 
     Attributes:
         region: Its region.
         streaming: Whether it has caught up and streams.
-        sync_state: ``quorum`` when commits wait for it, else ``async``.
-        flush_lag_bytes: WAL that it has not flushed.
-        replay_lag_bytes: WAL that it has not replayed.
-        flush_lag_s: Time between the primary's flush and the news of its own.
+        sync_state: ``quorum`` if commits wait for it, otherwise ``async``.
+        flush_lag_bytes: WAL in bytes that it has not flushed.
+        replay_lag_bytes: WAL in bytes that it has not replayed.
+        flush_lag_s: Seconds from the primary's flush until it received the standby's report of the same flush.
     """
 
     region: RegionName
@@ -94,9 +94,9 @@ class Slot:
 
     Attributes:
         name: Its name.
-        active: Whether somebody reads from it.
-        lost: Whether WAL that it needs is gone.
-        retained_bytes: WAL that it holds back.
+        active: Whether a connection reads from it.
+        lost: Whether PostgreSQL has invalidated it, because WAL that it needs is gone or for another reason.
+        retained_bytes: WAL in bytes that it retains.
     """
 
     name: str
@@ -107,12 +107,12 @@ class Slot:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Override:
-    """A setting that makes ``synchronous_commit`` weaker than ``on`` for somebody.
+    """A setting that makes ``synchronous_commit`` weaker than ``on`` in some scope.
 
     Attributes:
-        scope: Whose it is: one of ``OVERRIDE_SCOPES``.
-        name: Which of them, as SQL writes it.
-        value: What it is set to, as it was written.
+        scope: One of ``OVERRIDE_SCOPES``.
+        name: The role, database or function, as SQL writes it.
+        value: The value, as it was written.
     """
 
     scope: str
@@ -121,9 +121,10 @@ class Override:
 
 
 class Ledger:
-    """SQL access of the agent to its own member. Connections are made at need, and one is kept.
+    """SQL access of the agent to one member.
 
-    So are some to the ledger database, when `warm` was called: whoever waits for a move waits for no login.
+    Connections are opened on demand. One to the database ``postgres`` stays open, and after `open_spares` also some to
+    the ledger database, so that a failover does not wait for a login.
     """
 
     def __init__(self, address: Address, password: str) -> None:
@@ -135,19 +136,23 @@ class Ledger:
 
     @property
     def url(self) -> str:
-        """The libpq URL of the ledger database as superuser."""
+        """Return the libpq URL of the ledger database as superuser."""
         return f"postgresql://{SUPERUSER}:{self._password}@{self._address}/{DATABASE}"
 
     async def ping(self) -> None:
         """Connect once.
 
         Raises:
-            MemberFailed: It refuses or does not answer.
+            MemberFailed: The member refuses the connection or does not answer.
         """
         await _closed(await self._connect("postgres"))
 
     async def prepare_roles(self, *, replication_password: str, writer_password: str) -> None:
-        """Create the roles and the ledger database where they are missing."""
+        """Create the roles and the ledger database if they are missing.
+
+        Raises:
+            MemberFailed: The member does not answer, or refuses a statement.
+        """
 
         async def prepare(connection: asyncpg.Connection) -> None:
             async with connection.transaction():
@@ -160,7 +165,11 @@ class Ledger:
         await self._in_one_connection("postgres", prepare)
 
     async def prepare_slots(self, *, followers: Iterable[RegionName], streams: Iterable[RegionName]) -> None:
-        """Create the slots of the followers' WAL and of the regions' change streams where missing."""
+        """Create the physical slots of the followers and the logical slots of the change streams if they are missing.
+
+        Raises:
+            MemberFailed: The member does not answer, or refuses a statement.
+        """
         physical = [physical_slot_name(region) for region in followers]
         logical = [slot_name(region) for region in streams]
 
@@ -171,34 +180,45 @@ class Ledger:
         await self._in_one_connection(DATABASE, prepare)
 
     async def prepare_follower_slots(self, followers: Iterable[RegionName]) -> None:
-        """Create the slots of the followers' WAL where missing, over the connection that is kept: a failover waits."""
+        """Create the physical slots of the followers if they are missing, over the open connection: a failover waits.
+
+        Raises:
+            MemberFailed: The member does not answer.
+        """
         await self._fetch("create_physical_slots", [physical_slot_name(region) for region in followers])
 
     async def prepare_idle_slots(self, followers: Iterable[RegionName]) -> None:
-        """Create the slots that followers would read from if this member led, where missing; they keep no WAL yet."""
+        """Create the slots that followers would use if this member led, if they are missing; they retain no WAL yet.
+
+        Raises:
+            MemberFailed: The member does not answer.
+        """
         await self._fetch("create_idle_slots", [physical_slot_name(region) for region in followers])
 
     async def drop_follower_slots(self, followers: Iterable[RegionName]) -> int:
-        """Drop the slots of WAL of regions that follow no more; return how many are left because they are read.
+        """Drop the physical slots of regions that are not followers any more.
+
+        Returns:
+            The number of slots that remain because a connection reads from them.
 
         Raises:
-            MemberFailed: It does not answer.
+            MemberFailed: The member does not answer.
         """
         row = await self.one("drop_follower_slots", [physical_slot_name(region) for region in followers])
         return int(row["active"])
 
     async def verify_quorum(self, synchronous_standby_names: str) -> None:
-        """Verify that a quorum is in force which `reload` has put in force in this process of PostgreSQL.
+        """Verify that a quorum is still in force that `reload` has put in force in the same run of PostgreSQL.
 
         Raises:
-            MemberFailed: Another value is.
+            MemberFailed: Another value is in force.
         """
         found = (await self.read_state()).synchronous_standby_names
         if found != synchronous_standby_names:
             raise MemberFailed(f"synchronous_standby_names is {found!r}")
 
     async def reload(self, *, synchronous_standby_names: str) -> None:
-        """Make PostgreSQL read its files again; return when every commit waits for the quorum asked for.
+        """Reload the configuration, and return when every commit waits for the given quorum.
 
         Raises:
             MemberFailed: Another value stays in force.
@@ -208,7 +228,7 @@ class Ledger:
             await connection.fetch(_sql("reload"))
             found = None
             for _ in range(SETTING_POLLS_MAX):
-                # Rule 5: the setting counts when SHOW says so, not when the file does.
+                # Rule 5: the value that SHOW reports counts, not the value in the file.
                 found = await connection.fetchval(_sql("show_synchronous_standby_names"))
                 if found == synchronous_standby_names:
                     return
@@ -220,23 +240,25 @@ class Ledger:
                 await connection.execute(_sql("checkpoint"))
 
         await self._in_one_connection("postgres", verify)
-        # SHOW speaks for one backend. Whether a commit waits is a flag in shared memory, and it is the
-        # checkpointer that sets it when it reads the files itself (syncrep.c, SyncRepUpdateSyncStandbysDefined);
-        # until then commits return alone. It does so before it begins a checkpoint. A new connection, because
-        # the postmaster takes none before it has told everybody; two checkpoints, because it may have been
-        # about to begin the first.
+        # SHOW reports the value of one backend. Whether commits wait is a flag in shared memory, which the checkpointer
+        # sets when it reloads the configuration itself (syncrep.c, SyncRepUpdateSyncStandbysDefined). Until then
+        # commits return without a quorum. The checkpointer reloads before it begins a checkpoint. The connection is
+        # new, because the postmaster accepts it only after it has signalled all its children. There are two
+        # checkpoints, because for the first one the checkpointer may have passed its reload already.
         await self._in_one_connection("postgres", settle)
 
     async def write_fence_row(self, *, epoch: Epoch, fence_id: UUID, leader: RegionName) -> UUID:
-        """Commit the fence row of an epoch under the quorum; return the id it has.
+        """Commit the fence row of an epoch, and return when a quorum has it on disk; there is no time limit.
 
-        It can be seen here at once, so that writes begin, whose commits come after it; it returns when a quorum has
-        the row on disk, however long that takes. When an earlier attempt wrote the row, that row's id is returned,
-        after a commit of its own has reached the quorum.
+        The row becomes visible on this member before that, so that writes can begin; their commits come after it and
+        wait for the quorum. If an earlier attempt wrote the row, this one waits for a later commit to reach the quorum.
+
+        Returns:
+            The id of the row, which is that of an earlier attempt if that attempt wrote it.
 
         Raises:
-            QuorumUnknown: The wait was cut short; the row is visible here and perhaps nowhere else.
-            MemberFailed: The connection broke; nothing is known.
+            QuorumUnknown: The quorum wait was cancelled; the row is visible here and possibly on no other member.
+            MemberFailed: The connection broke; the outcome is unknown.
         """
 
         async def write(connection: asyncpg.Connection) -> UUID:
@@ -247,7 +269,7 @@ class Ledger:
                 await connection.execute(_sql("write_fence_row"), epoch, fence_id, leader)
             found = await connection.fetchval(_sql("read_fence_row"), epoch)
             await connection.fetch(_sql("mark_fence_commit"), str(epoch))
-            # Rule 7: a cancelled wait looks like success but for this warning.
+            # Rule 7: only this warning distinguishes a cancelled wait from success.
             if warnings:
                 raise QuorumUnknown(f"fence row of epoch {epoch}: {warnings[0]}")
             return cast("UUID", found)
@@ -255,11 +277,11 @@ class Ledger:
         return await self._in_one_connection(DATABASE, write)
 
     async def commit_under_quorum(self) -> None:
-        """Commit something under the quorum in force; return when it is there, however long that takes.
+        """Commit a WAL record, and return when the quorum in force has it; there is no time limit.
 
         Raises:
-            QuorumUnknown: The wait was cut short.
-            MemberFailed: The connection broke.
+            QuorumUnknown: The quorum wait was cancelled.
+            MemberFailed: The connection broke; the outcome is unknown.
         """
 
         async def commit(connection: asyncpg.Connection) -> None:
@@ -272,10 +294,10 @@ class Ledger:
         await self._in_one_connection("postgres", commit)
 
     async def hold_write_gate(self, closed: asyncio.Event) -> None:
-        """Let no write begin, and set ``closed`` when none is under way any more; until cancelled.
+        """Close the write gate until cancelled: new writes are refused, and ``closed`` is set when no write is running.
 
         Raises:
-            MemberFailed: The connection broke, and with it the lock.
+            MemberFailed: The connection broke, and the lock was released with it.
         """
         connection = await self._connected(DATABASE)
         try:
@@ -290,7 +312,11 @@ class Ledger:
             connection.terminate()
 
     async def read_state(self) -> LedgerState:
-        """Return what the member says of itself."""
+        """Return the member's state.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
         (row,) = await self._fetch("read_state")
         return LedgerState(
             in_recovery=row["in_recovery"],
@@ -300,7 +326,11 @@ class Ledger:
         )
 
     async def read_standbys(self, regions: Iterable[RegionName]) -> tuple[Standby, ...]:
-        """Return the connected standbys among ``regions``, as the primary sees them."""
+        """Return the connected standbys among ``regions``, as the primary reports them.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
         rows = await self._fetch("read_standbys", list(regions))
         return tuple(
             Standby(
@@ -315,7 +345,11 @@ class Ledger:
         )
 
     async def read_slots(self) -> tuple[Slot, ...]:
-        """Return the replication slots."""
+        """Return the replication slots.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
         return tuple(
             Slot(
                 name=row["slot_name"],
@@ -327,9 +361,9 @@ class Ledger:
         )
 
     async def read_overrides(self) -> tuple[Override, ...]:
-        """Return what makes commits of the ledger weaker than its quorum (rule 18).
+        """Return the settings that let commits return without the quorum (rule 18).
 
-        Over a connection of its own, because functions are in the ledger database.
+        It opens a connection to the ledger database, because functions and their settings are in that database.
 
         Raises:
             MemberFailed: It does not answer, or has no ledger database yet.
@@ -342,7 +376,11 @@ class Ledger:
         return tuple(Override(scope=row["scope"], name=row["name"], value=row["value"]) for row in rows)
 
     async def read_fence_epochs(self, most: int) -> tuple[Epoch, ...]:
-        """Return the epochs of the newest fence rows, ascending; none when there is no ledger database yet."""
+        """Return the epochs of the newest ``most`` fence rows, ascending; none if there is no ledger database yet.
+
+        Raises:
+            MemberFailed: It does not answer.
+        """
 
         async def read(connection: asyncpg.Connection) -> list[Epoch]:
             return [row["epoch"] for row in await connection.fetch(_sql("read_fence_epochs"), most)]
@@ -355,7 +393,7 @@ class Ledger:
             raise
 
     async def one(self, name: str, *parameters: object) -> "Mapping[str, Any]":
-        """Return the one row of a named statement that waits for nobody.
+        """Return the only row of a named statement that does not wait for a quorum.
 
         Raises:
             MemberFailed: It does not answer.
@@ -364,7 +402,7 @@ class Ledger:
         return row
 
     async def run(self, name: str) -> None:
-        """Run a named statement that waits for nobody.
+        """Run a named statement that does not wait for a quorum.
 
         Raises:
             MemberFailed: It does not answer.
@@ -372,17 +410,17 @@ class Ledger:
         await self._fetch(name)
 
     async def open_spares(self) -> None:
-        """Have spare connections to the ledger database.
+        """Open the missing spare connections to the ledger database.
 
         Raises:
-            MemberFailed: It does not answer, or has no such database yet.
+            MemberFailed: It does not answer, or has no ledger database yet.
         """
         self._spares = [one for one in self._spares if not one.is_closed()]
         while len(self._spares) < SPARES:
             self._spares.append(await self._connect(DATABASE))
 
     async def close(self) -> None:
-        """Drop the connections that are kept."""
+        """Close the open connections; the next statement opens one again."""
         if self._kept is not None:
             self._kept.terminate()
             self._kept = None
@@ -390,7 +428,7 @@ class Ledger:
             self._spares.pop().terminate()
 
     async def _fetch(self, name: str, *parameters: object) -> "list[Mapping[str, Any]]":
-        """Run a read that waits for nobody over the kept connection."""
+        """Run a statement that does not wait for a quorum, over the connection that stays open."""
         async with self._using_kept:
             try:
                 async with asyncio.timeout(QUERY_S):
@@ -404,10 +442,10 @@ class Ledger:
     async def _in_one_connection(
         self, database: str, work: "Callable[[asyncpg.Connection], Coroutine[Any, Any, _T]]"
     ) -> _T:
-        """Run ``work`` to its end even when the caller is cancelled, or cut its connection.
+        """Run ``work`` with a connection; if the caller is cancelled, cut the connection and do not cancel ``work``.
 
-        Cancelling asyncpg would cancel the statement on the server, and a cancelled COMMIT is visible
-        without a quorum (rule 7). Cutting the connection leaves the commit waiting, as it should.
+        If asyncpg is cancelled, it cancels the statement on the server, and a cancelled COMMIT becomes visible without
+        a quorum (rule 7). After the connection is cut, the server keeps waiting for the quorum.
         """
         connection = await self._connected(database)
         task = asyncio.ensure_future(work(connection))
@@ -425,7 +463,7 @@ class Ledger:
                     task.exception()
 
     async def _connected(self, database: str) -> asyncpg.Connection:
-        """Return a connection of the caller's own, a spare one where there is one."""
+        """Return a connection for the caller alone, a spare one if there is one."""
         while database == DATABASE and self._spares:
             spare = self._spares.pop()
             if not spare.is_closed():
@@ -442,7 +480,8 @@ class Ledger:
                 database=database,
                 ssl=False,
                 timeout=CONNECT_S,
-                # Each is a file here, and is asked for the first time once: between regions that takes a round trip.
+                # The statements are a few files. Each is prepared once per connection, because preparing costs a round
+                # trip, which is long between regions.
                 max_cached_statement_lifetime=0,
                 server_settings={"application_name": "region-agent"},
             )
