@@ -1,8 +1,8 @@
-"""What a ledger member does when the leadership moves: freezes, is promoted, follows another, is rewound.
+"""Freezes, promotes, rewinds and copies a ledger member, and makes it follow another member.
 
-Each can be repeated after a crash at any point, and each says what it found rather than what it meant to do.
-Decides how; ``regions.failover`` decides when. Source: failover.md, rules 3 to 5 and 11 to 13; PostgreSQL 18,
-"pg_rewind" and "Timelines".
+Decides how each of these is done, so that it can be repeated after a crash at any point, and reports what it found, not
+what it intended. Does not decide when: ``regions.failover`` does. Source: failover.md, rules 3 to 5 and 11 to 13;
+PostgreSQL 18, "pg_rewind" and "Timelines".
 """
 
 import asyncio
@@ -26,43 +26,44 @@ from regions.process_identity import ProcessIdentity
 from regions.topology import Address
 
 POLL_S = 0.005
-"""Freezing and promoting take 20 to 40 ms; a failover waits for each."""
+"""Poll interval. Freezing and promoting take 20 to 40 ms each, and a failover waits for both."""
 
 PRIMARY_POLLS = 400
-"""How often a member that is asked looks whether it is primary by now, every 5 ms, before it answers that it is not. A
-promotion between that answer and the next question is heard of a round trip late, and most take less than these 2 s."""
+"""How often ``read_leading`` checks on the queried member, every 5 ms, whether it is primary, before it answers that it
+is not. A promotion after that answer is noticed a round trip late, and most promotions take less than these 2 s."""
 
 TIMELINE_SCAN_S = 0.01
-"""Until a standby that was disturbed has looked for new timelines; before that, to be told whom to follow spoils it."""
+"""Time for a reloaded standby to look for new timelines. A new connection string before that would prevent the look."""
 
 FREEZE_S_MAX = 3.0
 PROMOTE_S_MAX = 5.0
 FOLLOW_S_MAX = 4.0
 READY_S_MAX = 10.0
 READY_POLL_S = 0.1
-"""Beyond these the caller asks again; that of following is below the core's own patience. A receiver tries every 200 ms
-(wal_retrieve_retry_interval)."""
+"""Time limits after which the step fails and the caller repeats it. The limit for following is below the core's own. A
+WAL receiver retries every 200 ms (wal_retrieve_retry_interval)."""
 
 WHOLE_S_MAX = 20.0
-"""What a member lacks after a rewind is WAL of seconds: a leader that answers and has not sent it by then lacks it."""
+"""A member lacks WAL of some seconds after a rewind. If its leader answers and has not sent that WAL within this time,
+the leader does not have it."""
 
 
 class Diverged(MemberError):
-    """The member has WAL that the leader's history does not have: it has to be rewound."""
+    """The member's WAL is not in the leader's history, or the leader lacks WAL that it needs: rewind or copy it."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class FrozenStandby:
-    """A standby that was told to receive from nobody.
+    """State of a standby with an empty connection string.
 
     Attributes:
-        receiving: Whether its receiver is still there.
-        received: Where what it received ends; None after a restart, when no receiver has run.
-        replayed: Where what it replayed ends.
-        exhausted: Whether replay waits for WAL that is not there: after a restart nothing else tells its end.
-        torn: Whether what it received ends within a record, of which nobody has the rest: a leader sends each segment
-            of WAL as soon as that is full. It was never acknowledged, and never will be replayed.
-        fences: The epochs of the fence rows that it has replayed, ascending, the newest 32.
+        receiving: Whether a WAL receiver process still exists.
+        received: LSN up to which it has received WAL; None after a restart if no receiver has run.
+        replayed: LSN up to which it has replayed WAL.
+        exhausted: Whether replay waits for WAL that is not on the disk; after a restart only this shows the end.
+        torn: Whether the received WAL ends within a record of which no member has the rest: a leader sends each WAL
+            segment as soon as it is full. The record was never acknowledged and will never be replayed.
+        fence_epochs: Epochs of the newest `ANCESTRY_MAX` fence rows that it has replayed, ascending.
     """
 
     receiving: bool
@@ -74,15 +75,15 @@ class FrozenStandby:
 
     @property
     def settled(self) -> bool:
-        """Whether it receives nothing and has replayed all that it has (rule 4)."""
+        """Whether it receives no WAL and has replayed all WAL that it has (rule 4)."""
         return not self.receiving and self.exhausted and (self.torn or self.replayed >= (self.received or 0))
 
 
 class FailoverMember(Member):
-    """A member whose leader changes."""
+    """A member that takes part in failovers."""
 
     def __init__(self, settings: MemberSettings) -> None:
-        """Prepare a member; see `Member`."""
+        """Initialise a member; see `Member`."""
         super().__init__(settings)
         self.proxy = ReplicationProxy(settings)
         self._others: dict[Address, Ledger] = {}
@@ -90,10 +91,11 @@ class FailoverMember(Member):
         self._keeps_wal: tuple[ProcessIdentity | None, tuple[RegionName, ...]] = (None, ())
 
     async def keep_connections(self, others: Collection[Address]) -> None:
-        """Keep connections to each other member, so that following one that is promoted waits for none.
+        """Open missing connections to the other members, so that a failover does not wait for them.
 
-        Between regions a connection takes five round trips until it answers. What cannot be reached is left alone. They
-        are asked what `follow` will ask: to ask it for the first time on a connection takes a round trip more.
+        Between regions a connection needs five round trips before its first answer. Members that cannot be reached are
+        skipped. It runs the statement that `follow` will run, because its first use on a connection costs one more
+        round trip.
         """
         touches = (self._other(address).one("read_leading", 0) for address in others)
         await asyncio.gather(self.proxy.keep_connections(others), *touches, return_exceptions=True)
@@ -102,40 +104,40 @@ class FailoverMember(Member):
         """Return the newest LSN that another member, as primary, has on a quorum; see ``read_quorum_commit.sql``.
 
         Raises:
-            MemberFailed: It does not answer, or is no primary.
+            MemberFailed: It does not answer, or is not a primary.
         """
         row = await self._other(leader).one("read_quorum_commit", list(standbys), required, False)
         return None if row["lsn"] is None else int(row["lsn"])
 
     async def missing_stream_slots(self, other: Address) -> tuple[str, ...]:
-        """Return the slots of change streams that are read here and that another member has no whole copy of (rule 19).
+        """Return the active change stream slots of this member that another one has not fully synchronised (rule 19).
 
-        One that nobody reads from is not copied before somebody does; it holds up nobody.
+        Inactive slots are ignored: PostgreSQL does not synchronise a slot before a connection reads from it.
 
         Raises:
-            MemberFailed: One of the two does not answer.
+            MemberFailed: One of the two members does not answer.
         """
         there = await self._other(other).one("read_streams", False)
         here = await self.ledger.one("read_streams", True)
         return tuple(name for name in here["names"] if name not in there["names"])
 
     async def drop_connections(self) -> None:
-        """Drop the connections that are kept, to itself and to other members; each is made again at need."""
+        """Close the open connections to this member and to the others; each is opened again on demand."""
         self.proxy.end()
         await self.ledger.close()
         for other in self._others.values():
             await other.close()
 
     async def stop(self, *, at_once: bool = False) -> None:
-        """End it, and with it what it holds of others; see `Member.stop`."""
+        """Close the connections to all members and stop PostgreSQL; see `Member.stop`."""
         await self.drop_connections()
         await super().stop(at_once=at_once)
 
     async def prepare_to_lead(self, synchronous_standby_names: str, standbys: Collection[RegionName]) -> None:
-        """As a follower have the quorum in force already that it would lead with, and slots for who would follow it.
+        """On a follower, put the quorum in force with which it would lead, and create slots for its followers then.
 
-        They mean nothing to a standby, and it takes a checkpoint and flushes to have them: a failover would wait.
-        Where nobody knows whom it follows nothing is written: that would end it.
+        They have no effect on a standby. They cost a checkpoint and flushes, for which a failover would otherwise wait.
+        If the followed member is unknown, nothing is written, because new configuration files would end the following.
 
         Raises:
             MemberFailed: Another value stays in force.
@@ -148,7 +150,7 @@ class FailoverMember(Member):
             await self._put_in_force(synchronous_standby_names)
 
     async def keep_wal_for(self, followers: Collection[RegionName]) -> None:
-        """Have a frozen member keep WAL for who follows it when it is primary; once, for it takes flushes.
+        """Create the slots in which a frozen member retains WAL for its followers; only once, because it costs flushes.
 
         Raises:
             MemberFailed: It does not answer.
@@ -159,15 +161,15 @@ class FailoverMember(Member):
             self._keeps_wal = wanted
 
     async def freeze(self) -> FrozenStandby:
-        """Make it a running standby that receives from nobody, whatever it is now, and say where its WAL ends.
+        """Make it a running standby that receives no WAL, from any state, and return where its WAL ends.
 
-        A primary is stopped first (rule 6) and comes back as a standby that replays all of its own WAL.
+        A primary is stopped first (rule 6), and starts as a standby that replays all of its own WAL.
 
         Raises:
-            MemberFailed: It could not be stopped, started or asked.
+            MemberFailed: It could not be stopped or started, does not answer, or was promoted externally.
         """
         if self.promoted_externally:
-            # Before the signal is written, which would hide it: what it has now must not be counted (rule 4).
+            # Before standby.signal is written, which would hide the promotion: its WAL must not be counted (rule 4).
             await self.stop()
             raise MemberFailed("its ledger was promoted by somebody else: it is copied before it counts again")
         self._synchronous_standby_names, self._follows = "", None
@@ -183,15 +185,15 @@ class FailoverMember(Member):
         return await self._settled()
 
     async def _stop_receiving(self) -> None:
-        """Tell a standby that runs to receive from nobody."""
+        """Make a running standby receive no WAL."""
         self._synchronous_standby_names, self._follows = "", None
         self._write_configuration()
         await self.ledger.run("reload")
-        # After it was told: a receiver that is cut off before would connect again.
+        # After the reload: a receiver whose connection is cut before that would connect again.
         self.proxy.close()
 
     async def promote(self, *, epoch: Epoch, followers: Collection[RegionName]) -> None:
-        """Make a frozen member primary of an epoch; the slots of its followers' WAL are made before.
+        """Promote a frozen member for an epoch, after creating the slots of its followers.
 
         Raises:
             MemberFailed: It was not promoted in time, or its quorum is not set (rule 5).
@@ -201,7 +203,8 @@ class FailoverMember(Member):
         if await self._is_standby():
             await self.keep_wal_for(followers)
             known = self.record
-            # Durable before it happens: a member that may have been primary is never taken for a standby (rule 8).
+            # Durable before the promotion, so that a member that may have been primary never counts as a standby
+            # (rule 8).
             record.MemberRecord(role="primary", epoch=epoch, process=None if known is None else known.process).store(
                 self.settings.state
             )
@@ -218,7 +221,7 @@ class FailoverMember(Member):
         """Receive the WAL of ``leader``; return when it streams.
 
         Raises:
-            Diverged: It has WAL that the leader's history does not have, or ends before what the leader has kept.
+            Diverged: It has WAL that is not in the leader's history, or needs WAL that the leader has removed.
             MemberFailed: It does not stream in time.
         """
         if record.rewound_from(self.settings.state) is not None:
@@ -226,7 +229,7 @@ class FailoverMember(Member):
         if self.running and not await self._is_standby():
             await self.stop()
         if not self.running:
-            # First alone: only a member that runs can say where it stands.
+            # It starts frozen first, because only a running member can report its position.
             await self.freeze()
         await self._stop_receiving_from_others(leader)
         try:
@@ -234,24 +237,24 @@ class FailoverMember(Member):
         except BaseException:
             self.proxy.cancel_advance_request()
             raise
-        # Not before it streams: a promotion that was begun under an earlier epoch may end until then, and it must not
-        # look as if somebody else had made a primary of a standby.
+        # Not before it streams: a promotion that began under an earlier epoch may complete until then, and must not
+        # look like an external promotion.
         assert self.process is not None, "it runs"
         record.MemberRecord(role="standby", epoch=epoch, process=self.process.identity).store(self.settings.state)
         record.forget_rewound(self.settings.state)
 
     async def _stop_receiving_from_others(self, leader: Address) -> None:
-        """Receive from nobody before it is another than before.
+        """Receive no WAL for a moment if the leader changes.
 
-        PostgreSQL that changes from one to another while it receives goes on to read the file of the old timeline, in
-        which there is nothing more; it takes that for the end, ends its receiver, and begins again half a second later.
+        If the connection string changes while PostgreSQL receives, it continues to read the WAL file of the old
+        timeline, which has no more WAL. PostgreSQL then ends its new receiver and starts again half a second later.
         """
         if self._follows is not None and self._follows != leader:
             await self._stop_receiving()
 
     async def _receive_from(self, leader: Address) -> None:
         timeline, history, caught_up = await self._compare(leader)
-        # The first flushes while the second asks.
+        # The first one flushes a file while the second one waits for an answer.
         await asyncio.gather(self._install_history(timeline, history), self._keep_wal_for_nobody())
         self._synchronous_standby_names, self._follows, self._by_proxy = (
             "",
@@ -272,14 +275,14 @@ class FailoverMember(Member):
         await self.ledger.run("drop_own_slots")
 
     async def _catch_up_after_rewind(self, epoch: Epoch, leader: Address) -> None:
-        """Start a member that was rewound as a follower at once.
+        """Start a rewound member directly as a follower.
 
-        What the leader wrote while it was rewound is in its pages and not in its WAL, and PostgreSQL answers nobody
-        before it has that. Alone it would wait for ever.
+        Its pages contain changes that the leader made during the rewind, whose WAL the member does not have yet.
+        PostgreSQL accepts no connection before it has replayed that WAL, so a frozen member would wait forever.
 
         Raises:
-            Diverged: It was rewound from another leader, or this one's history has left that WAL out, or nobody has it
-                any more.
+            Diverged: It was rewound from another leader, or the leader does not have that WAL any more, or PostgreSQL
+                does not start.
             MemberFailed: It did not start in time.
         """
         source = record.rewound_from(self.settings.state)
@@ -308,7 +311,7 @@ class FailoverMember(Member):
         return True
 
     async def _give_up_catching_up(self, leader: Address) -> None:
-        """Stop a member that still lacks something since its rewind, when its leader has answered for long enough."""
+        """Stop a rewound member that still lacks WAL, if its leader has answered for `WHOLE_S_MAX`."""
         now = asyncio.get_running_loop().time()
         try:
             await self._other(leader).one("is_in_recovery")
@@ -317,12 +320,12 @@ class FailoverMember(Member):
             raise
         if now - self._lacking_since > WHOLE_S_MAX:
             await self.stop()
-            raise Diverged("its leader does not have what it lacks since its rewind")
+            raise Diverged("its leader does not have the WAL that it lacks since its rewind")
 
     async def copy(self, leader: Address) -> None:
-        """Copy the ledger of ``leader`` beside the data and put it in their local once it is whole; stopped then.
+        """Copy the ledger of ``leader`` to a folder beside the data, and replace the data when the copy is complete.
 
-        A copy that is given up leaves what was there.
+        PostgreSQL is stopped afterwards. A copy that fails leaves the old data in place.
 
         Raises:
             MemberFailed: The leader cannot be reached, has no slot for this region, or the disk is full.
@@ -335,7 +338,7 @@ class FailoverMember(Member):
         write_durably(copy / "standby.signal", "", self.settings.account)
         await self.stop()
         await self.end_leftovers()
-        # From here to the end a crash leaves no data that could be started, and the copy is made again.
+        # A crash between here and the end leaves the data marked as incomplete, and the copy is repeated.
         record.begin_building(self.settings.state, "copy")
         await _removed(old)
         try:
@@ -351,30 +354,30 @@ class FailoverMember(Member):
         await _removed(old)
 
     async def _backup(self, leader: Address, into: Path) -> None:
-        """Take a base backup into a folder of its own; it is removed when that fails."""
+        """Take a base backup into a new folder, which is removed if the backup fails."""
         try:
             self._make_private(into)
         except OSError as error:
-            raise MemberFailed(f"{into} cannot be made: {error.strerror}") from error
+            raise MemberFailed(f"{into} cannot be created: {error.strerror}") from error
         try:
-            # Through a slot of its own: the region's may be in use by the member that this copy will replace. The
-            # region's slot keeps what is written from the end of the copy on.
+            # It uses its own temporary slot, because the member that the copy replaces may use the region's slot. The
+            # region's slot retains the WAL that is written after the end of the copy.
             await self._back_up(leader, into)
         except BaseException:
             await _removed(into)
             raise
 
     async def rewind(self, leader: Address) -> None:
-        """Bring the data back to what it shares with ``leader``; it is stopped then, and follows next.
+        """Rewind the data to what it has in common with ``leader``. It is stopped afterwards; `follow` comes next.
 
         Raises:
-            MemberFailed: pg_rewind failed. When it had begun to write, the data counts as absent.
+            MemberFailed: pg_rewind failed, after which the data counts as absent, or the leader cannot be reached.
         """
         await self.stop()
         await self.end_leftovers()
         other = Ledger(leader, self.settings.superuser_password)
         try:
-            # Rule 13: pg_rewind compares the leader's checkpoint, which after a promotion may be of the old timeline.
+            # Rule 13: pg_rewind reads the leader's last checkpoint, which may be on the old timeline after a promotion.
             await other.run("checkpoint")
         finally:
             await other.close()
@@ -395,7 +398,7 @@ class FailoverMember(Member):
         return bool((await self.ledger.one("is_in_recovery"))["pg_is_in_recovery"])
 
     async def _settled(self) -> FrozenStandby:
-        """Wait for a while until it is settled; return what is the case then."""
+        """Wait up to `FREEZE_S_MAX` until it is settled; return the last state, settled or not."""
         deadline = asyncio.get_running_loop().time() + FREEZE_S_MAX
         while True:
             row = await self.ledger.one("read_frozen")
@@ -423,9 +426,9 @@ class FailoverMember(Member):
         return self._others.setdefault(address, Ledger(address, self.settings.superuser_password))
 
     async def _until_primary(self, leader: Address) -> "Mapping[str, Any]":
-        """Wait for the promotion: a standby lets others stream too, and nobody knows where its history will part."""
+        """Wait for the promotion of ``leader``: a standby also serves WAL, but its future timeline is not known yet."""
         deadline = asyncio.get_running_loop().time() + FOLLOW_S_MAX
-        # It looks there, not here: a look from here is a round trip between regions old when its answer arrives.
+        # The statement polls on the leader, because a poll from here notices the promotion a round trip late.
         while (found := await self._other(leader).one("read_leading", PRIMARY_POLLS))["in_recovery"]:
             if asyncio.get_running_loop().time() > deadline:
                 raise MemberFailed(f"{leader} is not primary after {FOLLOW_S_MAX:.0f} s")
@@ -433,7 +436,7 @@ class FailoverMember(Member):
         return found
 
     async def _until_ready(self, leader: Address) -> None:
-        """Wait for a primary that keeps WAL for this region: while a cell begins, it takes seconds to be there."""
+        """Wait until ``leader`` is a primary with a slot for this region: in a new cell, this takes seconds."""
         other, problem = Ledger(leader, self.settings.superuser_password), "it has no slot for this region"
         slot = physical_slot_name(self.settings.region)
         deadline = asyncio.get_running_loop().time() + READY_S_MAX
@@ -451,51 +454,54 @@ class FailoverMember(Member):
             await other.close()
 
     async def _compare(self, leader: Address) -> tuple[int, str, bool]:
-        """Compare the own end of WAL with the leader's history, as PostgreSQL does, but with an answer.
+        """Compare the end of the own WAL with the leader's history, as PostgreSQL does, and report the result.
 
         Returns:
-            The leader's timeline; its history where this member is still on an earlier one, else ``''``; and whether
-            this member then has all of that earlier one.
+            The leader's timeline; its history if this member is still on an earlier timeline, otherwise ``''``; and
+            whether this member then has all WAL of that earlier timeline.
 
         Raises:
-            Diverged: The leader left the own timeline before that end, or never was on it; or it has dropped what
-                comes after that end, because this member was no voter, or away for longer than WAL is kept. It
-                would ask for that for ever; a rewind finds nothing to do, so that a copy comes next. Or both have a
-                timeline of this number, and each its own.
+            Diverged: The leader left this member's timeline before the end of its WAL, or was never on it. Or the
+                leader has removed the WAL after that end, because this member was no voter, or was away for longer than
+                WAL is kept: PostgreSQL would request it forever, and a rewind finds nothing to do, so a copy comes
+                next. Or both have a timeline with the same number that began at different positions.
         """
         mine, here = await self._read_own_wal_end()
         end = _end(here)
         await self.proxy.request_in_advance(leader, end - end % here["segment_bytes"])
         found = await self._until_primary(leader)
         if here["receiving"] or not here["exhausted"]:
-            # It has moved meanwhile.
+            # Its WAL may have grown in the meantime.
             mine, here = await self._read_own_wal_end()
         own, ours, end = int(mine["timeline"]), mine["history"] or "", _end(here)
         theirs, history, oldest = int(found["timeline"]), found["history"] or "", int(found["oldest"] or 0)
-        # One that still replays has more than it says.
+        # A member that is still replaying has more WAL than it reports.
         if here["exhausted"] and end < oldest:
-            raise Diverged(f"it ends at {end:X}, and the leader has WAL from {oldest:X} on only")
+            raise Diverged(f"its WAL ends at {end:X}, and the leader only has WAL from {oldest:X} on")
         if own == theirs:
-            # Rule 11: two promotions can take the same number. A rewind goes by the number and sees nothing to do, so
-            # that a copy comes next.
+            # Rule 11: two promotions can choose the same number. pg_rewind compares only the numbers and finds nothing
+            # to do, so a copy comes next.
             if ours and history and _switches(ours) != _switches(history):
-                raise Diverged(f"timeline {own} began elsewhere than the leader's")
+                raise Diverged(f"timeline {own} began elsewhere than the leader's timeline {own}")
             return theirs, "", False
         left_at = _switches(history).get(own)
         if left_at is None or end > left_at:
-            raise Diverged(f"timeline {own} is here at {end:X}, and the leader left it at {left_at or 0:X}")
+            raise Diverged(
+                f"it has timeline {own} up to {end:X}, and the leader left that timeline at {left_at or 0:X}"
+            )
         return theirs, history, end == left_at
 
     async def _read_own_wal_end(self) -> "tuple[Mapping[str, Any], Mapping[str, Any]]":
-        """Return what this member says of its own timeline, and of the end of its WAL."""
+        """Return this member's rows of ``read_leading`` (its timeline) and ``read_frozen`` (the end of its WAL)."""
         return await self.ledger.one("read_leading", 0), await self.ledger.one("read_frozen")
 
     async def _install_history(self, timeline: int, history: str) -> None:
-        """Put a timeline's history where PostgreSQL would, so that it asks for that timeline at once.
+        """Write a timeline's history file where PostgreSQL would, so that it requests that timeline at once.
 
-        Alone it asks for its old timeline, is told that this one ended, and asks again: four round trips between
-        regions, in which nobody can write. It looks for new timelines each time its wait for WAL is disturbed, which
-        is what the reload is for; one that has not looked in time is told by the line to look (`ReplicationProxy`).
+        Otherwise PostgreSQL requests its old timeline, gets the answer that this timeline has ended, and requests
+        again: four round trips between regions, during which writes are unavailable. It looks for new timelines each
+        time its wait for WAL is interrupted, which the reload does. If it has not looked in time, the
+        `ReplicationProxy` refuses its request, so that it looks (ADR 0047).
         """
         if not history:
             return
@@ -504,13 +510,13 @@ class FailoverMember(Member):
             self._write(name, history, write_atomically)
             await self.ledger.run("reload")
             looked = asyncio.get_running_loop().time() + TIMELINE_SCAN_S
-        # While PostgreSQL looks; before the first WAL of that timeline can be confirmed.
+        # The flush runs while PostgreSQL looks, and ends before PostgreSQL can confirm the first WAL of that timeline.
         await asyncio.to_thread(record.flush, self.settings.data / name)
         await asyncio.sleep(looked - asyncio.get_running_loop().time())
 
 
 async def _removed(folder: Path) -> None:
-    """Remove a folder; a caller that is cancelled waits for the end of it, for a thread cannot be cancelled."""
+    """Remove a folder; a cancelled caller waits until the thread has ended, because a thread cannot be cancelled."""
     removing = asyncio.ensure_future(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
     try:
         await asyncio.shield(removing)
@@ -524,14 +530,14 @@ def _is_torn(frozen: "Mapping[str, Any]") -> bool:
 
 
 def _end(frozen: "Mapping[str, Any]") -> int:
-    """Return where the WAL of a member ends by what it says of itself."""
+    """Return the LSN at which the WAL of a member ends, from its row of ``read_frozen``."""
     if _is_torn(frozen):
         return int(frozen["replayed"])
     return max(int(frozen["received"] or 0), int(frozen["replayed"] or 0))
 
 
 def _switches(history: str) -> dict[int, int]:
-    """Return where a timeline's history leaves each earlier timeline: lines of number, LSN and reason."""
+    """Return the LSN at which a timeline's history leaves each earlier timeline; a line is number, LSN and reason."""
     switches: dict[int, int] = {}
     for line in history.splitlines():
         fields = line.split("\t")

@@ -1,7 +1,7 @@
-"""One PostgreSQL member of the ledger: made, started, found again, configured, stopped.
+"""Creates, starts, adopts, configures and stops the PostgreSQL of one ledger member.
 
-Decides how each of these is done so that it can be repeated after a crash at any point. Refuses to
-decide when: that is ``regions.failover``. It never removes a finished data folder.
+Decides how each of these steps is done, so that it can be repeated after a crash at any point. Does not decide when:
+``regions.failover`` does. It never removes a complete data folder.
 """
 
 import asyncio
@@ -51,16 +51,16 @@ READY_S_MAX = 60.0
 
 FAST_STOP_S = 5.0
 IMMEDIATE_STOP_S = 2.0
-"""Together with a second for the kernel these keep within the 10 s that supervisors give by default."""
+"""With a second for the kernel, both together stay within the 10 s that supervisors allow by default."""
 
 LEFTOVER_S = 3.0
-"""Children of a killed postmaster notice within milliseconds; a second one may not start before."""
+"""Children of a killed postmaster exit within milliseconds; another postmaster must not start before that."""
 
 DISK_FREE_BYTES_MIN = 16 << 20
-"""A few segments of WAL: without room the next one cannot be made. While PostgreSQL still has segments that it made
-before, it fails each write that needs a page, answers every other question, and looks well."""
+"""A few WAL segments: without space PostgreSQL cannot create the next one. While it still has segments that exist, each
+write that needs a new page fails, all other queries are answered, and PostgreSQL looks healthy."""
 
-DISK_FULL = "the disk of its ledger is full; it takes part again when there is room"
+DISK_FULL = "the disk of its ledger is full; it takes part again when there is space"
 
 DataState = Literal["absent", "primary", "standby"]
 
@@ -86,35 +86,35 @@ class Member:
 
     @property
     def running(self) -> bool:
-        """Whether its postmaster lives and is watched."""
+        """Whether its postmaster is alive and watched by this agent."""
         return self.process is not None and self.process.alive
 
     @property
     def follows(self) -> Address | None:
-        """Whose WAL it was last told to receive."""
+        """The member whose WAL it is configured to receive; None if it receives none, or from an unknown member."""
         return self._follows
 
     @property
     def record(self) -> MemberRecord | None:
-        """How it was last started."""
+        """The record of its last start; None if it was never started."""
         return MemberRecord.load(self.settings.state)
 
     def disk_is_full(self) -> bool:
-        """Whether a disk that it writes to has less room than PostgreSQL needs to go on. Blocking."""
+        """Return whether a disk that it writes to has less space than PostgreSQL needs. Blocking."""
         for folder in (self.settings.data, self.settings.data / "pg_wal"):
             try:
                 found = os.statvfs(folder)
             except OSError:
-                continue  # There is none yet, or it cannot be asked: whoever uses it will say so.
+                continue  # The folder does not exist yet, or cannot be read; its next user gets the error.
             if found.f_bavail * found.f_frsize < DISK_FREE_BYTES_MIN:
                 return True
         return False
 
     def data_state(self) -> DataState:
-        """Return what the data folder holds; ``absent`` also when it was begun and never finished, or led astray.
+        """Return what the data folder holds; ``absent`` also if it is incomplete or was promoted externally.
 
         Raises:
-            MemberUnusable: It holds something else.
+            MemberUnusable: It holds something else, or data of another major version, or cannot be read.
         """
         data = self.settings.data
         try:
@@ -136,11 +136,11 @@ class Member:
 
     @property
     def promoted_externally(self) -> bool:
-        """Whether somebody else has made a primary of it.
+        """Whether the member was promoted by somebody other than the agent.
 
-        The agent writes the signal before it remembers a standby, and remembers a promotion before it begins one. What
-        such a member has is of no epoch, and may end further on than what was acknowledged; its timeline may have the
-        number that another member's got (rule 11).
+        The agent writes ``standby.signal`` before it records a standby, and records a promotion before it begins, so a
+        recorded standby without that file was promoted externally. The WAL of such a member belongs to no epoch and may
+        end after the acknowledged writes, and its timeline may have the same number as another member's (rule 11).
         """
         remembered, data = self.record, self.settings.data
         was_standby = remembered is not None and remembered.role == "standby"
@@ -148,10 +148,10 @@ class Member:
         return was_standby and whole and not (data / "standby.signal").exists()
 
     async def adopt(self) -> bool:
-        """Take over the postmaster that an earlier agent started, or end one that nobody remembers.
+        """Adopt the postmaster that an earlier agent started, or stop one that is not in the record.
 
         Returns:
-            Whether one runs now.
+            Whether the member runs now.
         """
         identity = self._postmaster()
         process = None if identity is None else WatchedProcess.adopt(identity)
@@ -160,14 +160,19 @@ class Member:
         self.process = process
         remembered = self.record
         if remembered is None or remembered.process != identity:
-            # Nobody knows under which epoch it was started (rule 8).
+            # The epoch under which it was started is unknown (rule 8).
             _log.warning("ledger: a postmaster of unknown epoch runs on %s: it is stopped", self.settings.data)
             await self.stop()
             return False
         return True
 
     async def initialise(self) -> None:
-        """Make an empty ledger; an unfinished one is thrown away first."""
+        """Create an empty ledger; an incomplete data folder is emptied first.
+
+        Raises:
+            MemberFailed: initdb failed.
+            MemberUnusable: The data folder cannot be written.
+        """
         await self._begin("initdb")
         password = os.memfd_create("password")
         try:
@@ -194,7 +199,7 @@ class Member:
         self._end()
 
     async def start_primary(self, *, epoch: Epoch, synchronous_standby_names: str) -> None:
-        """Start as primary of an epoch, with the quorum set from the first moment (rule 5).
+        """Start as primary of an epoch, with the quorum in force from the start (rule 5).
 
         Raises:
             MemberFailed: It did not start.
@@ -214,14 +219,18 @@ class Member:
         await self._start("standby", epoch)
 
     async def set_quorum(self, synchronous_standby_names: str) -> None:
-        """Change which standbys a commit waits for and verify that it is in force (rule 5)."""
-        # Rule 6: an empty value releases waiters with success; a leader is demoted by stopping it.
+        """Change which standbys a commit waits for, and verify that the value is in force (rule 5).
+
+        Raises:
+            MemberFailed: Another value stays in force.
+        """
+        # Rule 6: an empty value ends all quorum waits with success; a leader is demoted by stopping it.
         assert synchronous_standby_names, "a quorum is never cleared"
         self._synchronous_standby_names = self._prepared_names = synchronous_standby_names
         await self._put_in_force(synchronous_standby_names)
 
     async def _put_in_force(self, names: str) -> None:
-        """Make commits wait for ``names``, and return when they do; soon when they have since an earlier call."""
+        """Put ``names`` in force, and return when commits wait for them; fast if an earlier call has done so."""
         self._write_configuration()
         identity = self._identity
         known, self._verified = self._verified == (identity, names), (None, "")
@@ -229,15 +238,16 @@ class Member:
             await self.ledger.verify_quorum(names)
         else:
             await self.ledger.reload(synchronous_standby_names=names)
-        # Somebody else may have asked for others meanwhile.
+        # Another call may have changed the names in the meantime.
         if (self._synchronous_standby_names or self._prepared_names) == names:
             self._verified = (identity, names)
 
     async def stop(self, *, at_once: bool = False) -> None:
-        """End it: fast, then immediate, then by the kernel, each for a bounded time.
+        """Stop it: fast shutdown, then immediate shutdown, then SIGKILL, each of the first two with a time limit.
 
-        The smart way is passed over: it waits for the pools of the write API, which never leave. ``at_once`` passes
-        over the fast one as well, which writes a checkpoint: WAL that only some of a primary's standbys would get.
+        A smart shutdown is not tried: it would wait for the write API's connection pools, which never disconnect.
+        ``at_once`` also skips the fast shutdown, which writes a checkpoint: only some of a primary's standbys might
+        receive that WAL.
         """
         await self.ledger.close()
         process = self.process
@@ -248,17 +258,18 @@ class Member:
             self.process = None
 
     def crash(self) -> None:
-        """Let it end at once, without a checkpoint and without a word to who waits; its end is noticed as any other."""
+        """Send an immediate shutdown: no checkpoint, no answer to waiting clients. Its end is noticed as any other."""
         if self.process is not None:
             self.process.send(signal.SIGQUIT)
 
     def adopt_configuration(self, *, names: str, primary_conninfo: str = "", others: Iterable[Address] = ()) -> None:
-        """Take over how an adopted member is configured, so that its files are written again as they are.
+        """Take over the configuration of an adopted member, so that its files are written again unchanged.
 
         Args:
-            names: Its quorum in force.
-            primary_conninfo: Of a follower, how it is told to follow; one of another make leads to nobody known.
-            others: Whom it may follow.
+            names: The value of ``synchronous_standby_names`` in force.
+            primary_conninfo: The setting of a follower, otherwise ''. If the agent does not generate this value for any
+                of ``others``, the followed member is unknown.
+            others: The members that it may follow.
         """
         candidates = ((one, proxied) for one in others for proxied in (False, True))
         known = (
@@ -268,7 +279,7 @@ class Member:
         self._synchronous_standby_names, self._prepared_names = ("", names) if primary_conninfo else (names, "")
 
     def detach(self) -> None:
-        """Stop watching and leave it running, to be adopted later."""
+        """Stop watching PostgreSQL and leave it running, so that a later agent can adopt it."""
         if self.process is not None:
             self.process.detach()
             self.process = None
@@ -278,7 +289,7 @@ class Member:
         await self.end_leftovers()
         self._written.clear()
         self._write_configuration()
-        # Durable before it happens: a start under this epoch is never mistaken for none (rule 8).
+        # Durable before the start, so that a later agent knows that a start under this epoch was attempted (rule 8).
         MemberRecord(role=role, epoch=epoch, process=None).store(self.settings.state)
         self._verified = (None, "")
         process = spawn(self._command("postgres", "-D", str(self.settings.data)))
@@ -287,7 +298,7 @@ class Member:
         await self._ready(process)
 
     async def _ready(self, process: WatchedProcess) -> None:
-        problem = "it still starts"
+        problem = "it is still starting"
         try:
             async with asyncio.timeout(READY_S_MAX):
                 while process.alive:
@@ -304,8 +315,9 @@ class Member:
         raise MemberFailed(f"ledger ended at its start: {last_line(self.settings.log)}")
 
     def _takes_connections(self, process: WatchedProcess) -> bool:
-        """Whether the postmaster says so in its lock file: to turn away whoever connects before, it makes a process.
+        """Return whether the lock file of the postmaster says that it accepts connections.
 
+        The agent does not try to connect before, because the postmaster starts a process to refuse each connection.
         Source: PostgreSQL 18, utils/pidfile.h.
         """
         lines = self._lock_file()
@@ -313,7 +325,7 @@ class Member:
 
     async def _begin(self, what: str) -> None:
         settings = self.settings
-        assert self.data_state() == "absent", "a finished data folder is never thrown away"
+        assert self.data_state() == "absent", "a complete data folder is never removed"
         record.begin_building(settings.state, what)
         try:
             settings.data.mkdir(parents=True, exist_ok=True)
@@ -329,10 +341,10 @@ class Member:
         record.end_building(self.settings.state)
 
     async def end_leftovers(self) -> None:
-        """End what still works in the data folder of a member that does not run.
+        """End the processes that still use the data folder of a stopped member.
 
-        These are children of a killed postmaster, which leave by themselves, or a program that a killed
-        agent left behind, which does not.
+        These are children of a killed postmaster, which exit by themselves, or a program that a killed agent left
+        running, which is killed after a time.
         """
         for identity in processes_in(self.settings.data.resolve()):
             process = WatchedProcess.adopt(identity)
@@ -342,7 +354,11 @@ class Member:
         await self._reaped()
 
     async def _back_up(self, leader: Address, into: Path, *options: str) -> None:
-        """Run pg_basebackup from ``leader`` into an empty folder."""
+        """Run pg_basebackup from ``leader`` into an empty folder.
+
+        Raises:
+            MemberFailed: pg_basebackup failed.
+        """
         await self._run(
             "pg_basebackup",
             f"--pgdata={into}",
@@ -355,14 +371,14 @@ class Member:
         )
 
     def _make_private(self, folder: Path) -> None:
-        """Make a folder, where it is missing, that only PostgreSQL's account can enter."""
+        """Create a folder if it is missing, and make it accessible to PostgreSQL's account only."""
         folder.mkdir(parents=True, exist_ok=True)
         if self.settings.account is not None:
             os.chown(folder, self.settings.account.uid, self.settings.account.gid)
         folder.chmod(0o700)
 
     async def _reaped(self) -> None:
-        """Wait until init has reaped a dead postmaster: PostgreSQL takes a zombie for one that runs."""
+        """Wait until init has reaped a dead postmaster, because PostgreSQL takes a zombie for a running postmaster."""
         for _ in range(int(LEFTOVER_S / READY_POLL_S)):
             pid = self._locked_by()
             identity = None if pid is None else ProcessIdentity.of(pid, ended=True)
@@ -378,9 +394,17 @@ class Member:
         password: str | None = None,
         folder: Path | None = None,
     ) -> None:
-        """Run a program to its end in ``folder``, the data folder if None.
+        """Run a program to its end.
 
-        ``password`` is what it connects with, the replication role's if None.
+        Args:
+            program: Its name in the folder of PostgreSQL's programs.
+            *arguments: Its arguments.
+            inherited: File descriptors that it inherits.
+            password: The password with which it connects; None for that of the replication role.
+            folder: Its working directory; None for the data folder.
+
+        Raises:
+            MemberFailed: Its exit status is not 0.
         """
         secret = {"PGPASSWORD": self.settings.replication_password if password is None else password}
         process = spawn(self._command(program, *arguments, environment=secret, inherited=inherited, folder=folder))
@@ -411,36 +435,36 @@ class Member:
         )
 
     def _postmaster(self) -> ProcessIdentity | None:
-        """The living postmaster that the lock file names; a reused pid works in another folder."""
+        """Return the running postmaster that the lock file names; a process with a reused pid uses another folder."""
         pid = self._locked_by()
         return next((one for one in processes_in(self.settings.data.resolve()) if one.pid == pid), None)
 
     def _locked_by(self) -> int | None:
-        """The process that the lock file names; the file outlives a killed postmaster."""
+        """Return the pid in the lock file, which remains after a postmaster is killed; None if there is none."""
         try:
             return int(self._lock_file()[0])
         except (ValueError, IndexError):
             return None
 
     def _lock_file(self) -> list[str]:
-        """The lines of the lock file; none when there is none."""
+        """Return the lines of the lock file; none if it cannot be read."""
         try:
             return (self.settings.data / "postmaster.pid").read_text().splitlines()
         except OSError:
             return []
 
     def _write_configuration(self) -> None:
-        """Write the files that configure it, those that are other than they were.
+        """Write those configuration files whose content has changed.
 
-        They are not flushed, for which a failover would wait: whoever starts PostgreSQL writes them again before.
+        They are not flushed, because a failover would wait for that; each start of PostgreSQL writes them again first.
         """
         names, follows = self._synchronous_standby_names or self._prepared_names, self._follows
         if names != self._verified[1]:
             self._verified = (None, "")
         self._configure("pg_hba.conf", host_based_authentication())
         self._configure("postgresql.conf", main_configuration())
-        # Rule 4: nobody can see when the startup process has read that it is to receive from nobody. A receiver that it
-        # starts before that has no password to go in with; one that has gone in is a process that can be seen.
+        # Rule 4: it is not visible when the startup process has read an empty connection string. Without a password, a
+        # receiver that it starts before that cannot log in; a receiver that has logged in is a visible process.
         self._configure(PASSFILE, "" if follows is None else passfile(self.settings))
         text = configuration(self.settings, synchronous_standby_names=names, follows=follows, proxied=self._by_proxy)
         self._configure(CONFIGURATION, text)
@@ -451,7 +475,7 @@ class Member:
 
     def _configure(self, name: str, text: str) -> None:
         if self._written.get(name) != text:
-            # A write that fails may have taken place.
+            # A write that fails may have replaced the file.
             self._written.pop(name, None)
             self._write(name, text, write_atomically)
             self._written[name] = text
@@ -467,7 +491,7 @@ async def _ended(process: WatchedProcess, *, at_once: bool) -> None:
     ways = ((signal.SIGINT, FAST_STOP_S), (signal.SIGQUIT, IMMEDIATE_STOP_S))
     for number, seconds in ways[1:] if at_once else ways:
         process.send(number)
-        # A frozen process takes a signal only when it goes on.
+        # A stopped process (SIGSTOP) handles a signal only after it continues.
         process.send(signal.SIGCONT)
         if await process.ended_within(seconds):
             return
@@ -476,9 +500,9 @@ async def _ended(process: WatchedProcess, *, at_once: bool) -> None:
 
 
 async def _emptied(folder: Path) -> None:
-    """Empty a folder; a caller that is cancelled waits for the end of it.
+    """Empty a folder; a cancelled caller waits until the thread has ended.
 
-    A thread cannot be cancelled: left alone it would go on removing what the next attempt has made by then.
+    A thread cannot be cancelled, and would remove files that the next attempt has created.
     """
     emptying = asyncio.ensure_future(asyncio.to_thread(_empty, folder))
     try:
