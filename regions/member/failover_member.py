@@ -246,8 +246,9 @@ class FailoverMember(Member):
     async def _stop_receiving_from_others(self, leader: Address) -> None:
         """Receive no WAL for a moment if the leader changes.
 
-        If the connection string changes while PostgreSQL receives, it continues to read the WAL file of the old
-        timeline, which has no more WAL. PostgreSQL then ends its new receiver and starts again half a second later.
+        If the connection string changes while PostgreSQL receives WAL, it continues to read the file of the old
+        timeline, which has no more WAL. It takes that for the end, ends its receiver, and starts one half a second
+        later.
         """
         if self._follows is not None and self._follows != leader:
             await self._stop_receiving()
@@ -281,8 +282,8 @@ class FailoverMember(Member):
         PostgreSQL accepts no connection before it has replayed that WAL, so a frozen member would wait forever.
 
         Raises:
-            Diverged: It was rewound from another leader, or the leader does not have that WAL any more, or PostgreSQL
-                does not start.
+            Diverged: It was rewound from another leader, or this leader does not have that WAL, or PostgreSQL does not
+                start.
             MemberFailed: It did not start in time.
         """
         source = record.rewound_from(self.settings.state)
@@ -482,7 +483,7 @@ class FailoverMember(Member):
             # Rule 11: two promotions can choose the same number. pg_rewind compares only the numbers and finds nothing
             # to do, so a copy comes next.
             if ours and history and _switches(ours) != _switches(history):
-                raise Diverged(f"timeline {own} began elsewhere than the leader's timeline {own}")
+                raise Diverged(f"timeline {own} began elsewhere than the leader's")
             return theirs, "", False
         left_at = _switches(history).get(own)
         if left_at is None or end > left_at:

@@ -1,4 +1,4 @@
--- Slots that keep no WAL before somebody reads from them. To make one takes flushes, for which a failover would wait.
+-- Slots that retain no WAL until a standby reads from them. Creating a slot costs flushes; a failover would wait for them.
 SELECT pg_create_physical_replication_slot(wanted.name, false)
 FROM unnest($1::text[]) AS wanted (name)
 WHERE NOT EXISTS (SELECT FROM pg_replication_slots AS slot WHERE slot.slot_name = wanted.name)

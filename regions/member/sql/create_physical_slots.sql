@@ -1,6 +1,6 @@
--- WAL is kept from the creation on, so that a base backup begun later finds all it needs.
--- A slot that was lost is made anew: the member that used it needs another base backup anyway. So is one on a primary that
--- keeps nothing yet, when nobody reads from it (create_idle_slots.sql).
+-- A slot retains WAL from its creation on, so that a base backup that begins later finds all WAL that it needs.
+-- A lost slot is dropped and created again, because the member that used it needs another base backup anyway. So is an
+-- inactive slot on a primary that retains no WAL yet (create_idle_slots.sql).
 WITH dropped AS MATERIALIZED (
     SELECT slot_name, pg_drop_replication_slot(slot_name)
     FROM pg_replication_slots

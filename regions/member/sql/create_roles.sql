@@ -1,5 +1,5 @@
--- Creates the roles of the ledger when they are missing. The passwords come as settings of the
--- transaction, because a DO block takes no parameters and a statement with a password must not be built.
+-- Creates the roles of the ledger if they are missing. The passwords are settings of the transaction
+-- (set_passwords.sql), because a DO block takes no parameters, and the text of a statement must not contain a password.
 DO $$
 DECLARE
     missing record;
@@ -17,8 +17,8 @@ BEGIN
             missing.name, missing.attributes, current_setting(missing.setting)
         );
     END LOOP;
-    -- Capture asks how far its leader's standbys are, before it lets a change out; the write API, before it proves what
-    -- a strong read must see.
+    -- Capture reads the positions of the leader's standbys before it releases a change, and the write API reads them
+    -- before it states the position that a strong read has to show.
     GRANT pg_read_all_stats TO palaver_replication, palaver_writer;
 END
 $$

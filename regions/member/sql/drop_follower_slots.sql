@@ -1,4 +1,5 @@
--- A slot that nobody will read holds back WAL until it is lost. One that is being read is dropped another time.
+-- A slot without a reader retains WAL until PostgreSQL invalidates it. An active slot cannot be dropped; a later call
+-- drops it.
 WITH found AS MATERIALIZED (
     SELECT slot_name, active
     FROM pg_replication_slots

@@ -1,5 +1,6 @@
--- What a primary kept for others would hold back WAL on a standby for ever, and a change stream's slot of its own would
--- stand in the way of the leader's, which is copied under the same name (rule 19). One that keeps nothing yet may stay.
+-- On a standby, the physical slots from its time as primary would retain WAL forever, and its own logical slots would
+-- prevent the synchronisation of the leader's slots, which have the same names (rule 19). A slot that retains no WAL
+-- yet may stay.
 SELECT pg_drop_replication_slot(slot_name)
 FROM pg_replication_slots
 WHERE NOT active AND NOT temporary AND NOT synced AND restart_lsn IS NOT NULL

@@ -1,3 +1,4 @@
--- A slot is copied to a standby only once it has moved past what the standby began with, and it moves over these records
--- alone; by itself PostgreSQL writes one each 15 s, for which a leader that is lost would take the streams with it.
+-- PostgreSQL synchronises a slot to a standby only after the slot has advanced past the position at which the standby
+-- began, and slots advance only at these records. PostgreSQL itself writes one every 15 s; if the leader were lost
+-- within that time, the change streams could not continue.
 SELECT pg_log_standby_snapshot()

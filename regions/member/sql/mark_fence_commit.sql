@@ -1,2 +1,2 @@
--- A commit after that of the fence row, whoever wrote it: where a quorum has this one it has that one, too.
+-- A commit after that of the fence row, also if an earlier attempt wrote that row: a quorum that has this one has both.
 SELECT pg_logical_emit_message(true, 'fence', $1)

@@ -1,2 +1,3 @@
--- Ask for promotion and return at once; the end is seen by polling, which takes a tenth of pg_promote's own wait.
+-- Request the promotion and return at once. The agent polls for its end, which takes a tenth of the time that
+-- pg_promote itself would wait.
 SELECT pg_promote(false)

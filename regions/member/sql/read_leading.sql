@@ -1,7 +1,7 @@
--- Whether this member is still a standby after $1 looks of 5 ms, the highest timeline that it has heard of, and where the
--- history of that one left each earlier one. The first is asked first: a primary has its own timeline.
--- Where the oldest WAL begins that is still here: names are timeline, then position, and those made for later have
--- greater ones.
+-- Whether this member is a standby, after at most $1 polls of 5 ms while it is one; the highest timeline that it knows,
+-- and the history of that timeline. The role is read first, so that the timeline of a new primary is its own.
+-- Also the LSN at which the oldest WAL file begins. A file name is the timeline, then the position; files that
+-- PostgreSQL has created in advance have greater positions.
 WITH RECURSIVE looks AS (
     SELECT 0 AS number, pg_is_in_recovery() AS in_recovery
     UNION ALL

@@ -1,7 +1,7 @@
--- Rule 18: what lets a commit return before a quorum has it, because it makes `synchronous_commit` weaker than `on`.
--- What a session sets for itself is in its own memory: nobody else can see it.
+-- Rule 18: settings that let a commit return before a quorum has it, because they make `synchronous_commit` weaker than
+-- `on`. The settings that a session makes for itself are in its own memory, and other sessions cannot see them.
 WITH found AS (
-    -- Of all databases, whichever is asked. A setting of all roles in all databases is one of the cluster.
+    -- The table has the settings of all databases. A setting for all roles in all databases has the scope cluster.
     SELECT
         CASE
             WHEN s.setrole = 0 AND s.setdatabase = 0 THEN 'cluster'
@@ -19,7 +19,7 @@ WITH found AS (
     FROM pg_db_role_setting AS s
     LEFT JOIN pg_database AS d ON d.oid = s.setdatabase
     UNION ALL
-    -- Not regprocedure: it leaves out a schema that is on the search path of who asks.
+    -- Not regprocedure, which omits the schema if it is on the search path of the session.
     SELECT
         'function',
         p.pronamespace::regnamespace::text || '.' || quote_ident(p.proname) || '(' || oidvectortypes(p.proargtypes) || ')',
@@ -27,7 +27,7 @@ WITH found AS (
     FROM pg_proc AS p
     WHERE p.proconfig IS NOT NULL
     UNION ALL
-    -- Who asks may be overridden itself, and then sees that instead of what is in force for others.
+    -- If this session has an override itself, pg_settings shows that value, not the one in force for other sessions.
     SELECT 'cluster', 'configuration', ARRAY['synchronous_commit=' || CASE
         WHEN g.source IN ('global', 'database', 'user', 'database user') THEN coalesce((
             SELECT f.setting FROM pg_file_settings AS f WHERE lower(f.name) = g.name ORDER BY f.seqno DESC LIMIT 1
@@ -41,6 +41,6 @@ SELECT found.scope, found.name, split_part(one.setting, '=', 2) AS value
 FROM found
 CROSS JOIN LATERAL unnest(found.settings) AS one (setting)
 WHERE split_part(one.setting, '=', 1) = 'synchronous_commit'
-    -- The values are kept as they were written. One that is not known to be strong is taken for weak.
+    -- The values are as they were written. A value that is not known to be strong counts as weak.
     AND lower(split_part(one.setting, '=', 2)) NOT IN ('on', 'true', 'yes', '1', 'remote_apply')
 ORDER BY found.scope, found.name

@@ -1,6 +1,7 @@
--- The newest LSN that is on a quorum, after a little WAL was written and flushed here, so that there is always a newer
--- one; the answer is what the standbys had confirmed before. $1 standbys  $2 how many of them a commit waits for
--- $3 whether to write also while the write gate is closed: a leader that hands over must stay where its target is
+-- The newest LSN that a quorum has flushed. The statement also writes and flushes a small WAL record, so that this LSN
+-- advances; the answer is what the standbys had confirmed before that.
+-- $1 standbys  $2 how many of them a commit waits for  $3 whether to write also while the write gate is closed: the WAL
+-- of a leader that hands over must not grow beyond what its target has
 WITH written AS MATERIALIZED (
     SELECT CASE
         WHEN $3::boolean OR NOT EXISTS (

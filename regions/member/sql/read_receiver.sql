@@ -1,2 +1,2 @@
--- Whether WAL streams in.
+-- Whether a WAL receiver streams.
 SELECT EXISTS (SELECT FROM pg_stat_wal_receiver WHERE status = 'streaming') AS streaming

@@ -7,5 +7,6 @@ SELECT
     coalesce(extract(epoch FROM flush_lag), 0)::float8 AS flush_lag_s
 FROM pg_stat_replication
 WHERE application_name = ANY ($1::text[])
-    -- A connection that an agent keeps ready streams nothing yet, and what one was told ahead nobody receives yet.
+    -- Not a connection that an agent keeps open: no WAL streams on it yet, or no receiver takes the WAL yet that the
+    -- proxy has requested in advance.
     AND flush_lsn IS NOT NULL

@@ -1,4 +1,4 @@
--- Rule 4: after a restart a standby's receive position can be NULL or below what it has replayed.
+-- Rule 4: after a restart, a standby's receive position can be NULL or less than its replay position.
 SELECT
     pg_is_in_recovery() AS in_recovery,
     CASE

@@ -1,2 +1,2 @@
--- This transaction can be seen when it is on the own disk. Whoever commits after it waits for the quorum for both.
+-- This transaction is visible as soon as it is on the own disk. A later commit waits until a quorum has both.
 SET LOCAL synchronous_commit TO local
