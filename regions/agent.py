@@ -228,7 +228,7 @@ class RegionAgent:
             seen = await self._read_member(member) if member.running else Observation()
             full = await asyncio.to_thread(member.disk_is_full)
             if full != self.observation.disk_is_full:
-                _log.warning("ledger: %s", DISK_FULL if full else "its disk has room again")
+                _log.warning("ledger: %s", DISK_FULL if full else "its disk has space again")
             self.observation = replace(seen, disk_is_full=full)
             await asyncio.sleep(LOOK_S)
 

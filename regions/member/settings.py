@@ -75,32 +75,32 @@ max_connections = 60
 shared_buffers = '48MB'
 work_mem = '4MB'
 maintenance_work_mem = '32MB'
-# What a member that died replays, and most of what a rewind copies: both are time in which the quorum lacks it.
+# Bounds the WAL that a crashed member replays, and most of what a rewind copies; meanwhile the quorum lacks the member.
 max_wal_size = '256MB'
 min_wal_size = '80MB'
 max_worker_processes = 8
 max_parallel_workers_per_gather = 0
 autovacuum_max_workers = 2
-# Reads are short and cached: three processes for asynchronous reads would cost more than they bring.
+# Reads are short and cached: the three processes for asynchronous reads would cost more than they save.
 io_method = 'sync'
 jit = off
 
 wal_level = 'logical'
 wal_compression = on
-# As much as a checkpoint may leave behind: pg_rewind drops WAL that its source lacks, and the member then asks for what
-# lies between the beginning and the record of the checkpoint from which it starts.
+# As much WAL as a checkpoint may span: pg_rewind removes WAL that its source lacks, and the member then requests the
+# WAL between the beginning and the record of the checkpoint from which it starts.
 wal_keep_size = '256MB'
 synchronous_commit = on
 full_page_writes = on
 fsync = on
-# Two of each standby (WAL, slot sync), one for each change stream, two for a base backup, and room.
+# Two per standby (WAL, slot synchronisation), one per change stream, two for a base backup, and a reserve.
 max_wal_senders = 24
 max_replication_slots = 64
-# A round trip between regions is 80 ms: five seconds of silence is a dead peer, not a slow one.
+# A round trip between regions takes 80 ms: a peer that is silent for five seconds is dead, not slow.
 wal_sender_timeout = '5s'
 wal_receiver_timeout = '5s'
 wal_receiver_status_interval = '1s'
-# The default of 5 s would be the time a follower is away after each crash of its leader.
+# With the default of 5 s, a follower would be away for that long after each crash of its leader.
 wal_retrieve_retry_interval = '200ms'
 tcp_keepalives_idle = 5
 tcp_keepalives_interval = 1
@@ -115,7 +115,7 @@ hot_standby_feedback = on
 max_standby_streaming_delay = '250ms'
 max_standby_archive_delay = '250ms'
 sync_replication_slots = on
-# Rule 8: after a crash, rows that no standby has become visible; only the agent may start it again.
+# Rule 8: crash recovery makes rows visible that no standby may have, so only the agent may start PostgreSQL again.
 restart_after_crash = off
 
 timezone = 'UTC'
@@ -144,7 +144,7 @@ def configuration(
         proxied: Whether the agent's replication proxy is the first host.
     """
     lines = [
-        "# Written whole by the region agent at each start; changes here are lost.",
+        "# The region agent writes this whole file at each start; changes here are lost.",
         f"listen_addresses = {_quoted(settings.listen.host)}",
         f"port = {settings.listen.port}",
         f"max_slot_wal_keep_size = '{settings.wal_keep_mb}MB'",

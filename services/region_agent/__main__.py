@@ -1,7 +1,7 @@
-"""Composition root of the region agent: settings in, one region driven, its member stopped with it.
+"""Composition root of the region agent: reads the settings, runs the region's parts, and stops its ledger member.
 
-A signal means that the region is being stopped: the ledger member stops too, within the 10 s that a
-supervisor gives. A kill leaves the member running, and the next agent adopts it.
+A signal means that the region is being stopped, so the ledger member stops too, within the 10 s that a supervisor
+allows. If the agent is killed, the member keeps running and the next agent adopts it.
 """
 
 import asyncio
@@ -28,14 +28,14 @@ from services.telemetry.logs import configure_logging, set_epoch_provider
 PROCESS = "region_agent"
 
 _HOPELESS = (AccessRefused, CorruptRecord, MemberUnusable)
-"""What no retry mends: said in one line, and the process ends."""
+"""Errors that no retry can fix: the process prints one line and ends."""
 
 
 async def prepare_ledger(url: str) -> None:
     """Bring the ledger's schema up to date.
 
     Raises:
-        MemberFailed: It could not be.
+        MemberFailed: The migration failed.
     """
     try:
         await asyncio.to_thread(migrate, url)
@@ -61,8 +61,8 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
         REGISTRY.register(AgentCollector(agent))
         agent.switcher.on_step = observe_step
         secret = settings.agent_secret.get_secret_value()
-        desk = orders.OrderHandler(agent, secret)
-        report_desk = reports.ReportHandler(agent.switcher, secret)
+        order_handler = orders.OrderHandler(agent, secret)
+        report_handler = reports.ReportHandler(agent.switcher, secret)
         try:
             async with asyncio.TaskGroup() as tasks:
                 tasks.create_task(agent.run(), name="agent")
@@ -72,9 +72,9 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
                         missing=lambda: missing(agent),
                         status=lambda: status(agent),
                         orders={
-                            orders.PATH: desk.answer,
-                            CUT_SHORT_PATH: report_desk.cut_short,
-                            CURRENT_PATH: report_desk.current,
+                            orders.PATH: order_handler.answer,
+                            CUT_SHORT_PATH: report_handler.cut_short,
+                            CURRENT_PATH: report_handler.current,
                         },
                     ),
                     name="internal",
@@ -85,7 +85,7 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
                 raise
             give_up(_first(hopeless))
         except asyncio.CancelledError:
-            # Only an order stops the member: what fails in the agent must not cost the region its ledger.
+            # Only a signal stops the member. After an error in the agent the ledger keeps running.
             await agent.stop()
             raise
 
@@ -109,7 +109,7 @@ def main() -> None:
     except WrongSettings as error:
         give_up(str(error))
     except OSError as error:
-        give_up(f"PALAVER_STATE_DIR: {settings.state_dir} cannot be made: {error.strerror}")
+        give_up(f"PALAVER_STATE_DIR: {settings.state_dir} cannot be created: {error.strerror}")
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
     settle_collector()
     run_until_signalled(lambda: run(settings, topology, member))

@@ -25,23 +25,23 @@ _log = logging.getLogger(__name__)
 
 
 class OrderHandler:
-    """Where orders come in."""
+    """Handles the requests that carry orders."""
 
     def __init__(self, agent: RegionAgent, secret: str) -> None:
         self._agent = agent
         self._authorization = f"Bearer {secret}".encode()
 
     async def answer(self, authorization: bytes, body: bytes) -> tuple[int, dict[str, object]]:
-        """Carry an order out; return a status and the document of the answer.
+        """Execute an order; return the status and the JSON of the response.
 
-        200: done, or done already. 400: no order. 401: wrong secret. 409: refused, ``detail`` says why.
+        200: done, or done before. 400: not a valid order. 401: wrong secret. 409: refused; ``detail`` is the reason.
         """
         if not hmac.compare_digest(authorization, self._authorization):
             return HTTPStatus.UNAUTHORIZED, {"detail": "The secret of the agents is missing or wrong."}
         try:
             kind, region, by = _parse(body)
         except (ValueError, KeyError, TypeError, InvalidName) as error:
-            return HTTPStatus.BAD_REQUEST, {"detail": f"This is no order: {error}"}
+            return HTTPStatus.BAD_REQUEST, {"detail": f"The order is invalid: {error}"}
         try:
             await self._agent.switcher.order(kind, region, by)
         except OrderRefused as error:

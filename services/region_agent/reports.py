@@ -18,9 +18,11 @@ BODY_BYTES_MAX: Final = 256
 EPOCH_MAX: Final = 2**63 - 1
 
 CURRENT_S_MAX: Final = 0.9
-"""A round trip to etcd's leader with some patience; below the second after which who asked is gone."""
+"""Several round trips to etcd's leader, and less than the second after which the client stops waiting."""
 
-_CUT_SHORT: Final = Counter("palaver_agent_waits_cut_short_total", "Reports of commits that came back too early")
+_CUT_SHORT: Final = Counter(
+    "palaver_agent_waits_cut_short_total", "Reports of commits that returned before their quorum"
+)
 _log = logging.getLogger(__name__)
 
 Answer = tuple[int, dict[str, object]]
@@ -28,33 +30,33 @@ _UNAUTHORIZED: Final[Answer] = (HTTPStatus.UNAUTHORIZED, {"detail": "The secret 
 
 
 class ReportHandler:
-    """Where reports and questions of the write API come in."""
+    """Handles the requests of the write API."""
 
     def __init__(self, switcher: Switcher, secret: str) -> None:
         self._switcher = switcher
         self._authorization = f"Bearer {secret}".encode()
 
     async def cut_short(self, authorization: bytes, body: bytes) -> Answer:
-        """Take `{"epoch": n}`: a commit under it came back before its quorum (rule 7). Telling it twice does no harm.
+        """Take the report `{"epoch": n}`: a commit in this epoch returned before its quorum (rule 7). Idempotent.
 
-        200: the core has heard. 400: no report. 401: wrong secret. 503: the core does not run, tell it again.
+        200: the core has the report. 400: not a valid report. 401: wrong secret. 503: the core does not run; repeat it.
         """
         if not self._is_known(authorization):
             return _UNAUTHORIZED
         try:
             epoch = _parse(body)
         except (ValueError, KeyError, TypeError) as error:
-            return HTTPStatus.BAD_REQUEST, {"detail": f"This is no report: {error}"}
+            return HTTPStatus.BAD_REQUEST, {"detail": f"The report is invalid: {error}"}
         if not self._switcher.report_cancelled_wait(epoch):
-            return HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "The agent holds no ledger, or is still starting."}
+            return HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "The agent has no ledger, or is still starting."}
         _CUT_SHORT.inc()
-        _log.warning("the write API says that a commit under epoch %d came back before its quorum", epoch)
+        _log.warning("the write API reports that a commit in epoch %d returned before its quorum", epoch)
         return HTTPStatus.OK, {"heard": True}
 
     async def current(self, authorization: bytes, body: bytes) -> Answer:
-        """Say whether this region leads and takes writes, by a read of etcd that begins now (rule 10).
+        """Return whether this region leads and accepts writes, by a read of etcd that begins now (rule 10).
 
-        200: `{"current": …}`, false as well when etcd does not say in time. 401: wrong secret.
+        200: `{"current": …}`, also false if etcd does not answer in time. 401: wrong secret.
         """
         del body
         if not self._is_known(authorization):

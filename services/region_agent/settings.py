@@ -1,4 +1,4 @@
-"""Settings of the region agent, and what its parts make of them."""
+"""Settings of the region agent, and their conversion to the settings of its parts."""
 
 import os
 import pwd
@@ -28,7 +28,7 @@ class WrongSettings(Exception):
 
 
 class AgentSettings(ProcessSettings):
-    """Settings of the region agent; those of the ledger are absent in a region that only reads."""
+    """Settings of the region agent; the ledger's settings are absent in a view-only region."""
 
     etcd_user: str
     etcd_password: SecretStr
@@ -72,7 +72,7 @@ class AgentSettings(ProcessSettings):
         return self
 
     def edge(self) -> EdgeSettings:
-        """Return where the region's edge is."""
+        """Return the settings of the region's edge."""
         return EdgeSettings(
             folder=self.edge_dir.resolve(),
             listen=parse_address(self.edge_listen),
@@ -88,7 +88,7 @@ class AgentSettings(ProcessSettings):
         )
 
     def local(self) -> LocalSettings:
-        """Return where the agent keeps its promise and hears the others."""
+        """Return the agent's state folder, its heartbeat address, and the agents' secret."""
         return LocalSettings(
             state=self.state_dir.resolve(),
             listen=parse_address(self.agent_listen),
@@ -96,18 +96,18 @@ class AgentSettings(ProcessSettings):
         )
 
     def member(self, topology: Topology) -> MemberSettings | None:
-        """Return the settings of the ledger member, or None in a region that only reads.
+        """Return the settings of the ledger member; None in a view-only region.
 
         Raises:
-            WrongSettings: The ledger's settings are missing in a voter, or there in a region that is none,
-                or PostgreSQL would have to run as root.
+            WrongSettings: A voter lacks the ledger's settings, or a view-only region has them, or PostgreSQL would have
+                to run as root.
         """
         if self.ledger_data is None:
             if topology.own.voter:
                 raise WrongSettings(f"{topology.region} is a voter: PALAVER_LEDGER_DATA is missing")
             return None
         if not topology.own.voter:
-            raise WrongSettings(f"{topology.region} only reads: PALAVER_LEDGER_DATA must be absent")
+            raise WrongSettings(f"{topology.region} is view-only: PALAVER_LEDGER_DATA must be absent")
         assert self.ledger_listen is not None, "checked together"
         assert self.postgres_bin is not None, "checked together"
         return MemberSettings(
@@ -129,13 +129,13 @@ def _account(name: str | None) -> Account | None:
     if os.geteuid() != 0:
         return None
     if name is None:
-        raise WrongSettings("PostgreSQL does not run as root: name an account in PALAVER_OS_USER")
+        raise WrongSettings("PostgreSQL cannot run as root: set PALAVER_OS_USER to another account")
     try:
         entry = pwd.getpwnam(name)
     except KeyError:
         raise WrongSettings(f"PALAVER_OS_USER: there is no account {name}") from None
     if entry.pw_uid == 0:
-        raise WrongSettings("PALAVER_OS_USER: PostgreSQL does not run as root, name another account")
+        raise WrongSettings("PALAVER_OS_USER: PostgreSQL cannot run as root: name another account")
     return Account(uid=entry.pw_uid, gid=entry.pw_gid)
 
 

@@ -16,30 +16,30 @@ from regions.position import Position, encode_token
 
 _STEP_SECONDS = Histogram(
     "palaver_failover_step_seconds",
-    "How long a step of a change of leadership took: an effect on the member, or a phase of an epoch led here.",
+    "Duration of a step of a change of leadership: an effect on the member, or a phase of an epoch led here.",
     ["step"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 30, 300),
 )
 
 
 for _step in ("RewindLedger", "CopyLedger"):
-    # There from the beginning: an increase from nothing is none to Prometheus.
+    # The series exist from the start, because Prometheus computes no increase for the first sample of a series.
     _STEP_SECONDS.labels(_step)
 
 _QUORUM_STATES = ("quorum", "sync")
-"""What PostgreSQL calls a standby for which commits wait."""
+"""PostgreSQL's ``sync_state`` of a standby that commits wait for."""
 
 
 def observe_step(step: str, took_ms: float) -> None:
-    """Count how long a step took."""
+    """Record the duration of a step in milliseconds."""
     _STEP_SECONDS.labels(step).observe(took_ms / 1000)
 
 
 def missing(agent: RegionAgent) -> list[str]:
-    """Return what keeps the region from doing its part, one sentence each."""
+    """Return why the region is not ready, one sentence for each reason."""
     current = agent.view.current
     if current is None:
-        return ["etcd has not said yet who leads"]
+        return ["no leadership record was received from etcd yet"]
     if agent.member is None or agent.role == "view":
         return []
     found = [agent.refusal] if agent.refusal is not None else []
@@ -54,13 +54,13 @@ def missing(agent: RegionAgent) -> list[str]:
 
 
 def warnings(agent: RegionAgent) -> list[str]:
-    """Return what keeps the region from nothing, but should not stay, one sentence each."""
+    """Return problems that do not affect readiness but need attention, one sentence each."""
     overrides = agent.overrides
     return [f"synchronous_commit is overridden: {describe(overrides)}"] if overrides else []
 
 
 def voters_missing(agent: RegionAgent) -> dict[RegionName, bool]:
-    """Return of each other voter whether no commit can wait for it; empty where another region leads."""
+    """Return for each other voter whether commits cannot wait for it; empty if another region leads."""
     current = agent.view.current
     if current is None or agent.role != "leader":
         return {}
@@ -95,7 +95,7 @@ def status(agent: RegionAgent) -> dict[str, object]:
 
 
 def _failover(agent: RegionAgent) -> dict[str, object] | None:
-    """What the failover core knows; None before it runs."""
+    """Return the facts of the failover core; None before it runs."""
     switcher = agent.switcher
     facts, promise = switcher.facts, switcher.durable
     if facts is None:
@@ -162,7 +162,7 @@ def _member(agent: RegionAgent) -> dict[str, object] | None:
 
 
 class AgentCollector(Collector):
-    """Turns what the agent holds into metrics when somebody scrapes."""
+    """Converts the agent's state into metrics at each scrape."""
 
     def __init__(self, agent: RegionAgent) -> None:
         self._agent = agent
@@ -171,18 +171,20 @@ class AgentCollector(Collector):
         """Yield the metric families."""
         agent = self._agent
         current = agent.view.current
-        yield _gauge("palaver_epoch", "Epoch this process knows of.", current.epoch if current else 0)
+        yield _gauge("palaver_epoch", "Newest epoch that this process knows.", current.epoch if current else 0)
         role = GaugeMetricFamily("palaver_agent_role", "1 for the role of the region.", labels=["role"])
         for name in ("leader", "follower", "view"):
             role.add_metric([name], float(agent.role == name))
         yield role
-        yield _gauge("palaver_agent_refuses", "Whether the agent needs help.", agent.refusal is not None)
+        yield _gauge("palaver_agent_refuses", "Whether the agent cannot take part.", agent.refusal is not None)
         if agent.member is not None:
             yield from self._ledger()
             yield from self._signals()
         edge = agent.edge.status
-        yield _gauge("palaver_edge_confirmed", "Whether Envoy has taken what was written.", edge.confirmed)
-        yield CounterMetricFamily("palaver_edge_update_rejected", "Updates that Envoy refused.", edge.update_rejected)
+        yield _gauge("palaver_edge_confirmed", "Whether Envoy has accepted the newest configuration.", edge.confirmed)
+        yield CounterMetricFamily(
+            "palaver_edge_update_rejected", "Configuration updates that Envoy rejected.", edge.update_rejected
+        )
 
     def _ledger(self) -> Iterator[Metric]:
         assert self._agent.member is not None
@@ -190,23 +192,23 @@ class AgentCollector(Collector):
         yield _gauge("palaver_ledger_up", "Whether PostgreSQL runs.", self._agent.member.running)
         yield _gauge("palaver_ledger_answers", "Whether PostgreSQL answers.", observed.ledger is not None)
         if observed.ledger is not None:
-            yield _gauge("palaver_ledger_lsn_bytes", "WAL that is on disk.", observed.ledger.lsn)
-            yield _gauge("palaver_ledger_receiving", "Whether a leader is connected.", observed.ledger.receiving)
+            yield _gauge("palaver_ledger_lsn_bytes", "End of the member's WAL on disk.", observed.ledger.lsn)
+            yield _gauge("palaver_ledger_receiving", "Whether a WAL receiver streams.", observed.ledger.receiving)
         led = CounterMetricFamily(
-            "palaver_wal_line_receivers", "Receivers of WAL that were led to another member.", labels=["ready"]
+            "palaver_wal_line_receivers", "WAL receivers that the proxy connected to a member.", labels=["ready"]
         )
         for ready, count in self._agent.member.proxy.connections.items():
             led.add_metric(["yes" if ready else "no"], count)
         yield led
         guessed = CounterMetricFamily(
-            "palaver_wal_line_guesses", "Receivers of WAL for which it was asked ahead.", labels=["right"]
+            "palaver_wal_line_guesses", "WAL receivers for which WAL was requested in advance.", labels=["right"]
         )
         for right, count in self._agent.member.proxy.advance_requests.items():
             guessed.add_metric(["yes" if right else "no"], count)
         yield guessed
         refused = self._agent.member.proxy.timeline_refusals
         yield CounterMetricFamily(
-            "palaver_wal_line_refusals", "Receivers of WAL that asked for a timeline which was left.", value=refused
+            "palaver_wal_line_refusals", "WAL receivers that requested a timeline which the leader left.", value=refused
         )
         flush = GaugeMetricFamily(
             "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
@@ -215,7 +217,7 @@ class AgentCollector(Collector):
             "palaver_standby_replay_lag_bytes", "WAL a standby has not replayed.", labels=["standby"]
         )
         seconds = GaugeMetricFamily(
-            "palaver_standby_flush_lag_seconds", "Age of the news of a flush.", labels=["standby"]
+            "palaver_standby_flush_lag_seconds", "Time until a standby reported a flush.", labels=["standby"]
         )
         quorum = GaugeMetricFamily("palaver_standby_quorum", "Whether commits wait for a standby.", labels=["standby"])
         for standby in observed.standbys:
@@ -223,7 +225,7 @@ class AgentCollector(Collector):
             replay.add_metric([standby.region], standby.replay_lag_bytes)
             seconds.add_metric([standby.region], standby.flush_lag_s)
             quorum.add_metric([standby.region], float(standby.sync_state in _QUORUM_STATES))
-        retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL a slot holds.", labels=["slot"])
+        retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL that a slot retains.", labels=["slot"])
         lost = GaugeMetricFamily("palaver_slot_lost", "Whether a slot was lost.", labels=["slot"])
         for slot in observed.slots:
             retained.add_metric([slot.name], slot.retained_bytes)
@@ -231,7 +233,7 @@ class AgentCollector(Collector):
         yield from (flush, replay, seconds, quorum, retained, lost)
 
     def _signals(self) -> Iterator[Metric]:
-        """What alerts are made of. Voters and overrides have series on the leader only."""
+        """Yield the metrics that alerts use. Voters and overrides have series on the leader only."""
         agent, facts = self._agent, self._agent.switcher.facts
         yield _gauge(
             "palaver_member_diverged",
@@ -239,7 +241,7 @@ class AgentCollector(Collector):
             facts is not None and facts.member.diverged,
         )
         missing = GaugeMetricFamily(
-            "palaver_voter_missing", "Whether no commit can wait for another voter.", labels=["voter"]
+            "palaver_voter_missing", "Whether commits cannot wait for another voter.", labels=["voter"]
         )
         for voter, is_missing in voters_missing(agent).items():
             missing.add_metric([voter], float(is_missing))

@@ -47,7 +47,7 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
             Gauge("palaver_epoch", "Epoch this process knows of").set_function(lambda: guard.epoch or 0)
 
             def missing() -> list[str]:
-                return [] if guard.epoch is not None else ["etcd has not said yet who leads"]
+                return [] if guard.epoch is not None else ["no leadership record was received from etcd yet"]
 
             def status() -> dict[str, object]:
                 current = view.current
