@@ -1,4 +1,4 @@
-"""Ledger members and topologies of a throwaway deployment on free loopback ports."""
+"""Ledger members and topologies of a temporary deployment on free loopback ports."""
 
 import asyncio
 import atexit
@@ -26,7 +26,7 @@ WRITER_PASSWORD = "writer"
 
 REGIONS = (RegionName("us-east"), RegionName("eu-west"), RegionName("ap-south"))
 
-# What the migrations of the ledger make, as far as an agent must see it.
+# The tables that an agent needs, as the migrations of the ledger create them.
 LEDGER_SCHEMA = """
 CREATE SCHEMA IF NOT EXISTS palaver;
 CREATE TABLE IF NOT EXISTS palaver.fence (
@@ -37,7 +37,7 @@ CREATE TABLE IF NOT EXISTS palaver.kept (n bigint PRIMARY KEY);
 
 
 async def prepare_ledger(url: str) -> None:
-    """Stand in for the migrations."""
+    """Create the tables that the agent and the tests need, instead of running the migrations."""
     connection = await asyncpg.connect(url)
     try:
         await connection.execute(LEDGER_SCHEMA)
@@ -46,9 +46,9 @@ async def prepare_ledger(url: str) -> None:
 
 
 class CopiedMember(FailoverMember):
-    """A member whose initdb, which takes half a second of a processor, runs once in a test run and is copied then.
+    """A member whose data is initialised by copying: initdb takes half a CPU second, and runs once in a test run.
 
-    The settings of all tests make the same data. Initialising has its tests in `test_member.py`.
+    All tests initialise with the same settings. `test_member.py` tests the initialisation itself.
     """
 
     async def _run(self, program: str, *arguments: str, **options: Any) -> None:
@@ -67,7 +67,7 @@ class CopiedMember(FailoverMember):
 
 @cache
 def _initialised() -> Path:
-    """The folder of this test run for initialised data."""
+    """Return the folder of this test run for initialised data."""
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(folder(account()))
@@ -87,7 +87,7 @@ class Deployment:
         self.ports = {name: {key: free_port() for key in keys} for name in names}
 
     def topology(self, region: str) -> Topology:
-        """The topology as one region sees it; everything is reached directly."""
+        """Return the topology for one region; all addresses are direct, without a relay."""
         regions: list[dict[str, Any]] = []
         for index, (name, ports) in enumerate(self.ports.items()):
             voter = name in REGIONS
@@ -100,11 +100,11 @@ class Deployment:
         return parse_topology({"cell": "main", "region": region, "regions": regions})
 
     def ledger(self, region: str) -> Address:
-        """Where a region's member listens."""
+        """Return the address of a region's member."""
         return Address("127.0.0.1", self.ports[region]["ledger"])
 
     def settings(self, region: str) -> MemberSettings:
-        """The settings of a region's member."""
+        """Return the settings of a region's member."""
         home = self.root / region
         state = home / "state"
         state.mkdir(parents=True, exist_ok=True)
@@ -135,7 +135,7 @@ class Deployment:
         )
 
     async def waiting_commits(self, region: str) -> int:
-        """How many commits on a member wait for its quorum; they are on its own disk by then."""
+        """Return the number of commits on a member that wait for its quorum; its own disk has them already."""
         connection = await self.connect(region, "postgres")
         try:
             return await connection.fetchval("SELECT count(*) FROM pg_stat_activity WHERE wait_event = 'SyncRep'")
@@ -145,7 +145,7 @@ class Deployment:
 
 @contextlib.asynccontextmanager
 async def deployment(etcd: list[str] | None = None, view_regions: tuple[str, ...] = ()) -> AsyncGenerator[Deployment]:
-    """Make a deployment and end every member that still runs on its folders."""
+    """Create a deployment, and at the end stop every member that still runs in its folders."""
     with folder(account()) as root:
         made = Deployment(root=root, etcd=etcd or [], view_regions=view_regions)
         try:
@@ -156,5 +156,5 @@ async def deployment(etcd: list[str] | None = None, view_regions: tuple[str, ...
                 if (root / region / "ledger" / "postmaster.pid").exists():
                     await leftover.adopt()
                     await leftover.stop()
-                # Children of a killed postmaster: one that waits for a lock does not notice that it is alone.
+                # Children of a killed postmaster may remain: a backend that waits for a lock does not notice its death.
                 await leftover.end_leftovers()

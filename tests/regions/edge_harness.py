@@ -1,4 +1,4 @@
-"""A real Envoy in front of small HTTP servers, fed the way an agent feeds it."""
+"""Runs a real Envoy, with the files that an agent writes, in front of small HTTP servers."""
 
 import asyncio
 import contextlib
@@ -25,14 +25,14 @@ from tests.child_processes import Child, folder
 from tests.regions.deployment import Deployment
 
 ANSWERS = Answers(openapi_document())
-"""Holds what the edge answers itself to the document of the API."""
+"""Compares the local replies of the edge with the OpenAPI document."""
 
 Answer = Callable[["Request"], Awaitable[tuple[int, bytes]]]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Request:
-    """What a server behind the edge was asked."""
+    """One request that a server behind the edge received."""
 
     method: str
     path: str
@@ -42,12 +42,15 @@ class Request:
 
 @dataclass
 class Backend:
-    """An HTTP/1.1 server that can be stopped, started again on its port, and frozen.
+    """An HTTP/1.1 server that can be stopped, started again on its port, and made to hang.
 
     Attributes:
-        asked: How many requests have come, checks of its health aside.
-        most_at_once: How many of them were under way at a time, at most: one is until it is answered, or its
-            connection has ended.
+        answer: Makes the answer to a request, if set; otherwise the answer is 200 with the name of the server.
+        refusal_headers: Headers that are added to each answer 503.
+        requests: The requests that it began to answer, without health checks.
+        hangs_until: If set, every request waits for this event before it is answered.
+        asked: Number of requests that arrived, without health checks.
+        concurrent_max: Highest number of concurrent requests. A request ends with its answer or with its connection.
     """
 
     name: str
@@ -67,7 +70,7 @@ class Backend:
         self._server = await asyncio.start_server(self._serve, "127.0.0.1", self.port)
 
     async def stop(self) -> None:
-        """Stop listening and cut every connection, as a killed process does."""
+        """Stop listening and reset every connection, like a killed process."""
         if self._server is not None:
             self._server.close()
             for writer in list(self._writers):
@@ -89,10 +92,10 @@ class Backend:
                 status, text = await self._answer(request)
                 self._in_progress.discard(reader)
                 more = self.refusal_headers if status == 503 else {}
-                said = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode()
+                added = "".join(f"{name}: {value}\r\n" for name, value in more.items()).encode()
                 writer.write(
                     b"HTTP/1.1 %d X\r\ncontent-length: %d\r\nx-backend: %s\r\n%s\r\n%s"
-                    % (status, len(text), self.name.encode(), said, text)
+                    % (status, len(text), self.name.encode(), added, text)
                 )
         except (asyncio.IncompleteReadError, ConnectionError):
             pass
@@ -106,7 +109,7 @@ class Backend:
             return
         self.asked += 1
         self._in_progress.add(reader)
-        # Envoy ends an attempt by closing its connection, which is known here before the next one has come.
+        # Envoy cancels an attempt by closing its connection; the server sees that before the next attempt arrives.
         self.concurrent_max = max(self.concurrent_max, sum(not one.at_eof() for one in self._in_progress))
 
     async def _answer(self, request: Request) -> tuple[int, bytes]:
@@ -122,7 +125,7 @@ class Backend:
 
 @dataclass
 class EdgeHarness:
-    """One region's edge with all backends of a deployment behind it."""
+    """The edge of one region, with all backends of a deployment behind it."""
 
     deployment: Deployment
     configurator: EdgeConfigurator
@@ -133,7 +136,7 @@ class EdgeHarness:
     envoy: Child
 
     async def set_leader(self, region: str, epoch: int) -> None:
-        """Tell the edge who leads."""
+        """Configure the edge for a leader and its epoch."""
         await self.configurator.apply(leadership(region, epoch), self.admin)
 
 
@@ -152,12 +155,12 @@ def leadership(region: str, epoch: int) -> Leadership:
 async def edge_harness(
     region: str = "us-east", leader: str | None = "us-east", **more: Any
 ) -> AsyncGenerator[EdgeHarness]:
-    """Run the edge of a region, with epoch 1 led by ``leader`` (None: nobody leads yet).
+    """Run the edge of a region.
 
     Args:
-        region: Whose edge.
-        leader: Who leads.
-        **more: Fields of its settings.
+        region: The region of the edge.
+        leader: The leader of epoch 1; None if no region leads yet.
+        **more: Fields of `EdgeSettings`.
     """
     async with contextlib.AsyncExitStack() as stack:
         root = stack.enter_context(folder())
@@ -218,13 +221,13 @@ async def _listening(client: httpx.AsyncClient) -> None:
 
 
 async def read_statistic(edge: EdgeHarness, name: str) -> int:
-    """The value of one of Envoy's statistics; 0 before it has any."""
+    """Return the value of an Envoy statistic; 0 while it has no value."""
     answer = await edge.admin.get("/stats", params={"filter": f"^{re.escape(name)}$", "format": "json"})
     return sum(int(one["value"]) for one in answer.json()["stats"] if "value" in one)
 
 
 async def until_retried(edge: EdgeHarness, leader: str, times: int) -> None:
-    """Wait until Envoy has repeated so many writes of a leader's region."""
+    """Wait until Envoy has retried ``times`` writes to the write API of ``leader``."""
     async with asyncio.timeout(30):
         name = f"cluster.write_api_{leader}.upstream_rq_retry"
         while await read_statistic(edge, name) < times:  # noqa: ASYNC110 - Envoy sets no event
@@ -232,7 +235,7 @@ async def until_retried(edge: EdgeHarness, leader: str, times: int) -> None:
 
 
 def problem_slug(answer: httpx.Response) -> str:
-    """The last part of a problem's type; fails when the answer is no documented problem."""
+    """Return the last part of a problem's type; fails if the answer is not a documented problem."""
     ANSWERS.check(answer)
     found = re.fullmatch(r"https://palaver\.dev/problems/([a-z-]+)", answer.json()["type"])
     assert found is not None

@@ -1,4 +1,4 @@
-"""Three regions of agents as the switcher runs them, on real PostgreSQL and etcd, in one process."""
+"""Runs the switchers and members of three regions in one process, on real PostgreSQL and etcd."""
 
 import asyncio
 import contextlib
@@ -33,14 +33,14 @@ SECRET = b"a secret of the deployment"
 
 
 async def prepare(member: FailoverMember) -> None:
-    """Roles and tables, as the agent's own preparation would make them."""
+    """Create the roles and tables that the agent's own preparation would create."""
     await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
     await prepare_ledger(member.ledger.url)
 
 
 @dataclass
 class Agent:
-    """One region's agent and what it drives."""
+    """The switcher of one region, and the member that it drives."""
 
     switcher: Switcher
     member: FailoverMember
@@ -49,7 +49,7 @@ class Agent:
 
 @dataclass
 class Cell:
-    """All agents of a deployment."""
+    """The agents of all regions of one deployment."""
 
     made: Deployment
     etcd: EtcdCluster
@@ -57,7 +57,7 @@ class Cell:
     agents: dict[RegionName, Agent] = field(default_factory=dict[RegionName, Agent])
 
     def start(self, region: RegionName) -> Agent:
-        """Start a region's agent on what it left on its disk."""
+        """Start a region's agent with the files that it has on disk."""
         topology = self.made.topology(region)
         member = CopiedMember(self.made.settings(region))
         own = self.made.etcd[REGIONS.index(region)]
@@ -87,7 +87,7 @@ class Cell:
         return agent
 
     async def end_agent(self, region: RegionName) -> None:
-        """End the agent and leave its member running, as a kill would."""
+        """End the agent and leave its member running, like a SIGKILL."""
         agent = self.agents[region]
         assert agent.running is not None
         agent.running.cancel()
@@ -95,14 +95,14 @@ class Cell:
         agent.member.detach()
 
     async def kill_ledger(self, region: RegionName) -> None:
-        """Kill the postmaster, and wait until it is reaped: it is this process's child, as no agent's ever is."""
+        """Kill the postmaster and reap it, because here it is a child of the test process; an agent has no child."""
         process = self.agents[region].member.process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)
         await process.wait()
 
     async def kill_region(self, region: RegionName) -> None:
-        """The agent, the postmaster and the etcd member, at once."""
+        """Kill the agent, the postmaster and the etcd member of a region."""
         self.etcd.kill(REGIONS.index(region))
         agent = self.agents[region]
         assert agent.running is not None
@@ -111,7 +111,7 @@ class Cell:
         await self.end_agent(region)
 
     def record(self) -> Leadership | None:
-        """The newest record that any living agent knows."""
+        """Return the record with the highest epoch that a running agent knows; None if no agent knows a record."""
         known = [
             agent.switcher.facts.record
             for agent in self.agents.values()
@@ -120,11 +120,11 @@ class Cell:
         return max((one for one in known if one is not None), key=lambda one: one.epoch, default=None)
 
     def leader(self) -> RegionName | None:
-        """Who takes writes now."""
+        """Return the region that accepts writes now; None if no region does."""
         return next((region for region, agent in self.agents.items() if agent.switcher.serving_epoch), None)
 
     async def until_serving(self, epoch: int, seconds: float = 40.0) -> Leadership:
-        """Wait for an epoch, or a later one, to serve."""
+        """Wait until an epoch, or a later one, serves; return its record."""
 
         async def serving() -> Leadership | None:
             for agent in self.agents.values():
@@ -137,7 +137,7 @@ class Cell:
         return await until(serving, seconds)
 
     async def until_following(self, *regions: RegionName, seconds: float = 40.0) -> None:
-        """Wait until regions follow."""
+        """Wait until all of these regions follow."""
 
         async def following() -> bool:
             return all(self.agents[region].switcher.state == "following" for region in regions)
@@ -147,7 +147,7 @@ class Cell:
 
 @contextlib.asynccontextmanager
 async def cell(settings: Settings | None = None) -> AsyncGenerator[Cell]:
-    """A cell whose agents have all been started; it may not serve yet."""
+    """Start a cell with the agents of all regions; it may not serve yet."""
     with servers.etcd_cluster(len(REGIONS)) as etcd:
         async with Coordination([parse_address(one) for one in etcd.endpoints], USER, PASSWORD) as coordination:
             await coordination.enable_authentication()

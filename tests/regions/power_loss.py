@@ -1,8 +1,8 @@
-"""What a loss of power leaves of a folder: what was flushed, and whatever else the file system wrote by itself.
+"""Computes the states in which a loss of power may leave a folder.
 
-The files are real; the calls that make things durable are watched. Source: fsync(2), rename(2), and what ext4 and XFS
-do: a name may become durable at any time, or only when its folder is flushed; the content of a file may be gone unless
-that file was flushed, also when its new name is there.
+The files are real; the calls that make names and contents durable are observed. The model: a new name becomes durable
+when its folder is flushed, or at any earlier time. A file's content is durable only after that file was flushed, even
+if its name is durable. Source: fsync(2), rename(2), and the behaviour of ext4 and XFS.
 """
 
 import os
@@ -13,14 +13,14 @@ from pathlib import Path
 import pytest
 
 Files = dict[str, bytes]
-"""Names in the folder, and what is in them."""
+"""The names in the folder, and the content of each file."""
 
 
 class PowerLoss:
-    """Watches a folder, and says what a loss of power at some moment may leave of it.
+    """Observes a folder, and computes the states that a loss of power may leave.
 
     Attributes:
-        moments: What a loss of power could leave after each call that changes what is durable.
+        states: The possible states after each observed call, in the order of the calls.
     """
 
     def __init__(self, folder: Path, patch: pytest.MonkeyPatch, held: ExitStack) -> None:
@@ -34,7 +34,7 @@ class PowerLoss:
             self._watch(patch, name, lambda *_: None)
 
     def possible_states(self) -> list[Files]:
-        """What a loss of power could leave now."""
+        """Return the states that a loss of power could leave now: without and with the names that are not flushed."""
         return [self._after(names) for names in (self._names, self._now())]
 
     def _after(self, names: dict[str, int]) -> Files:
@@ -43,7 +43,7 @@ class PowerLoss:
     def _now(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for path in self._folder.iterdir():
-            # The number of a file that is open is not given to another.
+            # The file stays open, so that the file system does not give its inode number to another file.
             file = self._held.enter_context(path.open("rb"))
             found[path.name] = os.fstat(file.fileno()).st_ino
         return found
@@ -69,6 +69,6 @@ class PowerLoss:
 
 @contextmanager
 def power_loss(folder: Path) -> Generator[PowerLoss]:
-    """Watch a folder; what is in it already is durable."""
+    """Observe a folder; the files that it has at the beginning are durable."""
     with ExitStack() as held, pytest.MonkeyPatch.context() as patch:
         yield PowerLoss(folder, patch, held)

@@ -1,4 +1,4 @@
-"""Three agents over real PostgreSQL and etcd: bootstrap, crashes, adoption, demotion."""
+"""Agents of three regions on real PostgreSQL and etcd: bootstrap, crashes, adoption, demotion."""
 
 import asyncio
 import contextlib
@@ -41,21 +41,21 @@ def etcd() -> Iterator[EtcdCluster]:
 
 @dataclass
 class RunningAgent:
-    """An agent and the task it runs in."""
+    """An agent, and the task in which it runs."""
 
     agent: RegionAgent
     stack: contextlib.AsyncExitStack
     task: asyncio.Task[None]
 
     async def crash(self) -> None:
-        """End the agent as a kill does: its member goes on."""
+        """End the agent and leave its member running, like a SIGKILL."""
         await self._cancel()
         if self.agent.member is not None:
             self.agent.member.detach()
         await self.stack.aclose()
 
     async def stop(self) -> None:
-        """End the agent with its region."""
+        """Stop the agent and its member."""
         await self._cancel()
         await self.agent.stop()
         await self.stack.aclose()
@@ -68,7 +68,7 @@ class RunningAgent:
 
 @dataclass
 class Agents:
-    """The agents of a deployment that run."""
+    """The running agents of a deployment."""
 
     deployment: Deployment
     coordination: Coordination
@@ -76,12 +76,12 @@ class Agents:
     running: dict[str, RunningAgent] = field(default_factory=dict[str, RunningAgent])
 
     async def start(self, *regions: str) -> None:
-        """Start the agents of these regions, or of all."""
+        """Start the agents of these regions; without an argument, of all regions."""
         for region in regions or tuple(self.deployment.ports):
             self.running[region] = await self._start(region)
 
     async def stop(self, *regions: str) -> None:
-        """Stop the regions, all at once."""
+        """Stop the agents of these regions concurrently; without an argument, of all regions."""
         leaving = [self.running.pop(region) for region in regions or tuple(self.running)]
         await asyncio.gather(*(one.stop() for one in leaving))
 
@@ -114,7 +114,7 @@ class Agents:
         )
 
     async def serving(self, epoch: int) -> Leadership:
-        """Wait until an epoch serves, and no later one began."""
+        """Wait until the record says that this epoch serves; return the record."""
 
         async def serves() -> Leadership | None:
             for one in self.running.values():
@@ -128,13 +128,13 @@ class Agents:
         return found
 
     def member(self, region: str) -> Member:
-        """The member of a running agent."""
+        """Return the member of a running agent."""
         member = self.running[region].agent.member
         assert member is not None
         return member
 
     def pid(self, region: str) -> int:
-        """The postmaster of a region."""
+        """Return the process id of a region's postmaster."""
         process = self.member(region).process
         assert process is not None
         assert process.alive
@@ -162,7 +162,7 @@ async def insert(made: Deployment, region: str, number: int) -> None:
     try:
         await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
     finally:
-        # One whose server was killed has nobody left to say goodbye to.
+        # A connection to a killed server cannot be closed by the protocol.
         connection.terminate()
 
 
@@ -260,7 +260,7 @@ async def test_a_killed_postmaster_costs_one_epoch_and_no_acknowledged_write(age
             os.kill(agents.pid(leader), signal.SIGKILL)
             leadership = await agents.serving(epoch)
             assert leadership.reason == f"PostgreSQL of {leader} ended"
-            # Whoever has voted first and has everything: the one that crashed has to start first.
+            # The first member to vote that has all WAL leads next; the killed member must start before it can vote.
             leader = leadership.leader
             fences = await fence_rows(agents.deployment, leader)
             assert fences[-1] == (epoch, leadership.fence_id)
@@ -268,7 +268,7 @@ async def test_a_killed_postmaster_costs_one_epoch_and_no_acknowledged_write(age
         done.set()
     present = set(await selected_rows(agents.deployment, leader))
     assert set(acknowledged) <= present
-    # The others follow, the one that crashed as well.
+    # Both other members follow, also the one that was killed.
     await until(lambda: streaming(agents, leader, 2))
 
 
@@ -298,10 +298,10 @@ async def test_a_member_that_died_while_its_agent_was_down_gets_a_new_epoch(agen
     pid = agents.pid(EAST)
     await agents.running.pop(EAST).crash()
     os.kill(pid, signal.SIGKILL)
-    # The agent that started it would be gone, and init would reap it.
+    # In a deployment the agent has ended, and init reaps the postmaster.
     await asyncio.to_thread(os.waitpid, pid, 0)
     await agents.start(EAST)
-    # The others noticed in time that it was silent, or it was back first.
+    # Either another region suspected the leader, or the leader's own agent returned first and began the epoch.
     leadership = await agents.serving(2)
     assert await selected_rows(agents.deployment, leadership.leader) == [1]
 
@@ -384,7 +384,7 @@ async def test_a_bootstrap_completes_after_crashes_of_every_agent(agents: Agents
         for region in tuple(agents.running):
             await agents.running.pop(region).crash()
     await agents.start()
-    # A busy machine may not have come as far as the first epoch in any of the lives before.
+    # On a busy machine none of the crashed agents may have begun an epoch.
     first, _ = await until(lambda: agents.coordination.read_leadership(agents.cell))
     await agents.serving(first.epoch)
     await insert(agents.deployment, EAST, 1)

@@ -1,4 +1,4 @@
-"""The leadership record and the etcd client that carries it, against real members."""
+"""The leadership record, and the client that reads, swaps and watches it, on a real etcd cluster."""
 
 import asyncio
 import base64
@@ -206,7 +206,7 @@ async def test_a_client_of_a_restarted_etcd_member_gets_a_new_token(cluster: Etc
 
 
 async def swap(coordination: Coordination, cell: CellId, new: Leadership) -> bool:
-    """Replace what is there, as a careful caller does: an unknown outcome is read again."""
+    """Replace the record; after an unknown outcome read it again, as a correct caller must."""
     while True:
         found = await read(coordination, cell)
         if found is not None and found[0] == new:
@@ -220,7 +220,7 @@ async def swap(coordination: Coordination, cell: CellId, new: Leadership) -> boo
 
 
 async def read(coordination: Coordination, cell: CellId) -> tuple[Leadership, int] | None:
-    """Read, however long etcd elects."""
+    """Read the record, and retry until etcd has elected a leader."""
     while True:
         try:
             return await coordination.read_leadership(cell)
@@ -274,7 +274,7 @@ async def test_a_watch_returns_to_the_nearest_endpoint_when_it_answers_again(
 
     async def watch(coordination: Coordination) -> None:
         async for record in coordination.watch_leadership(cell):
-            seen.append(record.epoch)  # noqa: PERF401 - it is looked at meanwhile
+            seen.append(record.epoch)  # noqa: PERF401 - the test reads the list during the watch
 
     cluster.kill(0)
     async with connect(cluster) as watcher, connect(cluster, first=1) as writer:
@@ -296,7 +296,7 @@ async def test_a_watch_returns_to_the_nearest_endpoint_when_it_answers_again(
         finally:
             watching.cancel()
             await asyncio.wait([watching])
-    assert seen == list(range(1, last + 1)), "nothing was missed or doubled on the way back"
+    assert seen == list(range(1, last + 1)), "the watch lost or repeated a record when it returned"
     assert watched[-1] == cluster.endpoints[0]
 
 
@@ -355,7 +355,7 @@ async def test_a_watch_resumes_after_a_compaction_of_its_revision(cluster: EtcdC
             assert await swap(writer, cell, leadership(epoch))
         found = await writer.read_leadership(cell)
         assert found is not None
-        # The watch has not been opened yet: it resumes after revision 1, which is compacted away.
+        # The client has only read so far. Its watch starts at the next revision, which is compacted by then.
         await asyncio.to_thread(compact, cluster, found[1])
         assert (await anext(changes)).epoch == 5
         assert await swap(writer, cell, leadership(6))
@@ -385,7 +385,7 @@ async def test_the_etcd_leader_hands_over_to_the_preferred_member_and_other_memb
         for wanted in (2, 0, 1):
             others = [number for number in range(3) if number != wanted]
             order = ["nobody", *(f"member-{number}" for number in (wanted, *others))]
-            # Exactly one of the others has it, unless the wanted one has it already.
+            # Exactly one of the other members is the etcd leader, unless the wanted one is the leader already.
             moved = [await coordination.move_etcd_leader(addresses[number], order) for number in others]
             assert set(moved) <= {None, f"member-{wanted}"}
             assert await coordination.etcd_leader() == f"member-{wanted}"
@@ -440,7 +440,7 @@ async def test_etcd_leadership_stays_if_no_preferred_member_exists(cluster: Etcd
                 assert await coordination.move_etcd_leader(parse_address(endpoint), ["nobody"]) is None
             except EtcdUnavailable:
                 handed += 1
-        assert handed == 1, "the one that leads says that it found nobody"
+        assert handed == 1, "exactly the etcd leader must report that it found no preferred member"
 
 
 async def test_a_request_to_a_paused_etcd_member_fails_in_bounded_time(cluster: EtcdCluster) -> None:

@@ -1,4 +1,4 @@
-"""The edge as clients see it: a real Envoy fed with the files of an agent."""
+"""Routing, retries and local replies of the edge: a real Envoy that reads the files of an agent."""
 
 import asyncio
 import itertools
@@ -79,7 +79,7 @@ async def test_a_read_of_a_hung_read_api_is_answered_by_the_next_region(edge: Ed
 
 
 async def _ejections(edge: EdgeHarness) -> int:
-    """How often a read API's answers were reason enough to eject it, whether it was or not."""
+    """Return how often outlier detection found a read API to eject, whether or not Envoy then ejected it."""
     name = "cluster.read_api.outlier_detection.ejections_detected_consecutive_gateway_failure"
     answer = await edge.admin.get("/stats", params={"filter": name, "format": "json"})
     (stat,) = answer.json()["stats"]
@@ -110,7 +110,7 @@ async def test_slow_reads_do_not_eject_a_read_api(edge: EdgeHarness) -> None:
     own.answer = slow
     answers = await asyncio.gather(*(edge.client.get("/v1/slow") for _ in range(12)))
     assert {answer.text for answer in answers} == {"read_api eu-west"}
-    # They were hedged, which is no sign of a host that is lost.
+    # Envoy hedged the slow reads, which must not count as failures of the host.
     assert await read_statistic(edge, "cluster.read_api.outlier_detection.ejections_enforced_total") == 0
     resume.set()
 
@@ -138,9 +138,9 @@ async def test_a_read_that_waits_for_its_position_is_not_hedged(edge: EdgeHarnes
     own.requests.clear()
     waiting = asyncio.create_task(edge.client.get("/v1/x", headers=asked))
     async with asyncio.timeout(20):
-        while not own.requests:  # noqa: ASYNC110 - nothing tells
+        while not own.requests:  # noqa: ASYNC110 - the server sets no event
             await asyncio.sleep(0.01)
-    # One that does not wait, and comes later, is asked elsewhere by then.
+    # A later read that does not wait for a position is hedged, so the hedge delay of the first read has passed, too.
     assert (await edge.client.get("/v1/later")).text == "read_api eu-west"
     resume.set()
     assert (await waiting).text == "slow"
@@ -170,9 +170,9 @@ async def test_a_keyed_write_that_fails_at_a_dead_leader_is_retried_at_the_next(
     await edge.set_leader("eu-west", 2)
     answers = await asyncio.gather(*writing)
     assert {(answer.status_code, answer.headers["x-backend"]) for answer in answers} == {(200, "write_api eu-west")}
-    # By its number of attempts and its old epoch the write API knows that it was sent to another leader first.
-    told = {request.headers["palaver-epoch"] for request in edge.backends["write_api eu-west"].requests}
-    assert told == {"1"}
+    # The attempt count and the old epoch show the write API that the edge sent the request to another leader first.
+    epochs = {request.headers["palaver-epoch"] for request in edge.backends["write_api eu-west"].requests}
+    assert epochs == {"1"}
     assert all(int(one.headers["x-envoy-attempt-count"]) > 1 for one in edge.backends["write_api eu-west"].requests)
 
 
@@ -196,11 +196,11 @@ async def test_a_keyed_write_that_the_leader_refuses_waits_at_the_promised_succe
     handed_over = True
     writing = [asyncio.create_task(edge.client.post("/v1/x", headers=KEY)) for _ in range(20)]
     async with asyncio.timeout(20):
-        while len(edge.backends["write_api eu-west"].requests) < len(writing):  # noqa: ASYNC110 - nothing tells
+        while len(edge.backends["write_api eu-west"].requests) < len(writing):  # noqa: ASYNC110 - no event is set
             await asyncio.sleep(0.01)
     begun.set()
     assert {answer.text for answer in await asyncio.gather(*writing)} == {"of the successor"}
-    # Each was refused once and waited then: none came back to ask the leader again.
+    # The leader refused each write once; then each waited at the successor, and none returned to the leader.
     assert len(edge.backends["write_api us-east"].requests) == 1 + len(writing)
     assert len(edge.backends["write_api eu-west"].requests) == len(writing)
 
@@ -286,8 +286,8 @@ async def test_changes_of_leader_under_load_cause_no_failed_request(edge: EdgeHa
     def checks(name: str) -> None:
         async def check(request: Request) -> tuple[int, bytes]:
             nonlocal stale
-            # A leader's epochs are 1, 4, 7 …: an epoch of another leader would be one that is not its own. A keyed
-            # write that a busy machine did not answer in time is repeated where the leadership went, and says so.
+            # Epoch N belongs to region (N - 1) % 3, so a first attempt must carry an epoch of this region. On a busy
+            # machine Envoy may retry a keyed write at a later leader; such a write has a higher attempt count.
             first = request.headers["x-envoy-attempt-count"] == "1"
             if first and regions[(int(request.headers["palaver-epoch"]) - 1) % 3] != name.split(" ")[1]:
                 stale += 1
@@ -320,10 +320,10 @@ async def test_changes_of_leader_under_load_cause_no_failed_request(edge: EdgeHa
         for epoch in range(2, 32):
             await edge.set_leader(regions[(epoch - 1) % 3], epoch)
             assert edge.configurator.status.confirmed
-            # Every leader is written to, however slow the machine is.
+            # Each leader gets writes, however slow the machine is.
             enough = answered + 4
             async with asyncio.timeout(20):
-                while answered < enough:  # noqa: ASYNC110 - eight writers count, none of them knows the sum
+                while answered < enough:  # noqa: ASYNC110 - eight writers share the count
                     await asyncio.sleep(0.001)
         done.set()
     assert [answer.text for answer in bad] == []
@@ -333,12 +333,12 @@ async def test_changes_of_leader_under_load_cause_no_failed_request(edge: EdgeHa
 
 @dataclass
 class Known:
-    """The leadership that an agent has heard of."""
+    """A leadership view whose record the test sets."""
 
     current: Leadership | None
 
     async def next_after(self, known: Leadership | None) -> Leadership:
-        while self.current is None or self.current == known:  # noqa: ASYNC110 - a stand-in
+        while self.current is None or self.current == known:  # noqa: ASYNC110 - a fake without events
             await asyncio.sleep(0.01)
         return self.current
 
@@ -347,19 +347,19 @@ async def test_a_leader_chosen_during_an_update_of_the_edge_is_applied_next(
     edge: EdgeHarness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     first, _, last = edge.deployment.ports
-    view, tell, told = Known(leadership(RegionName(first), 7)), edge.configurator.apply, list[Leadership | None]()
+    view, apply, applied = Known(leadership(RegionName(first), 7)), edge.configurator.apply, list[Leadership | None]()
 
-    async def tell_slowly(record: Leadership | None, admin: httpx.AsyncClient) -> None:
-        await tell(record, admin)
-        told.append(record)
-        # A candidate chooses within 0.2 s, and Envoy takes as long for a file.
+    async def apply_slowly(record: Leadership | None, admin: httpx.AsyncClient) -> None:
+        await apply(record, admin)
+        applied.append(record)
+        # A candidate may choose another leader within 0.2 s, and Envoy needs as long to load a file.
         view.current = leadership(RegionName(last), 7)
 
-    monkeypatch.setattr(edge.configurator, "apply", tell_slowly)
+    monkeypatch.setattr(edge.configurator, "apply", apply_slowly)
     running = asyncio.create_task(edge.configurator.run(view))
     try:
         async with asyncio.timeout(10):
-            while view.current not in told:  # noqa: ASYNC110 - nothing tells
+            while view.current not in applied:  # noqa: ASYNC110 - no event is set
                 await asyncio.sleep(0.05)
     finally:
         running.cancel()
@@ -509,7 +509,7 @@ async def test_a_rejected_update_is_reported_and_the_previous_configuration_stay
     before = edge.configurator.status
     assert before.confirmed
     assert before.update_rejected == 0
-    # A virtual host without a domain is one that Envoy refuses.
+    # Envoy refuses a virtual host without a domain.
     broken = json.loads((edge.settings.folder / "rds" / "routes.json").read_text())
     broken["version_info"] = "broken"
     broken["resources"][0]["virtual_hosts"][0]["domains"] = []

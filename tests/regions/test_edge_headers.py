@@ -18,8 +18,8 @@ pytestmark = [pytest.mark.integration, pytest.mark.asyncio(loop_scope="module")]
 KEY = {"idempotency-key": "k"}
 MARK = "of-a-client"
 
-# What Envoy's router and connection manager read or write (its documentation of the router filter and of header
-# sanitizing), with values that would change what becomes of the request.
+# Headers that Envoy's router and connection manager read or write (see its documentation of the router filter and of
+# header sanitizing), with values that would change how Envoy handles the request.
 ENVOY_HEADERS = {
     "x-envoy-attempt-count": "7",
     "x-envoy-decorator-operation": MARK,
@@ -47,10 +47,10 @@ ENVOY_HEADERS = {
     "x-envoy-upstream-rq-timeout-alt-response": "true",
     "x-envoy-upstream-rq-timeout-ms": "1",
     "x-envoy-upstream-stream-duration-ms": "1",
-    # One that no Envoy knows: the whole prefix is refused.
+    # No version of Envoy knows this header; the edge discards the whole prefix.
     "x-envoy-of-tomorrow": MARK,
 }
-# Of these Envoy sets its own.
+# Envoy sets these headers itself.
 SET_BY_THE_EDGE = {"x-envoy-attempt-count": "1", "x-envoy-external-address": "127.0.0.1"}
 
 INTERNAL_HEADERS = {"palaver-epoch": "99", "palaver-repeat": "1", "palaver-degraded": "view"}
@@ -159,8 +159,8 @@ async def test_address_headers_of_a_client_are_discarded(edge: EdgeHarness) -> N
     for method in ("GET", "POST"):
         await edge.client.request(method, "/v1/x", headers=ADDRESS_HEADERS)
     for request in (*edge.backends["read_api us-east"].requests, *edge.backends["write_api us-east"].requests):
-        said = {name: value for name, value in request.headers.items() if name in ADDRESS_HEADERS}
-        assert said == {"x-forwarded-for": "127.0.0.1", "x-forwarded-proto": "http"}
+        addresses = {name: value for name, value in request.headers.items() if name in ADDRESS_HEADERS}
+        assert addresses == {"x-forwarded-for": "127.0.0.1", "x-forwarded-proto": "http"}
 
 
 async def test_edge_headers_in_capitals_or_repeated_are_discarded(edge: EdgeHarness) -> None:
@@ -205,7 +205,7 @@ async def test_a_client_on_loopback_is_internal_if_the_list_of_internal_addresse
 
 
 HOPS: Mapping[int, tuple[tuple[str | None, str], ...]] = {
-    # What a client and the proxies behind it made of X-Forwarded-For, and who the client is.
+    # By the number of trusted proxies: X-Forwarded-For as the edge receives it, and the address of the client.
     0: ((None, "127.0.0.1"), ("6.6.6.6", "127.0.0.1"), ("6.6.6.6, 7.7.7.7", "127.0.0.1")),
     1: (
         (None, "127.0.0.1"),
@@ -230,14 +230,14 @@ async def test_the_client_address_is_the_one_that_the_trusted_proxies_report(hop
     async with contextlib.AsyncExitStack() as stack:
         one = edge if hops == 0 else await stack.enter_async_context(edge_harness(trusted_hops=hops))
         leader = one.backends["write_api us-east"]
-        for said, client in HOPS[hops]:
+        for received, client in HOPS[hops]:
             sent = ENVOY_HEADERS | ADDRESS_HEADERS
             del sent["x-forwarded-for"]
-            forwarded = {} if said is None else {"x-forwarded-for": said}
+            forwarded = {} if received is None else {"x-forwarded-for": received}
             await one.client.post("/v1/x", headers=sent | forwarded)
             request = leader.requests[-1]
             seen = {name: value for name, value in request.headers.items() if name in ADDRESS_HEADERS}
             scheme = "http" if hops == 0 else "https"
-            assert seen == {"x-forwarded-for": client, "x-forwarded-proto": scheme}, said
+            assert seen == {"x-forwarded-for": client, "x-forwarded-proto": scheme}, received
             assert request.headers["x-envoy-external-address"] == client
             assert request.headers["x-envoy-attempt-count"] == "1"

@@ -1,4 +1,4 @@
-"""What clients may take of the edge: bodies, time, connections, rates."""
+"""Limits of the edge for each client: size of bodies, time, connections, rates."""
 
 import asyncio
 import contextlib
@@ -24,14 +24,14 @@ Connection = tuple[asyncio.StreamReader, asyncio.StreamWriter]
 
 
 @contextlib.asynccontextmanager
-async def connections(edge: EdgeHarness, count: int, said: bytes) -> AsyncGenerator[list[Connection]]:
-    """Open connections that each said the same and then nothing."""
+async def connections(edge: EdgeHarness, count: int, data: bytes) -> AsyncGenerator[list[Connection]]:
+    """Open connections that each send ``data`` and then nothing."""
     opened: list[Connection] = []
     try:
         for _ in range(count):
             reader, writer = await asyncio.open_connection("127.0.0.1", edge.settings.listen.port)
             opened.append((reader, writer))
-            writer.write(said)
+            writer.write(data)
         for _, writer in opened:
             await writer.drain()
         yield opened
@@ -47,8 +47,8 @@ async def until_active(edge: EdgeHarness, count: int) -> None:
 
 
 async def test_slow_request_bodies_do_not_block_other_writes() -> None:
-    said = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
-    async with edge_harness(**UNLIMITED) as edge, connections(edge, SLOW_BODIES, said):
+    data = b"POST /v1/x HTTP/1.1\r\nhost: x\r\ncontent-length: 100\r\n\r\n{"
+    async with edge_harness(**UNLIMITED) as edge, connections(edge, SLOW_BODIES, data):
         await until_active(edge, SLOW_BODIES)
         leader = edge.backends["write_api us-east"]
         assert leader.requests == []
@@ -67,17 +67,17 @@ async def test_slow_request_headers_do_not_block_reads() -> None:
 
 async def test_headers_that_do_not_arrive_are_answered_with_408(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(listener, "HEADERS_ARRIVE_S", 1)
-    said = b"GET /v1/x HTTP/1.1\r\nhost: x\r\nx-sl"
-    async with edge_harness() as edge, connections(edge, 1, said) as one:
-        # Sooner than a request has to be whole, and a connection may be idle.
+    data = b"GET /v1/x HTTP/1.1\r\nhost: x\r\nx-sl"
+    async with edge_harness() as edge, connections(edge, 1, data) as one:
+        # This is sooner than the time limits of a whole request and of an idle connection.
         async with asyncio.timeout(edge.settings.request_s / 2):
             answer = await one[0][0].read()
         assert answer.startswith(b"HTTP/1.1 408 ")
 
 
-@pytest.mark.parametrize("said", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"])
-async def test_a_body_that_does_not_arrive_is_answered_with_408(said: bytes) -> None:
-    async with edge_harness(request_s=1) as edge, connections(edge, 1, b"POST / HTTP/1.1\r\nhost: x\r\n" + said) as one:
+@pytest.mark.parametrize("data", [b"content-length: 100\r\n\r\n{", b"transfer-encoding: chunked\r\n\r\n1\r\n{\r\n"])
+async def test_a_body_that_does_not_arrive_is_answered_with_408(data: bytes) -> None:
+    async with edge_harness(request_s=1) as edge, connections(edge, 1, b"POST / HTTP/1.1\r\nhost: x\r\n" + data) as one:
         async with asyncio.timeout(20):
             answer = await one[0][0].read()
         assert answer.startswith(b"HTTP/1.1 408 ")
@@ -93,7 +93,7 @@ async def edge() -> AsyncGenerator[EdgeHarness]:
 
 async def test_a_body_over_the_limit_is_refused_at_the_edge(edge: EdgeHarness) -> None:
     async def in_chunks(size: int) -> AsyncGenerator[bytes]:
-        # A few chunks: the edge closes CLOSE_S after its answer, read or not.
+        # Only a few chunks, because the edge closes the connection CLOSE_S after its answer, read or not.
         for _ in range(11):
             yield b"x" * (size // 11 + 1)
 
@@ -101,7 +101,7 @@ async def test_a_body_over_the_limit_is_refused_at_the_edge(edge: EdgeHarness) -
         for method, content in (("POST", b"x" * size), ("POST", in_chunks(size)), ("GET", b"x" * size)):
             answer = await edge.client.request(method, "/v1/x", headers=KEY, content=content)
             assert (answer.status_code, problem_slug(answer)) == (413, "request-too-large")
-    # One that sends for longer than it takes to refuse it may see the connection end before it reads the answer.
+    # A client that still sends after the refusal may see the end of the connection before it reads the answer.
     with contextlib.suppress(httpx.TransportError):
         assert (await edge.client.post("/v1/x", content=b"x" * 20_000_000)).status_code == 413
     assert edge.backends["write_api us-east"].requests == []
@@ -111,9 +111,9 @@ async def test_a_body_over_the_limit_is_refused_at_the_edge(edge: EdgeHarness) -
 
 
 async def test_pipelined_requests_are_answered_in_order(edge: EdgeHarness) -> None:
-    said = b"".join(b"GET /v1/%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(50))
+    data = b"".join(b"GET /v1/%d HTTP/1.1\r\nhost: x\r\n\r\n" % number for number in range(50))
     reader, writer = await asyncio.open_connection("127.0.0.1", edge.settings.listen.port)
-    writer.write(said + b"GET /v1/last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
+    writer.write(data + b"GET /v1/last HTTP/1.1\r\nhost: x\r\nconnection: close\r\n\r\n")
     async with asyncio.timeout(20):
         answers = await reader.read()
     writer.close()
@@ -163,14 +163,14 @@ def served(answers: list[httpx.Response]) -> int:
 
 
 def most_since(began: float) -> float:
-    """How many may be served since: a bucket holds two when it is full, and gets one each second."""
+    """Return an upper bound of the requests served since: a full bucket has two tokens, and gets one each second."""
     return 3 + time.monotonic() - began
 
 
 async def until_refused(
     edge: EdgeHarness, method: str = "GET", client: str | Callable[[], str] | None = None
 ) -> list[httpx.Response]:
-    """Ask until ten were refused, for however few a second a busy machine sends more than one; return these."""
+    """Send requests until ten were refused, and return the refusals; works if a machine sends over one a second."""
     refused: list[httpx.Response] = []
     async with asyncio.timeout(50):
         while len(refused) < 10:
@@ -180,7 +180,7 @@ async def until_refused(
 
 
 async def test_an_address_over_its_rate_is_refused_and_another_is_served() -> None:
-    # So few a second that no bucket fills while the test runs: a token comes each second.
+    # With one token a second a bucket does not fill during the test.
     async with edge_harness(client_requests_per_s=1, client_writes_per_s=0, trusted_hops=1) as edge:
         began = time.monotonic()
         answers = await asked(edge, 30, client="203.0.113.9")
@@ -189,12 +189,12 @@ async def test_an_address_over_its_rate_is_refused_and_another_is_served() -> No
         for answer in await until_refused(edge, client="203.0.113.9"):
             assert (answer.status_code, problem_slug(answer)) == (429, "too-many-requests")
             assert answer.headers["retry-after"] == "1"
-        # Who is asked for comes from the trusted proxy: a forged address before it is not looked at. None comes twice,
-        # or its own bucket would be empty in the end.
+        # The client address comes from the trusted proxy, and the forged address before it is ignored. Each forged
+        # address is used once; otherwise its own bucket, if it had one, would be empty in the end.
         number = itertools.count()
         await until_refused(edge, client=lambda: f"{IPv4Address('198.18.0.0') + next(number)}, 203.0.113.9")
         assert [answer.status_code for answer in await asked(edge, 2, client="203.0.113.10")] == [200, 200]
-        # One network of IPv6 is one client.
+        # Addresses of one IPv6 network count as one client.
         await until_refused(edge, client=lambda: f"2001:db8::{next(number):x}")
 
 

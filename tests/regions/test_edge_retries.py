@@ -1,4 +1,4 @@
-"""Which writes the edge repeats, when, and how many of them a leader has at a time."""
+"""Which writes the edge retries, after which pause, and how many concurrent writes a leader gets."""
 
 import asyncio
 import time
@@ -77,7 +77,7 @@ async def test_a_read_that_the_leader_answers_is_retried_like_any_read(edge: Edg
 
 @pytest.fixture
 async def small() -> AsyncGenerator[EdgeHarness]:
-    """An edge that sends the leader eight writes at a time and lets twelve wait."""
+    """An edge that sends at most eight concurrent writes to the leader, and lets twelve more wait."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(resources, "WRITE_CONNECTIONS_MAX", 8)
         patch.setattr(resources, "WRITES_WAITING_MAX", 12)
@@ -86,7 +86,7 @@ async def small() -> AsyncGenerator[EdgeHarness]:
 
 
 def begin(edge: EdgeHarness, count: int) -> list[asyncio.Task[httpx.Response]]:
-    """Begin so many keyed writes at once."""
+    """Begin ``count`` concurrent keyed writes."""
     return [
         asyncio.create_task(edge.client.post("/v1/x", headers={"idempotency-key": f"k{number}"}))
         for number in range(count)
@@ -98,12 +98,12 @@ async def test_a_leader_has_a_bounded_number_of_concurrent_writes_and_the_others
     leader.hangs_until = asyncio.Event()
     writing = begin(small, 20)
     async with asyncio.timeout(60):
-        # Attempts are given up and made anew meanwhile: the bound holds for those, too.
-        while leader.asked < 20:  # noqa: ASYNC110 - counted in another task
+        # Attempts time out and are retried meanwhile; the bound also holds for the retries.
+        while leader.asked < 20:  # noqa: ASYNC110 - the server sets no event
             await asyncio.sleep(0.02)
-        # Each of Envoy's threads counts for itself at the limit: one or two more are possible.
+        # Each of Envoy's threads enforces the limit separately, so one or two more are possible.
         assert 8 <= leader.concurrent_max <= 10
-        # The time of an attempt begins when it leaves the edge: none that waited was given up.
+        # The time limit of an attempt begins when it leaves the edge, so no waiting attempt timed out.
         given_up = await read_statistic(small, "cluster.write_api_us-east.upstream_rq_per_try_timeout")
         assert 0 < given_up <= leader.asked
         leader.hangs_until.set()
@@ -118,7 +118,7 @@ async def test_writes_over_the_waiting_limit_are_refused_at_once(small: EdgeHarn
         done, _ = await asyncio.wait(writing, return_when=asyncio.FIRST_COMPLETED)
         refused = done.pop().result()
         assert (refused.status_code, problem_slug(refused), refused.headers["retry-after"]) == (503, "overloaded", "1")
-        # Nothing is claimed of an earlier attempt, of which an overflow knows nothing.
+        # The answer states nothing about earlier attempts of this write, because an overflow does not know them.
         assert "nothing was done" not in refused.text
         leader.hangs_until.set()
         answers = Counter([(await one).status_code for one in writing])
@@ -132,13 +132,13 @@ async def test_a_hung_leader_has_one_attempt_of_each_write_at_a_time(edge: EdgeH
 
     async def reached(holds: Callable[[], bool]) -> None:
         async with asyncio.timeout(20):
-            while not holds():  # noqa: ASYNC110 - counted in another task
+            while not holds():  # noqa: ASYNC110 - the server sets no event
                 await asyncio.sleep(0.02)
 
     writing = [asyncio.create_task(edge.client.post("/v1/x", headers=KEY))]
     await reached(lambda: leader.asked >= 3)
     assert leader.concurrent_max == 1
-    # Two writes are two, and stay two when they are repeated.
+    # Two writes are two concurrent requests, also when both are retried.
     writing.append(asyncio.create_task(edge.client.post("/v1/x", headers={"idempotency-key": "other"})))
     await reached(lambda: leader.concurrent_max >= 2)
     seen = leader.asked

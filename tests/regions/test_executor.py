@@ -1,4 +1,4 @@
-"""What drives a ledger member, on real PostgreSQL: one effect after the other, and what becomes of the rest."""
+"""MemberExecutor on real PostgreSQL: effects run one after the other; superseded and outdated effects are dropped."""
 
 import asyncio
 import contextlib
@@ -66,12 +66,13 @@ GATE = "SELECT pg_try_advisory_xact_lock_shared(hashtextextended('palaver.write_
 
 @dataclass
 class ExecutorHarness:
-    """A executor, what it has told, and the promise that it believes to be on disk.
+    """An executor, the events that it emits, and the promise that it reads as durable.
 
     Attributes:
-        begun: How many effects it has begun: it looks at the promise first.
-        asked: How often it has asked who follows.
-        heard: Everything that it has told, also what was passed over.
+        effects_begun: Number of effects that it has begun; it reads the promise once at the begin of each.
+        followers_reads: Number of times that it has read the followers.
+        events: Emitted events that no call has returned or dropped yet.
+        all_events: All events that it has emitted.
     """
 
     executor: MemberExecutor
@@ -87,7 +88,7 @@ class ExecutorHarness:
         self.events.put_nowait(event)
 
     async def answer(self, kind: type[Event] | tuple[type[Event], ...], seconds: float = 20) -> Event:
-        """The next answer of a kind; news of other kinds are passed over."""
+        """Return the next event of a kind; events of other kinds are dropped."""
         async with asyncio.timeout(seconds):
             while True:
                 event = await self.events.get()
@@ -103,26 +104,26 @@ class ExecutorHarness:
         return self.followers
 
     async def begin(self, effect: LedgerEffect) -> None:
-        """Perform an effect; return when it has begun."""
+        """Submit an effect; return when it has begun."""
         before = self.effects_begun
         self.executor.perform(effect)
         await until(lambda: self.effects_begun > before)
 
     async def read_commit(self) -> None:
-        """Have it look for a commit on the quorum; return when it has."""
+        """Let the executor query the newest commit on the quorum; return when it has."""
         self.executor.read_commit()
         assert self.executor._committing is not None
         await self.executor._committing
 
     def pending_events(self, kind: type[Event]) -> list[Event]:
-        """What it has told by now; news of other kinds are passed over."""
+        """Return the events of a kind that it emitted; events of other kinds are dropped."""
         events: list[Event] = []
         while not self.events.empty():
             events.append(self.events.get_nowait())
         return [event for event in events if isinstance(event, kind)]
 
     async def perform(self, effect: LedgerEffect) -> Event:
-        """Perform an effect and wait for its answer."""
+        """Submit an effect; return its answer."""
         self.executor.perform(effect)
         return await self.answer((LedgerDone, LedgerFailed, LedgerFrozen, FenceWritten))
 
@@ -131,12 +132,12 @@ class ExecutorHarness:
 async def executor_harness(
     made: Deployment, region: RegionName, member: FailoverMember
 ) -> AsyncGenerator[ExecutorHarness]:
-    """Drive a member that runs already, as an agent that has found it."""
+    """Run an executor on a running member, like an agent that has adopted it."""
     around = ExecutorContext(
         region=region,
         ledger_of=made.ledger,
         others=tuple(other for other in REGIONS if other != region),
-        followers=lambda: driven.read_followers(),  # noqa: PLW0108 - it is made below
+        followers=lambda: driven.read_followers(),  # noqa: PLW0108 - the harness is created below
         prepare=prepare,
         durable=lambda: driven.durable(),  # noqa: PLW0108 - the same
         on_event=lambda event: driven.take_event(event),  # noqa: PLW0108 - the same
@@ -208,14 +209,14 @@ async def slots_of(member: FailoverMember) -> set[str]:
 async def test_a_member_to_be_promoted_keeps_wal_for_its_followers_when_its_quorum_is_set(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    # It looks after its slots in each turn of the event loop.
+    # Without a pause between two checks of the slots.
     monkeypatch.setattr(executor, "STANDBYS_S", 0.0)
     async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
         await west.perform(FreezeLedger(ticket=1, epoch=2))
         assert await slots_of(members[WEST]) == set()
         await west.perform(SetQuorum(ticket=2, epoch=2, standbys=(EAST, SOUTH), required=1))
         assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
-        assert west.followers_reads == 0, "nobody else makes the same slots meanwhile: the promotion would fail"
+        assert west.followers_reads == 0, "a second creation of the same slots would fail the promotion"
         assert await west.perform(PromoteLedger(ticket=3, epoch=2)) == LedgerDone(ticket=3)
         await until(lambda: west.followers_reads)
         assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
@@ -229,7 +230,7 @@ async def test_a_member_that_follows_instead_of_being_promoted_keeps_no_wal_for_
         for ticket in (1, 11):
             await west.perform(FreezeLedger(ticket=ticket, epoch=1))
             await west.perform(SetQuorum(ticket=ticket + 1, epoch=1, standbys=(EAST, SOUTH), required=1))
-            # The second time anew.
+            # The second round creates the slots again.
             assert await slots_of(members[WEST]) == {physical_slot_name(EAST), physical_slot_name(SOUTH)}
             await west.perform(FollowLedger(ticket=ticket + 2, epoch=1, leader=EAST))
             assert await slots_of(members[WEST]) == set()
@@ -301,9 +302,9 @@ async def test_a_drained_leader_admits_no_write_and_its_target_has_all_wal(
         assert answer == LedgerDrained(ticket=2, lsn=parse_lsn(drained))
         assert await selected_rows(made, SOUTH) == {1}
         east.executor.read_commit()
-        assert east.executor._committing is None, "a proof of life would be a write"
+        assert east.executor._committing is None, "a drained leader must not write a proof of life"
         assert await members[SOUTH].commit_of(made.ledger(EAST), (WEST, SOUTH), 1) is not None
-        # What it wrote now, or had written for others, could reach another member and not the target.
+        # WAL that the leader wrote now, also for queries of others, could reach another member and not the target.
         assert await connection.fetchval("SELECT pg_current_wal_insert_lsn()::text") == drained
         east.executor.admit_writes()
         await until(lambda: connection.fetchval(GATE))
@@ -322,15 +323,15 @@ async def test_a_leader_reports_quorum_commits_and_standbys_and_no_commit_withou
         commits: list[int] = []
         while len(commits) < 3 or commits[-1] == commits[0]:
             east.executor.read_commit()
-            events = await east.answer(QuorumCommit)
-            assert isinstance(events, QuorumCommit)
-            commits.append(events.lsn)
+            event = await east.answer(QuorumCommit)
+            assert isinstance(event, QuorumCommit)
+            commits.append(event.lsn)
             await asyncio.sleep(0.02)
         assert commits == sorted(commits)
         assert await east.answer(StandbysStreaming) == StandbysStreaming(regions=frozenset({WEST, SOUTH}))
         await asyncio.gather(members[WEST].stop(), members[SOUTH].stop())
         await until(lambda: is_alone(members[EAST]))
-        await east.read_commit()  # it may have been under way
+        await east.read_commit()  # a query may have begun before the last standby ended
         east.pending_events(QuorumCommit)
         for _ in range(5):
             await east.read_commit()
@@ -350,14 +351,14 @@ async def test_a_leader_with_a_full_disk_is_stopped_and_votes_when_there_is_spac
         for _ in range(FULL_LOOKS - 1):
             east.executor.read_commit()
             assert isinstance(await east.answer((LedgerEnded, QuorumCommit)), QuorumCommit), (
-                "it may be full for a moment"
+                "a disk may be full for a moment"
             )
         east.executor.read_commit()
         assert await east.answer((LedgerEnded, QuorumCommit)) == LedgerEnded()
         assert not members[EAST].running
         refused = await east.perform(FreezeLedger(ticket=2, epoch=2))
         assert refused == LedgerFailed(ticket=2, reason=supervision.DISK_FULL)
-        assert (await members[EAST].ledger.read_state()).in_recovery, "it leads no more, full or not"
+        assert (await members[EAST].ledger.read_state()).in_recovery, "the member must not lead any more"
         monkeypatch.undo()
         assert isinstance(await east.perform(FreezeLedger(ticket=3, epoch=2)), LedgerFrozen)
 
@@ -375,9 +376,9 @@ async def test_a_joining_follower_has_a_slot_before_it_joins_the_quorum_and_a_re
         await until(lambda: has_slots(members[EAST], {"member_eu_west", "member_ap_south"}))
         await members[SOUTH].follow(epoch=1, leader=made.ledger(EAST))
         await until(lambda: reports_standbys(east, {WEST, SOUTH}))
-        assert east.executor.quorum == ((WEST,), 1), "it streams, and counts for nothing yet"
+        assert east.executor.quorum == ((WEST,), 1), "a joining follower streams, but does not belong to the quorum yet"
 
-        # While it reads from its slot, that stays; it goes when the member has stopped.
+        # A removed follower's slot stays while the follower reads from it, and is dropped after the follower stops.
         east.followers = (WEST,)
         await until(lambda: reports_standbys(east, {WEST}))
         assert await slots(members[EAST]) == {"member_eu_west", "member_ap_south"}
@@ -413,7 +414,7 @@ async def test_an_unexpected_end_of_a_postmaster_is_reported_once_and_an_ordered
     wait = WatchedProcess.wait
 
     async def noted(process: WatchedProcess) -> None:
-        """As the method does, and note when the executor begins to watch a process, and when it has seen its end."""
+        """Wait for a process like the original, and record the begin and the end of the wait."""
         task = asyncio.current_task()
         name = "" if task is None else task.get_name()
         watched.append((f"{name} begins", process.pid))
@@ -430,7 +431,7 @@ async def test_an_unexpected_end_of_a_postmaster_is_reported_once_and_an_ordered
         assert ordered is not None
         await until(lambda: ("ledger end begins", ordered.pid) in watched)
         assert await west.perform(StopLedger(ticket=2, epoch=1)) == LedgerDone(ticket=2)
-        # Between that and what the executor tells of it, it waits for nothing.
+        # The executor handles the end of the process without another await.
         await until(lambda: ("ledger end seen", ordered.pid) in watched)
         assert west.all_events.count(LedgerEnded()) == 1
 
@@ -481,7 +482,7 @@ async def test_a_manually_promoted_member_counts_as_absent_and_is_copied(runs: b
             members[WEST].detach()
         else:
             await members[WEST].stop()
-        # What it has since then would count as further on than what was acknowledged.
+        # The WAL that it wrote since its promotion would count as newer than acknowledged WAL.
         assert await west.executor.find_member() == MemberState(kind="absent")
         assert not members[WEST].running
         assert await west.perform(CopyLedger(ticket=1, epoch=1, leader=EAST)) == LedgerDone(ticket=1)
@@ -512,7 +513,7 @@ async def test_a_superseded_copy_leaves_a_running_member(monkeypatch: pytest.Mon
         await run(member, program, *arguments, *held, **more)
 
     async with three_members() as (made, members), executor_harness(made, WEST, members[WEST]) as west:
-        # At 32 kB a second it takes minutes.
+        # At 32 kB/s the copy takes minutes.
         monkeypatch.setattr(FailoverMember, "_run", run_slowly)
         copy = members[WEST].settings.data.with_name("ledger.copy")
         west.executor.perform(CopyLedger(ticket=1, epoch=1, leader=EAST))
@@ -553,11 +554,11 @@ async def test_a_closed_port_is_a_refusal_and_a_silent_server_is_not(
 ) -> None:
     with socket.create_server(("127.0.0.1", 0)) as ending:
 
-        def end_the_first() -> None:
-            """As a relay or a tunnel does: it takes the connection, and ends it when nobody listens behind it."""
+        def close_the_first() -> None:
+            """Accept a connection and close it, like a relay or a tunnel whose target does not listen."""
             ending.accept()[0].close()
 
-        closing = asyncio.ensure_future(asyncio.to_thread(end_the_first))
+        closing = asyncio.ensure_future(asyncio.to_thread(close_the_first))
         for port in (free_port(), int(ending.getsockname()[1])):
             with pytest.raises(MemberRefused):
                 await Ledger(Address("127.0.0.1", port), "secret").one("is_in_recovery")

@@ -1,4 +1,4 @@
-"""Members whose leader changes, on real PostgreSQL: frozen, promoted, followed, rewound, and each again."""
+"""FailoverMember on real PostgreSQL: freeze, promote, follow, rewind, and repetitions of each."""
 
 import asyncio
 import contextlib
@@ -40,7 +40,7 @@ EAST, WEST, SOUTH = REGIONS
 
 @asynccontextmanager
 async def three_members() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember]]]:
-    """Three members, the first leads epoch 1 under its quorum."""
+    """Run three members; EAST leads epoch 1 with a quorum of one of the other two."""
     async with deployment() as made:
         members: dict[RegionName, FailoverMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
         leader = members[EAST]
@@ -58,7 +58,7 @@ async def three_members() -> AsyncGenerator[tuple[Deployment, dict[RegionName, F
         await leader.set_quorum(quorum_names((WEST, SOUTH), 1))
         await leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=1), leader=EAST)
         try:
-            # The quorum is one of two: the row is on one of them for certain, and on the other a moment later.
+            # The quorum is one of two, so one standby has the fence row, and the other gets it a moment later.
             await asyncio.gather(*(until(lambda member=members[region]: has_fence(member)) for region in (WEST, SOUTH)))
             yield made, members
         finally:
@@ -92,14 +92,14 @@ def kill(member: FailoverMember) -> None:
 
 
 async def kill_leader(members: dict[RegionName, FailoverMember]) -> None:
-    """Kill EAST when both followers have its WAL, so WEST may be chosen: a member that is behind another is not."""
+    """Kill EAST when both followers have its WAL, so that WEST may be promoted; a member that lacks WAL may not."""
     flushed = (await members[EAST].ledger.read_state()).lsn
     await asyncio.gather(*(until(lambda one=members[region]: caught_up(one, flushed)) for region in (WEST, SOUTH)))
     kill(members[EAST])
 
 
 async def freeze_both(members: dict[RegionName, FailoverMember]) -> None:
-    """Freeze SOUTH, and WEST when it has at least as much: while EAST runs, either may be ahead."""
+    """Freeze SOUTH, then WEST when it has at least as much WAL; while EAST runs, either may have more."""
     south = await members[SOUTH].freeze()
     end = max(south.received or 0, south.replayed)
     await until(lambda: caught_up(members[WEST], end))
@@ -107,7 +107,7 @@ async def freeze_both(members: dict[RegionName, FailoverMember]) -> None:
 
 
 async def take_over(made: Deployment, members: dict[RegionName, FailoverMember], *, epoch: int) -> None:
-    """What the failover core orders when EAST is lost and WEST is chosen."""
+    """Execute what the failover core orders if EAST is lost and WEST is the candidate with the best vote."""
     west, south = members[WEST], members[SOUTH]
     frozen = dict(zip((WEST, SOUTH), await asyncio.gather(west.freeze(), south.freeze()), strict=True))
     assert {region: (one.settled, one.fence_epochs) for region, one in frozen.items()} == dict.fromkeys(
@@ -136,7 +136,7 @@ async def test_a_frozen_member_receives_nothing_and_reports_the_end_of_its_wal()
 
 
 async def test_a_transaction_on_a_follower_does_not_delay_a_failover() -> None:
-    """A standby cancels transactions that conflict with replay; the slot synchronization worker has some."""
+    """A standby cancels transactions that conflict with replay, also those of its slot synchronization worker."""
     async with three_members() as (made, members):
         await insert_rows(made, EAST, range(5))
         readers = [await made.connect(region) for region in (WEST, SOUTH)]
@@ -183,7 +183,7 @@ async def test_a_follower_sets_its_future_quorum_in_advance_and_leads_with_it() 
         await kill_leader(members)
         await west.freeze()
         await west.set_quorum(names)
-        assert await restartpoints(west) == checkpoints, "nobody waited for a checkpoint"
+        assert await restartpoints(west) == checkpoints, "a prepared quorum must not need a checkpoint"
         await take_over(made, members, epoch=2)
         assert (await west.ledger.read_state()).synchronous_standby_names == names
         await members[SOUTH].stop()
@@ -204,14 +204,16 @@ async def test_prepared_slots_reserve_no_wal_until_their_member_leads() -> None:
         assert await reserving(west) == dict.fromkeys(names, False)
         await kill_leader(members)
         await take_over(made, members, epoch=2)
-        assert await reserving(west) == {physical_slot_name(EAST): False, physical_slot_name(SOUTH): True}, "it reads"
-        # As the leader does each second: for who is away WAL is kept as well.
+        assert await reserving(west) == {physical_slot_name(EAST): False, physical_slot_name(SOUTH): True}, (
+            "only SOUTH streams"
+        )
+        # The leader repeats this each second, so that it also reserves WAL for members that are down.
         await ledger.prepare_follower_slots([EAST, SOUTH])
         assert await reserving(west) == dict.fromkeys(names, True)
 
 
 async def reserving(member: FailoverMember) -> dict[str, bool]:
-    """The slots of a member's followers, and whether they keep WAL."""
+    """Return for each follower slot of a member whether it reserves WAL."""
     connection = await asyncpg.connect(member.ledger.url)
     try:
         text = (
@@ -237,7 +239,7 @@ async def test_a_quorum_other_than_the_prepared_one_is_put_in_force() -> None:
         await west.freeze()
         await west.set_quorum(names)
         assert (await west.ledger.read_state()).synchronous_standby_names == names
-        # What leads, or is about to, is told by the core alone.
+        # Only the core sets the quorum of a leader, and of a member that is about to be promoted.
         await west.prepare_to_lead(quorum_names((SOUTH,), 1), (SOUTH,))
         assert (await west.ledger.read_state()).synchronous_standby_names == names
 
@@ -254,8 +256,8 @@ async def test_a_follower_has_the_history_of_the_new_timeline_before_it_connects
         await take_over(made, members, epoch=2)
         log = members[SOUTH].settings.log.read_text()
         assert re.search(r"treaming (WAL|at).* on timeline 2", log)
-        # Whether it looks at the history before it asks for its old timeline is a matter of milliseconds in PostgreSQL.
-        assert "fetching timeline history" not in log, "the history was there before it connected"
+        # PostgreSQL reads the history either before or some milliseconds after it requests its old timeline.
+        assert "fetching timeline history" not in log, "the history must be on disk before the receiver connects"
 
 
 async def test_a_stream_slot_that_no_replicator_reads_does_not_count_as_missing() -> None:
@@ -265,11 +267,11 @@ async def test_a_stream_slot_that_no_replicator_reads_does_not_count_as_missing(
         await east.ledger.prepare_slots(followers=(), streams=[WEST])
         await insert_rows(made, EAST, range(5))
         await south.follow(epoch=1, leader=made.ledger(EAST))
-        # The slot needs older rows of the catalogue than its copy can keep by now.
+        # The slot needs older catalog rows than the standby still has, so its copy stays temporary.
         await until(lambda: has_a_copy_that_is_not_whole(made, SOUTH))
         assert (await east.ledger.one("read_streams", False))["names"] == [slot_name(WEST)]
         assert (await east.ledger.one("read_streams", True))["names"] == []
-        assert (await south.ledger.one("read_streams", False))["names"] == [], "a copy that is not whole is none"
+        assert (await south.ledger.one("read_streams", False))["names"] == [], "a temporary copy does not count"
         assert await east.missing_stream_slots(made.ledger(SOUTH)) == ()
         await south.stop()
         with pytest.raises(MemberFailed):
@@ -292,7 +294,7 @@ async def test_a_member_is_not_promoted_before_its_quorum_is_set() -> None:
 
 
 async def begin_a_promotion(member: FailoverMember, *, epoch: int) -> None:
-    """Order a promotion that PostgreSQL cannot begin, as if the agent had died while it gave that order."""
+    """Order a promotion that PostgreSQL cannot begin, as if the agent had died before it wrote the signal file."""
     signal_file = member.settings.data / "promote"
     signal_file.mkdir()
     with pytest.raises(MemberFailed, match="promote"):
@@ -301,7 +303,7 @@ async def begin_a_promotion(member: FailoverMember, *, epoch: int) -> None:
 
 
 def recorded(member: FailoverMember) -> tuple[str, int]:
-    """As what a member was last started, and under which epoch, by its agent's disk."""
+    """Return the role and the epoch in the member's record on disk."""
     found = member.record
     assert found is not None
     return found.role, found.epoch
@@ -318,7 +320,7 @@ async def test_a_member_is_recorded_as_primary_before_its_promotion_and_until_it
         await west.set_quorum(quorum_names((EAST, SOUTH), 1))
         await begin_a_promotion(west, epoch=2)
         assert recorded(west) == ("primary", 2)
-        # It is a standby still, and may be promoted at any time until it follows another.
+        # It is still a standby, and may be promoted at any time until it follows another member.
         await members[SOUTH].freeze()
         with pytest.raises(MemberFailed, match="is not primary after"):
             await west.follow(epoch=3, leader=made.ledger(SOUTH))
@@ -332,30 +334,30 @@ async def test_a_member_is_recorded_as_primary_before_it_is_started_as_one(tmp_p
     async with deployment() as made:
         settings = made.settings(EAST)
         await FailoverMember(settings).initialise()
-        # As if the agent had died in between: there is no program to start.
+        # Without the program the start fails, as if the agent had died between the record and the start.
         member = FailoverMember(replace(settings, programs=tmp_path))
         with pytest.raises(MemberFailed, match="cannot be started"):
             await member.start_primary(epoch=7, synchronous_standby_names="")
-        # Had it been started, nobody would know what it did; so the next start takes another epoch (rule 8).
+        # It may have been started and have written WAL, so the next start needs another epoch (rule 8).
         assert recorded(member) == ("primary", 7)
 
 
 async def test_the_replication_proxy_closes_only_after_postgresql_reloads_an_empty_primary_conninfo() -> None:
     async with three_members() as (made, members):
         west = members[WEST]
-        async with west.ledger._using_kept:  # what PostgreSQL is told waits here
+        async with west.ledger._using_kept:  # the reload waits for this lock
             freezing = asyncio.create_task(west._stop_receiving())
             for _ in range(5):
                 await asyncio.sleep(0)
             assert not freezing.done()
             assert "primary_conninfo = ''" in (west.settings.data / "palaver.conf").read_text()
-            assert proxy_listens(made, west, EAST), "a receiver that is cut off now would connect again"
+            assert proxy_listens(made, west, EAST), "a receiver that is disconnected before the reload connects again"
         await freezing
         assert not proxy_listens(made, west, EAST)
 
 
 def proxy_listens(made: Deployment, member: FailoverMember, leader: RegionName) -> bool:
-    """Whether a receiver could connect to the line of a member."""
+    """Return whether a member's replication proxy accepts connections to a leader."""
     with socket.socket(socket.AF_UNIX) as receiver:
         try:
             receiver.connect(f"\0{proxy_name(member.settings)}/.s.PGSQL.{made.ledger(leader).port}")
@@ -375,7 +377,7 @@ async def test_a_member_with_unreplayed_wal_is_not_frozen(monkeypatch: pytest.Mo
         running = await freeze_until_receiver_ends(west)
         assert (running.receiving, running.received is not None, running.torn) == (False, True, False)
         assert not running.settled
-        # After a restart nothing says that there is more but that PostgreSQL still replays.
+        # After a restart only the progress of replay shows that there is more WAL.
         await west.stop()
         restarted = await freeze_until_receiver_ends(west)
         assert (restarted.receiving, restarted.received) == (False, None)
@@ -390,13 +392,13 @@ async def test_a_member_with_unreplayed_wal_is_not_frozen(monkeypatch: pytest.Mo
 
 
 async def freeze_until_receiver_ends(member: FailoverMember) -> FrozenStandby:
-    """Freeze it again until its receiver has ended, however long that takes: its own time is short here."""
+    """Freeze a member until its receiver has ended; the test shortens the time limit of one freeze."""
 
     async def frozen() -> FrozenStandby | None:
         try:
             found = await member.freeze()
         except MemberFailed:
-            # It was asked before it had let go of its leader; what fails for good is not frozen in the end.
+            # Its receiver had not ended within the time limit; a permanent failure ends the wait with a timeout.
             return None
         return None if found.receiving else found
 
@@ -404,7 +406,7 @@ async def freeze_until_receiver_ends(member: FailoverMember) -> FrozenStandby:
 
 
 async def delay_replay(member: FailoverMember, delay: str) -> None:
-    """Have a standby replay each commit so much later than it was made; also when it is started again."""
+    """Let a standby replay each commit with a delay, also after a restart."""
     (member.settings.data / "postgresql.auto.conf").write_text(f"recovery_min_apply_delay = '{delay}'\n")
     await member.ledger.run("reload")
 
@@ -423,7 +425,7 @@ async def test_a_receiver_that_is_still_connecting_counts_as_receiving() -> None
         west = members[WEST]
         await members[SOUTH].stop()
         await west.stop()
-        with socket.create_server(("127.0.0.1", made.ledger(SOUTH).port)):  # it answers nobody
+        with socket.create_server(("127.0.0.1", made.ledger(SOUTH).port)):  # accepts connections and answers nothing
             await west.start_standby(epoch=1, leader=made.ledger(SOUTH))
             await until(lambda: is_receiving(west))
         assert (await west.freeze()).settled
@@ -437,7 +439,7 @@ async def test_an_old_primary_with_diverged_wal_is_rewound_and_loses_it() -> Non
     async with three_members() as (made, members):
         await insert_rows(made, EAST, range(10))
         await freeze_both(members)
-        # Nobody confirms this row: it is on the old primary's disk alone.
+        # No standby confirms this row, so only the old primary's disk has it.
         connection = await made.connect(EAST)
         waiting = asyncio.create_task(connection.execute("INSERT INTO palaver.kept VALUES (666)"))
         await until(lambda: made.waiting_commits(EAST))
@@ -470,7 +472,7 @@ async def test_a_member_is_rewound_from_a_leader_under_load() -> None:
         async with writing(made, WEST) as written:
             await east.rewind(made.ledger(WEST))
             await until(lambda: len(written) > 50)
-            # An agent that begins anew knows as much.
+            # A restarted agent can continue from here.
             again = FailoverMember(made.settings(EAST))
             members[EAST] = again
             await again.follow(epoch=2, leader=made.ledger(WEST))
@@ -479,7 +481,7 @@ async def test_a_member_is_rewound_from_a_leader_under_load() -> None:
 
 
 async def test_a_member_with_half_a_record_is_frozen_and_follows_the_next_leader() -> None:
-    """The leader dies when its followers have received a part of a record that is longer than a segment."""
+    """The leader is killed after its followers have received a part of a record that is longer than a segment."""
     async with three_members() as (made, members), contextlib.AsyncExitStack() as proxies:
         await insert_rows(made, EAST, range(5))
         west, south = members[WEST], members[SOUTH]
@@ -494,7 +496,7 @@ async def test_a_member_with_half_a_record_is_frozen_and_follows_the_next_leader
         await asyncio.gather(*(until(lambda one=member: has_half_a_record(one)) for member in (west, south)))
         kill(members[EAST])
         for frozen in await asyncio.gather(west.freeze(), south.freeze()):
-            assert frozen.torn, "half a record is all that it lacks"
+            assert frozen.torn, "only the rest of the record is missing"
             assert frozen.settled
         await west.set_quorum(quorum_names((EAST, SOUTH), 1))
         following = asyncio.create_task(south.follow(epoch=2, leader=made.ledger(WEST)))
@@ -515,7 +517,7 @@ async def has_half_a_record(member: FailoverMember) -> bool:
 
 
 class LimitedProxy(TcpProxy):
-    """Carries so many bytes of the server's responses, on all connections together, and drops the others."""
+    """Forwards SENT_BYTES_MAX bytes of the server's responses, on all connections together, and drops the rest."""
 
     def __init__(self, port: int) -> None:
         super().__init__(port)
@@ -533,7 +535,7 @@ async def test_a_rewound_member_is_copied_if_its_leader_lacks_the_wal_that_it_ne
     monkeypatch.setattr(failover_member, "WHOLE_S_MAX", 3600.0)
     async with three_members() as (made, members):
         connection = await made.connect(EAST)
-        # It will begin in a segment before the one in which the histories part.
+        # Its recovery begins in a segment before the one in which the timelines diverge.
         await connection.execute("CHECKPOINT")
         await connection.execute("SELECT pg_switch_wal()")
         await connection.close()
@@ -564,7 +566,7 @@ async def test_a_rewound_member_is_copied_if_its_leader_lacks_the_wal_that_it_ne
 
 
 async def test_wal_from_before_a_checkpoint_is_kept_for_rewinds() -> None:
-    """A rewound member begins where its checkpoint began; pg_rewind leaves it only what its source has of that."""
+    """A rewound member needs WAL from the start of its checkpoint; pg_rewind leaves only WAL that the source has."""
     async with three_members() as (made, members):
         first = next((members[EAST].settings.data / "pg_wal").glob("00000001????????????????"))
         connection = await made.connect(EAST)
@@ -599,7 +601,7 @@ async def test_a_member_rewound_from_another_leader_counts_as_diverged_until_it_
 
 @asynccontextmanager
 async def writing(made: Deployment, region: RegionName) -> AsyncGenerator[list[int]]:
-    """Write numbers from 0 on until the context ends."""
+    """Insert the numbers from 0 on until the context ends; the list has the committed ones."""
     written: list[int] = []
     connection = await made.connect(region)
     done = asyncio.Event()
@@ -619,7 +621,7 @@ async def writing(made: Deployment, region: RegionName) -> AsyncGenerator[list[i
 
 
 async def insert_local_row(made: Deployment, region: RegionName, number: int) -> None:
-    """Write a row that nobody confirms."""
+    """Insert a row without waiting for a standby."""
     connection = await made.connect(region)
     await connection.execute("SET synchronous_commit = local")
     await connection.execute("INSERT INTO palaver.kept VALUES ($1)", number)
@@ -634,7 +636,7 @@ async def test_two_timelines_with_the_same_number_are_distinguished() -> None:
         kill(members[EAST])
         await promote_manually(west)
         await west.stop()
-        # As an operator leaves it who thinks better of it.
+        # An operator may do this to undo the promotion.
         (made.settings(WEST).data / "standby.signal").touch()
         await south.freeze()
         await south.set_quorum(quorum_names((EAST, WEST), 1))
@@ -644,7 +646,7 @@ async def test_two_timelines_with_the_same_number_are_distinguished() -> None:
 
 
 async def promote_manually(member: FailoverMember) -> None:
-    """Promote it behind the back of its agent."""
+    """Promote a member without its agent's methods, like an operator."""
     await member.ledger.run("promote")
     await until(lambda: is_primary(member))
 
@@ -670,12 +672,12 @@ async def test_a_primary_that_follows_replaces_its_slots_with_copies_of_its_lead
         await members[EAST].stop()
         await take_over(made, members, epoch=2)
         await members[EAST].follow(epoch=2, leader=made.ledger(WEST))
-        # One of its own would not be replaced by the leader's, and what it kept for the others would be kept for ever.
+        # Its own logical slot would block the copy of the leader's, and its physical slots would reserve WAL forever.
         await until(lambda: consumed(made, WEST, EAST))
 
 
 async def consumed(made: Deployment, leader: RegionName, follower: RegionName) -> bool:
-    """Let the stream of a region go on a little; return whether the follower's only slot is a copy of the leader's."""
+    """Advance the stream slot of a region; return whether the follower's only slot is a copy of it."""
     connection = await made.connect(leader)
     try:
         await connection.execute("SELECT pg_log_standby_snapshot()")
@@ -686,7 +688,7 @@ async def consumed(made: Deployment, leader: RegionName, follower: RegionName) -
 
 
 async def slots(made: Deployment, region: RegionName) -> dict[str, bool]:
-    """Whether each slot of a member is a copy of its leader's."""
+    """Return for each permanent slot of a member whether it is a copy of its leader's."""
     connection = await made.connect(region)
     try:
         rows = await connection.fetch("SELECT slot_name, synced FROM pg_replication_slots WHERE NOT temporary")
@@ -713,7 +715,7 @@ async def test_a_member_whose_wal_the_leader_removed_counts_as_diverged_and_is_c
     async with three_members() as (made, members):
         await members[SOUTH].stop()
         assert await members[EAST].ledger.drop_follower_slots([SOUTH]) == 0
-        # As if 256 MB had been written meanwhile.
+        # The same effect as if 256 MB of WAL had been written.
         configuration = members[EAST].settings.data / "palaver.conf"
         configuration.write_text(configuration.read_text() + "wal_keep_size = 0\n")
         await members[EAST].ledger.run("reload")
@@ -729,7 +731,7 @@ async def test_a_member_whose_wal_the_leader_removed_counts_as_diverged_and_is_c
         leader = made.ledger(EAST)
         with pytest.raises(Diverged, match="has WAL from"):
             await members[SOUTH].follow(epoch=1, leader=leader)
-        # The core has it rewound first, which finds nothing to do, and then copied.
+        # The core orders a rewind first, which finds nothing to do, and then a copy.
         await members[SOUTH].rewind(leader)
         with pytest.raises(Diverged, match="has WAL from"):
             await members[SOUTH].follow(epoch=1, leader=leader)

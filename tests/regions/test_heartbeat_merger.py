@@ -1,4 +1,4 @@
-"""Whoever speaks for a silent leader is heard once for each newer commit, and the leader itself is heard again."""
+"""HeartbeatMerger adds one heartbeat for each newer commit of a silent leader, and accepts the leader's later ones."""
 
 from regions.failover.events import Gossip
 from regions.failover.heartbeats import Heartbeat
@@ -23,7 +23,7 @@ def test_repeated_and_older_heartbeats_are_dropped() -> None:
 
 def test_only_a_newer_commit_counts_as_life_and_gives_a_heartbeat() -> None:
     merger = HeartbeatMerger(MAIN)
-    assert merger.heartbeat_with_commit(EAST, 11, now=0.0) is None, "nobody speaks for somebody who was never heard"
+    assert merger.heartbeat_with_commit(EAST, 11, now=0.0) is None, "there is no heartbeat yet that could be extended"
     merger.take(beat(5, 10), now=1.0)
     merger.take(beat(6, 10), now=2.0)
     assert merger.alive_at[EAST] == 1.0
@@ -36,8 +36,8 @@ def test_only_a_newer_commit_counts_as_life_and_gives_a_heartbeat() -> None:
 def test_a_heartbeat_after_a_pause_is_accepted_and_a_replayed_one_is_dropped() -> None:
     merger = HeartbeatMerger(MAIN)
     merger.take(beat(5, 10), now=1.0)
-    told = [merger.heartbeat_with_commit(EAST, commit, now=2.0) for commit in range(11, 31)]
-    assert told[-1] == beat(25, 30)
+    added = [merger.heartbeat_with_commit(EAST, commit, now=2.0) for commit in range(11, 31)]
+    assert added[-1] == beat(25, 30)
     assert merger.take(beat(5, 10), now=3.0) is None
     assert merger.take(beat(6, 31), now=3.0) == beat(26, 31)
 

@@ -1,4 +1,4 @@
-"""Heartbeats as they travel: their form, what is dropped, and connections that break, hang and come back."""
+"""Heartbeats between agents: their encoding, refusals, and connections that break, hang and are opened again."""
 
 import asyncio
 import contextlib
@@ -103,7 +103,7 @@ def test_an_invalid_heartbeat_is_refused_with_its_reason(line: bytes, why: str) 
 
 
 class LinkHarness:
-    """Two agents' links."""
+    """The heartbeat links of two agents, and the heartbeats that each received."""
 
     def __init__(self) -> None:
         self.addresses = {region: Address("127.0.0.1", free_port()) for region in (EAST, WEST)}
@@ -129,7 +129,7 @@ class LinkHarness:
         await asyncio.wait([task])
 
     async def send_until_received(self, count: int, *, until: int = 1) -> None:
-        """Let EAST beat until WEST has heard ``until`` more of it."""
+        """Send heartbeats of EAST, numbered from ``count``, until WEST has received ``until`` more."""
         before = len(self.heard[WEST])
         async with asyncio.timeout(10):
             for sequence in range(count, count + 1_000):
@@ -221,7 +221,7 @@ async def test_a_peer_that_reads_nothing_gets_a_new_connection() -> None:
 
 
 def test_a_connection_that_breaks_during_a_write_loses_only_heartbeats() -> None:
-    """As the process runs it: uvloop raises where asyncio is silent."""
+    """The agent runs on uvloop, whose writes raise errors that asyncio suppresses."""
     broken = 0
 
     async def take(_reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:

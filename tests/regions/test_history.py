@@ -1,4 +1,4 @@
-"""What an agent writes about an epoch, and which of them writes it."""
+"""The entry that an agent stores for an epoch, and which agent stores it."""
 
 from dataclasses import replace
 from uuid import UUID
@@ -50,7 +50,7 @@ def test_the_candidate_of_an_epoch_that_never_served_stores_it() -> None:
     later = replace(RECRUITING, epoch=3, leader=EAST, reason="epoch 2 stays promoting")
     (entry,) = history.note_record(later, now=2.0)
     assert (entry.epoch, entry.served) == (2, False)
-    assert history.note_record(RECRUITING, now=3.0) == [], "an older record is no news"
+    assert history.note_record(RECRUITING, now=3.0) == [], "an older record must be ignored"
 
 
 def test_an_epoch_begun_by_a_release_takes_its_start_time_from_its_first_record() -> None:

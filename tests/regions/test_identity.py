@@ -1,4 +1,4 @@
-"""What counts as a name."""
+"""Names of regions and cells, and the names of slots that are made from them."""
 
 import pytest
 from hypothesis import given

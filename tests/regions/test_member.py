@@ -1,4 +1,4 @@
-"""Ledger members on real PostgreSQL: made, followed, crashed, adopted, stopped."""
+"""Member on real PostgreSQL: initialise, start, set a quorum, copy, crash, adopt, stop."""
 
 import asyncio
 import os
@@ -79,7 +79,7 @@ async def test_a_commit_waits_for_its_quorum_and_is_then_on_a_standby(made: Depl
     async with three_members(made) as (leader, west, south):
         fence = UUID(int=1)
         assert await leader.ledger.write_fence_row(epoch=1, fence_id=fence, leader=EAST) == fence
-        # A second attempt finds the row of the first and still waits for the quorum.
+        # A second attempt returns the row of the first one, and also waits for the quorum.
         again = await leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=2), leader=EAST)
         assert again == fence
         standbys = await leader.ledger.read_standbys(REGIONS)
@@ -121,7 +121,7 @@ async def test_a_quorum_is_set_only_when_every_commit_waits_for_it(made: Deploym
     leader = await lead(made)
     connection = await made.connect(EAST)
     checkpointer = await connection.fetchval("SELECT pid FROM pg_stat_activity WHERE backend_type = 'checkpointer'")
-    # SHOW tells the new value at once; the checkpointer is who makes commits wait.
+    # SHOW returns the new value at once, but commits wait only after the checkpointer has reloaded it.
     os.kill(checkpointer, signal.SIGSTOP)
     setting = asyncio.create_task(leader.set_quorum(QUORUM))
     try:
@@ -157,7 +157,7 @@ async def test_a_quorum_is_not_set_when_only_one_backend_has_reloaded(
     connect, postmaster = Ledger._connect, leader.process
 
     async def the_last(ledger_: Ledger, database: str) -> asyncpg.Connection:
-        """Connect, and have the postmaster tell this backend alone of a reload: as if it were about to tell others."""
+        """Connect, and send the reload signal to this backend only, before the postmaster signals the others."""
         connection = await connect(ledger_, database)
         monkeypatch.setattr(Ledger, "_connect", connect)
         monkeypatch.setattr(ledger, "CONNECT_S", 0.5)
@@ -167,7 +167,7 @@ async def test_a_quorum_is_not_set_when_only_one_backend_has_reloaded(
 
     monkeypatch.setattr(Ledger, "_connect", the_last)
     try:
-        # SHOW says the new value by then; commits wait for nobody.
+        # In this backend SHOW returns the new value, but commits do not wait for a standby.
         with pytest.raises(MemberFailed, match="Timeout"):
             await leader.set_quorum(QUORUM)
     finally:
@@ -176,7 +176,7 @@ async def test_a_quorum_is_not_set_when_only_one_backend_has_reloaded(
 
 
 async def test_two_checkpoints_start_before_a_quorum_is_set(made: Deployment) -> None:
-    # When it begins the first time it may have been past the moment at which it looks whether it was told something.
+    # The checkpointer may have checked for a reload shortly before the first checkpoint, but checks before the second.
     leader = await lead(made)
     (leader.settings.data / "postgresql.auto.conf").write_text("log_checkpoints = on\n")
     await leader.set_quorum(QUORUM)
@@ -275,7 +275,7 @@ async def test_the_position_of_a_restarted_standby_covers_its_wal(made: Deployme
         await until(caught_up)
         await leader.stop()
         await west.stop()
-        # Its leader is gone, so it receives nothing: receive is NULL, replay is what it has (rule 4).
+        # Its leader is down, so the receive LSN is NULL, and the replay LSN is its position (rule 4).
         await west.start_standby(epoch=1, leader=made.ledger(EAST))
         state = await west.ledger.read_state()
         assert state.in_recovery
@@ -350,7 +350,7 @@ async def test_an_unfinished_base_backup_is_removed_and_started_again(made: Depl
     unfinished = data.with_name(data.name + ".copy")
     cancelled = FailoverMember(made.settings(WEST))
     backup = asyncio.create_task(cancelled.copy(made.ledger(EAST)))
-    # A whole one takes a few hundredths of a second: who looks less often may come after its end.
+    # A base backup takes a few hundredths of a second, so the test polls without a pause.
     while not (unfinished / "global").exists():
         assert not backup.done()
         await asyncio.sleep(0)
@@ -358,7 +358,7 @@ async def test_an_unfinished_base_backup_is_removed_and_started_again(made: Depl
     await asyncio.wait([backup])
     assert not unfinished.exists()
     assert Member(made.settings(WEST)).data_state() == "absent"
-    # An agent that is killed meanwhile leaves this.
+    # An agent that is killed during a base backup leaves these files.
     unfinished.mkdir()
     (unfinished / "PG_VERSION").write_text("18\n")
     again = await follow(made, WEST)
@@ -381,7 +381,7 @@ async def test_a_cancelled_initialisation_leaves_no_thread_that_removes_files(ma
     copying.cancel()
     await asyncio.wait([copying])
     assert copying.cancelled()
-    # The next attempt finds the place as it will stay.
+    # No thread changes the folder after the cancellation.
     assert list(settings.data.iterdir()) == []
 
 
@@ -396,14 +396,14 @@ async def test_a_copy_of_an_unreachable_leader_is_one_clear_error(
     assert member.data_state() == "absent"
 
 
-@pytest.mark.parametrize(("version", "said"), [("17\n", "PostgreSQL 17"), (None, "holds no PostgreSQL data")])
+@pytest.mark.parametrize(("version", "message"), [("17\n", "PostgreSQL 17"), (None, "holds no PostgreSQL data")])
 async def test_data_of_another_version_or_kind_is_one_clear_error(
-    made: Deployment, version: str | None, said: str
+    made: Deployment, version: str | None, message: str
 ) -> None:
     settings = made.settings(EAST)
     settings.data.mkdir()
     (settings.data / ("PG_VERSION" if version else "letter.txt")).write_text(version or "dear")
-    with pytest.raises(MemberUnusable, match=said) as refused:
+    with pytest.raises(MemberUnusable, match=message) as refused:
         Member(settings).data_state()
     assert "\n" not in str(refused.value)
     assert len(list(settings.data.iterdir())) == 1

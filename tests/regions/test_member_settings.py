@@ -1,4 +1,4 @@
-"""The files of a ledger member."""
+"""The configuration files of a ledger member, and the connection strings in them."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -52,7 +52,7 @@ def test_the_replication_password_is_in_the_passfile_only() -> None:
 def test_a_follower_connects_to_the_replication_proxy_first_and_to_the_leader_second() -> None:
     leader = Address("10.0.0.1", 5000)
     assert "host=10.0.0.1 port=5000 " in follow_conninfo(SETTINGS, leader)
-    led = follow_conninfo(SETTINGS, leader, proxied=True)
-    assert f"host=@{proxy_name(SETTINGS)},10.0.0.1 port=5000,5000 " in led
-    assert "requirepeer='" in led
+    proxied = follow_conninfo(SETTINGS, leader, proxied=True)
+    assert f"host=@{proxy_name(SETTINGS)},10.0.0.1 port=5000,5000 " in proxied
+    assert "requirepeer='" in proxied
     assert proxy_name(replace(SETTINGS, region=RegionName("us-east"))) != proxy_name(SETTINGS)

@@ -1,4 +1,4 @@
-"""What a member keeps on its disk and in its memory, beside a ledger that plays along."""
+"""The quorum and the timeline history that a member has on disk and in memory, with a fake PostgreSQL client."""
 
 import asyncio
 from collections.abc import AsyncGenerator
@@ -22,10 +22,11 @@ ONE, OTHER = quorum_names((WEST, SOUTH), 1), quorum_names((WEST,), 1)
 
 @dataclass
 class FakeLedger:
-    """Puts in force what it is asked for, and notes how.
+    """Records the calls of the member.
 
     Attributes:
-        held: Waited for before a quorum is in force.
+        asked: Each call, with its argument.
+        held: For a quorum: the event for which its reload waits.
     """
 
     asked: list[tuple[str, str]] = field(default_factory=list[tuple[str, str]])
@@ -82,7 +83,7 @@ async def test_a_quorum_is_reloaded_after_another_may_have_reached_the_disk(
         patched.setattr(supervision, "write_atomically", fails)
         with pytest.raises(MemberFailed, match="cannot be written"):
             await harness.member.set_quorum(OTHER)
-    # Whoever tells PostgreSQL to read its files now makes it wait for the other.
+    # The file may have been written before the error, so the next reload may put the other quorum in force.
     assert OTHER in harness.quorum_on_disk()
     await harness.member.set_quorum(ONE)
     assert ONE in harness.quorum_on_disk()
@@ -92,7 +93,7 @@ async def test_a_quorum_is_reloaded_after_another_may_have_reached_the_disk(
 async def test_a_quorum_is_reloaded_after_another_was_requested_meanwhile(harness: Harness) -> None:
     harness.ledger.held[ONE] = asyncio.Event()
     first = asyncio.create_task(harness.member.set_quorum(ONE))
-    while not harness.ledger.asked:  # noqa: ASYNC110 - nothing tells
+    while not harness.ledger.asked:  # noqa: ASYNC110 - the fake sets no event
         await asyncio.sleep(0)
     await harness.member.set_quorum(OTHER)
     harness.ledger.held[ONE].set()
@@ -103,12 +104,12 @@ async def test_a_quorum_is_reloaded_after_another_was_requested_meanwhile(harnes
 
 @pytest.mark.parametrize("there", [False, True])
 async def test_a_timeline_history_is_durable_before_its_wal_is_received(harness: Harness, there: bool) -> None:
-    """A standby that confirms WAL of a timeline whose history a loss of power takes could not read its own WAL."""
+    """If a loss of power removes a timeline's history, a standby cannot read the WAL of it that it has confirmed."""
     folder, history = harness.member.settings.data / "pg_wal", "1\t0/3000000\tno recovery target specified\n"
     file = folder / "00000002.history"
     with power_loss(folder) as power:
         if there:
-            # An agent that was killed had come so far.
+            # An agent that was killed may have written the file without flushing it.
             file.write_text(history)
         await harness.member._install_history(2, history)
         kept = [possible_states.get(file.name) for possible_states in power.possible_states()]

@@ -1,4 +1,4 @@
-"""What weakens the commits of a ledger, on real PostgreSQL: found, told once, and told when it is gone."""
+"""Overrides that weaken commits, on real PostgreSQL: how they are found, and logged once when they appear or end."""
 
 import asyncio
 import logging
@@ -142,7 +142,7 @@ async def test_an_override_of_a_database_skips_the_quorum_and_one_of_a_function_
     await leader.set_quorum(quorum_names((WEST, SOUTH), 1))
     overridden = await made.connect(EAST)
     waiting = asyncio.create_task(overridden.execute("SELECT palaver.keep(1, '')"))
-    # The setting of a function ends with it, and the commit comes after.
+    # The setting of a function ends when the function returns, before the commit.
     await until(lambda: waits_for_quorum(operator))
     overridden.terminate()
     await asyncio.wait([waiting])
@@ -164,18 +164,18 @@ async def test_new_and_removed_overrides_are_logged_once(
     caplog.set_level(logging.INFO, logger="regions.member.overrides")
     watch = OverrideWatch(leader.ledger)
 
-    async def told() -> list[tuple[str, str]]:
+    async def logged() -> list[tuple[str, str]]:
         caplog.clear()
         for _ in range(2):
             await watch.look()
         return [(record.levelname, record.getMessage().removeprefix("ledger: ")) for record in caplog.records]
 
     assert watch.found is None
-    assert await told() == []
+    assert await logged() == []
     assert watch.found == ()
     await operator.execute("ALTER ROLE palaver_writer SET synchronous_commit = off")
     await operator.execute("ALTER FUNCTION palaver.keep SET synchronous_commit = local")
-    assert await told() == [
+    assert await logged() == [
         (
             "WARNING",
             "synchronous_commit is overridden: function palaver.keep(bigint, text) = local; role palaver_writer = off",
@@ -184,16 +184,16 @@ async def test_new_and_removed_overrides_are_logged_once(
     assert watch.found is not None
     assert len(watch.found) == 2
     await operator.execute("ALTER ROLE palaver_writer SET synchronous_commit = local")
-    assert await told() == [
+    assert await logged() == [
         ("WARNING", "synchronous_commit is overridden: role palaver_writer = local"),
         ("INFO", "synchronous_commit is no longer overridden: role palaver_writer = off"),
     ]
-    # A ledger that is away has told nothing new.
+    # While the ledger is down, the watch knows no override and logs nothing.
     await leader.stop()
-    assert await told() == []
+    assert await logged() == []
     assert watch.found is None
     await leader.start_primary(epoch=2, synchronous_standby_names="")
-    assert await told() == []
+    assert await logged() == []
     assert len(watch.found or ()) == 2
 
 

@@ -1,4 +1,4 @@
-"""What a client of plain HTTP sees when its peer does the worst."""
+"""Errors that the plain HTTP client raises if its peer resets the connection."""
 
 import asyncio
 import socket
@@ -12,10 +12,10 @@ import uvloop
 from regions.plain_http import PlainTransport
 
 
-class ResetWhileMade(uvloop.Loop):
-    """An event loop that hands a connection out when the peer has reset it, and not before.
+class ResetBeforeReturn(uvloop.Loop):
+    """An event loop that returns a new connection only after the peer has reset it.
 
-    The services run on uvloop, and only there the socket is gone before anybody asks for its address.
+    The services run on uvloop. Only uvloop closes the socket so early that the client can no longer read its address.
     """
 
     async def create_connection(self, protocol_factory: Any, *arguments: Any, **options: Any) -> Any:
@@ -23,10 +23,10 @@ class ResetWhileMade(uvloop.Loop):
 
         def make_protocol() -> Any:
             protocol = protocol_factory()
-            tell = protocol.connection_lost
+            original = protocol.connection_lost
 
             def connection_lost(error: Exception | None) -> None:
-                tell(error)
+                original(error)
                 lost.set()
 
             protocol.connection_lost = connection_lost
@@ -39,7 +39,7 @@ class ResetWhileMade(uvloop.Loop):
 
 
 async def post() -> None:
-    """Post to a server that resets each connection as soon as it is there."""
+    """Post to a server that resets each connection immediately."""
 
     async def reset(_: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         own = writer.get_extra_info("socket")
@@ -55,7 +55,7 @@ async def post() -> None:
 def test_a_reset_while_a_connection_is_opened_raises_an_httpx_error() -> None:
     with (
         pytest.raises(httpx.ConnectError, match="reset while it was opened"),
-        asyncio.Runner(loop_factory=ResetWhileMade) as runner,
+        asyncio.Runner(loop_factory=ResetBeforeReturn) as runner,
     ):
         runner.run(post())
 

@@ -1,4 +1,4 @@
-"""Positions are ordered by epoch, then LSN, and survive their text forms."""
+"""Positions and LSNs: their order, and their text forms."""
 
 import pytest
 from hypothesis import given

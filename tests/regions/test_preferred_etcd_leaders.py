@@ -1,4 +1,4 @@
-"""Where etcd is best led: with the region that would begin the next epoch, never with the one that leads the ledger."""
+"""The preferred etcd leaders: first the next candidate for the ledger, never the leader of the ledger."""
 
 from uuid import UUID
 

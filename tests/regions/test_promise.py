@@ -1,4 +1,4 @@
-"""The promise on an agent's disk, and the count of its starts."""
+"""The promise and the count of starts on an agent's disk."""
 
 import json
 from pathlib import Path

@@ -1,4 +1,4 @@
-"""What an agent finds after a loss of power: what it had stored, or what was there before while it stored that."""
+"""Files of an agent after a loss of power: the new value if its write had ended, otherwise the old or the new one."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -29,7 +29,7 @@ SECOND = MemberRecord(role="primary", epoch=2, process=None)
 
 
 def found(possible_states: Files, folder: Path, load: Callable[[Path], object]) -> object:
-    """What an agent reads that starts after the loss."""
+    """Return what an agent that starts after the loss of power loads."""
     folder.mkdir()
     for name, content in possible_states.items():
         (folder / name).write_bytes(content)

@@ -1,4 +1,4 @@
-"""The line on which a member's receiver reaches the others, on real PostgreSQL."""
+"""ReplicationProxy on real PostgreSQL: prepared connections, advance requests, and direct connections without it."""
 
 import asyncio
 import contextlib
@@ -37,7 +37,7 @@ EAST, WEST, SOUTH = REGIONS
 
 
 async def walsenders(made: Deployment, region: RegionName, of: RegionName, state: str) -> list[int]:
-    """The walsenders of a member that do this for another region."""
+    """Return the process ids of a member's walsenders for another region that are in this state."""
     connection = await made.connect(region)
     rows = await connection.fetch(
         "SELECT pid FROM pg_stat_replication WHERE application_name = $1 AND state = $2", of, state
@@ -52,7 +52,7 @@ def path(member: FailoverMember, leader: RegionName, made: Deployment) -> str:
 
 @contextlib.contextmanager
 def as_user(uid: int) -> Generator[None]:
-    """Connect as another user: the kernel remembers who it was."""
+    """Run as another user, whom the kernel then reports as the peer of a new connection (SO_PEERCRED)."""
     own = os.geteuid()
     os.seteuid(uid)
     try:
@@ -85,18 +85,18 @@ async def test_the_replication_proxy_sets_tcp_nodelay_on_new_and_on_prepared_con
     async with three_members() as (made, members):
         west = members[WEST]
         passed_through = west.proxy.connections[False]
-        assert passed_through, "nothing was ready when it followed first"
+        assert passed_through, "no connection was prepared when the member followed for the first time"
         assert sockets_with_nagle(made, EAST) == []
         await west.freeze()
         await keep_all_connections(made, west)
-        led = west.proxy.connections[True]
+        prepared = west.proxy.connections[True]
         await west.follow(epoch=1, leader=made.ledger(EAST))
-        assert west.proxy.connections[True] > led
+        assert west.proxy.connections[True] > prepared
         assert sockets_with_nagle(made, EAST) == []
 
 
 def sockets_with_nagle(made: Deployment, region: RegionName) -> list[socket.socket]:
-    """This process's connections to a member that delay small messages (Nagle); fails when there is none at all."""
+    """Return this process's connections to a member without TCP_NODELAY; fails if it has no connection to it."""
     ours: list[socket.socket] = []
     for one in gc.get_objects():
         if isinstance(one, socket.socket) and one.fileno() >= 0 and one.family == socket.AF_INET:
@@ -117,13 +117,13 @@ async def test_a_connection_prepared_with_a_standby_is_used_after_its_promotion(
         assert await walsenders(made, WEST, SOUTH, "streaming") == ready
         await insert_rows(made, WEST, range(100, 120))
         await until(lambda: has_rows(made, SOUTH, 120))
-        # Of the old leader nothing answers any more.
+        # The old leader does not answer, and must not prevent connections to the other member.
         await keep_all_connections(made, south)
         assert await walsenders(made, WEST, SOUTH, "startup") != []
 
 
 async def waiting_walsenders(made: Deployment, region: RegionName, of: RegionName) -> list[int]:
-    """The walsenders of a standby that wait for its promotion, for another region."""
+    """Return the process ids of a standby's walsenders that wait for its promotion, for another region."""
     connection = await made.connect(region)
     rows = await connection.fetch(
         "SELECT pid FROM pg_stat_activity WHERE application_name = $1 AND state = 'active' AND query LIKE '%COMMIT%'",
@@ -137,7 +137,7 @@ async def waiting_walsenders(made: Deployment, region: RegionName, of: RegionNam
 async def advance_request_harness() -> AsyncGenerator[
     tuple[Deployment, dict[RegionName, FailoverMember], "asyncio.Task[None]"]
 ]:
-    """EAST is lost, WEST is chosen, and SOUTH follows it already: it has said what WEST shall do once it is primary."""
+    """EAST is killed, WEST will be promoted, and SOUTH follows it already and has sent START_REPLICATION in advance."""
     async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
         await insert_rows(made, EAST, range(100))
@@ -159,7 +159,7 @@ async def frozen_with_a_quorum(west: FailoverMember, south: FailoverMember) -> N
 
 
 async def is_gone(made: Deployment, region: RegionName, of: RegionName) -> bool:
-    """Whether a member has no walsender for another region any more, and its slot is free."""
+    """Return whether a member has no walsender for another region any more, and that region's slot is free."""
     connection = await made.connect(region)
     walsenders = await connection.fetchval("SELECT count(*) FROM pg_stat_replication WHERE application_name = $1", of)
     used = await connection.fetchval(
@@ -190,28 +190,28 @@ async def test_a_receiver_that_asks_for_an_ended_timeline_is_refused_once(
         if history:
             written[member.settings.data / f"pg_wal/{timeline:08X}.history"] = history
 
-    async def lead(line: ReplicationProxy, near: socket.socket, opened: Any) -> None:
-        # PostgreSQL has begun a receiver by now, and could not have seen the history before.
+    async def late_route(proxy: ReplicationProxy, near: socket.socket, opened: Any) -> None:
+        # PostgreSQL has started a receiver by now, without the history of the new timeline.
         while written:
             path, history = written.popitem()
             path.write_text(history)
-        await leads(line, near, opened)
+        await route(proxy, near, opened)
 
-    leads = ReplicationProxy._route  # a moment that no order of calls brings about
+    route = ReplicationProxy._route  # the only way to act between a receiver's start and its request
     monkeypatch.setattr(FailoverMember, "_install_history", later)
-    monkeypatch.setattr(ReplicationProxy, "_route", lead)
+    monkeypatch.setattr(ReplicationProxy, "_route", late_route)
     async with advance_request_harness() as (made, members, following):
         south = members[SOUTH]
         ahead = await waiting_walsenders(made, WEST, SOUTH)
         await members[WEST].promote(epoch=2, followers=[EAST, SOUTH])
         await following
-        # What it follows with is the receiver that is refused; the next one comes by itself.
+        # The proxy refuses the first receiver, and PostgreSQL starts the next one by itself.
         await insert_rows(made, WEST, range(100, 120))
         await until(lambda: has_rows(made, SOUTH, 120))
         assert south.proxy.timeline_refusals == 1
         assert south.proxy.advance_requests == {True: 1, False: 0}
         assert await walsenders(made, WEST, SOUTH, "streaming") == ahead
-        # The way without it: the leader ends the stream, and PostgreSQL asks again half a second later.
+        # Without the refusal the leader ends the stream, and PostgreSQL asks again half a second later.
         assert "replication terminated by primary server" not in south.settings.log.read_text()
 
 
@@ -239,7 +239,7 @@ async def test_a_receiver_that_asks_for_something_else_gets_it_on_the_same_conne
         await keep_all_connections(made, south)
         ready = await walsenders(made, WEST, SOUTH, "startup")
         await south.freeze()
-        # It lacks this, so that it asks for the old timeline first.
+        # SOUTH lacks these rows, so it requests the old timeline first.
         await insert_rows(made, EAST, range(100))
         kill(members[EAST])
         await frozen_with_a_quorum(west, south)
@@ -257,7 +257,7 @@ async def test_a_refused_advance_request_is_repeated() -> None:
         await until(lambda: members[SOUTH].proxy.advance_requests[True])
         refused = f'replication slot "{physical_slot_name(SOUTH)}" does not exist'
         await until(lambda: refused in members[SOUTH].settings.log.read_text())
-        # A receiver that is refused looks alive for a moment: `follow` ends for certain only if there is a slot.
+        # A refused receiver looks alive for a moment, so only with a slot is the end of `follow` certain.
         await members[WEST].ledger.prepare_follower_slots([SOUTH])
         await following
         await insert_rows(made, WEST, range(100, 120))
@@ -290,7 +290,7 @@ async def test_a_follower_that_has_diverged_leaves_no_slot_in_use() -> None:
 
 
 async def test_a_member_that_waits_for_its_next_leader_receives_nothing_from_the_previous_one() -> None:
-    # Told to receive from another while it receives, PostgreSQL can read on in the old timeline's file and begin again.
+    # If primary_conninfo changes while PostgreSQL receives, it may continue in the old timeline's file and start over.
     async with three_members() as (made, members):
         west, south = members[WEST], members[SOUTH]
         await keep_all_connections(made, south)
@@ -394,15 +394,15 @@ async def test_a_promoted_standby_is_recognised_as_primary_at_the_next_check() -
 async def test_postgresql_connects_directly_without_the_agent() -> None:
     async with three_members() as (made, members):
         west = members[WEST]
-        led = await walsenders(made, EAST, WEST, "streaming")
+        proxied = await walsenders(made, EAST, WEST, "streaming")
         await west.drop_connections()
         await members[SOUTH].stop()
-        # One of two is enough for a commit, and this is the one.
+        # A commit needs one of the two standbys, and SOUTH is stopped, so WEST confirms it.
         await insert_rows(made, EAST, range(100))
         assert await selected_rows(made, WEST) == set(range(100))
-        alone = await walsenders(made, EAST, WEST, "streaming")
-        assert len(alone) == 1
-        assert alone != led
+        direct = await walsenders(made, EAST, WEST, "streaming")
+        assert len(direct) == 1
+        assert direct != proxied
 
 
 async def test_postgresql_connects_directly_if_the_socket_name_is_taken() -> None:
@@ -461,7 +461,7 @@ async def test_the_slot_synchronization_worker_connects_through_the_proxy() -> N
         await connection.close()
 
         async def heard_of() -> bool:
-            # It takes the slot over once somebody has read from it.
+            # The worker logs that it cannot copy the slot before a client has read from it.
             return 'replication slot "kept"' in members[WEST].settings.log.read_text()
 
         await until(heard_of)
@@ -488,7 +488,7 @@ async def test_only_the_account_of_postgresql_may_connect() -> None:
             finally:
                 writer.close()
 
-        assert await answer(account.uid) in (b"R", b"E"), "whatever the other member says to a stranger"
+        assert await answer(account.uid) in (b"R", b"E"), "the other member answers, also to an unknown user"
         assert await answer(0) == b""
         assert await answer(account.uid + 1) == b""
 
@@ -499,10 +499,10 @@ async def test_a_malformed_startup_message_ends_only_its_own_connection() -> Non
         streaming = await walsenders(made, EAST, WEST, "streaming")
         nonsense = (b"GET / HTTP/1.1\r\n\r\n", struct.pack("!IHH", 8, 1234, 5679), b"\0\0\0\4", b"\xff" * 64)
         account = west.settings.account
-        for said in nonsense:
+        for data in nonsense:
             with as_user(os.geteuid() if account is None else account.uid):
                 reader, writer = await asyncio.open_unix_connection(path(west, EAST, made))
-            writer.write(said)
+            writer.write(data)
             with contextlib.suppress(ConnectionResetError):
                 assert await reader.read() == b""
             writer.close()

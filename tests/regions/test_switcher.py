@@ -1,4 +1,4 @@
-"""The failover core on real PostgreSQL and etcd: a region that is lost, hung or cut off is replaced, and returns."""
+"""The failover core on real PostgreSQL and etcd: a region that is killed or hangs is replaced, and returns."""
 
 import contextlib
 import os
@@ -86,17 +86,17 @@ async def test_a_leader_without_its_agent_is_not_suspected_while_its_ledger_comm
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
         await running.end_agent(EAST)
-        # A witness speaks after a quarter second of silence, so they do for longer than it takes to be suspected.
+        # A follower queries the ledger after 0.25 s of silence; 16 rounds take longer than a suspicion.
         for number in range(16):
-            spoken = {one: spoken_for(running, EAST, by=one) for one in (WEST, SOUTH)}
+            before = {one: inserted_heartbeats(running, EAST, by=one) for one in (WEST, SOUTH)}
             await insert_rows(running, EAST, range(number, number + 1))
-            for one, times in spoken.items():
-                await until(lambda one=one, times=times: has_spoken(running, one, times))
+            for one, times in before.items():
+                await until(lambda one=one, times=times: inserted_heartbeats(running, EAST, by=one) > times)
         for one in (WEST, SOUTH):
             facts = running.agents[one].switcher.facts
             assert facts is not None
             assert EAST not in facts.peers.suspected
-        # Its word counts only as long as its ledger does.
+        # Without its PostgreSQL the leader is suspected.
         await running.agents[EAST].member.adopt()
         await running.kill_ledger(EAST)
         record = await running.until_serving(2)
@@ -104,13 +104,9 @@ async def test_a_leader_without_its_agent_is_not_suspected_while_its_ledger_comm
         assert await selected_rows(running, record.leader) == set(range(16))
 
 
-def spoken_for(running: Cell, region: RegionName, *, by: RegionName) -> int:
-    """How often a witness has spoken for a region whose agent is away."""
+def inserted_heartbeats(running: Cell, region: RegionName, *, by: RegionName) -> int:
+    """Return how many heartbeats the HeartbeatMerger of ``by`` has inserted for a region whose agent is down."""
     return running.agents[by].switcher._merger._inserted.get(region, 0)
-
-
-async def has_spoken(running: Cell, witness: RegionName, times: int) -> bool:
-    return spoken_for(running, EAST, by=witness) > times
 
 
 async def is_leading(running: Cell, region: RegionName) -> bool:
@@ -145,7 +141,7 @@ async def test_an_operator_orders_a_switchover() -> None:
         await running.until_serving(1)
         await running.until_following(WEST, SOUTH)
         await insert_rows(running, EAST, range(10))
-        await until(lambda: is_close(running, SOUTH))
+        await until(lambda: is_known_standby(running, SOUTH))
         with pytest.raises(OrderRefused, match="there is no region mars"):
             await running.agents[EAST].switcher.order("switch", RegionName("mars"), "a test")
         await running.agents[EAST].switcher.order("switch", SOUTH, "a test")
@@ -156,7 +152,7 @@ async def test_an_operator_orders_a_switchover() -> None:
         await until(lambda: has_all(running, EAST, range(20)))
 
 
-async def is_close(running: Cell, region: RegionName) -> bool:
+async def is_known_standby(running: Cell, region: RegionName) -> bool:
     facts = running.agents[EAST].switcher.facts
     return facts is not None and region in facts.member.standbys
 
@@ -187,7 +183,7 @@ async def is_alone(running: Cell, region: RegionName) -> bool:
 async def test_a_switchover_is_refused_while_the_target_lacks_a_copy_of_a_stream_slot(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A view would lose for good what its stream had not brought it before the leadership moved."""
+    """Without a copy of its slot, a view would never receive the changes that were not sent before the switchover."""
     monkeypatch.setattr(switcher, "STREAMS_S_MAX", 0.1)
     async with cell() as running:
         record = await running.until_serving(1)

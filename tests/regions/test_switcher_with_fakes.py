@@ -1,4 +1,4 @@
-"""What a switcher makes of effects and of its surroundings, beside a core, an etcd and a member that play along."""
+"""The switcher's handling of effects and of messages from outside, with fakes of the core, etcd and the executor."""
 
 import asyncio
 import contextlib
@@ -59,10 +59,11 @@ FIRST, SECOND = Promise(epoch=4), Promise(epoch=5)
 
 @dataclass
 class FakeEtcd:
-    """Answers as it is told to.
+    """Records its calls, and gives the answer that a test has set.
 
     Attributes:
-        answer: Of a read or a swap: a value, or what it raises.
+        answer: The answer to each read and swap: a value, an error to raise, or HANGS.
+        asked: The calls, with their arguments.
     """
 
     answer: Any = None
@@ -92,7 +93,7 @@ class FakeEtcd:
 
 @dataclass
 class FakeCore:
-    """Notes what it is told, and breaks when it is asked to."""
+    """Records the events that it receives, and fails if ``broken`` is set."""
 
     facts: SimpleNamespace
     events: list[object] = field(default_factory=list[object])
@@ -114,10 +115,13 @@ class FakeCore:
 
 @dataclass
 class FakeExecutor:
-    """The driver of a member.
+    """Records its calls, and reports a member and a quorum commit that a test has set.
 
     Attributes:
-        commit: What is found on the leader's quorum, or raised, or done to find it.
+        kind: The state of the member.
+        commit: The commit on the leader's quorum, an error to raise, or a function that returns either.
+        opened: Number of times that it admitted writes.
+        asked: The leaders whose commit was queried.
     """
 
     kind: Any = "following"
@@ -178,11 +182,11 @@ async def harness(tmp_path: Path) -> AsyncGenerator[Harness]:
 
 async def test_a_promise_is_reported_and_counts_only_after_it_is_on_disk(harness: Harness) -> None:
     seen: list[tuple[Promise | None, Promise | None]] = []
-    tell = harness.switcher.submit
+    submit = harness.switcher.submit
 
     def look(event: Any) -> None:
         seen.append((load_promise(harness.state), harness.switcher.durable))
-        tell(event)
+        submit(event)
 
     harness.switcher.submit = look
     harness.perform(StorePromise(ticket=1, promise=FIRST))
@@ -195,9 +199,9 @@ async def test_a_promise_that_cannot_be_stored_is_reported_as_failed_and_does_no
     harness.switcher._promise = FIRST
     harness.state.rename(harness.state.with_name("gone"))
     harness.perform(StorePromise(ticket=2, promise=SECOND))
-    (told,) = await harness.events()
-    assert isinstance(told, PromiseFailed)
-    assert told.ticket == 2
+    (event,) = await harness.events()
+    assert isinstance(event, PromiseFailed)
+    assert event.ticket == 2
     assert harness.switcher.durable == FIRST
 
 
@@ -215,7 +219,7 @@ async def test_promises_are_stored_in_order_on_a_slow_disk(harness: Harness, mon
     harness.perform(StorePromise(ticket=1, promise=FIRST))
     await until(lambda: begun == [FIRST])
     harness.perform(StorePromise(ticket=2, promise=SECOND))
-    # A thread that was begun for the second would come as soon as this one, which is begun later.
+    # A thread for the second promise would have been started before this one, so it would have run by now.
     await asyncio.to_thread(lambda: None)
     assert begun == [FIRST]
     goes_on.set()
@@ -271,7 +275,7 @@ async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(har
 
 @pytest.mark.parametrize("linearizable", [True, False])
 @pytest.mark.parametrize(
-    ("answer", "told"),
+    ("answer", "outcome"),
     [
         ((leadership(EAST, 3), 9), RecordRead(ticket=1, revision=9, record=leadership(EAST, 3))),
         (None, RecordRead(ticket=1, revision=0, record=None)),
@@ -280,11 +284,11 @@ async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(har
     ],
 )
 async def test_a_read_reports_the_record_or_its_failure(
-    harness: Harness, answer: object, told: object, linearizable: bool
+    harness: Harness, answer: object, outcome: object, linearizable: bool
 ) -> None:
     harness.etcd.answer = answer
     harness.perform(ReadRecord(ticket=1, linearizable=linearizable))
-    assert await harness.events() == [told]
+    assert await harness.events() == [outcome]
     assert harness.etcd.asked == [("read", "main", linearizable)]
 
 
@@ -298,7 +302,7 @@ async def test_an_epoch_serves_from_start_serving_to_stop_serving_or_the_end_of_
     assert harness.switcher.serving_epoch == 0
     assert not harness.switcher.report_cancelled_wait(4)
     harness.switcher.submit(Tick())
-    assert harness.core.events == [], "it hears nothing after its end"
+    assert harness.core.events == [], "the core must get no event after the end of the switcher"
 
 
 async def test_a_core_that_failed_gets_no_more_events_and_ends_the_agent(harness: Harness) -> None:
@@ -336,7 +340,7 @@ async def test_a_strong_read_waits_for_the_answer_of_the_core(harness: Harness) 
 async def test_a_start_uses_an_empty_promise_only_if_no_promise_can_have_been_made(
     harness: Harness, monkeypatch: pytest.MonkeyPatch, case: tuple[Any, ...]
 ) -> None:
-    kind, promise, starts, told, counted = case
+    kind, promise, starts, reported, counted = case
     harness.executor.kind = kind
     if isinstance(promise, Promise):
         store_promise(harness.state, promise)
@@ -352,9 +356,9 @@ async def test_a_start_uses_an_empty_promise_only_if_no_promise_can_have_been_ma
 
     monkeypatch.setattr(module, "FailoverCore", core)
     await harness.switcher._start()
-    assert harness.core.events == [Started(promise=told, ledger=MemberState(kind=kind))]
+    assert harness.core.events == [Started(promise=reported, ledger=MemberState(kind=kind))]
     assert (harness.etcd.asked == [("count", WEST)]) == counted
-    # Above every earlier one, and one more at the next start.
+    # A counted start is above all earlier ones; otherwise the stored count increases by one.
     expected = (7 << module.STARTS_BITS) + 1 if counted else 6
     assert incarnations == [expected]
     assert load_starts(harness.state) == expected
@@ -365,7 +369,7 @@ BEAT = Heartbeat(sender=EAST, incarnation=1, sequence=1, cells=(("main", Gossip(
 
 @contextlib.asynccontextmanager
 async def leader_queries(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
-    """Run the witness beside a leader that was heard once, long ago."""
+    """Run the queries of a silent leader's ledger; the leader's only heartbeat is long ago."""
     monkeypatch.setattr(module, "ASK_S", 0.001)
     harness.switcher._hear(BEAT)
     harness.switcher._merger.alive_at[EAST] = 0.0
@@ -436,12 +440,12 @@ async def test_an_answer_about_an_ended_epoch_is_ignored(
     harness.executor.commit = late
     async with leader_queries(harness, monkeypatch):
         await until(lambda: harness.core.facts.record == meanwhile)
-        assert harness.core.events == [], "the answer came in the same step"
+        assert harness.core.events == [], "an answer about an ended epoch must be ignored"
         harness.core.facts.record = leadership(EAST, 5)
         events = await harness.events()
     assert events[0] == LedgerRefused(cell=harness.switcher._cell, region=EAST)
     assert not any(isinstance(event, HeartbeatReceived) for event in events)
-    assert len(harness.executor.asked) >= 2, "the first answer was told to nobody"
+    assert len(harness.executor.asked) >= 2, "the executor must have been asked again after the ignored answer"
 
 
 async def test_the_ledger_of_a_leader_that_was_heard_recently_is_not_queried(

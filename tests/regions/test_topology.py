@@ -1,4 +1,4 @@
-"""The topology file is read once, completely, or refused with one line."""
+"""A topology file is parsed completely, or refused with an error of one line."""
 
 import json
 from pathlib import Path
@@ -82,15 +82,15 @@ def _broken() -> list[tuple[str, Any]]:
     ]
 
 
-@pytest.mark.parametrize(("said", "content"), _broken())
+@pytest.mark.parametrize(("message", "content"), _broken())
 def test_an_inconsistent_topology_is_refused_with_an_error_of_one_line(
-    said: str, content: object, tmp_path: Path
+    message: str, content: object, tmp_path: Path
 ) -> None:
     path = tmp_path / "topology.json"
     path.write_text(json.dumps(content))
     with pytest.raises(InvalidTopology) as refused:
         load_topology(path)
-    assert said in str(refused.value)
+    assert message in str(refused.value)
     assert "\n" not in str(refused.value)
 
 
