@@ -95,7 +95,7 @@ class Cell:
         agent.member.detach()
 
     async def kill_ledger(self, region: RegionName) -> None:
-        """Kill the postmaster and reap it, because here it is a child of the test process; an agent has no child."""
+        """Kill the postmaster and reap it: it is a child of the test process, also after its agent has ended."""
         process = self.agents[region].member.process
         assert process is not None
         os.kill(process.pid, signal.SIGKILL)

@@ -1,4 +1,4 @@
-"""What a client's headers may say to the edge: nothing about retries, time-outs, epochs or addresses."""
+"""The edge discards headers of clients that set retries, timeouts, the epoch, or the address of the client."""
 
 import asyncio
 import contextlib

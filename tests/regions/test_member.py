@@ -428,7 +428,7 @@ async def test_a_hung_member_is_stopped_in_bounded_time(made: Deployment) -> Non
     assert not leader.running
 
 
-async def test_identity_distinguishes_a_reused_pid() -> None:
+async def test_a_process_identity_is_stable_and_differs_between_processes() -> None:
     mine = ProcessIdentity.of(os.getpid())
     assert mine is not None
     assert mine == ProcessIdentity.of(os.getpid())

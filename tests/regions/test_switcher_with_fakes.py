@@ -448,7 +448,7 @@ async def test_an_answer_about_an_ended_epoch_is_ignored(
     assert len(harness.executor.asked) >= 2, "the executor must have been asked again after the ignored answer"
 
 
-async def test_the_ledger_of_a_leader_that_was_heard_recently_is_not_queried(
+async def test_the_ledger_of_a_leader_with_a_recent_heartbeat_is_not_queried(
     harness: Harness, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     now_s, paused = 1000.0, list[float]()
