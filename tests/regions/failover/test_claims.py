@@ -15,7 +15,7 @@ from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.identity import RegionName
 from regions.leadership import Leadership, Succession
 from regions.position import Position
-from tests.regions.failover.knowledge import facts_of, with_facts
+from tests.regions.failover.facts_builder import facts_of, with_facts
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
 SERVING = Leadership(

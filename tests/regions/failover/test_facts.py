@@ -11,7 +11,7 @@ from regions.failover.facts import Facts, Requests, Retry
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership, Phase
-from tests.regions.failover.knowledge import facts_of
+from tests.regions.failover.facts_builder import facts_of
 
 A, B, C = (RegionName(name) for name in ("us-east", "eu-west", "ap-south"))
 
@@ -78,9 +78,9 @@ def test_a_member_is_primary_only_of_its_own_epoch() -> None:
     ids=[
         "the record serves",
         "the record serves, and the agent accepts writes",
-        "the fence row is not on a quorum",
-        "accepts writes before etcd has the record",
-        "accepts writes in the first epoch before etcd has the record",
+        "promoting, and the agent accepts no writes",
+        "promoting, and the agent accepts writes already",
+        "promoting in the first epoch, and the agent accepts writes already",
         "another region leads",
         "the member is not primary",
         "the member is primary of an older epoch",

@@ -24,7 +24,7 @@ from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership
 from regions.position import Position
-from tests.regions.failover.knowledge import facts_of, with_facts
+from tests.regions.failover.facts_builder import facts_of, with_facts
 
 A, B = RegionName("a"), RegionName("b")
 VOTERS = (A, B, RegionName("c"))

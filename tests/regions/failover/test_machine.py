@@ -69,7 +69,7 @@ from tests.regions.failover.driver import (
     release_epoch,
     restarted,
 )
-from tests.regions.failover.knowledge import announced_at
+from tests.regions.failover.facts_builder import announced_at
 
 
 def test_started_comes_first_and_once(follower: Driver) -> None:
@@ -515,11 +515,6 @@ def test_a_swap_of_another_agent_settles_an_unsettled_swap(leader_of_four: Drive
 # An agent after a restart: a swap of its previous run may still succeed.
 
 
-def read_of(driver: Driver) -> ReadRecord:
-    (found,) = (effect for effect in driver.effects if isinstance(effect, ReadRecord))
-    return found
-
-
 def test_a_restarted_leader_rewrites_the_record_before_it_changes_the_voters() -> None:
     driver = restarted(FOUR)
     driver.handle(RecordRead(ticket=driver.ticket(ReadRecord), revision=8, record=FOUR))
@@ -532,7 +527,7 @@ def test_a_restarted_leader_sets_its_quorum_only_after_a_linearizable_read() -> 
     # That record may be two changes of voters older than the one that the previous run requested.
     driver = restarted(FOUR)
     assert SetQuorum not in driver.kinds()
-    assert read_of(driver).linearizable
+    assert driver.requested(ReadRecord).linearizable
     newer = RecordSeen(revision=10, record=replace(FOUR, drained=(D,)))
     driver.handle(newer)
     assert SetQuorum not in driver.kinds()

@@ -74,7 +74,7 @@ from tests.regions.failover.driver import (
     release_epoch,
     restarted,
 )
-from tests.regions.failover.knowledge import announced_at, drained_to, prepares_until, restart_delayed_until
+from tests.regions.failover.facts_builder import announced_at, drained_to, prepares_until, restart_delayed_until
 
 # Reads of etcd.
 

@@ -59,7 +59,7 @@ from tests.regions.failover.driver import (
     prepare_successor,
     release_epoch,
 )
-from tests.regions.failover.knowledge import announced_at, drained_to, prepares_until, restart_delayed_until
+from tests.regions.failover.facts_builder import announced_at, drained_to, prepares_until, restart_delayed_until
 
 
 def serving(epoch: int, leader: RegionName = B) -> Leadership:

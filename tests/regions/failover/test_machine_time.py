@@ -61,7 +61,7 @@ from tests.regions.failover.driver import (
     prepare_successor,
     release_epoch,
 )
-from tests.regions.failover.knowledge import restart_delayed_until
+from tests.regions.failover.facts_builder import restart_delayed_until
 
 
 def suspect_leader(driver: Driver) -> None:

@@ -12,7 +12,7 @@ from regions.failover.handover import Announcing
 from regions.failover.settings import DEFAULTS, CellRegions
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from tests.regions.failover.knowledge import facts_of, with_facts
+from tests.regions.failover.facts_builder import facts_of, with_facts
 
 A, B, C, D, E = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east", "af-south"))
 RECORD = Leadership(

@@ -10,7 +10,7 @@ from regions.failover.settings import DEFAULTS, CellRegions
 from regions.failover.states import State, state_of
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from tests.regions.failover.knowledge import facts_of
+from tests.regions.failover.facts_builder import facts_of
 
 A, B, C, D = (RegionName(name) for name in ("us-east", "eu-west", "ap-south", "sa-east"))
 SERVING = Leadership(

@@ -1,4 +1,4 @@
-"""Builds ``Facts`` from flat names, so that a test names only what matters to it."""
+"""Build ``Facts`` from flat field names, so that a test lists only the fields that it depends on."""
 
 from dataclasses import fields
 from typing import Any
