@@ -73,7 +73,7 @@ def claim_due(facts: Facts, record: Leadership) -> tuple[float, str]:
         and facts.is_primary_of(record.epoch)
         and rules.is_epoch_over(facts.member.cancelled_wait_epoch, record.epoch)
     ):
-        return facts.record_since, f"a commit's wait was cut short in {facts.region}"
+        return facts.record_since, f"a quorum wait was cancelled in {facts.region}"
     return min(_by_suspicion(facts, record), _by_stall(facts, record))
 
 

@@ -21,15 +21,15 @@ def _of_writes(facts: Facts) -> Iterator[str]:
     if not epoch:
         return
     if not facts.is_primary_of(epoch):
-        yield f"writes are open under epoch {epoch}, and the member is no primary of it"
+        yield f"writes are accepted under epoch {epoch}, and the member is no primary of it"
     if record is None or record.epoch != epoch or not facts.leads:
-        yield f"writes are open under epoch {epoch}, and the record gives it to another"
+        yield f"writes are accepted under epoch {epoch}, and the record gives it to another"
     elif record.phase != "serving" and facts.member.fence is None:
-        yield f"writes are open under epoch {epoch}, and its fence row is on no quorum"
+        yield f"writes are accepted under epoch {epoch}, and its fence row is on no quorum"
     if facts.member.cancelled_wait_epoch == epoch:
-        yield f"writes are open under epoch {epoch}, and a wait under it was cut short"
+        yield f"writes are accepted under epoch {epoch}, and a quorum wait under it was cancelled"
     if facts.switchover is not None and handover.announcement(facts.switchover):
-        yield f"writes are open under epoch {epoch}, and it is being handed over"
+        yield f"writes are accepted under epoch {epoch}, and it is being handed over"
 
 
 def _of_promises(facts: Facts) -> Iterator[str]:
@@ -65,7 +65,7 @@ def _of_requests(facts: Facts) -> Iterator[str]:
         yield f"{type(effect).__name__} is asked for epoch {effect.epoch}, below the promise"
         return
     if isinstance(effect, PromoteLedger | InitialiseLedger) and promise.lineage < effect.epoch:
-        yield f"{type(effect).__name__} of epoch {effect.epoch}, and no lineage tells of it after a crash"
+        yield f"{type(effect).__name__} of epoch {effect.epoch}, and no lineage would show it after a crash"
     if isinstance(effect, PromoteLedger | WriteFence) and facts.region not in _leaders(facts):
         yield f"{type(effect).__name__} of epoch {effect.epoch} by a region that does not lead"
 

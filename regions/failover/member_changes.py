@@ -184,6 +184,6 @@ def release(turn: Turn, epoch: Epoch) -> None:
     found = rules.release_of(switchover.order, record, announced=announced, drained=drained)
     if found is None:
         return
-    turn.log("info", f"epoch {epoch}: given up at {found.lsn:X}; the next is {found.successor}'s")
+    turn.log("info", f"epoch {epoch}: released at {found.lsn:X}; {found.successor} leads the next epoch")
     hear_release(turn, found)
     turn.move_handover(RestartDelayed(until=turn.now + facts.settings.rest_s))

@@ -64,6 +64,6 @@ def note_majority(turn: Turn) -> None:
     facts.peers.in_minority = alone
     if record is not None and alone:
         heard, needed = ", ".join(steps.heard(facts, record)), rules.majority(record.voters)
-        turn.log("error", f"epoch {record.epoch}: hears only {heard}; nobody takes over until {needed} can agree")
+        turn.log("error", f"epoch {record.epoch}: hears only {heard}; no failover until {needed} voters are heard")
     else:
         turn.log("info", "hears a majority of the voters again")

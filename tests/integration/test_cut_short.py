@@ -134,7 +134,7 @@ def acknowledged(posting: "concurrent.futures.Future[httpx.Response]") -> bool:
 
 
 def cut_short_lines(stack: Stack, region: str, epoch: int) -> list[str]:
-    """What the agent of a region logged of commits whose wait was cut short under an epoch."""
+    """What the agent of a region logged of commits whose quorum wait was cancelled under an epoch."""
     log = open_layout(stack.data).log(region, "region_agent")
     told = [orjson.loads(line)["msg"] for line in log.read_bytes().split(b"\n")[:-1] if line.startswith(b"{")]
     return [line for line in told if f"epoch {epoch}: a commit's quorum wait was cancelled" in line]

@@ -298,7 +298,7 @@ def test_a_claim_is_due_at_the_earlier_of_silence_and_stall() -> None:
         (promoted(ledger=MemberState(kind="frozen")), 50.0, "PostgreSQL of us-east ended"),
         (recruiting(promise=Promise(epoch=3, lineage=3)), 52.5, "epoch 3 stays recruiting"),
         (facts(ledger=MemberState(kind="stopped")), NEVER, ""),
-        (leading(cancelled_wait_epoch=2), 50.0, "a commit's wait was cut short in us-east"),
+        (leading(cancelled_wait_epoch=2), 50.0, "a quorum wait was cancelled in us-east"),
         (leading(cancelled_wait_epoch=1), NEVER, ""),
         (leading(cancelled_wait_epoch=2, suspected=frozenset({B, C})), NEVER, ""),
         (facts(cancelled_wait_epoch=2), NEVER, ""),

@@ -60,7 +60,7 @@ FENCE = FenceWritten(ticket=1, fence_id=UUID(int=2), lsn=5, confirmed=True)
 SWITCH = Order(ticket=1, kind="switch", region=B)
 SERVES = replace(RECORD, phase="serving", fence_id=UUID(int=2))
 SERVING = {"serving_epoch": 2, "record": SERVES}
-OTHER_LEADER = "writes are open under epoch 2, and the record gives it to another"
+OTHER_LEADER = "writes are accepted under epoch 2, and the record gives it to another"
 TAKEN_BACK = "a promise is taken back"
 
 
@@ -75,33 +75,36 @@ def storing(promise: Promise) -> PendingPromise:
 @pytest.mark.parametrize(
     ("changes", "what"),
     [
-        ({"serving_epoch": 2}, "writes are open under epoch 2, and its fence row is on no quorum"),
+        ({"serving_epoch": 2}, "writes are accepted under epoch 2, and its fence row is on no quorum"),
         (
             {**SERVING, "ledger": MemberState(kind="stopped")},
-            "writes are open under epoch 2, and the member is no primary of it",
+            "writes are accepted under epoch 2, and the member is no primary of it",
         ),
         (
             {**SERVING, "ledger": MemberState(kind="primary", epoch=1)},
-            "writes are open under epoch 2, and the member is no primary of it",
+            "writes are accepted under epoch 2, and the member is no primary of it",
         ),
         ({**SERVING, "record": None}, OTHER_LEADER),
         ({**SERVING, "record": replace(SERVES, leader=B)}, OTHER_LEADER),
         ({**SERVING, "record": replace(SERVES, epoch=3)}, OTHER_LEADER),
-        ({**SERVING, "cancelled_wait_epoch": 2}, "writes are open under epoch 2, and a wait under it was cut short"),
+        (
+            {**SERVING, "cancelled_wait_epoch": 2},
+            "writes are accepted under epoch 2, and a quorum wait under it was cancelled",
+        ),
         (
             {**SERVING, "handover": Draining(order=SWITCH, revision=2)},
-            "writes are open under epoch 2, and it is being handed over",
+            "writes are accepted under epoch 2, and it is being handed over",
         ),
         ({"promise": Promise(epoch=1)}, "the member is primary of epoch 2, and epoch 1 is promised"),
         ({"working": promoting(1)}, "PromoteLedger is asked for epoch 1, below the promise"),
         ({"working": promoting(2), "promise": None}, "PromoteLedger is asked for epoch 2, below the promise"),
         (
             {"working": promoting(2), "promise": Promise(epoch=2, lineage=1)},
-            "PromoteLedger of epoch 2, and no lineage tells of it after a crash",
+            "PromoteLedger of epoch 2, and no lineage would show it after a crash",
         ),
         (
             {"working": pending(InitialiseLedger(ticket=0, epoch=2)), "promise": Promise(epoch=2, lineage=1)},
-            "InitialiseLedger of epoch 2, and no lineage tells of it after a crash",
+            "InitialiseLedger of epoch 2, and no lineage would show it after a crash",
         ),
         (
             {"working": promoting(2), "record": replace(RECORD, leader=B)},

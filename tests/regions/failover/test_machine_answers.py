@@ -669,7 +669,7 @@ def test_a_voter_logs_once_that_it_hears_no_majority_and_that_it_hears_one_again
     follower.handle(SuspicionChanged(region=A, suspected=True))
     assert not follower.logged("nobody takes over")
     follower.handle(SuspicionChanged(region=B, suspected=True))
-    assert follower.logged("hears only ap-south; nobody takes over until 2 can agree")
+    assert follower.logged("hears only ap-south; no failover until 2 voters are heard")
     assert follower.machine.facts.peers.in_minority
     follower.handle(Tick())
     assert follower.effects == []
@@ -748,7 +748,7 @@ def test_ledger_done_is_an_assertion_error_for_an_effect_with_its_own_answer(kin
 
 def test_an_old_leader_acts_by_the_next_epoch_at_once_after_its_release(leader: Driver) -> None:
     release_epoch(leader)
-    assert leader.logged("epoch 1: given up at 1F4; the next is eu-west's")
+    assert leader.logged("epoch 1: released at 1F4; eu-west leads the next epoch")
     facts = leader.machine.facts
     assert facts.record == HANDED_OVER
     assert facts.member.ledger == MemberState(kind="stopped")
