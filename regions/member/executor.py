@@ -61,15 +61,15 @@ creation is not urgent, and would take CPU time from the first writes."""
 TOUCH_S = 2.0
 """Interval at which a follower checks its connections to the other members."""
 
-STAND_BY_S_MAX = 10.0
+PREPARE_TO_LEAD_S_MAX = 10.0
 """A restartpoint of a standby takes seconds at most. The connections to the other members are checked only after it."""
 
-CLOSE_BYTES = 4 << 20
+STREAMING_LAG_BYTES_MAX = 4 << 20
 """A standby that lacks less WAL than this is about a second behind under full load."""
 
 DRAIN_POLL_S = 0.005
 
-DISK_LOOK_BEATS = 5
+DISK_CHECK_HEARTBEATS = 5
 """A leader's free disk space is checked with every fifth heartbeat; after a check that found none, with every one."""
 
 FULL_LOOKS = 3
@@ -149,14 +149,14 @@ class MemberExecutor:
         self._is_primary = False
         self._current: asyncio.Task[None] | None = None
         self._wanted: LedgerEffect | None = None
-        self._news = asyncio.Event()
+        self._effect_arrived = asyncio.Event()
         self._fence: _PendingCommit[FenceWritten] | None = None
-        self._passing: _PendingCommit[None] | None = None
+        self._quorum_commit: _PendingCommit[None] | None = None
         self._committing: asyncio.Task[None] | None = None
         self._gate: asyncio.Task[None] | None = None
         self._quiet_until = 0.0
-        self._full_looks = 0
-        self._beats = 0
+        self._full_disk_checks = 0
+        self._commit_reads = 0
         self._preparing: asyncio.Task[None] | None = None
         self._followers: tuple[RegionName, ...] = ()
         self._slots_for: tuple[RegionName, ...] | None = None
@@ -211,7 +211,7 @@ class MemberExecutor:
     def perform(self, effect: LedgerEffect) -> None:
         """Execute an effect in place of an unfinished earlier one. The answer is passed to ``on_event``."""
         self._wanted = effect
-        self._news.set()
+        self._effect_arrived.set()
 
     def read_commit(self) -> None:
         """Start a query for the newest LSN on a quorum, unless one is running; the answer is passed to ``on_event``."""
@@ -273,8 +273,8 @@ class MemberExecutor:
 
     async def _work(self) -> None:
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._effect_arrived.wait()
+            self._effect_arrived.clear()
             effect, self._wanted = self._wanted, None
             if effect is None:
                 continue
@@ -366,8 +366,10 @@ class MemberExecutor:
         if required:
             await self.member.set_quorum(quorum_names(standbys, required))
             if is_primary:
-                self._passing = _join_or_start(self._passing, (standbys, required), ledger.commit_under_quorum)
-                await self._passing.result()
+                self._quorum_commit = _join_or_start(
+                    self._quorum_commit, (standbys, required), ledger.commit_under_quorum
+                )
+                await self._quorum_commit.result()
         self.quorum = (standbys, required)
         self._is_primary = is_primary
 
@@ -456,12 +458,12 @@ class MemberExecutor:
             await process.wait()
             seen = process
             # After `Member.stop` the process is not the member's any more.
-            if process is self.member.process and not self._is_moving():
+            if process is self.member.process and not self._may_stop_postmaster():
                 _log.warning("ledger: PostgreSQL (pid %d) ended", process.pid)
                 self._stop_leading()
                 self._context.on_event(LedgerEnded())
 
-    def _is_moving(self) -> bool:
+    def _may_stop_postmaster(self) -> bool:
         """Return whether the current effect may stop the postmaster; that effect reports an unexpected end itself."""
         moves = ("FreezeLedger", "FollowLedger", "RewindLedger", "CopyLedger", "StopLedger")
         return self._current is not None and not self._current.done() and self._current.get_name() in moves
@@ -480,7 +482,7 @@ class MemberExecutor:
             except MemberError as error:
                 _log.debug("ledger: the standbys could not be read: %s", error)
                 continue
-            close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < CLOSE_BYTES}
+            close = {one.region for one in standbys if one.streaming and one.flush_lag_bytes < STREAMING_LAG_BYTES_MAX}
             self._context.on_event(StandbysStreaming(regions=frozenset(close)))
 
     async def _keep_slots(self, followers: tuple[RegionName, ...]) -> None:
@@ -522,7 +524,7 @@ class MemberExecutor:
         if not required or busy or self.quorum is not None:
             return
         try:
-            async with asyncio.timeout(STAND_BY_S_MAX):
+            async with asyncio.timeout(PREPARE_TO_LEAD_S_MAX):
                 await self.member.prepare_to_lead(quorum_names(standbys, required), standbys)
         except (MemberError, TimeoutError) as error:
             _log.debug("ledger: the quorum for its own leadership is not in force: %s", error)
@@ -532,14 +534,14 @@ class MemberExecutor:
         if quorum is None:
             return
         standbys, required = quorum
-        if self._full_looks or self._beats % DISK_LOOK_BEATS == 0:
+        if self._full_disk_checks or self._commit_reads % DISK_CHECK_HEARTBEATS == 0:
             full = await asyncio.to_thread(self.member.disk_is_full)
-            self._full_looks = self._full_looks + 1 if full else 0
-        self._beats += 1
-        if self._full_looks >= FULL_LOOKS and required and self.quorum == quorum:
+            self._full_disk_checks = self._full_disk_checks + 1 if full else 0
+        self._commit_reads += 1
+        if self._full_disk_checks >= FULL_LOOKS and required and self.quorum == quorum:
             # It would lead forever without accepting writes: heartbeats fit into WAL segments that exist already.
             _log.error("ledger: PostgreSQL is terminated, so that another region takes over: %s", DISK_FULL)
-            self._full_looks = 0
+            self._full_disk_checks = 0
             self.member.crash()
             return
         try:
@@ -552,7 +554,7 @@ class MemberExecutor:
 
     async def _abandon(self) -> None:
         """Cancel what is unfinished when the agent ends; PostgreSQL keeps running as it is."""
-        commits = [one.task for one in (self._fence, self._passing) if one is not None]
+        commits = [one.task for one in (self._fence, self._quorum_commit) if one is not None]
         tasks = [self._current, self._committing, self._gate, self._preparing, *commits]
         left = [task for task in tasks if task is not None and not task.done()]
         for task in left:

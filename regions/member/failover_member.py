@@ -87,7 +87,7 @@ class FailoverMember(Member):
         super().__init__(settings)
         self.proxy = ReplicationProxy(settings)
         self._others: dict[Address, Ledger] = {}
-        self._lacking_since = 0.0
+        self._incomplete_since = 0.0
         self._keeps_wal: tuple[ProcessIdentity | None, tuple[RegionName, ...]] = (None, ())
 
     async def keep_connections(self, others: Collection[Address]) -> None:
@@ -256,8 +256,8 @@ class FailoverMember(Member):
     async def _receive_from(self, leader: Address) -> None:
         timeline, history, caught_up = await self._compare(leader)
         # The first one flushes a file while the second one waits for an answer.
-        await asyncio.gather(self._install_history(timeline, history), self._keep_wal_for_nobody())
-        self._synchronous_standby_names, self._follows, self._by_proxy = (
+        await asyncio.gather(self._install_history(timeline, history), self._drop_own_slots())
+        self._synchronous_standby_names, self._follows, self._proxied = (
             "",
             leader,
             self.proxy.open(leader, timeline, timeline_ended=caught_up),
@@ -271,7 +271,7 @@ class FailoverMember(Member):
         except TimeoutError:
             raise MemberFailed(f"no WAL streams from {leader} after {FOLLOW_S_MAX:.0f} s") from None
 
-    async def _keep_wal_for_nobody(self) -> None:
+    async def _drop_own_slots(self) -> None:
         self._keeps_wal = (None, ())
         await self.ledger.run("drop_own_slots")
 
@@ -292,9 +292,9 @@ class FailoverMember(Member):
         if self.running and self._follows != leader:
             await self.stop()
         if not self.running:
-            self._synchronous_standby_names, self._follows, self._by_proxy = "", leader, self.proxy.open(leader, 0)
+            self._synchronous_standby_names, self._follows, self._proxied = "", leader, self.proxy.open(leader, 0)
             self._write("standby.signal", "")
-            self._lacking_since = asyncio.get_running_loop().time()
+            self._incomplete_since = asyncio.get_running_loop().time()
             try:
                 await self._start("standby", epoch)
             except MemberFailed as error:
@@ -317,9 +317,9 @@ class FailoverMember(Member):
         try:
             await self._other(leader).one("is_in_recovery")
         except MemberFailed:
-            self._lacking_since = now
+            self._incomplete_since = now
             raise
-        if now - self._lacking_since > WHOLE_S_MAX:
+        if now - self._incomplete_since > WHOLE_S_MAX:
             await self.stop()
             raise Diverged("its leader does not have the WAL that it lacks since its rewind")
 
@@ -333,7 +333,7 @@ class FailoverMember(Member):
         """
         data = self.settings.data
         copy, old = data.with_name(data.name + ".copy"), data.with_name(data.name + ".old")
-        await _removed(copy)
+        await _remove(copy)
         await self._until_ready(leader)
         await self._backup(leader, copy)
         write_durably(copy / "standby.signal", "", self.settings.account)
@@ -341,7 +341,7 @@ class FailoverMember(Member):
         await self.end_leftovers()
         # A crash between here and the end leaves the data marked as incomplete, and the copy is repeated.
         record.begin_building(self.settings.state, "copy")
-        await _removed(old)
+        await _remove(old)
         try:
             if data.exists():
                 data.rename(old)
@@ -352,7 +352,7 @@ class FailoverMember(Member):
             raise MemberFailed(f"{data} cannot be replaced: {error.strerror}") from error
         self._synchronous_standby_names, self._follows = "", None
         self._end()
-        await _removed(old)
+        await _remove(old)
 
     async def _backup(self, leader: Address, into: Path) -> None:
         """Take a base backup into a new folder, which is removed if the backup fails."""
@@ -365,7 +365,7 @@ class FailoverMember(Member):
             # region's slot retains the WAL that is written after the end of the copy.
             await self._back_up(leader, into)
         except BaseException:
-            await _removed(into)
+            await _remove(into)
             raise
 
     async def rewind(self, leader: Address) -> None:
@@ -391,7 +391,7 @@ class FailoverMember(Member):
             password=self.settings.superuser_password,
         )
         record.note_rewound(self.settings.state, str(leader))
-        self._synchronous_standby_names, self._follows, self._by_proxy = "", leader, False
+        self._synchronous_standby_names, self._follows, self._proxied = "", leader, False
         self._write("standby.signal", "")
         self._end()
 
@@ -516,7 +516,7 @@ class FailoverMember(Member):
         await asyncio.sleep(looked - asyncio.get_running_loop().time())
 
 
-async def _removed(folder: Path) -> None:
+async def _remove(folder: Path) -> None:
     """Remove a folder; a cancelled caller waits until the thread has ended, because a thread cannot be cancelled."""
     removing = asyncio.ensure_future(asyncio.to_thread(shutil.rmtree, folder, ignore_errors=True))
     try:

@@ -25,7 +25,7 @@ CONNECT_S = 3.0
 QUERY_S = 5.0
 """Time limit of statements that do not wait for a quorum: as long as a client waits for a write."""
 
-SPARES = 2
+SPARE_CONNECTIONS = 2
 """Idle connections to the ledger database, for a freeze and then a fence row, or for the write gate."""
 
 SETTING_POLL_S = 0.01
@@ -145,7 +145,7 @@ class Ledger:
         Raises:
             MemberFailed: The member refuses the connection or does not answer.
         """
-        await _closed(await self._connect("postgres"))
+        await _close_connection(await self._connect("postgres"))
 
     async def prepare_roles(self, *, replication_password: str, writer_password: str) -> None:
         """Create the roles and the ledger database if they are missing.
@@ -299,7 +299,7 @@ class Ledger:
         Raises:
             MemberFailed: The connection broke, and the lock was released with it.
         """
-        connection = await self._connected(DATABASE)
+        connection = await self._take_connection(DATABASE)
         try:
             await connection.fetch(_sql("hold_gate"))
             closed.set()
@@ -416,7 +416,7 @@ class Ledger:
             MemberFailed: It does not answer, or has no ledger database yet.
         """
         self._spares = [one for one in self._spares if not one.is_closed()]
-        while len(self._spares) < SPARES:
+        while len(self._spares) < SPARE_CONNECTIONS:
             self._spares.append(await self._connect(DATABASE))
 
     async def close(self) -> None:
@@ -447,7 +447,7 @@ class Ledger:
         If asyncpg is cancelled, it cancels the statement on the server, and a cancelled COMMIT becomes visible without
         a quorum (rule 7). After the connection is cut, the server keeps waiting for the quorum.
         """
-        connection = await self._connected(database)
+        connection = await self._take_connection(database)
         task = asyncio.ensure_future(work(connection))
         try:
             return await asyncio.shield(task)
@@ -455,14 +455,14 @@ class Ledger:
             raise _failure(error) from error
         finally:
             if task.done():
-                await _closed(connection)
+                await _close_connection(connection)
             else:
                 connection.terminate()
                 await asyncio.wait([task])
                 if not task.cancelled():
                     task.exception()
 
-    async def _connected(self, database: str) -> asyncpg.Connection:
+    async def _take_connection(self, database: str) -> asyncpg.Connection:
         """Return a connection for the caller alone, a spare one if there is one."""
         while database == DATABASE and self._spares:
             spare = self._spares.pop()
@@ -496,7 +496,7 @@ def _sql(name: str) -> str:
     return resources.files("regions.member").joinpath("sql", f"{name}.sql").read_text()
 
 
-async def _closed(connection: asyncpg.Connection) -> None:
+async def _close_connection(connection: asyncpg.Connection) -> None:
     """Close a connection that may be broken already."""
     try:
         await connection.close(timeout=1)

@@ -180,5 +180,5 @@ def last_line(log: Path) -> str:
         lines = [line for line in log.read_text(errors="replace").splitlines()[-20:] if line.strip()]
     except OSError:
         return f"{log} cannot be read"
-    telling = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
-    return (telling or lines or ["its log is empty"])[-1].strip()
+    errors = [line for line in lines if any(word in line for word in ("FATAL", "PANIC", "error:"))]
+    return (errors or lines or ["its log is empty"])[-1].strip()

@@ -81,7 +81,7 @@ class Member:
         self._prepared_names = ""
         self._verified: tuple[ProcessIdentity | None, str] = (None, "")
         self._follows: Address | None = None
-        self._by_proxy = False
+        self._proxied = False
         self._written: dict[str, str] = {}
 
     @property
@@ -253,7 +253,7 @@ class Member:
         process = self.process
         if process is None or not process.alive:
             return
-        await _ended(process, at_once=at_once)
+        await _end_process(process, at_once=at_once)
         if self.process is process:
             self.process = None
 
@@ -275,7 +275,7 @@ class Member:
         known = (
             one for one in candidates if follow_conninfo(self.settings, one[0], proxied=one[1]) == primary_conninfo
         )
-        self._follows, self._by_proxy = next(known, (None, False))
+        self._follows, self._proxied = next(known, (None, False))
         self._synchronous_standby_names, self._prepared_names = ("", names) if primary_conninfo else (names, "")
 
     def detach(self) -> None:
@@ -330,7 +330,7 @@ class Member:
         try:
             settings.data.mkdir(parents=True, exist_ok=True)
             await self.end_leftovers()
-            await _emptied(settings.data)
+            await _empty_folder(settings.data)
             self._make_private(settings.data)
         except OSError as error:
             raise MemberUnusable(f"{settings.data} cannot be written: {error.strerror}") from error
@@ -351,7 +351,7 @@ class Member:
             if process is not None and not await process.ended_within(LEFTOVER_S):
                 process.send(signal.SIGKILL)
                 await process.wait()
-        await self._reaped()
+        await self._wait_until_reaped()
 
     async def _back_up(self, leader: Address, into: Path, *options: str) -> None:
         """Run pg_basebackup from ``leader`` into an empty folder.
@@ -377,7 +377,7 @@ class Member:
             os.chown(folder, self.settings.account.uid, self.settings.account.gid)
         folder.chmod(0o700)
 
-    async def _reaped(self) -> None:
+    async def _wait_until_reaped(self) -> None:
         """Wait until init has reaped a dead postmaster, because PostgreSQL takes a zombie for a running postmaster."""
         for _ in range(int(LEFTOVER_S / READY_POLL_S)):
             pid = self._locked_by()
@@ -466,7 +466,7 @@ class Member:
         # Rule 4: it is not visible when the startup process has read an empty connection string. Without a password, a
         # receiver that it starts before that cannot log in; a receiver that has logged in is a visible process.
         self._configure(PASSFILE, "" if follows is None else passfile(self.settings))
-        text = configuration(self.settings, synchronous_standby_names=names, follows=follows, proxied=self._by_proxy)
+        text = configuration(self.settings, synchronous_standby_names=names, follows=follows, proxied=self._proxied)
         self._configure(CONFIGURATION, text)
 
     @property
@@ -487,7 +487,7 @@ class Member:
             raise MemberFailed(f"{self.settings.data / name} cannot be written: {error.strerror}") from error
 
 
-async def _ended(process: WatchedProcess, *, at_once: bool) -> None:
+async def _end_process(process: WatchedProcess, *, at_once: bool) -> None:
     ways = ((signal.SIGINT, FAST_STOP_S), (signal.SIGQUIT, IMMEDIATE_STOP_S))
     for number, seconds in ways[1:] if at_once else ways:
         process.send(number)
@@ -499,7 +499,7 @@ async def _ended(process: WatchedProcess, *, at_once: bool) -> None:
     await process.wait()
 
 
-async def _emptied(folder: Path) -> None:
+async def _empty_folder(folder: Path) -> None:
     """Empty a folder; a cancelled caller waits until the thread has ended.
 
     A thread cannot be cancelled, and would remove files that the next attempt has created.
