@@ -204,9 +204,9 @@ async def test_a_first_start_serves_under_a_quorum_and_logs_few_lines(
     assert roles == {EAST: "leader", WEST: "follower", SOUTH: "follower", "view-only": "view"}
     routes = agents.deployment.root / "view-only" / "xds" / "rds" / "routes.json"
     await until(lambda: "write_api_us-east" in routes.read_text())
-    story = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
+    messages = [record.getMessage() for record in caplog.records if record.levelno >= logging.INFO]
     assert not [record for record in caplog.records if record.levelno >= logging.ERROR]
-    assert len(story) < 45
+    assert len(messages) < 45
 
     await agents.stop(WEST, SOUTH)
     waiting = asyncio.create_task(insert(agents.deployment, EAST, 1))
@@ -224,10 +224,10 @@ async def test_agents_with_full_disks_report_it_and_one_leads_when_there_is_spac
     voters = [agents.running[region].agent for region in REGIONS]
     monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
 
-    async def all_say() -> bool:
+    async def all_report() -> bool:
         return all(one.refusal == supervision.DISK_FULL and one.switcher.serving_epoch == 0 for one in voters)
 
-    await until(all_say, 30)
+    await until(all_report, 30)
     monkeypatch.undo()
 
     async def one_leads() -> bool:
