@@ -1,4 +1,4 @@
-"""Composition root of the region agent: reads the settings, runs the region's parts, and stops its ledger member.
+"""Runs the region agent: reads the settings, composes the region's parts, and stops the ledger member at a signal.
 
 A signal means that the region is being stopped, so the ledger member stops too, within the 10 s that a supervisor
 allows. If the agent is killed, the member keeps running and the next agent adopts it.
@@ -44,7 +44,7 @@ async def prepare_ledger(url: str) -> None:
 
 
 async def run(settings: AgentSettings, topology: Topology, member: MemberSettings | None) -> None:
-    """Run the region until cancelled, then stop its member."""
+    """Run the region until the task is cancelled, then stop the region's member."""
     internal = bind(settings.internal_listen)
     endpoints = etcd_endpoints(topology)
     password = settings.etcd_password.get_secret_value()

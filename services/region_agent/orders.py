@@ -25,7 +25,7 @@ _log = logging.getLogger(__name__)
 
 
 class OrderHandler:
-    """Handles the requests that carry orders."""
+    """Handles requests with operators' orders."""
 
     def __init__(self, agent: RegionAgent, secret: str) -> None:
         self._agent = agent
@@ -34,7 +34,8 @@ class OrderHandler:
     async def answer(self, authorization: bytes, body: bytes) -> tuple[int, dict[str, object]]:
         """Execute an order; return the status and the JSON of the response.
 
-        200: done, or done before. 400: not a valid order. 401: wrong secret. 409: refused; ``detail`` is the reason.
+        200: the order is executed, now or earlier. 400: the order is invalid. 401: the secret is wrong. 409: the core
+        refuses the order; ``detail`` is the reason.
         """
         if not hmac.compare_digest(authorization, self._authorization):
             return HTTPStatus.UNAUTHORIZED, {"detail": "The secret of the agents is missing or wrong."}

@@ -18,7 +18,7 @@ BODY_BYTES_MAX: Final = 256
 EPOCH_MAX: Final = 2**63 - 1
 
 CURRENT_S_MAX: Final = 0.9
-"""Several round trips to etcd's leader, and less than the second after which the client stops waiting."""
+"""Enough for several round trips to etcd's leader, and less than the client's time limit of one second."""
 
 _CUT_SHORT: Final = Counter(
     "palaver_agent_waits_cut_short_total", "Reports of commits that returned before their quorum"
@@ -37,9 +37,10 @@ class ReportHandler:
         self._authorization = f"Bearer {secret}".encode()
 
     async def cut_short(self, authorization: bytes, body: bytes) -> Answer:
-        """Take the report `{"epoch": n}`: a commit in this epoch returned before its quorum (rule 7). Idempotent.
+        """Accept the report `{"epoch": n}`: a commit in this epoch returned before its quorum (rule 7). Idempotent.
 
-        200: the core has the report. 400: not a valid report. 401: wrong secret. 503: the core does not run; repeat it.
+        200: the core has the report. 400: the report is invalid. 401: the secret is wrong. 503: the core does not run
+        yet; the client repeats the report.
         """
         if not self._is_known(authorization):
             return _UNAUTHORIZED
@@ -54,9 +55,9 @@ class ReportHandler:
         return HTTPStatus.OK, {"heard": True}
 
     async def current(self, authorization: bytes, body: bytes) -> Answer:
-        """Return whether this region leads and accepts writes, by a read of etcd that begins now (rule 10).
+        """Return whether this region leads and accepts writes, verified by a read of etcd that begins now (rule 10).
 
-        200: `{"current": …}`, also false if etcd does not answer in time. 401: wrong secret.
+        200: `{"current": …}`, also false if etcd does not answer in time. 401: the secret is wrong.
         """
         del body
         if not self._is_known(authorization):

@@ -24,7 +24,7 @@ _LEDGER = (
 
 
 class WrongSettings(Exception):
-    """Settings that contradict the topology or this machine; the message is one line."""
+    """The settings contradict the topology or this machine; the message is one line."""
 
 
 class AgentSettings(ProcessSettings):

@@ -16,7 +16,7 @@ from regions.position import Position, encode_token
 
 _STEP_SECONDS = Histogram(
     "palaver_failover_step_seconds",
-    "Duration of a step of a change of leadership: an effect on the member, or a phase of an epoch led here.",
+    "Duration of a failover step: an effect on the member, or a phase of an epoch that this region leads.",
     ["step"],
     buckets=(0.01, 0.025, 0.05, 0.1, 0.2, 0.4, 0.8, 1.6, 3.2, 6.4, 30, 300),
 )
@@ -36,7 +36,7 @@ def observe_step(step: str, took_ms: float) -> None:
 
 
 def missing(agent: RegionAgent) -> list[str]:
-    """Return why the region is not ready, one sentence for each reason."""
+    """Return the reasons why the region is not ready, one sentence each."""
     current = agent.view.current
     if current is None:
         return ["no leadership record was received from etcd yet"]
@@ -211,13 +211,15 @@ class AgentCollector(Collector):
             "palaver_wal_line_refusals", "WAL receivers that requested a timeline which the leader left.", value=refused
         )
         flush = GaugeMetricFamily(
-            "palaver_standby_flush_lag_bytes", "WAL a standby has not flushed.", labels=["standby"]
+            "palaver_standby_flush_lag_bytes", "Bytes of WAL that a standby has not flushed.", labels=["standby"]
         )
         replay = GaugeMetricFamily(
-            "palaver_standby_replay_lag_bytes", "WAL a standby has not replayed.", labels=["standby"]
+            "palaver_standby_replay_lag_bytes", "Bytes of WAL that a standby has not replayed.", labels=["standby"]
         )
         seconds = GaugeMetricFamily(
-            "palaver_standby_flush_lag_seconds", "Time until a standby reported a flush.", labels=["standby"]
+            "palaver_standby_flush_lag_seconds",
+            "Time until a standby reports that it has flushed WAL.",
+            labels=["standby"],
         )
         quorum = GaugeMetricFamily("palaver_standby_quorum", "Whether commits wait for a standby.", labels=["standby"])
         for standby in observed.standbys:
@@ -225,7 +227,9 @@ class AgentCollector(Collector):
             replay.add_metric([standby.region], standby.replay_lag_bytes)
             seconds.add_metric([standby.region], standby.flush_lag_s)
             quorum.add_metric([standby.region], float(standby.sync_state in _QUORUM_STATES))
-        retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL that a slot retains.", labels=["slot"])
+        retained = GaugeMetricFamily(
+            "palaver_slot_retained_bytes", "Bytes of WAL that a slot retains.", labels=["slot"]
+        )
         lost = GaugeMetricFamily("palaver_slot_lost", "Whether a slot was lost.", labels=["slot"])
         for slot in observed.slots:
             retained.add_metric([slot.name], slot.retained_bytes)

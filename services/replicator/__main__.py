@@ -1,7 +1,7 @@
-"""The process `python -m services.replicator`: settings, tasks, signals.
+"""Runs the process `python -m services.replicator`: reads the settings, runs the tasks, and stops at a signal.
 
-Decides the order in which tasks start and stop. A task that fails ends the process, and the supervisor starts it
-again: the view's checkpoint is the only state that a new process needs.
+Decides the order in which tasks start and stop. A task that fails ends the process, and the supervisor restarts it. The
+view's checkpoint is the only state that a new process needs.
 """
 
 import asyncio
@@ -42,13 +42,16 @@ PROCESS: Final = "replicator"
 EXIT_USAGE: Final = 2
 
 MIGRATION_PAUSE_S: Final = 1.0
-"""Between two attempts while the view is not there yet."""
+"""Seconds between two attempts to migrate the view."""
 
 INDEX_PAUSE_S: Final = 5.0
-"""Between two attempts to build indexes: nothing waits for them, and one that failed may have read a whole table."""
+"""Seconds between two attempts to build indexes. No task waits for them.
+
+The pause is long because an attempt that fails may have read a whole table.
+"""
 
 STREAM_STOP_S: Final = 1
-"""Streams end at once when they are told to; this is for one whose subscriber does not read."""
+"""`ChangeServer.close` ends streams at once; this bounds a stream whose subscriber does not read."""
 
 _log = logging.getLogger("palaver.replicator")
 
@@ -60,13 +63,13 @@ def main() -> int:
         topology = load_topology(settings.topology)
         listeners = [bind(settings.internal_listen), bind(settings.changes_listen)]
     except (InvalidSettings, InvalidTopology, ListenFailed) as error:
-        print(f"replicator: {error}", file=sys.stderr)  # noqa: T201 - the one line before there is a log
+        print(f"replicator: {error}", file=sys.stderr)  # noqa: T201 - the log is not configured yet
         return EXIT_USAGE
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
     settle_collector()
     try:
         uvloop.run(run(settings, topology, *listeners))
-    except Exception:  # noqa: BLE001 - the last place where a failure can be told
+    except Exception:  # noqa: BLE001 - last chance to log a failure
         _log.exception("the replicator ends")
         return 1
     return 0
@@ -143,7 +146,7 @@ def _build(
 
 
 async def _apply(parts: Parts, view_url: str) -> None:
-    """Bring the view to this version's schema, then apply for ever."""
+    """Migrate the view to the schema of this version, then apply changes until cancelled."""
     while not parts.migrated:
         try:
             await _migrate(view_url)
@@ -157,7 +160,7 @@ async def _apply(parts: Parts, view_url: str) -> None:
 
 
 async def _build_indexes(parts: Parts, view_url: str) -> None:
-    """Bring the view's indexes to this version's while changes are applied."""
+    """Build the indexes of this version on the view while changes are applied."""
     while not parts.indexed:
         try:
             await build_indexes(view_url)
@@ -168,7 +171,7 @@ async def _build_indexes(parts: Parts, view_url: str) -> None:
 
 
 async def _migrate(view_url: str) -> None:
-    """Migrate in a thread that the end of the process does not wait for: a lock may take longer."""
+    """Migrate in a daemon thread, so that the process can end while the migration waits for a lock."""
     loop = asyncio.get_running_loop()
     done: asyncio.Future[None] = loop.create_future()
 
@@ -184,7 +187,7 @@ async def _migrate(view_url: str) -> None:
         error: Exception | None = None
         try:
             view.migrate(view_url)
-        except Exception as failure:  # noqa: BLE001 - it is raised where it is awaited
+        except Exception as failure:  # noqa: BLE001 - raised again at the await
             error = failure
         if not loop.is_closed():
             loop.call_soon_threadsafe(settle, error)

@@ -5,8 +5,9 @@ queues its input and works in its own task. **A subscriber that receives a posit
 to it, or a new generation. After an outage of Redis a new generation begins, so no stale page is served.**
 
 Apply may lose the list of threads that a committed batch changed: the reply of the view does not arrive, or the process
-ends before `note`. Apply therefore calls `void` each time it reads its checkpoint, and nothing is announced until a new
-generation has voided all pages. Apply reads the checkpoint under its lock, so no other process commits in between.
+ends before `note`. Apply therefore calls `void` each time it reads its checkpoint, and the invalidator publishes
+nothing until a new generation has voided all pages. Apply reads the checkpoint under its lock, so no other process
+commits in between.
 """
 
 import asyncio
@@ -28,23 +29,23 @@ from services.view.cancellation import raise_if_cancelled
 from sync.apply import Applied
 
 PENDING_THREADS_MAX: Final = 10_000
-"""Above this a new generation is cheaper than naming the threads: about 20 script calls."""
+"""Above this a new generation is cheaper than the invalidation of each thread, which takes about 20 script calls."""
 
 TIMEOUT_S: Final = 1.0
-"""A Redis on the same machine answers in well below a millisecond; one that is frozen never does."""
+"""Redis on the same machine answers in well below a millisecond; a frozen Redis does not answer."""
 
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
-"""Readers bypass what they keep while Redis is away, so being back soon matters more than few attempts."""
+"""Readers do not use their caches while Redis is unreachable, so a fast reconnect matters more than few attempts."""
 
 GENERATION_BITS: Final = 48
-"""Where a Redis without a generation begins: two such beginnings are never near each other."""
+"""Bits of the random start number if Redis has no generation; two start numbers are practically never close."""
 
 _log = logging.getLogger(__name__)
 
 
 class _Client(Protocol):
-    """What is used of redis-py's client: its own annotations leave most arguments unknown."""
+    """The used part of redis-py's client, whose annotations leave most arguments unknown."""
 
     async def script_load(self, script: str) -> str: ...
     async def evalsha(self, script: str, keys: int, *arguments: str | bytes | int) -> object: ...
@@ -52,16 +53,16 @@ class _Client(Protocol):
 
 
 class CacheInvalidator:
-    """Takes notes from apply and passes them on.
+    """Queues invalidations from apply, and sends them to Redis.
 
     Attributes:
-        invalidations: Threads that were invalidated by name, for metrics.
-        flushes: Generations that were begun, for metrics.
-        trouble: Why Redis cannot be reached, one sentence; None while it can.
+        invalidations: Number of threads that were invalidated individually, for metrics.
+        flushes: Number of generations that this process began, for metrics.
+        trouble: The reason why Redis cannot be reached, one sentence; None while it can.
     """
 
     def __init__(self, *, cell: CellId, redis_url: str) -> None:
-        """Prepare; nothing is connected before `run`."""
+        """Prepare; `run` connects to Redis."""
         self._cell: CellId = cell
         self._redis_url = redis_url
         self._pending: dict[tuple[UUID, str], int] = {}
@@ -73,13 +74,13 @@ class CacheInvalidator:
         self.trouble: str | None = "the cache was not reached yet"
 
     def void(self, position: Position, fresh_at_us: int) -> None:
-        """Apply begins at this checkpoint: everything kept is void before anything more is announced."""
+        """Void all cached pages before the next announcement, because apply begins at this checkpoint."""
         self._word = self._word_of(position, fresh_at_us)
         self._flush_next()
         self._noted.set()
 
     def note(self, applied: Applied[Invalidation]) -> None:
-        """Take note of a committed batch; returns at once."""
+        """Queue the invalidations of a committed batch; returns at once."""
         self._word = self._word_of(applied.position, applied.fresh_at_us)
         if not self._must_flush:
             for one in applied.effects:
@@ -89,7 +90,7 @@ class CacheInvalidator:
         self._noted.set()
 
     async def run(self) -> None:
-        """Pass on what was noted, for ever."""
+        """Send queued invalidations and positions to Redis until cancelled."""
         backoff_s = BACKOFF_MIN_S
         while True:
             client = _connect(self._redis_url)
@@ -99,7 +100,7 @@ class CacheInvalidator:
                 if self.trouble is None:
                     backoff_s = BACKOFF_MIN_S
                 self.trouble = str(error) or type(error).__name__
-                _log.warning("the page cache cannot be told: %s", self.trouble)
+                _log.warning("the page cache cannot be invalidated: %s", self.trouble)
             finally:
                 await client.aclose()
             raise_if_cancelled()
@@ -113,10 +114,10 @@ class CacheInvalidator:
         while True:
             raise_if_cancelled()
             self._noted.clear()
-            # Again, when apply began again meanwhile: what it lost may have been committed after this generation.
+            # Repeat if apply has begun again meanwhile: a batch that it lost may be newer than this generation.
             while self._must_flush:
                 self._must_flush = False
-                # A key that was lost must not lead back to a generation whose pages are still there.
+                # If Redis lost the key, the new number must not be that of a generation whose pages Redis still has.
                 first = secrets.randbits(GENERATION_BITS)
                 await client.evalsha(begin, 1, cache.GENERATION_KEY, first, cache.CHANNEL)
                 self.flushes += 1
@@ -127,9 +128,9 @@ class CacheInvalidator:
                     await self._noted.wait()
 
     async def _tell(self, client: _Client, script: str) -> None:
-        """Tell what was noted, then the position; without news the position alone is the heartbeat.
+        """Publish the queued invalidations, then the position; without invalidations the position is the heartbeat.
 
-        One script after the other: a position is published only when Redis took every invalidation before it.
+        Runs one script after the other, so that Redis publishes a position only after every invalidation before it.
         """
         moved = [Invalidation(site=site, key=key, version=version) for (site, key), version in self._pending.items()]
         word = self._word

@@ -1,6 +1,6 @@
 """Exports the metrics of the replicator to Prometheus; reads its parts at each scrape.
 
-Decides names and labels. The parts count for themselves, as plain integers.
+Decides names and labels. The parts hold their own counters, as plain integers.
 """
 
 from collections.abc import Iterator
@@ -13,7 +13,7 @@ from prometheus_client.registry import Collector
 from services.replicator.parts import Parts
 
 BATCH_BOUNDS: Final = (1, 2, 5, 10, 20, 50, 100, 200, 500, 1000)
-"""Transactions of one batch; the largest is what the channel gives at once."""
+"""Bounds of the histogram, in transactions per batch; the largest is the maximum that the channel returns at once."""
 
 
 class BatchSizes:
@@ -31,7 +31,7 @@ class BatchSizes:
 
     def family(self) -> HistogramMetricFamily:
         """Return the metric."""
-        family = HistogramMetricFamily("palaver_apply_batch_transactions", "Transactions applied at once.")
+        family = HistogramMetricFamily("palaver_apply_batch_transactions", "Transactions applied in one batch.")
         total, buckets = 0, list[tuple[str, float]]()
         for bound, count in zip((*map(str, BATCH_BOUNDS), "+Inf"), self._counts, strict=True):
             total += count
@@ -41,7 +41,7 @@ class BatchSizes:
 
 
 class ReplicatorMetrics(Collector):
-    """All metrics of this process but those of HTTP."""
+    """All metrics of this process except those of HTTP."""
 
     def __init__(self, parts: Parts, batches: BatchSizes) -> None:
         self._parts = parts
@@ -53,31 +53,35 @@ class ReplicatorMetrics(Collector):
         apply, channel, cache = parts.applier.counts, parts.channel, parts.invalidator
         leadership = parts.leaders.current
         yield _gauge("palaver_epoch", "Epoch of the latest leadership.", leadership.epoch if leadership else 0)
-        yield _gauge("palaver_apply_lag_ms", "How far the view is behind, as far as known.", parts.lag_ms())
+        yield _gauge("palaver_apply_lag_ms", "Known lag of the view, in milliseconds.", parts.lag_ms())
         yield _gauge("palaver_stream_connected", "Whether a change stream is open.", parts.meter.connected)
         yield _counter("palaver_apply_transactions", "Transactions applied.", apply.transactions)
         yield _counter("palaver_apply_changes", "Row changes applied.", apply.changes)
-        yield _counter("palaver_apply_dropped", "Redelivered transactions dropped.", apply.dropped)
-        yield _counter("palaver_apply_restarts", "Times apply began again.", apply.restarts)
-        yield _counter("palaver_apply_dead_letters", "Changes the view refused.", apply.dead_letters)
+        yield _counter("palaver_apply_dropped", "Redelivered transactions that apply dropped.", apply.dropped)
+        yield _counter("palaver_apply_restarts", "Restarts of apply.", apply.restarts)
+        yield _counter("palaver_apply_dead_letters", "Changes that the view rejected.", apply.dead_letters)
         yield _gauge("palaver_dead_letters", "Changes in the dead letter table.", parts.applier.dead_letters)
         yield _gauge("palaver_view_indexed", "Whether the view has this version's indexes.", parts.indexed)
         yield self._batches.family()
         yield _counter("palaver_stream_bytes", "Bytes of change streams received.", channel.bytes_received)
         yield _counter("palaver_stream_reconnects", "Change streams that ended.", channel.reconnects)
-        yield _counter("palaver_stream_snapshots", "Snapshots taken because changes were gone.", channel.snapshots)
-        yield _counter("palaver_cache_invalidations", "Thread pages invalidated.", cache.invalidations)
+        yield _counter(
+            "palaver_stream_snapshots", "Snapshots taken because changes were no longer available.", channel.snapshots
+        )
+        yield _counter("palaver_cache_invalidations", "Threads whose pages were invalidated.", cache.invalidations)
         yield _counter("palaver_cache_flushes", "Cache generations begun.", cache.flushes)
         yield from self._leader_metrics()
 
     def _leader_metrics(self) -> Iterator[Metric]:
-        captured = CounterMetricFamily("palaver_capture_transactions", "Captured.", labels=["subscriber"])
+        captured = CounterMetricFamily("palaver_capture_transactions", "Transactions captured.", labels=["subscriber"])
         read = CounterMetricFamily("palaver_capture_bytes", "Bytes of WAL decoded.", labels=["subscriber"])
         for region, counts in self._parts.server.source.totals.items():
             captured.add_metric([region], counts.transactions)
             read.add_metric([region], counts.bytes_read)
-        retained = GaugeMetricFamily("palaver_slot_retained_bytes", "WAL kept for a slot.", labels=["slot"])
-        active = GaugeMetricFamily("palaver_slot_active", "Whether a slot is read.", labels=["slot"])
+        retained = GaugeMetricFamily(
+            "palaver_slot_retained_bytes", "Bytes of WAL that a slot retains.", labels=["slot"]
+        )
+        active = GaugeMetricFamily("palaver_slot_active", "Whether a walsender uses a slot.", labels=["slot"])
         watch = self._parts.slot_watch
         for slot, facts in (watch.slots if watch else {}).items():
             retained.add_metric([slot], facts.retained_bytes)

@@ -20,7 +20,7 @@ from sync.slots import SlotWatch
 
 @dataclass(slots=True, kw_only=True)
 class Parts:
-    """What runs in one replicator.
+    """The parts of one replicator.
 
     Attributes:
         slot_watch: None in a region without a ledger member.
@@ -40,11 +40,11 @@ class Parts:
     indexed: bool = False
 
     def lag_ms(self) -> int:
-        """How far the view is behind."""
+        """Return the lag of the view in milliseconds."""
         return self.meter.lag_ms(now=time.monotonic(), now_us=time.time_ns() // 1000)
 
     def missing(self) -> list[str]:
-        """What keeps the view from following the ledger, one sentence each."""
+        """Return the reasons why the view does not follow the ledger, one sentence each."""
         missing: list[str] = []
         if not self.migrated:
             missing.append("the view's schema is not there yet")
@@ -57,7 +57,7 @@ class Parts:
         return missing
 
     def status(self) -> dict[str, object]:
-        """The facts of /status."""
+        """Return the facts for /status."""
         meter, cell = self.meter, self.topology.cell
         return {
             "region": self.topology.region,

@@ -1,12 +1,12 @@
 """Writes the ledger's row changes to the view: sites, threads with counts, comments with reply counts.
 
 Decides which tables are used, which image of a row wins (the highest version), and how counters change. Does not know
-transactions and caches, and passes the checkpoint's move on unread. **Projecting the same changes again changes
-nothing: a counter changes only together with a row, by the difference that the merge of that row returns
+transactions and caches, and passes the new checkpoint to the view without reading it. **Projecting the same changes
+again changes nothing: a counter changes only together with a row, by the difference that the merge of that row returns
 (PostgreSQL 18's RETURNING old and new).**
 
-One statement a batch: it calls the view's function `project_rows`, or `project_and_advance`, which makes the
-checkpoint's move as well (`services/view/functions`).
+A batch is one statement, which calls the view's function `project_rows`, or `project_and_advance`, which also advances
+the checkpoint (`services/view/functions`).
 """
 
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 _SQL: Final = Path(__file__).parent / "sql"
 
-# Columns that PostgreSQL may keep out of line, so that an update of another column does not send them.
+# Columns that PostgreSQL may store out of line. An update of another column does not send their unchanged values.
 _OUT_OF_LINE: Final = {
     "sites": ("name", "origins", "settings"),
     "threads": ("key", "title"),
@@ -40,7 +40,7 @@ Row = dict[str, object]
 
 @dataclass(slots=True, kw_only=True)
 class _TableChanges:
-    """The net change of one table: the newest image of each row, and the rows that are gone."""
+    """The net change of one table: the newest image of each row, and the deleted rows with their LSN."""
 
     rows: dict[str, Row] = field(default_factory=dict[str, Row])
     gone: dict[str, int] = field(default_factory=dict[str, int])
@@ -52,22 +52,22 @@ class ViewProjection:
     async def project_and_advance(
         self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: "CheckpointMove"
     ) -> Sequence[Invalidation]:
-        """Bring changes into the view with the checkpoint that covers them; return the thread pages that moved.
+        """Write changes and the checkpoint that covers them to the view; return the threads whose pages changed.
 
         Raises:
             PoisonChange: As `project`.
-            asyncpg.PostgresError: As `project`; `sync.checkpoint.MOVED_SQLSTATE` when the checkpoint is further.
+            asyncpg.PostgresError: As `project`; `sync.checkpoint.MOVED_SQLSTATE` if the checkpoint is already further.
         """
         arguments = _arguments(_net_changes(changes))
         pages = await connection.fetch(statement(_SQL, "project_and_advance"), *arguments, *move.arguments())
         return _invalidations(pages)
 
     async def project(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> Sequence[Invalidation]:
-        """Bring changes into the view; return the thread pages that moved.
+        """Write changes to the view; return the threads whose pages changed.
 
         Raises:
             PoisonChange: A table is unknown, a key is missing, or a table was truncated.
-            asyncpg.PostgresError: The view refused; in the classes of `sync.apply.POISON` for good.
+            asyncpg.PostgresError: The view rejected a change; permanently if the class is in `sync.apply.POISON`.
         """
         pages = await connection.fetch(statement(_SQL, "project"), *_arguments(_net_changes(changes)))
         return _invalidations(pages)
@@ -78,7 +78,7 @@ def _invalidations(pages: Iterable["Record"]) -> list[Invalidation]:
 
 
 def _arguments(net: dict[str, _TableChanges]) -> list[object]:
-    """Return the arguments of `project_rows`: images of each table, ids gone of each, LSN of the newest of those."""
+    """Return the arguments of `project_rows`: images and deleted ids of each table, LSN of the newest deletion."""
     images = [_images(name, net[name].rows.values()) for name in _OUT_OF_LINE]
     gone = [list(net[name].gone) or None for name in _OUT_OF_LINE]
     gone_lsn = max((lsn for table in net.values() for lsn in table.gone.values()), default=None)
@@ -86,7 +86,7 @@ def _arguments(net: dict[str, _TableChanges]) -> list[object]:
 
 
 def _net_changes(changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
-    """Fold changes of the same row into its newest image."""
+    """Merge the changes of each row into its newest image."""
     net = {name: _TableChanges() for name in _OUT_OF_LINE}
     for located in changes:
         change, lsn = located.change, located.position.lsn
@@ -103,9 +103,10 @@ def _net_changes(changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
             table.gone[row_id] = lsn
         else:
             kept = table.rows.get(row_id, {})
-            # What comes later is newer, but after a snapshot: the stream goes back to where the slot stands.
+            # A later change is newer, except after a snapshot: then the stream continues from the position of the slot,
+            # which is older than the snapshot.
             if not (kept and _is_older(change.row, kept)):
-                # A later image lacks what did not change; the earlier one in the same batch has it.
+                # A later image lacks unchanged out-of-line columns; an earlier image in the same batch has them.
                 table.rows[row_id] = {**kept, **change.row, "lsn": lsn}
     return net
 
@@ -116,7 +117,7 @@ def _is_older(image: Mapping[str, object], kept: Mapping[str, object]) -> bool:
 
 
 def _images(table: str, rows: Collection[Row]) -> str | None:
-    """Return row images as the JSON that `merge_rows` reads, None when there are none."""
+    """Return row images as the JSON that `merge_rows` reads; None if there are none."""
     if not rows:
         return None
     images: list[Row] = []

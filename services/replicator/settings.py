@@ -1,6 +1,6 @@
-"""The replicator's settings, parsed once.
+"""Settings of the replicator, read from the environment with the prefix PALAVER_.
 
-Decides names, defaults and the one line that says what is wrong. Nothing else reads the environment.
+Decides names, defaults and the one-line error message. No other module of the replicator reads the environment.
 """
 
 from collections.abc import Mapping
@@ -15,19 +15,21 @@ from pydantic_settings import BaseSettings, SettingsConfigDict
 from services.telemetry.http_server import parse_listen
 
 TOKEN_CHARS_MIN = 16
-"""Below this a bearer token can be guessed."""
+"""A shorter bearer token could be guessed."""
 
 
 class InvalidSettings(Exception):
-    """A setting is missing or wrong; the message is one line for the operator."""
+    """A setting is missing or invalid; the message is one line for the operator."""
 
 
 class Settings(BaseSettings):
-    """Settings of `python -m services.replicator`; each is the variable PALAVER_<NAME>."""
+    """Settings of `python -m services.replicator`. The variable of a field is PALAVER_<NAME>."""
 
     model_config = SettingsConfigDict(env_prefix="PALAVER_", extra="ignore", hide_input_in_errors=True)
 
-    topology: Path = Field(description="JSON file with all regions, as reached from the own one")
+    topology: Path = Field(
+        description="JSON file with all regions, and the addresses at which this region reaches them"
+    )
     log_level: Literal["debug", "info", "warning", "error"] = "info"
     internal_listen: str = Field(description="host:port of /metrics, /healthz, /readyz and /status")
     trace_ratio: float = Field(default=0.01, ge=0, le=1)
@@ -36,7 +38,7 @@ class Settings(BaseSettings):
     view_url: SecretStr = Field(description="postgresql:// URL of the view, as its owner")
     redis_url: SecretStr = Field(description="redis:// URL of the region's cache")
     ledger_replication: SecretStr | None = Field(
-        default=None, description="libpq conninfo of the own ledger member; absent in a view-only region"
+        default=None, description="libpq conninfo of the region's ledger member; absent in a view-only region"
     )
     changes_listen: str = Field(description="host:port of the change stream server")
     changes_token: SecretStr = Field(description="bearer token shared by the regions")
@@ -83,7 +85,7 @@ class Settings(BaseSettings):
         """Read the environment; ``overrides`` take precedence over it.
 
         Raises:
-            InvalidSettings: With the name of the first variable that is missing or wrong.
+            InvalidSettings: A variable is missing or invalid; the message names the first one.
         """
         try:
             return cls(**dict(overrides or {}))  # pyright: ignore[reportArgumentType] - pydantic checks the types

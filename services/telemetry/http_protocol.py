@@ -1,12 +1,13 @@
-"""uvicorn's HTTP protocol, with a bound on the path of a request and a problem document for what it cannot parse.
+"""Extends uvicorn's HTTP protocol: bounds the path, and answers a request that it cannot parse with a problem document.
 
-It puts the connection into the scope, so that an endpoint can ask whether the client is still there (`client_is_gone`).
+It puts the connection into the scope, so that an endpoint can check whether the client is still connected
+(`client_is_gone`).
 
-uvicorn decodes the percent-encodings of a path in a loop of Python before the application sees it: 30 ms for 60 kB. No
-route is nearly as long, so that what is left of a path that was cut is no route either.
+uvicorn decodes the percent-encoding of a path in a Python loop before it calls the application: 30 ms for 60 kB. Paths
+are therefore truncated. Every route is much shorter than the bound, so a truncated path matches no route.
 
-Overrides callbacks of `HttpToolsProtocol`, which uvicorn does not document as an interface; the pinned version is
-held to them by tests.
+Overrides callbacks of `HttpToolsProtocol`, which uvicorn does not document as an interface. Tests check them with the
+pinned version.
 """
 
 import sys
@@ -18,7 +19,7 @@ import orjson
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 CONNECTION: Final = "palaver.connection"
-"""Key of the ASGI scope under which the transport of the request's connection is found."""
+"""Key of the ASGI scope that holds the transport of the request's connection."""
 
 PATH_BYTES_MAX: Final = 1024
 """The longest path of a route has about a hundred bytes, and three times as many percent-encoded."""
@@ -28,16 +29,16 @@ _NO_SUCH_METHOD: Final = (501, "Not Implemented", "not-implemented", "The method
 
 
 def client_is_gone(scope: Mapping[str, Any]) -> bool:
-    """Return whether the connection of a request is closed, so that nobody reads an answer.
+    """Return whether the connection of a request is closed, so that the client cannot receive an answer.
 
-    A server that does not put its connection into the scope says that the client is there.
+    Returns False if the server does not put the connection into the scope.
     """
     connection = scope.get(CONNECTION)
     return connection is not None and connection.is_closing()
 
 
 class PublicProtocol(HttpToolsProtocol):
-    """One connection of a server. See the module."""
+    """One connection of a server. See the module docstring."""
 
     def on_headers_complete(self) -> None:
         """Hand the request to uvicorn, with a bounded path."""
@@ -49,7 +50,7 @@ class PublicProtocol(HttpToolsProtocol):
         super().on_headers_complete()
 
     def send_400_response(self, msg: str) -> None:
-        """Answer a request that the parser refused, and close the connection."""
+        """Answer a request that the parser rejects, and close the connection."""
         no_such_method = isinstance(sys.exception(), httptools.HttpParserInvalidMethodError)
         status, reason, slug, title = _NO_SUCH_METHOD if no_such_method else _MALFORMED
         document = {"type": f"https://palaver.dev/problems/{slug}", "title": title, "status": status, "detail": msg}

@@ -1,7 +1,7 @@
-"""Runs an ASGI application on uvicorn inside the loop of a process, with a bounded stop.
+"""Runs an ASGI application on uvicorn in the event loop of a process, with a bounded stop.
 
-Decides the server's settings (no access log, no server header, httptools) and that the process, not the
-server, owns the signals and the exit status. A port that is taken is an exception, not an exit.
+Decides the server's settings (no access log, no server header, httptools). The process, not the server, handles signals
+and sets the exit status. If a port is taken, `bind` raises an exception and does not end the process.
 """
 
 import asyncio
@@ -18,23 +18,24 @@ from services.telemetry.http_protocol import PublicProtocol
 from services.telemetry.middleware import AsgiApp
 from services.telemetry.ready_protocol import ReadyAnswers, ReadyProtocol
 
-# A service must be gone three seconds after SIGTERM; uvicorn adds two ticks of 0.1 s around this.
+# A service has to end within three seconds of SIGTERM; uvicorn adds two ticks of 0.1 s to this time.
 GRACEFUL_STOP_S: Final = 2
-# Waiting connections while the loop is busy; SOMAXCONN of Linux was 128 before 5.4, since then 4096.
+# Connections that wait while the event loop is busy. The default limit of Linux (SOMAXCONN) is 4096 since 5.4, and was
+# 128 before.
 BACKLOG: Final = 2048
-# Envoy keeps upstream connections open for an hour by default; ours must outlive short pauses of a client.
+# Envoy keeps upstream connections open for an hour by default. The server keeps them over short pauses of a client.
 KEEP_ALIVE_S: Final = 75
 
 
 class ListenFailed(Exception):
-    """The address cannot be listened on; the message says which and why."""
+    """The process cannot listen on an address; the message has the address and the reason."""
 
 
 def parse_listen(text: str) -> tuple[str, int]:
     """Split `host:port`.
 
     Raises:
-        ValueError: It is not of that form, or the port is out of range.
+        ValueError: The text has another form, or the port is out of range.
     """
     host, separator, port = text.rpartition(":")
     if not separator or not host or not port.isascii() or not port.isdigit() or int(port) > 65535:  # noqa: PLR2004 - the largest port
@@ -43,10 +44,10 @@ def parse_listen(text: str) -> tuple[str, int]:
 
 
 def bind(listen: str) -> socket.socket:
-    """Open a listening socket for `host:port` (port 0 picks a free one).
+    """Bind a TCP socket to `host:port`; port 0 selects a free port. uvicorn listens on it.
 
     Raises:
-        ListenFailed: The port is taken or the address is not ours.
+        ListenFailed: The port is taken, or the address is not one of this machine.
     """
     host, port = parse_listen(listen)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
@@ -62,15 +63,15 @@ def bind(listen: str) -> socket.socket:
 
 
 def bind_unix(path: Path) -> socket.socket:
-    """Open a listening unix socket that only our own account can connect to; takes the place of an old one.
+    """Bind a Unix socket to which only the account of this process can connect; replaces an existing socket.
 
     Raises:
-        ListenFailed: The path is too long, or not ours.
+        ListenFailed: The path is too long, or cannot be written.
     """
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
     try:
         path.unlink(missing_ok=True)
-        os.fchmod(listener.fileno(), 0o600)  # what bind creates has the mode of the socket (unix(7))
+        os.fchmod(listener.fileno(), 0o600)  # bind creates the file with the mode of the socket (unix(7))
         listener.bind(str(path))
     except OSError as error:
         listener.close()
@@ -80,10 +81,10 @@ def bind_unix(path: Path) -> socket.socket:
 
 
 def bind_public(listen: str, unix_listen: Path | None) -> list[socket.socket]:
-    """Open what an API is asked on: `host:port`, and the edge's own way in when there is one.
+    """Bind the sockets of a public API: `host:port`, and the edge's Unix socket if there is one.
 
     Raises:
-        ListenFailed: One of them cannot be listened on.
+        ListenFailed: One of the addresses cannot be bound.
     """
     listeners = [bind(listen)]
     if unix_listen is not None:
@@ -97,15 +98,15 @@ async def serve_http(
     ready: ReadyAnswers | None = None,
     graceful_stop_s: int = GRACEFUL_STOP_S,
 ) -> None:
-    """Serve until the task is cancelled; then stop accepting, let requests end (bounded) and return.
+    """Serve until the task is cancelled; then accept no more connections, and wait a bounded time for requests to end.
 
     Args:
-        app: The ASGI application. Its lifespan is not run: composition roots own what they open.
-        listeners: From `bind` or `bind_unix`; closed at the end.
-        ready: Answers that need no thought; asked before the application.
-        graceful_stop_s: How long requests may go on after the cancellation.
+        app: The ASGI application. Its lifespan is not run, because the `__main__` of a process owns what it opens.
+        listeners: Sockets from `bind` or `bind_unix`; closed at the end.
+        ready: Returns answers that are ready; called before the application.
+        graceful_stop_s: Seconds for which requests may continue after the cancellation.
     """
-    # uvicorn calls it with the arguments of its own protocol class.
+    # uvicorn calls it with the arguments of `HttpToolsProtocol`.
     protocol: Any = PublicProtocol if ready is None else functools.partial(ReadyProtocol, ready=ready)
     config = uvicorn.Config(
         app,
@@ -128,11 +129,11 @@ async def serve_http(
                 await asyncio.shield(serving)
             except asyncio.CancelledError:
                 server.should_exit = True
-                # uvicorn looks at the flag every 0.1 s and bounds its own stop by `graceful_stop_s`.
+                # uvicorn checks the flag every 0.1 s, and bounds its stop by `graceful_stop_s`.
                 await asyncio.shield(serving)
                 raise
     finally:
-        # A second cancellation ends uvicorn before it has closed anything.
+        # A second cancellation ends uvicorn before it closes its sockets.
         for listening in server.servers if server.started else ():
             listening.close()
         for listener in listeners:

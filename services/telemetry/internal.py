@@ -1,4 +1,4 @@
-"""The internal port of a process: /metrics, /healthz, /readyz and /status.
+"""Serves the internal port of a process: /metrics, /healthz, /readyz and /status.
 
 Decides that probes only read state that the process already has, so that they answer even if the process is
 overloaded or its servers are down. It listens on loopback, and the edge does not route to it.
@@ -34,10 +34,10 @@ def internal_app(
     """Build the ASGI application of the internal port.
 
     Args:
-        missing: What keeps the process from serving, one sentence each; empty means ready.
-        status: Facts for /status, JSON-serialisable.
-        orders: What a POST to a path does.
-        registry: What /metrics shows.
+        missing: Returns the reasons why the process is not ready, one sentence each; empty if it is ready.
+        status: Returns the JSON-serialisable facts for /status.
+        orders: Handlers of POST requests by path.
+        registry: Metrics that /metrics shows.
     """
 
     async def app(scope: Scope, receive: Receive, send: Send) -> None:
@@ -72,7 +72,7 @@ async def serve_internal(
     status: Callable[[], Mapping[str, object]],
     orders: Mapping[str, Order] | None = None,
 ) -> None:
-    """Serve the internal port until cancelled. `listener` comes from `http_server.bind`."""
+    """Serve the internal port until the task is cancelled. `listener` comes from `http_server.bind`."""
     await serve_http(internal_app(missing=missing, status=status, orders=orders), listener, graceful_stop_s=1)
 
 

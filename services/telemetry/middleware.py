@@ -1,7 +1,7 @@
-"""The outermost ASGI layer: request id, trace, and the RED counters of each request.
+"""Gives each request an id and a trace, and counts it for the RED metrics, as the outermost ASGI layer.
 
-Decides the identity of a request and measures it. Refuses to know problem documents and bodies. It is a pure
-ASGI class with one pass over the headers, because a cached read is measured against a bare route.
+Decides the identity of a request and measures its duration. Does not know problem documents and bodies. It is a pure
+ASGI class that reads the headers once, because the overhead counts for a cached read.
 """
 
 import random
@@ -22,23 +22,23 @@ Send = Callable[[Message], Awaitable[None]]
 AsgiApp = Callable[[Scope, Receive, Send], Awaitable[None]]
 
 EXCHANGE: Final = "palaver.exchange"
-"""Key of the ASGI scope under which the running `Exchange` is found."""
+"""Key of the ASGI scope that holds the `Exchange` of the request."""
 
-# Long enough for two UUIDs and a prefix; longer ids are somebody's mistake and are replaced.
+# Long enough for two UUIDs and a prefix. A longer id is a mistake of the client; the middleware replaces it.
 REQUEST_ID_CHARS_MAX: Final = 128
-# Version 00 has 55 characters; the standard lets later versions append to them.
+# Version 00 has 55 characters; the standard allows later versions to append more.
 TRACEPARENT_BYTES_MAX: Final = 256
 _REQUEST_ID: Final = re.compile(rb"\A[A-Za-z0-9._:/+=@-]{1,%d}\Z" % REQUEST_ID_CHARS_MAX)
 
 
 class Exchange:
-    """One request and its answer, as the telemetry sees it.
+    """One request and its answer, for telemetry.
 
     Attributes:
-        request_id: The client's `X-Request-Id` when it is well-formed, else one made here.
+        request_id: The client's `X-Request-Id` if it is well-formed, otherwise a generated one.
         trace: Identity in the distributed trace.
-        route: Template of the route, set by whoever matched it.
-        status: Status sent, 0 until the answer started.
+        route: Template of the route; the code that matches the route sets it.
+        status: Status of the answer; 0 before the answer starts.
     """
 
     __slots__ = ("_send", "request_id", "route", "status", "trace")
@@ -51,7 +51,7 @@ class Exchange:
         self._send = send
 
     async def send(self, message: Message) -> None:
-        """Pass a message on; the start of the answer gets the two identity headers."""
+        """Send a message; add the request id and the traceparent to the start of the answer."""
         if message["type"] == "http.response.start":
             self.status = message["status"]
             message["headers"] = [
@@ -63,7 +63,7 @@ class Exchange:
 
 
 class TelemetryMiddleware:
-    """Wraps an ASGI application; see the module."""
+    """Wraps an ASGI application; see the module docstring."""
 
     def __init__(self, app: AsgiApp, tracing: Tracing, statistics: RequestStatistics = REQUESTS) -> None:
         self._app = app
@@ -105,7 +105,7 @@ class TelemetryMiddleware:
 def begin_exchange(
     tracing: Tracing, method: str, *, request_id: bytes | None, traceparent: bytes | None
 ) -> tuple[bytes, TraceContext, Span | None]:
-    """Give a request its identity, from the headers it came with: request id, trace, and the span of a sampled one.
+    """Return the request id, the trace, and the span if the request is sampled, from the headers of the request.
 
     The caller ends the span.
     """
@@ -130,7 +130,7 @@ def _route_of(scope: Scope, exchange: Exchange) -> str:
 
 
 def end_span(span: Span, method: str, template: str, status: int) -> None:
-    """End the span of a request."""
+    """Set name, attributes and status of a request's span, and end it."""
     span.update_name(f"{method} {template}")
     span.set_attributes({"http.request.method": method, "http.route": template, "http.response.status_code": status})
     if status >= 500:  # noqa: PLR2004 - the class of server errors

@@ -1,9 +1,9 @@
-"""uvicorn's HTTP protocol with a short cut: an answer that is ready goes out while its request is being parsed.
+"""Extends uvicorn's HTTP protocol with a fast path: it sends an answer that is ready while it parses the request.
 
-Decides when the short cut may be taken (a whole GET on an idle keep-alive connection) and leaves everything else,
-every doubt included, to uvicorn. A request costs uvicorn a task, a scope, an event and two sends through the layers
-of the application: several times of what it costs to look a page up. Overrides the parser's callbacks of
-`HttpToolsProtocol`, which uvicorn does not document as an interface; the pinned version is held to it by tests.
+Decides when the fast path applies (a GET on an idle keep-alive connection of HTTP/1.1), and leaves every other or
+doubtful request to uvicorn. uvicorn needs a task, a scope, an event and two sends through the layers of the
+application for a request, which costs several times as much as the lookup of a page. Overrides the parser's callbacks
+of `HttpToolsProtocol`, which uvicorn does not document as an interface. Tests check them with the pinned version.
 """
 
 import asyncio
@@ -17,18 +17,20 @@ from services.telemetry.http_protocol import PublicProtocol
 
 Headers = Sequence[tuple[bytes, bytes]]
 ReadyAnswers = Callable[[bytes, Headers], tuple[bytes, bytes] | None]
-"""Takes the target of a GET as it came and its headers with lower-case names. Returns None to leave the request to the
-application, or head and body of a whole answer: status line and header lines, without the empty line. Must not raise.
+"""Takes the target of a GET as received, and its headers with lower-case names.
+
+Returns None to leave the request to the application. Otherwise returns the head of the answer (status line and header
+lines, without the empty line) and its body. Must not raise.
 """
 
 
 def header_lines(headers: Iterable[tuple[bytes, bytes]]) -> bytes:
-    """Return headers as they are sent, each with its line end."""
+    """Return headers in wire format, each with its line end."""
     return b"".join([b"%b: %b\r\n" % header for header in headers])
 
 
 class ReadyProtocol(PublicProtocol):
-    """One connection of a server that asks `ready` before its application."""
+    """One connection of a server that calls `ready` before its application."""
 
     def __init__(
         self,
@@ -44,14 +46,14 @@ class ReadyProtocol(PublicProtocol):
         self._answered = False
 
     def on_message_begin(self) -> None:
-        """Begin a request; its scope is built when the application needs it."""
+        """Begin a request; `on_headers_complete` builds its scope only if the application has to answer."""
         self.url = b""
         self.headers = []
         self.expect_100_continue = False
         self._answered = False
 
     def on_headers_complete(self) -> None:
-        """Answer what is ready, or hand the request to uvicorn as if nothing had been."""
+        """Send the answer if it is ready; otherwise begin the request again in uvicorn."""
         answer = self._ready(self.url, self.headers) if self._may_answer() else None
         if answer is not None:
             self._answered = True
@@ -60,16 +62,16 @@ class ReadyProtocol(PublicProtocol):
         url, headers, expects = self.url, self.headers, self.expect_100_continue
         super().on_message_begin()
         self.url, self.expect_100_continue = url, expects
-        self.headers.extend(headers)  # the scope holds this list
+        self.headers.extend(headers)  # the scope holds a reference to this list
         super().on_headers_complete()
 
     def on_body(self, body: bytes) -> None:
-        """Take a part of a body."""
+        """Pass a part of the body to uvicorn, or drop it if the request is answered."""
         if not self._answered:
             super().on_body(body)
 
     def on_message_complete(self) -> None:
-        """End a request."""
+        """End the request in uvicorn, unless it is answered."""
         if not self._answered:
             super().on_message_complete()
 

@@ -1,10 +1,10 @@
-"""Rate, errors and duration per route, counted at the price of a few list operations.
+"""Counts rate, errors and duration of HTTP requests per route, with a few list operations per request.
 
-Decides the metric names and buckets of HTTP servers. The prometheus client's own counters take a lock and a
-label lookup per sample; an event loop has one writer, so plain integers are exact and a collector turns them
-into metric families when somebody scrapes. Routes are templates, never raw paths: the label set is bounded.
+Decides the metric names and buckets of HTTP servers. The counters of the Prometheus client take a lock and look up
+labels for each sample. An event loop has one writer, so plain integers are exact; a collector converts them into
+metric families at each scrape. The label is the template of the route, never the raw path, so the label set is bounded.
 
-Source: the RED method; bucket bounds follow the client's defaults, extended below one millisecond because a
+Source: the RED method. The bucket bounds are the client's defaults, extended below one millisecond because a
 cached page takes tens of microseconds.
 """
 
@@ -42,14 +42,14 @@ class RouteStatistics:
 
 
 class RequestStatistics(Collector):
-    """All routes of one process."""
+    """Counters of all routes of one process."""
 
     def __init__(self) -> None:
         self._routes: dict[tuple[str, str], RouteStatistics] = {}
         self.in_flight = 0
 
     def route(self, method: str, template: str) -> RouteStatistics:
-        """Return the counters of a route; methods outside of the standard share one label."""
+        """Return the counters of a route; all non-standard methods share the label OTHER."""
         key = (method if method in _METHODS else "OTHER", template)
         statistics = self._routes.get(key)
         if statistics is None:
@@ -83,6 +83,6 @@ def _cumulative(counts: list[int]) -> list[tuple[str, float]]:
 
 
 REQUESTS: Final = RequestStatistics()
-"""The statistics of this process. One registry per process is what the prometheus client is built around."""
+"""The statistics of this process. The Prometheus client expects one registry per process."""
 
 REGISTRY.register(REQUESTS)

@@ -1,9 +1,9 @@
 """Traces requests with the OpenTelemetry SDK: selects the sampled ones, and passes the context between processes.
 
-Decides sampling before the SDK is touched, because creating even a span that is not recorded costs more than
-the rest of a cached read: a request with a `traceparent` follows its parent's flag, a root draws against the
-ratio, and of each kind only so many a second are sampled, whatever clients say. Sampled spans go through the SDK's
-batch processor into the log, from where a collector picks them up.
+Decides sampling before it calls the SDK, because even a span that is not recorded costs more than the rest of a cached
+read. A request with a `traceparent` follows the flag of its parent, and a root is sampled at random with the configured
+ratio. The number of sampled requests per second is bounded for each kind, whatever flags clients send. The SDK's batch
+processor writes sampled spans to the log, where a collector can read them.
 
 Source: W3C Trace Context level 1, https://www.w3.org/TR/trace-context/.
 """
@@ -32,15 +32,15 @@ from opentelemetry.trace import (
     set_span_in_context,
 )
 
-# A span is a few kB; 2048 waiting spans is the specification's default for BatchSpanProcessor.
+# A span has a few kB. The OpenTelemetry specification's default for the batch span processor is 2048 queued spans.
 SPAN_QUEUE_MAX: Final = 2048
 SPAN_EXPORT_INTERVAL_MS: Final = 2000
 SHUTDOWN_TIMEOUT_MS: Final = 500
-# Traces begun in one second, whatever the ratio: under load a fixed share would drown the log. Jaeger's
+# Sampled traces that begin per second, whatever the ratio: under load a fixed share would flood the log. Jaeger's
 # rate-limiting sampler is the precedent.
 ROOTS_PER_S_MAX: Final = 10
-# Requests of one second that are recorded because they bring a sampled parent. Anybody may send one, so they have a
-# bound of their own and leave that of the others alone.
+# Sampled requests per second that have a sampled parent. Any client can send such a parent, so these requests have a
+# separate bound and do not use up that of the roots.
 FOLLOWED_PER_S_MAX: Final = 10
 
 _TRACEPARENT: Final = re.compile(r"\A([0-9a-f]{2})-([0-9a-f]{32})-([0-9a-f]{16})-([0-9a-f]{2})(-.*)?\Z")
@@ -56,7 +56,7 @@ class TraceContext(NamedTuple):
 
     @property
     def traceparent(self) -> str:
-        """The header value for the next process."""
+        """Return the value of the `traceparent` header for the next process."""
         return f"00-{self.trace_id}-{self.span_id}-{'01' if self.sampled else '00'}"
 
 
@@ -64,19 +64,19 @@ _current: ContextVar[TraceContext | None] = ContextVar("palaver_trace", default=
 
 
 def current_trace_id() -> str | None:
-    """Return the trace id this task works under, or None outside of a trace."""
+    """Return the trace id of the running task; None outside of a trace."""
     trace = _current.get()
     return None if trace is None else trace.trace_id
 
 
 def sampled_traceparent() -> str | None:
-    """Return the traceparent to hand on (into the WAL, say), or None when this request is not sampled."""
+    """Return the traceparent to propagate (for example into the WAL); None if this request is not sampled."""
     trace = _current.get()
     return trace.traceparent if trace is not None and trace.sampled else None
 
 
 def parse_traceparent(text: str) -> TraceContext | None:
-    """Read a traceparent header; None for anything malformed, which the standard says to treat as absent."""
+    """Parse a traceparent header; None if it is malformed, because the standard treats it as absent."""
     match = _TRACEPARENT.match(text)
     if match is None:
         return None
@@ -87,15 +87,15 @@ def parse_traceparent(text: str) -> TraceContext | None:
 
 
 def enter_trace(trace: TraceContext) -> None:
-    """Make this trace the one of the running task (and of the tasks it starts)."""
+    """Set the trace of the running task, and of the tasks that it starts."""
     _current.set(trace)
 
 
 class LogSpanExporter(SpanExporter):
-    """Writes ended spans as log lines: the one sink every deployment has."""
+    """Writes ended spans to the log, because every deployment has one."""
 
     def export(self, spans: Sequence[ReadableSpan]) -> SpanExportResult:
-        """Write each span at info."""
+        """Write each span as a log line of level info."""
         for span in spans:
             context = span.get_span_context()
             assert context is not None
@@ -116,14 +116,14 @@ class LogSpanExporter(SpanExporter):
 
 @dataclass(slots=True, kw_only=True)
 class _PerSecond:
-    """Counts up to a bound, anew each second."""
+    """Bounds the number of events in each second."""
 
     maximum: int
     second: int = 0
     taken: int = 0
 
     def take(self) -> bool:
-        """Take one of this second, when there is one left."""
+        """Count one event; return whether it is within the bound of this second."""
         second = int(time.monotonic())
         if second != self.second:
             self.second, self.taken = second, 0
@@ -133,7 +133,7 @@ class _PerSecond:
 
 @dataclass(slots=True, kw_only=True)
 class Tracing:
-    """The tracer of one process. Build it once with `configure_tracing`, close it at the end."""
+    """The tracer of one process. Build it once with `configure_tracing`, and close it when the process ends."""
 
     provider: TracerProvider
     ratio: float
@@ -141,12 +141,12 @@ class Tracing:
     _followed: "_PerSecond" = field(default_factory=lambda: _PerSecond(maximum=FOLLOWED_PER_S_MAX))
 
     def begin_request(self, parent: TraceContext | None) -> TraceContext:
-        """Give an incoming request its identity; no SDK work happens here."""
+        """Return the trace identity of an incoming request; does not call the SDK."""
         if parent is not None:
             sampled = parent.sampled and self._followed.take()
             return TraceContext(parent.trace_id, f"{random.getrandbits(64) | 1:016x}", sampled)
         bits = random.getrandbits(192)
-        sampled = random.random() < self.ratio and self._roots.take()  # noqa: S311 - a draw, not a secret
+        sampled = random.random() < self.ratio and self._roots.take()  # noqa: S311 - sampling, not a secret
         return TraceContext(f"{bits >> 64 | 1:032x}", f"{bits & (2**64 - 1) | 1:016x}", sampled)
 
     def start_span(
@@ -158,7 +158,7 @@ class Tracing:
         attributes: Mapping[str, str | int | float | bool] | None = None,
         links: Sequence[TraceContext] = (),
     ) -> Span:
-        """Start a recorded span below `parent` (sampled) or as a root. The caller ends it."""
+        """Start a recorded span, as a child of `parent` (sampled) or as a root. The caller ends it."""
         tracer = self.provider.get_tracer("palaver")
         context = set_span_in_context(NonRecordingSpan(_span_context(parent))) if parent is not None else None
         return tracer.start_span(
@@ -171,9 +171,9 @@ class Tracing:
 
     @contextlib.contextmanager
     def linked_span(self, name: str, traceparent: str, **attributes: str | float | bool) -> Generator[None]:
-        """Work on something a sampled request caused elsewhere: a new root span, linked to its cause.
+        """Record the work that a request in another process caused, as a new root span that links to that request.
 
-        A traceparent that is malformed or not sampled costs nothing and records nothing.
+        Records nothing if the traceparent is malformed or not sampled.
         """
         cause = parse_traceparent(traceparent)
         if cause is None or not cause.sampled:
@@ -188,7 +188,7 @@ class Tracing:
             span.end()
 
     def close(self) -> None:
-        """Write what waits and stop the exporting thread."""
+        """Write the queued spans, and stop the thread that exports them."""
         self.provider.shutdown()
 
 
@@ -206,11 +206,11 @@ def configure_tracing(
     Args:
         process: Service name on each span.
         region: Region on each span.
-        ratio: Share of root requests that are recorded, 0 to 1. Children follow their parent.
-        exporter: Where spans go; the log by default.
+        ratio: Share of root requests that are sampled, 0 to 1. Children follow their parent.
+        exporter: Destination of the spans; the log by default.
     """
     assert 0 <= ratio <= 1, ratio
-    # A root reaches the SDK only after the ratio let it through, so the SDK's own sampler keeps all of them.
+    # `begin_request` has already applied the ratio to roots, so the sampler of the SDK samples every root.
     provider = TracerProvider(
         sampler=ParentBased(root=ALWAYS_ON),
         resource=Resource.create({"service.name": f"palaver-{process}", "palaver.region": region or ""}),

@@ -1,21 +1,22 @@
-"""The protocol of the page cache: Redis keys, scripts and messages that the writer and the readers share.
+"""Defines the protocol of the page cache: the Redis keys, scripts and messages that its writer and its readers share.
 
-Decides how a page that was read before a change can never be found after it: beside the hash of a thread's pages is the
-version of its newest change, the store script refuses older pages, and every change leaves its version behind
-(`INVALIDATE_SCRIPT`) before it is announced. The version has a life of its own, which is longer than that of the pages.
-Refuses to know connections and page contents.
+Decides how a page that was read before a change is never served from Redis after it. Redis stores the version of a
+thread's newest change beside the hash of the thread's pages. The store script refuses older pages, and
+`INVALIDATE_SCRIPT` stores the version of a change before it publishes the change. The version expires separately from
+the pages, and later. Does not know connections and the contents of pages.
 
-The writer (replicator) runs `BEGIN_SCRIPT` when it starts, when Redis was away, and each time apply begins at a
-checkpoint: what was committed before may have been announced by nobody. Redis must not evict the generation:
-`volatile-lru`, for it alone has no time to live.
+The writer (the replicator) runs `BEGIN_SCRIPT` when it starts, when Redis was unreachable, and each time apply reads
+its checkpoint, because the invalidations of earlier commits may not have been published. Redis must not evict the
+generation: it runs with `volatile-lru`, and the generation is the only key without a time to live.
 
-After each batch it runs `INVALIDATE_SCRIPT` for the threads that moved. The script publishes
-`encode_invalidations`, and the last one of a batch `encode_applied` with the new position. Without a batch the writer
-repeats the last position each `HEARTBEAT_S`. So the channel promises: whoever has heard a position has heard every
-invalidation up to it, and whoever hears nothing for `SILENCE_S_MAX` may have missed one.
+After each batch the writer runs `INVALIDATE_SCRIPT` for the changed threads. Each call publishes
+`encode_invalidations`, and the last call of a batch also publishes `encode_applied` with the new position. Without a
+batch the writer repeats the last position every `HEARTBEAT_S`. The channel therefore guarantees that a reader that has
+received a position has received every invalidation up to it. A reader that receives nothing for `SILENCE_S_MAX` may
+have missed an invalidation.
 
-A reader keeps pages from the first position that it hears on a subscription. A page lives for a bounded time
-(`STORE_SCRIPT`), whatever is heard: the second line of defence.
+A reader caches pages from the first position that it receives on a subscription. As a second safeguard `STORE_SCRIPT`
+bounds the lifetime of each page, even if no invalidation arrives.
 """
 
 import hashlib
@@ -30,35 +31,36 @@ import orjson
 GENERATION_KEY: Final = "palaver:generation"
 CHANNEL: Final = "palaver:invalidate"
 
-# Longer than any reader holds a page between its read and its store: a version outlives late writers. No page lives
-# longer (PALAVER_PAGE_LIFE_S), and each store begins the life of the version again.
+# Longer than the time between a reader's query and its store, so that a late store still finds the version. No page
+# lives longer (PALAVER_PAGE_LIFE_S), and each store restarts the lifetime of the version.
 TOMBSTONE_TTL_S: Final = 3600
-# Different queries of one thread that are kept; more than a page's widgets ask for, less than a crawler does.
+# Cached queries per thread: more than the widgets of a page request, and fewer than a crawler requests.
 FIELDS_MAX: Final = 64
-# Threads of one script call and one message: Redis serves nobody else meanwhile, and 512 take below 1 ms.
+# Threads per script call and per message. Redis serves no other client meanwhile; 512 threads take less than 1 ms.
 INVALIDATIONS_MAX: Final = 512
-# The writer repeats its position at least this often: an idle ledger is told from a Redis that does not answer.
+# The writer repeats its position at least this often, so that readers distinguish an idle ledger from a lost channel.
 HEARTBEAT_S: Final = 0.5
-# Six heartbeats: a writer that a busy machine delays is not taken for one that is gone. Claims do not depend on it,
-# because they age by what was heard; it bounds how long a kept page is served after the last word.
+# Six heartbeats, so that readers do not give up a writer that a busy machine only delays. Claims do not depend on it,
+# because their age follows from the announcements received. It bounds how long a reader serves cached pages after the
+# last message.
 SILENCE_S_MAX: Final = 3.0
 
 _FOLDER: Final = Path(__file__).parent / "lua"
 STORE_SCRIPT: Final = (_FOLDER / "store.lua").read_text("utf-8")
-"""KEYS: `thread_key`, `version_key`. ARGV: see `store_arguments`. Returns 1 when stored."""
+"""KEYS: `thread_key`, `version_key`. ARGV: see `store_arguments`. Returns 1 if the page was stored, otherwise 0."""
 INVALIDATE_SCRIPT: Final = (_FOLDER / "invalidate.lua").read_text("utf-8")
-"""KEYS: GENERATION_KEY. ARGV: see `invalidate_arguments`. Fails when there is no generation."""
+"""KEYS: GENERATION_KEY. ARGV: see `invalidate_arguments`. Fails if there is no generation."""
 BEGIN_SCRIPT: Final = (_FOLDER / "begin_generation.lua").read_text("utf-8")
-"""KEYS: GENERATION_KEY. ARGV: where a Redis without a generation begins, CHANNEL. Returns the new generation."""
+"""KEYS: GENERATION_KEY. ARGV: the start number if Redis has no generation, CHANNEL. Returns the new generation."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Invalidation:
-    """A thread moved on.
+    """A thread has changed.
 
     Attributes:
         site: Id of the site.
-        key: Key of the thread as the ledger has it (already canonical).
+        key: Key of the thread in the canonical form that the ledger stores.
         version: The thread's new `page_version`.
     """
 
@@ -69,18 +71,18 @@ class Invalidation:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Flush:
-    """Everything kept is void; the new generation counts."""
+    """All cached pages are invalid; a new generation has begun."""
 
     generation: int
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Applied:
-    """The view has everything up to a position, and every invalidation up to it has been published.
+    """The view has every change up to a position, and every invalidation up to it has been published.
 
     Attributes:
         position: Position token.
-        fresh_at_us: Microseconds since 1970 at which the view had everything.
+        fresh_at_us: Time at which the view had every change, in microseconds since 1970.
     """
 
     position: str
@@ -88,7 +90,7 @@ class Applied:
 
 
 class MessageMalformed(ValueError):
-    """A message on the channel is none of ours; a reader cannot know what it missed, and subscribes anew."""
+    """A message on the channel has an unknown format. A reader cannot tell what it missed, and subscribes again."""
 
 
 def thread_key(generation: int, site: UUID, key: str) -> str:
@@ -102,35 +104,35 @@ def version_key(generation: int, site: UUID, key: str) -> str:
 
 
 def store_arguments(version: int, field: str, page: bytes, life_s: int) -> list[str | bytes | int]:
-    """Return the ARGV of `STORE_SCRIPT`: a page, what it is an answer to, and the seconds that it lives."""
+    """Return the ARGV of `STORE_SCRIPT` for a page, the query that it answers (`field`) and its lifetime."""
     assert life_s <= TOMBSTONE_TTL_S, life_s
     return [version, field, page, life_s, FIELDS_MAX, TOMBSTONE_TTL_S]
 
 
 def invalidate_arguments(invalidations: Sequence[Invalidation], messages: Sequence[bytes]) -> list[str | bytes | int]:
-    """Return the ARGV of `INVALIDATE_SCRIPT`: threads, at most INVALIDATIONS_MAX, and what to publish after them."""
+    """Return the ARGV of `INVALIDATE_SCRIPT`: at most INVALIDATIONS_MAX threads, and messages to publish after them."""
     assert len(invalidations) <= INVALIDATIONS_MAX, len(invalidations)
     threads = [part for one in invalidations for part in (_thread_name(one.site, one.key), one.version)]
     return [CHANNEL, TOMBSTONE_TTL_S, len(messages), *messages, *threads]
 
 
 def encode_invalidations(invalidations: Iterable[Invalidation]) -> bytes:
-    """Return the message for threads that moved on; at most INVALIDATIONS_MAX of them."""
+    """Return the message that invalidates threads: at least one, at most INVALIDATIONS_MAX."""
     rows = [{"site": str(i.site), "key": i.key, "version": i.version} for i in invalidations]
     assert 0 < len(rows) <= INVALIDATIONS_MAX, len(rows)
     return orjson.dumps(rows)
 
 
 def encode_applied(position: str, fresh_at_us: int) -> bytes:
-    """Return the message that says how far the view is."""
+    """Return the message that announces the position of the view."""
     return orjson.dumps({"applied": position, "fresh_at_us": fresh_at_us})
 
 
 def decode_message(data: bytes) -> list[Invalidation] | Flush | Applied:
-    """Read a message of the channel.
+    """Decode a message of the channel.
 
     Raises:
-        MessageMalformed: It is none of ours.
+        MessageMalformed: The message has an unknown format.
     """
     try:
         document: object = orjson.loads(data)
@@ -150,5 +152,5 @@ def decode_message(data: bytes) -> list[Invalidation] | Flush | Applied:
 
 
 def _thread_name(site: UUID, key: str) -> str:
-    """Return the part of a thread's key that `invalidate.lua` puts behind the generation."""
+    """Return the part of a thread's key that `invalidate.lua` appends to the generation."""
     return f"{site}:{hashlib.sha256(key.encode()).hexdigest()[:32]}"

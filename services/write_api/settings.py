@@ -9,7 +9,7 @@ from services.api.process import ProcessSettings
 
 
 class WriteSettings(ProcessSettings):
-    """See the fields; limits are answered by name when they are exceeded."""
+    """Settings of the write API. An answer to a request that exceeds a limit names the limit."""
 
     listen: str
     unix_listen: Path | None = None

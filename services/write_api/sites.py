@@ -1,4 +1,4 @@
-"""Creates, lists and edits sites with the deployment's admin key, and shows a site to the holder of its API key.
+"""Creates, lists and edits sites for the holder of the admin key, and shows a site to the holder of its API key.
 
 The write API also answers the reads: the views do not have the keys of sites, and the leader's ledger has a new site
 before any view has it. An edit is not conditional: the last edit of a field wins, and a repeated edit has no further
@@ -63,9 +63,9 @@ _LIST_PATH: Final = "/v1/sites"
 
 
 class Sites:
-    """The operations on sites."""
+    """Handles the requests for sites."""
 
-    def __init__(  # noqa: PLR0913 - what it needs, and the secrets by name
+    def __init__(  # noqa: PLR0913 - its dependencies, and the secrets by name
         self,
         pool: LedgerPool,
         writes: Writes,
