@@ -12,11 +12,11 @@ import typer
 
 from infra.cli.options import EXIT_FAILED, Json
 from infra.exploration.bounds import Bounds, Budget
-from infra.exploration.journey import FAILOVER, Leg, travel
-from infra.exploration.search import Explored, Search
-from infra.exploration.start import serving
+from infra.exploration.initial_state import serving_state
+from infra.exploration.legs import FAILOVER, Leg, explore_legs
+from infra.exploration.search import Search, SearchResult
+from infra.exploration.state_space import INVARIANTS, StateSpace, idle_invariants
 from infra.exploration.transcript import transcript
-from infra.exploration.world import INVARIANTS, World, judged_nothing
 from infra.printing import print_json, print_table
 from infra.supervisor.errors import InvalidPlan
 
@@ -49,11 +49,11 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
     begun, elapsed = time.process_time(), time.monotonic()
     facts: Counter[str] = Counter()
     parts: dict[str, dict[str, Any]] = {}
-    cores, found, world = 0, None, None
+    cores, found, space = 0, None, None
     for name, explored_part in _parts(budget, epochs, depth, states):
-        world, explored = explored_part()
-        facts.update(world.facts)
-        cores += len(world.nodes)
+        space, explored = explored_part()
+        facts.update(space.facts)
+        cores += len(space.nodes)
         found = explored.counterexample
         parts[name] = {
             "states": explored.states,
@@ -63,7 +63,7 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
         }
         if found is not None:
             break
-    idle = [] if found is not None else judged_nothing(facts, budget)
+    idle = [] if found is not None else idle_invariants(facts, budget)
     if any(part["states"] < STATES_MIN for part in parts.values()):
         idle.append("a search saw nothing but its start")
     cpu_s, elapsed_s = time.process_time() - begun, time.monotonic() - elapsed
@@ -85,24 +85,24 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
         "violation": None if found is None else found.what,
     }
     _show(told, as_json=as_json)
-    if found is not None and world is not None:
-        typer.echo("\n".join(transcript(world, found)), err=as_json)
+    if found is not None and space is not None:
+        typer.echo("\n".join(transcript(space, found)), err=as_json)
     if found is not None or idle:
         raise typer.Exit(EXIT_FAILED)
 
 
 def _parts(
     budget: Budget, epochs: int, depth: int | None, states: int
-) -> Iterator[tuple[str, Callable[[], tuple[World, Explored]]]]:
+) -> Iterator[tuple[str, Callable[[], tuple[StateSpace, SearchResult]]]]:
     """Yield the two searches by name: from a cell that serves its first epoch, and from one after a failover."""
 
-    def from_the_start() -> tuple[World, Explored]:
-        world = World(Bounds(budget=budget, epochs_max=epochs, depth_max=depth, states_max=states))
-        return world, Search(world, serving(world)).run()
+    def from_the_start() -> tuple[StateSpace, SearchResult]:
+        space = StateSpace(Bounds(budget=budget, epochs_max=epochs, depth_max=depth, states_max=states))
+        return space, Search(space, serving_state(space)).run()
 
-    def after_a_failover() -> tuple[World, Explored]:
+    def after_a_failover() -> tuple[StateSpace, SearchResult]:
         legs = [*FAILOVER, Leg(budget=budget)]
-        return travel(legs, epochs_max=epochs, states_max=states, depth_max=depth)
+        return explore_legs(legs, epochs_max=epochs, states_max=states, depth_max=depth)
 
     yield "from the start", from_the_start
     yield "after a failover", after_a_failover

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any, Literal, NamedTuple
 
-from infra.exploration.describe import MIRRORED, PLAIN, REGIONS, describe
+from infra.exploration.canonical_text import MIRRORED, PLAIN, REGIONS, canonical_text
 from regions.failover import steps
 from regions.failover.effects import (
     AnswerOrder,
@@ -35,7 +35,7 @@ from regions.failover.settings import CellRegions, Settings
 from regions.leadership import Leadership
 
 NEVER = float("inf")
-SAID_MAX = 3
+GOSSIP_MAX = 3
 """How many different gossips of an agent may be in flight: a suspicion can arrive after the vote that it led to."""
 
 _SETTINGS = Settings(claim_stagger_s=0.0)
@@ -45,7 +45,7 @@ _ARMED = Retry(at=NEVER)
 Mode = Literal["now", "late", "waiting", "done"]
 
 
-class Violated(Exception):
+class Violation(Exception):
     """An invariant is violated.
 
     Attributes:
@@ -58,12 +58,12 @@ class Violated(Exception):
 
 
 @contextmanager
-def during(label: tuple[Any, ...]) -> Generator[None]:
+def label_violations(label: tuple[Any, ...]) -> Generator[None]:
     """Add the label of a move to a violation that it causes; an assertion error of the core becomes a violation."""
     try:
         yield
-    except (Violated, AssertionError) as error:
-        violated = error if isinstance(error, Violated) else Violated(f"assertion: {error}")
+    except (Violation, AssertionError) as error:
+        violated = error if isinstance(error, Violation) else Violation(f"assertion: {error}")
         violated.label = violated.label or label
         raise violated from error
 
@@ -73,8 +73,8 @@ class Request(NamedTuple):
 
     Attributes:
         effect: The effect.
-        mode: ``now``: executed before anything else happens. ``late``: executed at any later time. ``waiting``: begun,
-            and answered when the state of other regions allows. ``done``: executed, and the answer is in flight.
+        mode: ``now``: executed before anything else happens. ``late``: executed at any later time. ``waiting``:
+            begun, and answered when the state of other regions allows. ``done``: executed, and the answer is in flight.
         strong: Whether strong reads wait for it.
         since: The newest revision when a late read was requested.
         answer: The answer, if the mode is ``done``.
@@ -89,31 +89,31 @@ class Request(NamedTuple):
 
 @dataclass(frozen=True, slots=True, kw_only=True, eq=False)
 class Node:
-    """An agent and its disk; `Nodes` returns the same object for equal ones.
+    """An agent and its disk; `NodeInterner` returns the same object for equal ones.
 
     Attributes:
         machine: The machine; None while the agent is down.
         disk: The promise on its disk.
-        gate: The epoch in which the agent has admitted writes; 0 for none. It survives a crash of the agent.
-        held: Whether the agent blocks all writers, by a lock in its member. The lock ends with the agent or the member.
+        admitted_epoch: The epoch in which the agent has admitted writes; 0 for none. It survives a crash of the agent.
+        writes_blocked: Whether the agent blocks all writers, by a lock in its member that ends with either.
         requests: Its open requests.
-        said: Its newest gossips, oldest first; each may still arrive.
-        voted: The highest epoch for which it has published a vote.
-        pledged: The client requests that were acknowledged when a strong read arrived; None if no strong read is open.
-        known: The canonical text of its machine's facts, and of their mirror image.
+        gossip_in_flight: Its newest gossips, oldest first; each may still arrive.
+        voted_epoch: The highest epoch for which it has published a vote.
+        owed_writes: The client requests that were acknowledged when the open strong read arrived; None without one.
+        facts_texts: The canonical text of its machine's facts, and of their mirror image.
         number: The number of this node among all nodes of an exploration.
         mirror: The number of its mirror image.
     """
 
     machine: Machine | None
     disk: Promise
-    gate: int = 0
-    held: bool = False
+    admitted_epoch: int = 0
+    writes_blocked: bool = False
     requests: tuple[Request, ...] = ()
-    said: tuple[Gossip, ...] = ()
-    voted: int = 0
-    pledged: tuple[int, ...] | None = None
-    known: tuple[str, str] = ("-", "-")
+    gossip_in_flight: tuple[Gossip, ...] = ()
+    voted_epoch: int = 0
+    owed_writes: tuple[int, ...] | None = None
+    facts_texts: tuple[str, str] = ("-", "-")
     number: int = 0
     mirror: int = 0
 
@@ -123,20 +123,20 @@ class Outcome(NamedTuple):
 
     Attributes:
         node: The node after the event.
-        opened: The epoch that it began to serve; 0 for none.
-        proven: Whether it answered strong reads as current; None if it answered none.
-        adrift: A swap that it no longer waits for, and that etcd may still apply.
-        tied: The node with another, equally good member chosen, if the order of the voters decided; else None.
+        served_epoch: The epoch that it began to serve; 0 for none.
+        current_reads: Whether it answered strong reads as current; None if it answered none.
+        unanswered_swap: A swap that it no longer waits for, and that etcd may still apply.
+        tie_alternative: The node with another, equally good member chosen, if the order of the voters decided.
     """
 
     node: Node
-    opened: int = 0
-    proven: bool | None = None
-    adrift: SwapRecord | None = None
-    tied: Node | None = None
+    served_epoch: int = 0
+    current_reads: bool | None = None
+    unanswered_swap: SwapRecord | None = None
+    tie_alternative: Node | None = None
 
 
-class Nodes:
+class NodeInterner:
     """All distinct nodes of an exploration, one object for each."""
 
     def __init__(self) -> None:
@@ -146,11 +146,11 @@ class Nodes:
     def __len__(self) -> int:
         return len(self._known)
 
-    def one(self, node: Node, region: int) -> Node:
+    def intern(self, node: Node, region: int) -> Node:
         """Return the known node that is equal to ``node`` in ``region``, or add it."""
-        number = self._number(_key(node, region, PLAIN, node.known[0]))
+        number = self._number(_key(node, region, PLAIN, node.facts_texts[0]))
         if number not in self._known:
-            mirror = self._number(_key(node, region, MIRRORED, node.known[1]))
+            mirror = self._number(_key(node, region, MIRRORED, node.facts_texts[1]))
             self._known[number] = replace(node, number=number, mirror=mirror)
         return self._known[number]
 
@@ -159,13 +159,23 @@ class Nodes:
 
 
 def _key(node: Node, region: int, names: Mapping[str, str], known: str) -> str:
-    requests = sorted(describe((type(one.effect).__name__, *one), names) for one in node.requests)
-    rest = describe((node.disk, node.gate, node.held, node.said, node.voted, node.pledged), names)
+    requests = sorted(canonical_text((type(one.effect).__name__, *one), names) for one in node.requests)
+    rest = canonical_text(
+        (
+            node.disk,
+            node.admitted_epoch,
+            node.writes_blocked,
+            node.gossip_in_flight,
+            node.voted_epoch,
+            node.owed_writes,
+        ),
+        names,
+    )
     return f"{names[REGIONS[region]]} {known} {requests} {rest}"
 
 
 def _texts(facts: Facts) -> tuple[str, str]:
-    return describe(facts, PLAIN), describe(facts, MIRRORED)
+    return canonical_text(facts, PLAIN), canonical_text(facts, MIRRORED)
 
 
 def start(node: Node, region: int, found: MemberState, tickets: int) -> Outcome:
@@ -188,24 +198,24 @@ def _advance(node: Node, event: Event, prepare: Callable[[Facts], None] | None) 
     effects = machine.handle(event, now=0.0)
     broken = violations(machine.facts)
     if broken:
-        raise Violated("; ".join(broken))
-    _take_time_out(machine.facts)
+        raise Violation("; ".join(broken))
+    _remove_times(machine.facts)
     return _outcome(node, machine, effects)
 
 
 def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
     facts = machine.facts
-    gate, held, opened, proven = node.gate, node.held, 0, None
+    admitted_epoch, writes_blocked, served_epoch, current_reads = node.admitted_epoch, node.writes_blocked, 0, None
     asked: list[Request] = []
     for effect in effects:
         match effect:
             case StartServing(epoch=epoch):
-                gate = opened = epoch
-                held = False
+                admitted_epoch = served_epoch = epoch
+                writes_blocked = False
             case StopServing():
-                gate = 0
+                admitted_epoch = 0
             case AnswerStrongReads(current=current):
-                proven = current
+                current_reads = current
             case GossipChanged() | WatchLeader() | Log() | AnswerOrder():
                 pass
             case _:
@@ -215,17 +225,29 @@ def _outcome(node: Node, machine: Machine, effects: list[Effect]) -> Outcome:
     waiting = _awaited(facts)
     requests = tuple(one for one in (*node.requests, *asked) if one.effect.ticket in waiting)
     gone = (one.effect for one in node.requests if one.effect.ticket not in waiting and one.mode != "done")
-    adrift = next((one for one in gone if isinstance(one, SwapRecord) and not _answers(one, facts)), None)
+    unanswered = next((one for one in gone if isinstance(one, SwapRecord) and not _is_decided(one, facts)), None)
     waits = facts.requests.strong_reads or facts.requests.strong_reading is not None
     made = replace(
-        node, gate=gate, held=held, requests=requests, said=_words(node, machine.gossip), voted=_voted(node, machine),
-        pledged=node.pledged if waits else None, known=_texts(facts),
-    )  # fmt: skip
+        node,
+        admitted_epoch=admitted_epoch,
+        writes_blocked=writes_blocked,
+        requests=requests,
+        gossip_in_flight=_add_gossip(node, machine.gossip),
+        voted_epoch=_voted_epoch(node, machine),
+        owed_writes=node.owed_writes if waits else None,
+        facts_texts=_texts(facts),
+    )
     chooses = any(isinstance(one.effect, SwapRecord) for one in asked)
-    return Outcome(node=made, opened=opened, proven=proven, adrift=adrift, tied=_tied(made) if chooses else None)
+    return Outcome(
+        node=made,
+        served_epoch=served_epoch,
+        current_reads=current_reads,
+        unanswered_swap=unanswered,
+        tie_alternative=_with_tie_resolved_otherwise(made) if chooses else None,
+    )
 
 
-def _answers(swap: SwapRecord, facts: Facts) -> bool:
+def _is_decided(swap: SwapRecord, facts: Facts) -> bool:
     """Whether the machine knows a revision that decides this swap."""
     return facts.etcd.revision > swap.expected_revision
 
@@ -236,20 +258,20 @@ def _awaited(facts: Facts) -> frozenset[int]:
     return frozenset(one.ticket for one in slots if one is not None)
 
 
-def _words(node: Node, gossip: Gossip) -> tuple[Gossip, ...]:
-    word = replace(gossip, commit=0)
-    if node.said and node.said[-1] == word:
-        return node.said
-    return (*node.said, word)[-SAID_MAX:]
+def _add_gossip(node: Node, gossip: Gossip) -> tuple[Gossip, ...]:
+    sent = replace(gossip, commit=0)
+    if node.gossip_in_flight and node.gossip_in_flight[-1] == sent:
+        return node.gossip_in_flight
+    return (*node.gossip_in_flight, sent)[-GOSSIP_MAX:]
 
 
-def _voted(node: Node, machine: Machine) -> int:
+def _voted_epoch(node: Node, machine: Machine) -> int:
     vote = machine.gossip.vote
     if vote is None:
-        return node.voted
+        return node.voted_epoch
     if not is_durable(vote, node.disk):
-        raise Violated(f"a vote for epoch {vote.epoch} is published, and epoch {node.disk.epoch} is promised on disk")
-    return max(node.voted, vote.epoch)
+        raise Violation(f"a vote for epoch {vote.epoch} is published, and epoch {node.disk.epoch} is promised on disk")
+    return max(node.voted_epoch, vote.epoch)
 
 
 def is_durable(vote: Vote, disk: Promise) -> bool:
@@ -257,7 +279,7 @@ def is_durable(vote: Vote, disk: Promise) -> bool:
     return vote.epoch <= disk.epoch
 
 
-def _tied(node: Node) -> Node | None:
+def _with_tie_resolved_otherwise(node: Node) -> Node | None:
     """The node with the other follower chosen, if only the order of the voters decided the choice; else None.
 
     The core may list the voters in either order. With both choices explored, the mirror image of every run is a run as
@@ -286,7 +308,7 @@ def _tied(node: Node) -> Node | None:
     record = replace(facts.requests.swapping.record, leader=other, ancestry=given[other].ancestry)
     twin.facts.requests.swapping = replace(facts.requests.swapping, record=record)
     requests = tuple(_with_record(one, record) for one in node.requests)
-    return replace(node, machine=twin, requests=requests, known=_texts(twin.facts))
+    return replace(node, machine=twin, requests=requests, facts_texts=_texts(twin.facts))
 
 
 def _with_record(request: Request, record: Leadership) -> Request:
@@ -295,7 +317,7 @@ def _with_record(request: Request, record: Leadership) -> Request:
     return request._replace(effect=replace(request.effect, record=record))
 
 
-def _take_time_out(facts: Facts) -> None:
+def _remove_times(facts: Facts) -> None:
     facts.record_since, facts.failovers, facts.member.quorum_commit = 0.0, (), 0
     # A swap that an agent requested before it led cannot be applied after the record that makes it leader, so its
     # revision makes no difference. None stays: a swap of a previous run may be unsettled, and that run may have led by
@@ -313,14 +335,14 @@ def _take_time_out(facts: Facts) -> None:
         if one is not None and one.until != NEVER:
             setattr(facts.requests, name, replace(one, until=NEVER))
     epoch = 0 if facts.record is None else facts.record.epoch
-    heard = {sender: _what_counts(gossip, epoch) for sender, gossip in facts.peers.gossip.items()}
+    heard = {sender: _relevant_gossip(gossip, epoch) for sender, gossip in facts.peers.gossip.items()}
     facts.peers.gossip = {sender: gossip for sender, gossip in heard.items() if gossip != _NOTHING}
 
 
 _NOTHING = Gossip()
 
 
-def _what_counts(gossip: Gossip, epoch: int) -> Gossip:
+def _relevant_gossip(gossip: Gossip, epoch: int) -> Gossip:
     """The gossip without the parts that can never count again, because epochs only increase."""
     vote = gossip.vote if gossip.vote is not None and gossip.vote.epoch >= epoch else None
     suspects = gossip.suspects if gossip.suspects >= max(epoch, 1) else 0

@@ -37,10 +37,10 @@ class Member(NamedTuple):
         epoch: The epoch in which its agent made it a primary, or connected it to one; 0 otherwise.
         wal: Its WAL, all of it flushed.
         source: The region from which it receives as a standby; None if it is frozen or no standby.
-        names: The regions in its ``synchronous_standby_names``, ascending; if empty, it commits alone.
-        required: How many of ``names`` a commit waits for.
+        standby_names: The regions in its ``synchronous_standby_names``, ascending; if empty, it commits alone.
+        required: How many of ``standby_names`` a commit waits for.
         acks: The LSN that each region's standby has reported as flushed since this primary runs.
-        began: The LSN at which it became primary.
+        promoted_lsn: The LSN at which it became primary.
         confirmed: The LSN up to which commits have returned; those are acknowledged and visible.
         restarted: Whether the receive position is NULL.
     """
@@ -49,10 +49,10 @@ class Member(NamedTuple):
     epoch: int = 0
     wal: tuple[Entry, ...] = ()
     source: int | None = None
-    names: tuple[int, ...] = ()
+    standby_names: tuple[int, ...] = ()
     required: int = 0
     acks: tuple[int, int, int] = (0, 0, 0)
-    began: int = 0
+    promoted_lsn: int = 0
     confirmed: int = 0
     restarted: bool = False
 
@@ -65,7 +65,7 @@ def timeline(wal: tuple[Entry, ...]) -> int:
     return wal[-1].timeline if wal else 1
 
 
-def fences(wal: tuple[Entry, ...]) -> tuple[int, ...]:
+def fence_epochs(wal: tuple[Entry, ...]) -> tuple[int, ...]:
     """The epochs of the fence rows, ascending."""
     return tuple(entry.number for entry in wal if entry.kind == "fence")
 
@@ -74,21 +74,21 @@ def stop(member: Member) -> Member:
     """Stop the member; its data and its standby names stay."""
     if member.kind == "absent":
         return member
-    return Member(kind="stopped", wal=member.wal, names=member.names, required=member.required)
+    return Member(kind="stopped", wal=member.wal, standby_names=member.standby_names, required=member.required)
 
 
 def initialise(member: Member, epoch: int) -> Member:
     """Start the member as the first primary of the cell, with empty data if it has none."""
     if member.kind == "primary":
         return member
-    return Member(kind="primary", epoch=epoch, wal=member.wal, began=len(member.wal), confirmed=len(member.wal))
+    return Member(kind="primary", epoch=epoch, wal=member.wal, promoted_lsn=len(member.wal), confirmed=len(member.wal))
 
 
-def as_standby(member: Member, *, source: int | None, epoch: int) -> Member:
+def run_as_standby(member: Member, *, source: int | None, epoch: int) -> Member:
     """Run the member as a standby of ``source``, or frozen if ``source`` is None."""
     restarted = member.restarted or member.kind != "standby"
     return member._replace(
-        kind="standby", source=source, epoch=epoch, acks=(0, 0, 0), began=0, confirmed=0, restarted=restarted
+        kind="standby", source=source, epoch=epoch, acks=(0, 0, 0), promoted_lsn=0, confirmed=0, restarted=restarted
     )
 
 
@@ -97,8 +97,8 @@ def promote(member: Member, region: int, epoch: int) -> Member:
     assert member.kind == "standby", "only a standby is promoted"
     wal = (*member.wal, Entry(timeline(member.wal) + 1, "promotion", epoch, region))
     return Member(
-        kind="primary", epoch=epoch, wal=wal, names=member.names, required=member.required,
-        began=len(wal), confirmed=len(wal),
+        kind="primary", epoch=epoch, wal=wal, standby_names=member.standby_names, required=member.required,
+        promoted_lsn=len(wal), confirmed=len(wal),
     )  # fmt: skip
 
 
@@ -107,12 +107,12 @@ def append(member: Member, region: int, kind: Literal["fence", "write"], number:
     return member._replace(wal=(*member.wal, Entry(timeline(member.wal), kind, number, region)))
 
 
-def has(member: Member, kind: str, number: int) -> bool:
+def has_row(member: Member, kind: str, number: int) -> bool:
     """Whether a row is in the member's WAL."""
-    return position(member, kind, number) is not None
+    return row_lsn(member, kind, number) is not None
 
 
-def position(member: Member, kind: str, number: int) -> int | None:
+def row_lsn(member: Member, kind: str, number: int) -> int | None:
     """The LSN at which the first such row ends in the member's WAL; None if there is none."""
     return next((lsn for lsn, one in enumerate(member.wal, 1) if one.kind == kind and one.number == number), None)
 
@@ -140,11 +140,11 @@ def acknowledge(primary: Member, region: int, lsn: int) -> Member:
     return primary._replace(acks=(acks[0], acks[1], acks[2]))
 
 
-def on_quorum(primary: Member) -> int:
+def quorum_lsn(primary: Member) -> int:
     """The LSN up to which commits may return."""
-    if primary.required == 0 or not primary.names:
+    if primary.required == 0 or not primary.standby_names:
         return len(primary.wal)
-    known = sorted((primary.acks[region] for region in primary.names), reverse=True)
+    known = sorted((primary.acks[region] for region in primary.standby_names), reverse=True)
     return min(known[primary.required - 1], len(primary.wal))
 
 

@@ -6,8 +6,8 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from infra.exploration.moves import successors
-from infra.exploration.node import Violated
-from infra.exploration.world import Label, Move, State, World
+from infra.exploration.node import Violation
+from infra.exploration.state_space import Label, Move, State, StateSpace
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -26,7 +26,7 @@ class Counterexample:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Explored:
+class SearchResult:
     """The result of a search.
 
     Attributes:
@@ -49,17 +49,17 @@ class Explored:
 class Search:
     """One search. It stores the predecessor of each state and the ordinal of the move that led to it."""
 
-    def __init__(self, world: World, start: State, until: Callable[[State], bool] | None = None) -> None:
-        """Prepare a search from ``start`` within the world's bounds, up to the first state that fits ``until``."""
-        self._world = world
+    def __init__(self, space: StateSpace, start: State, until: Callable[[State], bool] | None = None) -> None:
+        """Prepare a search from ``start`` within the bounds of ``space``, up to the first state that fits ``until``."""
+        self._world = space
         self._start = start
         self._until = until
-        self._seen = {world.canonical(start)}
+        self._seen = {space.canonical(start)}
         self._parents = array("q", [-1])
         self._ordinals = array("l", [-1])
         self._moves = 0
 
-    def run(self) -> Explored:
+    def run(self) -> SearchResult:
         """Search, and return the result."""
         if self._until is not None and self._until(self._start):
             return self._report(0, complete=False, reached=())
@@ -77,7 +77,7 @@ class Search:
                     if self._until is not None and self._until(after):
                         path = tuple(self._path(len(self._parents) - 1))
                         return self._report(depth + 1, complete=False, reached=path)
-            except Violated as violated:
+            except Violation as violated:
                 path = tuple(self._path(number))
                 found = Counterexample(path=path, label=violated.label, what=str(violated))
                 return self._report(depth + 1, complete=False, counterexample=found)
@@ -110,8 +110,8 @@ class Search:
     def _report(
         self, depth: int, *, complete: bool, counterexample: Counterexample | None = None,
         reached: tuple[Move, ...] | None = None,
-    ) -> Explored:  # fmt: skip
-        return Explored(
+    ) -> SearchResult:  # fmt: skip
+        return SearchResult(
             states=len(self._parents), moves=self._moves, depth=depth, complete=complete,
             counterexample=counterexample, reached=reached,
         )  # fmt: skip

@@ -17,10 +17,10 @@ import typer
 
 from infra.exploration import answers, moves, node
 from infra.exploration.bounds import Budget
-from infra.exploration.describe import REGIONS
-from infra.exploration.journey import Leg, serves, travel, wal
-from infra.exploration.search import Explored
-from infra.exploration.world import State, World
+from infra.exploration.canonical_text import REGIONS
+from infra.exploration.legs import Leg, explore_legs, serves, wal_text
+from infra.exploration.search import SearchResult
+from infra.exploration.state_space import State, StateSpace
 from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import run_plan
 from infra.simulation.world import Clock
@@ -42,7 +42,7 @@ from regions.identity import Epoch, RegionName
 from regions.leadership import Leadership
 from regions.position import ZERO, Position
 
-CALM = Budget(*[0] * len(Budget._fields))
+NO_EVENTS = Budget(*[0] * len(Budget._fields))
 A, B, C = 0, 1, 2
 
 
@@ -69,12 +69,12 @@ class Mutation:
     states_max: int = 100_000
 
 
-def hunt(mutation: Mutation) -> tuple[World, Explored]:
+def hunt(mutation: Mutation) -> tuple[StateSpace, SearchResult]:
     """Explore the legs of a mutation with its rule broken."""
     with ExitStack() as stack:
         for owner, name, substitute in mutation.broken:
             stack.enter_context(patch.object(owner, name, substitute))
-        return travel(mutation.legs, epochs_max=mutation.epochs_max, states_max=mutation.states_max)
+        return explore_legs(mutation.legs, epochs_max=mutation.epochs_max, states_max=mutation.states_max)
 
 
 # Legs and goals.
@@ -87,14 +87,14 @@ def leg(goal: Callable[[State], bool] | None = None, **budget: int) -> Leg:
 
 
 def replace_budget(faults: int, budget: Mapping[str, int]) -> Budget:
-    return CALM._replace(**{"faults": faults, **budget})
+    return NO_EVENTS._replace(**{"faults": faults, **budget})
 
 
 def wals(*wanted: str | None) -> Callable[[State], bool]:
     """A goal: the members have exactly this WAL; None for any."""
 
     def fits(state: State) -> bool:
-        return all(one is None or one == wal(state, region) for region, one in enumerate(wanted))
+        return all(one is None or one == wal_text(state, region) for region, one in enumerate(wanted))
 
     return fits
 
@@ -134,7 +134,7 @@ def died_in_swap(*names: int) -> Callable[[State], bool]:
     def fits(state: State) -> bool:
         leader = state.members[A].value
         died = state.nodes[A].machine is None and leader.kind == "primary"
-        return bool(state.etcd.value.adrift) and died and names in ((), leader.names)
+        return bool(state.etcd.value.unanswered_swaps) and died and names in ((), leader.standby_names)
 
     return fits
 
@@ -265,7 +265,7 @@ def no(*_: Any, **__: Any) -> bool:
 
 
 LOST = "was acknowledged, and"
-_B_HAS_W1 = leg(lambda state: state.ghost.value.acked == (1,) and wal(state, C) == "F1", writes=1)
+_B_HAS_W1 = leg(lambda state: state.ghost.value.acked == (1,) and wal_text(state, C) == "F1", writes=1)
 _FAILOVER = leg(suspicions=2)
 _REWOUND = [
     leg(wals("F1W1W2", "F1W1", "F1"), writes=2),
@@ -368,7 +368,7 @@ MUTATIONS = (
         broken=[(rules, "is_on_quorum", yes)],
         legs=[
             leg(wals("F1W1", "F1", "F1"), writes=1),
-            leg(lambda state: state.nodes[A].gate == 2, ends=1, failures=1),
+            leg(lambda state: state.nodes[A].admitted_epoch == 2, ends=1, failures=1),
             leg(lambda state: state.ghost.value.acked == (1,), retries=1),
             _FAILOVER,
         ],
@@ -392,7 +392,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="a client treats a write of unknown outcome as refused", rule="9",
-        broken=[(moves, "row_of", nothing_known)],
+        broken=[(moves, "find_row", nothing_known)],
         legs=[leg(writes=1, retries=1, suspicions=2)], caught="was applied twice",
     ),
     Mutation(
@@ -406,7 +406,7 @@ MUTATIONS = (
         legs=[
             leg(wals("F1", "F1P2F2", "F1"), suspicions=2),
             leg(served(C, 3), suspicions=0),
-            leg(lambda state: state.ghost.value.acked == (1,) and wal(state, A) == "F1P3F3", writes=1),
+            leg(lambda state: state.ghost.value.acked == (1,) and wal_text(state, A) == "F1P3F3", writes=1),
             leg(suspicions=2),
         ],
         caught=LOST, epochs_max=4, states_max=300_000,
@@ -459,7 +459,7 @@ MUTATIONS = (
     ),
     Mutation(
         name="etcd swaps without comparing", rule="CAS",
-        broken=[(World, "compares", yes)],
+        broken=[(StateSpace, "revision_matches", yes)],
         legs=[_FAILOVER], caught="is followed by",
     ),
 )  # fmt: skip

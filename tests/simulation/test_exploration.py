@@ -9,14 +9,14 @@ from typer.testing import CliRunner
 from infra.cli.main import make_app, run
 from infra.exploration import postgres
 from infra.exploration.bounds import Bounds, Budget, spend
-from infra.exploration.journey import FAILOVER, Leg, travel
+from infra.exploration.initial_state import serving_state
+from infra.exploration.legs import FAILOVER, Leg, explore_legs
 from infra.exploration.moves import successors
-from infra.exploration.node import Violated, during
+from infra.exploration.node import Violation, label_violations
 from infra.exploration.postgres import Entry, Member
-from infra.exploration.search import Explored, Search
-from infra.exploration.start import serving
+from infra.exploration.search import Search, SearchResult
+from infra.exploration.state_space import State, StateSpace, idle_invariants
 from infra.exploration.transcript import transcript
-from infra.exploration.world import State, World, judged_nothing
 from regions.failover import rules
 from regions.failover.events import LedgerDone, PromiseStored, ReadFailed, SwapAnswered
 from tests.simulation.mutations import (
@@ -32,8 +32,8 @@ from tests.simulation.mutations import (
 
 pytestmark = pytest.mark.simulation
 
-CALM = Budget(*[0] * len(Budget._fields))
-ONE_FAILOVER = Bounds(budget=CALM._replace(faults=1, failures=1, suspicions=2), epochs_max=2)
+NO_EVENTS = Budget(*[0] * len(Budget._fields))
+ONE_FAILOVER = Bounds(budget=NO_EVENTS._replace(faults=1, failures=1, suspicions=2), epochs_max=2)
 """Small enough to explore completely: at every point an answer is a failure, or an outcome is unknown."""
 
 EVERYTHING = Bounds(
@@ -58,61 +58,61 @@ EVERYTHING = Bounds(
 )
 
 ORDERS = Bounds(
-    budget=CALM._replace(faults=1, crashes=1, ends=1, failures=1, suspicions=2, writes=1, drains=1, resizes=2),
+    budget=NO_EVENTS._replace(faults=1, crashes=1, ends=1, failures=1, suspicions=2, writes=1, drains=1, resizes=2),
     epochs_max=2,
 )
 """An operator drains and resizes while one fault happens."""
 
 
-def explore(bounds: Bounds) -> tuple[World, Explored]:
-    world = World(bounds)
-    return world, Search(world, serving(world)).run()
+def explore(bounds: Bounds) -> tuple[StateSpace, SearchResult]:
+    space = StateSpace(bounds)
+    return space, Search(space, serving_state(space)).run()
 
 
-def assert_sound(world: World, explored: Explored) -> None:
+def assert_sound(space: StateSpace, explored: SearchResult) -> None:
     found = explored.counterexample
-    assert found is None, "\n" + "\n".join(transcript(world, found))
+    assert found is None, "\n" + "\n".join(transcript(space, found))
 
 
-def opened_in(world: World) -> set[tuple[int, int]]:
+def opened_in(space: StateSpace) -> set[tuple[int, int]]:
     """(epoch, region) of each region that began to serve in any state."""
-    return {one for ghost in world.ghosts.values for one in ghost.opened}
+    return {one for ghost in space.ghosts.values for one in ghost.opened}
 
 
 def test_no_interleaving_of_one_failover_with_one_failure_has_a_violation() -> None:
-    world, explored = explore(ONE_FAILOVER)
-    assert_sound(world, explored)
+    space, explored = explore(ONE_FAILOVER)
+    assert_sound(space, explored)
     assert explored.complete
-    assert {epoch for epoch, _ in opened_in(world)} == {1, 2}
+    assert {epoch for epoch, _ in opened_in(space)} == {1, 2}
     typer.echo(f"{explored.states} states, depth {explored.depth}, all within the bounds")
 
 
 def test_all_kinds_of_faults_together_have_no_violation_within_60000_states() -> None:
-    world, explored = explore(EVERYTHING._replace(states_max=60_000))
-    assert_sound(world, explored)
+    space, explored = explore(EVERYTHING._replace(states_max=60_000))
+    assert_sound(space, explored)
     assert explored.states >= 60_000
 
 
 def test_drains_and_resizes_with_faults_have_no_violation_within_30000_states() -> None:
-    world, explored = explore(ORDERS._replace(states_max=30_000))
-    assert_sound(world, explored)
+    space, explored = explore(ORDERS._replace(states_max=30_000))
+    assert_sound(space, explored)
     assert explored.states >= 30_000
 
 
 def test_faults_after_a_failover_have_no_violation_and_every_invariant_compares_facts() -> None:
     legs = [*FAILOVER, Leg(budget=EVERYTHING.budget)]
-    world, explored = travel(legs, epochs_max=EVERYTHING.epochs_max, states_max=20_000)
-    assert_sound(world, explored)
+    space, explored = explore_legs(legs, epochs_max=EVERYTHING.epochs_max, states_max=20_000)
+    assert_sound(space, explored)
     assert explored.states >= 20_000
-    assert judged_nothing(world.facts, EVERYTHING.budget) == []
+    assert idle_invariants(space.facts, EVERYTHING.budget) == []
 
 
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 @pytest.mark.parametrize("bounds", [Bounds(), EVERYTHING, ORDERS], ids=["two faults", "everything", "orders"])
 def test_a_million_states_have_no_violation(bounds: Bounds) -> None:
-    world, explored = explore(bounds._replace(states_max=1_100_000))
-    assert_sound(world, explored)
+    space, explored = explore(bounds._replace(states_max=1_100_000))
+    assert_sound(space, explored)
     assert explored.complete or explored.states >= 1_000_000
 
 
@@ -133,7 +133,7 @@ REMOVED_AND_ADDED = [
 
 
 def test_a_region_that_was_removed_and_added_again_leads_with_every_acknowledged_write() -> None:
-    _, explored = travel([*REMOVED_AND_ADDED, leg(served(B, 2), suspicions=2)], epochs_max=2, states_max=20_000)
+    _, explored = explore_legs([*REMOVED_AND_ADDED, leg(served(B, 2), suspicions=2)], epochs_max=2, states_max=20_000)
     assert explored.counterexample is None
     assert explored.reached is not None
 
@@ -146,9 +146,9 @@ AGENT_DIED_LATER = [*AGENT_DIED_IN_SECOND_RESIZE[:-1], leg(stale=1, resizes=1, w
 def test_voters_change_one_at_a_time_when_a_restarted_agent_reads_an_old_record(
     way: list[Leg],
 ) -> None:
-    world, explored = travel(way, epochs_max=2, states_max=20_000)
-    assert_sound(world, explored)
-    assert world.facts["majorities meet"] > 0
+    space, explored = explore_legs(way, epochs_max=2, states_max=20_000)
+    assert_sound(space, explored)
+    assert space.facts["majorities meet"] > 0
     assert explored.complete or explored.states >= 20_000
 
 
@@ -180,8 +180,8 @@ SECOND_FAULTS: dict[str, list[Leg]] = {
 @pytest.mark.parametrize("way", list(SECOND_FAULTS))
 def test_faults_after_a_first_failover_or_change_have_no_violation(way: str) -> None:
     legs = [*SECOND_FAULTS[way], Leg(budget=EVERYTHING.budget)]
-    world, explored = travel(legs, epochs_max=5, states_max=300_000)
-    assert_sound(world, explored)
+    space, explored = explore_legs(legs, epochs_max=5, states_max=300_000)
+    assert_sound(space, explored)
 
 
 def test_an_exploration_is_the_same_each_time() -> None:
@@ -191,29 +191,29 @@ def test_an_exploration_is_the_same_each_time() -> None:
 
 def test_a_counterexample_is_written_as_a_transcript() -> None:
     budget = Budget(faults=1, crashes=0, ends=0, failures=0, stale=0)
-    world = World(Bounds(budget=budget, epochs_max=2, states_max=5_000))
+    space = StateSpace(Bounds(budget=budget, epochs_max=2, states_max=5_000))
     with patch.object(rules, "is_frozen", return_value=True):
-        explored = Search(world, serving(world)).run()
+        explored = Search(space, serving_state(space)).run()
     assert explored.counterexample is not None
-    lines = list(transcript(world, explored.counterexample))
+    lines = list(transcript(space, explored.counterexample))
     assert lines[0].startswith("  1  ")
     assert "suspects" in "".join(lines)
     assert lines[-1].strip().startswith("VIOLATION: b has voted for epoch 2")
 
 
 def test_a_state_and_its_mirror_image_have_one_canonical_form() -> None:
-    world = World(Bounds())
-    state = serving(world)
-    moves = {label[:2]: after for label, after in successors(world, state) if label[0] == "suspects"}
-    assert world.canonical(moves["suspects", 1]) == world.canonical(moves["suspects", 2])
-    assert world.canonical(moves["suspects", 1]) != world.canonical(state)
+    space = StateSpace(Bounds())
+    state = serving_state(space)
+    moves = {label[:2]: after for label, after in successors(space, state) if label[0] == "suspects"}
+    assert space.canonical(moves["suspects", 1]) == space.canonical(moves["suspects", 2])
+    assert space.canonical(moves["suspects", 1]) != space.canonical(state)
 
 
 def test_a_late_answer_to_an_older_request_changes_nothing() -> None:
     # So the exploration may leave such answers out.
 
-    world = World(Bounds())
-    state: State = serving(world)
+    space = StateSpace(Bounds())
+    state: State = serving_state(space)
     for _ in range(40):
         machine = state.nodes[1].machine
         assert machine is not None
@@ -225,7 +225,7 @@ def test_a_late_answer_to_an_older_request_changes_nothing() -> None:
         twin = machine.clone()
         twin.handle(SwapAnswered(ticket=-1, outcome="unknown"), now=0.0)
         assert repr(twin.facts) == before
-        state = next(after for label, after in successors(world, state) if label[0] != "trusts")
+        state = next(after for label, after in successors(space, state) if label[0] != "trusts")
 
 
 def test_a_fault_counts_against_its_kind_and_against_the_total() -> None:
@@ -238,7 +238,7 @@ def test_a_fault_counts_against_its_kind_and_against_the_total() -> None:
 
 
 def test_an_assertion_of_the_core_is_a_violation_and_names_its_move() -> None:
-    with pytest.raises(Violated, match="never") as caught, during(("sees", 1)):
+    with pytest.raises(Violation, match="never") as caught, label_violations(("sees", 1)):
         raise AssertionError("never")
     assert caught.value.label == ("sees", 1)
 
@@ -258,7 +258,7 @@ def test_two_promotions_take_the_same_timeline_and_a_standby_can_follow_either()
     other = postgres.promote(frozen, 2, 3)
     assert postgres.timeline(one.wal) == postgres.timeline(other.wal) == 2
     assert one.wal != other.wal
-    standby = postgres.as_standby(postgres.stop(other), source=1, epoch=2)
+    standby = postgres.run_as_standby(postgres.stop(other), source=1, epoch=2)
     assert postgres.accepts(standby, one)
     assert postgres.receive(standby, one).wal == (_FENCE, other.wal[1], one.wal[2])
     assert postgres.rewind(other, one).wal == other.wal
@@ -273,10 +273,10 @@ def test_a_rewind_goes_below_what_was_acknowledged() -> None:
 
 def test_a_primary_waits_only_for_the_standbys_that_it_names() -> None:
     alone = primary(_FENCE)
-    assert postgres.on_quorum(alone) == 1
-    careful = alone._replace(names=(1, 2), required=1)
-    assert postgres.on_quorum(careful) == 0
-    assert postgres.on_quorum(postgres.acknowledge(careful, 2, 1)) == 1
+    assert postgres.quorum_lsn(alone) == 1
+    careful = alone._replace(standby_names=(1, 2), required=1)
+    assert postgres.quorum_lsn(careful) == 0
+    assert postgres.quorum_lsn(postgres.acknowledge(careful, 2, 1)) == 1
 
 
 # The command.

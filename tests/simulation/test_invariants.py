@@ -21,13 +21,13 @@ from infra.cli.main import make_app
 from infra.exploration import node as node_module
 from infra.exploration import postgres
 from infra.exploration.bounds import Bounds, Budget
-from infra.exploration.journey import FAILOVER, Leg, travel
+from infra.exploration.initial_state import serving_state
+from infra.exploration.legs import FAILOVER, Leg, explore_legs
 from infra.exploration.moves import successors
-from infra.exploration.node import Node, Outcome, Violated, during, step
+from infra.exploration.node import Node, Outcome, Violation, label_violations, step
 from infra.exploration.postgres import Entry
-from infra.exploration.search import Explored
-from infra.exploration.start import serving
-from infra.exploration.world import INVARIANTS, Ghost, State, World, judged_nothing
+from infra.exploration.search import SearchResult
+from infra.exploration.state_space import INVARIANTS, GhostState, State, StateSpace, idle_invariants
 from regions.failover.events import Tick
 from tests.infra.objections import arguments_of, texts_of, unheard
 
@@ -40,26 +40,26 @@ class Cell:
     """A cell in which ``a`` serves epoch 1; each test breaks it."""
 
     def __init__(self) -> None:
-        self.world = World(Bounds())
-        self.state = serving(self.world)
+        self.space = StateSpace(Bounds())
+        self.state = serving_state(self.space)
 
-    def react(self, region: int, how: Callable[[Node], Outcome]) -> None:
-        list(self.world.react(self.state, region, ("is broken",), how))
+    def apply_event(self, region: int, how: Callable[[Node], Outcome]) -> None:
+        list(self.space.apply_event(self.state, region, ("is broken",), how))
 
     def ghost(self, **changes: Any) -> None:
-        changed: Ghost = self.state.ghost.value._replace(**changes)
-        self.state = self.state._replace(ghost=self.world.ghosts.one(changed))
+        changed: GhostState = self.state.ghost.value._replace(**changes)
+        self.state = self.state._replace(ghost=self.space.ghosts.intern(changed))
 
 
 def swap_to_an_epoch_too_far(cell: Cell) -> None:
-    record = cell.world.record(cell.state.etcd.value.history[-1])
-    number = cell.world.record_number(replace(record, epoch=5, phase="recruiting"))
-    cell.world.swapped(cell.state, (len(cell.state.etcd.value.history), number))
+    record = cell.space.record(cell.state.etcd.value.history[-1])
+    number = cell.space.record_number(replace(record, epoch=5, phase="recruiting"))
+    cell.space.swapped(cell.state, (len(cell.state.etcd.value.history), number))
 
 
 def read_without_a_write(cell: Cell) -> None:
-    cell.state = cell.world.with_node(cell.state, A, pledged=(7,))
-    cell.react(A, lambda node: Outcome(node=node, proven=True))
+    cell.state = cell.space.with_node(cell.state, A, owed_writes=(7,))
+    cell.apply_event(A, lambda node: Outcome(node=node, current_reads=True))
 
 
 def believe_what_etcd_does_not_hold(cell: Cell) -> None:
@@ -67,62 +67,62 @@ def believe_what_etcd_does_not_hold(cell: Cell) -> None:
         assert node.machine is not None
         machine = node.machine.clone()
         machine.facts.etcd.revision = 99
-        return Outcome(node=replace(node, machine=machine, known=("broken", "broken")))
+        return Outcome(node=replace(node, machine=machine, facts_texts=("broken", "broken")))
 
-    cell.react(B, how)
+    cell.apply_event(B, how)
 
 
 def open_what_another_opened(cell: Cell) -> None:
-    cell.react(B, lambda node: Outcome(node=node, opened=1))
+    cell.apply_event(B, lambda node: Outcome(node=node, served_epoch=1))
 
 
 def open_without_a_write(cell: Cell) -> None:
     cell.ghost(acked=(9,))
-    cell.react(B, lambda node: Outcome(node=node, opened=2))
+    cell.apply_event(B, lambda node: Outcome(node=node, served_epoch=2))
 
 
 def apply_twice(cell: Cell) -> None:
     member = cell.state.members[A].value
     timeline, by = postgres.timeline(member.wal), A
     wal = (*member.wal, Entry(timeline, "write", 1, by), Entry(timeline, "write", 1, by))
-    cell.world.with_member(cell.state, A, member._replace(wal=wal, names=(), required=0))
+    cell.space.with_member(cell.state, A, member._replace(wal=wal, standby_names=(), required=0))
 
 
 def acknowledge_under_an_old_epoch(cell: Cell) -> None:
     cell.ghost(epoch=5, region=B)
-    cell.world.acknowledged(cell.state, A, [1])
+    cell.space.acknowledged(cell.state, A, [1])
 
 
 def wait_for_others_than_the_voters(cell: Cell) -> None:
-    record = cell.world.record(cell.state.etcd.value.history[-1])
-    number = cell.world.record_number(replace(record, voters=record.voters[:1]))
+    record = cell.space.record(cell.state.etcd.value.history[-1])
+    number = cell.space.record_number(replace(record, voters=record.voters[:1]))
     etcd = cell.state.etcd.value
-    state = cell.state._replace(etcd=cell.world.etcds.one(etcd._replace(history=(*etcd.history, number))))
-    cell.world.acknowledged(state, A, [1])
+    state = cell.state._replace(etcd=cell.space.etcds.intern(etcd._replace(history=(*etcd.history, number))))
+    cell.space.acknowledged(state, A, [1])
 
 
 def receive_after_a_vote(cell: Cell) -> None:
     member = postgres.append(cell.state.members[A].value, A, "write", 1)
-    state = cell.world.with_node(cell.world.with_member(cell.state, A, member), B, voted=9)
-    list(successors(cell.world, state))
+    state = cell.space.with_node(cell.space.with_member(cell.state, A, member), B, voted_epoch=9)
+    list(successors(cell.space, state))
 
 
 def break_a_core(cell: Cell) -> None:
     with patch.object(node_module, "violations", return_value=("this", "that")):
-        cell.react(B, lambda node: step(node, Tick()))
+        cell.apply_event(B, lambda node: step(node, Tick()))
 
 
 def publish_what_is_not_on_disk(cell: Cell) -> None:
     del cell
     with patch.object(node_module, "is_durable", return_value=False):
-        _, explored = travel([*FAILOVER, Leg(budget=Budget())], epochs_max=2, states_max=10)
+        _, explored = explore_legs([*FAILOVER, Leg(budget=Budget())], epochs_max=2, states_max=10)
     assert explored.counterexample is not None
-    raise Violated(explored.counterexample.what)
+    raise Violation(explored.counterexample.what)
 
 
 def assert_in_a_core(cell: Cell) -> None:
     del cell
-    with during(("sees", 1)):
+    with label_violations(("sees", 1)):
         raise AssertionError("never")
 
 
@@ -144,7 +144,7 @@ BROKEN: dict[str, Sequence[tuple[Callable[[Cell], None], str]]] = {
 
 
 def objection(broken: Callable[[Cell], None]) -> str:
-    with pytest.raises(Violated) as caught:
+    with pytest.raises(Violation) as caught:
         broken(Cell())
     return str(caught.value)
 
@@ -166,7 +166,7 @@ def modules() -> list[ModuleType]:
 def test_every_invariant_and_every_violation_text_has_a_broken_state() -> None:
     assert BROKEN.keys() == INVARIANTS.keys()
     said = [objection(broken) for breaks in BROKEN.values() for broken, _ in breaks]
-    patterns = texts_of(argument for module in modules() for argument in arguments_of(module, "Violated"))
+    patterns = texts_of(argument for module in modules() for argument in arguments_of(module, "Violation"))
     assert len(patterns) >= 10
     assert unheard(patterns, said) == []
 
@@ -176,21 +176,21 @@ def test_every_invariant_and_every_violation_text_has_a_broken_state() -> None:
 
 def test_an_invariant_that_compared_nothing_is_reported() -> None:
     facts = Counter(INVARIANTS.keys())
-    assert judged_nothing(facts, Budget(reads=1)) == []
-    assert len(judged_nothing(Counter(), Budget(reads=1))) == len(INVARIANTS)
+    assert idle_invariants(facts, Budget(reads=1)) == []
+    assert len(idle_invariants(Counter(), Budget(reads=1))) == len(INVARIANTS)
     for idle in INVARIANTS:
         some = Counter(INVARIANTS.keys() - {idle})
-        assert judged_nothing(some, Budget(reads=1)) == [f"{idle}: judged on nothing: no {INVARIANTS[idle]}"]
-    assert judged_nothing(Counter(INVARIANTS.keys() - {"strong reads"}), Budget(reads=0)) == []
+        assert idle_invariants(some, Budget(reads=1)) == [f"{idle}: judged on nothing: no {INVARIANTS[idle]}"]
+    assert idle_invariants(Counter(INVARIANTS.keys() - {"strong reads"}), Budget(reads=0)) == []
 
 
 def test_only_the_legs_through_a_failover_give_every_invariant_facts() -> None:
-    world, explored = travel([*FAILOVER, Leg(budget=Budget(reads=1))], epochs_max=3, states_max=300)
+    space, explored = explore_legs([*FAILOVER, Leg(budget=Budget(reads=1))], epochs_max=3, states_max=300)
     assert explored.counterexample is None
-    assert judged_nothing(world.facts, Budget()) == []
-    start = World(Bounds())
-    serving(start)
-    assert "acknowledged writes survive: judged on nothing" in str(judged_nothing(start.facts, Budget()))
+    assert idle_invariants(space.facts, Budget()) == []
+    start = StateSpace(Bounds())
+    serving_state(start)
+    assert "acknowledged writes survive: judged on nothing" in str(idle_invariants(start.facts, Budget()))
 
 
 def test_the_command_reports_the_compared_facts() -> None:
@@ -209,15 +209,15 @@ def test_the_command_fails_when_a_search_finds_only_its_start() -> None:
 
 
 def test_the_command_fails_when_it_reaches_no_failover(monkeypatch: pytest.MonkeyPatch) -> None:
-    def nowhere(*_legs: object, **_bounds: object) -> tuple[World, Explored]:
-        return World(Bounds()), Explored(states=9, moves=9, depth=9, complete=False)
+    def nowhere(*_legs: object, **_bounds: object) -> tuple[StateSpace, SearchResult]:
+        return StateSpace(Bounds()), SearchResult(states=9, moves=9, depth=9, complete=False)
 
-    monkeypatch.setattr("infra.cli.explore.travel", nowhere)
+    monkeypatch.setattr("infra.cli.explore.explore_legs", nowhere)
     result = CliRunner().invoke(make_app(), ["explore", "--states", "300"])
     assert result.exit_code == 1
     assert "acknowledged writes survive: judged on nothing: no acknowledged writes that a later epoch" in result.output
 
 
 def test_a_search_begins_when_the_first_region_serves() -> None:
-    cell: State = serving(World(Bounds()))
+    cell: State = serving_state(StateSpace(Bounds()))
     assert cell.ghost.value.opened == ((1, A),)

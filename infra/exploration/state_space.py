@@ -17,8 +17,8 @@ from typing import Any, Generic, NamedTuple, TypeVar
 
 from infra.exploration import postgres
 from infra.exploration.bounds import Bounds, Budget
-from infra.exploration.describe import MIRRORED, REGIONS
-from infra.exploration.node import Node, Nodes, Outcome, Request, Violated, during
+from infra.exploration.canonical_text import MIRRORED, REGIONS
+from infra.exploration.node import Node, NodeInterner, Outcome, Request, Violation, label_violations
 from infra.exploration.postgres import Member
 from regions.failover.effects import SwapRecord
 from regions.failover.events import MemberState, Promise
@@ -49,7 +49,7 @@ _PART_BITS = 24
 """Bits of one part's number in the canonical form."""
 
 
-class Part(Generic[Value]):
+class InternedValue(Generic[Value]):
     """An interned value, with its number and the number of its mirror image."""
 
     __slots__ = ("mirror", "number", "value")
@@ -60,11 +60,11 @@ class Part(Generic[Value]):
         self.mirror = number
 
 
-class Parts(Generic[Value]):
+class Interner(Generic[Value]):
     """Interns the values of one kind, together with their mirror images."""
 
     def __init__(self, mirrored: Callable[[Value], Value]) -> None:
-        self._known: dict[Value, Part[Value]] = {}
+        self._known: dict[Value, InternedValue[Value]] = {}
         self._mirrored = mirrored
 
     @property
@@ -72,12 +72,12 @@ class Parts(Generic[Value]):
         """All values that were interned."""
         return self._known.keys()
 
-    def one(self, value: Value) -> Part[Value]:
+    def intern(self, value: Value) -> InternedValue[Value]:
         """Return the part with this value; equal values have the same part."""
         part = self._known.get(value)
         if part is None:
-            part = self._known[value] = Part(value, len(self._known))
-            part.mirror = self.one(self._mirrored(value)).number
+            part = self._known[value] = InternedValue(value, len(self._known))
+            part.mirror = self.intern(self._mirrored(value)).number
         return part
 
 
@@ -86,15 +86,15 @@ class Etcd(NamedTuple):
 
     Attributes:
         history: The number of each record that was written; record ``n`` (from 1) has revision ``n``.
-        adrift: (expected revision, number of the record) of each swap that no agent waits for, and that etcd may still
-            apply.
+        unanswered_swaps: (expected revision, number of the record) of each swap that no agent waits for, and that etcd
+            may still apply.
     """
 
     history: tuple[int, ...] = ()
-    adrift: tuple[tuple[int, int], ...] = ()
+    unanswered_swaps: tuple[tuple[int, int], ...] = ()
 
 
-class Ghost(NamedTuple):
+class GhostState(NamedTuple):
     """Ghost state: history that the invariants need and that no process knows.
 
     Attributes:
@@ -114,10 +114,10 @@ class State(NamedTuple):
     """The state of all regions, etcd, the ghost state, and the remaining budget."""
 
     nodes: tuple[Node, Node, Node]
-    members: tuple[Part[Member], Part[Member], Part[Member]]
-    etcd: Part[Etcd]
-    ghost: Part[Ghost]
-    budget: Part[Budget]
+    members: tuple[InternedValue[Member], InternedValue[Member], InternedValue[Member]]
+    etcd: InternedValue[Etcd]
+    ghost: InternedValue[GhostState]
+    budget: InternedValue[Budget]
 
 
 Label = tuple[Any, ...]
@@ -126,7 +126,7 @@ Label = tuple[Any, ...]
 Move = tuple[Label, State]
 
 
-class World:
+class StateSpace:
     """The interned parts of an exploration's states, and the changes of states.
 
     Attributes:
@@ -146,11 +146,11 @@ class World:
         self.bounds = bounds
         self.first_write = 0
         self.facts: Counter[str] = Counter()
-        self.nodes = Nodes()
-        self.members = Parts(_mirrored_member)
-        self.etcds = Parts(self._mirrored_etcd)
-        self.ghosts = Parts(_mirrored_ghost)
-        self.budgets: Parts[Budget] = Parts(lambda budget: budget)
+        self.nodes = NodeInterner()
+        self.members = Interner(_mirrored_member)
+        self.etcds = Interner(self._mirrored_etcd)
+        self.ghosts = Interner(_mirrored_ghost)
+        self.budgets: Interner[Budget] = Interner(lambda budget: budget)
         self.records: list[Leadership] = []
         self._record_numbers: dict[tuple[Any, ...], int] = {}
         self._changed: dict[tuple[Any, ...], Node] = {}
@@ -159,11 +159,11 @@ class World:
     def empty(self) -> State:
         """The state before any agent was started."""
         blank = Node(machine=None, disk=Promise())
-        a, b, c = (self.nodes.one(blank, region) for region in range(len(REGIONS)))
-        absent = self.members.one(postgres.ABSENT)
+        a, b, c = (self.nodes.intern(blank, region) for region in range(len(REGIONS)))
+        absent = self.members.intern(postgres.ABSENT)
         return State(
-            nodes=(a, b, c), members=(absent, absent, absent), etcd=self.etcds.one(Etcd()),
-            ghost=self.ghosts.one(Ghost()), budget=self.budgets.one(self.bounds.budget),
+            nodes=(a, b, c), members=(absent, absent, absent), etcd=self.etcds.intern(Etcd()),
+            ghost=self.ghosts.intern(GhostState()), budget=self.budgets.intern(self.bounds.budget),
         )  # fmt: skip
 
     def canonical(self, state: State) -> int:
@@ -203,12 +203,12 @@ class World:
         key = (node.number, *changes.items())
         changed = self._changed.get(key)
         if changed is None:
-            changed = self._changed[key] = self.nodes.one(replace(node, **changes), region)
-        return state._replace(nodes=put(state.nodes, region, changed))
+            changed = self._changed[key] = self.nodes.intern(replace(node, **changes), region)
+        return state._replace(nodes=with_part(state.nodes, region, changed))
 
     def with_member(self, state: State, region: int, member: Member) -> State:
         """The state with a region's member replaced; if it is a primary, commits that have a quorum return."""
-        state = state._replace(members=put(state.members, region, self.members.one(member)))
+        state = state._replace(members=with_part(state.members, region, self.members.intern(member)))
         return self._commit(state, region) if member.kind == "primary" else state
 
     def with_request(self, state: State, region: int, old: Request, new: Request | None) -> State:
@@ -224,23 +224,23 @@ class World:
             Violated: The new record must not follow the old one.
         """
         history = state.etcd.value.history
-        if not self.compares(swap[0], len(history)):
+        if not self.revision_matches(swap[0], len(history)):
             return None
         new = self.record(swap[1])
         old = self.record(history[-1]) if history else None
         self.facts["epochs grow"] += old is not None
-        if old is not None and not _follows(old, new):
-            raise Violated(
+        if old is not None and not _may_follow(old, new):
+            raise Violation(
                 f"epoch {old.epoch} ({old.leader} {old.phase}) is followed by epoch {new.epoch} "
                 f"({new.leader} {new.phase})"
             )
-        return state._replace(etcd=self.etcds.one(Etcd(history=(*history, swap[1]))))
+        return state._replace(etcd=self.etcds.intern(Etcd(history=(*history, swap[1]))))
 
-    def compares(self, expected: int, revision: int) -> bool:
+    def revision_matches(self, expected: int, revision: int) -> bool:
         """Whether etcd applies a swap: the revision is the expected one."""
         return expected == revision
 
-    def react(self, state: State, region: int, label: Label, how: Callable[[Node], Outcome]) -> Iterator[Move]:
+    def apply_event(self, state: State, region: int, label: Label, how: Callable[[Node], Outcome]) -> Iterator[Move]:
         """Let a node handle an event; yields nothing if the result exceeds the bounds.
 
         The result is computed once for each node and label, so the label must determine it together with the node.
@@ -250,92 +250,98 @@ class World:
         """
         node = state.nodes[region]
         key = (node.number, *label)
-        with during(label):
+        with label_violations(label):
             outcome = self.outcomes.get(key)
             if outcome is None:
                 outcome = self.outcomes[key] = self._known(how(node), region)
                 self.facts["cores"] += 1
-                self.facts["votes are durable"] += outcome.node.voted > 0
-            self._believes(state, outcome.node, region)
-            after = self._applied(state, region, outcome)
-        for made in (outcome.node, outcome.tied):
-            if made is not None and not self._beyond(made):
-                yield label, after._replace(nodes=put(after.nodes, region, made))
+                self.facts["votes are durable"] += outcome.node.voted_epoch > 0
+            self._check_known_record(state, outcome.node, region)
+            after = self._state_after(state, region, outcome)
+        for made in (outcome.node, outcome.tie_alternative):
+            if made is not None and not self._exceeds_bounds(made):
+                yield label, after._replace(nodes=with_part(after.nodes, region, made))
 
     def _known(self, outcome: Outcome, region: int) -> Outcome:
-        tied = None if outcome.tied is None else self.nodes.one(outcome.tied, region)
-        return outcome._replace(node=self.nodes.one(outcome.node, region), tied=tied)
+        tie_alternative = (
+            None if outcome.tie_alternative is None else self.nodes.intern(outcome.tie_alternative, region)
+        )
+        return outcome._replace(node=self.nodes.intern(outcome.node, region), tie_alternative=tie_alternative)
 
-    def _beyond(self, node: Node) -> bool:
+    def _exceeds_bounds(self, node: Node) -> bool:
         return any(
             isinstance(one.effect, SwapRecord) and one.effect.record.epoch > self.bounds.epochs_max
             for one in node.requests
         )
 
-    def _applied(self, state: State, region: int, outcome: Outcome) -> State:
+    def _state_after(self, state: State, region: int, outcome: Outcome) -> State:
         wal = state.members[region].value
-        if outcome.opened:
-            state = self._opened(state, region, outcome.opened)
-        if outcome.proven and state.nodes[region].pledged is not None:
+        if outcome.served_epoch:
+            state = self._start_serving(state, region, outcome.served_epoch)
+        if outcome.current_reads and state.nodes[region].owed_writes is not None:
             self.facts["strong reads"] += 1
-            missing = [one for one in state.nodes[region].pledged or () if not postgres.has(wal, "write", one)]
+            missing = [one for one in state.nodes[region].owed_writes or () if not postgres.has_row(wal, "write", one)]
             if missing:
-                raise Violated(f"a strong read at {REGIONS[region]} does not show write {missing[0]}")
-        if outcome.adrift is not None:
-            swap = (outcome.adrift.expected_revision, self.record_number(outcome.adrift.record))
+                raise Violation(f"a strong read at {REGIONS[region]} does not show write {missing[0]}")
+        if outcome.unanswered_swap is not None:
+            swap = (outcome.unanswered_swap.expected_revision, self.record_number(outcome.unanswered_swap.record))
             etcd = state.etcd.value
-            if swap[0] == len(etcd.history) and swap not in etcd.adrift:
-                state = state._replace(etcd=self.etcds.one(etcd._replace(adrift=tuple(sorted((*etcd.adrift, swap))))))
+            if swap[0] == len(etcd.history) and swap not in etcd.unanswered_swaps:
+                state = state._replace(
+                    etcd=self.etcds.intern(
+                        etcd._replace(unanswered_swaps=tuple(sorted((*etcd.unanswered_swaps, swap))))
+                    )
+                )
         return state
 
     # Invariants.
 
-    def _believes(self, state: State, node: Node, region: int) -> None:
+    def _check_known_record(self, state: State, node: Node, region: int) -> None:
         """Require that the record that a core knows for a revision is etcd's record of that revision (rule 9)."""
         if node.machine is None or node.machine.facts.etcd.record is None:
             return
         self.facts["records"] += 1
         known, revision = node.machine.facts.etcd.record, node.machine.facts.etcd.revision
         history = state.etcd.value.history
-        held = self.records[history[revision - 1]] if revision <= len(history) else None
-        if held is None or (held.epoch, held.phase, held.leader) != (known.epoch, known.phase, known.leader):
-            raise Violated(
+        stored = self.records[history[revision - 1]] if revision <= len(history) else None
+        if stored is None or (stored.epoch, stored.phase, stored.leader) != (known.epoch, known.phase, known.leader):
+            raise Violation(
                 f"{REGIONS[region]} takes epoch {known.epoch} ({known.leader} {known.phase}) for revision {revision}, "
                 "and etcd holds another"
             )
 
-    def _opened(self, state: State, region: int, epoch: int) -> State:
+    def _start_serving(self, state: State, region: int, epoch: int) -> State:
         ghost, member = state.ghost.value, state.members[region].value
         self.facts["epochs exclude"] += 1
         before = dict(ghost.opened).get(epoch, region)
         if before != region:
-            raise Violated(f"{REGIONS[region]} opens writes under epoch {epoch}, and {REGIONS[before]} did")
+            raise Violation(f"{REGIONS[region]} opens writes under epoch {epoch}, and {REGIONS[before]} did")
         if ghost.epoch > epoch:
             # A later epoch has acknowledged already, and its writes need not be here. `acknowledged` checks that this
             # epoch acknowledges nothing.
             return state
         if epoch > 1:
             self.facts["acknowledged writes survive"] += len(ghost.acked)
-        lost = [one for one in ghost.acked if not postgres.has(member, "write", one)]
+        lost = [one for one in ghost.acked if not postgres.has_row(member, "write", one)]
         if lost:
-            raise Violated(f"write {lost[0]} was acknowledged, and {REGIONS[region]} opens epoch {epoch} without it")
+            raise Violation(f"write {lost[0]} was acknowledged, and {REGIONS[region]} opens epoch {epoch} without it")
         opened = tuple(sorted({*ghost.opened, (epoch, region)}))
-        return state._replace(ghost=self.ghosts.one(ghost._replace(opened=opened)))
+        return state._replace(ghost=self.ghosts.intern(ghost._replace(opened=opened)))
 
     def _commit(self, state: State, region: int) -> State:
         """Let the commits of a primary return that have a quorum, and check that they may."""
         member = state.members[region].value
-        until = postgres.on_quorum(member)
+        until = postgres.quorum_lsn(member)
         if until <= member.confirmed:
             return state
         returned = member.wal[member.confirmed : until]
-        member = self.members.one(member._replace(confirmed=until))
-        state = state._replace(members=put(state.members, region, member))
+        member = self.members.intern(member._replace(confirmed=until))
+        state = state._replace(members=with_part(state.members, region, member))
         writes = [entry.number for entry in returned if entry.kind == "write"]
         self.facts["applied once"] += len(writes)
         twice = [one for one in writes if sum(entry[1:3] == ("write", one) for entry in member.value.wal) > 1]
         if twice:
-            raise Violated(f"write {twice[0]} was applied twice at {REGIONS[region]}")
+            raise Violation(f"write {twice[0]} was applied twice at {REGIONS[region]}")
         return self.acknowledged(state, region, writes) if any(one.kind != "promotion" for one in returned) else state
 
     def acknowledged(self, state: State, region: int, writes: Iterable[int]) -> State:
@@ -347,24 +353,24 @@ class World:
         ghost, epoch = state.ghost.value, state.members[region].value.epoch
         self.facts["one epoch acknowledges"] += 0 < ghost.epoch != epoch
         if (epoch, region) != (ghost.epoch, ghost.region) and epoch <= ghost.epoch:
-            raise Violated(
+            raise Violation(
                 f"{REGIONS[region]} acknowledges under epoch {epoch}, "
                 f"and {REGIONS[ghost.region]} has acknowledged under epoch {ghost.epoch}"
             )
-        self._meets(state, region)
+        self._check_majorities(state, region)
         acked = tuple(sorted({*ghost.acked, *writes}))
-        return state._replace(ghost=self.ghosts.one(ghost._replace(acked=acked, epoch=epoch, region=region)))
+        return state._replace(ghost=self.ghosts.intern(ghost._replace(acked=acked, epoch=epoch, region=region)))
 
-    def _meets(self, state: State, region: int) -> None:
+    def _check_majorities(self, state: State, region: int) -> None:
         """Require that the quorum and the record's voters differ by one region at most, so majorities intersect."""
         member, history = state.members[region].value, state.etcd.value.history
         record = self.records[history[-1]]
-        if not member.names or record.epoch != member.epoch:
+        if not member.standby_names or record.epoch != member.epoch:
             return
         self.facts["majorities meet"] += 1
-        waited = {REGIONS[one] for one in (region, *member.names)}
+        waited = {REGIONS[one] for one in (region, *member.standby_names)}
         if len(waited ^ set(record.voters)) > 1:
-            raise Violated(
+            raise Violation(
                 f"{REGIONS[region]} acknowledges to a majority of {' '.join(sorted(waited))}, "
                 f"and the voters are {' '.join(record.voters)}"
             )
@@ -374,7 +380,9 @@ class World:
     def _mirrored_etcd(self, etcd: Etcd) -> Etcd:
         return Etcd(
             history=tuple(self._mirrored_record(one) for one in etcd.history),
-            adrift=tuple(sorted((expected, self._mirrored_record(one)) for expected, one in etcd.adrift)),
+            unanswered_swaps=tuple(
+                sorted((expected, self._mirrored_record(one)) for expected, one in etcd.unanswered_swaps)
+            ),
         )
 
     def _mirrored_record(self, number: int) -> int:
@@ -393,7 +401,7 @@ class World:
 _PHASES = ("bootstrapping", "recruiting", "promoting", "serving")
 
 
-def _follows(old: Leadership, new: Leadership) -> bool:
+def _may_follow(old: Leadership, new: Leadership) -> bool:
     """Whether one record may follow another: epochs increase, and an epoch goes through its phases in order.
 
     A promised epoch belongs to the successor, which need not recruit; another region has to skip it. Only a serving
@@ -418,7 +426,7 @@ def _resizes(old: Leadership, new: Leadership) -> bool:
     return serves and len(set(old.voters) ^ set(new.voters)) == 1
 
 
-def judged_nothing(facts: Counter[str], budget: Budget) -> list[str]:
+def idle_invariants(facts: Counter[str], budget: Budget) -> list[str]:
     """One line for each invariant that compared no fact; a search with such a line has failed.
 
     A search without a second epoch therefore fails. Without strong reads in the budget none are required.
@@ -427,7 +435,7 @@ def judged_nothing(facts: Counter[str], budget: Budget) -> list[str]:
     return [f"{name}: judged on nothing: no {INVARIANTS[name]}" for name in wanted if not facts[name]]
 
 
-def found(member: Member) -> MemberState:
+def member_state(member: Member) -> MemberState:
     """The state of this member that a driver reports to an agent that starts."""
     if member.kind == "standby":
         return (
@@ -438,7 +446,7 @@ def found(member: Member) -> MemberState:
     return MemberState(kind=member.kind, epoch=member.epoch if member.kind == "primary" else 0)
 
 
-def put(parts: tuple[Value, Value, Value], region: int, part: Value) -> tuple[Value, Value, Value]:
+def with_part(parts: tuple[Value, Value, Value], region: int, part: Value) -> tuple[Value, Value, Value]:
     """The three parts with that of ``region`` replaced."""
     first, second, third = parts
     return (
@@ -451,12 +459,12 @@ def _mirrored_member(member: Member) -> Member:
     return member._replace(
         wal=tuple(entry._replace(by=_OTHER[entry.by]) for entry in member.wal),
         source=None if member.source is None else _OTHER[member.source],
-        names=tuple(sorted(_OTHER[one] for one in member.names)),
+        standby_names=tuple(sorted(_OTHER[one] for one in member.standby_names)),
         acks=(first, third, second),
     )
 
 
-def _mirrored_ghost(ghost: Ghost) -> Ghost:
+def _mirrored_ghost(ghost: GhostState) -> GhostState:
     return ghost._replace(
         region=ghost.region if ghost.region < 0 else _OTHER[ghost.region],
         opened=tuple(sorted((epoch, _OTHER[region]) for epoch, region in ghost.opened)),

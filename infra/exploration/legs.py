@@ -9,9 +9,9 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 from infra.exploration.bounds import Bounds, Budget
-from infra.exploration.search import Explored, Search
-from infra.exploration.start import serving
-from infra.exploration.world import Move, State, World
+from infra.exploration.initial_state import serving_state
+from infra.exploration.search import Search, SearchResult
+from infra.exploration.state_space import Move, State, StateSpace
 
 _LETTERS = {"fence": "F", "write": "W", "promotion": "P"}
 
@@ -23,7 +23,7 @@ class Leg:
     Attributes:
         budget: The events that may happen in it.
         goal: The condition of the state at which it ends; None to explore to the bounds.
-        states_max: Distinct states at most; None for the limit that `travel` was given.
+        states_max: Distinct states at most; None for the limit that `explore_legs` was given.
     """
 
     budget: Budget
@@ -31,13 +31,13 @@ class Leg:
     states_max: int | None = None
 
 
-class Astray(Exception):
+class GoalNotReached(Exception):
     """A leg found no state that fits its goal."""
 
 
-def travel(
+def explore_legs(
     legs: Sequence[Leg], *, epochs_max: int, states_max: int, depth_max: int | None = None
-) -> tuple[World, Explored]:
+) -> tuple[StateSpace, SearchResult]:
     """Explore one leg after the other, up to the first violation; its path begins at the start of the first leg.
 
     Args:
@@ -47,24 +47,24 @@ def travel(
         depth_max: Steps of the last leg at most; None for no limit.
 
     Returns:
-        The world of the last leg, and the results of all legs together.
+        The state space of all legs, and their results together.
 
     Raises:
         Astray: A leg found no state that fits its goal.
     """
     path: tuple[Move, ...] = ()
-    total = Explored(states=0, moves=0, depth=0, complete=False)
-    world = World(Bounds(budget=legs[0].budget, epochs_max=epochs_max, states_max=states_max))
-    state = serving(world)
+    total = SearchResult(states=0, moves=0, depth=0, complete=False)
+    space = StateSpace(Bounds(budget=legs[0].budget, epochs_max=epochs_max, states_max=states_max))
+    state = serving_state(space)
     for number, leg in enumerate(legs, 1):
-        world.first_write = max(_writes(state), default=0)
-        world.bounds = world.bounds._replace(
+        space.first_write = max(_writes(state), default=0)
+        space.bounds = space.bounds._replace(
             budget=leg.budget,
             states_max=leg.states_max or states_max,
             depth_max=depth_max if leg.goal is None else None,
         )
-        state = state._replace(budget=world.budgets.one(leg.budget))
-        explored = Search(world, state, leg.goal).run()
+        state = state._replace(budget=space.budgets.intern(leg.budget))
+        explored = Search(space, state, leg.goal).run()
         found = explored.counterexample
         total = replace(
             explored,
@@ -76,10 +76,10 @@ def travel(
         if found is not None or leg.goal is None:
             break
         if explored.reached is None:
-            raise Astray(f"leg {number} did not reach its goal within {explored.states} states")
+            raise GoalNotReached(f"leg {number} did not reach its goal within {explored.states} states")
         path = (*path, *explored.reached)
         state = path[-1][1] if path else state
-    return world, total
+    return space, total
 
 
 def _writes(state: State) -> set[int]:
@@ -87,17 +87,17 @@ def _writes(state: State) -> set[int]:
     return written | set(state.ghost.value.acked)
 
 
-def wal(state: State, region: int) -> str:
+def wal_text(state: State, region: int) -> str:
     """The WAL of a member as text, such as ``F1W1P2F2``: fence rows, writes and promotions with their numbers."""
     return "".join(_LETTERS[entry.kind] + str(entry.number) for entry in state.members[region].value.wal)
 
 
 def serves(state: State, region: int, epoch: int) -> bool:
     """Whether a region admits writes in an epoch, and this epoch is the last that acknowledged."""
-    return state.nodes[region].gate == epoch and state.ghost.value.epoch == epoch
+    return state.nodes[region].admitted_epoch == epoch and state.ghost.value.epoch == epoch
 
 
-_CALM = Budget(*[0] * len(Budget._fields))
+_NO_EVENTS = Budget(*[0] * len(Budget._fields))
 
 
 def _acknowledged(state: State) -> bool:
@@ -114,7 +114,7 @@ _FAILOVER_STATES_MAX = 100_000
 """The two legs need about 5,000 states together."""
 
 FAILOVER = (
-    Leg(budget=_CALM._replace(writes=1), goal=_acknowledged, states_max=_FAILOVER_STATES_MAX),
-    Leg(budget=_CALM._replace(suspicions=2), goal=_taken_over, states_max=_FAILOVER_STATES_MAX),
+    Leg(budget=_NO_EVENTS._replace(writes=1), goal=_acknowledged, states_max=_FAILOVER_STATES_MAX),
+    Leg(budget=_NO_EVENTS._replace(suspicions=2), goal=_taken_over, states_max=_FAILOVER_STATES_MAX),
 )
 """The legs through a first failover. A single search with the default bounds reaches none within 100,000 states."""

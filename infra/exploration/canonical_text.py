@@ -26,7 +26,7 @@ _UNORDERED = frozenset({"voters", "standbys", "quorum", "drained"})
 only decides ties, and ``node.py`` explores both results of a tie."""
 
 
-def describe(value: object, names: Mapping[str, str]) -> str:
+def canonical_text(value: object, names: Mapping[str, str]) -> str:
     """Return the canonical text of ``value`` with regions renamed by ``names``."""
     if value is None:
         return "-"
@@ -35,12 +35,16 @@ def describe(value: object, names: Mapping[str, str]) -> str:
     if isinstance(value, int | float):
         return str(int(value)) if isinstance(value, bool) else str(value)
     if isinstance(value, tuple):
-        return "(" + " ".join(describe(one, names) for one in cast("tuple[Any, ...]", value)) + ")"
+        return "(" + " ".join(canonical_text(one, names) for one in cast("tuple[Any, ...]", value)) + ")"
     if isinstance(value, frozenset):
-        return "{" + " ".join(sorted(describe(one, names) for one in cast("frozenset[Any]", value))) + "}"
+        return "{" + " ".join(sorted(canonical_text(one, names) for one in cast("frozenset[Any]", value))) + "}"
     if isinstance(value, Mapping):
         items = cast("Mapping[Any, Any]", value).items()
-        return "{" + " ".join(sorted(f"{describe(key, names)}:{describe(one, names)}" for key, one in items)) + "}"
+        return (
+            "{"
+            + " ".join(sorted(f"{canonical_text(key, names)}:{canonical_text(one, names)}" for key, one in items))
+            + "}"
+        )
     assert is_dataclass(value), f"no canonical form of {value!r}"
     kind = type(value)
     return kind.__name__ + "[" + " ".join(_field(value, name, names) for name in _fields(kind)) + "]"
@@ -50,7 +54,7 @@ def _field(value: object, name: str, names: Mapping[str, str]) -> str:
     part = getattr(value, name)
     if name in _UNORDERED and isinstance(part, tuple):
         part = frozenset(cast("tuple[Any, ...]", part))
-    return describe(part, names)
+    return canonical_text(part, names)
 
 
 @cache
