@@ -13,8 +13,6 @@ from infra.exploration.initial_state import serving_state
 from infra.exploration.search import Search, SearchResult
 from infra.exploration.state_space import Move, State, StateSpace
 
-_LETTERS = {"fence": "F", "write": "W", "promotion": "P"}
-
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Leg:
@@ -85,11 +83,6 @@ def explore_legs(
 def _writes(state: State) -> set[int]:
     written = {entry.number for part in state.members for entry in part.value.wal if entry.kind == "write"}
     return written | set(state.ghost.value.acked)
-
-
-def wal_text(state: State, region: int) -> str:
-    """The WAL of a member as text, such as ``F1W1P2F2``: fence rows, writes and promotions with their numbers."""
-    return "".join(_LETTERS[entry.kind] + str(entry.number) for entry in state.members[region].value.wal)
 
 
 def serves(state: State, region: int, epoch: int) -> bool:

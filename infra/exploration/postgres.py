@@ -40,7 +40,6 @@ class Member(NamedTuple):
         standby_names: The regions in its ``synchronous_standby_names``, ascending; if empty, it commits alone.
         required: How many of ``standby_names`` a commit waits for.
         acks: The LSN that each region's standby has reported as flushed since this primary runs.
-        promoted_lsn: The LSN at which it became primary.
         confirmed: The LSN up to which commits have returned; those are acknowledged and visible.
         restarted: Whether the receive position is NULL.
     """
@@ -52,7 +51,6 @@ class Member(NamedTuple):
     standby_names: tuple[int, ...] = ()
     required: int = 0
     acks: tuple[int, int, int] = (0, 0, 0)
-    promoted_lsn: int = 0
     confirmed: int = 0
     restarted: bool = False
 
@@ -81,15 +79,13 @@ def initialise(member: Member, epoch: int) -> Member:
     """Start the member as the first primary of the cell, with empty data if it has none."""
     if member.kind == "primary":
         return member
-    return Member(kind="primary", epoch=epoch, wal=member.wal, promoted_lsn=len(member.wal), confirmed=len(member.wal))
+    return Member(kind="primary", epoch=epoch, wal=member.wal, confirmed=len(member.wal))
 
 
 def run_as_standby(member: Member, *, source: int | None, epoch: int) -> Member:
     """Run the member as a standby of ``source``, or frozen if ``source`` is None."""
     restarted = member.restarted or member.kind != "standby"
-    return member._replace(
-        kind="standby", source=source, epoch=epoch, acks=(0, 0, 0), promoted_lsn=0, confirmed=0, restarted=restarted
-    )
+    return member._replace(kind="standby", source=source, epoch=epoch, acks=(0, 0, 0), confirmed=0, restarted=restarted)
 
 
 def promote(member: Member, region: int, epoch: int) -> Member:
@@ -98,7 +94,7 @@ def promote(member: Member, region: int, epoch: int) -> Member:
     wal = (*member.wal, Entry(timeline(member.wal) + 1, "promotion", epoch, region))
     return Member(
         kind="primary", epoch=epoch, wal=wal, standby_names=member.standby_names, required=member.required,
-        promoted_lsn=len(wal), confirmed=len(wal),
+        confirmed=len(wal),
     )  # fmt: skip
 
 

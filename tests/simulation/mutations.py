@@ -18,7 +18,7 @@ import typer
 from infra.exploration import answers, moves, node
 from infra.exploration.bounds import Budget
 from infra.exploration.canonical_text import REGIONS
-from infra.exploration.legs import Leg, explore_legs, serves, wal_text
+from infra.exploration.legs import Leg, explore_legs, serves
 from infra.exploration.search import SearchResult
 from infra.exploration.state_space import State, StateSpace
 from infra.simulation.plans import Fault, FaultPlan
@@ -44,6 +44,7 @@ from regions.position import ZERO, Position
 
 NO_EVENTS = Budget(*[0] * len(Budget._fields))
 A, B, C = 0, 1, 2
+_LETTERS = {"fence": "F", "write": "W", "promotion": "P"}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -88,6 +89,11 @@ def leg(goal: Callable[[State], bool] | None = None, **budget: int) -> Leg:
 
 def replace_budget(faults: int, budget: Mapping[str, int]) -> Budget:
     return NO_EVENTS._replace(**{"faults": faults, **budget})
+
+
+def wal_text(state: State, region: int) -> str:
+    """The WAL of a member as text, such as ``F1W1P2F2``: fence rows, writes and promotions with their numbers."""
+    return "".join(_LETTERS[entry.kind] + str(entry.number) for entry in state.members[region].value.wal)
 
 
 def wals(*wanted: str | None) -> Callable[[State], bool]:
@@ -377,7 +383,7 @@ MUTATIONS = (
     Mutation(
         name="a leader continues after the wait of a commit was cancelled", rule="7",
         broken=[(rules, "is_epoch_over", no)],
-        legs=[leg(writes=1, cuts=1)], caught="a wait under it was cut short",
+        legs=[leg(writes=1, cuts=1)], caught="a quorum wait under it was cancelled",
     ),
     Mutation(
         name="a primary that ended starts again under its epoch", rule="8",
