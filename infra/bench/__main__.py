@@ -232,7 +232,7 @@ async def measure_freshness(bench: RunningDeployment, site: str) -> dict[str, An
 
     async def one(number: int) -> None:
         writer = await writers.get()
-        status, body = await writer.ask(make())
+        status, body = await writer.request(make())
         acknowledged = time.perf_counter()
         writers.put_nowait(writer)
         if status != HTTPStatus.CREATED:
@@ -260,7 +260,7 @@ async def until_readable(port: int, target: str, since: float) -> float:
     reader = await Session.open(port)
     try:
         while time.perf_counter() - since < VISIBLE_TIMEOUT_S:
-            status, _ = await reader.ask(request)
+            status, _ = await reader.request(request)
             if status == HTTPStatus.OK:
                 return (time.perf_counter() - since) * 1000
             await asyncio.sleep(POLL_S)

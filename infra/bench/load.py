@@ -64,14 +64,14 @@ class _Connection(asyncio.Protocol):
         expected: int,
         result: LoadResult,
         deadline: float,
-        hear: Callable[[bytes], None] | None,
+        on_head: Callable[[bytes], None] | None,
     ) -> None:
         self.done: asyncio.Future[None] = asyncio.get_running_loop().create_future()
         self._source = source
         self._expected = f"HTTP/1.1 {expected} ".encode()
         self._result = result
         self._deadline = deadline
-        self._hear = hear
+        self._on_head = on_head
         self._head = b""
         self._body_left = -1
         self._sent_at = 0.0
@@ -102,8 +102,8 @@ class _Connection(asyncio.Protocol):
             if not head.startswith(self._expected):
                 self._fail(BadAnswer(head[:200].decode(errors="replace")))
                 return
-            if self._hear is not None:
-                self._hear(head)
+            if self._on_head is not None:
+                self._on_head(head)
             self._body_left = _content_length(head) - rest
         else:
             self._body_left -= len(data)
@@ -146,12 +146,12 @@ class Session:
         """Connect to a server on loopback."""
         return Session(*await asyncio.open_connection("127.0.0.1", port))
 
-    async def ask(self, request: bytes) -> tuple[int, bytes]:
+    async def request(self, request: bytes) -> tuple[int, bytes]:
         """Send a request; return status and body."""
-        status, _, body = await self.ask_whole(request)
+        status, _, body = await self.request_with_head(request)
         return status, body
 
-    async def ask_whole(self, request: bytes) -> tuple[int, bytes, bytes]:
+    async def request_with_head(self, request: bytes) -> tuple[int, bytes, bytes]:
         """Send a request; return status, head and body."""
         self._writer.write(request)
         head = await self._reader.readuntil(HEAD_END)
@@ -169,7 +169,7 @@ async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
     connections: int,
     seconds: float,
     expected: int,
-    hear: Callable[[bytes], None] | None = None,
+    on_head: Callable[[bytes], None] | None = None,
 ) -> LoadResult:
     """Load a server on loopback for some seconds.
 
@@ -179,7 +179,7 @@ async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
         connections: How many requests are under way at once.
         seconds: How long.
         expected: The status that every answer must have.
-        hear: Is given the head of every answer.
+        on_head: Called with the head of every answer.
 
     Raises:
         BadAnswer: Another status, or a connection closed early.
@@ -190,7 +190,7 @@ async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
     deadline = started + seconds
 
     def connect() -> _Connection:
-        return _Connection(source, expected, result, deadline, hear)
+        return _Connection(source, expected, result, deadline, on_head)
 
     made = [(await loop.create_connection(connect, "127.0.0.1", port))[1] for _ in range(connections)]
     await asyncio.gather(*(connection.done for connection in made))

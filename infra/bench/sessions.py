@@ -50,7 +50,7 @@ async def write_steadily(port: int, make: Callable[[], bytes], newest: Newest) -
     try:
         due = time.perf_counter()
         while True:
-            status, head, body = await writer.ask_whole(make())
+            status, head, body = await writer.request_with_head(make())
             if status != HTTPStatus.CREATED:
                 raise BadAnswer(f"{status} {body!r}")
             newest.token, newest.writes = position_of(head), newest.writes + 1
@@ -93,14 +93,14 @@ async def measure_sessions(bench: RunningDeployment, target: str, make: Callable
         last = Newest()
         plain = get_request(target)
 
-        def ask() -> bytes:
+        def next_request() -> bytes:
             token = {"last answer": last.token, "newest write": newest.token}.get(kind)
             return get_request(target, f"Palaver-Position: {token.decode()}\r\n") if token else plain
 
-        def hear(head: bytes) -> None:
+        def on_head(head: bytes) -> None:
             last.token = position_of(head)
 
-        return await run_load(port, ask, connections=CLIENTS, seconds=seconds, expected=200, hear=hear)
+        return await run_load(port, next_request, connections=CLIENTS, seconds=seconds, expected=200, on_head=on_head)
 
     runs: dict[str, list[LoadResult]] = {"eventual": [], "last answer": [], "newest write": []}
     async with written_to(bench.plan.port(leader, "edge"), make) as newest:

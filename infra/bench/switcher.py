@@ -189,17 +189,17 @@ def main() -> int:
     parser.add_argument("what", nargs="*", choices=["agent", "hogs", "rejoin"], default=["agent", "hogs", "rejoin"])
     parser.add_argument("--seconds", type=float, default=HOGS_S, help="of the load beside the hogs")
     parser.add_argument("--megabytes", type=int, default=BALLAST_MB, help="of the member that returns")
-    asked = parser.parse_args()
+    arguments = parser.parse_args()
     met = True
-    for what in asked.what:
+    for what in arguments.what:
         with running_deployment(rtt_ms=RTT_MS) as bench:
             match what:
                 case "agent":
                     found = measure_agent(bench)
                 case "hogs":
-                    found = uvloop.run(measure_hogs(bench, asked.seconds))
+                    found = uvloop.run(measure_hogs(bench, arguments.seconds))
                 case _:
-                    found = uvloop.run(measure_rejoin(bench, asked.megabytes))
+                    found = uvloop.run(measure_rejoin(bench, arguments.megabytes))
         print(orjson.dumps({"what": what, **found}).decode(), flush=True)
         met = met and found["met"]
     return 0 if met else 1

@@ -108,7 +108,7 @@ async def measure_thread_pages(bench: RunningDeployment, site: str) -> list[dict
             # No depth changes the work of these threads, and each makes a page that nobody has.
             request = get_request(f"{cold.target}&depth={number + 2}")
             began = time.perf_counter()
-            status, body = await reader.ask(request)
+            status, body = await reader.request(request)
             taken_ms[cold.kind, cold.size].append((time.perf_counter() - began) * 1000)
             if status != HTTPStatus.OK:
                 raise BadAnswer(f"{status} {body[:200]!r}")
@@ -124,7 +124,7 @@ async def cold_targets(port: int, site: str, size: int) -> list[Cold]:
     target = f"/v1/sites/{site}/comments?thread={quote(key_of(size))}"
     reader = await Session.open(port)
     try:
-        first = orjson.loads((await reader.ask(get_request(f"{target}&depth=1")))[1])
+        first = orjson.loads((await reader.request(get_request(f"{target}&depth=1")))[1])
     finally:
         reader.close()
     return [
@@ -152,7 +152,9 @@ async def warm(port: int, site: str) -> Session:
     while answered < WARM_REQUESTS:
         if time.monotonic() > deadline:
             raise TimeoutError("the view does not answer after its restart")
-        status, _ = await reader.ask(get_request(f"/v1/sites/{site}/comments?thread=bench-warm-{time.monotonic_ns()}"))
+        status, _ = await reader.request(
+            get_request(f"/v1/sites/{site}/comments?thread=bench-warm-{time.monotonic_ns()}")
+        )
         answered += status == HTTPStatus.OK
         if status != HTTPStatus.OK:
             await asyncio.sleep(0.1)

@@ -170,26 +170,31 @@ class _Client:
         """Read own writes back with `session`, and a page with `strong` and as any reader does, in turn."""
         page = {"thread": self._load_plan.thread, "limit": PAGE_LIMIT}
         newest = page | {"limit": 1}
-        for asked in itertools.cycle(("strong", "session", "eventual")):
+        for requested_consistency in itertools.cycle(("strong", "session", "eventual")):
             if self._stop.is_set():
                 return
             region = self._preference[0]
             recent = self._recent.get(region)
-            if asked == "session" and recent:
+            if requested_consistency == "session" and recent:
                 comment, position = self._random.choice(recent)
                 await self._get(region, f"/comments/{comment}", "session", {"palaver-position": position}, {})
-            elif asked == "eventual":
+            elif requested_consistency == "eventual":
                 await self._get(region, "/comments", "eventual", {}, page)
             else:
                 await self._get(region, "/comments", "strong", {"palaver-consistency": "strong"}, newest)
             await self._pause(READ_PAUSE_S)
 
     async def _get(
-        self, region: str, path: str, asked: str, headers: Mapping[str, str], query: Mapping[str, str | int]
+        self,
+        region: str,
+        path: str,
+        requested_consistency: str,
+        headers: Mapping[str, str],
+        query: Mapping[str, str | int],
     ) -> None:
         began = self._journal.now
         url = f"{self._load_plan.edges[region]}/v1/sites/{self._load_plan.site}{path}"
-        fields = {"region": region, "asked": asked, "sent": round(began, 6)}
+        fields = {"region": region, "asked": requested_consistency, "sent": round(began, 6)}
         try:
             answer = await self._http.get(url, params=query, headers=headers)
         except httpx.HTTPError as error:

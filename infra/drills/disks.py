@@ -19,7 +19,7 @@ import sys
 from collections.abc import Generator, Sequence
 from pathlib import Path
 
-from infra.drills.stall import thaw
+from infra.drills.freeze_disk import thaw
 from infra.supervisor.errors import DeploymentError
 from infra.supervisor.layout import Layout
 
@@ -166,7 +166,7 @@ class Disk:
         assert self.is_own, "nobody else's disk is stalled"
         self._end_stall()
         self._stalling = subprocess.Popen(
-            [sys.executable, "-P", "-m", "infra.drills.stall", str(self.folder), f"{stall_ms / 1000:g}"],
+            [sys.executable, "-P", "-m", "infra.drills.freeze_disk", str(self.folder), f"{stall_ms / 1000:g}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
         assert self._stalling.stdout is not None, "it has a pipe"

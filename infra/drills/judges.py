@@ -208,13 +208,13 @@ def _one_sided(evidence: Evidence, facts: Sequence[Record], least: int) -> list[
 
 def nobody_is_told_of_an_internal_error(evidence: Evidence) -> list[Check]:
     """Nothing that a drill does is answered with 500: what cannot be served is refused, with the reason."""
-    asked = [record for record in evidence.records if record.get("status") is not None and record["kind"] != "status"]
+    answers = [record for record in evidence.records if record.get("status") is not None and record["kind"] != "status"]
     failed = [
         f"at {record['t']:.3f} s {record['region']} answered 500 to what was asked at {record['sent']:.3f} s"
-        for record in asked
+        for record in answers
         if record["status"] == HTTPStatus.INTERNAL_SERVER_ERROR
     ]
-    counted = len(asked) + len(evidence.of_kind("acknowledged"))
+    counted = len(answers) + len(evidence.of_kind("acknowledged"))
     return [_judged("nobody is told of an internal error", failed, counted=counted, least=evidence.writes_least)]
 
 
@@ -222,23 +222,23 @@ def unkeyed_writers_are_told_clearly(evidence: Evidence) -> list[Check]:
     """Without a key: 201, or one 503 with Retry-After; a broken connection only where something was hurt."""
     if not evidence.drill.load.unkeyed:
         return []
-    asked = evidence.writes(keyed=False)
+    attempts = evidence.writes(keyed=False)
     unclear = [
         record
-        for record in asked
+        for record in attempts
         if record["kind"] != "acknowledged"
         and not (record.get("status") == HTTPStatus.SERVICE_UNAVAILABLE and record.get("retry_after"))
     ]
     bad = [record for record in unclear if not is_excused(evidence.hurt, record, unanswered=True)]
     name, least = "a writer without a key is told 503 and when to come again", evidence.drill.expect.unkeyed_min
-    failed = [*_one_sided(evidence, asked, least), *(_describe(record) for record in bad)]
-    return [_judged(name, failed, counted=len(asked), least=2 * least, excused=len(unclear) - len(bad))]
+    failed = [*_one_sided(evidence, attempts, least), *(_describe(record) for record in bad)]
+    return [_judged(name, failed, counted=len(attempts), least=2 * least, excused=len(unclear) - len(bad))]
 
 
 def keyed_writers_see_no_error(evidence: Evidence) -> list[Check]:
     """A keyed write at an edge that lives sees latency and never an error, but for a time that the drill names."""
-    asked = evidence.writes(keyed=True)
-    errors = [record for record in asked if record["kind"] != "acknowledged"]
+    attempts = evidence.writes(keyed=True)
+    errors = [record for record in attempts if record["kind"] != "acknowledged"]
     bad = [
         record
         for record in errors
@@ -247,7 +247,7 @@ def keyed_writers_see_no_error(evidence: Evidence) -> list[Check]:
     ]
     name, excused = "keyed writers at living edges see no error", len(errors) - len(bad)
     failed = [_describe(record) for record in bad]
-    return [_judged(name, failed, counted=len(asked), least=evidence.writes_least, excused=excused)]
+    return [_judged(name, failed, counted=len(attempts), least=evidence.writes_least, excused=excused)]
 
 
 def _describe(record: Record) -> str:

@@ -25,10 +25,10 @@ STARTS_MAX = 20
 START_AGAIN_S = 0.5
 """PostgreSQL takes a zombie for one that runs; init reaps it within seconds, also on a starved machine."""
 
-MADE_UP = "made up by an operator"
+OPERATOR_BODY = "made up by an operator"
 """The body of the row: no client ever sends it, so that the judges find it wherever it gets to."""
 
-MAKE_UP = """
+INSERT_COMMENT = """
 INSERT INTO palaver.comments (site_id, thread_id, depth, body, epoch)
 SELECT threads.site_id, threads.id, 0, %s, threads.epoch FROM palaver.threads WHERE threads.key = %s
 """
@@ -76,7 +76,7 @@ class ManualPromotion:
             with self._connected() as connection:
                 # An operator who does not wait for other regions: the row is here and nowhere else.
                 connection.execute("SET synchronous_commit = local")
-                made = connection.execute(MAKE_UP, (MADE_UP, thread)).rowcount
+                made = connection.execute(INSERT_COMMENT, (OPERATOR_BODY, thread)).rowcount
         except (psycopg.Error, ManualPromotionFailed, subprocess.TimeoutExpired) as error:
             with contextlib.suppress(ManualPromotionFailed, subprocess.TimeoutExpired):
                 self._pg_ctl("stop", "-m", "immediate")

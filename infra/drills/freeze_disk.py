@@ -1,10 +1,11 @@
-"""Freezes a file system again and again, or once, until its standard input ends, and thaws it then.
+"""Freezes a file system, once or repeatedly, until standard input ends; then thaws it.
 
-Run as `python -m infra.drills.stall FOLDER SECONDS`: 0 seconds is one freeze without end. It is a process of its own
-so that the file system goes on when whoever wanted it frozen dies. Says `stalled` when the first freeze is in force.
+Usage: `python -m infra.drills.freeze_disk FOLDER SECONDS`. Each freeze lasts SECONDS; 0 means one freeze without end.
+Prints `stalled` when the first freeze is in force. This is a process of its own, so that the file system is thawed even
+if the process that started it dies.
 
-Between two freezes whoever waited goes on, and what is written again meets the next freeze, within microseconds on a
-machine that has time for both: nearly all of the time that is spent writing is spent waiting.
+Between two freezes the waiting writes complete. New writes meet the next freeze, within microseconds if a processor is
+free, so a process that writes spends nearly all of its time waiting.
 """
 
 from __future__ import annotations
@@ -23,9 +24,9 @@ FITHAW = 0xC0045878
 
 
 def main() -> int:
-    """Stall until standard input ends."""
+    """Freeze and thaw until standard input ends."""
     for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)  # The end of the pipe is the end.
+        signal.signal(number, signal.SIG_IGN)  # Only the end of standard input ends this process.
     folder, stall_s = Path(sys.argv[1]), float(sys.argv[2])
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     said = False
@@ -43,14 +44,14 @@ def main() -> int:
         print(error.strerror, flush=True)
         return 1
     finally:
-        # Also when nobody reads what is printed any more: closing the folder thaws nothing.
+        # Also if the parent died and `print` failed: closing the descriptor does not thaw.
         with contextlib.suppress(OSError):
             fcntl.ioctl(descriptor, FITHAW, 0)
         os.close(descriptor)
 
 
 def thaw(folder: Path) -> None:
-    """Thaw a file system; nothing happens when it is not frozen."""
+    """Thaw a file system; do nothing if it is not frozen."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         with contextlib.suppress(OSError):
