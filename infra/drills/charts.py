@@ -1,6 +1,6 @@
-"""Charts as SVG: panels one above another over one axis of seconds.
+"""Draws charts as SVG: panels one above another, with a common time axis in seconds.
 
-Decides scales, ticks and elements. Refuses to know what is drawn and why (`report`).
+Decides scales, ticks and SVG elements. Does not know what the series mean (`report.py`).
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ BOTTOM = 48
 MARGIN = 20
 FONT_PX = 11
 CHARACTER_PX = 0.6 * FONT_PX
-"""An upper estimate of a character's width: it decides how much room a label gets."""
+"""An upper estimate of a character's width; it sets the space that a label gets."""
 MARK_DEGREES = 30
 TICKS_WANTED = 6
 LEGEND_ROW_PX = 15
@@ -29,13 +29,13 @@ Point = tuple[float, float]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Series:
-    """Points of one colour.
+    """A series of points in one colour.
 
     Attributes:
-        label: Its row of the legend; None for none.
-        colour: In the notation of CSS.
-        points: Seconds and value, in order of time.
-        drawn_as: `steps` keep a value up to the next point; `dots` are not connected.
+        label: Text in the legend; None leaves the series out of the legend.
+        colour: A CSS colour.
+        points: (seconds, value), in order of time.
+        drawn_as: `line` connects the points; `steps` keeps each value up to the next point; `dots` are not connected.
     """
 
     label: str | None
@@ -46,7 +46,7 @@ class Series:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One plot: the label of its vertical axis, and what is drawn; a logarithmic scale shows whole decades."""
+    """One plot: the label of its vertical axis, and its series. A logarithmic scale shows whole decades."""
 
     label: str
     series: Sequence[Series]
@@ -55,7 +55,7 @@ class Panel:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Band:
-    """A stretch of time in a colour, in every panel."""
+    """A time span that has a background colour in every panel."""
 
     since: float
     until: float
@@ -64,7 +64,7 @@ class Band:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Mark:
-    """A moment, as a broken line in every panel and a label above the first."""
+    """A moment: a dashed line in every panel, and a label above the first."""
 
     at: float
     label: str
@@ -72,21 +72,21 @@ class Mark:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Scale:
-    """The values between the lower and the upper edge of a panel."""
+    """The range of values of a panel, from its lower to its upper edge."""
 
     bottom: float
     top: float
     logarithmic: bool
 
     def share(self, value: float) -> float:
-        """How far from the bottom a value is, 0 to 1; what is outside is drawn at the edge."""
+        """Return the height of a value, from 0 (lower edge) to 1 (upper edge); values outside are clamped."""
         value = min(max(value, self.bottom), self.top)
         if self.logarithmic:
             return math.log10(value / self.bottom) / math.log10(self.top / self.bottom)
         return (value - self.bottom) / (self.top - self.bottom)
 
     def ticks(self) -> list[float]:
-        """Decades, or multiples of 1, 2 or 5 times a power of ten."""
+        """Return the decades, or multiples of 1, 2 or 5 times a power of ten."""
         if self.logarithmic:
             lowest, highest = round(math.log10(self.bottom)), round(math.log10(self.top))
             return [10.0**power for power in range(lowest, highest + 1)]
@@ -94,9 +94,9 @@ class _Scale:
 
 
 def chart(panels: Sequence[Panel], *, end: float, bands: Sequence[Band] = (), marks: Sequence[Mark] = ()) -> str:
-    """Return an SVG element; the axis of time begins at 0 and ends at `end` seconds."""
-    assert panels, "a chart of nothing"
-    assert end > 0, "no time has passed"
+    """Return an SVG element; the time axis runs from 0 to `end` seconds."""
+    assert panels, "a chart needs a panel"
+    assert end > 0, "the time axis needs a positive end"
     slope = math.radians(MARK_DEGREES)
     lengths = [len(mark.label) * CHARACTER_PX for mark in marks]
     above = MARGIN + max((length * math.sin(slope) for length in lengths), default=0.0)
@@ -195,7 +195,7 @@ def _scale_of(panel: Panel) -> _Scale:
 
 
 def _round_values(bottom: float, top: float) -> list[float]:
-    """Some `TICKS_WANTED` round values between two others."""
+    """Return the multiples of a round step between two values, at most `TICKS_WANTED` + 1."""
     power = 10.0 ** math.floor(math.log10((top - bottom) / TICKS_WANTED))
     step = next(step for step in (power, 2 * power, 5 * power, 10 * power) if (top - bottom) / step <= TICKS_WANTED)
     return [number * step for number in range(math.ceil(bottom / step), math.floor(top / step) + 1)]

@@ -1,8 +1,8 @@
-"""The bundled load: writers and readers that know the edges in an order of preference, as a good client does.
+"""Generates the load of a drill: writers and readers that try the edges in an order of preference.
 
-Decides how a client of a dead region goes on: the same write, with the same key, at the next edge. A write without a
-key is sent once; what came of it when the connection broke stays unknown. Everything is in the journal before and
-after it happens.
+Decides what a client does if an edge fails: it sends a keyed write again, with the same key, to the next edge. It sends
+a write without a key once; if the connection breaks before the answer, the outcome stays unknown. The journal has each
+attempt of a write before it is sent, and its outcome.
 """
 
 from __future__ import annotations
@@ -24,15 +24,15 @@ from infra.drills.journal import Journal
 from regions.plain_http import PlainTransport
 
 REQUEST_TIMEOUT_S = 15.0
-"""Longer than an edge keeps a keyed write waiting (12 s)."""
+"""Longer than an edge retries a keyed write (12 s)."""
 
 CONNECT_TIMEOUT_S = 1.0
 GIVE_UP_S = 60.0
-"""A keyed write that nobody took for so long is left alone; a drill that expects refusals ends before."""
+"""A writer gives up a keyed write after this time; a drill that expects refusals ends earlier."""
 
 PAGE_LIMIT = 20
-"""Comments on the page that readers ask for while things happen, and that is judged afterwards: a page is kept by its
-query."""
+"""Comments on the page that readers request during a drill, and that the drill checks afterwards. Both send the same
+limit, because caches store a page by its query."""
 
 RETRY_S = 0.1
 READ_PAUSE_S = 0.05
@@ -41,13 +41,13 @@ RECENT = 64
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class LoadPlan:
-    """Whom the load is made of.
+    """Where the load is sent.
 
     Attributes:
         edges: Base URL of each region's edge.
         site: The site that is written to.
         thread: The key of the thread that all comments go to.
-        homes: Regions whose edges are preferred, in turn from client to client.
+        homes: Regions whose edges are preferred: client N prefers `homes[N % len(homes)]`.
     """
 
     edges: Mapping[str, str]
@@ -56,7 +56,7 @@ class LoadPlan:
     homes: Sequence[str]
 
     def preference(self, number: int) -> list[str]:
-        """Return the regions in the order in which a client asks them."""
+        """Return the regions in the order in which a client tries their edges."""
         home = self.homes[number % len(self.homes)]
         others = [region for region in (*self.homes, *self.edges) if region != home]
         return [home, *dict.fromkeys(others)]
@@ -64,12 +64,12 @@ class LoadPlan:
 
 @asynccontextmanager
 async def running_load(load_plan: LoadPlan, load: Load, journal: Journal, *, seed: int) -> AsyncGenerator[None]:
-    """Write and read for as long as the context lasts; requests under way are waited for at its end."""
+    """Write and read while the context lasts; at its end, wait for the clients to finish what they have begun."""
     stop = asyncio.Event()
     recent: dict[str, list[tuple[str, str]]] = {}
     timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
-    # Loopback is reached by no proxy.
+    # The environment may name a proxy; the edges are on loopback.
     async with httpx.AsyncClient(timeout=timeout, transport=PlainTransport(limits=limits), trust_env=False) as http:
         numbers = range(load.writers + load.unkeyed + load.readers)
         clients = [_Client(load_plan, http, journal, stop, recent, number, seed) for number in numbers]
@@ -88,7 +88,7 @@ async def running_load(load_plan: LoadPlan, load: Load, journal: Journal, *, see
 
 
 class _Client:
-    def __init__(  # noqa: PLR0913, PLR0917 - what one client knows
+    def __init__(  # noqa: PLR0913, PLR0917 - the state of one client
         self,
         load_plan: LoadPlan,
         http: httpx.AsyncClient,
@@ -118,7 +118,7 @@ class _Client:
             await self._pause(pause_s)
 
     async def _write_until_settled(self, key: str) -> None:
-        """Ask edge after edge until one has taken the write; the key makes that safe."""
+        """Try one edge after another until one acknowledges the write, or give up. The key makes this safe."""
         began = self._journal.now
         for attempt in itertools.count():
             region = self._preference[attempt % len(self._preference)]
@@ -148,7 +148,8 @@ class _Client:
                 headers={"idempotency-key": key} if keyed else {},
             )
         except httpx.ConnectError as error:
-            # Nothing was sent: the next edge may be asked at once, key or not.
+            # Without a connection nothing was sent. A keyed writer tries the next edge; a writer without a key does not
+            # repeat the write.
             await self._journal.note("refused", status=None, reason=type(error).__name__, **fields)
             return False
         except httpx.HTTPError as error:
@@ -167,7 +168,7 @@ class _Client:
         return False
 
     async def read(self) -> None:
-        """Read own writes back with `session`, and a page with `strong` and as any reader does, in turn."""
+        """Send in turn `strong` reads of the newest comment, `session` reads of an acknowledged one, and page reads."""
         page = {"thread": self._load_plan.thread, "limit": PAGE_LIMIT}
         newest = page | {"limit": 1}
         for requested_consistency in itertools.cycle(("strong", "session", "eventual")):

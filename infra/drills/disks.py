@@ -1,11 +1,12 @@
-"""Disks that a drill can hurt: one for the ledger of each region, small, and of the drill's own deployment only.
+"""Gives the ledger of each region a small disk of its own, which a drill can fill, slow down or freeze.
 
-Decides how such a disk is made (ext4 in a file, on a loop device) and how it is filled and stalled. The mounts are in a
-namespace of their own (mount_namespaces(7)) and end with the last process in it, and a stalled disk goes on when
-whoever stalled it is gone. Refuses to know PostgreSQL.
+Decides how such a disk is made (ext4 in a sparse file, on a loop device), filled and stalled. The disks are mounted in
+a mount namespace of their own (mount_namespaces(7)), which ends with its last process; no other deployment sees them.
+Does not know PostgreSQL.
 
-A stall freezes the file system, as `fsfreeze` does (FIFREEZE, ioctl_fs(2)): who writes to it sleeps where nothing wakes
-him, no SIGKILL either, just as on a disk that does not answer. Who reads what is cached reads on.
+A stall freezes the file system, as `fsfreeze` does (FIFREEZE, ioctl_fs(2)). A process that writes to it then sleeps in
+a state in which no signal wakes it, not even SIGKILL, as it would on a disk that does not respond. Reads of cached data
+continue. The process that holds the freeze (`freeze_disk.py`) thaws the file system if the drill dies.
 """
 
 from __future__ import annotations
@@ -24,13 +25,13 @@ from infra.supervisor.errors import DeploymentError
 from infra.supervisor.layout import Layout
 
 SIZE_BYTES = 1 << 30
-"""Room for the ledger, its WAL and a second copy of both; the file is sparse, and what fills it writes nothing."""
+"""Space for the ledger, its WAL and a second copy of both. The file is sparse; `fill` only reserves blocks."""
 
 BALLAST = "ballast"
 BLOCK_BYTES = 4096
 
 ELSEWHERE = ("agent", "envoy", "etcd", "logs", "redis", "view")
-"""What of a region is not on the ledger's disk."""
+"""Folders of a region that are not on the ledger's disk."""
 
 MOUNT_TIMEOUT_S = 20.0
 STALL_TIMEOUT_S = 20.0
@@ -38,22 +39,22 @@ CLONE_NEWNS = 0x00020000
 
 
 class DiskTrouble(DeploymentError):
-    """A disk could not be made, hurt or mended."""
+    """A disk could not be made, filled, stalled or repaired."""
 
 
 @contextlib.contextmanager
 def ledger_disks(layout: Layout, regions: Sequence[str], images: Path) -> Generator[bool]:
     """Give the ledger of each region a disk of its own, before the deployment's first start.
 
-    From here on this process, and whom it starts, has mounts of its own.
+    From here on, this process and the processes that it starts are in a mount namespace of their own.
 
     Args:
         layout: The data folder.
-        regions: Who gets one.
-        images: Takes the files behind the disks, and what of the regions is not on them.
+        regions: The regions that get a disk.
+        images: Folder for the disks' image files, and for the other folders of the regions.
 
     Yields:
-        Whether there are any: False where this machine does not allow them.
+        Whether the disks exist: False if this machine does not allow them.
     """
     mounted: list[Path] = []
     try:
@@ -70,23 +71,23 @@ def ledger_disks(layout: Layout, regions: Sequence[str], images: Path) -> Genera
 
 
 def _leave_mount_namespace() -> None:
-    """Take a namespace of mounts of its own, from which nothing gets out."""
+    """Move this process to a mount namespace of its own, whose mounts are not visible outside."""
     libc = ctypes.CDLL(None, use_errno=True)
     if libc.unshare(CLONE_NEWNS) != 0:
-        raise DiskTrouble(f"no mounts of its own: {os.strerror(ctypes.get_errno())}")
+        raise DiskTrouble(f"a mount namespace cannot be made: {os.strerror(ctypes.get_errno())}")
     _run("mount", "--make-rprivate", "/")
 
 
 def _make_disk(home: Path, images: Path) -> list[Path]:
-    """Put a region's home on a disk of its own and everything but the ledger beside it; return what is mounted."""
+    """Mount a new disk on a region's folder, and the `ELSEWHERE` folders from outside; return the mount points."""
     images.mkdir(parents=True, mode=0o711)
     home.mkdir(parents=True, exist_ok=True)
     for folder in (home.parent.parent, home.parent):
-        folder.chmod(0o711)  # PostgreSQL passes as another account.
+        folder.chmod(0o711)  # PostgreSQL, under another account, passes through.
     image = images / "disk"
     with image.open("wb") as file:
         file.truncate(SIZE_BYTES)
-    # Nothing is held back for root, or PostgreSQL would find the disk full before who fills it does.
+    # No blocks are reserved for root: the disk would be full for PostgreSQL before it is full for `fill`.
     _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
     _run("mount", "-o", "loop,noatime", str(image), str(home))
     mounted = [home]
@@ -104,7 +105,7 @@ def _make_disk(home: Path, images: Path) -> list[Path]:
 
 
 def _unmount(mounted: Sequence[Path]) -> None:
-    """Unmount in reverse order; what is in use still goes when it is not."""
+    """Unmount in reverse order; a mount that is in use is detached, and released after its last use."""
     for path in reversed(mounted):
         with contextlib.suppress(DiskTrouble):
             _run("umount", "--lazy", str(path))
@@ -123,7 +124,7 @@ class Disk:
     """The disk of one region's ledger.
 
     Args:
-        folder: Where it is mounted.
+        folder: Its mount point.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -132,16 +133,16 @@ class Disk:
 
     @property
     def is_own(self) -> bool:
-        """Whether nothing but the ledger is on it, so that it may be hurt."""
+        """Whether the folder is a disk of its own; only such a disk may be filled or stalled."""
         return self.folder.is_mount()
 
     def fill(self) -> int:
-        """Fill it to the last block; return how many bytes that took.
+        """Fill the disk to the last block; return the number of bytes that were reserved.
 
         Raises:
-            DiskTrouble: For another reason than that it is full.
+            DiskTrouble: A reservation fails for another reason than a full disk.
         """
-        assert self.is_own, "nobody else's disk is filled"
+        assert self.is_own, "only a disk of the drill's own may be filled"
         size, step = 0, SIZE_BYTES
         with (self.folder / BALLAST).open("wb") as file:
             while step >= BLOCK_BYTES:
@@ -155,36 +156,36 @@ class Disk:
         return size
 
     def stall(self, stall_ms: float) -> None:
-        """Let every write to it wait, from when this returns until it is mended.
+        """Delay every write to the disk, from the return of this call until `mend`.
 
         Args:
-            stall_ms: For how long each waits, and so each fsync of WAL; 0: none ends.
+            stall_ms: How long each write waits, and so each fsync of WAL; 0: until `mend`.
 
         Raises:
-            DiskTrouble: Its file system cannot be frozen.
+            DiskTrouble: The file system cannot be frozen.
         """
-        assert self.is_own, "nobody else's disk is stalled"
+        assert self.is_own, "only a disk of the drill's own may be stalled"
         self._end_stall()
         self._stalling = subprocess.Popen(
             [sys.executable, "-P", "-m", "infra.drills.freeze_disk", str(self.folder), f"{stall_ms / 1000:g}"],
             stdin=subprocess.PIPE, stdout=subprocess.PIPE, start_new_session=True,
         )  # fmt: skip
-        assert self._stalling.stdout is not None, "it has a pipe"
+        assert self._stalling.stdout is not None, "its output is a pipe"
         if self._stalling.stdout.readline() != b"stalled\n":
             self._end_stall()
             raise DiskTrouble(f"{self.folder} cannot be frozen")
 
     def mend(self) -> None:
-        """Undo both: nothing waits any more, and the room is free again.
+        """Undo `fill` and `stall`: free the space, and let writes continue.
 
         Raises:
-            DiskTrouble: It cannot be done.
+            DiskTrouble: The space cannot be freed.
         """
         self._end_stall()
         try:
             (self.folder / BALLAST).unlink(missing_ok=True)
         except OSError as error:
-            raise DiskTrouble(f"{self.folder} cannot be mended: {error.strerror}") from error
+            raise DiskTrouble(f"{self.folder} cannot be repaired: {error.strerror}") from error
 
     def _end_stall(self) -> None:
         stalling, self._stalling = self._stalling, None
@@ -195,5 +196,5 @@ class Disk:
         except subprocess.TimeoutExpired:
             stalling.kill()
             stalling.wait()
-        # It thaws at its end; one that was killed did not.
+        # The process thaws the file system at its end, but not if it was killed.
         thaw(self.folder)

@@ -1,6 +1,6 @@
-"""What a drill is: data, read from a TOML file and checked before anything is hurt.
+"""Reads a drill from a TOML file, and checks it before any fault is injected.
 
-Decides which actions, targets and expectations there are. Carries nothing out.
+Decides which actions, targets and expectations a drill can have. Executes nothing (`runner.py`).
 """
 
 from __future__ import annotations
@@ -19,26 +19,28 @@ Action = Literal[
     "fill-disk", "stall-disk", "mend-disk", "sleep",
     "until-phase", "until-writes", "until-refused", "until-said", "until-healthy",
 ]  # fmt: skip
-"""`kill`, `pause`, `resume` and `restart` take a region and perhaps a process of it; `cut` and `delay` take the network
-between a region and its `other`s; `promote` is what an operator does by hand to a region that was killed; `clock` and
-`drift` take the wall clock of a region; the `-disk` ones take the disk of a region's ledger; the `until-` ones wait,
-bounded by `within_s`."""
+"""`kill`, `pause` and `resume` act on a region or on one process of it; `restart` starts a killed region. `cut` and
+`delay` change the network between a region and `other`; `heal` resets all of it. `switch` orders a switchover;
+`promote` promotes the ledger of a killed region by hand. `clock` and `drift` change the wall clock of a region. The
+`-disk` actions change the disk of a region's ledger. The `until-` actions wait, for at most `within_s`."""
 
 OFFSET_S_MAX = 7 * 24 * 3600
-"""A clock that is a week off is as wrong as one can be."""
+"""One week; a larger offset would show nothing else."""
 
 RATE_MAX = 0.5
 
 Role = Literal["leader", "follower", "other-follower", "followers", "all"]
-"""Who is meant, at the moment of the step; or the name that an earlier step gave with `as`."""
+"""A target of a step, resolved when the step begins. A step can also name a target that an earlier step named with
+`as`."""
 
 RoleAtStart = Literal["leader", "follower", "other-follower"]
-"""Who a region was when the drill began, whoever leads later."""
+"""The role of a region when the drill began, whichever region leads later."""
 
 Phase = Literal["before", "during", "after"]
 
 PHASES: tuple[Phase, ...] = ("before", "during", "after")
-"""Of a drill: load alone; from the first step that does something to the end of the last step; load alone again."""
+"""The phases of a drill: load alone; from the first step that changes something to the end of the last step; load alone
+again."""
 
 Count = Annotated[int, Field(ge=1)]
 
@@ -46,30 +48,30 @@ Direction = Literal["both", "out", "in"]
 
 
 class InvalidDrill(Exception):
-    """A drill that cannot be carried out as it is written; the message is one line."""
+    """A drill cannot be executed as it is written; the message is one line."""
 
 
 class Step(BaseModel):
-    """One thing that is done.
+    """One step of a drill.
 
     Attributes:
-        do: What.
-        target: A role, a region, or a name that an earlier step gave.
-        process: Only this process of the region.
-        other: The other side of a cut or delay; everybody else when absent.
-        direction: Of a cut, seen from the target.
-        named: What later steps call the target (`as` in the file).
-        label: What the drill's expectations call the step.
+        do: The action.
+        target: A role, a region, or a name that an earlier step gave with `as`.
+        process: Act on this process of the region only.
+        other: The other end of a cut or delay; None: all other regions.
+        direction: Of a cut or delay, seen from the target.
+        named: Name of the target for later steps (`as` in the file).
+        label: Name of the step for the windows of `refused`.
         phase: For `until-phase`.
-        says: For `until-said`: part of what the agent of each target gives as its trouble.
-        seconds: For `sleep` and `drift`.
-        within_s: How long to wait at most for the `until-` ones.
+        says: For `until-said`: text that the agent of each target must report as its trouble.
+        seconds: Duration of `sleep` and `drift`.
+        within_s: Longest wait of the `until-` actions.
         delay_ms: For `delay`, one way.
-        loss: For `delay`, the share of packets.
-        leads_etcd: For `kill`: etcd's leadership is moved to the region first, and both are lost at once.
-        leave_running: For `promote`: its PostgreSQL goes on running, as primary, when the region comes back.
-        offset_s: For `clock`: how far the wall clock is off from now on; 0 sets it right.
-        rate: For `drift`: seconds that the wall clock gains in each (a share; negative: loses).
+        loss: For `delay`, the share of packets that is lost.
+        leads_etcd: For `kill`: move etcd's leadership to the region first, so that both leaders are lost at once.
+        leave_running: For `promote`: leave its PostgreSQL running as a primary, also while the region restarts.
+        offset_s: For `clock`: offset of the wall clock from now on; 0 resets it.
+        rate: For `drift`: seconds that the wall clock gains per second (negative: loses).
         stall_ms: For `stall-disk`, how long each write to the disk waits; 0: until the disk is mended.
     """
 
@@ -96,17 +98,17 @@ class Step(BaseModel):
 
     @property
     def waits(self) -> bool:
-        """Whether it does nothing but wait."""
+        """Whether the step only waits."""
         return self.do == "sleep" or self.do.startswith("until-")
 
     @property
     def needs_clocks(self) -> bool:
-        """Whether it can be done only where the clocks of regions can be set."""
+        """Whether the step needs a deployment in which the clocks of regions can be set."""
         return self.do in ("clock", "drift")
 
     @property
     def needs_disks(self) -> bool:
-        """Whether it can be done only where the ledgers have disks of their own."""
+        """Whether the step needs a deployment in which the ledgers have disks of their own."""
         return self.do in ("fill-disk", "stall-disk", "mend-disk")
 
     @model_validator(mode="after")
@@ -114,7 +116,7 @@ class Step(BaseModel):
         if self.do == "until-phase" and self.phase is None:
             raise ValueError("until-phase needs a phase")
         if (self.do == "until-said") != (self.says is not None):
-            raise ValueError("until-said needs what it says, and nothing else does")
+            raise ValueError("until-said needs `says`, and no other action has it")
         if self.do in ("sleep", "drift") and self.seconds == 0:
             raise ValueError(f"{self.do} needs seconds")
         if self.do == "clock" and self.offset_s is None:
@@ -122,25 +124,25 @@ class Step(BaseModel):
         if self.do == "drift" and self.rate == 0:
             raise ValueError("drift needs a rate")
         if self.leads_etcd and (self.do != "kill" or self.process is not None):
-            raise ValueError("leads_etcd is for the kill of a whole region")
+            raise ValueError("leads_etcd is only for the kill of a whole region")
         if self.needs_disks and self.process is not None:
-            raise ValueError(f"{self.do} takes a region, and no process of it")
+            raise ValueError(f"{self.do} acts on a region, not on one process of it")
         if self.stall_ms and self.do != "stall-disk":
-            raise ValueError("stall_ms is for stall-disk")
+            raise ValueError("stall_ms is only for stall-disk")
         return self
 
 
 class Load(BaseModel):
-    """Who writes and reads meanwhile.
+    """The clients that write and read during a drill.
 
     Attributes:
         writers: Clients that post one keyed comment after another.
-        unkeyed: Clients that post without a key, and never again what they are not sure of.
+        unkeyed: Clients that post without a key and never repeat a write.
         readers: Clients that read with `strong` and `session` in turn.
-        edges: Whose edge the clients prefer: those of the regions that do not lead at the start, or all.
-        pause_ms: Between two writes of one client.
+        edges: Edges that the clients prefer: those of the regions that do not lead at the start, or all.
+        pause_ms: Average pause between two writes of one client.
         before_s: Seconds of load before the first step.
-        after_s: And after the last one.
+        after_s: Seconds of load after the last step.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -155,10 +157,10 @@ class Load(BaseModel):
 
 
 class Fewest(BaseModel):
-    """The least number of keyed writes that are acknowledged in each phase, by the region whose edge takes them.
+    """The least numbers of acknowledged keyed writes, by phase and by the region whose edge accepts them.
 
-    A region that is not named owes none: it is dead, or no client prefers its edge. During the fault nobody may owe
-    any.
+    A region that is not named needs no write: it was killed, or no client prefers its edge. The second phase may name
+    no region.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -168,21 +170,21 @@ class Fewest(BaseModel):
     after: Annotated[Mapping[RoleAtStart, Count], Field(min_length=1)]
 
     def of(self, phase: Phase) -> Mapping[RoleAtStart, int]:
-        """Return what is declared for a phase."""
+        """Return the least numbers of a phase."""
         declared: Mapping[RoleAtStart, int] = getattr(self, phase)
         return declared
 
 
 class RefusedWindow(BaseModel):
-    """A time in which keyed writers may be refused; what was sent in it may be refused later.
+    """A window in which edges may refuse keyed writes; a write that was sent in it may be refused later.
 
-    At each edge it lasts until that edge has acknowledged a write that was sent since the step `until` began, at least
-    to the end of that step and at most to the end of the method.
+    The window ends at each edge separately: when the edge has acknowledged a write that was sent after the step `until`
+    began, but not before that step ends and not after the end of the method.
 
     Attributes:
-        since: The label of the step with whose beginning it begins.
-        until: The label of the step that brings about its end, such as `until-writes` or the `heal` of a cut.
-        edges: Whose edge may refuse.
+        since: Label of the step; the window begins with it.
+        until: Label of the step after which edges accept writes again, such as `until-writes` or the `heal` of a cut.
+        edges: The edges that may refuse.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -193,17 +195,17 @@ class RefusedWindow(BaseModel):
 
 
 class Expect(BaseModel):
-    """What must hold, besides what must hold in every drill.
+    """The expectations of one drill, in addition to the checks of every drill.
 
     Attributes:
-        fewest: The least number of acknowledged writes, by phase and region.
-        reads_min: The least number of strong reads, and of session reads, before the fault; and as many after it.
-        unkeyed_min: The same of answers to writers without a key.
-        failovers: Fewest and most epochs that may begin.
-        leader_moves: Whether another region must lead at the end; None: either will do.
-        stall_s_max: Longest time without an acknowledgement, from the first write that suffered it.
-        refused: When a living edge may refuse keyed writes; at no other time.
-        refusal: Words that the cell's status must have shown while writes were refused.
+        fewest: Least numbers of acknowledged keyed writes, by phase and region.
+        reads_min: Least number of strong reads, and of session reads, before the fault; the same after it.
+        unkeyed_min: Least number of outcomes of writes without a key before the fault; the same after it.
+        failovers: Least and greatest number of epochs that begin.
+        leader_moves: Whether another region must lead at the end; None allows both.
+        stall_s_max: Longest write outage, from the first delayed write to the next acknowledgement.
+        refused: Windows in which a running edge may refuse keyed writes; it may not outside of them.
+        refusal: Text that the cell's status must show while writes are refused.
     """
 
     model_config = ConfigDict(extra="forbid", frozen=True)
@@ -219,7 +221,7 @@ class Expect(BaseModel):
 
 
 class Drill(BaseModel):
-    """A drill, as its file says it."""
+    """A drill as its file describes it."""
 
     model_config = ConfigDict(extra="forbid", frozen=True)
 
@@ -234,18 +236,18 @@ class Drill(BaseModel):
 
     @property
     def needs_clocks(self) -> bool:
-        """Whether it can be carried out only where the clocks of regions can be set."""
+        """Whether a step needs a deployment in which the clocks of regions can be set."""
         return any(step.needs_clocks for step in (*self.method, *self.rollback))
 
     @property
     def needs_disks(self) -> bool:
-        """Whether it can be carried out only where the ledgers have disks of their own."""
+        """Whether a step needs a deployment in which the ledgers have disks of their own."""
         return any(step.needs_disks for step in (*self.method, *self.rollback))
 
     @model_validator(mode="after")
     def _does_something(self) -> Drill:
         if all(step.waits for step in self.method):
-            raise ValueError("no step does anything")
+            raise ValueError("every step only waits")
         return self
 
     @model_validator(mode="after")
@@ -253,7 +255,7 @@ class Drill(BaseModel):
         labels = [step.label for step in self.method]
         given = [label for label in labels if label is not None]
         if len(set(given)) < len(given):
-            raise ValueError("two steps have one label")
+            raise ValueError("two steps have the same label")
         for window in self.expect.refused:
             for label in (window.since, window.until):
                 if label not in given:
@@ -263,8 +265,8 @@ class Drill(BaseModel):
         return self
 
     @model_validator(mode="after")
-    def _who_is_promoted_was_killed(self) -> Drill:
-        """A ledger whose agent lives is the agent's: an operator takes one by hand only where all else is dead."""
+    def _promoted_regions_were_killed(self) -> Drill:
+        """A running agent controls its ledger, so an operator can promote only the ledger of a killed region."""
         dead: set[str] = set()
         for number, step in enumerate((*self.method, *self.rollback), start=1):
             if step.do == "promote" and step.target not in dead:
@@ -281,24 +283,24 @@ class Drill(BaseModel):
         for number, step in enumerate((*self.method, *self.rollback), start=1):
             for name in (step.target, step.other):
                 if name is not None and name not in known and not name.startswith("region:"):
-                    raise ValueError(f"step {number}: nobody is called {name!r}")
+                    raise ValueError(f"step {number}: {name!r} is no role, and no earlier step named it")
             if step.named is not None:
                 known.add(step.named)
         return self
 
 
 def load_drill(path: Path) -> Drill:
-    """Read a drill.
+    """Read a drill from a file.
 
     Raises:
-        InvalidDrill: The file is not there, no TOML, or says something that no drill says.
+        InvalidDrill: The file is missing, is not TOML, or is not a valid drill.
     """
     try:
         document = tomllib.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise InvalidDrill(f"{path} cannot be read: {error.strerror}") from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise InvalidDrill(f"{path} is no TOML: {error}") from error
+        raise InvalidDrill(f"{path} is not TOML: {error}") from error
     try:
         return Drill.model_validate({"name": path.stem, **document})
     except ValidationError as error:
@@ -308,7 +310,7 @@ def load_drill(path: Path) -> Drill:
 
 
 def catalogue() -> dict[str, Drill]:
-    """Return the drills that come with the package, by name."""
+    """Return the drills that come with Palaver, by name."""
     return {path.stem: load_drill(path) for path in sorted(CATALOGUE.glob("*.toml"))}
 
 
@@ -316,7 +318,7 @@ def find_drill(wanted: str) -> Drill:
     """Return a drill by its name in the catalogue or by its file.
 
     Raises:
-        InvalidDrill: There is none.
+        InvalidDrill: There is no such drill, or it is invalid.
     """
     path = CATALOGUE / f"{wanted}.toml"
     if path.exists():

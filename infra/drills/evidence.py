@@ -1,7 +1,7 @@
-"""What a drill leaves to be judged: the journal, what the databases hold, and who was who. Pure functions over both.
+"""Evaluates what a drill leaves: the journal, the contents of the databases, and the roles of the regions.
 
-Decides which phase of the drill a record belongs to, when an edge could not answer, when refusals were expected, and
-how long nobody was served. What must hold is in `judges.py`.
+Decides to which phase of the drill a record belongs, when an edge could not answer, when refusals were allowed, and how
+long writes were unavailable. Pure functions. What must hold is in `judges.py`.
 """
 
 from __future__ import annotations
@@ -18,17 +18,18 @@ from infra.drills.drill import PHASES, Drill, Phase, RefusedWindow, RoleAtStart
 Record = Mapping[str, Any]
 
 GAP_S_MIN = 0.25
-"""A pause between acknowledgements that is a stall; at 16 writers and 80 ms they come every few milliseconds."""
+"""The shortest pause between acknowledgements that is a write outage. Usually 16 writers at 80 ms get one every few
+milliseconds."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Holdings:
-    """What the databases hold of the drill's thread, read after everything had converged.
+    """What the databases contain of the drill's thread, read after all views have caught up.
 
     Attributes:
         ledger: (id, body, epoch) of every row in the ledger.
-        views: Ids by region.
-        pages: Ids that readers are shown, by region: from page to page, with the consistency that nobody asks for.
+        views: Ids in the view of each region.
+        pages: Ids on all pages of each region's edge, read without a consistency level.
         fences: (epoch, leader) of every fence row.
     """
 
@@ -46,8 +47,8 @@ class Regions:
     """The regions of the deployment.
 
     Attributes:
-        every: All of them, view-only ones included.
-        roles: Which of them had which role when the drill began.
+        every: All regions, including view-only ones.
+        roles: The region of each role when the drill began.
     """
 
     every: Sequence[str]
@@ -56,12 +57,12 @@ class Regions:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Span:
-    """A time in which a region is excused: until it ends, and for what was sent before its end.
+    """A time in which a region's edge is excused, for every request that was under way in it.
 
     Attributes:
-        region: Whose edge.
-        since: Seconds of the journal.
-        until: The same.
+        region: The region of the edge.
+        since: Beginning, in seconds of the journal.
+        until: End, in seconds of the journal.
     """
 
     region: str
@@ -69,17 +70,17 @@ class Span:
     until: float
 
     def covers(self, record: Record) -> bool:
-        """Whether a request was under way at this edge in this time."""
+        """Whether a request to this edge was under way in this time."""
         return bool(self.region == record["region"] and self.since <= record["t"] and record["sent"] <= self.until)
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class WriteOutage:
-    """A time without an acknowledgement.
+    """A time without an acknowledged keyed write.
 
     Attributes:
-        first: When the first write was sent that suffered it, in seconds of the journal.
-        end: When the next write was acknowledged; the end of the drill when none was.
+        first: When the first delayed write was sent, in seconds of the journal.
+        end: When the next write was acknowledged; the end of the drill if none was.
     """
 
     first: float
@@ -87,20 +88,20 @@ class WriteOutage:
 
     @property
     def seconds(self) -> float:
-        """How long it was for the client that waited longest."""
+        """The duration for the client that waited longest."""
         return self.end - self.first
 
 
 @dataclass(frozen=True, kw_only=True)
 class Evidence:
-    """Everything that a drill is judged by.
+    """Everything that the judges use.
 
     Attributes:
-        drill: What was to be done, and what must hold.
+        drill: The method and the expectations.
         records: The journal.
-        holdings: What the databases hold.
-        regions: Who was who.
-        end: When the drill was over, in seconds of the journal.
+        holdings: What the databases contain.
+        regions: The regions and their roles.
+        end: End of the drill, in seconds of the journal.
     """
 
     drill: Drill
@@ -110,16 +111,16 @@ class Evidence:
     end: float
 
     def of_kind(self, *kinds: str) -> list[Record]:
-        """Return the records of some kinds."""
+        """Return the records of these kinds."""
         return [record for record in self.records if record["kind"] in kinds]
 
     def writes(self, *, keyed: bool) -> list[Record]:
-        """Return what became of each attempt to write."""
+        """Return the outcome of each attempt to write."""
         return [record for record in self.of_kind("acknowledged", "refused", "unknown") if record["keyed"] == keyed]
 
     @cached_property
     def phases(self) -> dict[Phase, tuple[float, float]]:
-        """From when to when each phase lasted; one that did not come is not in it."""
+        """Beginning and end of each phase; without the phases that did not begin."""
         began = {record["phase"]: float(record["t"]) for record in self.of_kind("phase")}
         ends = [*PHASES[1:], "over"]
         return {
@@ -129,18 +130,18 @@ class Evidence:
         }
 
     def during(self, phase: Phase, record: Record) -> bool:
-        """Whether something was asked and answered within a phase."""
+        """Whether a request was sent and answered within a phase."""
         since, until = self.phases.get(phase, (1.0, 0.0))
         return since <= record["sent"] and record["t"] <= until
 
     @cached_property
     def hurt(self) -> list[Span]:
-        """When the edge of which region could not be expected to answer."""
+        """The times in which an edge could not be expected to answer."""
         return hurt_spans(self.records, end=self.end)
 
     @property
     def refused(self) -> list[Span]:
-        """When keyed writers may be refused, and at which edge."""
+        """The times in which an edge may refuse keyed writes."""
         return [span for span, _ in self._windows]
 
     @cached_property
@@ -159,9 +160,9 @@ class Evidence:
         return spans
 
     def _takes_writes_at(self, region: str, label: str) -> float:
-        """When an edge first acknowledged a keyed write that was sent since a step began; the end of the drill if none.
+        """Return when an edge first acknowledged a keyed write that was sent after a step began; else the drill's end.
 
-        One edge may know the new leader before another does.
+        Edges learn of a new leader at different times.
         """
         began = next((record["t"] for record in self.of_kind("began") if record["label"] == label), self.end)
         return next(
@@ -174,7 +175,7 @@ class Evidence:
         )
 
     def acknowledged(self, phase: Phase, region: str) -> int:
-        """How many keyed writes an edge took in a phase."""
+        """Return how many keyed writes an edge acknowledged in a phase."""
         return sum(
             record["kind"] == "acknowledged" and record["region"] == region and self.during(phase, record)
             for record in self.writes(keyed=True)
@@ -182,22 +183,22 @@ class Evidence:
 
     @cached_property
     def stalls(self) -> list[WriteOutage]:
-        """Times in which no keyed write was acknowledged; who waits at the one edge that may refuse is left out."""
+        """The write outages; a write that waited at an edge which alone may refuse writes is ignored."""
         apart = [span for span, window in self._windows if window.edges != "all"]
         return stalls_of(self.records, end=self.end, apart=apart)
 
     @property
     def writes_least(self) -> int:
-        """How many acknowledged writes the drill declares in all."""
+        """The sum of the least numbers of acknowledged writes that the drill declares."""
         fewest = self.drill.expect.fewest
         return sum(sum(fewest.of(phase).values()) for phase in PHASES)
 
 
 def hurt_spans(records: Sequence[Record], *, end: float) -> list[Span]:
-    """Return when the edge of which region could not be expected to answer.
+    """Return the times in which an edge could not be expected to answer.
 
-    The edge of a killed region is expected to answer again when the region is healthy, and before that when it has
-    acknowledged a write that was sent after the region's restart: an edge that takes writes lives.
+    The edge of a killed region is expected to answer again when the region is healthy, or earlier, when the edge has
+    acknowledged a write that was sent after the region's restart.
     """
     hurt_since: dict[str, float] = {}
     restarted: dict[str, float] = {}
@@ -225,17 +226,18 @@ def hurt_spans(records: Sequence[Record], *, end: float) -> list[Span]:
 
 
 def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bool:
-    """Whether a span excuses an answer: 502 and above, or with ``unanswered`` none at all."""
+    """Whether a span excuses an answer of 502 or above or, with ``unanswered``, a missing answer."""
     status = record.get("status")
     excusable = unanswered if status is None else status > HTTPStatus.NOT_IMPLEMENTED
     return excusable and any(span.covers(record) for span in spans)
 
 
 def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[WriteOutage]:
-    """Return the stalls of keyed writers, from the first write that suffered each to the next acknowledgement.
+    """Return the outages of keyed writes, each from the first delayed write to the next acknowledgement.
 
-    While a keyed write waits at the end of the drill the last stall is open, and lasts until then. A write of which any
-    attempt waits at an edge that is ``apart`` meanwhile suffers from that, wherever it is sent next, and is left out.
+    If a keyed write still waits at the end of the drill, the last outage lasts until then. A write is ignored if one of
+    its attempts was under way in a span of ``apart`` at the same edge: that edge delayed it, even if its last attempt
+    was at another one.
     """
     acknowledged = sorted(
         (float(record["t"]), str(record["key"]))
@@ -248,9 +250,9 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
     done = {key: at for at, key in acknowledged}
     elsewhere = {
         key
-        for key, region, sent, told in _attempts(records, end=end)
+        for key, region, sent, ended in _attempts(records, end=end)
         for span in apart
-        if region == span.region and sent <= span.until and told >= span.since
+        if region == span.region and sent <= span.until and ended >= span.since
     }
     times = [min(first_sent.values()), *(at for at, _ in acknowledged)]
     if first_sent.keys() - done.keys():
@@ -259,7 +261,7 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
     for before, after in itertools.pairwise(times):
         if after - before < GAP_S_MIN:
             continue
-        # Every write that was under way when the last acknowledgement came, and those that were sent in the gap.
+        # The writes that were under way at the last acknowledgement, and those that were sent in the gap.
         suffered = [
             sent
             for key, sent in first_sent.items()
@@ -270,9 +272,9 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
 
 
 def slowest_write_s(records: Sequence[Record], *, end: float) -> float | None:
-    """Return the longest time from a keyed write's first attempt to its acknowledgement, seconds; None without one.
+    """Return the longest time from a keyed write's first attempt to its acknowledgement, seconds; None without a write.
 
-    A write that still waits at the end of the drill has taken until then.
+    A write that still waits counts until the end of the drill.
     """
     first_sent = _first_sent(record for record in records if record.get("keyed"))
     done = {record["key"]: float(record["t"]) for record in records if record["kind"] == "acknowledged"}
@@ -280,7 +282,7 @@ def slowest_write_s(records: Sequence[Record], *, end: float) -> float | None:
 
 
 def _attempts(records: Sequence[Record], *, end: float) -> Iterator[tuple[str, str, float, float]]:
-    """Yield the key, the edge, the beginning and the end of each attempt; one without an answer lasts to the end."""
+    """Yield key, edge, beginning and end of each attempt; without an outcome it lasts until `end`."""
     under_way: dict[str, tuple[str, float]] = {}
     for record in records:
         if record["kind"] == "sent":

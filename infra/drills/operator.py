@@ -1,7 +1,7 @@
-"""A careless operator, who takes the ledger of a dead region into their own hands.
+"""Promotes the ledger of a killed region by hand, as a careless operator does.
 
-Decides what they do: start PostgreSQL from the region's data, promote it where it is a standby, and write a row that
-nobody sent. Refuses to know how that is made good: that is what the drill is about.
+Decides the steps: start PostgreSQL on the region's data, promote it if it is a standby, and insert a row that no client
+sent. Does not know how the region recovers from this; the drill tests that.
 """
 
 from __future__ import annotations
@@ -19,14 +19,14 @@ from infra.servers.unprivileged import Account
 from infra.supervisor.errors import DeploymentError
 
 PG_CTL_S = 60
-"""pg_ctl's own limit for a start, which replays WAL, and for a promotion."""
+"""pg_ctl's time limit for a start, which replays WAL, and for a promotion."""
 
 STARTS_MAX = 20
 START_AGAIN_S = 0.5
-"""PostgreSQL takes a zombie for one that runs; init reaps it within seconds, also on a starved machine."""
+"""PostgreSQL takes a zombie for a running postmaster; init reaps it within seconds, also on a busy machine."""
 
-OPERATOR_BODY = "made up by an operator"
-"""The body of the row: no client ever sends it, so that the judges find it wherever it gets to."""
+OPERATOR_BODY = "inserted by an operator"
+"""The body of the row. No client sends it, so the judges find the row wherever it appears."""
 
 INSERT_COMMENT = """
 INSERT INTO palaver.comments (site_id, thread_id, depth, body, epoch)
@@ -35,20 +35,20 @@ SELECT threads.site_id, threads.id, 0, %s, threads.epoch FROM palaver.threads WH
 
 
 class ManualPromotionFailed(DeploymentError):
-    """What the operator wanted to do by hand cannot be done."""
+    """A promotion by hand failed."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ManualPromotion:
-    """What an operator needs to get at one region's ledger.
+    """Access to the ledger of one killed region.
 
     Attributes:
-        programs: PostgreSQL's programs.
+        programs: Folder of PostgreSQL's programs.
         data: The ledger's data folder.
-        log: Where PostgreSQL writes.
-        account: Whom it runs as when we are root.
-        port: Where it listens, as its own configuration says.
-        password: Of the superuser.
+        log: PostgreSQL's log file.
+        account: The account that PostgreSQL runs under if this process is root; else None.
+        port: The port in PostgreSQL's configuration.
+        password: The superuser's password.
     """
 
     programs: Path
@@ -59,13 +59,13 @@ class ManualPromotion:
     password: str
 
     def promote(self, thread: str, *, leave_running: bool) -> bool:
-        """Make a primary of it and a row in it.
+        """Start the ledger, make it a primary, and insert a row.
 
         Returns:
-            Whether it was a standby; else it was started as the primary that it had been.
+            Whether it was a standby; else it was a primary before it was killed.
 
         Raises:
-            ManualPromotionFailed: PostgreSQL does not start, or is not promoted, or takes no row.
+            ManualPromotionFailed: PostgreSQL does not start, is not promoted, or rejects the row.
         """
         self._start()
         try:
@@ -74,23 +74,23 @@ class ManualPromotion:
             if was_standby:
                 self._pg_ctl("promote")
             with self._connected() as connection:
-                # An operator who does not wait for other regions: the row is here and nowhere else.
+                # Do not wait for other regions, so that only this ledger has the row.
                 connection.execute("SET synchronous_commit = local")
                 made = connection.execute(INSERT_COMMENT, (OPERATOR_BODY, thread)).rowcount
         except (psycopg.Error, ManualPromotionFailed, subprocess.TimeoutExpired) as error:
             with contextlib.suppress(ManualPromotionFailed, subprocess.TimeoutExpired):
                 self._pg_ctl("stop", "-m", "immediate")
             raise ManualPromotionFailed(
-                f"the ledger that was started by hand refuses: {error}".splitlines()[0]
+                f"the ledger that was started by hand failed: {error}".splitlines()[0]
             ) from error
         if not leave_running:
             self._pg_ctl("stop", "-m", "fast")
         if made != 1:
-            raise ManualPromotionFailed(f"{made} threads are called {thread} in the ledger that was started by hand")
+            raise ManualPromotionFailed(f"the ledger that was started by hand has {made} threads with the key {thread}")
         return was_standby
 
     def _start(self) -> None:
-        """Start it, again for as long as the kernel keeps the pid of the postmaster that was killed."""
+        """Start PostgreSQL; repeat while the kernel keeps the pid of the killed postmaster."""
         for _ in range(STARTS_MAX - 1):
             try:
                 self._pg_ctl("start", "-l", str(self.log))
@@ -111,7 +111,7 @@ class ManualPromotion:
         done = subprocess.run(
             [str(self.programs / "pg_ctl"), "-D", str(self.data), "-w", "-t", str(PG_CTL_S), *order],
             stdin=subprocess.DEVNULL,
-            # What it starts keeps its output open for as long as it lives: nobody could read that to its end.
+            # PostgreSQL inherits the output and keeps it open while it runs, so a pipe would not end.
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,
             cwd=self.data.parent if account is None else "/",

@@ -1,6 +1,6 @@
-"""What is left of a drill: a JSON document for machines and an HTML page with a timeline for people.
+"""Writes the report of a drill: a JSON document, and an HTML page with a timeline.
 
-Decides their form. The page holds everything, its plot included, and opens from a file.
+Decides their form. The page contains everything, its chart included, and opens from a file.
 """
 
 from __future__ import annotations
@@ -56,29 +56,29 @@ code {{ font-size: .9em }}
 <dl>
 <dt>Background</dt><dd>{legend}</dd>
 <dt>Dashed red lines</dt><dd>The steps of the drill, named at the top.</dd>
-<dt>Dots</dt><dd>One attempt of a write each, at the time it was sent: <b>acknowledged</b> (201), <b>refused</b>
+<dt>Dots</dt><dd>Each dot is one attempt of a write, at the time it was sent: <b>acknowledged</b> (201), <b>refused</b>
 (an answer other than 201, or no connection; the client sends a keyed write again), <b>unknown</b> (the
 connection broke before the answer; the client sends a keyed write again). Refused and unknown attempts are
 expected while a fault lasts, so a drill with red dots can pass: the checks below require that every keyed write
-is acknowledged in the end, once, and that edges that live give keyed writers no error, except where the drill
+is acknowledged in the end, once, and that running edges give keyed writers no error, except where the drill
 allows it.</dd>
-<dt>phi</dt><dd>How strongly each region is suspected by the region that suspects it most: &minus;log10 of the
-probability that a heartbeat is only late (phi accrual failure detector). Near 0 a region is heard in time; 8
+<dt>phi</dt><dd>The suspicion of each region, as computed by the region that suspects it most: &minus;log10 of the
+probability that a heartbeat is only late (phi accrual failure detector). Near 0 heartbeats arrive in time; 8
 means one false suspicion in 10<sup>8</sup>, and agents suspect a region from {threshold:g} on (the default).
 Values above {phi_max:g} are drawn as {phi_max:g}.</dd>
 </dl>
-<h2>Judged</h2>
+<h2>Checks</h2>
 <table><tr><th>what must hold</th><th>facts</th><th>at least</th><th>excused</th><th></th></tr>{checks}</table>
 <h2>Keyed writes acknowledged</h2>
 <table><tr><th>when</th><th>seconds</th><th>edge of</th><th>writes</th><th>at least</th></tr>{writes}</table>
-<h2>What happened</h2>
-<table><tr><th>s</th><th>what</th></tr>{story}</table>
+<h2>Events</h2>
+<table><tr><th>s</th><th>event</th></tr>{story}</table>
 </html>
 """
 
 
 def facts_of(outcome: Outcome) -> dict[str, Any]:
-    """Return the document for machines; times in seconds."""
+    """Return the JSON document; times in seconds."""
     latencies = _latencies(outcome.records)
     slowest, stall = slowest_write_s(outcome.records, end=outcome.evidence.end), outcome.longest_stall_s
     return {
@@ -110,7 +110,7 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
 
 
 def write_report(outcome: Outcome, folder: Path, name: str) -> tuple[Path, Path]:
-    """Write both documents; return the page and the JSON document."""
+    """Write both documents; return the paths of the page and of the JSON document."""
     folder.mkdir(parents=True, exist_ok=True)
     page, facts = folder / f"{name}.html", folder / f"{name}.json"
     page.write_text(page_of(outcome), encoding="utf-8")
@@ -119,7 +119,7 @@ def write_report(outcome: Outcome, folder: Path, name: str) -> tuple[Path, Path]
 
 
 def page_of(outcome: Outcome) -> str:
-    """Return the page."""
+    """Return the HTML page."""
     return _PAGE.format(
         title=html.escape(outcome.drill.title),
         mark="ok" if outcome.passed else "failed",
@@ -157,7 +157,7 @@ def _check_row(check: Check) -> str:
 
 
 def _writes(outcome: Outcome) -> list[dict[str, Any]]:
-    """Keyed writes that were acknowledged and those that were declared, by phase and edge."""
+    """Return the acknowledged keyed writes and the least numbers, by phase and edge."""
     evidence, rows = outcome.evidence, list[dict[str, Any]]()
     roles: dict[str, RoleAtStart] = {region: role for role, region in evidence.regions.roles.items()}
     for phase in PHASES:
@@ -172,7 +172,7 @@ def _writes(outcome: Outcome) -> list[dict[str, Any]]:
 
 
 def describe(record: Mapping[str, Any]) -> str:
-    """Return a step or a status in words."""
+    """Return a step or a status as text."""
     if record["kind"] == "status":
         refusal = f"; {record['refusal']}" if record.get("refusal") else ""
         return f"epoch {record['epoch']} {record['phase']}, {record['leader']}: {record['reason']}{refusal}"
@@ -182,7 +182,7 @@ def describe(record: Mapping[str, Any]) -> str:
 
 
 def timeline(outcome: Outcome) -> str:
-    """Return an SVG: acknowledgements a second, latencies, suspicion, phases and faults over time."""
+    """Return an SVG: acknowledgements per second, latencies, suspicion, phases and steps over time."""
     records = outcome.records
     end = max((float(record["t"]) for record in records), default=0.0) or 1.0
     return chart(

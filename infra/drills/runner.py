@@ -1,7 +1,7 @@
-"""Carries a drill out: steady state, load, method, rollback that always runs, convergence, judgement.
+"""Runs a drill: steady state, load, method, rollback, convergence, judgement. The rollback always runs.
 
-Decides when a drill may begin and when everything counts as converged. What is done is the drill's, how it is done the
-target's, what it means the judges'.
+Decides when a drill may begin, and when the deployment has converged. The drill defines what is done (`drill.py`), the
+target how (`target.py`), and the judges what the result means (`judges.py`).
 """
 
 from __future__ import annotations
@@ -29,15 +29,15 @@ from infra.supervisor.status import failover_of
 
 SAMPLE_S = 0.1
 WATCH_S = 0.05
-"""How often agents are asked how things stand; the second while a step waits for what they say. Each round of questions
-takes 6 ms of a processor, which the regions may need."""
+"""Intervals between two samples of the agents' status; `WATCH_S` applies while a step waits for a phase, a refusal or a
+message. Each sample takes 6 ms of a processor, which the regions may need."""
 
 PHI_S = 0.1
 DRIFT_S = 0.1
 HEALTHY_WITHIN_S = 120.0
 CONVERGED_WITHIN_S = 60.0
 ENOUGH_WITHIN_S = 60.0
-"""How long the load may take in each phase for the least numbers that a drill declares."""
+"""How much longer the load may last in each phase until it has the least numbers that a drill declares."""
 
 ENOUGH_POLL_S = 0.25
 STEADY_WITHIN_S = 15.0
@@ -47,24 +47,24 @@ Say = Callable[[str], None]
 
 
 class DrillRefused(DeploymentError):
-    """The deployment is not in the steady state that the drill begins from."""
+    """The deployment is not in a state in which a drill can be run or judged."""
 
 
 class FaultUnavailable(DeploymentError):
-    """A fault of the drill cannot be injected here; the line says what it takes. Nothing was done."""
+    """A fault of the drill cannot be injected here; the message says what it needs. Nothing was done."""
 
 
 class StepFailed(Exception):
-    """A step waited for something that did not come; the drill is rolled back and fails."""
+    """A step waited in vain; the drill is rolled back and fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Patience:
-    """What is done about a deployment that is not in a steady state.
+    """How to treat a deployment that is not in a steady state.
 
     Attributes:
-        steady_within_s: How long a drill waits for it, seconds.
-        force: Whether it then begins all the same.
+        steady_within_s: How long a drill waits for a steady state, seconds.
+        force: Whether the drill then begins without one.
     """
 
     steady_within_s: float = STEADY_WITHIN_S
@@ -73,14 +73,14 @@ class Patience:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Outcome:
-    """What came of a drill.
+    """The result of a drill.
 
     Attributes:
-        evidence: What was done, told and held.
-        seed: Of the clients' pauses.
-        checks: What was judged.
-        seconds: How long it took, rollback and convergence included.
-        trouble: Why the method was not carried out to its end, or None.
+        evidence: The journal, the contents of the databases, and the roles.
+        seed: Seed of the clients' pauses.
+        checks: The results of the judges.
+        seconds: Duration, including rollback and convergence.
+        trouble: Why the method ended early, or None.
     """
 
     evidence: Evidence
@@ -91,48 +91,48 @@ class Outcome:
 
     @property
     def drill(self) -> Drill:
-        """Which drill it was."""
+        """The drill."""
         return self.evidence.drill
 
     @property
     def records(self) -> Sequence[Mapping[str, Any]]:
-        """The journal."""
+        """The records of the journal."""
         return self.evidence.records
 
     @property
     def stalls(self) -> list[WriteOutage]:
-        """Times without an acknowledgement."""
+        """The write outages."""
         return self.evidence.stalls
 
     @property
     def passed(self) -> bool:
-        """Whether something was judged and all of it holds, and everything was carried out."""
+        """Whether the method was executed to its end, there are checks, and all of them passed."""
         return self.trouble is None and bool(self.checks) and all(not check.failed for check in self.checks)
 
     @property
     def longest_stall_s(self) -> float | None:
-        """The longest time without an acknowledgement; 0 without a stall, None when no write was acknowledged."""
+        """The longest write outage: 0 if there was none, None if there was none and no write was acknowledged."""
         if not self.evidence.of_kind("acknowledged") and not self.stalls:
             return None
         return max((stall.seconds for stall in self.stalls), default=0.0)
 
 
-async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
+async def run_drill(  # noqa: PLR0913 - the parts of a run, by name
     target: Target, drill: Drill, journal_path: Path, *, seed: int, patience: Patience, say: Say
 ) -> Outcome:
-    """Carry a drill out on a running deployment.
+    """Run a drill on a running deployment.
 
     Args:
         target: The deployment.
-        drill: What is done and what must hold.
-        journal_path: Where the journal goes; the file must not exist.
-        seed: Of the clients' pauses.
-        patience: What is done when not everything is healthy.
-        say: Takes a line for whoever watches.
+        drill: The method and the expectations.
+        journal_path: The journal's file; it must not exist.
+        seed: Seed of the clients' pauses.
+        patience: How to treat a deployment that is not healthy.
+        say: Receives lines about the progress.
 
     Raises:
         DrillRefused: The deployment is not healthy.
-        FaultUnavailable: This deployment or machine lacks what a step takes.
+        FaultUnavailable: This deployment or machine lacks what a step needs.
     """
     lacking = target.lacks(drill)
     if lacking is not None:
@@ -142,9 +142,7 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
     if status is None and not patience.force:
         missing = [text for region in (await target.status())["regions"] for text in region["missing"]]
         reason = "; ".join(missing[:3]) or "no leader serves"
-        raise DrillRefused(
-            f"the deployment is not healthy ({reason}); a drill begins from a steady state, or use --force"
-        )
+        raise DrillRefused(f"the deployment is not healthy ({reason}); a drill needs a steady state, or use --force")
     if status is not None:
         await _until_no_hold_down(target, say)
     status = status or await target.status()
@@ -173,7 +171,7 @@ async def run_drill(  # noqa: PLR0913 - what a run is made of, by name
 
 
 async def _until_healthy(target: Target, within_s: float) -> dict[str, Any] | None:
-    """Return the first status in which everything is healthy and serves, or None."""
+    """Return the first status in which all regions are healthy and the cell serves; None if there is none in time."""
     deadline = time.monotonic() + within_s
     while True:
         status = await target.status()
@@ -186,9 +184,9 @@ async def _until_healthy(target: Target, within_s: float) -> dict[str, Any] | No
 
 
 async def _until_no_hold_down(target: Target, say: Say) -> None:
-    """Wait until the next failover by suspicion would not wait for those before it (rule 17).
+    """Wait until earlier failovers no longer delay the next failover by suspicion (rule 17).
 
-    Drills that follow each other bring more failovers into a minute than a deployment has in a year.
+    Consecutive drills cause more failovers in a minute than a deployment has in a year.
     """
     deadline, said = time.monotonic() + HELD_DOWN_S_MAX, False
     while time.monotonic() < deadline:
@@ -197,13 +195,13 @@ async def _until_no_hold_down(target: Target, say: Say) -> None:
         if not held_s:
             return
         if not said:
-            say(f"  waits {held_s:.0f} s: after several failovers the next one would be held down")
+            say(f"  waits {held_s:.0f} s for the end of the hold-down that follows several failovers")
             said = True
         await asyncio.sleep(0.2)
 
 
 class _Run:
-    """One drill under way."""
+    """One run of a drill."""
 
     def __init__(self, target: Target, journal: Journal, say: Say, thread: str, regions: Regions) -> None:
         self._target = target
@@ -222,7 +220,7 @@ class _Run:
         self._watches = False
 
     async def carry_out(self, drill: Drill, load_plan: LoadPlan, seed: int) -> str | None:
-        """Load, method and rollback; return why the method ended early, or None."""
+        """Run load, method and rollback; return why the method ended early, or None."""
         trouble: str | None = None
         async with self._sampling(), running_load(load_plan, drill.load, self._journal, seed=seed):
             try:
@@ -243,7 +241,7 @@ class _Run:
         return trouble
 
     async def _until_enough(self, drill: Drill, phase: Phase) -> None:
-        """Let the load run on until there is something to judge; when nothing comes the judges say so."""
+        """Extend the load until the phase has enough facts, within a bound; the judges report missing facts."""
         deadline = time.monotonic() + ENOUGH_WITHIN_S
         while time.monotonic() < deadline:
             known = Evidence(
@@ -255,7 +253,7 @@ class _Run:
             await asyncio.sleep(ENOUGH_POLL_S)
 
     async def _carry_out(self, method: Sequence[Step]) -> None:
-        """Do one step after the other, and note when each begins and is done."""
+        """Execute the steps in order; record when each begins and ends."""
         first = next(number for number, step in enumerate(method) if not step.waits)
         for number, step in enumerate(method):
             if number == first:
@@ -266,7 +264,7 @@ class _Run:
             await self._journal.note("done", **which)
 
     async def _roll_back(self, drill: Drill) -> None:
-        """Undo everything, whatever happened; one failure keeps nothing else from being undone."""
+        """Undo all faults; if one cannot be undone, the others are."""
         with contextlib.suppress(DeploymentError):
             await self._target.heal()
         for region in sorted(self._offsets):
@@ -291,7 +289,7 @@ class _Run:
         self._paused.clear()
 
     async def converged(self, load_plan: LoadPlan) -> Holdings:
-        """Wait until every region has, and shows, what the ledger has, bounded; return what they hold."""
+        """Wait, within a bound, until every view and every edge has what the ledger has; return the contents."""
         deadline = time.monotonic() + CONVERGED_WITHIN_S
         while True:
             status = await self._target.status()
@@ -305,10 +303,8 @@ class _Run:
                     if done or time.monotonic() > deadline:
                         return holdings
             if time.monotonic() > deadline + CONVERGED_WITHIN_S:
-                raise DrillRefused("the databases cannot be asked; see `palaver status`")
+                raise DrillRefused("the databases do not answer; see `palaver status`")
             await asyncio.sleep(0.2)
-
-    # Watching.
 
     @asynccontextmanager
     async def _sampling(self) -> AsyncGenerator[None]:
@@ -325,7 +321,7 @@ class _Run:
             await asyncio.gather(sampling, return_exceptions=True)
 
     async def sample(self) -> None:
-        """Ask the agents how things stand, and note it when that is news."""
+        """Read the agents' status, and record it if it changed."""
         agents = await self._target.agents()
         if self._journal.now - self._phi_at > PHI_S:
             self._phi_at = self._journal.now
@@ -334,7 +330,7 @@ class _Run:
         if not said:
             return
         newest = max(said, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
-        # One region's trouble refuses nothing while another takes writes.
+        # A region's refusal does not count while another region accepts writes.
         taken = any(failover_of(agent).get("takes_writes") for agent in said)
         refusal = None if taken else next((agent["refusal"] for agent in said if agent.get("refusal")), None)
         self._current = {name: newest[name] for name in ("epoch", "leader", "phase", "reason")} | {"refusal": refusal}
@@ -342,8 +338,6 @@ class _Run:
             self._last = shown
             await self._journal.note("status", **self._current)
             self._say(f"  {self._journal.now:7.3f} s  epoch {newest['epoch']} {newest['phase']} {newest['leader']}")
-
-    # Acting.
 
     async def _do(self, step: Step) -> None:
         self._watches = step.do in {"until-phase", "until-refused"}
@@ -361,7 +355,7 @@ class _Run:
                 await self._until_said(step)
             case "until-healthy":
                 if await _until_healthy(self._target, step.within_s) is None:
-                    raise StepFailed(f"not everything was healthy within {step.within_s:g} s")
+                    raise StepFailed(f"not all regions were healthy within {step.within_s:g} s")
                 await self._forget_hurt()
             case _:
                 await self._act(step)
@@ -382,7 +376,7 @@ class _Run:
             if not silent:
                 return
             if time.monotonic() > deadline:
-                raise StepFailed(f"{', '.join(silent)} did not say {step.says!r} within {step.within_s:g} s")
+                raise StepFailed(f"{', '.join(silent)} did not report {step.says!r} within {step.within_s:g} s")
             await asyncio.sleep(WATCH_S)
 
     def _acknowledged_after(self, since: float) -> bool:
@@ -397,7 +391,7 @@ class _Run:
         for region in sorted(self._killed):
             await self._journal.note("step", do="restarted", regions=[region])
         for region, process in sorted(self._killed_processes):
-            # Its supervisor has started it again.
+            # The supervisor restarts a killed process.
             await self._journal.note("step", do="restarted", regions=[region], process=process)
         self._killed.clear()
         self._killed_processes.clear()
@@ -412,10 +406,10 @@ class _Run:
             others = list(self._target.resolve(step.other, leader))
         where = ", ".join(regions) + (f"/{step.process}" if step.process else "")
         self._say(f"  {self._journal.now:7.3f} s  {step.do} {where}")
-        told = others if step.do in ("cut", "delay") else []
-        record: dict[str, Any] = {"do": step.do, "regions": list(regions), "process": step.process, "others": told}
+        shown = others if step.do in ("cut", "delay") else []
+        record: dict[str, Any] = {"do": step.do, "regions": list(regions), "process": step.process, "others": shown}
         if step.do == "resume":
-            # Noted when it is done: until then its edge cannot answer.
+            # Recorded when it is done: until then the edge cannot answer.
             await asyncio.gather(*(self._act_on(step, region) for region in regions))
             await self._journal.note("step", **record)
             return
@@ -452,7 +446,7 @@ class _Run:
             case "fill-disk" | "stall-disk" | "mend-disk":
                 await self._act_on_disk(step, region)
             case "restart":
-                self._killed.add(region)  # until it is seen to be healthy
+                self._killed.add(region)  # until a status shows that it is healthy
                 await self._target.restart(region)
             case _:
                 raise AssertionError(step.do)
@@ -474,7 +468,7 @@ class _Run:
             await self._drift(region, step.rate, step.seconds)
 
     async def _drift(self, region: str, rate: float, seconds: float) -> None:
-        """Let a clock gain or lose, by a little each time: so that no sleep is stretched by the way it is done."""
+        """Let a clock gain or lose in small steps; a large step could stretch a sleep."""
         before, began = self._offsets.get(region, 0.0), time.monotonic()
         while (passed := min(time.monotonic() - began, seconds)) < seconds:
             await self._set_clock(region, before + rate * passed)
@@ -491,7 +485,7 @@ class _Run:
 
 
 def _extent(step: Step) -> dict[str, object]:
-    """How much of it, where a step says."""
+    """Return the numbers of a clock step, for the journal."""
     match step.do:
         case "clock":
             return {"offset_s": step.offset_s}
@@ -502,7 +496,7 @@ def _extent(step: Step) -> dict[str, object]:
 
 
 def phi_of(agent: Mapping[str, Any]) -> dict[str, float]:
-    """Return how much an agent suspects each other region; empty when it does not say."""
+    """Return the phi that an agent reports for each other region; empty if it reports none."""
     phi: dict[str, float] = failover_of(agent).get("phi") or {}
     return phi
 

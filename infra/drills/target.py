@@ -1,7 +1,7 @@
-"""The deployment under a drill: who is who in it, how it is hurt, and what its databases hold.
+"""The deployment under a drill: resolves roles to regions, injects faults, and reads the contents of the databases.
 
-Decides how a role becomes a region at the moment of a step. Speaks to the supervisor and the relay by the same
-interfaces as `palaver fault`.
+Decides which region a role means when a step begins. Uses the same interfaces of supervisor and relay as
+`palaver fault`.
 """
 
 from __future__ import annotations
@@ -33,21 +33,22 @@ from infra.supervisor.sites import create_site
 from regions.plain_http import PlainTransport
 
 AGENT_TIMEOUT_S = 0.25
-"""An agent on loopback answers in milliseconds; one that is stopped must not hold a sample up."""
+"""An agent on loopback answers in milliseconds; a stopped agent must not delay a sample."""
 
 PAGE_TIMEOUT_S = 5.0
 REST_LIMIT = 200
-"""After the page that readers had asked for (`PAGE_LIMIT`), the rest of a thread comes in few pages."""
+"""Comments on each page after the first (`PAGE_LIMIT`), so that a thread takes few requests."""
 
 MOVE_ETCD_S = 10.0
 MOVE_ETCD_POLL_S = 0.05
-"""A move takes milliseconds; one that was just moved away is refused for as long as the other member catches up."""
+"""A move takes milliseconds. After a move away, etcd refuses the move back until the other member has caught up."""
 
 AGENT_STOPPED_S_MAX = 0.5
-"""A leader is suspected after about a second of silence."""
+"""Less than the silence after which a leader is suspected, about a second."""
 
 ETCD_LOOK_S = 0.3
-"""After a kill was ordered: all are dead, and those that live on still name who led (an election timeout is 1 s)."""
+"""Delay between the order to kill and the question for etcd's leader: the region is dead by then, and the other members
+still name the leader that it had (the election timeout is 1 s)."""
 
 LEDGER_ROWS = """
 SELECT comments.id::text, comments.body, comments.epoch FROM palaver.comments
@@ -63,7 +64,7 @@ class Target:
     """A running deployment.
 
     Attributes:
-        names: What earlier steps called a region.
+        names: Regions by the names that earlier steps gave with `as`.
     """
 
     def __init__(self, layout: Layout, plan: Plan, secrets: Secrets) -> None:
@@ -80,7 +81,7 @@ class Target:
         return {region: f"http://{address(self._plan.port(region, 'edge'))}" for region in self._plan.all_regions}
 
     def lacks(self, drill: Drill) -> str | None:
-        """Return what this deployment lacks for a drill, as one line; None when it can be carried out."""
+        """Return what this deployment lacks for a drill, as one line; None if it lacks nothing."""
         if drill.needs_clocks and not have_clocks(self._layout):
             return why_no_clocks()
         if drill.needs_disks and not all(disk.is_own for disk in self._disks.values()):
@@ -91,7 +92,7 @@ class Target:
         return None
 
     async def create_site(self) -> str:
-        """Make a site for the drill; return its id."""
+        """Create a site for the drill; return its id."""
         made = await asyncio.to_thread(
             create_site, self._layout, self._plan, name="Drill", origins=["https://drill.example"]
         )
@@ -106,7 +107,7 @@ class Target:
             return control.get("/status")
 
     async def agents(self) -> dict[str, dict[str, Any]]:
-        """Return what each region's agent says of itself, by region; who does not answer at once is not in it."""
+        """Return the status of each region's agent, by region; without agents that do not answer within the limit."""
         answers = await asyncio.gather(*(self._ask_agent(region) for region in self._plan.all_regions))
         return {region: said for region, said in zip(self._plan.all_regions, answers, strict=True) if said is not None}
 
@@ -123,10 +124,10 @@ class Target:
         await self._http.aclose()
 
     def resolve(self, target: str, leader: str | None) -> tuple[str, ...]:
-        """Return the regions that a step means now.
+        """Return the regions that a target means now.
 
         Raises:
-            InvalidDrill: Nobody is meant.
+            InvalidDrill: It means no region.
         """
         if target in self.names:
             return self.names[target]
@@ -135,7 +136,7 @@ class Target:
         if target in self._plan.all_regions:
             return (target,)
         if leader is None:
-            raise InvalidDrill(f"nobody leads, so nobody is the {target}")
+            raise InvalidDrill(f"no region leads, so {target!r} means no region")
         followers = tuple(region for region in self._plan.regions if region != leader)
         match target:
             case "leader":
@@ -149,10 +150,10 @@ class Target:
             case "all":
                 return tuple(self._plan.all_regions)
             case _:
-                raise InvalidDrill(f"nobody is called {target!r}")
+                raise InvalidDrill(f"{target!r} is no role, and no earlier step named it")
 
     def regions(self, leader: str | None) -> Regions:
-        """Return who is who now; without a leader nobody has a role."""
+        """Return the regions and their current roles; without a leader no region has a role."""
         followers = [region for region in self._plan.regions if region != leader]
         named = [leader, *followers] if leader is not None else []
         names: tuple[RoleAtStart, ...] = ("leader", "follower", "other-follower")
@@ -160,27 +161,27 @@ class Target:
 
     def _known(self, region: str) -> tuple[str, ...]:
         if region not in self._plan.all_regions:
-            raise InvalidDrill(f"there is no region {region}; there are {', '.join(self._plan.all_regions)}")
+            raise InvalidDrill(f"there is no region {region}; the regions are {', '.join(self._plan.all_regions)}")
         return (region,)
 
     async def kill(self, region: str, process: str | None) -> None:
-        """Kill -9 a process, or all of a region at once."""
+        """Kill a process, or all processes of a region at once, with SIGKILL."""
         await self._order("/fault/kill", region=region, process=process)
 
     async def kill_with_etcd(self, region: str) -> None:
-        """Move etcd's leadership to a region and kill -9 all of that region before anybody moves it away.
+        """Move etcd's leadership to a region, and kill the region before an agent moves the leadership away.
 
         Raises:
-            OrderRefused: It could not be moved, or was moved on in the instant between.
+            OrderRefused: The leadership could not be moved, or moved on before the kill.
         """
-        # Late: every command imports this package, and only this fault speaks to etcd.
+        # Imported here because every command imports this package, and only this fault uses etcd.
         from regions.coordination import Coordination, CoordinationError
         from regions.topology import parse_address
 
         addresses = {one: parse_address(address(self._plan.port(one, "etcd"))) for one in self._plan.regions}
         others = [addresses[one] for one in addresses if one != region]
         deadline = asyncio.get_running_loop().time() + MOVE_ETCD_S
-        # Asked first are those that live on.
+        # The members that survive come first.
         async with Coordination([*others, addresses[region]], "root", self._secrets.etcd) as etcd:
 
             async def moved() -> str | None:
@@ -200,31 +201,33 @@ class Target:
                     return None
 
             while True:
-                # The agent there would hand it back between our last look and the kill. It is stopped for that
-                # instant, which is too short for anybody to miss it.
+                # The region's agent would move the leadership away between this check and the kill, so it is stopped
+                # for that time, which is too short for a suspicion.
                 await self.pause(region, "region_agent")
                 if (leads := await moved()) == region:
                     break
                 await self.resume(region, "region_agent")
                 if asyncio.get_running_loop().time() > deadline:
-                    raise OrderRefused(f"etcd's leadership does not come to {region}: {leads}")
+                    raise OrderRefused(f"etcd's leadership did not move to {region}: {leads}")
                 await asyncio.sleep(MOVE_ETCD_POLL_S)
             _, leads = await asyncio.gather(self.kill(region, None), led())
         if leads not in (region, None):
-            raise OrderRefused(f"etcd was led by {leads} when {region} died: the fault was another one")
+            raise OrderRefused(
+                f"{leads} was etcd's leader when {region} was killed, so both leaders were not lost at once"
+            )
 
     async def promote_by_hand(self, region: str, thread: str, *, leave_running: bool) -> None:
-        """Do to the ledger of a killed region what a careless operator does; see `ManualPromotion`.
+        """Promote the ledger of a killed region by hand and insert a row; see `ManualPromotion`.
 
         Raises:
-            ManualPromotionFailed: It cannot be done.
+            ManualPromotionFailed: A step of it failed.
         """
         await asyncio.to_thread(self._promote_by_hand, region, thread, leave_running)
 
     def _promote_by_hand(self, region: str, thread: str, leave_running: bool) -> None:
         runs_as = account()
         data = reachable_folder(self._layout.region(region) / "ledger", runs_as)
-        hand = ManualPromotion(
+        promotion = ManualPromotion(
             programs=reachable_install(find_servers()["postgres"].bin_dir, runs_as),
             data=data,
             log=data / "operator.log",
@@ -232,18 +235,18 @@ class Target:
             port=self._plan.port(region, "ledger"),
             password=self._secrets.ledger_superuser,
         )
-        hand.promote(thread, leave_running=leave_running)
+        promotion.promote(thread, leave_running=leave_running)
 
     async def set_clock(self, region: str, offset_s: float) -> None:
-        """Make the wall clock of a region wrong by so much; 0 sets it right."""
+        """Set the wall clock of a region off by `offset_s` seconds; 0 resets it."""
         await self._order("/fault/clock", region=region, offset_s=offset_s)
 
     async def pause(self, region: str, process: str | None) -> None:
-        """SIGSTOP a process, or all of a region at once."""
+        """Stop a process, or all processes of a region at once, with SIGSTOP."""
         await self._order("/fault/pause", region=region, process=process)
 
     async def resume(self, region: str, process: str | None) -> None:
-        """SIGCONT."""
+        """Continue a stopped process or region with SIGCONT."""
         await self._order("/fault/resume", region=region, process=process)
 
     async def restart(self, region: str) -> None:
@@ -255,20 +258,20 @@ class Target:
         await asyncio.to_thread(self._disk(region).fill)
 
     async def stall_disk(self, region: str, stall_ms: float) -> None:
-        """Let every write to the disk of a region's ledger wait."""
+        """Delay every write to the disk of a region's ledger by `stall_ms`; 0: until it is mended."""
         await asyncio.to_thread(self._disk(region).stall, stall_ms)
 
     async def mend_disk(self, region: str) -> None:
-        """Undo what was done to the disk of a region's ledger."""
+        """Undo `fill_disk` and `stall_disk`."""
         await asyncio.to_thread(self._disk(region).mend)
 
     def _disk(self, region: str) -> Disk:
         if region not in self._disks:
-            raise InvalidDrill(f"{region} has no ledger, and so no disk of one")
+            raise InvalidDrill(f"{region} has no ledger, so it has no ledger disk")
         return self._disks[region]
 
     async def switch(self, region: str) -> None:
-        """Hand leadership over by an operator's order."""
+        """Order a switchover to a region."""
         await self._order("/order", kind="switch", region=region, by="a drill")
 
     async def _order(self, path: str, **body: object) -> None:
@@ -279,7 +282,7 @@ class Target:
         await asyncio.to_thread(post)
 
     async def change_network(self, step: Step, regions: Sequence[str], others: Sequence[str]) -> None:
-        """Cut, delay or lose packets between regions and others."""
+        """Cut the network between regions and others, or delay and lose packets there."""
         await asyncio.to_thread(self._change_network, step, regions, others)
 
     def _change_network(self, step: Step, regions: Sequence[str], others: Sequence[str]) -> None:
@@ -299,7 +302,7 @@ class Target:
                     )
 
     async def heal(self) -> None:
-        """Undo every cut, delay and loss, back to the round trip that the deployment was started with."""
+        """Undo every cut, delay and loss; the round trip is again the one that the deployment was started with."""
 
         def heal() -> None:
             with self._relay() as relay:
@@ -311,7 +314,7 @@ class Target:
         return RelayClient(address(self._plan.deployment_port("relay_control")), self._secrets.relay_token)
 
     async def holdings(self, leader: str, site: str, thread: str) -> Holdings:
-        """Read what the leader's ledger and every view hold of a thread, and what every edge shows of it."""
+        """Read a thread from the leader's ledger, from every view, and through every edge."""
         ledger_port = self._plan.port(leader, "ledger")
         ledger = await self._query("palaver", self._secrets.ledger_superuser, ledger_port, LEDGER_ROWS, thread)
         fences = await self._query("palaver", self._secrets.ledger_superuser, ledger_port, FENCES)
@@ -329,7 +332,7 @@ class Target:
         )
 
     async def _shown(self, site: str, thread: str) -> list[str]:
-        """Return the ids on the pages of a thread; those up to the first page that there is not."""
+        """Return the ids on the pages of a thread, up to the first page that cannot be read."""
         ids: list[str] = []
         query: dict[str, str | int] = {"thread": thread, "limit": PAGE_LIMIT}
         with contextlib.suppress(httpx.HTTPError):

@@ -1,4 +1,4 @@
-"""Charts, read back from their SVG."""
+"""Tests charts by parsing their SVG."""
 
 import itertools
 import re
@@ -12,7 +12,7 @@ SVG = "{http://www.w3.org/2000/svg}"
 
 
 def series(*points: tuple[float, float], drawn_as: str = "dots", label: str | None = "acknowledged") -> Series:
-    return Series(label=label, colour="#0b5cad", points=points, drawn_as=drawn_as)  # pyright: ignore[reportArgumentType] - the parameters of tests are texts
+    return Series(label=label, colour="#0b5cad", points=points, drawn_as=drawn_as)  # pyright: ignore[reportArgumentType] - parameters of tests are of type str
 
 
 def drawn(text: str) -> ET.Element:
@@ -38,7 +38,7 @@ def moves(path: ET.Element) -> list[tuple[float, float]]:
     return [(float(x), float(y)) for x, y in re.findall(r"[ML]([\d.]+) ([\d.]+)", path.get("d", ""))]
 
 
-def test_dots_are_where_their_seconds_and_values_are() -> None:
+def test_a_dot_is_at_its_time_and_value() -> None:
     svg = drawn(chart([Panel(label="ms", series=[series((0, 0), (5, 10), (10, 20))])], end=10))
     top, bottom = frame(svg)
     first, middle, last = moves(of_class(svg, "dots")[0])
@@ -55,11 +55,11 @@ def test_a_logarithmic_panel_shows_whole_decades() -> None:
     top, bottom = frame(svg)
     zero, _, hundred, _ = moves(of_class(svg, "dots")[0])
     assert texts(of_class(svg, "panel")[0], "tick") == ["1", "10", "100", "1000", "10000"]
-    assert zero[1] == bottom, "what has no logarithm is at the edge"
+    assert zero[1] == bottom, "zero has no logarithm, so it is at the edge"
     assert hundred[1] == pytest.approx((top + bottom) / 2, abs=0.1)
 
 
-def test_steps_keep_a_value_up_to_the_next_point() -> None:
+def test_steps_keep_each_value_until_the_next_point() -> None:
     svg = drawn(chart([Panel(label="rate", series=[series((0, 1), (1, 4), (2, 2), drawn_as="steps")])], end=2))
     assert re.fullmatch(r"M[\d.]+ [\d.]+(H[\d.]+V[\d.]+){2}", of_class(svg, "steps")[0].get("d", ""))
 
@@ -77,13 +77,13 @@ def test_bands_and_marks_are_in_every_panel_and_labels_once() -> None:
     assert texts(svg, "axis") == ["one", "two", "seconds"]
 
 
-def test_a_legend_names_the_series_that_have_a_name() -> None:
+def test_a_legend_has_the_labelled_series() -> None:
     panel = Panel(label="phi", series=[series((0, 1), label="east"), series((0, 1), label=None)])
     assert texts(drawn(chart([panel], end=1)), "legend") == ["● east"]
 
 
 @pytest.mark.parametrize("end", [0.1, 1.0, 7.3, 30.0, 61.0, 3600.0])
-def test_an_axis_has_a_handful_of_round_ticks(end: float) -> None:
+def test_a_time_axis_has_3_to_7_round_ticks(end: float) -> None:
     svg = drawn(chart([Panel(label="none", series=[])], end=end))
     in_panel = len(texts(of_class(svg, "panel")[0], "tick"))
     ticks = [float(text) for text in texts(svg, "tick")[in_panel:]]
@@ -95,7 +95,7 @@ def test_an_axis_has_a_handful_of_round_ticks(end: float) -> None:
     assert f"{steps.pop():e}"[:3] in {"1.0", "2.0", "5.0"}
 
 
-def test_a_long_label_at_the_end_has_room() -> None:
+def test_a_long_label_at_the_end_fits() -> None:
     label = "cut ap-south from eu-central, us-east and whatever else there is"
     svg = drawn(chart([Panel(label="none", series=[])], end=10, marks=[Mark(at=10, label=label)]))
     _, _, width, _ = (float(number) for number in svg.get("viewBox", "").split())

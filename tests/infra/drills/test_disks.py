@@ -1,6 +1,6 @@
-"""Disks that can be hurt, on real file systems where this machine allows them.
+"""Tests the disks of drills on real file systems, where this machine allows them.
 
-Each test is a process of its own: who takes mounts of its own does not give them back.
+Each test runs in a process of its own, because a process cannot leave its mount namespace again.
 """
 
 import subprocess
@@ -32,7 +32,7 @@ with ledger_disks(layout, ("here", "there"), root / "disks") as there_are:
         return time.monotonic() - began
     def until_it_waits(thread):
         stat = Path(f"/proc/self/task/{thread.native_id}/stat")
-        while stat.read_text().rpartition(")")[2].split()[0] != "D":  # where no signal wakes it
+        while stat.read_text().rpartition(")")[2].split()[0] != "D":  # uninterruptible sleep
             time.sleep(0.01)
 """
 SKIPPED = 77
@@ -48,12 +48,12 @@ def run(script: str, folder: Path) -> str:
         check=False,
     )
     if done.returncode == SKIPPED:
-        pytest.skip("no disks can be made here: it takes root, loop devices and ext4")
+        pytest.skip("disks cannot be made here: this needs root, loop devices and ext4")
     assert done.returncode == 0, done.stderr
     return done.stdout
 
 
-def test_a_full_disk_takes_nothing_and_another_one_and_what_lies_beside_do(tmp_path: Path) -> None:
+def test_a_full_disk_rejects_writes_and_other_disks_accept_them(tmp_path: Path) -> None:
     out = run(
         """
 disk.fill()
@@ -72,7 +72,7 @@ print("mended", Disk(layout.region("here")).is_own, Disk(layout.data).is_own)
     assert out == "No space left on device\nmended True False\n"
 
 
-def test_on_a_slow_disk_writing_is_waiting_and_on_a_hung_one_nothing_ends_until_it_is_mended(tmp_path: Path) -> None:
+def test_a_stall_delays_each_write_and_a_stall_without_end_blocks_until_the_disk_is_mended(tmp_path: Path) -> None:
     out = run(
         """
 write()
@@ -81,7 +81,7 @@ slow, waited = [], []
 while len(waited) < 8:
     slow.append(write())
     waited += [one for one in slow[-1:] if one > 0.1]
-# A machine that is slow itself spends its time in both sums.
+# On a slow machine both sums are larger.
 assert sum(waited) > 0.75 * sum(slow), slow
 disk.stall(0)
 writing = threading.Thread(target=write)
@@ -92,7 +92,7 @@ assert writing.is_alive()
 disk.mend()
 writing.join(30)
 assert not writing.is_alive()
-# One may be slow on a busy machine; on a disk that is still stalled most are.
+# On a busy machine one write may be slow; on a stalled disk most are.
 assert sorted(write() for _ in range(9))[4] < 0.15
 print("done")
 """,
@@ -101,7 +101,7 @@ print("done")
     assert out == "done\n"
 
 
-def test_a_disk_goes_on_when_who_stalled_it_is_killed(tmp_path: Path) -> None:
+def test_a_stall_ends_when_the_process_that_began_it_is_killed(tmp_path: Path) -> None:
     out = run(
         """
 child = os.fork()
@@ -117,7 +117,7 @@ print("done")
     assert out == "done\n"
 
 
-def test_a_folder_that_is_no_disk_is_hurt_by_nobody(tmp_path: Path) -> None:
+def test_a_folder_that_is_no_mount_is_not_filled_or_stalled(tmp_path: Path) -> None:
     disk = Disk(tmp_path)
     assert not disk.is_own
     with pytest.raises(AssertionError):

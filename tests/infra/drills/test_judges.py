@@ -1,7 +1,7 @@
-"""Each judge of a drill, on journals that were written by hand: what holds, and each way in which it does not.
+"""Tests each judge of a drill on handwritten journals: a sound one, an empty one, and one for each objection.
 
-Every judge is found by its signature: one without a broken record fails here, and so does an objection that no broken
-record brings about.
+The judges are found by their signature. A judge without a broken journal fails here, and so does an objection that no
+broken journal causes.
 """
 
 import ast
@@ -138,23 +138,23 @@ Break = Callable[[Evidence], Evidence]
 
 
 def and_also(*records: Record) -> Break:
-    """With records that came last."""
+    """Add records at the end."""
     return lambda evidence: replace(evidence, records=[*evidence.records, *records])
 
 
 def without(**fields: object) -> Break:
-    """Without the records that have these fields."""
+    """Remove the records that have these fields."""
 
     def broken(evidence: Evidence) -> Evidence:
         kept = [one for one in evidence.records if not all(one.get(name) == fields[name] for name in fields)]
-        assert len(kept) < len(evidence.records), f"nothing is {fields}"
+        assert len(kept) < len(evidence.records), f"no record has {fields}"
         return replace(evidence, records=kept)
 
     return broken
 
 
 def holding(**changes: object) -> Break:
-    """With other things in the databases."""
+    """Change the contents of the databases."""
 
     def broken(evidence: Evidence) -> Evidence:
         changed: dict[str, Any] = changes
@@ -164,7 +164,7 @@ def holding(**changes: object) -> Break:
 
 
 def expecting(**changes: object) -> Break:
-    """With other expectations."""
+    """Change the expectations."""
 
     def broken(evidence: Evidence) -> Evidence:
         expect = evidence.drill.expect.model_copy(update=changes)
@@ -186,8 +186,8 @@ FEW = IDS[:-1]
 NO_SESSION_AFTER = all_of(without(kind="read", sent=2.6), and_also(read(0.85, 0.9, 12, served="session")))
 
 BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
-    judges.the_method_is_carried_out: [
-        ("a step was not done", without(kind="done", step=2), "step 2 (until-writes) was not done"),
+    judges.the_method_is_executed: [
+        ("a missing step", without(kind="done", step=2), "step 2 (until-writes) was not executed"),
     ],
     judges.acknowledged_writes_are_in_the_ledger: [
         ("a row is lost", holding(ledger=ROWS[:-1]), "id-g, acknowledged at 2.310 s through eu, is missing"),
@@ -198,17 +198,25 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
         ("a view was not read", holding(views={"us": IDS}), "too little evidence: 0 samples, at least 5 needed"),
         ("pages were not read", holding(pages={"us": IDS}), "too little evidence: 0 samples, at least 5 needed"),
         ("a phantom", holding(views={"us": IDS, "eu": [*IDS, "id-x"]}), "id-x is in the view of eu and not in"),
-        ("a double", holding(pages={"us": IDS, "eu": [*IDS, "id-a"]}), "id-a is 2 times in the pages of eu"),
+        ("a double", holding(pages={"us": IDS, "eu": [*IDS, "id-a"]}), "id-a occurs 2 times in the pages of eu"),
     ],
     judges.no_key_is_applied_twice: [
-        ("two rows", holding(ledger=[*ROWS, ("id-x", "a", 1)]), "key a is 2 rows"),
-        ("nobody's row", holding(ledger=[*ROWS, ("id-x", "x", 1)]), "row id-x is of nobody's key"),
-        ("another id", and_also(answered("acknowledged", 2, "a", id="id-z")), "a was answered with id-z and is id-a"),
+        ("two rows", holding(ledger=[*ROWS, ("id-x", "a", 1)]), "key a has 2 rows"),
+        ("an unsent row", holding(ledger=[*ROWS, ("id-x", "x", 1)]), "row id-x has a key that no client sent"),
+        (
+            "another id",
+            and_also(answered("acknowledged", 2, "a", id="id-z")),
+            "a was answered with id-z; its row is id-a",
+        ),
     ],
     judges.one_writer_per_epoch: [
-        ("agents disagree", and_also(status(2.9, 2, "us")), "epoch 2 has eu and us"),
-        ("the fence is another's", holding(fences=[(1, "us"), (2, "us")]), "epoch 2 has eu and us"),
-        ("a row of no epoch", holding(ledger=[*ROWS, ("id-x", "x", 7)]), "row id-x is of epoch 7"),
+        ("agents disagree", and_also(status(2.9, 2, "us")), "epoch 2 has the leaders eu and us"),
+        ("the fence is another's", holding(fences=[(1, "us"), (2, "us")]), "epoch 2 has the leaders eu and us"),
+        (
+            "a row of no epoch",
+            holding(ledger=[*ROWS, ("id-x", "x", 7)]),
+            "row id-x is of epoch 7, which has no fence row",
+        ),
         ("no fence", all_of(and_also(status(3, 3, "us"))), "epoch 3 served without a fence row"),
         ("no second epoch", without(kind="status", epoch=2), "too little evidence: 1 samples, at least 2 needed"),
     ],
@@ -221,19 +229,27 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
         ("none before the fault", without(kind="read", sent=0.6), "too little evidence: 0 samples before the fault"),
     ],
     judges.sessions_see_their_own_writes: [
-        ("not found", and_also(read(2.8, 2.9, 1, served="session", code=404)), "eu answered 404 to its own writer"),
+        ("not found", and_also(read(2.8, 2.9, 1, served="session", code=404)), "eu answered 404 to a session read"),
         ("none after the fault", NO_SESSION_AFTER, "too little evidence: 0 samples after the fault"),
     ],
-    judges.nobody_is_told_of_an_internal_error: [
-        ("a reader", and_also(read(2.8, 2.9, 1, served="", code=500)), "at 2.900 s eu answered 500 to what"),
-        ("a writer", and_also(answered("refused", 2.9, "x", status=500)), "at 2.900 s eu answered 500 to what"),
+    judges.no_answer_is_an_internal_error: [
+        (
+            "a reader",
+            and_also(read(2.8, 2.9, 1, served="", code=500)),
+            "at 2.900 s eu answered 500 to a request sent at",
+        ),
+        (
+            "a writer",
+            and_also(answered("refused", 2.9, "x", status=500)),
+            "at 2.900 s eu answered 500 to a request sent at",
+        ),
     ],
-    judges.unkeyed_writers_are_told_clearly: [
+    judges.unkeyed_writes_get_a_clear_answer: [
         ("no Retry-After", and_also(answered("refused", 2.9, "x", keyed=False, status=503)), "eu answered 503"),
         ("500", and_also(answered("refused", 2.9, "x", keyed=False, status=500, retry_after="1")), "eu answered 500"),
-        ("broken", and_also(answered("unknown", 2.9, "x", keyed=False)), "eu answered nothing a reason"),
+        ("broken", and_also(answered("unknown", 2.9, "x", keyed=False)), "eu answered nothing (a reason)"),
         (
-            "a dying edge says 400",
+            "400 from an edge that is down",
             and_also(step(2.8, "kill", "eu"), answered("refused", 2.9, "x", keyed=False, status=400)),
             "eu answered 400",
         ),
@@ -241,7 +257,7 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
     ],
     judges.keyed_writers_see_no_error: [
         ("503", and_also(answered("refused", 2.9, "x", status=503, retry_after="1")), "eu answered 503"),
-        ("broken", and_also(answered("unknown", 2.9, "x")), "eu answered nothing a reason to what was asked at"),
+        ("broken", and_also(answered("unknown", 2.9, "x")), "eu answered nothing (a reason) to a request sent at"),
         ("before the window", and_also(answered("refused", 0.9, "x", status=503)), "at 0.900 s eu answered 503"),
         ("no answer in the window", and_also(answered("unknown", 1.5, "x")), "at 1.500 s eu answered nothing"),
         ("400 in the window", and_also(answered("refused", 1.5, "x", status=400)), "at 1.500 s eu answered 400"),
@@ -251,15 +267,15 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
             "at 1.300 s eu answered 503",
         ),
     ],
-    judges.keyed_writes_are_taken_in_the_end: [
+    judges.keyed_writes_are_acknowledged_in_the_end: [
         ("one waits for ever", and_also(sent(2.9, "x")), "key x, sent at 2.900 s through eu, was never acknowledged"),
     ],
-    judges.writes_are_taken_in_each_phase: [
+    judges.writes_are_acknowledged_in_each_phase: [
         ("too few before", without(key="a"), "eu, the follower, acknowledged 1 writes, at least 2 were expected"),
         ("none during", without(key="d"), "eu, the follower, acknowledged 0 writes, at least 1 were expected"),
         ("none through one edge", without(key="f"), "us, the leader, acknowledged 0 writes"),
         ("no phase", without(kind="phase", phase="after"), "acknowledged 0 writes"),
-        ("nobody has the role", lambda one: replace(one, regions=Regions(every=["eu"], roles={})), "nobody, the"),
+        ("no such role", lambda one: replace(one, regions=Regions(every=["eu"], roles={})), "no region, the"),
     ],
     judges.epochs_are_as_expected: [
         ("too many", expecting(failovers=(0, 0)), "1 epochs began, 0 to 0 were expected"),
@@ -267,9 +283,9 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
         ("the leader moved", expecting(leader_moves=False), "us led before and eu leads now"),
         ("the leader stayed", and_also(status(2.9, 2, "us")), "us led before and us leads now"),
         ("not serving", and_also(status(2.9, 2, "eu", "recruiting")), "at the end the cell is recruiting"),
-        ("unknown before", without(kind="status", epoch=1), "nobody said who led before the fault"),
+        ("unknown before", without(kind="status", epoch=1), "no agent reported the leader before the fault"),
     ],
-    judges.stalls_are_short: [
+    judges.write_outages_are_short: [
         ("too long", expecting(stall_s_max=0.5), "0.76 s without an acknowledgement from 1.200 s on"),
         (
             "still open",
@@ -279,11 +295,11 @@ BROKEN: dict[Judge, list[tuple[str, Break, str]]] = {
         ("at the start", and_also(sent(-9, "x")), "9.11 s without an acknowledgement"),
     ],
     judges.refusals_say_why: [
-        ("another reason", expecting(refusal="a full disk"), "'a full disk' was never said; said: ['no quorum"),
+        ("another reason", expecting(refusal="a full disk"), "'a full disk' was never shown, but ['no quorum"),
         (
-            "said too early",
+            "shown too early",
             all_of(without(kind="status", t=1.4), and_also(status(0.5, 1, "us", refusal="no quorum"))),
-            "'no quorum' was never said; said: []",
+            "'no quorum' was never shown, but []",
         ),
     ],
 }
@@ -293,7 +309,7 @@ def lines_of(checks: Sequence[Check]) -> list[str]:
     return [line for check in checks for line in check.failed]
 
 
-def test_every_judge_is_known_judges_and_has_a_broken_record() -> None:
+def test_every_judge_is_registered_and_has_a_broken_journal() -> None:
     found = public_functions(judges, "list[Check]")
     found.pop("judge")
     assert set(found.values()) == set(JUDGES)
@@ -302,7 +318,7 @@ def test_every_judge_is_known_judges_and_has_a_broken_record() -> None:
 
 
 @pytest.mark.parametrize("one", JUDGES, ids=lambda one: one.__name__)
-def test_a_judge_holds_for_a_sound_record_and_objects_to_an_empty_one(one: Judge) -> None:
+def test_a_judge_accepts_a_sound_journal_and_rejects_an_empty_one(one: Judge) -> None:
     assert lines_of(one(SOUND)) == []
     assert one(EMPTY)
     assert all(check.failed and check.counted == 0 for check in one(EMPTY))
@@ -317,11 +333,11 @@ def test_a_judge_holds_for_a_sound_record_and_objects_to_an_empty_one(one: Judge
         for what, broken, says in breaks
     ],
 )
-def test_a_judge_objects_to_a_broken_record(one: Judge, broken: Break, says: str) -> None:
+def test_a_judge_rejects_a_broken_journal(one: Judge, broken: Break, says: str) -> None:
     assert any(says in line for line in lines_of(one(broken(SOUND)))), lines_of(one(broken(SOUND)))
 
 
-def test_every_objection_of_every_judge_is_brought_about_by_a_broken_record() -> None:
+def test_a_broken_journal_causes_each_objection_of_each_judge() -> None:
     said = [
         line
         for one, breaks in BROKEN.items()
@@ -335,30 +351,30 @@ def test_every_objection_of_every_judge_is_brought_about_by_a_broken_record() ->
     assert unheard(patterns, said) == []
 
 
-def test_a_drill_in_which_nothing_was_written_fails_every_check() -> None:
-    only_told = [record for record in RECORDS if record["kind"] in ("phase", "began", "done", "status")]
-    checks = judge(replace(EMPTY, records=only_told, holdings=replace(SOUND.holdings, ledger=[], views={}, pages={})))
+def test_a_drill_without_writes_fails_every_check_of_writes() -> None:
+    only_status = [record for record in RECORDS if record["kind"] in ("phase", "began", "done", "status")]
+    checks = judge(replace(EMPTY, records=only_status, holdings=replace(SOUND.holdings, ledger=[], views={}, pages={})))
     held = {check.name for check in checks if not check.failed}
     assert held == {
-        "every step is carried out",
+        "every step is executed",
         "an epoch has one writer",
         "epochs are as expected",
-        "the status says why writes are refused",
+        "the status shows why writes are refused",
     }
 
 
-def test_a_drill_whose_writes_are_refused_to_the_end_fails() -> None:
+def test_a_drill_fails_if_writes_are_refused_until_its_end() -> None:
     refused = [answered("refused", 1 + number / 10, "x", status=503) for number in range(10)]
     outage = [record for record in RECORDS if record["t"] < 1 or "key" not in record]
     evidence = replace(SOUND, records=[*outage, sent(1.0, "x"), *refused], end=30.0)
     failed = {check.name for check in judge(evidence) if check.failed}
-    assert {"every keyed write is taken in the end", "writes stall for 5 s at most"} <= failed
+    assert {"every keyed write is acknowledged in the end", "no write outage is longer than 5 s"} <= failed
     outcome = Outcome(evidence=evidence, seed=1, checks=judge(evidence), seconds=30, trouble=None)
     assert not outcome.passed
     assert outcome.longest_stall_s == pytest.approx(29.0)
 
 
-def test_an_outcome_passes_only_by_checks_that_hold() -> None:
+def test_an_outcome_passes_only_with_checks_that_hold() -> None:
     sound = Outcome(evidence=SOUND, seed=1, checks=judge(SOUND), seconds=1, trouble=None)
     assert sound.passed
     assert sound.longest_stall_s == pytest.approx(0.76)
@@ -367,7 +383,7 @@ def test_an_outcome_passes_only_by_checks_that_hold() -> None:
     assert replace(sound, evidence=EMPTY).longest_stall_s is None
 
 
-def test_what_no_client_does_is_not_judged() -> None:
+def test_checks_of_clients_that_a_drill_does_not_have_are_left_out() -> None:
     drill = DRILL.model_copy(update={"load": Load(unkeyed=0, readers=0)})
     evidence = replace(SOUND, drill=drill)
     assert len(judge(SOUND)) - len(judge(evidence)) == 3
@@ -384,21 +400,21 @@ def test_what_no_client_does_is_not_judged() -> None:
     ],
     ids=["writes", "strong reads", "session reads", "writes without a key"],
 )
-def test_a_phase_has_enough_when_everything_is_seen_that_is_declared(broken: Break) -> None:
+def test_a_phase_has_enough_when_it_has_each_declared_number(broken: Break) -> None:
     assert judges.has_enough(SOUND, "before")
     assert judges.has_enough(SOUND, "after")
     assert not judges.has_enough(broken(SOUND), "before")
     assert not judges.has_enough(EMPTY, "before")
 
 
-def test_the_fault_has_enough_when_each_edge_took_the_writes_that_it_owes() -> None:
+def test_the_fault_phase_has_enough_when_each_edge_acknowledged_its_least_number() -> None:
     assert judges.has_enough(SOUND, "during")
     assert not judges.has_enough(without(key="d")(SOUND), "during")
     fewest = DRILL.expect.fewest.model_copy(update={"during": {"follower": 1, "leader": 1}})
     assert not judges.has_enough(expecting(fewest=fewest)(SOUND), "during")
 
 
-def test_a_check_counts_what_was_excused() -> None:
+def test_a_check_counts_excused_facts() -> None:
     (check,) = judges.keyed_writers_see_no_error(SOUND)
     assert (check.counted, check.excused, check.failed) == (6, 1, ())
     hurt = and_also(step(2.8, "kill", "eu"), answered("unknown", 2.9, "x"))(SOUND)
@@ -406,7 +422,7 @@ def test_a_check_counts_what_was_excused() -> None:
     assert (check.excused, check.failed) == (2, ())
 
 
-def test_a_strong_read_is_compared_with_all_that_ended_before_it_however_long_ago_they_began() -> None:
+def test_a_strong_read_is_compared_with_every_read_that_ended_before_it() -> None:
     slow, many = read(0.0, 10.0, 100), [read(1 + n / 100, 1.005 + n / 100, 50) for n in range(300)]
     evidence = replace(SOUND, records=[slow, *many, read(11, 12, 60)])
     assert "at 12.000 s eu showed" in str(lines_of(judges.strong_reads_never_go_back(evidence)))
@@ -414,12 +430,9 @@ def test_a_strong_read_is_compared_with_all_that_ended_before_it_however_long_ag
     assert "showed" not in str(lines_of(judges.strong_reads_never_go_back(beside)))
 
 
-# How long nobody was served, and who could not serve.
-
-
-def test_a_stall_is_measured_from_the_first_write_that_suffered_it() -> None:
+def test_a_write_outage_is_measured_from_the_first_delayed_write() -> None:
     steady = [record for number in range(20) for record in write(number * 0.1, f"k{number}")]
-    # One was on its way when the leader died, one was sent later; the one that was sent later is answered first.
+    # The first was under way when the leader died, the second was sent later and is acknowledged first.
     stalled = [
         sent(1.95, "first"),
         sent(2.5, "second"),
@@ -430,7 +443,7 @@ def test_a_stall_is_measured_from_the_first_write_that_suffered_it() -> None:
     assert stalls_of([*steady, *stalled], end=9) == [WriteOutage(first=1.95, end=4.0)]
 
 
-def test_a_stall_that_does_not_end_lasts_to_the_end_of_the_drill() -> None:
+def test_an_open_write_outage_lasts_until_the_end_of_the_drill() -> None:
     steady = [record for number in range(20) for record in write(number * 0.1, f"k{number}")]
     assert stalls_of([*steady, sent(1.95, "open")], end=9) == [WriteOutage(first=1.95, end=9)]
     assert stalls_of([sent(1.0, "open")], end=9) == [WriteOutage(first=1.0, end=9)]
@@ -444,7 +457,7 @@ def test_a_stall_that_does_not_end_lasts_to_the_end_of_the_drill() -> None:
     assert stalls_of([], end=9) == []
 
 
-def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_others() -> None:
+def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_write_outage() -> None:
     others = [record for number in range(20) for record in write(number * 0.3, f"k{number}", region="us")]
     waits = [sent(0.9, "cut-off"), answered("acknowledged", 5.0, "cut-off")]
     cut = Span(region="eu", since=1, until=5)
@@ -454,20 +467,20 @@ def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_o
     at_edge = expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "follower"}),))
     assert [stall.first for stall in SOUND.stalls] == [1.2]
     assert [stall.first for stall in at_edge(SOUND).stalls] == [0.31]
-    assert judges.stalls_are_short(at_edge(SOUND))[0].failed == ()
+    assert judges.write_outages_are_short(at_edge(SOUND))[0].failed == ()
 
 
 @pytest.mark.parametrize(
     "attempts",
     [
-        # It waited at the cut edge, which held it for as long as it may, and then at the other one.
+        # It waited at the cut edge for as long as the edge retries, and then at the other edge.
         [
             sent(0.9, "x"),
             answered("refused", 4.6, "x", after=3.7, status=503),
             sent(4.6, "x", "us"),
             answered("acknowledged", 5.0, "x", after=0.4, region="us"),
         ],
-        # It came to the cut edge from another one.
+        # The client tried the cut edge after another edge.
         [
             sent(0.9, "x", "us"),
             answered("refused", 1.0, "x", after=0.1, region="us", status=None),
@@ -476,11 +489,11 @@ def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_stall_of_the_o
             sent(2.0, "x", "us"),
             answered("acknowledged", 5.0, "x", after=3.0, region="us"),
         ],
-        # Nobody answered its last attempt.
+        # Its last attempt got no answer.
         [sent(0.9, "x", "us"), answered("unknown", 3.0, "x", after=2.1, region="us"), sent(3.0, "x")],
     ],
 )
-def test_a_write_with_an_attempt_at_the_edge_that_may_refuse_is_no_stall_of_the_others(attempts: list[Record]) -> None:
+def test_a_write_with_one_attempt_at_the_edge_that_may_refuse_is_no_write_outage(attempts: list[Record]) -> None:
     others = [record for number in range(20) for record in write(number * 0.3, f"k{number}", region="us")]
     cut = Span(region="eu", since=1, until=4)
 
@@ -490,47 +503,47 @@ def test_a_write_with_an_attempt_at_the_edge_that_may_refuse_is_no_stall_of_the_
 
     assert longest() > 3.5
     assert longest(cut) < 1
-    # Not when each attempt there was over before the cut, or began after it.
+    # It counts if each attempt at that edge ended before the cut or began after it.
     assert longest(replace(cut, since=0.1, until=0.5), replace(cut, since=5.6, until=6)) > 3.5
 
 
-def test_a_window_of_refusals_ends_at_each_edge_when_that_edge_takes_writes() -> None:
+def test_a_window_of_refusals_ends_at_each_edge_when_that_edge_acknowledges_a_write() -> None:
     def ends(*more: Record, drill: Drill = DRILL, until: float = 5.0) -> dict[str, float]:
         kept = [one for one in RECORDS if one["t"] < 2.0]
         records = [*kept, mark(2.0, "done", 2, "writes"), *more, phase(until, "after"), phase(until + 1, "over")]
         evidence = replace(SOUND, drill=drill, records=records, end=until + 2)
         return {span.region: round(span.until, 2) for span in evidence.refused}
 
-    # The first acknowledgement was eu's: us may not know yet who leads.
+    # Only eu has acknowledged a write; us may not know the new leader yet.
     assert ends() == {"us": 5.0, "eu": 2.0}
     late = answered("refused", 2.4, "y", after=0.2, region="us", status=503)
     assert ends(late, *write(2.6, "y", region="us")) == {"us": 2.61, "eu": 2.0}
-    # A write that was sent before says nothing, and neither does one without a key.
+    # A write that was sent before the step does not end the window, and neither does a write without a key.
     early = answered("acknowledged", 2.2, "early", after=1.15, region="us")
     assert ends(early, *write(2.3, "n", region="us", keyed=False)) == {"us": 5.0, "eu": 2.0}
-    # An edge that takes none until the method is over is late, and one of another window is no matter.
+    # The window ends with the method at the latest. Edges outside of the window do not matter.
     assert ends(until=2.5) == {"us": 2.5, "eu": 2.0}
     alone = expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "leader"}),))(SOUND).drill
     assert ends(*write(2.6, "y", region="us"), drill=alone) == {"us": 2.61}
-    # What is refused after that is an error.
+    # A refusal after the window is an error.
     refused = and_also(answered("refused", 2.9, "z", region="us", status=503, after=0.1))(SOUND)
     assert "at 2.900 s us answered 503" in str(lines_of(judges.keyed_writers_see_no_error(refused)))
 
 
-def test_the_slowest_write_is_measured_from_its_first_attempt_and_may_be_one_that_still_waits() -> None:
+def test_the_slowest_write_is_measured_from_its_first_attempt_also_if_it_still_waits() -> None:
     sent_twice = [sent(1.0, "a"), sent(1.2, "b"), sent(1.8, "a"), answered("acknowledged", 2.0, "b")]
     assert slowest_write_s([*sent_twice, answered("acknowledged", 2.5, "a")], end=9) == pytest.approx(1.5)
     assert slowest_write_s(sent_twice, end=9) == pytest.approx(8.0)
     assert slowest_write_s([], end=9) is None
 
 
-def test_an_edge_is_hurt_from_a_kill_until_its_region_is_healthy_again() -> None:
+def test_an_edge_is_excused_from_a_kill_until_its_region_is_healthy() -> None:
     records = [step(1, "kill", "eu"), step(3, "restart", "eu"), step(5, "restarted", "eu"), step(7, "pause", "us")]
     eu, us = Span(region="eu", since=1, until=5), Span(region="us", since=7, until=9)
     assert hurt_spans(records, end=9) == [eu, us]
 
 
-def test_an_edge_that_takes_writes_again_is_hurt_no_more() -> None:
+def test_an_edge_is_not_excused_after_it_acknowledges_a_write_sent_after_the_restart() -> None:
     killed = [step(1, "kill", "eu"), answered("acknowledged", 1.1, "dying", after=0.05)]
     restarted = [*killed, step(3, "restart", "eu")]
     back = [*restarted, answered("acknowledged", 3.5, "a", after=0.25), step(5, "restarted", "eu")]
@@ -540,7 +553,7 @@ def test_an_edge_that_takes_writes_again_is_hurt_no_more() -> None:
     assert hurt_spans(late, end=9) == [Span(region="eu", since=1, until=5)]
 
 
-def test_an_edge_is_not_hurt_or_mended_by_what_is_done_to_a_process_beside_it() -> None:
+def test_a_fault_of_another_process_does_not_excuse_an_edge() -> None:
     assert hurt_spans([step(1, "kill", "eu", process="ledger")], end=9) == []
     envoy = [step(1, "kill", "eu", process="envoy"), step(2, "resume", "eu", process="region_agent")]
     assert hurt_spans(envoy, end=9) == [Span(region="eu", since=1, until=9)]

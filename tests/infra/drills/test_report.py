@@ -1,4 +1,4 @@
-"""The timeline of a drill's report, read back from its SVG."""
+"""Tests the timeline of a drill's report by parsing its SVG."""
 
 from dataclasses import replace
 from xml.etree import ElementTree as ET
@@ -22,16 +22,18 @@ def series(svg: ET.Element, label: str, drawn_as: str) -> dict[str, ET.Element]:
     return {one.get("aria-label", ""): one for one in panel(svg, label).iter() if one.get("class") == drawn_as}
 
 
-def test_every_write_is_a_dot_of_its_outcome() -> None:
+def test_each_attempt_is_a_dot_in_the_series_of_its_outcome() -> None:
     dots = series(drawn(), "latency of writes, ms", "dots")
     counts = {kind: len([one for one in SOUND.records if one["kind"] == kind]) for kind in ("acknowledged", "refused")}
     assert {label: path.get("d", "").count("M") for label, path in dots.items()} == counts
     assert list(series(drawn(), "acknowledged writes/s", "steps")) == [""]
 
 
-def test_each_regions_suspicion_is_a_line() -> None:
-    said = [{"t": at, "kind": "phi", "phi": {"us": {"eu": at, "ap": 0.1}, "ap": {"eu": 0.2}}} for at in (0.5, 1.5, 2.5)]
-    lines = series(drawn(*said), "phi", "line")
+def test_the_suspicion_of_each_region_is_a_line() -> None:
+    samples = [
+        {"t": at, "kind": "phi", "phi": {"us": {"eu": at, "ap": 0.1}, "ap": {"eu": 0.2}}} for at in (0.5, 1.5, 2.5)
+    ]
+    lines = series(drawn(*samples), "phi", "line")
     assert list(lines) == ["ap", "eu"]
     assert [path.get("d", "").count("L") for path in lines.values()] == [2, 2]
 
