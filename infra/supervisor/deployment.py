@@ -16,7 +16,7 @@ from dataclasses import dataclass, replace
 
 import orjson
 
-from infra.servers.resolver import Server, ServerMissing, ServerName, resolve_all
+from infra.servers.resolver import ServerBinary, ServerMissing, ServerName, resolve_all
 from infra.servers.unprivileged import account, prune, reachable_install
 from infra.supervisor.clocks import create_clocks, find_library, have_clocks
 from infra.supervisor.control import serve_control
@@ -118,7 +118,7 @@ def _refuse_another_shape(layout: Layout, found: Plan, options: DeploymentOption
             )
 
 
-def find_servers() -> dict[ServerName, Server]:
+def find_servers() -> dict[ServerName, ServerBinary]:
     """Return all server binaries.
 
     Raises:
@@ -130,7 +130,7 @@ def find_servers() -> dict[ServerName, Server]:
         raise ServersMissing(str(error)) from error
 
 
-def make_context(layout: Layout, plan: Plan, servers: Mapping[ServerName, Server]) -> DeploymentContext:
+def make_context(layout: Layout, plan: Plan, servers: Mapping[ServerName, ServerBinary]) -> DeploymentContext:
     """Return what the command lines and environments of processes are made from."""
     runs_as = account()
     for store in prune():

@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Mapping
 
-from infra.servers.resolver import Server, ServerName
+from infra.servers.resolver import ServerBinary, ServerName
 from infra.servers.unprivileged import account, reachable_folder
 from infra.supervisor.clocks import clock_environment
 from infra.supervisor.environment import (
@@ -63,7 +63,9 @@ ETCD_TOKEN_TTL_S = (
 )  # simple tokens: a restarted member does not know them, and clients authenticate again
 
 
-def region_specs(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> list[ProcessSpec]:
+def region_specs(
+    context: DeploymentContext, servers: Mapping[ServerName, ServerBinary], region: str
+) -> list[ProcessSpec]:
     """Write the topology of a region; return the processes to run, each after those that it needs."""
     write_private(context.layout.topology(region), topology_document(context.plan, region))
     names = VOTER_PROCESSES if context.plan.is_voter(region) else VIEW_PROCESSES
@@ -90,7 +92,7 @@ def _server_environment(context: DeploymentContext) -> dict[str, str]:
     return base_environment() | {DEPLOYMENT_VARIABLE: context.plan.deployment}
 
 
-def _etcd(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+def _etcd(context: DeploymentContext, servers: Mapping[ServerName, ServerBinary], region: str) -> ProcessSpec:
     plan, server = context.plan, servers["etcd"]
     client = f"http://{address(plan.port(region, 'etcd'))}"
     peer_port = plan.port(region, "etcd_peer")
@@ -120,7 +122,7 @@ def _etcd(context: DeploymentContext, servers: Mapping[ServerName, Server], regi
     )
 
 
-def _view(context: DeploymentContext, _: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+def _view(context: DeploymentContext, _: Mapping[ServerName, ServerBinary], region: str) -> ProcessSpec:
     folder = context.layout.region(region) / "view"
     target = reachable_folder(folder, account())
 
@@ -141,7 +143,7 @@ def _view(context: DeploymentContext, _: Mapping[ServerName, Server], region: st
     )
 
 
-def _redis(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+def _redis(context: DeploymentContext, servers: Mapping[ServerName, ServerBinary], region: str) -> ProcessSpec:
     home = context.layout.region(region) / "redis"
     lines = {
         "bind": "127.0.0.1",
@@ -166,7 +168,7 @@ def _redis(context: DeploymentContext, servers: Mapping[ServerName, Server], reg
     )
 
 
-def _envoy(context: DeploymentContext, servers: Mapping[ServerName, Server], region: str) -> ProcessSpec:
+def _envoy(context: DeploymentContext, servers: Mapping[ServerName, ServerBinary], region: str) -> ProcessSpec:
     xds, admin = context.layout.xds(region), context.layout.unix_socket(region, "admin")
     listeners, clusters = xds / "lds" / "listeners.json", xds / "cds" / "clusters.json"
     config = context.layout.region(region) / "envoy" / "bootstrap.json"

@@ -20,7 +20,7 @@ import httpx
 import orjson
 import psutil
 
-from infra.servers.resolver import Server, ServerName
+from infra.servers.resolver import ServerBinary, ServerName
 from infra.supervisor.clocks import have_clocks, set_clock
 from infra.supervisor.environment import DeploymentContext
 from infra.supervisor.errors import DeploymentError, OrderRefused, StartFailed, UnknownTarget
@@ -49,7 +49,7 @@ class Supervisor:
         servers: The binaries to run.
     """
 
-    def __init__(self, context: DeploymentContext, servers: Mapping[ServerName, Server]) -> None:
+    def __init__(self, context: DeploymentContext, servers: Mapping[ServerName, ServerBinary]) -> None:
         self.context = context
         self.plan = context.plan
         self._servers = servers

@@ -45,10 +45,10 @@ class CellMonitor:
         self.commit = 0
 
     def heard(self, sender: RegionName, gossip: Gossip, now: float) -> None:
-        """Take a heartbeat; it counts as a sign of life by rule ``shows_life``."""
+        """Take a heartbeat; it counts as a sign of life by rule ``is_sign_of_life``."""
         self.heard_at[sender] = now
         acts = sender == self.acting and self.needs_commits
-        if rules.shows_life(commit=gossip.commit, newest=self.commit, needs_commits=acts):
+        if rules.is_sign_of_life(commit=gossip.commit, newest=self.commit, needs_commits=acts):
             self.detectors[sender].heard(now)
         if sender == self.acting:
             self.commit = max(self.commit, gossip.commit)

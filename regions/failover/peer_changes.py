@@ -46,7 +46,7 @@ def _note_drained_leader(turn: Turn, sender: RegionName, gossip: Gossip) -> None
 def note_agreement(turn: Turn) -> None:
     """Note since when enough regions suspect the leader."""
     facts, peers, record = turn.facts, turn.facts.peers, turn.facts.record
-    agreed = record is not None and steps.observers(facts, record) >= facts.settings.observers_min
+    agreed = record is not None and steps.count_suspecting_regions(facts, record) >= facts.settings.observers_min
     if not agreed:
         peers.leader_suspected_since = None
     elif peers.leader_suspected_since is None:

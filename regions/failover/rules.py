@@ -250,7 +250,7 @@ def expected_revision(known: int) -> int:
     return known
 
 
-def shows_life(*, commit: int, newest: int, needs_commits: bool) -> bool:
+def is_sign_of_life(*, commit: int, newest: int, needs_commits: bool) -> bool:
     """Whether a heartbeat counts as a sign of life: a leader's only if it reports a newer commit on a quorum.
 
     A leader whose disk hangs, or that is cut off from its standbys, must be replaced like one that was killed.

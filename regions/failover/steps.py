@@ -237,7 +237,7 @@ def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[R
     return max(given, key=worth)
 
 
-def observers(facts: Facts, record: Leadership) -> int:
+def count_suspecting_regions(facts: Facts, record: Leadership) -> int:
     """Return how many regions, this one included, suspect the record's leader."""
     if record.leader == facts.region or record.leader not in facts.peers.suspected:
         return 0

@@ -6,7 +6,7 @@ stop) and ``failover_member`` (freeze, promote, follow, rewind, copy).
 """
 
 from regions.member.errors import MemberError, MemberFailed, MemberUnusable, QuorumUnknown
-from regions.member.ledger import Ledger, LedgerState, Override, Slot, Standby
+from regions.member.ledger import Ledger, LedgerState, SettingOverride, Slot, Standby
 from regions.member.process import Account
 from regions.member.record import MemberRecord
 from regions.member.settings import MemberSettings, quorum_names
@@ -23,8 +23,8 @@ __all__ = [
     "MemberRecord",
     "MemberSettings",
     "MemberUnusable",
-    "Override",
     "QuorumUnknown",
+    "SettingOverride",
     "Slot",
     "Standby",
     "quorum_names",

@@ -106,7 +106,7 @@ class Slot:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Override:
+class SettingOverride:
     """A setting that makes ``synchronous_commit`` weaker than ``on`` in some scope.
 
     Attributes:
@@ -360,7 +360,7 @@ class Ledger:
             for row in await self._fetch("read_slots")
         )
 
-    async def read_overrides(self) -> tuple[Override, ...]:
+    async def read_overrides(self) -> tuple[SettingOverride, ...]:
         """Return the settings that let commits return without the quorum (rule 18).
 
         It opens a connection to the ledger database, because functions and their settings are in that database.
@@ -373,7 +373,7 @@ class Ledger:
             return cast("list[Mapping[str, Any]]", await connection.fetch(_sql("read_overrides"), timeout=QUERY_S))
 
         rows = await self._in_one_connection(DATABASE, read)
-        return tuple(Override(scope=row["scope"], name=row["name"], value=row["value"]) for row in rows)
+        return tuple(SettingOverride(scope=row["scope"], name=row["name"], value=row["value"]) for row in rows)
 
     async def read_fence_epochs(self, most: int) -> tuple[Epoch, ...]:
         """Return the epochs of the newest ``most`` fence rows, ascending; none if there is no ledger database yet.

@@ -9,7 +9,7 @@ import logging
 from collections.abc import Callable, Collection
 
 from regions.member.errors import MemberError
-from regions.member.ledger import Ledger, Override
+from regions.member.ledger import Ledger, SettingOverride
 
 LOOK_S = 30.0
 """Interval between looks. A look needs a connection and a scan of pg_proc, about 7 ms; overrides change by hand
@@ -33,9 +33,9 @@ class OverrideWatch:
 
     def __init__(self, ledger: Ledger) -> None:
         """Initialise; `run` starts to watch."""
-        self.found: tuple[Override, ...] | None = None
+        self.found: tuple[SettingOverride, ...] | None = None
         self._ledger = ledger
-        self._logged: frozenset[Override] = frozenset()
+        self._logged: frozenset[SettingOverride] = frozenset()
 
     async def run(self, leads: Callable[[], bool]) -> None:
         """Look at intervals while ``leads`` returns True, until cancelled."""
@@ -62,7 +62,7 @@ class OverrideWatch:
         self._logged = found
 
 
-def describe(overrides: Collection[Override]) -> str:
+def describe(overrides: Collection[SettingOverride]) -> str:
     """Return the overrides as text of one line, with at most `NAMED_MAX` of them."""
     named = sorted(f"{one.scope} {one.name} = {one.value}" for one in overrides)
     more = len(named) - NAMED_MAX

@@ -10,7 +10,7 @@ from services.api.site_origins import SiteOrigins
 from services.read_api.freshness import Freshness
 from services.read_api.memory import PageMemory
 from services.read_api.pages import Pages
-from services.read_api.reads import Reads, docs, openapi
+from services.read_api.reads import Reads, docs_page, openapi
 from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
 from services.read_api.strong import Prover
@@ -50,7 +50,7 @@ def read_application(  # noqa: PLR0913 - the composition root hands over what it
     add_endpoint(app, "GET", "/v1/sites/{site}/counts", reads.counts)
     add_endpoint(app, "POST", PREVIEW_TEMPLATE, Previews(body_chars_max=settings.body_chars_max).preview)
     add_endpoint(app, "GET", "/v1/openapi.json", openapi)
-    add_endpoint(app, "GET", "/docs", docs)
+    add_endpoint(app, "GET", "/docs", docs_page)
     return public_application(
         pages.in_front_of(app),
         tracing=tracing,

@@ -112,7 +112,7 @@ async def openapi(request: Request) -> Response:
     return _response(200, openapi_bytes(), [(b"access-control-allow-origin", b"*")])
 
 
-async def docs(request: Request) -> Response:
+async def docs_page(request: Request) -> Response:
     """`GET /docs`: one page without external resources."""
     parse_query(request.scope, ())
     return Response(_DOCS, media_type="text/html", headers={"content-security-policy": _DOCS_POLICY})

@@ -7,7 +7,7 @@ from collections.abc import AsyncGenerator
 import asyncpg
 import pytest
 
-from regions.member import Member, Override, quorum_names
+from regions.member import Member, SettingOverride, quorum_names
 from regions.member.overrides import NAMED_MAX, OverrideWatch, describe
 from tests.regions.deployment import (
     REGIONS,
@@ -217,7 +217,7 @@ async def test_overrides_are_queried_only_while_the_member_leads(leader: Member)
 
 
 def test_a_log_line_names_a_few_overrides_and_counts_the_rest() -> None:
-    many = [Override(scope="role", name=f"r{number:03}", value="off") for number in range(NAMED_MAX + 2)]
+    many = [SettingOverride(scope="role", name=f"r{number:03}", value="off") for number in range(NAMED_MAX + 2)]
     line = describe(many)
     assert line.startswith("role r000 = off; role r001 = off; ")
     assert line.endswith(f"role r{NAMED_MAX - 1:03} = off; and 2 more")

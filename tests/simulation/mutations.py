@@ -521,7 +521,7 @@ TIMED_MUTATIONS = (
     ),
     TimedMutation(
         name="a heartbeat counts without a newer quorum commit", rule="life",
-        broken=[(rules, "shows_life", always)],
+        broken=[(rules, "is_sign_of_life", always)],
         faults=(Fault(at=8.0, kind="hang-disk", target="leader", seconds=12.0),),
     ),
 )  # fmt: skip

@@ -221,7 +221,7 @@ BREAKS = (
     Break(
         rule="4",
         where=steps,
-        name="counts_as_replayed",
+        name="reported_replay_lsn",
         by=only_what_was_replayed,
         plan=the_leader_dies_in_the_middle_of_a_record,
     ),
@@ -252,7 +252,9 @@ BREAKS = (
         plan=the_leader_dies_while_another_is_rewound,
     ),
     Break(rule="20", where=rules, name="next_epoch", by=the_next_number, plan=the_leader_dies_in_a_switch),
-    Break(rule="quorum commit", where=rules, name="shows_life", by=always(True), plan=the_leader_forgets_its_promise),
+    Break(
+        rule="quorum commit", where=rules, name="is_sign_of_life", by=always(True), plan=the_leader_forgets_its_promise
+    ),
     Break(rule="CAS", where=Etcd, name="swap", by=any_revision),
 )
 

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from infra.simulation import regressions
-from infra.simulation.campaign import Summary, replay, run_seeds
+from infra.simulation.campaign import Summary, replay_command, run_seeds
 from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import run_plan, run_seed
 from infra.simulation.shrink import Shrinker
@@ -33,7 +33,7 @@ def assert_no_finding(summary: Summary) -> None:
     path = regressions.store(small, REGRESSIONS, found_as=first.seed)
     lines = [f"seed {one.seed}: {one.violation}" for one in summary.findings[:10]]
     faults = "\n".join(f"  {fault}" for fault in small.plan.faults)
-    pytest.fail("\n".join([*lines, replay(first.seed, summary.minutes), f"shrunk, kept in {path}:", faults]))
+    pytest.fail("\n".join([*lines, replay_command(first.seed, summary.minutes), f"shrunk, kept in {path}:", faults]))
 
 
 @pytest.mark.timeout(900)

@@ -11,8 +11,8 @@ import psycopg
 import pytest
 
 from infra.servers import unprivileged
+from infra.servers.binary_store import BinaryStoreUnusable, open_store
 from infra.servers.resolver import resolve
-from infra.servers.root_store import StoreUnusable, open_store
 from infra.servers.unprivileged import Account, FolderUnreachable
 from tests import child_processes, servers
 
@@ -168,6 +168,6 @@ def test_a_store_prepared_by_another_account_is_refused(place: Path, store: Path
     store.mkdir()
     os.chown(store, account.uid, account.gid)
     (place / "link").symlink_to(place / "home")
-    with pytest.raises(StoreUnusable, match="belongs to somebody else"):
+    with pytest.raises(BinaryStoreUnusable, match="belongs to somebody else"):
         open_store([store, place / "link"])
     assert open_store([store, place / "own"]) == place / "own"

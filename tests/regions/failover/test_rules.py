@@ -287,9 +287,9 @@ def test_rule_20_a_successor_that_lacks_wal_of_its_predecessor_is_not_promoted()
 
 
 def test_a_leader_shows_life_by_newer_commits_and_other_regions_by_heartbeats() -> None:
-    assert rules.shows_life(commit=6, newest=5, needs_commits=True)
-    assert not rules.shows_life(commit=5, newest=5, needs_commits=True)
-    assert rules.shows_life(commit=0, newest=5, needs_commits=False)
+    assert rules.is_sign_of_life(commit=6, newest=5, needs_commits=True)
+    assert not rules.is_sign_of_life(commit=5, newest=5, needs_commits=True)
+    assert rules.is_sign_of_life(commit=0, newest=5, needs_commits=False)
 
 
 def test_an_ancestry_is_extended_at_its_end_up_to_its_bound() -> None:

@@ -534,7 +534,7 @@ def test_observers_are_the_heard_regions_that_suspect_the_leader_of_this_epoch(
     changes: dict[str, Any], count: int
 ) -> None:
     known = facts(**{"region": B, "suspected": frozenset({A}), **changes})
-    assert steps.observers(known, SERVING) == count
+    assert steps.count_suspecting_regions(known, SERVING) == count
 
 
 def test_this_region_and_all_voters_that_are_not_suspected_count_as_heard() -> None:

@@ -17,7 +17,7 @@ from regions.failover.facts import Facts
 from regions.failover.heartbeats import CellEvent
 from regions.failover.settings import CellRegions
 from regions.leadership import Leadership
-from regions.member import LedgerState, Override, Standby
+from regions.member import LedgerState, SettingOverride, Standby
 from regions.member.failover_member import FailoverMember
 from regions.switcher import LocalSettings
 from regions.topology import Address
@@ -57,7 +57,7 @@ class Scraped:
         self.agent.view.current = leadership
         self.agent.observation = Observation(ledger=PRIMARY, standbys=standbys)
 
-    def found(self, *overrides: Override) -> None:
+    def found(self, *overrides: SettingOverride) -> None:
         assert self.agent._overrides is not None
         self.agent._overrides.found = overrides
 
@@ -140,9 +140,9 @@ async def test_overrides_are_counted_by_scope_and_named_on_the_serving_leader(sc
     assert {scope: east.value(name, scope=scope) for scope in scopes} == dict.fromkeys(scopes, 0.0)
     assert status(east.agent)["warnings"] == []
     east.found(
-        Override(scope="role", name="a", value="off"),
-        Override(scope="role", name="b", value="local"),
-        Override(scope="function", name="palaver.f()", value="off"),
+        SettingOverride(scope="role", name="a", value="off"),
+        SettingOverride(scope="role", name="b", value="local"),
+        SettingOverride(scope="function", name="palaver.f()", value="off"),
     )
     assert [east.value(name, scope=scope) for scope in scopes] == [0, 2, 0, 0, 1]
     assert status(east.agent)["warnings"] == [

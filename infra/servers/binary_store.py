@@ -20,7 +20,7 @@ LOCK_TIMEOUT_S = 120.0
 WRITABLE_BY_OTHERS = stat.S_IWGRP | stat.S_IWOTH
 
 
-class StoreUnusable(Exception):
+class BinaryStoreUnusable(Exception):
     """No folder can be the store; the message names each one and the reason."""
 
 
@@ -28,7 +28,7 @@ def open_store(paths: Sequence[Path]) -> Path:
     """Return the first usable store; create it if it is missing.
 
     Raises:
-        StoreUnusable: none can be created, or the existing ones belong to other accounts.
+        BinaryStoreUnusable: none can be created, or the existing ones belong to other accounts.
     """
     refused: list[str] = []
     for path in paths:
@@ -43,7 +43,7 @@ def open_store(paths: Sequence[Path]) -> Path:
             refused.append(f"{path}: {error.strerror}")
             continue
         return path
-    raise StoreUnusable(f"no folder for what PostgreSQL must reach: {'; '.join(refused)}")
+    raise BinaryStoreUnusable(f"no folder for what PostgreSQL must reach: {'; '.join(refused)}")
 
 
 def _is_ours(path: Path) -> bool:
@@ -57,9 +57,9 @@ def locked(store: Path) -> Generator[None]:
     """Hold the lock of the store; the kernel releases it however the process ends.
 
     Raises:
-        StoreUnusable: another process holds it for longer than LOCK_TIMEOUT_S.
+        BinaryStoreUnusable: another process holds it for longer than LOCK_TIMEOUT_S.
     """
     with (store / "lock").open("a") as file:
         if not locked_within(file, lambda: LOCK_TIMEOUT_S):
-            raise StoreUnusable(f"another process holds {store} for {LOCK_TIMEOUT_S:.0f} s")
+            raise BinaryStoreUnusable(f"another process holds {store} for {LOCK_TIMEOUT_S:.0f} s")
         yield
