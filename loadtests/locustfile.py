@@ -1,4 +1,4 @@
-"""Readers and writers as a website has them, for locust. Speaks HTTP only and imports nothing of the product.
+"""Loads a deployment with the readers and writers of a website, in locust. Uses HTTP only; imports nothing of Palaver.
 
 Run (in an environment of its own, see `requirements/load.txt`):
 
@@ -13,11 +13,11 @@ from locust import FastHttpUser, between, task
 
 SITE = os.environ["PALAVER_SITE"]
 THREADS = int(os.environ.get("PALAVER_THREADS", "50"))
-READS_PER_WRITE = 20  # comment pages are read far more often than written
+READS_PER_WRITE = 20  # pages are read far more often than comments are written
 
 
 class Visitor(FastHttpUser):
-    """Reads pages of threads, sometimes answers."""
+    """Reads pages of threads, and sometimes posts a comment."""
 
     wait_time = between(0.5, 2.0)
 

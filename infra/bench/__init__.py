@@ -1,1 +1,1 @@
-"""Measurements of a real deployment, as ratios against a limit that runs beside it in the same run."""
+"""Measures a real deployment, as ratios to limits that are measured in the same run."""

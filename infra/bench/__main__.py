@@ -1,7 +1,7 @@
-"""`make bench`: the figures of the README, each beside its limit where it has one, in one run.
+"""Measures a deployment and prints the figures of the README, each with its limit if it has one (`make bench`).
 
-Each pair is measured in turns (ours, limit, ours, limit …) and compared by medians, so that a noisy
-neighbour hurts both. Prints a table and writes `bench-results/bench.json`.
+Each pair is measured in turns (ours, limit, ours, limit …) and compared by medians, so that other work of the machine
+affects both. Prints a table and writes `bench-results/bench.json`.
 """
 
 from __future__ import annotations
@@ -57,7 +57,7 @@ RESULTS = Path("bench-results/bench.json")
 
 
 def post_source(site: str) -> Callable[[], bytes]:
-    """Requests that each post another keyed comment to one of a hundred threads."""
+    """Return a source of requests; each posts a new keyed comment to one of a hundred threads."""
     numbers = itertools.count()
 
     def make() -> bytes:
@@ -73,7 +73,7 @@ def post_source(site: str) -> Callable[[], bytes]:
 
 
 def pgbench_per_second(bench: RunningDeployment, site: str, leader: str) -> float:
-    """The same insert by pgbench on the same ledger under the same quorum: transactions per second."""
+    """Return the transactions per second of pgbench: the same insert on the same ledger under the same quorum."""
     cell = bench.status()["cells"][0]
     command = [
         str(resolve("postgres").bin_dir / "pgbench"), "-n", "-M", "prepared", "-c", str(CLIENTS), "-j", "2",
@@ -89,7 +89,7 @@ def pgbench_per_second(bench: RunningDeployment, site: str, leader: str) -> floa
 
 
 async def measure_posts(bench: RunningDeployment, site: str) -> dict[str, Any]:
-    """POST through the leader region's edge against pgbench."""
+    """Measure POST through the leader region's edge, against pgbench."""
     leader = bench.status()["cells"][0]["leader"]
     edge = bench.plan.port(leader, "edge")
     source = post_source(site)
@@ -105,18 +105,18 @@ async def measure_posts(bench: RunningDeployment, site: str) -> dict[str, Any]:
 
 
 async def settle(bench: RunningDeployment) -> None:
-    """Wait until every view has caught up, so that one measurement does not pay for the one before."""
+    """Wait until every view has caught up, so that no measurement includes work of the one before."""
     deadline = time.monotonic() + 60
     while time.monotonic() < deadline:
         regions = (await asyncio.to_thread(bench.status))["regions"]
         if regions and all(region["lag_ms"] == 0 for region in regions):
             return
         await asyncio.sleep(0.2)
-    raise MeasuredNothing("the views did not catch up within 60 s: what follows would pay for what was before")
+    raise MeasuredNothing("the views did not catch up within 60 s; the next measurement would include their work")
 
 
 async def fill_thread(edge: int, site: str, thread: str) -> None:
-    """A thread of 200 comments, most of them replies."""
+    """Post a thread of 200 comments, most of them replies."""
     chooser = random.Random(7)  # noqa: S311 - a script, not a secret
     ids: list[str] = []
     async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{edge}", timeout=15) as client:
@@ -131,10 +131,10 @@ async def fill_thread(edge: int, site: str, thread: str) -> None:
 
 
 async def measure_reads(bench: RunningDeployment, site: str) -> list[dict[str, Any]]:
-    """GET of a warm page through the edge against a raw route that returns the same bytes; plain and gzipped.
+    """Measure GET of a warm page through the edge, plain and gzipped, against a raw route that returns the same bytes.
 
-    Two more are told beside it: an ASGI callable without any route, and that one behind an Envoy that does nothing,
-    which is the ceiling of any read through an edge.
+    The rows have two more limits: an ASGI callable without any route, and that callable behind an Envoy that does
+    nothing, which is the ceiling of any read through an edge.
     """
     region = bench.plan.regions[1]
     edge = bench.plan.port(region, "edge")
@@ -145,7 +145,7 @@ async def measure_reads(bench: RunningDeployment, site: str) -> list[dict[str, A
 
 
 async def measure_read(edge: int, target: str, encoding: str) -> dict[str, Any]:
-    """One row: a page in one content encoding."""
+    """Measure a page in one content encoding; return its row."""
     async with (
         httpx.AsyncClient() as client,
         client.stream("GET", f"http://127.0.0.1:{edge}{target}", headers={"accept-encoding": encoding}) as answer,
@@ -172,7 +172,7 @@ async def measure_read(edge: int, target: str, encoding: str) -> dict[str, Any]:
 
 @asynccontextmanager
 async def limits(body: bytes) -> AsyncGenerator[dict[str, int]]:
-    """Serve bytes by a raw route, a bare callable, and that one behind an Envoy that does nothing; yields ports."""
+    """Serve bytes by a raw route, a bare callable, and that callable behind a default Envoy; yields ports by name."""
     ports = {name: free_port() for name in ("route", "bare", "bare edge")}
     with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
         page, config = Path(folder) / "page", Path(folder) / "envoy.json"
@@ -202,12 +202,12 @@ async def limits(body: bytes) -> AsyncGenerator[dict[str, int]]:
 
 
 async def read_load(port: int, request: bytes, seconds: float) -> LoadResult:
-    """32 clients that send one request again and again."""
+    """Load a server with one request, sent repeatedly by 32 clients."""
     return await run_load(port, lambda: request, connections=CLIENTS, seconds=seconds, expected=200)
 
 
 async def until_answers(port: int) -> None:
-    """Wait until a server listens."""
+    """Wait until a server answers."""
     deadline = time.monotonic() + 20
     while time.monotonic() < deadline:
         try:
@@ -221,7 +221,7 @@ async def until_answers(port: int) -> None:
 
 
 async def measure_freshness(bench: RunningDeployment, site: str) -> dict[str, Any]:
-    """From the acknowledgement of a write to the first read of it in another region, at 200 writes/s."""
+    """Measure the time from a write's acknowledgement to its first read in another region, at 200 writes/s."""
     plan = bench.plan
     target = plan.port(plan.regions[1], "edge")
     samples_ms: list[float] = []
@@ -255,7 +255,7 @@ async def measure_freshness(bench: RunningDeployment, site: str) -> dict[str, An
 
 
 async def until_readable(port: int, target: str, since: float) -> float:
-    """Ask for a comment until it is there; milliseconds since the acknowledgement."""
+    """Request a comment until it is there; return the milliseconds since its acknowledgement."""
     request = get_request(target)
     reader = await Session.open(port)
     try:
@@ -270,7 +270,7 @@ async def until_readable(port: int, target: str, since: float) -> float:
 
 
 async def measure() -> list[dict[str, Any]]:
-    """All measurements on one deployment."""
+    """Run all measurements on one deployment; return their rows."""
     with running_deployment() as bench:
         await settle(bench)
         await asyncio.sleep(IDLE_S)
@@ -286,13 +286,13 @@ async def measure() -> list[dict[str, Any]]:
                 bench, f"/v1/sites/{site}/comments?thread={quote('bench-read')}", post_source(site)
             ),
             await measure_posts(bench, site),
-            # The last: it puts into one view what no ledger has.
+            # Last, because it inserts rows into one view that no ledger has.
             *await measure_thread_pages(bench, site),
         ]
 
 
 def main() -> int:
-    """Measure, print, store; exit code 1 when an aim is missed."""
+    """Measure, print and store; return exit code 1 if an aim is missed."""
     rows = uvloop.run(measure())
     print_table("", *printed(rows))
     for line in limits_beside(rows):

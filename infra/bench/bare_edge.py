@@ -1,7 +1,7 @@
-"""The ceiling of any read through an edge: an Envoy that does nothing, in front of the bare callable of `raw_app`.
+"""Configures an Envoy that does nothing, in front of the bare callable of `raw_app`: the ceiling of any read.
 
-Tells how much of the distance to that callable is the proxy's own price on this machine, which no code of
-ours can give back.
+Its rate shows which part of the distance to the callable is the cost of the proxy on this machine, which no code of
+Palaver can reduce.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ EXTENSIONS = "type.googleapis.com/envoy.extensions.filters"
 
 
 def bare_edge(*, listen_port: int, upstream_port: int) -> dict[str, Any]:
-    """A static Envoy configuration: one listener, one route, one cluster, all defaults."""
+    """Return a static Envoy configuration: one listener, one route, one cluster, all defaults."""
     manager = {
         "@type": f"{EXTENSIONS}.network.http_connection_manager.v3.HttpConnectionManager",
         "stat_prefix": "bare",

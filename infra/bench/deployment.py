@@ -1,4 +1,4 @@
-"""A deployment of its own for a measurement: started as a user would, in a temporary folder, stopped after."""
+"""Starts a deployment for a measurement in a temporary folder, as a user does, and stops it afterwards."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from infra.supervisor.secrets import Secrets, load_or_create_secrets
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class RunningDeployment:
-    """What a measurement needs to know.
+    """A running deployment.
 
     Attributes:
         layout: Its folders.
@@ -40,12 +40,12 @@ class RunningDeployment:
     up_s: float
 
     def status(self) -> dict[str, Any]:
-        """The document of `palaver status --json`."""
+        """Return the document of `palaver status --json`."""
         with ControlClient(self.layout) as control:
             return control.get("/status")
 
     def create_site(self) -> str:
-        """Make a site; returns its id."""
+        """Create a site; return its id."""
         answer = httpx.post(
             f"http://127.0.0.1:{self.plan.port(self.plan.regions[0], 'edge')}/v1/sites",
             json={"name": "bench", "origins": ["https://bench.example"]},
@@ -56,13 +56,13 @@ class RunningDeployment:
         return str(answer.json()["id"])
 
     def memory_mb(self) -> tuple[float, float]:
-        """Resident memory of all processes: proportional (shared pages counted once) and plain sum, in MB."""
+        """Return the resident memory of all processes in MB: proportional (shared pages once), and as a plain sum."""
         processes = {
             process.pid: process for _, process in living(self.layout, self.plan.deployment, self.plan.regions)
         }
         for process in list(processes.values()):
             processes |= {child.pid: child for child in process.children(recursive=True)}
-        assert processes, "a deployment that runs has processes"
+        assert processes, "a running deployment has processes"
         proportional = resident = 0
         for process in processes.values():
             try:
@@ -75,7 +75,7 @@ class RunningDeployment:
 
 
 def on_nothing(layout: Layout, folder: Path) -> AbstractContextManager[object]:
-    """Prepare nothing."""
+    """Return a context that does nothing."""
     del layout, folder
     return nullcontext()
 
@@ -87,16 +87,16 @@ def running_deployment(
     clocks: bool = False,
     around: Callable[[Layout, Path], AbstractContextManager[object]] = on_nothing,
 ) -> Generator[RunningDeployment]:
-    """Start three regions, yield, stop them.
+    """Start three regions, yield, and stop them.
 
     Args:
-        rtt_ms: Round trip between regions.
-        clocks: Whether their wall clocks can be set.
-        around: Given the layout and a folder for its own use, makes a context that begins before the deployment is
-            started and ends when it is stopped.
+        rtt_ms: Round-trip time between regions.
+        clocks: Whether the wall clocks of regions can be set.
+        around: Makes a context from the layout and a folder for its own use. The context is entered before the
+            deployment starts and left after it has stopped.
     """
     with tempfile.TemporaryDirectory(prefix="palaver-bench-") as folder:
-        # PostgreSQL passes through as another account when we are root; nothing in here is secret by its path.
+        # If this process is root, PostgreSQL runs under another account and passes through. No path is a secret.
         Path(folder).chmod(0o711)
         layout = open_layout(Path(folder) / "data")
         with around(layout, Path(folder) / "around"):
@@ -120,6 +120,6 @@ def running_deployment(
 
 
 def write_results(path: Path, document: dict[str, Any]) -> None:
-    """Store the figures for machines."""
+    """Write the figures as JSON."""
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(orjson.dumps(document, option=orjson.OPT_INDENT_2))

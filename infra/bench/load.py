@@ -1,8 +1,8 @@
-"""A closed-loop HTTP/1.1 load client that is cheap enough not to be what is measured.
+"""Sends HTTP/1.1 requests in a closed loop, at a cost that is small beside that of the measured server.
 
-Decides nothing about what is sent: a source of requests is given. It understands keep-alive and
-Content-Length and nothing else, because a general client costs several times of what the servers under
-measurement cost a request on one core (httpx about 600 µs, this about 30 µs).
+Decides nothing about the requests; a source makes them. Supports keep-alive and Content-Length only, because a general
+client costs several times as much per request as the measured servers on one core (httpx about 600 µs, this about
+30 µs).
 """
 
 from __future__ import annotations
@@ -18,25 +18,25 @@ LENGTH = b"content-length:"
 
 
 def percentile(values: Sequence[float], share: float) -> float:
-    """A percentile of at least one value; `share` from 0 to 1."""
-    assert values, "a percentile of nothing"
+    """Return a percentile of at least one value; `share` from 0 to 1."""
+    assert values, "a percentile needs a value"
     ordered = sorted(values)
     return ordered[min(len(ordered) - 1, int(len(ordered) * share))]
 
 
 class BadAnswer(Exception):
-    """An answer that is not what the measurement is about."""
+    """An answer that the measurement does not expect."""
 
 
 @dataclass(slots=True, kw_only=True)
 class LoadResult:
-    """What a run saw.
+    """The result of a run.
 
     Attributes:
         requests: Answers with the expected status.
         seconds: Wall time.
-        latencies_s: One entry an answer.
-        bytes_read: Heads and bodies.
+        latencies_s: One entry per answer.
+        bytes_read: Bytes of heads and bodies.
     """
 
     requests: int = 0
@@ -47,11 +47,11 @@ class LoadResult:
     @property
     def per_second(self) -> float:
         """Answers per second."""
-        assert self.seconds > 0, "a rate of no time"
+        assert self.seconds > 0, "a rate needs a duration"
         return self.requests / self.seconds
 
     def percentile_ms(self, share: float) -> float:
-        """A percentile of the latency in milliseconds; `share` from 0 to 1."""
+        """Return a percentile of the latency in milliseconds; `share` from 0 to 1."""
         return percentile(self.latencies_s, share) * 1000
 
 
@@ -135,7 +135,7 @@ def _content_length(head: bytes) -> int:
 
 
 class Session:
-    """One keep-alive connection that is asked one thing at a time; closes with its context."""
+    """One keep-alive connection, for one request at a time; its user closes it."""
 
     def __init__(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         self._reader = reader
@@ -162,7 +162,7 @@ class Session:
         self._writer.close()
 
 
-async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
+async def run_load(  # noqa: PLR0913 - the parts of a measurement, by name
     port: int,
     source: Callable[[], bytes],
     *,
@@ -174,15 +174,15 @@ async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
     """Load a server on loopback for some seconds.
 
     Args:
-        port: Where it listens.
+        port: The server's port.
         source: Makes the bytes of the next request.
-        connections: How many requests are under way at once.
-        seconds: How long.
+        connections: Number of connections, each with one request at a time.
+        seconds: Duration.
         expected: The status that every answer must have.
         on_head: Called with the head of every answer.
 
     Raises:
-        BadAnswer: Another status, or a connection closed early.
+        BadAnswer: An answer has another status, or the server closed a connection early.
     """
     loop = asyncio.get_running_loop()
     result = LoadResult()
@@ -199,12 +199,12 @@ async def run_load(  # noqa: PLR0913 - what a measurement consists of, by name
 
 
 def get_request(target: str, headers: str = "") -> bytes:
-    """The bytes of a GET; `headers` are whole lines with their line ends."""
+    """Return the bytes of a GET; `headers` are whole lines with their line ends."""
     return f"GET {target} HTTP/1.1\r\nHost: bench\r\n{headers}\r\n".encode()
 
 
 def post_request(target: str, body: bytes, headers: str = "") -> bytes:
-    """The bytes of a POST of JSON; `headers` are whole lines with their line ends."""
+    """Return the bytes of a POST of JSON; `headers` are whole lines with their line ends."""
     return (
         f"POST {target} HTTP/1.1\r\nHost: bench\r\nContent-Type: application/json\r\n"
         f"Content-Length: {len(body)}\r\n{headers}\r\n"

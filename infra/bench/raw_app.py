@@ -1,8 +1,7 @@
-"""Limits for reads, on the same server software: applications that return given bytes and do nothing else.
+"""Serves the same bytes for every request, on the server software of the read API: the limits for reads.
 
-``route`` is a raw route: one route of the toolkit below our framework (Starlette), which returns bytes, without a
-model and without validation. ``bare`` is below any toolkit: one ASGI callable, which looks at nothing, not even at
-the path.
+``route`` is one route of Starlette, the toolkit below our framework; it has no model and no validation. ``bare`` is one
+ASGI callable without a toolkit; it reads nothing of the request, not even the path.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ Message = MutableMapping[str, Any]
 
 
 def application(body: bytes) -> Callable[..., Awaitable[None]]:
-    """An application that answers everything with the same bytes."""
+    """Return an application that answers every request with the same bytes."""
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]
 
     async def answer(
@@ -37,7 +36,7 @@ def application(body: bytes) -> Callable[..., Awaitable[None]]:
 
 
 def route(body: bytes) -> Starlette:
-    """An application with one route, which returns the same bytes for each thread page."""
+    """Return an application with one route, which answers each thread page with the same bytes."""
 
     async def page(request: Request) -> Response:
         del request
@@ -50,7 +49,7 @@ APPLICATIONS: dict[str, Callable[[bytes], Any]] = {"route": route, "bare": appli
 
 
 def main() -> None:
-    """Serve the bytes of a file on a port of loopback."""
+    """Serve the bytes of a file on a loopback port."""
     kind, port, path = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
     config = uvicorn.Config(
         APPLICATIONS[kind](path.read_bytes()), host="127.0.0.1", port=port, loop="uvloop", http="httptools",
@@ -60,7 +59,7 @@ def main() -> None:
 
 
 def free_port() -> int:
-    """A port that is free now."""
+    """Return a port that is free now."""
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])

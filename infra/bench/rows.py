@@ -1,7 +1,7 @@
-"""Rows of the benchmarks: figures from what was measured, and whether they meet their aim. Pure functions.
+"""Computes the rows of the benchmarks from samples, and whether they meet their aim. Pure functions.
 
-A figure of nothing is none: each row says how many samples it needs, and `MeasuredNothing` is raised on fewer. So an
-empty deployment does not have the least memory, and a load without an answer not the shortest latency.
+Each row needs a least number of samples, and raises `MeasuredNothing` if there are fewer. So a deployment without
+processes does not report the least memory, and a load without an answer does not report the shortest latency.
 """
 
 from __future__ import annotations
@@ -17,10 +17,10 @@ from infra.bench.load import LoadResult, percentile
 Row = dict[str, Any]
 
 SAMPLES_MIN = 20
-"""Below it a median is chance."""
+"""With fewer samples a median is random."""
 
 P99_SAMPLES_MIN = 100
-"""Below it a 99th percentile is the maximum."""
+"""With fewer samples the 99th percentile is the maximum."""
 
 FRESH_P50_MS_MAX = 8.0
 FRESH_P99_MS_MAX = 100.0
@@ -29,12 +29,11 @@ REJOIN_S_MAX = 20.0
 P99_RATIO_MAX = 2.0
 HOGGED_WRITES_PER_S_MIN = 1.0
 
-
 TERMINAL_COLUMNS = 80
 
 
 class MeasuredNothing(Exception):
-    """Too little was seen for a figure; one line that says of what."""
+    """There are too few samples for a figure; the message is one line that names it."""
 
 
 def enough(samples: Sequence[object], least: int, what: str) -> None:
@@ -48,13 +47,13 @@ def enough(samples: Sequence[object], least: int, what: str) -> None:
 
 
 def compared(work: str, ours: Sequence[LoadResult], limit: Sequence[float], beside: str, aim: float) -> Row:
-    """One row of the table: medians and their ratio."""
+    """Return a row of the table: medians and their ratio."""
     enough(ours, 1, work)
     enough(limit, 1, beside)
     for run in ours:
         enough(run.latencies_s, P99_SAMPLES_MIN, work)
     if min(limit) <= 0:
-        raise MeasuredNothing(f"{beside}: nothing a second")
+        raise MeasuredNothing(f"{beside}: zero per second")
     rate = statistics.median(run.per_second for run in ours)
     best = statistics.median(limit)
     p99_ms = statistics.median(run.percentile_ms(0.99) for run in ours)
@@ -71,7 +70,7 @@ def compared(work: str, ours: Sequence[LoadResult], limit: Sequence[float], besi
 
 
 def plain(work: str, value: float, unit: str, aim: float) -> Row:
-    """A row without a limit beside it."""
+    """Return a row without a limit."""
     if not 0 < value < math.inf:
         raise MeasuredNothing(f"{work}: {value} {unit}")
     return {
@@ -81,7 +80,7 @@ def plain(work: str, value: float, unit: str, aim: float) -> Row:
 
 
 def freshness(samples_ms: Sequence[float]) -> Row:
-    """From the acknowledgement of a write to the first read of it in another region."""
+    """Return the row of the time from a write's acknowledgement to its first read in another region."""
     work = "commit → readable in another region, 200 writes/s"
     enough(samples_ms, P99_SAMPLES_MIN, work)
     if min(samples_ms) <= 0:
@@ -96,18 +95,18 @@ def freshness(samples_ms: Sequence[float]) -> Row:
 
 
 def agent(shares: Mapping[str, float], leader: str | None) -> Row:
-    """The share of one core that each agent took; one that took none did not run."""
+    """Return the share of one core that each agent used; an agent that used none did not run."""
     enough([*shares], 1, "agents")
     idle = [region for region, share in shares.items() if share <= 0]
     if idle or leader not in shares:
-        raise MeasuredNothing(f"agents: {', '.join(idle) or 'nobody'} took no time, {leader} led")
+        raise MeasuredNothing(f"agents: {', '.join(idle) or 'none'} used no time; the leader is {leader}")
     return {"shares": dict(shares), "leader": leader, "met": max(shares.values()) <= AGENT_SHARE_MAX}
 
 
-def hogs(  # noqa: PLR0913 - what was seen, by name
-    *, seconds: float, running: int, wanted: int, failovers: int, told: int, taken_s: Sequence[float]
+def hogs(  # noqa: PLR0913 - the observations, by name
+    *, seconds: float, running: int, wanted: int, failovers: int, attempts: int, taken_s: Sequence[float]
 ) -> Row:
-    """What became of a steady load while each core had a process that burns it."""
+    """Return the result of a steady load while a process occupied each core."""
     if seconds <= 0 or not 0 < wanted == running:
         raise MeasuredNothing(f"hogs: {running} of {wanted} ran for {seconds:g} s")
     enough(taken_s, max(1, math.ceil(seconds * HOGGED_WRITES_PER_S_MIN)), "acknowledged writes beside the hogs")
@@ -115,7 +114,7 @@ def hogs(  # noqa: PLR0913 - what was seen, by name
         "seconds": seconds,
         "failovers": failovers,
         "acknowledged": len(taken_s),
-        "others": told - len(taken_s),
+        "others": attempts - len(taken_s),
         "slowest_s": round(max(taken_s), 3),
         "met": failovers == 0,
     }
@@ -124,7 +123,7 @@ def hogs(  # noqa: PLR0913 - what was seen, by name
 def rejoin(
     *, megabytes: int, seconds: float, how: Sequence[str], before_s: Sequence[float], meanwhile_s: Sequence[float]
 ) -> Row:
-    """How long a killed member took to follow again, and what writers noticed of it."""
+    """Return how long a killed member took to follow again, and the latency of writes before and meanwhile."""
     enough(before_s, P99_SAMPLES_MIN, "writes before the member's return")
     enough(meanwhile_s, SAMPLES_MIN, "writes during the member's return")
     p99_s = [percentile(one, 0.99) for one in (before_s, meanwhile_s)]
@@ -141,7 +140,7 @@ def rejoin(
 
 
 def printed(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Sequence[object]]]:
-    """Return the columns and the lines of the table for a terminal: each row numbered, without its limit."""
+    """Return the columns and the lines of the terminal's table: the rows, numbered and without their limits."""
     lines = [
         (number, row["work"], row["ours"], row["ratio"], row["aim"], "yes" if row["met"] else "NO")
         for number, row in enumerate(rows, 1)
@@ -150,7 +149,7 @@ def printed(rows: Sequence[Row]) -> tuple[Sequence[str], Sequence[Sequence[objec
 
 
 def limits_beside(rows: Sequence[Row]) -> list[str]:
-    """Return what each row is compared with, by its number, in lines that fit a terminal."""
+    """Return the limit of each row, with the row's number, in lines that fit a terminal."""
     return [
         line
         for number, row in enumerate(rows, 1)

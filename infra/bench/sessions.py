@@ -1,8 +1,8 @@
-"""Reads of sessions beside eventual ones, while other threads are written to.
+"""Measures session reads beside eventual reads, while other threads receive writes.
 
-Two kinds of session: one repeats the position of the last answer to anybody, as clients do that want to see no time
-go backwards; one asks for the write that was acknowledged last, whoever made it, which is the most that anybody can
-ask for: each of its reads waits until that write has come to the region.
+There are two kinds of session. In the first, a read has the position of the last answer to any client, as it has
+for clients that must not see time go backwards. In the second, a read has the position of the last acknowledged write
+of any client. No session can require more: each of its reads waits until the view has that write.
 """
 
 from __future__ import annotations
@@ -27,17 +27,17 @@ SECONDS: Final = 4.0
 WARM_SECONDS: Final = 2.0
 WRITES_PER_S: Final = 40
 WRITERS: Final = 8
-"""Connections that share the writes: a machine that readers keep busy answers one of them twenty times a second."""
+"""Connections that share the writes: on a machine that is busy with reads, one gets twenty answers a second."""
 
 WRITES_SHARE_MIN: Final = 0.9
-"""Below this share of the writes that the reads are to be beside, the figures are of something else."""
+"""With a smaller share of the intended writes, the figures would be those of another load."""
 
 SHARE_MIN: Final = 0.5
 POSITION: Final = b"palaver-position:"
 
 
 class Newest:
-    """The position of the write that was acknowledged last."""
+    """The newest position, as a token, and the number of writes."""
 
     def __init__(self) -> None:
         self.token = b""
@@ -61,7 +61,7 @@ async def write_steadily(port: int, make: Callable[[], bytes], newest: Newest) -
 
 
 def position_of(head: bytes) -> bytes:
-    """The position that an answer claims."""
+    """Return the position in the head of an answer."""
     lowered = head.lower()
     start = lowered.index(POSITION) + len(POSITION)
     return head[start : head.index(b"\r\n", start)].strip()
@@ -69,11 +69,11 @@ def position_of(head: bytes) -> bytes:
 
 @asynccontextmanager
 async def written_to(port: int, make: Callable[[], bytes]) -> AsyncGenerator[Newest]:
-    """Write to other threads for as long as the block lasts; yields once the first write is acknowledged."""
+    """Write to other threads while the context lasts; yields when the first write is acknowledged."""
     newest = Newest()
     writing = [asyncio.ensure_future(write_steadily(port, make, newest)) for _ in range(WRITERS)]
     try:
-        while not newest.token and not all(one.done() for one in writing):  # noqa: ASYNC110 - no event tells
+        while not newest.token and not all(one.done() for one in writing):  # noqa: ASYNC110 - nothing sets an event
             await asyncio.sleep(0.01)
         yield newest
     finally:
@@ -85,7 +85,7 @@ async def written_to(port: int, make: Callable[[], bytes]) -> AsyncGenerator[New
 
 
 async def measure_sessions(bench: RunningDeployment, target: str, make: Callable[[], bytes]) -> list[dict[str, Any]]:
-    """GET of one warm page: eventual, and the two kinds of session, in turns under the same writes."""
+    """Measure GET of a warm page: eventual, and the two kinds of session, in turns under the same writes."""
     leader, reader = bench.plan.regions[:2]
     port = bench.plan.port(reader, "edge")
 
@@ -109,16 +109,16 @@ async def measure_sessions(bench: RunningDeployment, target: str, make: Callable
             for kind, some in runs.items():
                 some.append(await load(kind, newest, seconds))
         writes, seconds = newest.writes - before, time.perf_counter() - began
-    # The first of each is to warm up.
+    # The first run of each kind is a warm-up.
     measured = {kind: some[1:] for kind, some in runs.items()}
     return [row_of(kind, measured, writes=writes, seconds=seconds) for kind in ("last answer", "newest write")]
 
 
 def row_of(kind: str, runs: Mapping[str, Sequence[LoadResult]], *, writes: int, seconds: float) -> dict[str, Any]:
-    """One row of the table.
+    """Return one row of the table.
 
     Raises:
-        MeasuredNothing: Too few reads were answered, or too few writes were made beside them.
+        MeasuredNothing: Too few reads were answered, or too few writes were made at the same time.
     """
     work = f"GET page in a session, position of the {kind}, {WRITES_PER_S} writes/s to other threads"
     for run in runs.get("eventual", ()):

@@ -1,10 +1,10 @@
-"""`make bench-switcher`: what the region switcher costs and bears, on a deployment of its own at 80 ms.
+"""Measures the cost and the robustness of the region switcher, on a deployment at 80 ms (`make bench-switcher`).
 
-* ``agent``: processor time of each region's agent on a quiet system.
-* ``hogs``: failovers in ten minutes of steady load while every core has a process that only burns it; none is wanted.
-* ``rejoin``: how long a killed member of one gigabyte takes to be rewound and follow again, and what writers notice.
+* ``agent``: processor time of each region's agent on an idle system.
+* ``hogs``: failovers in ten minutes of steady load while a process occupies each core; the aim is none.
+* ``rejoin``: how long a killed member of one gigabyte takes to be rewound and follow again, and the effect on writes.
 
-Prints one line of JSON a measurement; exit code 1 when an aim is missed.
+Prints one line of JSON per measurement; the exit code is 1 if an aim is missed.
 """
 
 from __future__ import annotations
@@ -47,11 +47,11 @@ CHUNK_MB = 8
 BALLAST = """
 INSERT INTO palaver.ballast SELECT repeat(md5(random()::text), 256) FROM generate_series(1, %s)
 """
-"""Rows of 8 kB that are not compressed, in transactions of `CHUNK_MB`: no stream decodes them, but each reads them."""
+"""Inserts uncompressed rows of 8 kB, in transactions of `CHUNK_MB`. Change streams read their WAL and send nothing."""
 
 
 def measure_agent(bench: RunningDeployment) -> dict[str, Any]:
-    """The share of one core that each agent takes while nobody writes or reads."""
+    """Measure the share of one core that each agent uses while there are no writes and no reads."""
     time.sleep(SETTLE_S)
     agents = {one["region"]: psutil.Process(one["pids"]["region_agent"]) for one in bench.status()["regions"]}
     before = {region: _cpu_s(agent) for region, agent in agents.items()}
@@ -69,7 +69,7 @@ def _cpu_s(process: psutil.Process) -> float:
 
 @asynccontextmanager
 async def loaded(bench: RunningDeployment, load: Load) -> AsyncGenerator[tuple[Target, Journal]]:
-    """Writers and readers on the deployment, and the journal of what they were told."""
+    """Run writers and readers on the deployment; yields the target, and the journal of requests and answers."""
     target = Target(bench.layout, bench.plan, bench.secrets)
     leader = bench.status()["cells"][0]["leader"]
     homes = [region for region in target.edges if region != leader]
@@ -86,45 +86,45 @@ async def loaded(bench: RunningDeployment, load: Load) -> AsyncGenerator[tuple[T
 
 
 async def measure_hogs(bench: RunningDeployment, seconds: float) -> dict[str, Any]:
-    """How many epochs began in ten minutes on busy cores, and what writers were told."""
+    """Count the epochs that begin, and the outcomes of writes, while each core is occupied."""
     wanted = os.cpu_count() or 1
     with ExitStack() as stack:
         hogs = [stack.enter_context(_hog()) for _ in range(wanted)]
         async with loaded(bench, Load(writers=4, unkeyed=1, readers=2, pause_ms=100)) as (_, journal):
             await asyncio.sleep(seconds)
-        told = [record for record in journal.records if record["kind"] in {"acknowledged", "refused", "unknown"}]
+        attempts = [record for record in journal.records if record["kind"] in {"acknowledged", "refused", "unknown"}]
         running = sum(hog.poll() is None for hog in hogs)
     return rows.hogs(
         seconds=seconds,
         running=running,
         wanted=wanted,
         failovers=bench.status()["cells"][0]["epoch"] - 1,
-        told=len(told),
+        attempts=len(attempts),
         taken_s=_latencies_s(journal.records),
     )
 
 
 def _hog() -> subprocess.Popen[bytes]:
-    # It ends with its standard input: at the end of its context, or of this process, however that ends.
+    # The process ends with its standard input: when the context ends, or when this process ends or is killed.
     burn = "import select, sys\nwhile not select.select([sys.stdin], [], [], 0)[0]: sum(range(100_000))"
     return subprocess.Popen([sys.executable, "-c", burn], stdin=subprocess.PIPE)
 
 
 async def measure_rejoin(bench: RunningDeployment, megabytes: int) -> dict[str, Any]:
-    """Kill the leader's region under load, bring it back, and time it until it follows."""
+    """Kill the leader's region under load, restart it, and measure the time until it follows."""
     leader = bench.status()["cells"][0]["leader"]
     _fill(bench, leader, megabytes)
     async with loaded(bench, Load(writers=16, unkeyed=0, readers=2, pause_ms=20)) as (target, journal):
         await asyncio.sleep(STEADY_S)
-        # What still reaches it is on its disk and nowhere else, so that it comes back with WAL that nobody has.
+        # Writes that still reach the leader are on its disk only, so it returns with WAL that no other member has.
         others = [region for region in target.edges if region != leader]
         await target.change_network(Step(do="cut", direction="out"), [leader], others)
         await asyncio.sleep(ALONE_S)
         await target.kill(leader, None)
         async with asyncio.timeout(RETURNED_S_MAX):
-            while (await target.status())["cells"][0]["leader"] == leader:  # noqa: ASYNC110 - nobody sets an event
+            while (await target.status())["cells"][0]["leader"] == leader:  # noqa: ASYNC110 - nothing sets an event
                 await asyncio.sleep(0.1)
-        # Not before: the network would deliver what was under way, also from a dead region.
+        # Not earlier: the network would deliver data that is under way, also from a dead region.
         await target.heal()
         await asyncio.sleep(STEADY_S)
         back = journal.now
@@ -132,12 +132,12 @@ async def measure_rejoin(bench: RunningDeployment, megabytes: int) -> dict[str, 
         while not await _follows(target, leader):
             if journal.now - back > RETURNED_S_MAX:
                 break
-            # Seldom: the answer costs the processors of every region some, which nobody asked for before.
+            # Rarely: each status takes processor time in every region, and the time before the restart had none.
             await asyncio.sleep(RETURNED_POLL_S)
         whole = journal.now
         await asyncio.sleep(1)
         records = list(journal.records)
-    # Under the same leader and through the same edges as meanwhile.
+    # Both are measured under the same leader and through the same edges.
     before = _latencies_s(records, back - STEADY_S / 2, back)
     meanwhile = _latencies_s(records, back, whole)
     how = await asyncio.to_thread(_rebuilt, bench, leader)
@@ -149,7 +149,7 @@ def _fill(bench: RunningDeployment, leader: str, megabytes: int) -> None:
         connection.execute("CREATE TABLE palaver.ballast (filling text STORAGE EXTERNAL)")
         for _ in range(math.ceil(megabytes / CHUNK_MB)):
             connection.execute(BALLAST, (CHUNK_MB * 128,))
-    # As five minutes later: what a member replays at its start goes by its last checkpoint, not by its size.
+    # As after five minutes: at its start a member replays WAL from its last checkpoint, whatever its size.
     for region in bench.plan.regions:
         with _ledger(bench, region) as connection:
             connection.execute("CHECKPOINT")
@@ -169,7 +169,7 @@ async def _follows(target: Target, region: str) -> bool:
 
 
 def _rebuilt(bench: RunningDeployment, region: str) -> list[str]:
-    """What the region's agent says of how its member came back."""
+    """Return the last message of the region's agent on how its member was rebuilt."""
     lines = bench.layout.log(region, "region_agent").read_text().splitlines()
     texts = [str(orjson.loads(line).get("msg", "")) for line in lines if line.startswith("{")]
     return [text for text in texts if "rewound" in text or "copied" in text][-1:]
@@ -184,11 +184,11 @@ def _latencies_s(records: Sequence[dict[str, Any]], since: float = 0.0, until: f
 
 
 def main() -> int:
-    """Measure what was asked for, each on a deployment of its own."""
+    """Run the selected measurements, each on a deployment of its own."""
     parser = argparse.ArgumentParser(prog="python -m infra.bench.switcher", description=__doc__)
     parser.add_argument("what", nargs="*", choices=["agent", "hogs", "rejoin"], default=["agent", "hogs", "rejoin"])
-    parser.add_argument("--seconds", type=float, default=HOGS_S, help="of the load beside the hogs")
-    parser.add_argument("--megabytes", type=int, default=BALLAST_MB, help="of the member that returns")
+    parser.add_argument("--seconds", type=float, default=HOGS_S, help="duration of the load with busy cores")
+    parser.add_argument("--megabytes", type=int, default=BALLAST_MB, help="size of the member that returns")
     arguments = parser.parse_args()
     met = True
     for what in arguments.what:

@@ -1,8 +1,8 @@
-"""What a page of a thread costs that nobody has read, by the size of the thread.
+"""Measures a cold page of a thread, by the size of the thread.
 
-Decides what cold means: the page is in no page cache of Palaver, and PostgreSQL's shared buffers are empty because the
-server was restarted; the kernel's cache of files is left alone. The comments go straight into the view of one region,
-in random order, so that each comment of a page is in a block of its own, as those of a busy site are.
+Decides what cold means: no page cache of Palaver has the page, and PostgreSQL's shared buffers are empty because the
+server was restarted. The kernel's page cache is left alone. The comments are inserted into the view of one region, in
+random order, so that each comment of a page is in a different block, as on a busy site.
 """
 
 from __future__ import annotations
@@ -68,16 +68,16 @@ class Cold:
 
 
 def key_of(size: int) -> str:
-    """The key of the thread with this many comments, all of the first level."""
+    """Return the key of the thread with this many comments, all of the first level."""
     return f"bench-roots-{size}"
 
 
 def fill_view(url: str, site: str) -> None:
-    """Put the threads into a view, and write everything to disk so that a restart need not repeat it."""
+    """Insert the threads into a view, and write everything to disk so that a restart replays nothing."""
     given = {"site": site, "keys": [key_of(size) for size in SIZES], "sizes": list(SIZES)}
     with psycopg.connect(url, autocommit=True) as connection:
         connection.execute(INSERT_THREADS, given)
-        # A million rows in random order are inserted much faster into a table without indexes, and sorted in memory.
+        # Inserting a million rows in random order is much faster without indexes and with a sort in memory.
         connection.execute("SET work_mem = '400MB'")
         connection.execute("SET maintenance_work_mem = '400MB'")
         indexes = connection.execute(INDEXES).fetchall()
@@ -91,21 +91,21 @@ def fill_view(url: str, site: str) -> None:
 
 
 async def measure_thread_pages(bench: RunningDeployment, site: str) -> list[dict[str, Any]]:
-    """Cold pages of threads from a thousand to a million comments; one row a kind of page."""
+    """Measure cold pages of threads of a thousand to a million comments; return one row per kind of page."""
     region = bench.plan.regions[1]
     view = f"127.0.0.1:{bench.plan.port(region, 'view')}/palaver"
     await asyncio.to_thread(fill_view, f"postgresql://palaver:{bench.secrets.view_superuser}@{view}", site)
-    # The edge would ask a neighbour, whose view has none of this.
+    # Not through the edge: it would also ask another region, whose view has none of these threads.
     port = bench.plan.port(region, "read_api")
     targets = [cold for size in SIZES for cold in await cold_targets(port, site, size)]
     taken_ms: dict[tuple[str, int], list[float]] = {(cold.kind, cold.size): [] for cold in targets}
     for number in range(ROUNDS):
         await restart_view(bench, region)
         reader = await warm(port, site)
-        # Whoever is first reads the root of the index: each is in turn.
+        # The first request reads the root of the index, so each page is first in turn.
         start = number * len(targets) // ROUNDS
         for cold in targets[start:] + targets[:start]:
-            # No depth changes the work of these threads, and each makes a page that nobody has.
+            # The depth does not change the work for these threads, but each depth is a page that no cache has.
             request = get_request(f"{cold.target}&depth={number + 2}")
             began = time.perf_counter()
             status, body = await reader.request(request)
@@ -120,7 +120,7 @@ async def measure_thread_pages(bench: RunningDeployment, site: str) -> list[dict
 
 
 async def cold_targets(port: int, site: str, size: int) -> list[Cold]:
-    """The pages of the threads of one size, without a depth."""
+    """Return the pages of the thread of one size, without a depth."""
     target = f"/v1/sites/{site}/comments?thread={quote(key_of(size))}"
     reader = await Session.open(port)
     try:
@@ -145,7 +145,7 @@ async def restart_view(bench: RunningDeployment, region: str) -> None:
 
 
 async def warm(port: int, site: str) -> Session:
-    """Wait until the view answers again, over a connection that has its catalogs and plans; return who asked."""
+    """Wait until the view answers and its connections have their catalogs and plans; return the session."""
     reader = await Session.open(port)
     deadline = time.monotonic() + BACK_S_MAX
     answered = 0
@@ -162,7 +162,7 @@ async def warm(port: int, site: str) -> Session:
 
 
 def row_of(kind: str, taken_ms: dict[int, list[float]]) -> dict[str, Any]:
-    """One row of the table: the medians of each size, and how much the largest takes of the smallest."""
+    """Return one row of the table: the median of each size, and the ratio of the largest to the smallest."""
     for size in SIZES:
         enough(taken_ms.get(size, []), ROUNDS, f"{kind}, {size:,} comments")
     medians = {size: statistics.median(some) for size, some in taken_ms.items()}

@@ -1,4 +1,4 @@
-"""The load client counts what a real server answered, and refuses what it is not about."""
+"""Tests the load client on a real server: it counts answers, and stops at another status."""
 
 import asyncio
 
@@ -27,7 +27,7 @@ def answer_of(status: int, body: bytes) -> bytes:
 
 
 @pytest.mark.parametrize("split", [7, 100_000])
-async def test_every_answer_is_counted_however_it_arrives(split: int) -> None:
+async def test_every_answer_is_counted_whole_or_in_parts(split: int) -> None:
     answer = answer_of(200, b"x" * 300)
     server = await serve(answer, split)
     async with server:

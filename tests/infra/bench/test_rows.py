@@ -1,6 +1,6 @@
-"""Each row of the benchmarks on sound samples, on none, and on broken ones: a figure of nothing is none.
+"""Tests each row of the benchmarks on sound samples, on too few, and on samples that miss the aim.
 
-The rows are found by their signature, so that one without an empty and a broken record fails here.
+The rows are found by their signature, so that a row without all three fails here.
 """
 
 import math
@@ -36,7 +36,7 @@ def freshness(samples_ms: list[float]) -> Row:
 
 
 def hogs(**changes: Any) -> Row:
-    known: dict[str, Any] = {"seconds": 10, "running": 2, "wanted": 2, "failovers": 0, "told": 11}
+    known: dict[str, Any] = {"seconds": 10, "running": 2, "wanted": 2, "failovers": 0, "attempts": 11}
     known["taken_s"] = [0.1] * 10
     return rows.hogs(**known | changes)
 
@@ -55,7 +55,7 @@ def rejoin(**changes: Any) -> Row:
 Made = Callable[[], Row]
 
 ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
-    # sound, of nothing or too little, missing its aim
+    # sound, too few samples, aim missed
     rows.compared: (
         compared,
         [
@@ -131,7 +131,7 @@ ROWS: dict[Callable[..., Row], tuple[Made, list[Made], list[Made]]] = {
 }
 
 
-def test_every_row_has_a_sound_an_empty_and_a_broken_record() -> None:
+def test_every_row_has_sound_and_too_few_and_bad_samples() -> None:
     found = set(public_functions(rows, "Row").values())
     for module in (sessions, thread_pages):
         found |= set(public_functions(module, "dict[str, Any]").values())
@@ -140,7 +140,7 @@ def test_every_row_has_a_sound_an_empty_and_a_broken_record() -> None:
 
 
 @pytest.mark.parametrize("made", ROWS, ids=lambda one: one.__name__)
-def test_a_row_meets_its_aim_misses_it_or_is_none(made: Callable[..., Row]) -> None:
+def test_a_row_meets_its_aim_or_misses_it_or_needs_more_samples(made: Callable[..., Row]) -> None:
     sound, empty, broken = ROWS[made]
     assert sound()["met"]
     for one in empty:
@@ -171,4 +171,4 @@ def test_the_table_and_the_limits_fit_a_terminal_of_80_columns(monkeypatch: pyte
     limits = rows.limits_beside(made)
     assert max(map(len, limits)) <= 80
     assert " ".join(line.strip() for line in limits).startswith("1  limit: a raw route that returns")
-    assert all(line.startswith((" 1  ", "    ")) for line in limits), "only the first has a limit"
+    assert all(line.startswith((" 1  ", "    ")) for line in limits), "only the first row has a limit"
