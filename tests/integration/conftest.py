@@ -1,4 +1,4 @@
-"""The deployment that the tests of a session share, and folders for deployments of a test's own."""
+"""Starts the deployment that the tests of a session share, and makes data folders for other deployments."""
 
 import contextlib
 import tempfile
@@ -13,12 +13,12 @@ from tests.integration.stack import Stack, start_stack
 
 @pytest.fixture(scope="session")
 def data_folder() -> Iterator[Callable[[], Path]]:
-    """Make data folders that are stopped and removed whatever a test does."""
+    """Make data folders; their deployments are stopped and the folders removed, also after a failed test."""
     with contextlib.ExitStack() as made:
 
         def make() -> Path:
-            # Not pytest's tmp_path: that lies in a folder of mode 0700, which sends PostgreSQL's data elsewhere
-            # when everything runs as root; one test asks for just that, the others for the usual case.
+            # Not pytest's tmp_path: its parent has mode 0700, so as root PostgreSQL's data would be placed elsewhere.
+            # One test does that on purpose; the others use the usual case.
             folder = Path(tempfile.mkdtemp(prefix="palaver-test-"))
             folder.chmod(0o711)
             made.enter_context(stopped_at_the_end(folder / "data"))

@@ -1,4 +1,4 @@
-"""A load of writers and readers that keeps an exact account of what was acknowledged."""
+"""Runs writers and readers against a deployment, and records exactly what was acknowledged."""
 
 import threading
 import time
@@ -13,12 +13,12 @@ from tests.integration.stack import REGIONS, Stack
 from tests.waiting import eventually
 
 RETRY_S = 0.1
-GIVE_UP_S = 30.0  # a write that no edge took for so long is counted as refused
+GIVE_UP_S = 30.0  # the writer then counts the write as given up
 
 
 @dataclass(kw_only=True)
 class Account:
-    """What the writers were told and the readers saw."""
+    """The outcomes of the writes and reads."""
 
     thread: str
     through: Sequence[str]
@@ -53,7 +53,7 @@ def _write(stack: Stack, region: str, account: Account, stop: threading.Event, l
                     with lock:
                         account.refused += 1
                 except httpx.HTTPError:
-                    pass  # The edge itself may be what was killed; the key makes another try safe.
+                    pass  # The edge may have been killed; the key makes another attempt safe.
                 if time.monotonic() - started > GIVE_UP_S:
                     account.given_up.append(body)
                     break
@@ -77,7 +77,7 @@ def _read(stack: Stack, region: str, account: Account, stop: threading.Event) ->
 
 @contextmanager
 def load(stack: Stack, through: Sequence[str] = REGIONS) -> Generator[Account]:
-    """Write and read through every one of these edges for as long as the context lasts."""
+    """Write and read through each of these edges while the context lasts."""
     account = Account(thread=f"load-{uuid.uuid4().hex[:8]}", through=through)
     stop, lock = threading.Event(), threading.Lock()
     threads = [threading.Thread(target=_write, args=(stack, region, account, stop, lock)) for region in through]
@@ -99,11 +99,11 @@ def load(stack: Stack, through: Sequence[str] = REGIONS) -> Generator[Account]:
 
 
 def check_nothing_lost_or_doubled(stack: Stack, account: Account) -> None:
-    """Every acknowledged comment is in every region exactly once, under the id that was answered."""
+    """Check that every acknowledged comment is in every region exactly once, under the id of its acknowledgement."""
     expected = set(account.acknowledged.values())
     assert expected, "nothing was acknowledged, so nothing could be lost"
     for region in account.through:
-        assert account.reads[region] > 0, f"nobody read in {region}"
+        assert account.reads[region] > 0, f"no read succeeded in {region}"
         assert any(body.startswith(f"{region} ") for body in account.acknowledged), f"no write came through {region}"
     assert len(expected) == len(account.acknowledged), "two writes were answered with one id"
     for region in REGIONS:
@@ -115,5 +115,5 @@ def check_nothing_lost_or_doubled(stack: Stack, account: Account) -> None:
         )
         assert len(found) == len(set(found)), f"{region} shows a comment twice"
         unexplained = set(found) - expected
-        # A write whose answer nobody got may still be there once; it must not be there beside its retry.
+        # A write that was given up may be there once; an acknowledged one must not be there twice.
         assert len(unexplained) <= len(account.given_up), f"{region} has {len(unexplained)} comments too many"

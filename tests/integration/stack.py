@@ -1,4 +1,4 @@
-"""A running deployment as a user has it: started and steered by the `palaver` command, spoken to over HTTP."""
+"""Starts a deployment as a user does, controls it with the command `palaver`, and sends it HTTP requests."""
 
 import subprocess
 import sys
@@ -23,7 +23,7 @@ from tests.waiting import eventually
 REGIONS = ("us-east", "eu-west", "ap-south")
 COMMAND_TIMEOUT_S = 200.0
 AGENT_LINES = 150
-"""Some four failovers of three agents."""
+"""About four failovers of three agents."""
 
 Answer = TypeVar("Answer")
 
@@ -41,7 +41,7 @@ def palaver(*arguments: str, data: Path, check: bool = True) -> subprocess.Compl
 
 
 def agents_log(data: Path) -> str:
-    """The last lines of all region agents in the order of time; the folder is gone when somebody reads of a failure."""
+    """Return the last log lines of all agents, ordered by time; the folder is removed before a failure is read."""
     layout = open_layout(data)
     plan = load_plan(layout.plan)
     if plan is None:
@@ -55,7 +55,7 @@ def agents_log(data: Path) -> str:
 
 @dataclass(frozen=True, kw_only=True)
 class Stack:
-    """A deployment that runs, and one site on it."""
+    """A running deployment, and one site on it."""
 
     data: Path
     edges: dict[str, str]
@@ -91,12 +91,12 @@ class Stack:
         return self.ask("GET", self.url(region, path), **options)
 
     def ask(self, method: str, url: str, **options: Any) -> httpx.Response:
-        """Send a request on a connection of its own; the answer is held to the document."""
+        """Send a request on a new connection; the answer is checked against the OpenAPI document."""
         with self.answers.client(timeout=20) as client:
             return client.request(method, url, **options)
 
     def thread_ids(self, region: str, thread: str) -> list[str]:
-        """Ids of all comments of a thread, in the order read, following every cursor; doubles stay doubles."""
+        """Return the ids of all comments of a thread in the order read, over all cursors; duplicates are kept."""
         found: list[str] = []
         cursors: list[str | None] = [None]
         while cursors:
@@ -131,7 +131,7 @@ class Stack:
 
 
 def start_stack(data: Path, *arguments: str) -> Stack:
-    """Start a deployment and make a site on it."""
+    """Start a deployment and create a site on it."""
     status = orjson.loads(palaver("up", "--detach", "--no-limit-clients", "--json", *arguments, data=data).stdout)
     made = orjson.loads(
         palaver("site", "create", "Tests", "--origin", "https://tests.example", "--json", data=data).stdout

@@ -1,4 +1,4 @@
-"""Bad input at a real edge: a problem document with the right status, never a 500."""
+"""Sends bad input to a real edge: the answer is a problem document with the right status, never a 500."""
 
 import json
 import socket
@@ -21,7 +21,7 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
     assert document["status"] == status
     assert document["type"].startswith("https://palaver.dev/problems/")
     assert document["title"]
-    # The edge refuses these before it gives a request an id.
+    # The edge refuses these before it assigns a request id.
     assert "request_id" in document or status in {431, 501}
     assert document.get("request_id") == answer.headers.get("x-request-id")
     return document
@@ -46,7 +46,7 @@ def problem_of(answer: httpx.Response, status: int) -> dict[str, Any]:
         ("text", 422),
     ],
 )
-def test_a_wrong_body_is_refused_by_name(stack: Stack, body: object, status: int) -> None:
+def test_an_invalid_body_is_422(stack: Stack, body: object, status: int) -> None:
     problem_of(stack.ask("POST", stack.url("eu-west", "/comments"), json=body), status)
 
 
@@ -80,7 +80,7 @@ def test_a_header_of_a_megabyte_is_431(stack: Stack) -> None:
     problem_of(answer, 431)
 
 
-def test_too_deep_a_reply_is_refused(stack: Stack) -> None:
+def test_a_reply_below_the_greatest_depth_is_422(stack: Stack) -> None:
     parent = stack.post("us-east", "0", thread="deep").json()["id"]
     answer = stack.post("us-east", "deeper", thread="deep", parent=parent)
     for _ in range(100):
@@ -108,24 +108,24 @@ def test_an_unknown_route_is_a_problem(stack: Stack, path: str) -> None:
     problem_of(answer, answer.status_code)
 
 
-def test_a_wrong_method_is_405_and_names_the_right_ones(stack: Stack) -> None:
+def test_a_wrong_method_is_405_with_the_allowed_ones(stack: Stack) -> None:
     answer = stack.ask("PUT", stack.url("us-east", "/comments"), json={})
     problem_of(answer, 405)
     assert "POST" in answer.headers["allow"]
 
 
-def test_a_method_that_no_address_takes_is_501_and_options_is_answered(stack: Stack) -> None:
+def test_an_unknown_method_is_501_and_options_is_answered(stack: Stack) -> None:
     problem_of(stack.ask("QUERY", stack.url("us-east", "/comments")), 501)
     assert stack.ask("OPTIONS", stack.url("us-east", "/comments")).headers["allow"] == "POST, GET, HEAD, OPTIONS"
 
 
 @pytest.mark.parametrize("cursor", ["x", "AAAA", "." * 500, "é"])
-def test_a_cursor_that_is_none_is_refused(stack: Stack, cursor: str) -> None:
+def test_an_invalid_cursor_is_422(stack: Stack, cursor: str) -> None:
     answer = stack.get("ap-south", "/comments", params={"thread": "t", "cursor": cursor})
     problem_of(answer, 422)
 
 
-def test_a_foreign_cursor_is_refused(stack: Stack) -> None:
+def test_a_cursor_of_another_thread_is_422(stack: Stack) -> None:
     made = [stack.post("us-east", f"{number}", thread="cursor-a").json()["id"] for number in range(3)]
     stack.until_visible("us-east", made[-1])
     cursor = stack.get("us-east", "/comments", params={"thread": "cursor-a", "limit": 1}).json()["next"]
@@ -141,7 +141,7 @@ def test_site_creation_needs_the_admin_key(stack: Stack) -> None:
         problem_of(answer, 401)
 
 
-def test_an_edit_without_or_with_a_wrong_key_is_refused(stack: Stack) -> None:
+def test_an_edit_without_a_valid_key_is_401(stack: Stack) -> None:
     made = stack.post("us-east", "Mine.", thread="keys")
     url = stack.url("us-east", f"/comments/{made.json()['id']}")
     for headers in ({}, {"authorization": "Bearer psk_wrong"}):
@@ -149,7 +149,7 @@ def test_an_edit_without_or_with_a_wrong_key_is_refused(stack: Stack) -> None:
         problem_of(answer, 401)
 
 
-def test_edits_are_optimistic(stack: Stack) -> None:
+def test_an_edit_needs_the_current_version(stack: Stack) -> None:
     made = stack.post("us-east", "One.", thread="versions")
     url = stack.url("us-east", f"/comments/{made.json()['id']}")
     key = {"authorization": f"Bearer {stack.api_key}"}
@@ -182,7 +182,7 @@ def test_a_client_cannot_choose_the_epoch(stack: Stack) -> None:
     assert answer.status_code == 201
 
 
-def test_bytes_that_are_not_http_do_not_hurt(stack: Stack) -> None:
+def test_an_edge_serves_on_after_bytes_that_are_not_http(stack: Stack) -> None:
     edge = urlsplit(stack.edges["us-east"])
     with socket.create_connection((edge.hostname, edge.port), timeout=10) as connection:
         connection.sendall(b"\x16\x03\x01 not http\r\n\r\n")

@@ -1,4 +1,4 @@
-"""The life of a deployment: starts, stops, crashes of its supervisor, and what it refuses."""
+"""Tests the life of a deployment: starts, stops, crashes of its supervisor, and refused commands."""
 
 import os
 import re
@@ -28,13 +28,13 @@ ROOT = Path(__file__).parents[2]
 
 @pytest.fixture(scope="module")
 def own_deployment(data_folder: Callable[[], Path]) -> Stack:
-    """A deployment of this module's own, with a region that only reads."""
+    """A deployment of this module's own, with a view-only region."""
     return start_stack(data_folder(), "--view-regions", "sa-east")
 
 
 @pytest.fixture
 def own_stack(own_deployment: Stack) -> Stack:
-    """The deployment of this module, running, whatever the test before has left."""
+    """The deployment of this module, running, also if the test before stopped it."""
     if own_deployment.palaver("status", check=False).returncode != 0:
         own_deployment.palaver("up", "--detach")
     return own_deployment
@@ -42,7 +42,7 @@ def own_stack(own_deployment: Stack) -> Stack:
 
 @pytest.fixture
 def stopped_stack(own_deployment: Stack) -> Stack:
-    """The deployment of this module, stopped, whatever the test before has left."""
+    """The deployment of this module, stopped, also if the test before left it running."""
     own_deployment.palaver("down", check=False)
     assert processes_of(own_deployment.data) == []
     return own_deployment
@@ -57,7 +57,7 @@ def home_folder() -> Iterator[Path]:
         yield folder / "data"
 
 
-def test_a_view_region_reads_and_passes_writes_on(own_stack: Stack) -> None:
+def test_a_view_only_region_serves_reads_and_forwards_writes(own_stack: Stack) -> None:
     made = own_stack.post("sa-east", "From a region without a vote.", thread="view")
     assert made.status_code == 201, made.text
     own_stack.until_visible("sa-east", made.json()["id"])
@@ -103,7 +103,7 @@ def test_a_second_start_of_a_running_deployment_is_refused(own_stack: Stack) -> 
     assert own_stack.region("us-east")["healthy"]
 
 
-def test_another_shape_for_the_same_folder_is_refused(own_stack: Stack) -> None:
+def test_up_with_other_regions_in_the_same_folder_is_refused(own_stack: Stack) -> None:
     done = own_stack.palaver("up", "--detach", "--regions", "a,b,c", check=False)
     assert done.returncode == 2
     assert "--regions us-east,eu-west,ap-south" in done.stderr
@@ -117,7 +117,7 @@ def test_a_running_deployment_keeps_its_plan(own_stack: Stack) -> None:
     assert (own_stack.data / "deployment.json").read_bytes() == before
 
 
-def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_stack: Stack) -> None:
+def test_a_killed_supervisor_leaves_no_orphan_and_a_new_start_continues(own_stack: Stack) -> None:
     ids = [own_stack.post(region, "Before the crash.", thread="crash").json()["id"] for region in REGIONS]
     epoch = own_stack.status()["cells"][0]["epoch"]
     everything = processes_of(own_stack.data)
@@ -129,7 +129,7 @@ def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_s
         within_s=30,
         what="no orphan",
     )
-    # What was started between the list and the kill is ended as well.
+    # Processes that were started between the list and the kill have ended as well.
     eventually(lambda: processes_of(own_stack.data), lambda left: left == [], within_s=30, what="nothing is left")
     own_stack.palaver("up", "--detach")
     after = own_stack.until_healthy(within_s=30)
@@ -138,7 +138,7 @@ def test_a_kill_of_the_supervisor_leaves_no_orphan_and_a_new_start_goes_on(own_s
         assert sorted(own_stack.thread_ids(region, "crash")) == sorted(ids)
 
 
-def test_an_orphan_that_is_left_is_ended_by_the_next_start(own_stack: Stack) -> None:
+def test_the_next_start_ends_remaining_orphans(own_stack: Stack) -> None:
     made = own_stack.post("eu-west", "Before both die.", thread="orphans").json()["id"]
     control = orjson.loads((own_stack.data / "control.json").read_bytes())
     guardians = [
@@ -168,7 +168,7 @@ def test_down_stops_everything_and_keeps_the_data(own_stack: Stack) -> None:
         own_stack.until_visible(region, made)
 
 
-def test_a_taken_port_is_one_line_and_nothing_is_left_running(stopped_stack: Stack) -> None:
+def test_a_taken_port_is_reported_in_one_line_and_nothing_stays_running(stopped_stack: Stack) -> None:
     plan = load_plan(open_layout(stopped_stack.data).plan)
     assert plan is not None
     port = plan.port("eu-west", "edge")
@@ -180,7 +180,7 @@ def test_a_taken_port_is_one_line_and_nothing_is_left_running(stopped_stack: Sta
         assert processes_of(stopped_stack.data) == []
 
 
-def test_a_program_that_does_not_come_up_stops_the_start_and_everything_else(stopped_stack: Stack) -> None:
+def test_a_process_that_does_not_start_ends_the_start_and_all_processes(stopped_stack: Stack) -> None:
     broken = stopped_stack.data / "regions" / "eu-west" / "view" / "PG_VERSION"
     kept = broken.read_bytes()
     broken.write_bytes(b"17\n")
@@ -194,7 +194,7 @@ def test_a_program_that_does_not_come_up_stops_the_start_and_everything_else(sto
         broken.write_bytes(kept)
 
 
-def test_a_terminal_interrupt_stops_a_foreground_start_in_order(stopped_stack: Stack) -> None:
+def test_an_interrupt_stops_a_deployment_in_the_foreground(stopped_stack: Stack) -> None:
     process = subprocess.Popen(
         [sys.executable, "-P", "-m", "infra.cli", "up", "--data", str(stopped_stack.data)],
         stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
@@ -232,7 +232,7 @@ def test_a_terminal_interrupt_stops_a_foreground_start_in_order(stopped_stack: S
         (("status", "--wrong"), "--wrong"),
     ],
 )
-def test_wrong_input_is_one_line_exit_code_2_and_no_folder(
+def test_wrong_input_is_one_line_with_exit_code_2_and_makes_no_folder(
     tmp_path: Path, arguments: tuple[str, ...], says: str
 ) -> None:
     done = palaver(*arguments, data=tmp_path / "data", check=False)
@@ -242,7 +242,7 @@ def test_wrong_input_is_one_line_exit_code_2_and_no_folder(
     assert not (tmp_path / "data").exists()
 
 
-def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
+def test_a_folder_that_cannot_be_written_is_reported_in_one_line(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("in the way")
     done = palaver("up", "--detach", data=tmp_path / "file" / "data", check=False)
     assert done.returncode != 0
@@ -252,9 +252,9 @@ def test_a_folder_that_cannot_be_written_is_one_line(tmp_path: Path) -> None:
 
 def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: Path) -> None:
     done = palaver("demo", "--exit", "--rtt-ms", "10", "--json", data=home_folder)
-    # The words are for people, the document for programs.
+    # The text is on standard error, the JSON document on standard output.
     assert "every claim above was checked" in done.stderr
-    # The deployment has stopped: no address, and nothing to stop.
+    # The deployment has stopped, so the text names no address and no way to stop it.
     assert "Ctrl-C" not in done.stderr
     assert "curl" not in done.stderr
     assert done.stderr.endswith(f"stopped; the data is kept in {home_folder}\n")
@@ -265,8 +265,8 @@ def test_the_demo_runs_in_a_folder_that_no_other_account_can_enter(home_folder: 
     assert seen["comments"] > 200
     assert set(seen["edges"]) == set(seen["commit_ms"]) == set(seen["readable_after_ms"]) == set(seen["pids"])
     assert all(median > 0 for times in seen["readable_after_ms"].values() for median in times.values())
-    # The leader region died in it, and another took over.
+    # The demo kills the leader region, and another region takes over.
     assert seen["disaster"]["died"] != seen["disaster"]["leads"]
     assert seen["disaster"]["epoch"] > 1
-    assert seen["disaster"]["still_ms"] > 500, "nobody moves leadership sooner than a death is noticed"
+    assert seen["disaster"]["still_ms"] > 500, "no failover begins before the failure is suspected"
     assert processes_of(home_folder) == []

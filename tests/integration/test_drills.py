@@ -1,7 +1,7 @@
-"""The short drills on the session's deployment: a region is killed, a region is cut off, the leadership is moved.
+"""Runs the short drills on the shared deployment: kill of a region, a cut network, a switchover.
 
-`make drills` runs all drills once, `make soak` repeats them. tests/regions/test_switcher.py has the pause of a leader
-and the loss of two regions with real servers.
+`make drills` runs all drills once, `make soak` repeats them. `tests/regions/test_switcher.py` tests the pause of a
+leader and the loss of two regions with real servers.
 """
 
 import os
@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.integration, pytest.mark.stack, pytest.mark.drill]
 
 DRILLS = catalogue()
 SHORT = sorted((name for name, drill in DRILLS.items() if drill.short), key=lambda name: (name != "switchover", name))
-"""A switch first: the others wait until their failover is not held down for those of the tests before."""
+"""The switchover is first, because the hold-down after failovers of earlier tests delays the other drills."""
 ROUNDS = int(os.environ.get("PALAVER_DRILL_ROUNDS", "1"))
 SEED = int(os.environ.get("PALAVER_DRILL_SEED", "1"))
 
@@ -38,7 +38,7 @@ def run(stack: Stack, name: str, report: Path, seed: int) -> None:
     assert Path(facts["report"]).read_text().startswith("<!doctype html>")
 
 
-def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tmp_path: Path) -> None:
+def test_a_drill_on_an_unhealthy_deployment_is_refused(stack: Stack, tmp_path: Path) -> None:
     status = stack.until_healthy(within_s=120)
     victim = next(region["region"] for region in status["regions"] if region["role"] == "follower")
     stack.palaver("fault", "pause", victim, "read_api")
@@ -69,7 +69,7 @@ def test_a_drill_on_a_deployment_that_is_not_healthy_is_refused(stack: Stack, tm
         ("full-disk-leader", "disk faults cannot be injected: the ledgers have no disks of their own"),
     ],
 )
-def test_a_drill_whose_fault_cannot_be_injected_is_skipped_and_not_passed(
+def test_a_drill_with_an_unavailable_fault_is_skipped_and_does_not_pass(
     stack: Stack, tmp_path: Path, name: str, lacking: str
 ) -> None:
     done = palaver("drill", "run", name, "--report", str(tmp_path), data=stack.data, check=False)
@@ -78,7 +78,7 @@ def test_a_drill_whose_fault_cannot_be_injected_is_skipped_and_not_passed(
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_drill_that_is_none_is_wrong_input(stack: Stack) -> None:
+def test_an_unknown_drill_is_wrong_input(stack: Stack) -> None:
     done = palaver("drill", "run", "hug-region", data=stack.data, check=False)
     assert done.returncode == 2
     assert done.stderr.startswith("palaver: there is no drill 'hug-region'")

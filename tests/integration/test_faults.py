@@ -1,4 +1,4 @@
-"""kill -9 of each process of the leader region under load: it comes back, and nothing is lost or doubled."""
+"""Tests kill -9 of each process of the leader region under load: it restarts, and no write is lost or applied twice."""
 
 import os
 import time
@@ -14,10 +14,10 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 
 PROCESSES = ("etcd", "ledger", "view", "redis", "envoy", "region_agent", "write_api", "read_api", "replicator")
-BACK_WITHIN_S = 10.0  # whatever else the machine has to do
-REJOINED_WITHIN_S = 30.0  # what a member takes that is stopped, rewound, or copied, and follows
+BACK_WITHIN_S = 10.0  # also on a busy machine
+REJOINED_WITHIN_S = 30.0  # a member is stopped, rewound or copied, and follows
 
-# Who leads may move when PostgreSQL ends, and by nothing else.
+# Only the end of PostgreSQL may move the leadership.
 MAY_MOVE = ("ledger",)
 
 
@@ -26,7 +26,7 @@ def within_s(seconds: float) -> float:
 
 
 @pytest.mark.parametrize("process", PROCESSES)
-def test_a_killed_process_comes_back_and_nothing_is_lost(stack: Stack, process: str) -> None:
+def test_a_killed_process_restarts_and_no_write_is_lost(stack: Stack, process: str) -> None:
     before = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     leader = before["cells"][0]["leader"]
     pid = next(region["pids"][process] for region in before["regions"] if region["region"] == leader)
@@ -51,14 +51,14 @@ def test_a_killed_process_comes_back_and_nothing_is_lost(stack: Stack, process: 
         )
     assert account.given_up == []
     for region, failures in account.read_failures.items():
-        # An edge that is dead answers nobody; its readers take another edge meanwhile.
+        # A dead edge answers nothing, so its readers fail meanwhile.
         if (region, process) != (leader, "envoy"):
             assert failures == [], f"reads in {region} failed"
         assert account.reads[region] > 0
     check_nothing_lost_or_doubled(stack, account)
     cells = before["cells"][0], back["cells"][0]
     if process == "ledger":
-        assert cells[1]["epoch"] > cells[0]["epoch"], "a primary that crashed starts again only under a new epoch"
+        assert cells[1]["epoch"] > cells[0]["epoch"], "a crashed primary restarts only in a new epoch"
     elif process not in MAY_MOVE:
         assert [(cell["epoch"], cell["leader"]) for cell in cells] == 2 * [(cells[0]["epoch"], leader)]
     check_roles(back)
@@ -71,7 +71,7 @@ def check_roles(status: dict[str, Any]) -> None:
     assert roles == {region: "leader" if region == cell["leader"] else "follower" for region in roles}
 
 
-def test_a_killed_leader_region_is_replaced_and_comes_back_as_a_follower(stack: Stack) -> None:
+def test_a_killed_leader_region_is_replaced_and_returns_as_a_follower(stack: Stack) -> None:
     before = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     old, epoch = before["cells"][0]["leader"], before["cells"][0]["epoch"]
     survivors = [region["region"] for region in before["regions"] if region["region"] != old]
@@ -93,9 +93,9 @@ def test_a_killed_leader_region_is_replaced_and_comes_back_as_a_follower(stack: 
         back = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
         check_roles(back)
         assert back["cells"][0] == stack.status()["cells"][0]
-        assert back["cells"][0]["leader"] in survivors, "nobody fails back by himself"
+        assert back["cells"][0]["leader"] in survivors, "the old leader does not take the leadership back"
     assert account.given_up == []
-    # A write with a key sees latency and no error.
+    # Writers with a key see latency and no error.
     assert account.refused == 0
     assert all(account.read_failures[region] == [] for region in survivors)
     check_nothing_lost_or_doubled(stack, account)
@@ -104,7 +104,7 @@ def test_a_killed_leader_region_is_replaced_and_comes_back_as_a_follower(stack: 
 
 
 def check_that_every_region_can_follow_the_one_before(stack: Stack) -> None:
-    """The leadership moves twice more: each new leader continues with what the one before has left, and so do views."""
+    """Move the leadership twice more: each new leader, and each view, continues from the data of the one before."""
     with load(stack, ()) as account:
         for number in range(2):
             status = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
@@ -120,12 +120,12 @@ def check_that_every_region_can_follow_the_one_before(stack: Stack) -> None:
 
 
 def check_that_the_old_leader_refuses(stack: Stack, old: str, epoch: int) -> None:
-    """Whoever still sends to the former leader under its own epoch is refused by that epoch."""
+    """Check that the former leader refuses a request with its old epoch."""
     topology = orjson.loads((stack.data / "regions" / old / "topology.json").read_bytes())
     address = next(region["write_api"] for region in topology["regions"] if region["name"] == old)
     answer = stack.ask("POST",
         f"http://{address}/v1/sites/{stack.site}/comments",
-        json={"thread": "late", "body": "To the one that led."}, headers={"palaver-epoch": str(epoch)},
+        json={"thread": "late", "body": "To the former leader."}, headers={"palaver-epoch": str(epoch)},
     )  # fmt: skip
     assert answer.status_code == 503
     assert answer.json()["type"].endswith("/stale-epoch")
@@ -150,7 +150,7 @@ def test_a_killed_follower_region_stays_dead_until_it_is_restarted(stack: Stack)
     check_nothing_lost_or_doubled(stack, account)
 
 
-def test_a_paused_process_is_not_restarted_and_goes_on(stack: Stack) -> None:
+def test_a_paused_process_is_not_restarted_and_continues(stack: Stack) -> None:
     before = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     victim = next(region for region in before["regions"] if region["region"] != before["cells"][0]["leader"])
     name = victim["region"]
@@ -175,7 +175,7 @@ def test_a_partitioned_follower_catches_up_after_the_heal(stack: Stack) -> None:
         assert f"fault: {min(leader, cut)} ↔ {max(leader, cut)}: cut" in stack.palaver("status").stdout
         other = next(r["region"] for r in before["regions"] if r["region"] not in (leader, cut))
         made = stack.post(other, "Behind the cut.", thread="cut")
-        assert made.status_code == 201, "the other standby is a quorum with the leader"
+        assert made.status_code == 201, "the leader and the other standby are a quorum"
         assert stack.get(cut, f"/comments/{made.json()['id']}").status_code == 404
         assert stack.get(cut, "/comments", params={"thread": "cut"}).status_code == 200, "reads stay available"
     finally:
@@ -214,7 +214,7 @@ def test_a_region_behind_a_delay_still_commits_and_converges(stack: Stack) -> No
         (("site", "create", "x", "--origin", "no-origin"), "origin"),
     ],
 )
-def test_a_wrong_order_is_one_line_and_exit_code_2(stack: Stack, arguments: tuple[str, ...], says: str) -> None:
+def test_a_wrong_command_is_one_line_with_exit_code_2(stack: Stack, arguments: tuple[str, ...], says: str) -> None:
     done = stack.palaver(*arguments, check=False)
     assert done.returncode == 2, done.stdout + done.stderr
     assert says in done.stderr

@@ -1,4 +1,4 @@
-"""What an operator does with the leadership of a running deployment."""
+"""Tests the operator's commands for the leadership of a running deployment."""
 
 import re
 
@@ -13,7 +13,7 @@ from tests.waiting import eventually
 pytestmark = [pytest.mark.integration, pytest.mark.stack]
 
 
-def test_a_planned_switch_fails_no_request_and_is_in_the_history(stack: Stack) -> None:
+def test_a_switchover_fails_no_request_and_is_in_the_history(stack: Stack) -> None:
     before = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     old, epoch = before["cells"][0]["leader"], before["cells"][0]["epoch"]
     target = next(region["region"] for region in before["regions"] if region["region"] != old)
@@ -33,7 +33,7 @@ def test_a_planned_switch_fails_no_request_and_is_in_the_history(stack: Stack) -
             lambda: len(account.acknowledged), lambda count: count >= written + 20, within_s=20, what="writes go on"
         )
         again = orjson.loads(stack.palaver("switch", "--to", target, "--json").stdout)
-        assert again["epoch"] == cell["epoch"], "what is so already is not done again"
+        assert again["epoch"] == cell["epoch"], "a switch to the leader does nothing"
     assert account.given_up == []
     assert account.refused == 0
     check_nothing_lost_or_doubled(stack, account)
@@ -44,13 +44,13 @@ def test_a_planned_switch_fails_no_request_and_is_in_the_history(stack: Stack) -
     entry = next(entry for entry in epochs if entry["epoch"] == cell["epoch"])
     assert (entry["leader"], entry["served"]) == (target, True)
     assert "a test" in entry["reason"]
-    assert set(entry["phases_ms"]) == {"promoting"}, "nobody was elected"
+    assert set(entry["phases_ms"]) == {"promoting"}, "a switchover has no vote"
     assert {"PromoteLedger", "WriteFence"} <= set(entry["steps_ms"])
     assert target in stack.palaver("history").stdout
 
 
 @pytest.mark.parametrize(("to", "code", "says"), [("atlantis", 2, "unknown region"), (None, 1, "does not answer")])
-def test_a_switch_that_cannot_be_is_refused_with_the_reason(stack: Stack, to: str | None, code: int, says: str) -> None:
+def test_an_impossible_switch_is_refused_with_the_reason(stack: Stack, to: str | None, code: int, says: str) -> None:
     status = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     leader = status["cells"][0]["leader"]
     victim = next(region["region"] for region in status["regions"] if region["region"] != leader)
@@ -67,7 +67,7 @@ def test_a_switch_that_cannot_be_is_refused_with_the_reason(stack: Stack, to: st
     assert stack.status()["cells"][0]["leader"] == leader
 
 
-def test_while_failover_is_paused_a_lost_leader_is_not_replaced_and_status_says_why(stack: Stack) -> None:
+def test_a_lost_leader_is_not_replaced_while_failover_is_paused_and_status_shows_why(stack: Stack) -> None:
     before = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     leader, epoch = before["cells"][0]["leader"], before["cells"][0]["epoch"]
     paused = orjson.loads(stack.palaver("failover", "pause", "--reason", "a test", "--json").stdout)

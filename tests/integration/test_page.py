@@ -1,4 +1,4 @@
-"""The example page: a browser allows its requests, it shows its own posts at once, and it works in Chromium."""
+"""Tests the example page: a browser allows its requests, it shows its own posts at once, and it works in Chromium."""
 
 import html
 import re
@@ -41,7 +41,7 @@ await fetch("/seen", { method: "POST", body: list.innerHTML });
 
 
 class Website:
-    """A server of one page, to which the page reports what it shows."""
+    """A server of one page; the page reports its content to the server."""
 
     def __init__(self) -> None:
         self.page = ""
@@ -62,8 +62,8 @@ class Website:
                 self.end_headers()
                 website.reported.set()
 
-            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - its name
-                """Say nothing."""
+            def log_message(self, format: str, *args: object) -> None:  # noqa: A002 - the name of the base class
+                """Log nothing."""
 
         self.server = HTTPServer(("127.0.0.1", 0), Handler)
         self.origin = f"http://127.0.0.1:{self.server.server_port}"
@@ -86,14 +86,14 @@ def site_for(stack: Stack, origin: str) -> str:
     return made
 
 
-def test_a_browser_allows_the_requests_of_the_page_and_its_post_is_there_at_once(stack: Stack) -> None:
+def test_a_browser_allows_the_requests_of_the_page_and_a_read_has_its_own_post(stack: Stack) -> None:
     origin, (posted_at, *_, read_at) = "https://page.example", stack.edges
     comments = f"/v1/sites/{site_for(stack, origin)}/comments"
     sent = {"content-type", "idempotency-key", "palaver-position"}
     assert sent <= set(re.findall(r'"([a-z-]+)":? ', PAGE)), "the page sends these"
     for method, edge in (("POST", stack.edges[posted_at]), ("GET", stack.edges[read_at])):
-        asked = {"access-control-request-method": method, "access-control-request-headers": ",".join(sorted(sent))}
-        preflight = stack.ask("OPTIONS", f"{edge}{comments}", headers={"origin": origin, **asked})
+        wanted = {"access-control-request-method": method, "access-control-request-headers": ",".join(sorted(sent))}
+        preflight = stack.ask("OPTIONS", f"{edge}{comments}", headers={"origin": origin, **wanted})
         assert preflight.is_success, preflight.text
         assert preflight.headers["access-control-allow-origin"] == origin
         assert method in preflight.headers["access-control-allow-methods"]

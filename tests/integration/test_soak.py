@@ -1,4 +1,4 @@
-"""Kills under load, again and again, of processes drawn at random from every region."""
+"""Kills random processes of every region under load, in many rounds."""
 
 import os
 import random
@@ -15,8 +15,8 @@ ROUNDS = int(os.environ.get("PALAVER_SOAK_ROUNDS", "100"))
 SEED = int(os.environ.get("PALAVER_SOAK_SEED", "1"))
 
 
-def test_kills_at_random_lose_and_double_nothing(stack: Stack) -> None:
-    chooser = random.Random(SEED)  # noqa: S311 - a script that can be repeated, not a secret
+def test_random_kills_lose_no_write_and_apply_none_twice(stack: Stack) -> None:
+    chooser = random.Random(SEED)  # noqa: S311 - a repeatable script, not a secret
     for number in range(ROUNDS):
         victims = [(chooser.choice(REGIONS), chooser.choice(PROCESSES)) for _ in range(chooser.randint(1, 2))]
         print(f"round {number} of seed {SEED}: {victims}")  # noqa: T201 - shown when a round fails

@@ -1,4 +1,4 @@
-"""The spine, end to end: posted at any edge, committed on the quorum under an epoch, read in every region."""
+"""Tests the path of a comment: posted at any edge, committed on a quorum in an epoch, read in every region."""
 
 import itertools
 import re
@@ -29,7 +29,7 @@ def test_a_comment_posted_at_any_edge_is_read_in_every_region(stack: Stack, sour
         assert read["created_at"] == comment["created_at"]
 
 
-def test_the_position_of_a_write_makes_it_readable_at_once_elsewhere(stack: Stack) -> None:
+def test_a_read_with_the_position_of_a_write_has_the_write_in_every_region(stack: Stack) -> None:
     for number, (source, target) in enumerate(itertools.permutations(REGIONS, 2)):
         answer = stack.post(source, f"Read your writes, {number}.", thread="session")
         read = stack.get(
@@ -68,7 +68,7 @@ def test_the_applied_positions_of_all_regions_converge(stack: Stack) -> None:
     )
 
 
-def test_a_nested_thread_is_the_same_tree_everywhere(stack: Stack) -> None:
+def test_a_nested_thread_is_the_same_tree_in_every_region(stack: Stack) -> None:
     parents: dict[str, str | None] = {}
     last = None
     for depth in range(6):
@@ -126,7 +126,7 @@ def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
         assert "wording" not in str(gone)
 
 
-def test_a_new_site_is_where_its_location_says_at_every_edge(stack: Stack) -> None:
+def test_a_new_site_is_at_its_location_at_every_edge(stack: Stack) -> None:
     body = {"name": "New", "origins": ["https://new.example"]}
     admin = {"authorization": f"Bearer {stack.admin_key}"}
     for edge in stack.edges.values():
@@ -180,7 +180,7 @@ def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:
     assert same.status_code == 304
     assert same.content == b""
     second = stack.post("ap-south", "Changed.", thread="etag")
-    # Who says what it has seen is not told of a page from before, however quickly it asks.
+    # A request with the position of the write gets no older page, however soon it follows.
     changed = stack.get(
         "eu-west",
         "/comments",
@@ -189,7 +189,7 @@ def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:
     )
     assert changed.status_code == 200
     assert changed.json()["thread"]["count"] == 2
-    # Who says nothing is told as soon as the kept page has been dropped.
+    # A request without a position gets the new page once the cached page is invalid.
     eventually(
         lambda: stack.get(
             "eu-west", "/comments", params={"thread": "etag"}, headers={"if-none-match": page.headers["etag"]}

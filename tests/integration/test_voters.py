@@ -1,4 +1,4 @@
-"""Five regions beside the three: voters change and the leadership is drained by command, and no write is lost."""
+"""Tests five regions beside the shared three: commands change voters and drain the leader, and no write is lost."""
 
 import contextlib
 import io
@@ -32,7 +32,7 @@ def five(data_folder: Callable[[], Path]) -> Iterator[Stack]:
 
 
 def ordered(stack: Stack, command: Callable[..., None], region: str) -> dict[str, Any]:
-    """What the command prints; without a process of its own, whose start takes longer than most orders."""
+    """Run a command in this process, and return what it prints; starting a process takes longer than most orders."""
     with contextlib.redirect_stdout(io.StringIO()) as printed:
         command(region, reason="a test", data=stack.data, as_json=True)
     return orjson.loads(printed.getvalue())
@@ -53,19 +53,22 @@ def test_two_deployments_run_beside_each_other(stack: Stack, five: Stack) -> Non
     assert stack.get(EAST, f"/comments/{mine.json()['id']}").status_code == 404
 
 
-def test_a_follower_goes_and_comes_back_and_the_leader_is_drained_while_writes_run(five: Stack) -> None:
+def test_a_voter_is_removed_and_added_and_the_leader_is_drained_under_load(five: Stack) -> None:
     with load(five, through=(WEST,)) as account:
         removed = ordered(five, voters.remove, SOUTH)
         assert removed["already"] is False
         assert SOUTH not in removed["cell"]["voters"]
-        eventually(lambda: five.region(SOUTH), is_out, within_s=20, what=f"{SOUTH} only reads")
+        eventually(lambda: five.region(SOUTH), is_out, within_s=20, what=f"{SOUTH} is view-only")
         eventually(lambda: slots_of(five, EAST), lambda names: "member_ap_south" not in names, within_s=20, what="slot")
         written = len(account.acknowledged)
 
         added = ordered(five, voters.add, SOUTH)
         assert (added["already"], SOUTH in added["cell"]["voters"]) == (False, True)
         eventually(
-            lambda: quorum_of(five, EAST), lambda names: SOUTH in names, within_s=20, what="commits count with it"
+            lambda: quorum_of(five, EAST),
+            lambda names: SOUTH in names,
+            within_s=20,
+            what="the commit quorum includes it",
         )
         assert ordered(five, voters.add, SOUTH)["already"] is True
 
@@ -80,8 +83,8 @@ def test_a_follower_goes_and_comes_back_and_the_leader_is_drained_while_writes_r
     assert account.given_up == []
     assert account.refused == 0
     check_nothing_lost_or_doubled(five, account)
-    said = (five.data / "logs" / "supervisor.log").read_text()
-    assert re.search(r"order done: remove ap-south: .*: a test", said), "who and why is in the log"
+    log = (five.data / "logs" / "supervisor.log").read_text()
+    assert re.search(r"order done: remove ap-south: .*: a test", log), "the log has the order and its reason"
 
 
 def is_out(region: dict[str, Any]) -> bool:
@@ -96,7 +99,9 @@ def is_out(region: dict[str, Any]) -> bool:
         ("remove", "atlantis", 2, "unknown region 'atlantis'"),
     ],
 )
-def test_what_cannot_be_is_refused_with_the_reason(stack: Stack, order: str, who: str, code: int, says: str) -> None:
+def test_an_impossible_change_of_voters_is_refused_with_the_reason(
+    stack: Stack, order: str, who: str, code: int, says: str
+) -> None:
     status = stack.until_healthy(within_s=120)
     region = next((one["region"] for one in status["regions"] if one["role"] == who), who)
     done = stack.palaver("region", order, region, check=False)
