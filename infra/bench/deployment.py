@@ -74,7 +74,7 @@ class RunningDeployment:
         return proportional / 1e6, resident / 1e6
 
 
-def on_nothing(layout: Layout, folder: Path) -> AbstractContextManager[object]:
+def no_preparation(layout: Layout, folder: Path) -> AbstractContextManager[object]:
     """Return a context that does nothing."""
     del layout, folder
     return nullcontext()
@@ -85,7 +85,7 @@ def running_deployment(
     *,
     rtt_ms: float = 0.0,
     clocks: bool = False,
-    around: Callable[[Layout, Path], AbstractContextManager[object]] = on_nothing,
+    around: Callable[[Layout, Path], AbstractContextManager[object]] = no_preparation,
 ) -> Generator[RunningDeployment]:
     """Start three regions, yield, and stop them.
 

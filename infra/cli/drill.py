@@ -13,7 +13,7 @@ from typing import Annotated, Any
 import typer
 import uvloop
 
-from infra.bench.deployment import on_nothing, running_deployment
+from infra.bench.deployment import no_preparation, running_deployment
 from infra.cli.options import EXIT_FAILED, Json, known_plan
 from infra.drills.disks import ledger_disks
 from infra.drills.drill import PHASES, Drill, InvalidDrill, catalogue, find_drill
@@ -97,7 +97,7 @@ def _deployment(data: Path | None, rtt_ms: float, drill: Drill) -> Generator[Pat
         return
     try:
         clocks = drill.needs_clocks and clocks_can_be_had()
-        around = _on_disks if drill.needs_disks else on_nothing
+        around = _on_disks if drill.needs_disks else no_preparation
         with running_deployment(rtt_ms=rtt_ms, clocks=clocks, around=around) as deployment:
             yield deployment.layout.data
     except subprocess.CalledProcessError as error:

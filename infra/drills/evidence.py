@@ -135,9 +135,9 @@ class Evidence:
         return since <= record["sent"] and record["t"] <= until
 
     @cached_property
-    def hurt(self) -> list[Span]:
+    def edge_outages(self) -> list[Span]:
         """The times in which an edge could not be expected to answer."""
-        return hurt_spans(self.records, end=self.end)
+        return edge_outages_of(self.records, end=self.end)
 
     @property
     def refused(self) -> list[Span]:
@@ -182,10 +182,10 @@ class Evidence:
         )
 
     @cached_property
-    def stalls(self) -> list[WriteOutage]:
+    def write_outages(self) -> list[WriteOutage]:
         """The write outages; a write that waited at an edge which alone may refuse writes is ignored."""
         apart = [span for span, window in self._windows if window.edges != "all"]
-        return stalls_of(self.records, end=self.end, apart=apart)
+        return write_outages_of(self.records, end=self.end, apart=apart)
 
     @property
     def writes_least(self) -> int:
@@ -194,20 +194,20 @@ class Evidence:
         return sum(sum(fewest.of(phase).values()) for phase in PHASES)
 
 
-def hurt_spans(records: Sequence[Record], *, end: float) -> list[Span]:
+def edge_outages_of(records: Sequence[Record], *, end: float) -> list[Span]:
     """Return the times in which an edge could not be expected to answer.
 
     The edge of a killed region is expected to answer again when the region is healthy, or earlier, when the edge has
     acknowledged a write that was sent after the region's restart.
     """
-    hurt_since: dict[str, float] = {}
+    down_since: dict[str, float] = {}
     restarted: dict[str, float] = {}
     spans: list[Span] = []
 
     def over(region: str, until: float) -> None:
         restarted.pop(region, None)
-        if region in hurt_since:
-            spans.append(Span(region=region, since=hurt_since.pop(region), until=until))
+        if region in down_since:
+            spans.append(Span(region=region, since=down_since.pop(region), until=until))
 
     for record in records:
         if record["kind"] == "acknowledged" and restarted.get(record["region"], end) <= record["sent"]:
@@ -217,12 +217,12 @@ def hurt_spans(records: Sequence[Record], *, end: float) -> list[Span]:
         for region in record.get("regions", ()):
             if record["do"] in ("kill", "pause"):
                 restarted.pop(region, None)
-                hurt_since.setdefault(region, float(record["t"]))
+                down_since.setdefault(region, float(record["t"]))
             elif record["do"] == "restart":
                 restarted[region] = float(record["t"])
             elif record["do"] in ("restarted", "resume"):
                 over(region, float(record["t"]))
-    return spans + [Span(region=region, since=since, until=end) for region, since in hurt_since.items()]
+    return spans + [Span(region=region, since=since, until=end) for region, since in down_since.items()]
 
 
 def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bool:
@@ -232,7 +232,7 @@ def is_excused(spans: Iterable[Span], record: Record, *, unanswered: bool) -> bo
     return excusable and any(span.covers(record) for span in spans)
 
 
-def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[WriteOutage]:
+def write_outages_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = ()) -> list[WriteOutage]:
     """Return the outages of keyed writes, each from the first delayed write to the next acknowledgement.
 
     If a keyed write still waits at the end of the drill, the last outage lasts until then. A write is ignored if one of
@@ -257,7 +257,7 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
     times = [min(first_sent.values()), *(at for at, _ in acknowledged)]
     if first_sent.keys() - done.keys():
         times.append(end)
-    stalls: list[WriteOutage] = []
+    write_outages: list[WriteOutage] = []
     for before, after in itertools.pairwise(times):
         if after - before < GAP_S_MIN:
             continue
@@ -267,8 +267,8 @@ def stalls_of(records: Sequence[Record], *, end: float, apart: Sequence[Span] = 
             for key, sent in first_sent.items()
             if key not in elsewhere and sent < after and done.get(key, after) >= after
         ]
-        stalls.append(WriteOutage(first=min(suffered, default=before), end=after))
-    return stalls
+        write_outages.append(WriteOutage(first=min(suffered, default=before), end=after))
+    return write_outages
 
 
 def slowest_write_s(records: Sequence[Record], *, end: float) -> float | None:

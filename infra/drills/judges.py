@@ -235,7 +235,7 @@ def unkeyed_writes_get_a_clear_answer(evidence: Evidence) -> list[Check]:
         if record["kind"] != "acknowledged"
         and not (record.get("status") == HTTPStatus.SERVICE_UNAVAILABLE and record.get("retry_after"))
     ]
-    bad = [record for record in unclear if not is_excused(evidence.hurt, record, unanswered=True)]
+    bad = [record for record in unclear if not is_excused(evidence.edge_outages, record, unanswered=True)]
     name, least = "a write without a key gets 201, or 503 with Retry-After", evidence.drill.expect.unkeyed_min
     failed = [*_one_sided(evidence, attempts, least), *(_describe(record) for record in bad)]
     return [_judged(name, failed, counted=len(attempts), least=2 * least, excused=len(unclear) - len(bad))]
@@ -248,7 +248,7 @@ def keyed_writers_see_no_error(evidence: Evidence) -> list[Check]:
     bad = [
         record
         for record in errors
-        if not is_excused(evidence.hurt, record, unanswered=True)
+        if not is_excused(evidence.edge_outages, record, unanswered=True)
         and not is_excused(evidence.refused, record, unanswered=False)
     ]
     name, excused = "writers with a key get no error from a running edge", len(errors) - len(bad)
@@ -328,7 +328,7 @@ def write_outages_are_short(evidence: Evidence) -> list[Check]:
     most = evidence.drill.expect.stall_s_max
     failed = [
         f"{stall.seconds:.2f} s without an acknowledgement from {stall.first:.3f} s on"
-        for stall in evidence.stalls
+        for stall in evidence.write_outages
         if stall.seconds > most
     ]
     taken = sum(record["kind"] == "acknowledged" for record in evidence.writes(keyed=True))

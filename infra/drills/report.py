@@ -92,7 +92,9 @@ def facts_of(outcome: Outcome) -> dict[str, Any]:
         "median_latency_ms": round(median(latencies) * 1000, 1) if latencies else None,
         "slowest_write_s": None if slowest is None else round(slowest, 3),
         "longest_stall_s": None if stall is None else round(stall, 3),
-        "stalls": [{"first_s": round(stall.first, 3), "seconds": round(stall.seconds, 3)} for stall in outcome.stalls],
+        "stalls": [
+            {"first_s": round(stall.first, 3), "seconds": round(stall.seconds, 3)} for stall in outcome.write_outages
+        ],
         "checks": [
             {
                 "name": check.name,

@@ -100,9 +100,9 @@ class Outcome:
         return self.evidence.records
 
     @property
-    def stalls(self) -> list[WriteOutage]:
+    def write_outages(self) -> list[WriteOutage]:
         """The write outages."""
-        return self.evidence.stalls
+        return self.evidence.write_outages
 
     @property
     def passed(self) -> bool:
@@ -112,9 +112,9 @@ class Outcome:
     @property
     def longest_stall_s(self) -> float | None:
         """The longest write outage: 0 if there was none, None if there was none and no write was acknowledged."""
-        if not self.evidence.of_kind("acknowledged") and not self.stalls:
+        if not self.evidence.of_kind("acknowledged") and not self.write_outages:
             return None
-        return max((stall.seconds for stall in self.stalls), default=0.0)
+        return max((stall.seconds for stall in self.write_outages), default=0.0)
 
 
 async def run_drill(  # noqa: PLR0913 - the parts of a run, by name
@@ -213,7 +213,7 @@ class _Run:
         self._paused: set[tuple[str, str | None]] = set()
         self._offsets: dict[str, float] = {}
         self._thread = thread
-        self._hurt_disks: set[str] = set()
+        self._faulty_disks: set[str] = set()
         self._last: tuple[Any, ...] | None = None
         self._phi_at = 0.0
         self._current: dict[str, Any] = {}
@@ -271,7 +271,7 @@ class _Run:
             with contextlib.suppress(DeploymentError):
                 await self._set_clock(region, 0.0)
                 await self._journal.note("step", do="clock", regions=[region], offset_s=0.0)
-        for region in sorted(self._hurt_disks):
+        for region in sorted(self._faulty_disks):
             with contextlib.suppress(DeploymentError):
                 await self._mend_disk(region)
         for region, process in sorted(self._paused, key=str):
@@ -285,7 +285,7 @@ class _Run:
             with contextlib.suppress(DeploymentError, StepFailed):
                 await self._do(step)
         await _until_healthy(self._target, HEALTHY_WITHIN_S)
-        await self._forget_hurt()
+        await self._record_recovery()
         self._paused.clear()
 
     async def converged(self, load_plan: LoadPlan) -> Holdings:
@@ -356,7 +356,7 @@ class _Run:
             case "until-healthy":
                 if await _until_healthy(self._target, step.within_s) is None:
                     raise StepFailed(f"not all regions were healthy within {step.within_s:g} s")
-                await self._forget_hurt()
+                await self._record_recovery()
             case _:
                 await self._act(step)
 
@@ -387,7 +387,7 @@ class _Run:
                 return True
         return False
 
-    async def _forget_hurt(self) -> None:
+    async def _record_recovery(self) -> None:
         for region in sorted(self._killed):
             await self._journal.note("step", do="restarted", regions=[region])
         for region, process in sorted(self._killed_processes):
@@ -455,7 +455,7 @@ class _Run:
         if step.do == "mend-disk":
             await self._mend_disk(region)
             return
-        self._hurt_disks.add(region)
+        self._faulty_disks.add(region)
         if step.do == "fill-disk":
             await self._target.fill_disk(region)
         else:
@@ -481,7 +481,7 @@ class _Run:
 
     async def _mend_disk(self, region: str) -> None:
         await self._target.mend_disk(region)
-        self._hurt_disks.discard(region)
+        self._faulty_disks.discard(region)
 
 
 def _extent(step: Step) -> dict[str, object]:

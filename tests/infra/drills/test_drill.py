@@ -50,9 +50,9 @@ def test_a_drill_restarts_each_region_that_it_kills() -> None:
 
 def test_a_drill_mends_each_disk_that_it_fills_or_stalls() -> None:
     for name, drill in catalogue().items():
-        hurt = {step.named or step.target for step in drill.method if step.do in ("fill-disk", "stall-disk")}
-        assert hurt == {step.target for step in drill.method if step.do == "mend-disk"}, name
-        assert drill.needs_disks == bool(hurt), name
+        faulty = {step.named or step.target for step in drill.method if step.do in ("fill-disk", "stall-disk")}
+        assert faulty == {step.target for step in drill.method if step.do == "mend-disk"}, name
+        assert drill.needs_disks == bool(faulty), name
 
 
 def test_a_drill_declares_least_numbers_for_each_edge_that_clients_prefer() -> None:

@@ -14,7 +14,16 @@ import pytest
 
 from infra.drills import judges
 from infra.drills.drill import Drill, Load
-from infra.drills.evidence import Evidence, Holdings, Regions, Span, WriteOutage, hurt_spans, slowest_write_s, stalls_of
+from infra.drills.evidence import (
+    Evidence,
+    Holdings,
+    Regions,
+    Span,
+    WriteOutage,
+    edge_outages_of,
+    slowest_write_s,
+    write_outages_of,
+)
 from infra.drills.judges import JUDGES, Check, Judge, judge
 from infra.drills.runner import Outcome
 from regions.identity import CellId
@@ -417,8 +426,8 @@ def test_the_fault_phase_has_enough_when_each_edge_acknowledged_its_least_number
 def test_a_check_counts_excused_facts() -> None:
     (check,) = judges.keyed_writers_see_no_error(SOUND)
     assert (check.counted, check.excused, check.failed) == (6, 1, ())
-    hurt = and_also(step(2.8, "kill", "eu"), answered("unknown", 2.9, "x"))(SOUND)
-    (check,) = judges.keyed_writers_see_no_error(hurt)
+    killed = and_also(step(2.8, "kill", "eu"), answered("unknown", 2.9, "x"))(SOUND)
+    (check,) = judges.keyed_writers_see_no_error(killed)
     assert (check.excused, check.failed) == (2, ())
 
 
@@ -439,34 +448,36 @@ def test_a_write_outage_is_measured_from_the_first_delayed_write() -> None:
         answered("acknowledged", 4.0, "second"),
         answered("acknowledged", 4.1, "first"),
     ]
-    assert stalls_of(steady, end=9) == []
-    assert stalls_of([*steady, *stalled], end=9) == [WriteOutage(first=1.95, end=4.0)]
+    assert write_outages_of(steady, end=9) == []
+    assert write_outages_of([*steady, *stalled], end=9) == [WriteOutage(first=1.95, end=4.0)]
 
 
 def test_an_open_write_outage_lasts_until_the_end_of_the_drill() -> None:
     steady = [record for number in range(20) for record in write(number * 0.1, f"k{number}")]
-    assert stalls_of([*steady, sent(1.95, "open")], end=9) == [WriteOutage(first=1.95, end=9)]
-    assert stalls_of([sent(1.0, "open")], end=9) == [WriteOutage(first=1.0, end=9)]
+    assert write_outages_of([*steady, sent(1.95, "open")], end=9) == [WriteOutage(first=1.95, end=9)]
+    assert write_outages_of([sent(1.0, "open")], end=9) == [WriteOutage(first=1.0, end=9)]
     late = [
         sent(1.0, "late"),
         sent(4.0, "b"),
         answered("acknowledged", 4.25, "b"),
         answered("acknowledged", 4.3, "late"),
     ]
-    assert stalls_of(late, end=9) == [WriteOutage(first=1.0, end=4.25)]
-    assert stalls_of([], end=9) == []
+    assert write_outages_of(late, end=9) == [WriteOutage(first=1.0, end=4.25)]
+    assert write_outages_of([], end=9) == []
 
 
 def test_a_write_that_waits_at_the_one_edge_that_may_refuse_is_no_write_outage() -> None:
     others = [record for number in range(20) for record in write(number * 0.3, f"k{number}", region="us")]
     waits = [sent(0.9, "cut-off"), answered("acknowledged", 5.0, "cut-off")]
     cut = Span(region="eu", since=1, until=5)
-    assert max(one.seconds for one in stalls_of([*others, *waits], end=9)) > 3.5
-    assert max(one.seconds for one in stalls_of([*others, *waits], end=9, apart=[cut])) < 1
-    assert max(one.seconds for one in stalls_of([*others, *waits], end=9, apart=[replace(cut, region="us")])) > 3.5
+    assert max(one.seconds for one in write_outages_of([*others, *waits], end=9)) > 3.5
+    assert max(one.seconds for one in write_outages_of([*others, *waits], end=9, apart=[cut])) < 1
+    assert (
+        max(one.seconds for one in write_outages_of([*others, *waits], end=9, apart=[replace(cut, region="us")])) > 3.5
+    )
     at_edge = expecting(refused=(DRILL.expect.refused[0].model_copy(update={"edges": "follower"}),))
-    assert [stall.first for stall in SOUND.stalls] == [1.2]
-    assert [stall.first for stall in at_edge(SOUND).stalls] == [0.31]
+    assert [stall.first for stall in SOUND.write_outages] == [1.2]
+    assert [stall.first for stall in at_edge(SOUND).write_outages] == [0.31]
     assert judges.write_outages_are_short(at_edge(SOUND))[0].failed == ()
 
 
@@ -499,7 +510,7 @@ def test_a_write_with_one_attempt_at_the_edge_that_may_refuse_is_no_write_outage
 
     def longest(*apart: Span) -> float:
         ordered = sorted([*others, *attempts], key=lambda record: record["t"])
-        return max(one.seconds for one in stalls_of(ordered, end=5.5, apart=apart))
+        return max(one.seconds for one in write_outages_of(ordered, end=5.5, apart=apart))
 
     assert longest() > 3.5
     assert longest(cut) < 1
@@ -540,20 +551,20 @@ def test_the_slowest_write_is_measured_from_its_first_attempt_also_if_it_still_w
 def test_an_edge_is_excused_from_a_kill_until_its_region_is_healthy() -> None:
     records = [step(1, "kill", "eu"), step(3, "restart", "eu"), step(5, "restarted", "eu"), step(7, "pause", "us")]
     eu, us = Span(region="eu", since=1, until=5), Span(region="us", since=7, until=9)
-    assert hurt_spans(records, end=9) == [eu, us]
+    assert edge_outages_of(records, end=9) == [eu, us]
 
 
 def test_an_edge_is_not_excused_after_it_acknowledges_a_write_sent_after_the_restart() -> None:
     killed = [step(1, "kill", "eu"), answered("acknowledged", 1.1, "dying", after=0.05)]
     restarted = [*killed, step(3, "restart", "eu")]
     back = [*restarted, answered("acknowledged", 3.5, "a", after=0.25), step(5, "restarted", "eu")]
-    assert hurt_spans(killed, end=9) == [Span(region="eu", since=1, until=9)]
-    assert hurt_spans(back, end=9) == [Span(region="eu", since=1, until=3.25)]
+    assert edge_outages_of(killed, end=9) == [Span(region="eu", since=1, until=9)]
+    assert edge_outages_of(back, end=9) == [Span(region="eu", since=1, until=3.25)]
     late = [*restarted, answered("acknowledged", 3.5, "a", after=1.5), step(5, "restarted", "eu")]
-    assert hurt_spans(late, end=9) == [Span(region="eu", since=1, until=5)]
+    assert edge_outages_of(late, end=9) == [Span(region="eu", since=1, until=5)]
 
 
 def test_a_fault_of_another_process_does_not_excuse_an_edge() -> None:
-    assert hurt_spans([step(1, "kill", "eu", process="ledger")], end=9) == []
+    assert edge_outages_of([step(1, "kill", "eu", process="ledger")], end=9) == []
     envoy = [step(1, "kill", "eu", process="envoy"), step(2, "resume", "eu", process="region_agent")]
-    assert hurt_spans(envoy, end=9) == [Span(region="eu", since=1, until=9)]
+    assert edge_outages_of(envoy, end=9) == [Span(region="eu", since=1, until=9)]

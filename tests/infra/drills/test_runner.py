@@ -178,10 +178,10 @@ async def test_disk_steps_act_on_the_disks_of_their_targets(tmp_path: Path) -> N
     assert target.calls == [("stall", 300.0, "east"), ("mend", "east"), *both, ("heal",)]
 
 
-@pytest.mark.parametrize("hurt", ["fill-disk", "stall-disk"])
-async def test_the_rollback_mends_a_disk_when_a_later_step_fails(tmp_path: Path, hurt: str) -> None:
+@pytest.mark.parametrize("fault", ["fill-disk", "stall-disk"])
+async def test_the_rollback_mends_a_disk_when_a_later_step_fails(tmp_path: Path, fault: str) -> None:
     target = FakeTarget()
-    steps = [{"do": hurt, "target": "followers"}, {"do": "until-refused", "within_s": 0.05}]
+    steps = [{"do": fault, "target": "followers"}, {"do": "until-refused", "within_s": 0.05}]
     assert "a reason for refused writes did not come" in str(await carry_out(target, tmp_path, *steps))
     assert target.calls[-2:] == [("mend", "south"), ("mend", "west")]
 
@@ -273,7 +273,7 @@ async def test_an_edge_is_excused_until_its_region_is_resumed(tmp_path: Path) ->
     outcome = await outcome_of(target, tmp_path, {"do": "pause"}, {"do": "resume", "target": "leader"})
     (began,) = [one["t"] for one in outcome.records if one["kind"] == "began" and one["do"] == "resume"]
     (done,) = [one["t"] for one in outcome.records if one["kind"] == "done" and one["do"] == "resume"]
-    (span,) = outcome.evidence.hurt
+    (span,) = outcome.evidence.edge_outages
     assert began + 0.05 <= span.until <= done
 
 
@@ -281,14 +281,14 @@ async def test_an_edge_is_excused_until_the_end_if_its_region_could_not_be_resum
     target = FakeTarget(refuses="resume")
     outcome = await outcome_of(target, tmp_path, {"do": "pause"}, {"do": "resume", "target": "leader"})
     assert outcome.trouble == "no"
-    (span,) = outcome.evidence.hurt
+    (span,) = outcome.evidence.edge_outages
     assert span.until == outcome.evidence.end
 
 
 async def test_a_killed_envoy_is_excused_until_the_deployment_is_healthy(tmp_path: Path) -> None:
     steps = [{"do": "kill", "process": "envoy"}, {"do": "until-healthy"}]
     outcome = await outcome_of(FakeTarget(), tmp_path, *steps)
-    (span,) = outcome.evidence.hurt
+    (span,) = outcome.evidence.edge_outages
     assert (span.region, span.until < outcome.evidence.phases["after"][0]) == ("east", True)
 
 
