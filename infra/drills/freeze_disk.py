@@ -29,13 +29,13 @@ def main() -> int:
         signal.signal(number, signal.SIG_IGN)  # Only the end of standard input ends this process.
     folder, stall_s = Path(sys.argv[1]), float(sys.argv[2])
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    said = False
+    reported = False
     try:
         while True:
             fcntl.ioctl(descriptor, FIFREEZE, 0)
-            if not said:
+            if not reported:
                 print("stalled", flush=True)
-                said = True
+                reported = True
             ended, _, _ = select.select([sys.stdin], [], [], stall_s or None)
             fcntl.ioctl(descriptor, FITHAW, 0)
             if ended:

@@ -134,7 +134,9 @@ def one_writer_per_epoch(evidence: Evidence) -> list[Check]:
     for epoch, leader in [*((record["epoch"], record["leader"]) for record in serving), *holdings.fences]:
         leaders.setdefault(epoch, set()).add(leader)
     failed = [
-        f"epoch {epoch} has the leaders {' and '.join(sorted(who))}" for epoch, who in leaders.items() if len(who) > 1
+        f"epoch {epoch} has the leaders {' and '.join(sorted(regions))}"
+        for epoch, regions in leaders.items()
+        if len(regions) > 1
     ]
     begun = {epoch for epoch, _ in holdings.fences}
     failed += [

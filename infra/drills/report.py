@@ -225,8 +225,8 @@ def _suspicion(records: Sequence[Mapping[str, Any]]) -> Panel:
         if record["kind"] != "phi":
             continue
         most: dict[str, float] = {}
-        for said in record["phi"].values():
-            for region, value in said.items():
+        for observed in record["phi"].values():
+            for region, value in observed.items():
                 most[region] = max(most.get(region, 0.0), min(float(value), PHI_SHOWN_MAX))
         for region, value in most.items():
             suspicion.setdefault(region, []).append((float(record["t"]), value))

@@ -188,15 +188,15 @@ async def _until_no_hold_down(target: Target, say: Say) -> None:
 
     Consecutive drills cause more failovers in a minute than a deployment has in a year.
     """
-    deadline, said = time.monotonic() + HELD_DOWN_S_MAX, False
+    deadline, reported = time.monotonic() + HELD_DOWN_S_MAX, False
     while time.monotonic() < deadline:
         agents = await target.agents()
         held_s = max((failover_of(agent).get("held_down_s") or 0.0 for agent in agents.values()), default=0.0)
         if not held_s:
             return
-        if not said:
+        if not reported:
             say(f"  waits {held_s:.0f} s for the end of the hold-down that follows several failovers")
-            said = True
+            reported = True
         await asyncio.sleep(0.2)
 
 
@@ -326,13 +326,13 @@ class _Run:
         if self._journal.now - self._phi_at > PHI_S:
             self._phi_at = self._journal.now
             await self._journal.note("phi", phi={region: phi_of(agent) for region, agent in agents.items()})
-        said = [agent for agent in agents.values() if agent.get("epoch") is not None]
-        if not said:
+        known = [agent for agent in agents.values() if agent.get("epoch") is not None]
+        if not known:
             return
-        newest = max(said, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
+        newest = max(known, key=lambda agent: (agent["epoch"], _phase_rank(agent["phase"])))
         # A region's refusal does not count while another region accepts writes.
-        taken = any(failover_of(agent).get("takes_writes") for agent in said)
-        refusal = None if taken else next((agent["refusal"] for agent in said if agent.get("refusal")), None)
+        taken = any(failover_of(agent).get("takes_writes") for agent in known)
+        refusal = None if taken else next((agent["refusal"] for agent in known if agent.get("refusal")), None)
         self._current = {name: newest[name] for name in ("epoch", "leader", "phase", "reason")} | {"refusal": refusal}
         if (shown := tuple(self._current.values())) != self._last:
             self._last = shown

@@ -109,15 +109,15 @@ class Target:
     async def agents(self) -> dict[str, dict[str, Any]]:
         """Return the status of each region's agent, by region; without agents that do not answer within the limit."""
         answers = await asyncio.gather(*(self._ask_agent(region) for region in self._plan.all_regions))
-        return {region: said for region, said in zip(self._plan.all_regions, answers, strict=True) if said is not None}
+        return {region: one for region, one in zip(self._plan.all_regions, answers, strict=True) if one is not None}
 
     async def _ask_agent(self, region: str) -> dict[str, Any] | None:
         try:
             answer = await self._http.get(f"http://{address(self._plan.port(region, 'agent_internal'))}/status")
-            said: dict[str, Any] = answer.json()
+            status: dict[str, Any] = answer.json()
         except (httpx.HTTPError, ValueError):
             return None
-        return said
+        return status
 
     async def close(self) -> None:
         """Close the connections."""

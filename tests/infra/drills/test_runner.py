@@ -213,22 +213,22 @@ async def test_a_drill_with_an_unavailable_fault_is_refused_before_its_first_ste
 async def test_until_said_fails_the_drill_when_an_agent_does_not_report_the_text(tmp_path: Path) -> None:
     target = FakeTarget()
     target.says = {"east": "the disk of its ledger is full; it takes part again", "west": None}
-    said = {"do": "until-said", "says": "is full", "within_s": 0.1}
+    until_said = {"do": "until-said", "says": "is full", "within_s": 0.1}
     heal = {"do": "heal"}
-    assert await carry_out(target, tmp_path, heal, said | {"target": "leader"}) is None
+    assert await carry_out(target, tmp_path, heal, until_said | {"target": "leader"}) is None
     (tmp_path / "journal").unlink()
-    trouble = await carry_out(target, tmp_path, heal, said | {"target": "followers"})
+    trouble = await carry_out(target, tmp_path, heal, until_said | {"target": "followers"})
     assert trouble == "west, south did not report 'is full' within 0.1 s"
 
 
 async def test_a_drill_waits_for_the_end_of_the_hold_down(tmp_path: Path) -> None:
     target = FakeTarget()
     target.held_down_s = [9.0, 8.8]
-    said: list[str] = []
+    lines: list[str] = []
     drill = drill_of({"do": "heal"})
-    await run_drill(cast("Target", target), drill, tmp_path / "journal", seed=1, patience=Patience(), say=said.append)
+    await run_drill(cast("Target", target), drill, tmp_path / "journal", seed=1, patience=Patience(), say=lines.append)
     assert target.held_down_s == []
-    assert said[0] == "  waits 9 s for the end of the hold-down that follows several failovers"
+    assert lines[0] == "  waits 9 s for the end of the hold-down that follows several failovers"
 
 
 async def test_a_drill_on_a_deployment_that_answers_nothing_does_not_pass(tmp_path: Path) -> None:
