@@ -140,7 +140,7 @@ async def _run_all(  # noqa: PLR0913 - the options of the command
                 page, _ = write_report(outcome, report, name)
                 facts.append(facts_of(outcome) | {"skipped": None, "report": str(page)})
                 if not quiet:
-                    _tell(facts[-1])
+                    _print_result(facts[-1])
     finally:
         await target.close()
     return facts
@@ -150,17 +150,17 @@ def _nothing(line: str) -> None:
     del line
 
 
-def _tell(facts: dict[str, Any]) -> None:
+def _print_result(facts: dict[str, Any]) -> None:
     for check in facts["checks"]:
         for line in check["failed"][:5]:
             typer.echo(f"  FAILED {check['name']}: {line}")
     verdict = "passed" if facts["passed"] else "FAILED"
     for phase in PHASES:
         rows = [row for row in facts["writes"] if row["phase"] == phase]
-        told = ", ".join(f"{row['region']} {row['acknowledged']} (at least {row['least']})" for row in rows)
-        typer.echo(f"  keyed writes {PHASE_WORDS[phase]}, {rows[0]['seconds']:.1f} s: {told}")
-    stall, slowest = _seconds(facts["longest_stall_s"]), _seconds(facts["slowest_write_s"])
-    typer.echo(f"  {verdict}; longest stall {stall} s, slowest write {slowest} s; {facts['report']}")
+        counts = ", ".join(f"{row['region']} {row['acknowledged']} (at least {row['least']})" for row in rows)
+        typer.echo(f"  keyed writes {PHASE_WORDS[phase]}, {rows[0]['seconds']:.1f} s: {counts}")
+    outage, slowest = _seconds(facts["longest_stall_s"]), _seconds(facts["slowest_write_s"])
+    typer.echo(f"  {verdict}; longest write outage {outage} s, slowest write {slowest} s; {facts['report']}")
 
 
 def _seconds(value: float | None) -> str:
@@ -173,14 +173,14 @@ def _show(facts: list[dict[str, Any]]) -> None:
     carried_out = [one for one in facts if one["skipped"] is None]
     for name in dict.fromkeys(one["drill"] for one in carried_out):
         some = [one for one in carried_out if one["drill"] == name]
-        stalls = sorted(one["longest_stall_s"] for one in some if one["longest_stall_s"] is not None)
+        outages = sorted(one["longest_stall_s"] for one in some if one["longest_stall_s"] is not None)
         slowest = [one["slowest_write_s"] for one in some if one["slowest_write_s"] is not None]
         passed = sum(one["passed"] for one in some)
         writes = sum(one["acknowledged"] for one in some)
-        seconds = (median(stalls) if stalls else None, max(stalls, default=None), max(slowest, default=None))
+        seconds = (median(outages) if outages else None, max(outages, default=None), max(slowest, default=None))
         rows.append((name, f"{passed} of {len(some)}", writes, *map(_seconds, seconds)))
     if rows:
-        heads = ("drill", "passed", "acknowledged", "median stall s", "worst s", "slowest write s")
+        heads = ("drill", "passed", "acknowledged", "median outage s", "worst s", "slowest write s")
         print_table("drills", heads, rows)
     for one in facts:
         if one["skipped"] is not None:

@@ -68,7 +68,7 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
         idle.append("a search saw nothing but its start")
     cpu_s, elapsed_s = time.process_time() - begun, time.monotonic() - elapsed
     seen = sum(part["states"] for part in parts.values())
-    told = {
+    summary = {
         "states": seen,
         "moves": sum(part["moves"] for part in parts.values()),
         "depth": max(part["depth"] for part in parts.values()),
@@ -84,7 +84,7 @@ def explore(  # noqa: PLR0913, PLR0917 - each is an option of the command
         "judged_nothing": idle,
         "violation": None if found is None else found.what,
     }
-    _show(told, as_json=as_json)
+    _show(summary, as_json=as_json)
     if found is not None and space is not None:
         typer.echo("\n".join(transcript(space, found)), err=as_json)
     if found is not None or idle:
@@ -108,21 +108,22 @@ def _parts(
     yield "after a failover", after_a_failover
 
 
-def _show(told: dict[str, Any], *, as_json: bool) -> None:
+def _show(summary: dict[str, Any], *, as_json: bool) -> None:
     if as_json:
-        print_json(told)
+        print_json(summary)
         return
-    for name, part in told["parts"].items():
+    for name, part in summary["parts"].items():
         typer.echo(
             f"{name}: {part['states']} states, {part['moves']} moves, depth {part['depth']}, "
             f"{'all within the bounds' if part['complete'] else 'more lie beyond'}"
         )
     typer.echo(
-        f"{told['cpu_s']:.1f} s of a processor, {told['states_per_cpu_second']} states a second, {told['memory_mb']} MB"
+        f"{summary['cpu_s']:.1f} s of a processor, {summary['states_per_cpu_second']} states a second, "
+        f"{summary['memory_mb']} MB"
     )
-    typer.echo("bounds: " + ", ".join(f"{name} {count}" for name, count in told["bounds"].items()))
-    print_table("facts compared", ("invariant", "facts"), list(told["facts"].items()))
-    for line in told["judged_nothing"]:
+    typer.echo("bounds: " + ", ".join(f"{name} {count}" for name, count in summary["bounds"].items()))
+    print_table("facts compared", ("invariant", "facts"), list(summary["facts"].items()))
+    for line in summary["judged_nothing"]:
         typer.echo(line)
 
 

@@ -12,7 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from infra.demo.disaster import Deployment, Disaster, lose_the_leader
+from infra.demo.leader_loss import Deployment, LeaderLoss, lose_the_leader
 from infra.demo.visitor import Posted, Visitor
 
 COMMENTS = 300
@@ -53,7 +53,7 @@ class TourResult:
     visible_ms: dict[tuple[str, str], list[float]] = field(default_factory=dict[tuple[str, str], list[float]])
     commit_ms: dict[str, dict[str, float]] = field(default_factory=dict[str, dict[str, float]])
     failures: list[str] = field(default_factory=list[str])
-    disaster: Disaster | None = None
+    disaster: LeaderLoss | None = None
 
 
 async def write_threads(visitor: Visitor, regions: Sequence[str], seed: int = 1) -> list[Posted]:
@@ -114,7 +114,9 @@ def check_posted(result: TourResult, regions: Sequence[str]) -> None:
                 )
 
 
-def check_disaster(disaster: Disaster, posted: Sequence[Posted], survivors: Sequence[str], result: TourResult) -> None:
+def check_leader_loss(
+    disaster: LeaderLoss, posted: Sequence[Posted], survivors: Sequence[str], result: TourResult
+) -> None:
     """Check that visitors posted through every surviving edge, and that posts were acknowledged after the kill."""
     for region in survivors:
         if not any(comment.region == region for comment in posted):
@@ -197,7 +199,7 @@ def facts_of(result: TourResult, regions: Sequence[str]) -> dict[str, Any]:
     }
 
 
-async def survive(
+async def show_leader_loss(
     visitor: Visitor, regions: Sequence[str], deployment: Deployment, result: TourResult, say: Say
 ) -> None:
     """Kill the leader region while visitors post, and print what they saw."""
@@ -206,7 +208,7 @@ async def survive(
     seen, posted, refused = await lose_the_leader(visitor, regions, deployment, cell)
     result.disaster = seen
     result.posted += posted
-    check_disaster(seen, posted, [region for region in regions if region != seen.died], result)
+    check_leader_loss(seen, posted, [region for region in regions if region != seen.died], result)
     result.failures += [f"a post was refused: {one}" for one in refused[:5]]
     sent = len(posted) + len(refused)
     say(
@@ -233,7 +235,7 @@ async def run_tour(visitor: Visitor, regions: Sequence[str], deployment: Deploym
         return result
     print_figures(result, regions, say)
     check_status(await deployment.status(), result)
-    await survive(visitor, regions, deployment, result, say)
+    await show_leader_loss(visitor, regions, deployment, result, say)
     await check_every_region(visitor, regions, result)
     check_status(await deployment.status(), result)
     if not result.failures:

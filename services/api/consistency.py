@@ -24,7 +24,7 @@ _BOUNDED: Final = re.compile(rb"bounded=([0-9]{1,6}(?:\.[0-9]{1,3})?)")
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Wanted:
+class RequestedConsistency:
     """The consistency that a request asks for.
 
     Attributes:
@@ -38,10 +38,10 @@ class Wanted:
     staleness_ms_max: float | None = None
 
 
-EVENTUAL: Final = Wanted()
+EVENTUAL: Final = RequestedConsistency()
 
 
-def parse_wanted(consistency: bytes | None, token: bytes | None, cell: CellId) -> Wanted:
+def parse_consistency(consistency: bytes | None, token: bytes | None, cell: CellId) -> RequestedConsistency:
     """Parse the two headers of a request.
 
     Raises:
@@ -50,20 +50,20 @@ def parse_wanted(consistency: bytes | None, token: bytes | None, cell: CellId) -
     position = None if token is None else _parse_position(token, cell)
     match consistency:
         case None:
-            return EVENTUAL if position is None else Wanted(level="session", position=position)
+            return EVENTUAL if position is None else RequestedConsistency(level="session", position=position)
         case b"eventual":
             return EVENTUAL
         case b"strong":
-            return Wanted(level="strong")
+            return RequestedConsistency(level="strong")
         case b"session":
             if position is None:
                 raise invalid("Palaver-Position", "must come with Palaver-Consistency: session")
-            return Wanted(level="session", position=position)
+            return RequestedConsistency(level="session", position=position)
         case _:
             match_ = _BOUNDED.fullmatch(consistency) if len(consistency) <= CONSISTENCY_BYTES_MAX else None
             if match_ is None:
                 raise invalid("Palaver-Consistency", "must be eventual, session, strong or bounded=<seconds>")
-            return Wanted(level="bounded", staleness_ms_max=float(match_[1]) * 1000)
+            return RequestedConsistency(level="bounded", staleness_ms_max=float(match_[1]) * 1000)
 
 
 def served_header(served: str, asked: str, staleness_ms: float | None) -> bytes:

@@ -17,7 +17,7 @@ from services.read_api.settings import ReadSettings
 from services.read_api.shared_cache import SharedCache
 from services.read_api.strong import LeaderProof, leader_client
 from services.read_api.view_reader import ViewReader
-from services.telemetry.collector import settle_collector
+from services.telemetry.collector import configure_garbage_collector
 from services.telemetry.http_server import bind, bind_public, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
@@ -38,8 +38,8 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
     Gauge("palaver_view_staleness_ms", "Age of the view; NaN while it is not known").set_function(
         lambda: math.nan if freshness.staleness_ms is None else freshness.staleness_ms
     )
-    Gauge("palaver_invalidations_heard", "Whether the channel is heard and pages are kept").set_function(
-        lambda: memory.heard
+    Gauge("palaver_invalidations_heard", "Whether invalidations arrive, so that pages are cached").set_function(
+        lambda: memory.enabled
     )
     Gauge("palaver_page_memory_bytes", "Bytes of kept pages").set_function(lambda: memory.bytes)
 
@@ -53,10 +53,10 @@ async def run(settings: ReadSettings, topology: Topology) -> None:
             "applied_epoch": freshness.applied.epoch,
             "applied_lsn": freshness.applied.lsn,
             "staleness_ms": freshness.staleness_ms,
-            "heard_epoch": None if freshness.heard is None else freshness.heard.position.epoch,
-            "heard_lsn": None if freshness.heard is None else freshness.heard.position.lsn,
+            "heard_epoch": None if freshness.announced is None else freshness.announced.position.epoch,
+            "heard_lsn": None if freshness.announced is None else freshness.announced.position.lsn,
             "view_reachable": freshness.reachable,
-            "invalidations_heard": memory.heard,
+            "invalidations_heard": memory.enabled,
             "memory_bytes": memory.bytes,
         }
 
@@ -97,7 +97,7 @@ def main() -> None:
     except InvalidTopology as error:
         give_up(f"PALAVER_TOPOLOGY: {error}")
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
-    settle_collector()
+    configure_garbage_collector()
     run_until_signalled(lambda: run(settings, topology))
 
 

@@ -2,9 +2,9 @@
 
 The source of an answer determines its claim. An answer from the view claims what the view was known to include before
 the read began (`Freshness.viewed`). A cached page claims what the invalidation channel has announced
-(`Freshness.heard`): an invalidation that has not arrived yet may concern the page, however far the view is. Both claims
-only increase while they are valid, so a cached page claims the greater of its claim at the read and the announcements
-since. No I/O, no clock.
+(`Freshness.announced`): an invalidation that has not arrived yet may concern the page, however far the view is. Both
+claims only increase while they are valid, so a cached page claims the greater of its claim at the read and the
+announcements since. No I/O, no clock.
 """
 
 from dataclasses import dataclass

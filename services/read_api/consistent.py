@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from regions.identity import CellId
 from regions.position import ZERO, Position
 from services.api.answers import Header
-from services.api.consistency import EVENTUAL, Level, Wanted, parse_wanted
+from services.api.consistency import EVENTUAL, Level, RequestedConsistency, parse_consistency
 from services.api.problems import Problem, unavailable
 from services.read_api.claim import Claim
 from services.read_api.freshness import Freshness
@@ -17,7 +17,7 @@ from services.telemetry.middleware import Scope
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Granted:
+class GrantedConsistency:
     """The level at which a read is served, and what its answer must include.
 
     Attributes:
@@ -40,7 +40,7 @@ class Granted:
         return self.fresh_since_s is None or (claim.fresh_s is not None and claim.fresh_s >= self.fresh_since_s)
 
 
-def wanted_of(scope: Scope, cell: CellId) -> Wanted:
+def requested_consistency(scope: Scope, cell: CellId) -> RequestedConsistency:
     """Parse the two headers of a request; a request without them is answered without parsing."""
     consistency = token = None
     for name, value in scope["headers"]:
@@ -50,10 +50,10 @@ def wanted_of(scope: Scope, cell: CellId) -> Wanted:
             token = value
     if consistency is None and token is None:
         return EVENTUAL
-    return parse_wanted(consistency, token, cell)
+    return parse_consistency(consistency, token, cell)
 
 
-async def grant(wanted: Wanted, freshness: Freshness, prover: Prover) -> Granted:
+async def grant(wanted: RequestedConsistency, freshness: Freshness, prover: Prover) -> GrantedConsistency:
     """Wait, up to a limit, until a read can have its level, and return the level that it gets.
 
     Raises:
@@ -67,23 +67,23 @@ async def grant(wanted: Wanted, freshness: Freshness, prover: Prover) -> Granted
             raise unavailable(
                 "too-stale", f"The view's age is {known}, at most {wanted.staleness_ms_max:.0f} ms was asked."
             )
-        return Granted(
+        return GrantedConsistency(
             level="bounded", asked="bounded", fresh_since_s=time.monotonic() - wanted.staleness_ms_max / 1000
         )
     if wanted.level == "session":
         assert wanted.position is not None
         reached = await freshness.wait_for(wanted.position)
-        return Granted(
+        return GrantedConsistency(
             level="session" if reached else "eventual",
             asked="session",
             at_least=wanted.position if reached else ZERO,
         )
     if wanted.level == "strong":
         return await _grant_strong(freshness, prover)
-    return Granted(level="eventual", asked="eventual")
+    return GrantedConsistency(level="eventual", asked="eventual")
 
 
-async def _grant_strong(freshness: Freshness, prover: Prover) -> Granted:
+async def _grant_strong(freshness: Freshness, prover: Prover) -> GrantedConsistency:
     """Wait until the view has the position that the leader proved; without it, grant `eventual`.
 
     A quorum has every change that a view has (`sync/high_water.py`), so no later strong read can see less.
@@ -92,16 +92,18 @@ async def _grant_strong(freshness: Freshness, prover: Prover) -> Granted:
     reached = position is not None and await freshness.wait_for(position)
     level: Level = "strong" if reached else "eventual"
     count_strong_read(level)
-    return Granted(level=level, asked="strong", at_least=position if reached and position is not None else ZERO)
+    return GrantedConsistency(
+        level=level, asked="strong", at_least=position if reached and position is not None else ZERO
+    )
 
 
-def headers_of(granted: Granted, freshness: Freshness, claim: Claim) -> Sequence[Header]:
+def headers_of(granted: GrantedConsistency, freshness: Freshness, claim: Claim) -> Sequence[Header]:
     """Return the position and consistency headers of an answer with this claim."""
     return freshness.headers_of(granted.level, granted.asked, claim)
 
 
 @contextmanager
-def add_headers_to_problems(granted: Granted, freshness: Freshness, claim: Claim) -> Generator[None]:
+def add_headers_to_problems(granted: GrantedConsistency, freshness: Freshness, claim: Claim) -> Generator[None]:
     """Add the headers of the answer to problems: a view that is behind may lack what the request asks for."""
     try:
         yield

@@ -1,10 +1,10 @@
 """Tracks how current this region's view and the cached pages are, and lets reads wait for a position.
 
 Decides two claims (`claim.py`). `viewed` is what the view is known to include: it comes from the view's checkpoint,
-which one background task reads, and from the invalidation channel. `heard` is what cached pages include: it comes only
-from the positions that the replicator publishes on the channel, each after the invalidations up to it. While no
-positions arrive, there is no `heard`, no page is cached, and reads go to the view. The age of a claim counts from the
-time in the announcement or in the checkpoint; receiving the same announcement again does not reset it.
+which one background task reads, and from the invalidation channel. `announced` is what cached pages include: it comes
+only from the positions that the replicator publishes on the channel, each after the invalidations up to it. While no
+positions arrive, there is no `announced`, no page is cached, and reads go to the view. The age of a claim counts from
+the time in the announcement or in the checkpoint; receiving the same announcement again does not reset it.
 """
 
 import asyncio
@@ -39,19 +39,19 @@ class Freshness:
 
     Attributes:
         viewed: Claim of a read of the view that begins now.
-        heard: Claim of the cached pages; None while no announcements arrive.
+        announced: Claim of the cached pages; None while no announcements arrive.
     """
 
     def __init__(self, cell: CellId) -> None:
         self._cell = cell
         self.viewed = NOTHING
-        self.heard: Claim | None = None
+        self.announced: Claim | None = None
         self.schema_ready = False
         self.reachable = False
         self._polled: tuple[object, ...] | None = None
-        self._word: Applied | None = None
-        self._word_fresh_s: float | None = None
-        self._word_refuted = False
+        self._announcement: Applied | None = None
+        self._announcement_fresh_s: float | None = None
+        self._announcement_refuted = False
         self._waiters: list[tuple[Position, asyncio.Future[None]]] = []
         self._listeners: list[tuple[Position, asyncio.Future[None]]] = []
         self._wanted = asyncio.Event()
@@ -80,7 +80,7 @@ class Freshness:
             self._headers.clear()
         prepared = self._headers.get(level)
         if prepared is None:
-            prepared = self.headers_of(level, level, self.heard or NOTHING, self._headers_s + HEADER_AGE_S)
+            prepared = self.headers_of(level, level, self.announced or NOTHING, self._headers_s + HEADER_AGE_S)
             self._headers[level] = prepared
         return prepared
 
@@ -104,7 +104,7 @@ class Freshness:
             return True
         waiter = (position, asyncio.get_running_loop().create_future())
         self._waiters.append(waiter)
-        if self.heard is None:
+        if self.announced is None:
             self._wanted.set()
         try:
             async with asyncio.timeout(timeout_s):
@@ -117,7 +117,7 @@ class Freshness:
 
     async def wait_for_announcement(self, position: Position) -> None:
         """Wait briefly until the channel announces a position that the view has. Return at once if none arrive."""
-        if self.heard is None or self.heard.position >= position:
+        if self.announced is None or self.announced.position >= position:
             return
         listener = (position, asyncio.get_running_loop().create_future())
         self._listeners.append(listener)
@@ -129,7 +129,7 @@ class Freshness:
         finally:
             self._listeners.remove(listener)
 
-    def hear(self, message: Applied) -> None:
+    def receive(self, message: Applied) -> None:
         """Process an announcement of the replicator. The invalidations up to its position came before it."""
         try:
             cell, position = decode_token(message.position)
@@ -138,21 +138,21 @@ class Freshness:
             return
         if cell != self._cell:
             return
-        if message != self._word:
-            self._word, self._word_refuted = message, False
+        if message != self._announcement:
+            self._announcement, self._announcement_refuted = message, False
             age_s = max(0.0, time.time() - message.fresh_at_us / 1_000_000)
-            self._word_fresh_s = time.monotonic() - age_s if message.fresh_at_us else None
-        if self._word_refuted:
+            self._announcement_fresh_s = time.monotonic() - age_s if message.fresh_at_us else None
+        if self._announcement_refuted:
             return
-        claim = Claim(position=position, fresh_s=self._word_fresh_s)
-        self.heard = claim.or_later(self.heard)
+        claim = Claim(position=position, fresh_s=self._announcement_fresh_s)
+        self.announced = claim.or_later(self.announced)
         self._headers.pop("session", None)
-        _wake(self._listeners, self.heard.position)
+        _wake(self._listeners, self.announced.position)
         self._see(claim)
 
     def channel_lost(self) -> None:
         """Drop the claim of cached pages until the next announcement, because invalidations may be lost from now on."""
-        self.heard = None
+        self.announced = None
         self._headers_s = -1.0
         _wake(self._listeners, None)
         if self._waiters:
@@ -174,7 +174,7 @@ class Freshness:
                     _log.warning("the view does not answer", extra={"reason": str(error)})
                 self.reachable = False
             self._wanted.clear()
-            if self._waiters and self.reachable and self.heard is None:
+            if self._waiters and self.reachable and self.announced is None:
                 await asyncio.sleep(WAITED_POLL_INTERVAL_S)
                 continue
             try:
@@ -194,7 +194,7 @@ class Freshness:
         if position < before:
             # The view had `before` when this poll began.
             _log.warning("the view's checkpoint went back", extra={"position": str(position), "before": str(before)})
-            self.viewed, self._word_refuted = NOTHING, True
+            self.viewed, self._announcement_refuted = NOTHING, True
             self.channel_lost()
             went_back()
         polled = None if row is None else (position, row["fresh_at"])

@@ -64,13 +64,13 @@ async def _follow(
                 memory.clear()
             case Applied():
                 pauses = 0
-                freshness.hear(message)
+                freshness.receive(message)
             case _:
                 for invalidation in message:
                     memory.invalidate((invalidation.site, invalidation.key), invalidation.version)
-        if freshness.heard is not None and not memory.heard:
-            memory.hear()
+        if freshness.announced is not None and not memory.enabled:
+            memory.enable()
             _log.info("invalidations arrive, pages are cached")
-        elif memory.heard and pauses * PING_INTERVAL_S >= silence_s:
+        elif memory.enabled and pauses * PING_INTERVAL_S >= silence_s:
             _log.warning("no position was announced for %.0f s: no page is cached until one is", silence_s)
             channel_lost(memory, freshness)

@@ -146,7 +146,7 @@ class Build:
 
 
 class PageMemory:
-    """A bounded cache of pages that evicts the least recently used. It caches nothing until `hear` is called."""
+    """A bounded cache of pages that evicts the least recently used. It caches nothing until `enable` is called."""
 
     def __init__(
         self,
@@ -172,12 +172,12 @@ class PageMemory:
         self._by_thread: dict[Thread, set[Request]] = {}
         self._builds: dict[Thread, list[Build]] = {}
         self._bytes = 0
-        self._heard = False
+        self._enabled = False
 
     @property
-    def heard(self) -> bool:
+    def enabled(self) -> bool:
         """Whether the invalidation channel is live, so that pages may be cached and served."""
-        return self._heard
+        return self._enabled
 
     @property
     def bytes(self) -> int:
@@ -197,7 +197,7 @@ class PageMemory:
 
     def begin(self, thread: Thread) -> Build:
         """Register a build before a page of this thread is read. The caller must call `end` afterwards."""
-        build = Build(thread=thread, void=not self._heard)
+        build = Build(thread=thread, void=not self._enabled)
         self._builds.setdefault(thread, []).append(build)
         return build
 
@@ -240,15 +240,15 @@ class PageMemory:
             if kept is None or kept < version:
                 self._drop(request)
 
-    def hear(self) -> None:
+    def enable(self) -> None:
         """Enable the cache, because the channel is live. Pages whose read began earlier are not cached."""
         self.clear()
-        self._heard = True
+        self._enabled = True
 
     def channel_lost(self) -> None:
         """Clear and disable the cache, because invalidations may be lost from now on."""
         self.clear()
-        self._heard = False
+        self._enabled = False
 
     def clear(self) -> None:
         """Drop all pages, and do not cache the pages of running builds."""

@@ -21,7 +21,13 @@ from services.api.markdown import HtmlCache
 from services.api.problems import DEGRADED_HEADER, Problem, unavailable
 from services.api.requests import IF_NONE_MATCH_BYTES_MAX
 from services.read_api.claim import NOTHING, Claim
-from services.read_api.consistent import Granted, add_headers_to_problems, grant, headers_of, wanted_of
+from services.read_api.consistent import (
+    GrantedConsistency,
+    add_headers_to_problems,
+    grant,
+    headers_of,
+    requested_consistency,
+)
 from services.read_api.freshness import Freshness
 from services.read_api.memory import Encoded, Entry, PageMemory, Request, request_of
 from services.read_api.page import Page, PageQuery, build_page, parse_page_query
@@ -102,14 +108,14 @@ class Pages:
     async def get(self, scope: Scope, send: Send) -> None:
         """Answer one request."""
         scope[EXCHANGE].route = TEMPLATE
-        wanted = wanted_of(scope, self._cell)
+        wanted = requested_consistency(scope, self._cell)
         granted = await grant(wanted, self._freshness, self._prover)
         if granted.at_least > ZERO:
             await self._freshness.wait_for_announcement(granted.at_least)
         request = request_of(scope)
         entry = self._memory.get(request)
         # A cached page includes every announced change, because its invalidation would have dropped it.
-        claim = NOTHING if entry is None else entry.claim.or_later(self._freshness.heard)
+        claim = NOTHING if entry is None else entry.claim.or_later(self._freshness.announced)
         if entry is not None and granted.allows(claim):
             HIT_MEMORY.inc()
         else:
@@ -136,16 +142,16 @@ class Pages:
         self._memory.keep_gzipped(request, entry, encoded)
         return encoded
 
-    async def _find(self, scope: Scope, request: Request, granted: Granted) -> Entry:
+    async def _find(self, scope: Scope, request: Request, granted: GrantedConsistency) -> Entry:
         with add_headers_to_problems(granted, self._freshness, self._freshness.viewed):
             site = parse_site(scope["path"][len(SITE_PREFIX) : -len(_SUFFIX)])
             query = parse_page_query(scope, site, limit_default=self._settings.page_limit_default)
-        heard = self._freshness.heard
-        past_caches = heard is None or not granted.allows(heard)
+        announced = self._freshness.announced
+        past_caches = announced is None or not granted.allows(announced)
         flight = self._flights.get((query, past_caches))
         try:
             if flight is None or not granted.allows(flight.claim):
-                flight = Flight(claim=self._freshness.viewed if past_caches or heard is None else heard)
+                flight = Flight(claim=self._freshness.viewed if past_caches or announced is None else announced)
                 return await self._lead(flight, query, request, past_caches=past_caches)
             # Another request reads the same page already. Its failure is the answer to this request as well.
             return await asyncio.shield(flight.landed)

@@ -19,7 +19,7 @@ from services.api.openapi import openapi_bytes
 from services.api.problems import Problem, invalid
 from services.api.requests import header, parse_query
 from services.api.thread_key import parse_thread_key
-from services.read_api.consistent import add_headers_to_problems, grant, headers_of, wanted_of
+from services.read_api.consistent import add_headers_to_problems, grant, headers_of, requested_consistency
 from services.read_api.freshness import Freshness
 from services.read_api.page import SORTS, comment_of, hash_tag
 from services.read_api.pages import matches, parse_site, unknown_site, view_unavailable
@@ -49,7 +49,7 @@ class Reads:
         """`GET /v1/sites/{site}/comments/{comment}`; `replies.next` is the cursor to its replies."""
         scope = request.scope
         parse_query(scope, ())
-        granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
+        granted = await grant(requested_consistency(scope, self._cell), self._freshness, self._prover)
         claim = self._freshness.viewed
         with add_headers_to_problems(granted, self._freshness, claim):
             site = parse_site(request.path_params["site"])
@@ -84,7 +84,7 @@ class Reads:
         if not 1 <= len(asked) <= COUNTED_THREADS_MAX:
             raise invalid("thread", f"must occur 1 to {COUNTED_THREADS_MAX} times")
         keys = {text: parse_thread_key(text) for text in asked}
-        granted = await grant(wanted_of(scope, self._cell), self._freshness, self._prover)
+        granted = await grant(requested_consistency(scope, self._cell), self._freshness, self._prover)
         claim = self._freshness.viewed
         with add_headers_to_problems(granted, self._freshness, claim):
             site = parse_site(request.path_params["site"])

@@ -70,7 +70,7 @@ class ReadyPages:
         none_match, encodings, origin = (wishes.get(name) for name in (b"if-none-match", b"accept-encoding", b"origin"))
         token = wishes.get(b"palaver-position")
         level: Level = "eventual" if token is None else "session"
-        if token is not None and not self._has_heard(token):
+        if token is not None and not self._has_announced(token):
             return None
         encoded: Encoded | None = entry.plain
         if encodings is not None and entry.shrinks and accepts_gzip(encodings):
@@ -98,11 +98,13 @@ class ReadyPages:
         origins = self._origins.remembered(site)
         return None if origins is None else header_lines(marks_of(allowed_origin(origins, origin)))
 
-    def _has_heard(self, token: bytes) -> bool:
+    def _has_announced(self, token: bytes) -> bool:
         """Whether cached pages include the position of a token; the application refuses malformed tokens."""
-        heard = self._freshness.heard
+        announced = self._freshness.announced
         wanted = _position_of(token)
-        return heard is not None and wanted is not None and wanted[0] == self._cell and heard.position >= wanted[1]
+        return (
+            announced is not None and wanted is not None and wanted[0] == self._cell and announced.position >= wanted[1]
+        )
 
     def _freshness_lines(self, level: Level) -> bytes:
         fresh = self._freshness.headers(level)

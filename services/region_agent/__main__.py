@@ -20,7 +20,7 @@ from services.ledger import MigrationFailed, migrate
 from services.region_agent import orders, reports
 from services.region_agent.settings import AgentSettings, WrongSettings
 from services.region_agent.status import AgentCollector, missing, observe_step, status
-from services.telemetry.collector import settle_collector
+from services.telemetry.collector import configure_garbage_collector
 from services.telemetry.http_server import bind
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
@@ -111,7 +111,7 @@ def main() -> None:
     except OSError as error:
         give_up(f"PALAVER_STATE_DIR: {settings.state_dir} cannot be created: {error.strerror}")
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
-    settle_collector()
+    configure_garbage_collector()
     run_until_signalled(lambda: run(settings, topology, member))
 
 

@@ -25,7 +25,7 @@ from services.replicator.metrics import BatchSizes, ReplicatorMetrics
 from services.replicator.parts import Parts
 from services.replicator.projection import ViewProjection
 from services.replicator.settings import InvalidSettings, Settings
-from services.telemetry.collector import settle_collector
+from services.telemetry.collector import configure_garbage_collector
 from services.telemetry.http_server import ListenFailed, bind, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
@@ -66,7 +66,7 @@ def main() -> int:
         print(f"replicator: {error}", file=sys.stderr)  # noqa: T201 - the log is not configured yet
         return EXIT_USAGE
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
-    settle_collector()
+    configure_garbage_collector()
     try:
         uvloop.run(run(settings, topology, *listeners))
     except Exception:  # noqa: BLE001 - last chance to log a failure

@@ -66,7 +66,7 @@ class CacheInvalidator:
         self._cell: CellId = cell
         self._redis_url = redis_url
         self._pending: dict[tuple[UUID, str], int] = {}
-        self._word: bytes | None = None
+        self._announcement: bytes | None = None
         self._must_flush = True
         self._noted = asyncio.Event()
         self.invalidations = 0
@@ -75,13 +75,13 @@ class CacheInvalidator:
 
     def void(self, position: Position, fresh_at_us: int) -> None:
         """Void all cached pages before the next announcement, because apply begins at this checkpoint."""
-        self._word = self._word_of(position, fresh_at_us)
+        self._announcement = self._encode_announcement(position, fresh_at_us)
         self._flush_next()
         self._noted.set()
 
     def note(self, applied: Applied[Invalidation]) -> None:
         """Queue the invalidations of a committed batch; returns at once."""
-        self._word = self._word_of(applied.position, applied.fresh_at_us)
+        self._announcement = self._encode_announcement(applied.position, applied.fresh_at_us)
         if not self._must_flush:
             for one in applied.effects:
                 self._pending[one.site, one.key] = one.version
@@ -122,32 +122,32 @@ class CacheInvalidator:
                 await client.evalsha(begin, 1, cache.GENERATION_KEY, first, cache.CHANNEL)
                 self.flushes += 1
                 self.trouble = None
-            await self._tell(client, invalidate)
+            await self._publish(client, invalidate)
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(cache.HEARTBEAT_S):
                     await self._noted.wait()
 
-    async def _tell(self, client: _Client, script: str) -> None:
+    async def _publish(self, client: _Client, script: str) -> None:
         """Publish the queued invalidations, then the position; without invalidations the position is the heartbeat.
 
         Runs one script after the other, so that Redis publishes a position only after every invalidation before it.
         """
         moved = [Invalidation(site=site, key=key, version=version) for (site, key), version in self._pending.items()]
-        word = self._word
+        announcement = self._announcement
         self._pending.clear()
-        if word is None:
+        if announcement is None:
             return
         starts = range(0, max(1, len(moved)), cache.INVALIDATIONS_MAX)
         for start in starts:
             some = moved[start : start + cache.INVALIDATIONS_MAX]
             messages = [cache.encode_invalidations(some)] if some else []
             if start == starts[-1]:
-                messages.append(word)
+                messages.append(announcement)
             arguments = cache.invalidate_arguments(some, messages)
             await client.evalsha(script, 1, cache.GENERATION_KEY, *arguments)
         self.invalidations += len(moved)
 
-    def _word_of(self, position: Position, fresh_at_us: int) -> bytes:
+    def _encode_announcement(self, position: Position, fresh_at_us: int) -> bytes:
         return cache.encode_applied(encode_token(self._cell, position), fresh_at_us)
 
     def _flush_next(self) -> None:

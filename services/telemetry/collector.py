@@ -19,7 +19,7 @@ Before a full collection Python also waits until the oldest generation has grown
 """
 
 
-def settle_collector() -> None:
+def configure_garbage_collector() -> None:
     """Exclude all existing objects from later collections, and set the thresholds. Call it once, after all imports."""
     gc.collect()
     gc.freeze()

@@ -7,7 +7,7 @@ from prometheus_client import Gauge
 from regions.coordination import Coordination, LeadershipView, etcd_endpoints
 from regions.topology import InvalidTopology, Topology, load_topology
 from services.api.process import give_up, load_settings, run_until_signalled
-from services.telemetry.collector import settle_collector
+from services.telemetry.collector import configure_garbage_collector
 from services.telemetry.http_server import bind, bind_public, serve_http
 from services.telemetry.internal import serve_internal
 from services.telemetry.logs import configure_logging, set_epoch_provider
@@ -87,7 +87,7 @@ def main() -> None:
     except InvalidTopology as error:
         give_up(f"PALAVER_TOPOLOGY: {error}")
     configure_logging(process=PROCESS, region=topology.region, cell=topology.cell, level=settings.log_level)
-    settle_collector()
+    configure_garbage_collector()
     run_until_signalled(lambda: run(settings, topology))
 
 

@@ -152,5 +152,5 @@ async def test_a_page_shows_a_commit_that_the_replicator_did_not_see_confirmed(
             case _:
                 pass
         await until_read(api, writer.site, 2)
-        await until(lambda: api.memory.heard)
+        await until(lambda: api.memory.enabled)
         await until_read(api, writer.site, 2)

@@ -10,13 +10,13 @@ import pytest
 
 from infra.cli.demo import next_steps
 from infra.demo import tour
-from infra.demo.disaster import Disaster
+from infra.demo.leader_loss import LeaderLoss
 from infra.demo.tour import (
     COMMENTS,
     VISIBILITY_SAMPLES,
     TourResult,
-    check_disaster,
     check_every_region,
+    check_leader_loss,
     check_posted,
     facts_of,
     print_figures,
@@ -75,8 +75,8 @@ def status(**cell: Any) -> list[str]:
 
 
 def disaster(after: int, *comments: Posted) -> list[str]:
-    seen = Disaster(died="ap", leads="us", epoch=2, still_ms=1.0, posted_after=after, back_s=1.0)
-    return failures(lambda result: check_disaster(seen, comments, REGIONS, result))
+    seen = LeaderLoss(died="ap", leads="us", epoch=2, still_ms=1.0, posted_after=after, back_s=1.0)
+    return failures(lambda result: check_leader_loss(seen, comments, REGIONS, result))
 
 
 async def read_back(shown: dict[str, dict[str, Any]], count: int) -> list[str]:
@@ -119,7 +119,7 @@ async def test_each_claim_fails_for_an_empty_and_for_a_broken_tour() -> None:
 
 @pytest.mark.parametrize("answered", [0, 1])
 def test_a_write_outage_that_lasts_to_the_end_is_measured(answered: int) -> None:
-    from infra.demo.disaster import _Posters  # pyright: ignore[reportPrivateUsage]
+    from infra.demo.leader_loss import _Posters  # pyright: ignore[reportPrivateUsage]
 
     posters = _Posters(Shelf({}, 0), REGIONS)
     posters.answered = [1.5][:answered]

@@ -9,7 +9,7 @@ from openapi_spec_validator import validate
 
 from regions.edge import replies
 from regions.identity import CellId
-from services.api.consistency import parse_wanted
+from services.api.consistency import parse_consistency
 from services.api.cors import EXPOSED_HEADERS
 from services.api.openapi import openapi_document
 from services.api.operations import OPERATIONS, allowed_methods
@@ -41,9 +41,9 @@ def _is_taken(name: str, text: str) -> bool:
             case "If-Match":
                 parse_if_match(value)
             case "Palaver-Position":
-                parse_wanted(None, value, CellId("main"))
+                parse_consistency(None, value, CellId("main"))
             case _:
-                parse_wanted(value, None, CellId("main"))
+                parse_consistency(value, None, CellId("main"))
     except Problem:
         return False
     return True

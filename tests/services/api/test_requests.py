@@ -7,7 +7,7 @@ from pydantic import TypeAdapter
 
 from regions.identity import CellId
 from regions.position import Position
-from services.api.consistency import parse_wanted
+from services.api.consistency import parse_consistency
 from services.api.cors import site_of
 from services.api.identifiers import parse_uuid
 from services.api.models import NEW_COMMENT, NEW_SITE
@@ -75,10 +75,10 @@ def test_a_count_is_a_plain_number_in_range(text: str) -> None:
 
 def test_consistency_levels_are_read() -> None:
     token = b"main.3.0000000000000010"
-    assert parse_wanted(None, None, CELL).level == "eventual"
-    assert parse_wanted(None, token, CELL).position == Position(3, 16)
-    assert parse_wanted(b"bounded=1.5", None, CELL).staleness_ms_max == 1500
-    assert parse_wanted(b"strong", token, CELL).level == "strong"
+    assert parse_consistency(None, None, CELL).level == "eventual"
+    assert parse_consistency(None, token, CELL).position == Position(3, 16)
+    assert parse_consistency(b"bounded=1.5", None, CELL).staleness_ms_max == 1500
+    assert parse_consistency(b"strong", token, CELL).level == "strong"
 
 
 @pytest.mark.parametrize(

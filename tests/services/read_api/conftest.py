@@ -257,7 +257,7 @@ async def running_api(writer: Writer, silence_s: float = 300, *, page_bytes_max:
     """
     with writer.speaking():
         async with api_alone(writer, silence_s, page_bytes_max=page_bytes_max) as api:
-            await until(lambda: api.memory.heard)
+            await until(lambda: api.memory.enabled)
             yield api
 
 

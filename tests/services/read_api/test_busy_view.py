@@ -45,7 +45,7 @@ async def test_queries_of_clients_leave_a_connection_for_the_checkpoint(writer: 
 
 async def test_few_pages_are_built_at_a_time_while_cached_pages_are_served(api: Api, writer: Writer) -> None:
     writer.thread().add()
-    await until(lambda: api.memory.heard)
+    await until(lambda: api.memory.enabled)
     kept = await api.page()
     api.reader.hold = asyncio.Event()
     reading = [asyncio.create_task(api.page(limit=limit)) for limit in range(1, 3 * BUILT_AT_A_TIME_MAX)]

@@ -33,7 +33,7 @@ async def keep_a_page(api: Api, writer: Writer, age_s: float = 0) -> Thread:
     thread = writer.thread()
     thread.add()
     writer.say(writer.checkpoint(FIRST.epoch, FIRST.lsn, age_s=age_s), age_s=age_s)
-    await until(lambda: api.freshness.heard is not None and api.freshness.heard.position == FIRST)
+    await until(lambda: api.freshness.announced is not None and api.freshness.announced.position == FIRST)
     async with asyncio.timeout(10):
         while not api.memory.bytes:
             await api.page()
@@ -63,7 +63,7 @@ async def assert_only_announced_positions(api: Api, writer: Writer, fault: str) 
     writer.silent = True
     try:
         await advance_without_invalidation(api, writer, thread)
-        while api.memory.heard:
+        while api.memory.enabled:
             assert_true(await api.page())
             assert_true(await api.page(limit=7))
             bounded = await api.page(headers={"palaver-consistency": "bounded=0.5"})
@@ -80,7 +80,7 @@ async def assert_only_announced_positions(api: Api, writer: Writer, fault: str) 
     writer.silent = False
     await asyncio.to_thread(writer.begin_generation)
     writer.say(encode_token(CELL, SECOND))
-    await until(lambda: api.memory.heard)
+    await until(lambda: api.memory.enabled)
     assert len((await api.page()).json()["comments"]) == 2
 
 
@@ -120,7 +120,7 @@ async def test_a_session_read_uses_a_cached_page_after_its_position_was_announce
     await keep_a_page(api, writer)
     token = encode_token(CELL, SECOND)
     writer.say(token)
-    await until(lambda: api.freshness.heard is not None and api.freshness.heard.position == SECOND)
+    await until(lambda: api.freshness.announced is not None and api.freshness.announced.position == SECOND)
     answer = await api.page(headers={"palaver-position": token})
     assert (claimed(answer), api.reader.queries) == (SECOND, 1)
     assert answer.headers["palaver-consistency"].startswith("session; ")
@@ -156,14 +156,14 @@ async def test_the_position_of_a_replaced_view_is_used_even_if_it_is_older(api: 
     await keep_a_page(api, writer)
     writer.view.sql("DELETE FROM checkpoint")
     await until(lambda: api.freshness.applied < FIRST)
-    assert not api.memory.heard
+    assert not api.memory.enabled
     answer = await api.page(headers={"palaver-position": encode_token(CELL, FIRST)})
     assert answer.headers["palaver-consistency"].startswith("eventual; asked=session; ")
     assert claimed(answer) < FIRST
     # The replicator repeats an earlier announcement, which is no evidence about the new view.
-    assert api.freshness.heard is None
+    assert api.freshness.announced is None
     writer.say(writer.checkpoint(FIRST.epoch, FIRST.lsn + 1))
-    await until(lambda: api.memory.heard)
+    await until(lambda: api.memory.enabled)
 
 
 def test_a_repeated_announcement_does_not_reset_its_age(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -172,12 +172,12 @@ def test_a_repeated_announcement_does_not_reset_its_age(monkeypatch: pytest.Monk
     freshness = Freshness(CELL)
     # The leader's clock is a day ahead, so the age is the time since the announcement arrived.
     word = cache.Applied(position=encode_token(CELL, FIRST), fresh_at_us=int((time.time() + 86_400) * 1_000_000))
-    freshness.hear(word)
+    freshness.receive(word)
     assert freshness.staleness_ms == 0
     now_s += 5
-    freshness.hear(word)
+    freshness.receive(word)
     assert freshness.staleness_ms == 5000
     freshness.channel_lost()
-    freshness.hear(word)
-    assert freshness.heard is not None
-    assert freshness.heard.fresh_s == 1000.0
+    freshness.receive(word)
+    assert freshness.announced is not None
+    assert freshness.announced.fresh_s == 1000.0

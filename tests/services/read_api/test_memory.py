@@ -19,7 +19,7 @@ def page(version: int) -> Page:
 @pytest.fixture
 def memory() -> PageMemory:
     memory = PageMemory(bytes_max=10**6, life_s=60)
-    memory.hear()
+    memory.enable()
     return memory
 
 
@@ -51,7 +51,7 @@ def test_the_end_of_one_build_does_not_hide_invalidations_from_another(memory: P
 def test_a_page_whose_build_spans_a_loss_of_the_channel_is_not_cached(memory: PageMemory) -> None:
     build = memory.begin(THREAD)
     memory.channel_lost()
-    memory.hear()
+    memory.enable()
     memory.keep(REQUEST, build, page(9), NOTHING)
     memory.end(build)
     assert memory.get(REQUEST) is None
@@ -60,7 +60,7 @@ def test_a_page_whose_build_spans_a_loss_of_the_channel_is_not_cached(memory: Pa
 def test_a_cached_page_has_a_bounded_life() -> None:
     now_s = 0.0
     memory = PageMemory(bytes_max=10**6, life_s=60, now=lambda: now_s)
-    memory.hear()
+    memory.enable()
     build = memory.begin(THREAD)
     memory.keep(REQUEST, build, page(1), NOTHING)
     memory.end(build)
@@ -86,7 +86,7 @@ LONG = "x" * 30_000
 )
 def test_the_memory_bound_counts_every_client_text_of_a_page(request_: Request, thread: Thread, link: bytes) -> None:
     memory = PageMemory(bytes_max=10**6, life_s=60)
-    memory.hear()
+    memory.enable()
     requests = [(request_[0], request_[1] + b"%d" % number) for number in range(100)]
     for request in requests:
         build = memory.begin(thread)

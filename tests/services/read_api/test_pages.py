@@ -306,7 +306,7 @@ async def test_a_page_that_was_read_before_a_change_is_not_cached_after_it(api: 
     thread.add()
     # The channel preserves the order: this announcement arrives after the invalidation before it.
     writer.say(writer.checkpoint(1, 0x300))
-    await until(lambda: api.freshness.heard is not None and api.freshness.heard.position == Position(1, 0x300))
+    await until(lambda: api.freshness.announced is not None and api.freshness.announced.position == Position(1, 0x300))
     api.reader.hold.set()
     assert len((await reading).json()["comments"]) == 1
     assert len((await api.page()).json()["comments"]) == 2
@@ -325,7 +325,7 @@ async def test_a_late_store_in_redis_loses_against_a_newer_version(api: Api, wri
     await shared.put(where, "f", new)
     assert await shared.get(where, "f") == new
     await shared.close()
-    assert api.memory.heard
+    assert api.memory.enabled
 
 
 async def test_a_flush_invalidates_every_cached_page(api: Api, writer: Writer) -> None:
@@ -344,8 +344,8 @@ async def test_a_reader_without_the_generation_shares_no_pages(api: Api, writer:
     thread.add()
     writer.redis.delete(cache.GENERATION_KEY)
     writer.redis.client_kill_filter(_type="pubsub")
-    await until(lambda: not api.memory.heard)
-    await until(lambda: api.memory.heard)
+    await until(lambda: not api.memory.enabled)
+    await until(lambda: api.memory.enabled)
     await api.page()
     thread.add()
     await until(lambda: api.memory.bytes == 0)
@@ -366,19 +366,19 @@ async def test_pages_are_served_while_redis_is_killed_or_suspended_and_after_it_
     thread.add()
     await api.page()
     await asyncio.to_thread(writer.page_cache.kill)
-    await until(lambda: not api.memory.heard)
+    await until(lambda: not api.memory.enabled)
     thread.add(announce=False)
     assert len((await api.page()).json()["comments"]) == 2
     await asyncio.to_thread(writer.page_cache.start)
-    await until(lambda: api.memory.heard)
+    await until(lambda: api.memory.enabled)
     await api.page()
     writer.page_cache.pause()
     try:
         assert (await api.page(limit=7)).status_code == 200
-        await until(lambda: not api.memory.heard)
+        await until(lambda: not api.memory.enabled)
     finally:
         writer.page_cache.resume()
-    await until(lambda: api.memory.heard)
+    await until(lambda: api.memory.enabled)
     thread.add()
     await until(lambda: api.memory.bytes == 0)
     assert len((await api.page()).json()["comments"]) == 3

@@ -142,7 +142,7 @@ PLAIN: list[tuple[str, ...]] = [
 async def test_a_session_read_is_answered_at_once_after_its_position_was_announced(stand: Stand) -> None:
     heard, later = Position(1, 0x100), Position(1, 0x200)
     stand.api.writer.say(stand.api.writer.checkpoint(heard.epoch, heard.lsn))
-    await until(lambda: stand.api.freshness.heard is not None and stand.api.freshness.heard.position == heard)
+    await until(lambda: stand.api.freshness.announced is not None and stand.api.freshness.announced.position == heard)
     token, foreign = encode_token(CELL, heard), encode_token(CellId("other"), heard)
     for answered, lines in enumerate(
         [

@@ -246,9 +246,9 @@ class ProcessModel:
                 self.cache.generation = generation
                 self.memory.clear()
             case int(lsn):
-                self.freshness.hear(Applied(position=token(lsn), fresh_at_us=FRESH_AT_US + lsn))
-                if not self.memory.heard:
-                    self.memory.hear()
+                self.freshness.receive(Applied(position=token(lsn), fresh_at_us=FRESH_AT_US + lsn))
+                if not self.memory.enabled:
+                    self.memory.enable()
             case invalidations:
                 for key, version in cast("list[tuple[str, int]]", invalidations):
                     self.memory.invalidate((SITE, key), version)

@@ -5,7 +5,7 @@ from collections.abc import Generator
 
 import pytest
 
-from services.telemetry.collector import YOUNG_MAX, settle_collector
+from services.telemetry.collector import YOUNG_MAX, configure_garbage_collector
 
 
 @pytest.fixture(autouse=True)
@@ -17,6 +17,6 @@ def collector_as_before() -> Generator[None]:
 
 
 def test_the_collector_skips_loaded_objects_and_collects_young_ones_less_often() -> None:
-    settle_collector()
+    configure_garbage_collector()
     assert gc.get_freeze_count() > 1000
     assert gc.get_threshold()[0] == YOUNG_MAX

@@ -45,7 +45,7 @@ class Deployment(Protocol):
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Disaster:
+class LeaderLoss:
     """The observed loss of the leader region.
 
     Attributes:
@@ -114,7 +114,7 @@ class _Posters:
 
 async def lose_the_leader(
     visitor: Visitor, regions: Sequence[str], deployment: Deployment, before: dict[str, Any]
-) -> tuple[Disaster, list[Posted], list[str]]:
+) -> tuple[LeaderLoss, list[Posted], list[str]]:
     """Kill the leader region under load, wait until another region serves, and start the killed one again.
 
     Args:
@@ -144,7 +144,7 @@ async def lose_the_leader(
     restarted_at = time.perf_counter()
     await deployment.restart_region(before["leader"])
     await _until_healthy(deployment)
-    seen = Disaster(
+    seen = LeaderLoss(
         died=before["leader"],
         leads=after["leader"],
         epoch=after["epoch"],
