@@ -42,7 +42,7 @@ demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
 test: setup ## Run all checks and all tests but soaks and benchmarks; a part that fails stops no other
-	@rm -f $(VENV)/*.part $(VENV)/*.counts; beside=; trap 'test -z "$$beside" || kill -- -$$beside 2>/dev/null' EXIT; set -m; \
+	@rm -f $(VENV)/*.part $(VENV)/*.counts; beside=; trap 'test -z "$$beside" || kill -- -$$beside 2>/dev/null' EXIT; \
 	run() { \
 	  printf '\nmake test: %s begins\n' $$1; began=$$SECONDS; \
 	  if $(MAKE) --no-print-directory $$1; then how=passed; else how=FAILED; fi; \
@@ -50,7 +50,7 @@ test: setup ## Run all checks and all tests but soaks and benchmarks; a part tha
 	  echo "make test: $$1 $$how after $$((SECONDS - began)) s$${counts:+: $$counts}" | tee $(VENV)/$$1.part; \
 	}; \
 	for pair in $(PAIRS); do \
-	  (renice -n 10 $$BASHPID > /dev/null; run $${pair#*/}) > $(VENV)/beside.log 2>&1 & beside=$$!; \
+	  set -m; (renice -n 10 $$BASHPID > /dev/null; run $${pair#*/}) > $(VENV)/beside.log 2>&1 & beside=$$!; set +m; \
 	  run $${pair%/*}; wait $$beside; beside=; cat $(VENV)/beside.log; \
 	done; \
 	failed=$$(for part in $(PARTS); do grep -q ' passed ' $(VENV)/$$part.part 2>/dev/null || printf ' %s' $$part; done); \

@@ -3,11 +3,15 @@
 import os
 import re
 import shlex
+import signal
 import subprocess
 import sys
 from pathlib import Path
 
+import psutil
 import pytest
+
+from tests.waiting import eventually
 
 ROOT = Path(__file__).parent.parent
 TESTS = ("test-servers", "test-deployments", "test-simulation")
@@ -120,6 +124,29 @@ def test_a_crashed_part_does_not_report_the_counts_of_an_earlier_run(environment
     assert counted(done.stdout)["test-servers"] is None
     assert counted(done.stdout)["test-simulation"] == COUNTS
     assert ends(done.stdout) == {**dict.fromkeys(PARTS, "passed"), "test-servers": "FAILED"}
+
+
+def test_the_part_in_the_background_ends_with_make(environment: Path) -> None:
+    program = environment / "bin" / "pytest"
+    # Every part of tests stays until it is ended; one of them runs in the background.
+    program.write_text(f"#!/bin/sh\necho $$ >> {shlex.quote(str(environment / 'running'))}\nexec sleep 600\n")
+    (environment / "failing").write_text("nothing\n")
+    (environment / "crashing").write_text("nothing\n")
+    own = {name: value for name, value in os.environ.items() if name not in ("MAKEFLAGS", "MAKELEVEL", "MFLAGS")}
+    pairs = "PAIRS=test-servers/test-simulation"
+    command = ["make", "test", f"VENV={environment}", "PYTEST_FLAGS=", pairs]
+    make = subprocess.Popen(command, stdout=subprocess.DEVNULL, env=own, cwd=ROOT, process_group=0)
+    running = environment / "running"
+    pids = [
+        int(pid) for pid in eventually(lambda: _words(running), lambda words: len(words) == 2, what="both parts run")
+    ]
+    os.killpg(make.pid, signal.SIGTERM)
+    make.wait()
+    eventually(lambda: [pid for pid in pids if psutil.pid_exists(pid)], lambda left: not left, what="no part is left")
+
+
+def _words(path: Path) -> list[str]:
+    return path.read_text().split() if path.exists() else []
 
 
 TESTS_OF_EACH_KIND = """
