@@ -87,7 +87,7 @@ def _make_disk(home: Path, images: Path) -> list[Path]:
     image = images / "disk"
     with image.open("wb") as file:
         file.truncate(SIZE_BYTES)
-    # No blocks are reserved for root: the disk would be full for PostgreSQL before it is full for `fill`.
+    # No blocks are reserved for root; otherwise PostgreSQL would find the disk full before `fill` does.
     _run("mkfs.ext4", "-q", "-F", "-m", "0", str(image))
     _run("mount", "-o", "loop,noatime", str(image), str(home))
     mounted = [home]

@@ -55,7 +55,7 @@ class FaultUnavailable(DeploymentError):
 
 
 class StepFailed(Exception):
-    """A step waited in vain; the drill is rolled back and fails."""
+    """The condition that a step waits for was not met in time; the drill is rolled back and fails."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -264,7 +264,7 @@ class _Run:
             await self._journal.note("done", **which)
 
     async def _roll_back(self, drill: Drill) -> None:
-        """Undo all faults; if one cannot be undone, the others are."""
+        """Undo all faults. A fault that cannot be undone does not stop the others from being undone."""
         with contextlib.suppress(DeploymentError):
             await self._target.heal()
         for region in sorted(self._offsets):

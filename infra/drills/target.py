@@ -1,4 +1,4 @@
-"""The deployment under a drill: resolves roles to regions, injects faults, and reads the contents of the databases.
+"""Acts on the deployment under a drill: resolves roles to regions, injects faults, and reads its databases.
 
 Decides which region a role means when a step begins. Uses the same interfaces of supervisor and relay as
 `palaver fault`.
