@@ -20,13 +20,13 @@ from regions.failover.states import TRANSITIONS
 CHUNK = 4
 """Number of seeds that a worker process takes at a time."""
 
-QUIET_AMONG = 200
+SEEDS_MIN_FOR_QUIET_RUN = 200
 """A campaign of this many seeds must contain a plan without a fault.
 
 One plan in twenty has no fault, so the probability that none of 200 plans is without a fault is 1 in 28,000.
 """
 
-IDLE_WHERE_ALL_IS_WELL = ("one epoch acknowledges",)
+OPTIONAL_CHECKERS = ("one epoch acknowledges",)
 """Checkers that may compare no fact in a campaign.
 
 Once the next epoch serves, a former leader acknowledges nothing, except for a reply that is in flight. A campaign of a
@@ -104,8 +104,8 @@ class Summary:
 
         A campaign without a commit, or without a failover after a commit, therefore fails.
         """
-        idle = [name for name in CHECKERS if not self.facts[name] and name not in IDLE_WHERE_ALL_IS_WELL]
-        if self.seeds < QUIET_AMONG:
+        idle = [name for name in CHECKERS if not self.facts[name] and name not in OPTIONAL_CHECKERS]
+        if self.seeds < SEEDS_MIN_FOR_QUIET_RUN:
             idle = [name for name in idle if name != "no failover without a fault"]
         lines = [f"{name}: judged on nothing: no {CHECKERS[name]}" for name in idle]
         if not self.commits:

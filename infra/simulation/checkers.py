@@ -15,9 +15,9 @@ from collections.abc import Mapping, Sequence
 
 from infra.simulation.member import Member
 from infra.simulation.node import Node
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.wal import Entry
-from infra.simulation.workload import Asked, Seen
-from infra.simulation.world import World
+from infra.simulation.workload import ReadBaseline, SeenEntry
 from regions.failover.events import Promise, Vote
 from regions.failover.heartbeats import SendHeartbeat
 from regions.failover.states import State
@@ -46,7 +46,7 @@ CHECKERS: Mapping[str, str] = {
 }
 """Each checker, and the facts that it counts."""
 
-IN_EACH_RUN = ("quorum", "fenced", "strong reads", "invariants")
+REQUIRED_IN_EACH_RUN = ("quorum", "fenced", "strong reads", "invariants")
 """Checkers that must compare a fact in every run; faults begin only after the cell was created.
 
 The other checkers need a failover, or a client that repeats a write. A single run may have neither, a campaign must
@@ -54,7 +54,7 @@ have both.
 """
 
 
-class Violated(Exception):
+class Violation(Exception):
     """An invariant is violated. The run ends."""
 
     def __init__(self, checker: str, text: str) -> None:
@@ -62,7 +62,7 @@ class Violated(Exception):
         self.checker = checker
 
 
-class Opening:
+class ServedLedger:
     """A ledger as it was when its region began to serve an epoch."""
 
     __slots__ = ("entries", "epoch", "region")
@@ -81,19 +81,17 @@ class Checkers:
     """All checkers of one run.
 
     Attributes:
-        openings: The ledger at each moment at which a region began to serve.
-        closings: (time, region) of each moment at which a region stopped serving.
-        opened_at: (time, region, epoch) of each moment at which a region began to serve.
+        served_ledgers: The ledger at each moment at which a region began to serve.
+        serving_starts: (time, region, epoch) of each moment at which a region began to serve.
         transitions: How often each transition of the core's table was taken.
         records: (time, record) of each record that was written to etcd.
         facts: How many facts each checker compared.
     """
 
-    def __init__(self, world: World) -> None:
-        self._world = world
-        self.openings: list[Opening] = []
-        self.opened_at: list[tuple[float, RegionName, Epoch]] = []
-        self.closings: list[tuple[float, RegionName]] = []
+    def __init__(self, scheduler: Scheduler) -> None:
+        self._scheduler = scheduler
+        self.served_ledgers: list[ServedLedger] = []
+        self.serving_starts: list[tuple[float, RegionName, Epoch]] = []
         self.transitions: Counter[tuple[State, State]] = Counter()
         self.records: list[tuple[float, Leadership]] = []
         self.facts: Counter[str] = Counter()
@@ -102,26 +100,28 @@ class Checkers:
         self._bits: dict[RegionName, int] = {}
         self._acknowledged: list[Acknowledged] = []
         self._keys: dict[int, Entry] = {}
-        self._newest: Seen | None = None
-        self._read: Seen | None = None
+        self._newest: SeenEntry | None = None
+        self._read: SeenEntry | None = None
         self._votes: dict[RegionName, Vote] = {}
         self._nodes: Mapping[RegionName, Node] = {}
         self._lost_under: dict[RegionName, Epoch] = {}
 
-    def watch(self, nodes: Mapping[RegionName, Node]) -> None:
+    def set_nodes(self, nodes: Mapping[RegionName, Node]) -> None:
         """Set the nodes of the run."""
         self._nodes = nodes
         self._bits = {region: node.member.wal.bit for region, node in nodes.items() if node.member is not None}
 
     def _fail(self, checker: str, text: str) -> None:
-        self._world.tell(f"VIOLATED {checker}: {text}")
-        raise Violated(checker, f"at {self._world.now:.3f} s, {text}")
+        self._scheduler.trace_line(f"VIOLATED {checker}: {text}")
+        raise Violation(checker, f"at {self._scheduler.now:.3f} s, {text}")
 
     # Epochs only increase.
 
-    def written(self, revision: int, record: Leadership) -> None:
+    def record_written(self, revision: int, record: Leadership) -> None:
         """A record was written to etcd."""
-        self._world.tell(f"etcd {revision}: epoch {record.epoch} {record.phase} {record.leader}: {record.reason}")
+        self._scheduler.trace_line(
+            f"etcd {revision}: epoch {record.epoch} {record.phase} {record.leader}: {record.reason}"
+        )
         if self.records:
             self.facts["epochs grow"] += 1
             before = self.records[-1][1]
@@ -134,7 +134,7 @@ class Checkers:
             if same and chosen and record.leader != before.leader:
                 self._fail("epochs grow", f"epoch {record.epoch} went from {before.leader} to {record.leader}")
             self._follows(before, record)
-        self.records.append((self._world.now, record))
+        self.records.append((self._scheduler.now, record))
         self._voters = sum(self._bits[voter] for voter in record.voters if voter in self._bits)
         self._majority = len(record.voters) // 2 + 1
 
@@ -151,19 +151,19 @@ class Checkers:
 
     # Every later leader has every acknowledged write.
 
-    def acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
+    def write_acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
         """A write was acknowledged."""
-        if self._world.trace is not None:
-            self._world.tell(f"ack {entry.key} epoch {epoch} at {member.region} lsn {end}")
-        for opening in self.openings:
-            if opening.epoch <= epoch:
+        if self._scheduler.trace is not None:
+            self._scheduler.trace_line(f"ack {entry.key} epoch {epoch} at {member.region} lsn {end}")
+        for served in self.served_ledgers:
+            if served.epoch <= epoch:
                 continue
             self.facts["one epoch acknowledges"] += 1
-            if not _has(opening.entries, entry, end):
+            if not _has(served.entries, entry, end):
                 self._fail(
                     "one epoch acknowledges",
-                    f"{member.region} acknowledged {entry.key} under epoch {epoch} after {opening.region} had opened"
-                    f" epoch {opening.epoch} without it",
+                    f"{member.region} acknowledged {entry.key} under epoch {epoch} after {served.region} had opened"
+                    f" epoch {served.epoch} without it",
                 )
         known = self._keys.get(entry.key)
         if known is None:
@@ -180,18 +180,19 @@ class Checkers:
         if self._newest is None or end > self._newest[1]:
             self._newest = (entry, end)
 
-    def opened(self, node: Node, epoch: Epoch) -> None:
+    def serving_started(self, node: Node, epoch: Epoch) -> None:
         """A region begins to serve an epoch."""
         member = node.member
         assert member is not None, "writes without a ledger"
-        self._world.tell(f"OPEN epoch {epoch} at {node.region}")
-        for opening in self.openings:
-            if opening.epoch > epoch:
-                # A region may begin to serve an outdated epoch; `acknowledged` checks each write that it acknowledges.
+        self._scheduler.trace_line(f"OPEN epoch {epoch} at {node.region}")
+        for served in self.served_ledgers:
+            if served.epoch > epoch:
+                # A region may begin to serve an outdated epoch; `write_acknowledged` checks the writes that it
+                # acknowledges.
                 continue
             self.facts["epochs exclude"] += 1
-            if opening.epoch == epoch and opening.region != node.region:
-                self._fail("epochs exclude", f"{node.region} and {opening.region} both opened epoch {epoch}")
+            if served.epoch == epoch and served.region != node.region:
+                self._fail("epochs exclude", f"{node.region} and {served.region} both opened epoch {epoch}")
         entries = list(member.wal.entries)
         for acknowledged_epoch, entry, end in self._acknowledged:
             if acknowledged_epoch >= epoch:
@@ -210,26 +211,25 @@ class Checkers:
         fences = [entry for entry in entries if entry.kind == "fence" and entry.epoch == epoch]
         if not any((entry.copies & self._voters).bit_count() >= self._majority for entry in fences):
             self._fail("fenced", f"{node.region} opened epoch {epoch} without its fence row on a quorum")
-        self.openings.append(Opening(epoch, node.region, entries))
-        self.opened_at.append((self._world.now, node.region, epoch))
+        self.served_ledgers.append(ServedLedger(epoch, node.region, entries))
+        self.serving_starts.append((self._scheduler.now, node.region, epoch))
 
-    def closed(self, node: Node) -> None:
+    def serving_stopped(self, node: Node) -> None:
         """A region stops serving."""
-        self._world.tell(f"CLOSED at {node.region}")
-        self.closings.append((self._world.now, node.region))
+        self._scheduler.trace_line(f"CLOSED at {node.region}")
 
     # Promises and votes are kept.
 
-    def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
+    def promise_stored(self, node: Node, before: Promise | None, after: Promise) -> None:
         """An agent has flushed a promise to its disk."""
-        self._world.tell(f"{node.region}: disk {after}")
+        self._scheduler.trace_line(f"{node.region}: disk {after}")
         self.facts["promises"] += before is not None
         if before is not None and (
             after.epoch < before.epoch or after.lineage < before.lineage or after.floor < before.floor
         ):
             self._fail("promises", f"{node.region} replaced {before} by {after}")
 
-    def said(self, node: Node, beat: SendHeartbeat) -> None:
+    def heartbeat_sent(self, node: Node, beat: SendHeartbeat) -> None:
         """An agent sends a heartbeat; its vote is checked if it is new."""
         vote = beat.heartbeat.cells[0][1].vote
         known = self._votes.get(node.region)
@@ -248,11 +248,11 @@ class Checkers:
         if known is None or vote.epoch > known.epoch:
             if member.running and member.primary:
                 self._fail("votes", f"{node.region} votes for {vote.epoch} while its ledger is primary")
-            if vote.position.lsn < member.wal.whole:
+            if vote.position.lsn < member.wal.complete_lsn:
                 self._fail("votes", f"{node.region} votes with {vote.position} and has more WAL")
             self._votes[node.region] = vote
 
-    def streamed(self, standby: Member, source: Member) -> None:
+    def wal_received(self, standby: Member, source: Member) -> None:
         """A standby has received and flushed WAL."""
         vote = self._votes.get(standby.region)
         if vote is None or not source.primary:
@@ -264,7 +264,7 @@ class Checkers:
                 f"{standby.region} voted for epoch {vote.epoch} and received WAL of epoch {source.epoch}",
             )
 
-    def shrunk(self, member: Member, before: int) -> None:
+    def wal_lost(self, member: Member, before: int) -> None:
         """A member lost WAL that it had on disk, through a rewind."""
         del before
         node = self._nodes[member.region]
@@ -273,36 +273,36 @@ class Checkers:
 
     # Strong reads never go back.
 
-    def asked(self) -> Asked:
+    def strong_read_started(self) -> ReadBaseline:
         """A strong read begins. Returns what its answer has to contain."""
         return (self._newest, self._read)
 
-    def read(self, member: Member, asked: Asked, visible: int) -> None:
+    def strong_read_answered(self, member: Member, baseline: ReadBaseline, visible: int) -> None:
         """A strong read was answered as current."""
-        self.facts["strong reads"] += any(seen is not None for seen in asked)
-        for what, seen in zip(("an acknowledged write", "an earlier strong read"), asked, strict=True):
+        self.facts["strong reads"] += any(seen is not None for seen in baseline)
+        for what, seen in zip(("an acknowledged write", "an earlier strong read"), baseline, strict=True):
             if seen is not None and not (seen[1] <= visible and member.wal.has(seen[0], seen[1])):
                 self._fail("strong reads", f"{member.region} answered as current without {what} at {seen[1]}")
         if visible and (self._read is None or visible > self._read[1]):
             self._read = (member.wal.entries[visible - 1], visible)
 
-    def acted(self, node: Node, broken: Sequence[str]) -> None:
+    def effects_returned(self, node: Node, broken: Sequence[str]) -> None:
         """A core has returned effects; ``broken`` names its invariants that do not hold."""
         self.facts["invariants"] += 1
         for what in broken:
             self._fail("invariants", f"{node.region}: {what}")
 
     def check_facts(self) -> None:
-        """Require that each checker in `IN_EACH_RUN` has compared a fact.
+        """Require that each checker in `REQUIRED_IN_EACH_RUN` has compared a fact.
 
         Raises:
             Violated: A checker compared none.
         """
-        for checker in IN_EACH_RUN:
+        for checker in REQUIRED_IN_EACH_RUN:
             if not self.facts[checker]:
                 self._fail(checker, f"judged on nothing: no {CHECKERS[checker]}")
 
-    def moved(self, before: State, after: State) -> None:
+    def state_changed(self, before: State, after: State) -> None:
         """A core took a transition of its table."""
         self.transitions[before, after] += 1
 
@@ -338,9 +338,11 @@ class Liveness:
         bound_s = Liveness.BOUND_S + hold_down_s
         if first is None or first > healed_at + bound_s:
             when = "never" if first is None else f"at {first:.1f} s"
-            raise Violated("liveness", f"all faults ended at {healed_at:.1f} s, the next commit was {when}")
+            raise Violation("liveness", f"all faults ended at {healed_at:.1f} s, the next commit was {when}")
         if commits_at[-1] < end - Liveness.BOUND_S / 2:
-            raise Violated("liveness", f"no commit after {commits_at[-1]:.1f} s, all faults ended at {healed_at:.1f} s")
+            raise Violation(
+                "liveness", f"no commit after {commits_at[-1]:.1f} s, all faults ended at {healed_at:.1f} s"
+            )
 
     @staticmethod
     def check_quiet(checkers: Checkers, commits_at: Sequence[float], *, end: float) -> None:
@@ -352,7 +354,7 @@ class Liveness:
         checkers.facts["no failover without a fault"] += 1
         time = next((time for time, record in checkers.records if record.epoch > 1), None)
         if time is not None:
-            raise Violated("no failover without a fault", f"epoch 2 began at {time:.1f} s")
+            raise Violation("no failover without a fault", f"epoch 2 began at {time:.1f} s")
         last = commits_at[-1] if commits_at else 0.0
         if last < end - Liveness.BOUND_S / 2:
-            raise Violated("liveness", f"no commit after {last:.1f} s, and there was no fault")
+            raise Violation("liveness", f"no commit after {last:.1f} s, and there was no fault")

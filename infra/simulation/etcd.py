@@ -13,7 +13,7 @@ from collections.abc import Callable
 from typing import Literal
 
 from infra.simulation.network import Network
-from infra.simulation.world import World
+from infra.simulation.scheduler import Scheduler
 from regions.identity import RegionName
 from regions.leadership import Leadership
 
@@ -22,11 +22,11 @@ ATTEMPT_S = 0.8
 
 ATTEMPTS_MAX = 3
 ELECTION_S = (0.5, 0.85)
-LOST_LEADER_LATE = 0.3
+SWAP_APPLIED_LATE = 0.3
 """Share of swaps that etcd keeps while it has no leader and may apply after their client has given up."""
 
 WATCH_LAG_S = (0.0005, 0.004)
-SKIPPED = 0.1
+WATCH_SKIPS = 0.1
 """Share of deliveries in which a watch that is behind receives only the newest revision (compaction)."""
 
 Outcome = Literal["applied", "lost", "unknown"]
@@ -48,7 +48,7 @@ class Etcd:
 
     def __init__(  # noqa: PLR0913 - its dependencies
         self,
-        world: World,
+        scheduler: Scheduler,
         network: Network,
         *,
         regions: tuple[RegionName, ...],
@@ -56,7 +56,7 @@ class Etcd:
         leader: RegionName,
         written: Watcher,
     ) -> None:
-        self._world = world
+        self._scheduler = scheduler
         self._network = network
         self._voters = voters
         self._majority = len(voters) // 2 + 1
@@ -71,7 +71,7 @@ class Etcd:
         self.outage = 0
         self.lag_s: dict[RegionName, float] = {}
         self.written = written
-        network.when_healed(self.changed)
+        network.on_change(self.changed)
 
     def set_down(self, region: RegionName, *, down: bool) -> None:
         """Stop a region's etcd member, or start it again with the records that it had applied."""
@@ -103,35 +103,35 @@ class Etcd:
         leader = self.leader
         return (
             leader is not None
-            and self._works(leader)
+            and self._can_commit(leader)
             and not self._down.get(endpoint, False)
-            and self._network.talks(region, endpoint)
-            and self._network.talks(endpoint, leader)
+            and self._network.is_connected(region, endpoint)
+            and self._network.is_connected(endpoint, leader)
         )
 
-    def _works(self, leader: RegionName) -> bool:
+    def _can_commit(self, leader: RegionName) -> bool:
         """Whether a leader can commit: a majority of the voters' members is connected to it."""
         if self.outage or self._down.get(leader, False):
             return False
-        talks = self._network.talks
-        reached = sum(1 for voter in self._voters if not self._down.get(voter, False) and talks(voter, leader))
+        is_connected = self._network.is_connected
+        reached = sum(1 for voter in self._voters if not self._down.get(voter, False) and is_connected(voter, leader))
         return reached >= self._majority
 
     def changed(self) -> None:
         """Begin an election if the leader cannot commit; else send records that members have not applied."""
-        if (self.leader is None or not self._works(self.leader)) and not self._electing:
+        if (self.leader is None or not self._can_commit(self.leader)) and not self._electing:
             self._electing = True
-            self._world.after(self._world.between(*ELECTION_S), self._elect)
+            self._scheduler.after(self._scheduler.between(*ELECTION_S), self._elect)
         elif self.leader is not None:
             self._spread()
 
     def _elect(self) -> None:
         self._electing = False
-        if self.leader is None or not self._works(self.leader):
+        if self.leader is None or not self._can_commit(self.leader):
             # Only members with a majority can win; an election without one leaves etcd without a leader.
-            able = [voter for voter in self._voters if self._works(voter)]
-            self.leader = self._world.random.choice(able) if able else None
-            self._world.tell(f"etcd elects {self.leader}")
+            able = [voter for voter in self._voters if self._can_commit(voter)]
+            self.leader = self._scheduler.random.choice(able) if able else None
+            self._scheduler.trace_line(f"etcd elects {self.leader}")
         if self.leader is not None:
             self._spread()
 
@@ -148,7 +148,7 @@ class Etcd:
         revision = self.log[-1][0] if self.log else 0
         if revision != expected:
             return None
-        revision += 1 + self._world.random.randrange(3)  # etcd's revision counts all keys
+        revision += 1 + self._scheduler.random.randrange(3)  # etcd's revision counts all keys
         self.log.append((revision, record))
         self.written(revision, record)
         self._spread()
@@ -174,7 +174,7 @@ class Etcd:
         behind = len(self.log)
         for region in self._watched:
             if self._applied.get(region, 0) < behind and self._network.is_open(leader, region):
-                self._world.after(self._network.delay(leader, region), self._apply, region, behind)
+                self._scheduler.after(self._network.delay(leader, region), self._apply, region, behind)
 
     def _apply(self, region: RegionName, upto: int) -> None:
         if self._down.get(region, False) or self._applied.get(region, 0) >= upto:
@@ -185,10 +185,10 @@ class Etcd:
     def _wake_watch(self, region: RegionName) -> None:
         if region not in self._watchers:
             return
-        lag = self._world.between(*WATCH_LAG_S) + self.lag_s.get(region, 0.0)
-        time = max(self._world.now + lag, self._watch_time.get(region, 0.0))
+        lag = self._scheduler.between(*WATCH_LAG_S) + self.lag_s.get(region, 0.0)
+        time = max(self._scheduler.now + lag, self._watch_time.get(region, 0.0))
         self._watch_time[region] = time
-        self._world.at(time, self._deliver, region, self._applied.get(region, 0))
+        self._scheduler.at(time, self._deliver, region, self._applied.get(region, 0))
 
     def _deliver(self, region: RegionName, upto: int) -> None:
         start = self._watched[region]
@@ -196,7 +196,7 @@ class Etcd:
         if watcher is None or start >= upto:
             return
         self._watched[region] = upto
-        if upto - start > 1 and self._world.chance(SKIPPED):
+        if upto - start > 1 and self._scheduler.chance(WATCH_SKIPS):
             start = upto - 1
         for revision, record in self.log[start:upto]:
             watcher(revision, record)
@@ -205,12 +205,12 @@ class Etcd:
 class EtcdClient:
     """An agent's etcd client: uses one endpoint, changes to the next one after an error, and never retries a swap."""
 
-    __slots__ = ("_endpoint", "_endpoints", "_etcd", "_network", "_region", "_world")
+    __slots__ = ("_endpoint", "_endpoints", "_etcd", "_network", "_region", "_scheduler")
 
     def __init__(
-        self, world: World, network: Network, etcd: Etcd, region: RegionName, endpoints: tuple[RegionName, ...]
+        self, scheduler: Scheduler, network: Network, etcd: Etcd, region: RegionName, endpoints: tuple[RegionName, ...]
     ) -> None:
-        self._world = world
+        self._scheduler = scheduler
         self._network = network
         self._etcd = etcd
         self._region = region
@@ -222,9 +222,9 @@ class EtcdClient:
         if linearizable:
             self._attempt(answer, failed, 1)
         elif not self._etcd.is_down(self._region):
-            self._world.after(0.001, self._answer_local, answer)
+            self._scheduler.after(0.001, self._answer_local, answer)
         else:
-            self._world.after(ATTEMPT_S, failed)
+            self._scheduler.after(ATTEMPT_S, failed)
 
     def _answer_local(self, answer: ReadAnswer) -> None:
         answer(*self._etcd.applied(self._region))
@@ -233,19 +233,19 @@ class EtcdClient:
         endpoint = self._endpoints[self._endpoint]
         if self._etcd.serves(self._region, endpoint):
             seconds = self._etcd.delay(self._region, endpoint)
-            self._world.after(seconds, self._arrived, answer, failed, number)
+            self._scheduler.after(seconds, self._arrived, answer, failed, number)
         else:
-            self._world.after(ATTEMPT_S, self._next, answer, failed, number)
+            self._scheduler.after(ATTEMPT_S, self._next, answer, failed, number)
 
     def _arrived(self, answer: ReadAnswer, failed: Callable[[], None], number: int) -> None:
         endpoint = self._endpoints[self._endpoint]
         if not self._etcd.serves(self._region, endpoint):
-            self._world.after(ATTEMPT_S / 2, self._next, answer, failed, number)
+            self._scheduler.after(ATTEMPT_S / 2, self._next, answer, failed, number)
             return
         leader = self._etcd.leader
         assert leader is not None, "an answer without a leader"
         back = self._network.delay(leader, endpoint) + self._network.delay(endpoint, self._region)
-        self._world.after(back, answer, *self._etcd.newest())
+        self._scheduler.after(back, answer, *self._etcd.newest())
 
     def _next(self, answer: ReadAnswer, failed: Callable[[], None], number: int) -> None:
         self._endpoint = (self._endpoint + 1) % len(self._endpoints)
@@ -259,21 +259,21 @@ class EtcdClient:
         request = _Swap(expected, record, answer, self._endpoints[self._endpoint])
         if self._etcd.serves(self._region, request.endpoint):
             seconds = self._etcd.delay(self._region, request.endpoint)
-            self._world.after(seconds, self._apply_swap, request)
-        self._world.after(ATTEMPT_S, self._give_up, request)
+            self._scheduler.after(seconds, self._apply_swap, request)
+        self._scheduler.after(ATTEMPT_S, self._give_up, request)
 
     def _apply_swap(self, request: _Swap) -> None:
         etcd = self._etcd
         if etcd.leader is None or not etcd.serves(etcd.leader, etcd.leader):
-            if not request.late and self._world.chance(LOST_LEADER_LATE):
+            if not request.late and self._scheduler.chance(SWAP_APPLIED_LATE):
                 request.late = True
-                self._world.after(self._world.between(0.3, 4.0), self._apply_swap, request)
+                self._scheduler.after(self._scheduler.between(0.3, 4.0), self._apply_swap, request)
             return
         revision = etcd.swap(request.expected, request.record)
         leader, endpoint, network = etcd.leader, request.endpoint, self._network
         if network.is_open(leader, endpoint) and network.is_open(endpoint, self._region):
             back = network.delay(leader, endpoint) + network.delay(endpoint, self._region)
-            self._world.after(back, self._answered, request, revision)
+            self._scheduler.after(back, self._answered, request, revision)
 
     def _answered(self, request: _Swap, revision: int | None) -> None:
         if not request.answered:

@@ -10,17 +10,17 @@ from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
 from infra.simulation.plans import WAIT_S_MAX, Fault, FaultKind, FaultPlan
-from infra.simulation.world import World
+from infra.simulation.scheduler import Scheduler
 from regions.failover.events import Order, OrderKind
 from regions.identity import RegionName
 
 POLL_S = 0.01
 """Interval at which a fault that waits for a phase looks at the phase."""
 
-PART_S_MAX = 0.1
+PARTIAL_RECORD_S_MAX = 0.1
 """Longest time from the first part of a record to the crash of the region that wrote it."""
 
-ASK_AGAIN_S = 1.0
+ORDER_REPEATED_S = 1.0
 """Interval at which the operator repeats an order that had no effect."""
 
 
@@ -28,18 +28,18 @@ class Injector:
     """Injects the faults of one plan.
 
     Attributes:
-        hits: (time, kind, region, whether the region led and served) of each injected fault.
+        injected: (time, kind, region, whether the region led and served) of each injected fault.
     """
 
     def __init__(
         self,
-        world: World,
+        scheduler: Scheduler,
         network: Network,
         etcd: Etcd,
         nodes: dict[RegionName, Node],
         plan: FaultPlan,
     ) -> None:
-        self._world = world
+        self._scheduler = scheduler
         self._network = network
         self._etcd = etcd
         self._nodes = nodes
@@ -49,23 +49,25 @@ class Injector:
         self._pauses: dict[RegionName, int] = {}
         self._agent_pauses: dict[RegionName, int] = {}
         self._tickets = 0
-        self.hits: list[tuple[float, FaultKind, RegionName, bool]] = []
+        self.injected: list[tuple[float, FaultKind, RegionName, bool]] = []
 
     def start(self) -> None:
         """Schedule all faults."""
         for fault in self._plan.faults:
-            self._world.at(fault.at, self._await_phase, fault)
+            self._scheduler.at(fault.at, self._await_phase, fault)
 
     def _await_phase(self, fault: Fault) -> None:
-        if fault.when and self._world.now < fault.at + WAIT_S_MAX and not self._is_phase(fault):
-            self._world.after(POLL_S, self._await_phase, fault)
+        if fault.when and self._scheduler.now < fault.at + WAIT_S_MAX and not self._is_phase(fault):
+            self._scheduler.after(POLL_S, self._await_phase, fault)
             return
-        region = self._aim(fault.target)
+        region = self._target_region(fault.target)
         record = self._etcd.record
         leads = record is not None and record.phase == "serving" and record.leader == region
-        self.hits.append((self._world.now, fault.kind, region, leads))
-        self._world.tell(f"FAULT {fault.kind} {region} {fault.seconds:g} s {fault.amount:g} {fault.order or ''}")
-        self._do(fault, region)
+        self.injected.append((self._scheduler.now, fault.kind, region, leads))
+        self._scheduler.trace_line(
+            f"FAULT {fault.kind} {region} {fault.seconds:g} s {fault.amount:g} {fault.order or ''}"
+        )
+        self._inject(fault, region)
 
     def _is_phase(self, fault: Fault) -> bool:
         record = self._etcd.record
@@ -75,7 +77,7 @@ class Injector:
             return any(node.core is not None and _is_rejoining(node) for node in self._nodes.values())
         return record.phase == fault.when
 
-    def _aim(self, target: str) -> RegionName:
+    def _target_region(self, target: str) -> RegionName:
         record = self._etcd.record
         regions = self._plan.regions
         if target in regions:
@@ -89,7 +91,7 @@ class Injector:
     def _member(self, region: RegionName) -> Member | None:
         return self._nodes[region].member
 
-    def _do(self, fault: Fault, region: RegionName) -> None:  # noqa: C901, PLR0912, PLR0915 - one case a fault
+    def _inject(self, fault: Fault, region: RegionName) -> None:  # noqa: C901, PLR0912, PLR0915 - one case a fault
         kind, seconds, amount = fault.kind, fault.seconds, fault.amount
         match kind:
             case "crash-region":
@@ -97,9 +99,9 @@ class Injector:
             case "crash-in-record":
                 member = self._member(region)
                 if member is not None and member.running and member.primary:
-                    member.write_part()
+                    member.write_partial_record()
                 # The region crashes about when that part arrives at the standbys, before it writes the rest.
-                self._world.after(amount * PART_S_MAX, self._crash_region, region, seconds)
+                self._scheduler.after(amount * PARTIAL_RECORD_S_MAX, self._crash_region, region, seconds)
             case "lose-promise":
                 # If the first leader loses its promise before the cell has served, the operator has to create the cell
                 # again. So the promise is lost only later.
@@ -123,7 +125,7 @@ class Injector:
             case "clock-rate":
                 clock = self._nodes[region].clock
                 clock.set_rate(1 + (amount - 0.5) / 5)  # up to 10%, far more than the drift of a real clock
-                self._world.after(seconds, clock.set_rate, 1.0)
+                self._scheduler.after(seconds, clock.set_rate, 1.0)
             case "clock-jump":
                 self._nodes[region].clock.wall_offset += (amount - 0.5) * 2e6
             case "isolate" | "isolate-in" | "isolate-out":
@@ -138,23 +140,23 @@ class Injector:
                 self._cut([(region, other), (other, region)] if both else [(region, other)], seconds)
             case "loss":
                 self._network.lossy[region] = 0.1 + 0.5 * amount
-                self._world.after(seconds, _forget, self._network.lossy, region)
+                self._scheduler.after(seconds, _remove_amount, self._network.lossy, region)
             case "noise":
                 self._network.doubled, self._network.late = 0.1 * amount, 0.05
-                self._world.after(seconds, self._quieten)
+                self._scheduler.after(seconds, self._end_noise)
             case "slow":
                 self._network.slow[region] = 0.3 * amount
-                self._world.after(seconds, _forget, self._network.slow, region)
+                self._scheduler.after(seconds, _remove_amount, self._network.slow, region)
             case "etcd-outage":
                 self._etcd.outage += 1
                 self._etcd.changed()
-                self._world.after(seconds, self._end_outage)
+                self._scheduler.after(seconds, self._end_outage)
             case "etcd-leader-moves":
                 self._etcd.leader = None
                 self._etcd.changed()
             case "watch-lag":
                 self._etcd.lag_s[region] = 3 * amount
-                self._world.after(seconds, _forget, self._etcd.lag_s, region)
+                self._scheduler.after(seconds, _remove_amount, self._etcd.lag_s, region)
             case "order":
                 self._order(fault, region)
 
@@ -162,7 +164,7 @@ class Injector:
 
     def _crash_region(self, region: RegionName, seconds: float, *, lose_promise: bool = False) -> None:
         if self._count(self._crashed, region, 1) > 1:
-            self._world.after(seconds, self._start_region, region)
+            self._scheduler.after(seconds, self._start_region, region)
             return
         node = self._nodes[region]
         if node.up:
@@ -173,7 +175,7 @@ class Injector:
         if lose_promise:
             node.disk = None
         self._etcd.set_down(region, down=True)
-        self._world.after(seconds, self._start_region, region)
+        self._scheduler.after(seconds, self._start_region, region)
 
     def _start_region(self, region: RegionName) -> None:
         if self._count(self._crashed, region, -1):
@@ -185,7 +187,7 @@ class Injector:
     def _crash_agent(self, region: RegionName, seconds: float) -> None:
         if self._nodes[region].up:
             self._nodes[region].crash()
-        self._world.after(seconds, self._start_agent, region)
+        self._scheduler.after(seconds, self._start_agent, region)
 
     def _start_agent(self, region: RegionName) -> None:
         node = self._nodes[region]
@@ -205,7 +207,7 @@ class Injector:
         self._count(self._pauses, region, 1)
         self._apply_pauses(region)
         self._etcd.set_down(region, down=True)
-        self._world.after(seconds, self._resume_region, region)
+        self._scheduler.after(seconds, self._resume_region, region)
 
     def _resume_region(self, region: RegionName) -> None:
         if self._count(self._pauses, region, -1):
@@ -213,46 +215,46 @@ class Injector:
         if not self._crashed.get(region):
             self._etcd.set_down(region, down=False)
         self._apply_pauses(region)
-        self._go_on(region)
+        self._resume_processes(region)
 
     def _pause_agent(self, region: RegionName, seconds: float) -> None:
         self._count(self._agent_pauses, region, 1)
         self._apply_pauses(region)
-        self._world.after(seconds, self._resume_agent, region)
+        self._scheduler.after(seconds, self._resume_agent, region)
 
     def _resume_agent(self, region: RegionName) -> None:
         if not self._count(self._agent_pauses, region, -1):
-            self._go_on(region)
+            self._resume_processes(region)
 
-    def _go_on(self, region: RegionName) -> None:
+    def _resume_processes(self, region: RegionName) -> None:
         node = self._nodes[region]
         if not self._pauses.get(region) and not self._agent_pauses.get(region):
             node.resume()
         if node.member is not None and not node.member.paused and not node.member.hung:
-            node.member.recover()
+            node.member.resume_io()
             if node.driver is not None:
-                node.driver.go_on()
+                node.driver.resume()
 
     def _kill_ledger(self, region: RegionName) -> None:
         node = self._nodes[region]
         if node.member is not None and node.member.running:
             node.member.crash()
-            self._world.after(self._world.between(0.005, 0.05), self._notice_end, region)
+            self._scheduler.after(self._scheduler.between(0.005, 0.05), self._notice_end, region)
 
     def _notice_end(self, region: RegionName) -> None:
         node = self._nodes[region]
         if node.member is not None and not node.member.running:
-            node.ended()
+            node.ledger_ended()
 
     def _hang(self, region: RegionName, seconds: float) -> None:
         self._count(self._hangs, region, 1)
         self._apply_pauses(region)
-        self._world.after(seconds, self._end_hang, region)
+        self._scheduler.after(seconds, self._end_hang, region)
 
     def _end_hang(self, region: RegionName) -> None:
         if not self._count(self._hangs, region, -1):
             self._apply_pauses(region)
-            self._go_on(region)
+            self._resume_processes(region)
 
     @staticmethod
     def _count(counts: dict[RegionName, int], region: RegionName, change: int) -> int:
@@ -264,16 +266,16 @@ class Injector:
     def _cut(self, links: list[tuple[RegionName, RegionName]], seconds: float) -> None:
         for source, target in links:
             self._network.cut(source, target)
-        self._world.after(seconds, self._heal, links)
+        self._scheduler.after(seconds, self._heal, links)
 
     def _heal(self, links: list[tuple[RegionName, RegionName]]) -> None:
         for source, target in links:
             self._network.heal(source, target)
         for node in self._nodes.values():
             if node.member is not None:
-                node.member.recover()
+                node.member.resume_io()
 
-    def _quieten(self) -> None:
+    def _end_noise(self) -> None:
         self._network.doubled = self._network.late = 0.0
 
     def _end_outage(self) -> None:
@@ -289,21 +291,21 @@ class Injector:
         regions = self._plan.regions
         about = regions[int(fault.amount * len(regions)) % len(regions)] if region == record.leader else region
         if fault.order == "resume":
-            self._insist_on_resume(regions.index(record.leader))
+            self._repeat_resume_order(regions.index(record.leader))
         else:
-            self._tell(record.leader, fault.order, None if fault.order == "pause" else about)
+            self._send_order(record.leader, fault.order, None if fault.order == "pause" else about)
 
-    def _insist_on_resume(self, asked: int) -> None:
+    def _repeat_resume_order(self, baseline: int) -> None:
         """Order the end of a pause until the record shows it, from one region after the other."""
         record = self._etcd.record
         if record is not None and not record.automatic:
-            self._tell(self._plan.regions[asked % len(self._plan.regions)], "resume", None)
-            self._world.after(ASK_AGAIN_S, self._insist_on_resume, asked + 1)
+            self._send_order(self._plan.regions[baseline % len(self._plan.regions)], "resume", None)
+            self._scheduler.after(ORDER_REPEATED_S, self._repeat_resume_order, baseline + 1)
 
-    def _tell(self, to: RegionName, kind: OrderKind, about: RegionName | None) -> None:
+    def _send_order(self, to: RegionName, kind: OrderKind, about: RegionName | None) -> None:
         self._tickets += 1
-        self._world.tell(f"ORDER {kind} {about} to {to}")
-        self._nodes[to].tell(Order(ticket=self._tickets, kind=kind, region=about, by="the simulation"))
+        self._scheduler.trace_line(f"ORDER {kind} {about} to {to}")
+        self._nodes[to].deliver_to_cell(Order(ticket=self._tickets, kind=kind, region=about, by="the simulation"))
 
 
 def _is_rejoining(node: Node) -> bool:
@@ -312,5 +314,5 @@ def _is_rejoining(node: Node) -> bool:
     return any(machine.state == "rejoining" for machine in core.machines.values())
 
 
-def _forget(amounts: dict[RegionName, float], region: RegionName) -> None:
+def _remove_amount(amounts: dict[RegionName, float], region: RegionName) -> None:
     amounts.pop(region, None)

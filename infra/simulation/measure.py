@@ -51,7 +51,7 @@ class Observer:
         self.detector = PhiDetector(settings, now=0.0)
         self.silences: list[tuple[float, float]] = []
 
-    def hear(self, sent_at: float) -> None:
+    def receive(self, sent_at: float) -> None:
         """Receive a heartbeat that was sent at ``sent_at``, or lose it."""
         if self._random.random() < LOSS:
             return
@@ -63,7 +63,7 @@ class Observer:
         self.heard += 1
 
 
-def beats(settings: Settings, random: Random, seconds: float, *, stalls: bool) -> Iterator[float]:
+def heartbeat_times(settings: Settings, random: Random, seconds: float, *, stalls: bool) -> Iterator[float]:
     """Yield the times at which a leader sends heartbeats; with ``stalls`` its event loop stalls occasionally."""
     now, next_stall = 0.0, random.expovariate(1 / STALL_EVERY_S)
     while now < seconds:
@@ -84,9 +84,9 @@ def measure_false_suspicions(
     """
     random = Random(seed)  # noqa: S311 - reproducible randomness, no secret
     observers = [Observer(settings, random) for _ in range(2)]
-    for sent_at in beats(settings, random, hours * 3600, stalls=stalls):
+    for sent_at in heartbeat_times(settings, random, hours * 3600, stalls=stalls):
         for observer in observers:
-            observer.hear(sent_at)
+            observer.receive(sent_at)
     if not all(observer.heard for observer in observers):
         raise MeasuredNothing(f"an observer received no heartbeat in {hours:g} hours")
     one, other = (observer.silences for observer in observers)
@@ -105,9 +105,9 @@ def measure_detection(deaths: int, *, settings: Settings = DEFAULTS, seed: int =
     for _ in range(deaths):
         observers = [Observer(settings, random) for _ in range(2)]
         dies_at = WARM_UP_BEATS * settings.heartbeat_interval_s * random.uniform(0.3, 1)
-        for sent_at in beats(settings, random, dies_at, stalls=False):
+        for sent_at in heartbeat_times(settings, random, dies_at, stalls=False):
             for observer in observers:
-                observer.hear(sent_at)
+                observer.receive(sent_at)
         one, other = (observer.detector.trips_at for observer in observers)
         told = random.uniform(*ONE_WAY_S), random.uniform(*ONE_WAY_S)
         times.append(min(max(one, other + told[0]), max(other, one + told[1])) - dies_at)
@@ -136,7 +136,7 @@ def measure_takeover(runs: int, *, first_seed: int = 1) -> dict[str, Any]:
         lines = (_AGREED.match(line) for line in report.trace)
         told = [float(found[1]) - kill_at for found in lines if found is not None]
         agreed.extend([after for after in told if after > 0][:1])
-        opened.extend([time - kill_at for time, _, epoch in run.checkers.opened_at if epoch > 1][:1])
+        opened.extend([time - kill_at for time, _, epoch in run.checkers.serving_starts if epoch > 1][:1])
     if not opened or not len(agreed) == len(opened) == runs:
         raise MeasuredNothing(f"in {runs} runs the leader was suspected {len(agreed)} and replaced {len(opened)} times")
     return {

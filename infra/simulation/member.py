@@ -21,8 +21,8 @@ from collections.abc import Callable, Mapping
 from typing import Protocol
 
 from infra.simulation.network import HEAL_S_MAX, Network
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.wal import Entry, Wal
-from infra.simulation.world import World
 from regions.identity import Epoch, RegionName
 
 RECONNECT_S = (0.2, 0.7)
@@ -35,14 +35,14 @@ Release = Callable[[bool], None]
 """Called when the wait of a commit ends: with True if a quorum confirmed it, with False if the wait was cancelled."""
 
 
-class Witness(Protocol):
+class MemberListener(Protocol):
     """Observes members and changes nothing."""
 
-    def streamed(self, standby: Member, source: Member) -> None:
+    def wal_received(self, standby: Member, source: Member) -> None:
         """A standby has received and flushed WAL."""
         ...
 
-    def shrunk(self, member: Member, before: int) -> None:
+    def wal_lost(self, member: Member, before: int) -> None:
         """A member lost WAL that it had on disk; ``before`` is the LSN at which its WAL ended."""
         ...
 
@@ -75,8 +75,8 @@ class Member:
         primary: Whether it runs as primary.
         epoch: The epoch in which its agent made it a primary or connected it to one; 0 for a frozen standby.
         conninfo: ``primary_conninfo``: the region from which it is configured to receive WAL, or None.
-        names: The standbys in ``synchronous_standby_names``.
-        required: How many of ``names`` a commit waits for.
+        standby_names: The standbys in ``synchronous_standby_names``.
+        required: How many of ``standby_names`` a commit waits for.
         received: ``pg_last_wal_receive_lsn()``; None if nothing was received since the postmaster started.
         replay_at: Virtual time until which replay lags by ``replay_lag`` entries.
         replay_lag: Number of entries by which replay lags.
@@ -91,10 +91,12 @@ class Member:
         peers: All members of the cell.
     """
 
-    def __init__(self, world: World, network: Network, region: RegionName, bit: int, witness: Witness) -> None:
-        self._world = world
+    def __init__(
+        self, scheduler: Scheduler, network: Network, region: RegionName, bit: int, listener: MemberListener
+    ) -> None:
+        self._scheduler = scheduler
         self._network = network
-        self._witness = witness
+        self._listener = listener
         self.peers: Mapping[RegionName, Member] = {}
         self.region = region
         self.wal = Wal(bit)
@@ -103,7 +105,7 @@ class Member:
         self.primary = False
         self.epoch: Epoch = 0
         self.conninfo: RegionName | None = None
-        self.names: tuple[RegionName, ...] = ()
+        self.standby_names: tuple[RegionName, ...] = ()
         self.required = 0
         self.received: int | None = None
         self.replay_at = 0.0
@@ -118,7 +120,7 @@ class Member:
         self.confirmed: dict[RegionName, int] = {}
         self._waits: deque[tuple[int, Release]] = deque()
         self._connecting = 0
-        self._tries = False
+        self._is_connecting = False
 
     # Start, promotion and end.
 
@@ -129,7 +131,7 @@ class Member:
             self.wal.copy(Wal(0))
             self.wal.append(Entry("other", epoch))
             self.wal.flush()
-            self.names, self.required = (), 0
+            self.standby_names, self.required = (), 0
         self.running = self.primary = True
         self.epoch = epoch
         self.visible = self.wal.flushed
@@ -141,7 +143,7 @@ class Member:
         if not self.running:
             self.running, self.primary = True, False
             self.received = None
-            self.visible = self.wal.whole
+            self.visible = self.wal.complete_lsn
             self.diverged = False
             if self.conninfo is not None:
                 self._connect_later()
@@ -158,7 +160,7 @@ class Member:
         self.confirmed.clear()
         self.wal.promote(epoch)
         self.visible = self.wal.flushed
-        self._grew()
+        self._send_to_standbys()
 
     def stop(self) -> None:
         """Fast shutdown: waits are cancelled, and a primary writes one more record, which a standby may receive."""
@@ -167,15 +169,17 @@ class Member:
         if self.primary and not self.hung:
             self.wal.append(Entry("other", self.epoch))
             self.wal.flush()
-            if self._world.chance(0.5):
+            if self._scheduler.chance(0.5):
                 for link in self.downstream.values():
-                    self._last_words(link, self.wal.flushed)
+                    self._send_before_end(link, self.wal.flushed)
         self._end()
 
-    def _last_words(self, link: Link, upto: int) -> None:
+    def _send_before_end(self, link: Link, upto: int) -> None:
         standby = link.standby
         if self._network.is_open(self.region, standby.region):
-            self._world.after(self._network.delay(self.region, standby.region), standby.take_rest, self, upto)
+            self._scheduler.after(
+                self._network.delay(self.region, standby.region), standby.receive_final_wal, self, upto
+            )
 
     def crash(self) -> None:
         """Kill -9 of the postmaster, or loss of its machine: WAL that was not flushed is lost.
@@ -184,8 +188,8 @@ class Member:
         """
         for link in self.downstream.values():
             had = len(link.standby.wal.entries)
-            if not self.paused and link.sent > had and self._world.chance(0.5):
-                self._last_words(link, self._world.random.randrange(had, link.sent) + 1)
+            if not self.paused and link.sent > had and self._scheduler.chance(0.5):
+                self._send_before_end(link, self._scheduler.random.randrange(had, link.sent) + 1)
         self._end()
         self.wal.truncate(self.wal.flushed)
 
@@ -195,7 +199,7 @@ class Member:
         self.received = None
         self.disconnect()
         for link in list(self.downstream.values()):
-            link.standby.lose_source(link)
+            link.standby.source_ended(link)
         self.downstream.clear()
         self.confirmed.clear()
         self._release_all(success=False)
@@ -224,17 +228,17 @@ class Member:
         """End the walreceiver."""
         link, self.upstream = self.upstream, None
         self._connecting += 1
-        self._tries = False
+        self._is_connecting = False
         if link is not None:
-            link.source.lose_standby(link)
+            link.source.drop_standby(link)
 
-    def lose_standby(self, link: Link) -> None:
+    def drop_standby(self, link: Link) -> None:
         """A walsender ends with its connection; the standby's confirmed position no longer counts."""
         if self.downstream.get(link.standby.region) is link:
             del self.downstream[link.standby.region]
             self.confirmed.pop(link.standby.region, None)
 
-    def lose_source(self, link: Link) -> None:
+    def source_ended(self, link: Link) -> None:
         """The source of a connection ended; the walreceiver connects again."""
         if self.upstream is link:
             self.upstream = None
@@ -243,26 +247,26 @@ class Member:
     @property
     def has_receiver(self) -> bool:
         """Whether a walreceiver runs; one that is still connecting is not in ``pg_stat_wal_receiver``."""
-        return self.upstream is not None or self._tries
+        return self.upstream is not None or self._is_connecting
 
     def _connect_later(self, seconds: float | None = None) -> None:
         self._connecting += 1
-        self._tries = self.conninfo is not None
-        wait = self._world.between(*RECONNECT_S) if seconds is None else seconds
-        self._world.after(wait, self._connect, self._connecting)
+        self._is_connecting = self.conninfo is not None
+        wait = self._scheduler.between(*RECONNECT_S) if seconds is None else seconds
+        self._scheduler.after(wait, self._connect, self._connecting)
 
     def _connect(self, attempt: int) -> None:
         if attempt != self._connecting or not self.running or self.primary or self.conninfo is None:
             return
         source = self.peers.get(self.conninfo)
         able = not self.paused and source is not None and source.running and not source.paused
-        if source is None or not able or not self._network.talks(self.region, source.region):
+        if source is None or not able or not self._network.is_connected(self.region, source.region):
             self._connect_later()
             return
         back_and_forth = self._network.delay(self.region, source.region) + self._network.delay(
             source.region, self.region
         )
-        self._world.after(back_and_forth, self._connected, attempt, source)
+        self._scheduler.after(back_and_forth, self._connected, attempt, source)
 
     def _connected(self, attempt: int, source: Member) -> None:
         if attempt != self._connecting or not self.running or self.paused or not source.running:
@@ -272,17 +276,17 @@ class Member:
             self.diverged = True
             self._retry(attempt)
             return
-        if self.wal.whole < len(self.wal.entries):
+        if self.wal.complete_lsn < len(self.wal.entries):
             # The source overwrites an incomplete record; the receive position goes back to the start of that record.
-            self.wal.truncate(self.wal.whole)
+            self.wal.truncate(self.wal.complete_lsn)
             self.received = None if self.received is None else self.wal.flushed
         link = Link(source, self)
         link.sent = len(self.wal.entries)
         old = source.downstream.get(self.region)
         if old is not None:
-            source.lose_standby(old)
+            source.drop_standby(old)
         source.downstream[self.region] = self.upstream = link
-        self._tries = False
+        self._is_connecting = False
         self.wal.newest_timeline = max(self.wal.newest_timeline, source.wal.newest_timeline)
         self.diverged = False
         source.send(link)
@@ -293,31 +297,33 @@ class Member:
             self._connect_later()
 
     def send(self, link: Link) -> None:
-        """Send flushed WAL that was not sent; `recover` sends again what a partition held up."""
+        """Send flushed WAL that was not sent; `resume_io` sends again what a partition held up."""
         if link.sent < self.wal.flushed and not self.paused and self._network.is_open(self.region, link.standby.region):
             link.sent = self.wal.flushed
-            self._world.after(self._network.delay(self.region, link.standby.region), link.standby.take, link, link.sent)
+            self._scheduler.after(
+                self._network.delay(self.region, link.standby.region), link.standby.receive_wal, link, link.sent
+            )
 
-    def take(self, link: Link, upto: int) -> None:
+    def receive_wal(self, link: Link, upto: int) -> None:
         """WAL arrives; a walreceiver that still runs takes it even if ``primary_conninfo`` was cleared."""
-        if self.upstream is link and self._absorb(link.source, upto):
+        if self.upstream is link and self._append_received(link.source, upto):
             self.confirm(link)
 
-    def take_rest(self, source: Member, upto: int) -> None:
+    def receive_final_wal(self, source: Member, upto: int) -> None:
         """WAL arrives that a primary sent before it ended."""
         if self.conninfo == source.region:
-            self._absorb(source, upto)
+            self._append_received(source, upto)
 
-    def _absorb(self, source: Member, upto: int) -> bool:
+    def _append_received(self, source: Member, upto: int) -> bool:
         if not self.running or self.primary or self.paused or self.hung:
             return False
         if upto > len(self.wal.entries):
             if len(source.wal.entries) < upto or not source.wal.accepts(self.wal):
                 return False
             self.wal.receive(source.wal, upto)
-            self.received, self.visible = self.wal.flushed, self.wal.whole
-            self._witness.streamed(self, source)
-            self._grew()
+            self.received, self.visible = self.wal.flushed, self.wal.complete_lsn
+            self._listener.wal_received(self, source)
+            self._send_to_standbys()
         return True
 
     def confirm(self, link: Link) -> None:
@@ -325,9 +331,9 @@ class Member:
         source = link.source
         if source.primary and self._network.is_open(self.region, source.region):
             seconds = self._network.delay(self.region, source.region)
-            self._world.after(seconds, source.take_confirmation, link, self.wal.flushed)
+            self._scheduler.after(seconds, source.receive_confirmation, link, self.wal.flushed)
 
-    def take_confirmation(self, link: Link, end: int) -> None:
+    def receive_confirmation(self, link: Link, end: int) -> None:
         """The flushed position of a standby arrives."""
         region = link.standby.region
         if self.paused or self.downstream.get(region) is not link:
@@ -336,13 +342,13 @@ class Member:
             self.confirmed[region] = end
             self._release()
 
-    def _grew(self) -> None:
+    def _send_to_standbys(self) -> None:
         for link in self.downstream.values():
             self.send(link)
 
-    def recover(self) -> None:
+    def resume_io(self) -> None:
         """Resume TCP connections and the disk, after a random delay, when a partition, pause or hang has ended."""
-        self._world.after(self._world.between(0.0, HEAL_S_MAX), self._resume)
+        self._scheduler.after(self._scheduler.between(0.0, HEAL_S_MAX), self._resume)
 
     def _resume(self) -> None:
         if not self.running or self.paused or self.hung:
@@ -362,17 +368,17 @@ class Member:
     @property
     def replayed(self) -> int:
         """``pg_last_wal_replay_lsn()``."""
-        end = self.wal.whole
+        end = self.wal.complete_lsn
         return end - self.replay_lag if self._lags else end
 
     @property
     def torn(self) -> bool:
         """Whether an incomplete record is all that it has not replayed, and no walreceiver runs to get the rest."""
-        return self.wal.whole < len(self.wal.entries) and not self.has_receiver and not self._lags
+        return self.wal.complete_lsn < len(self.wal.entries) and not self.has_receiver and not self._lags
 
     @property
     def _lags(self) -> bool:
-        return self._world.now < self.replay_at
+        return self._scheduler.now < self.replay_at
 
     @property
     def waiting(self) -> int:
@@ -393,24 +399,24 @@ class Member:
             self._waits.append((end, release))
         if not self.hung:
             self.wal.flush()
-            self._grew()
+            self._send_to_standbys()
             self._release()
         return end
 
-    def write_part(self) -> None:
+    def write_partial_record(self) -> None:
         """Write the first part of a record that crosses a segment boundary; it is sent before the rest is written."""
         if not self.hung:
             self.wal.append(Entry("part", self.epoch))
             self.wal.flush()
-            self._grew()
+            self._send_to_standbys()
 
     def wait(self, release: Release) -> None:
         """Call ``release`` when a quorum has everything that was written so far."""
         self.write(Entry("other", self.epoch), release)
 
-    def set_names(self, names: tuple[RegionName, ...], required: int) -> None:
+    def set_standby_names(self, names: tuple[RegionName, ...], required: int) -> None:
         """Set ``synchronous_standby_names``; an empty value releases the waiting commits with success."""
-        self.names, self.required = names, required
+        self.standby_names, self.required = names, required
         if self.running and self.primary:
             self._release()
 
@@ -424,9 +430,9 @@ class Member:
 
     def quorum_lsn(self) -> int:
         """The LSN up to which commits are acknowledged."""
-        if not self.names or not self.required:
+        if not self.standby_names or not self.required:
             return self.wal.flushed
-        ends = sorted((self.confirmed.get(name, 0) for name in self.names), reverse=True)
+        ends = sorted((self.confirmed.get(name, 0) for name in self.standby_names), reverse=True)
         return min(self.wal.flushed, ends[self.required - 1])
 
     def _release(self) -> None:
@@ -448,14 +454,14 @@ class Member:
             return
         before = len(self.wal.entries)
         fork = min(self.wal.fork(source.wal), before)
-        self.wal.truncate(max(0, fork - self._world.random.randrange(REWIND_LOSS_MAX)))
+        self.wal.truncate(max(0, fork - self._scheduler.random.randrange(REWIND_LOSS_MAX)))
         self.wal.newest_timeline = source.wal.newest_timeline
-        self._witness.shrunk(self, before)
+        self._listener.wal_lost(self, before)
 
     def copy(self, source: Member) -> None:
         """Replace the data by a base backup, without the source's settings: no standby names are set (rule 5)."""
         assert not self.running, "a copy over a running member"
         self.wal.copy(source.wal)
         self.exists = True
-        self.names, self.required = (), 0
+        self.standby_names, self.required = (), 0
         self.conninfo = None

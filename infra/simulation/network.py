@@ -5,7 +5,7 @@ Decides whether and when a datagram arrives, and whether a connection works. Doe
 
 from __future__ import annotations
 
-from infra.simulation.world import Call, World
+from infra.simulation.scheduler import Call, Scheduler
 from regions.identity import RegionName
 
 LOCAL_DELAY_S = 0.0002
@@ -31,10 +31,21 @@ class Network:
         lossy: Extra share of lost datagrams, by region, in both directions.
     """
 
-    __slots__ = ("_cuts", "_healed", "_world", "doubled", "jitter_s", "late", "loss", "lossy", "one_way_s", "slow")
+    __slots__ = (
+        "_cuts",
+        "_listeners",
+        "_scheduler",
+        "doubled",
+        "jitter_s",
+        "late",
+        "loss",
+        "lossy",
+        "one_way_s",
+        "slow",
+    )
 
-    def __init__(self, world: World, *, rtt_s: float, jitter_s: float, loss: float) -> None:
-        self._world = world
+    def __init__(self, scheduler: Scheduler, *, rtt_s: float, jitter_s: float, loss: float) -> None:
+        self._scheduler = scheduler
         self.one_way_s = rtt_s / 2
         self.jitter_s = jitter_s / 2
         self.loss = loss
@@ -43,16 +54,16 @@ class Network:
         self.slow: dict[RegionName, float] = {}
         self.lossy: dict[RegionName, float] = {}
         self._cuts: dict[tuple[RegionName, RegionName], int] = {}
-        self._healed: list[Call] = []
+        self._listeners: list[Call] = []
 
-    def when_healed(self, call: Call) -> None:
+    def on_change(self, call: Call) -> None:
         """Make a call each time the cuts change. etcd uses it for elections; connections recover by other means."""
-        self._healed.append(call)
+        self._listeners.append(call)
 
     def cut(self, source: RegionName, target: RegionName) -> None:
         """Cut one direction; repeated cuts are counted, and each needs its own `heal`."""
         self._cuts[source, target] = self._cuts.get((source, target), 0) + 1
-        self._tell()
+        self._notify()
 
     def heal(self, source: RegionName, target: RegionName) -> None:
         """Undo one cut of one direction."""
@@ -61,17 +72,17 @@ class Network:
             self._cuts[source, target] = left
         else:
             del self._cuts[source, target]
-        self._tell()
+        self._notify()
 
-    def _tell(self) -> None:
-        for call in self._healed:
+    def _notify(self) -> None:
+        for call in self._listeners:
             call()
 
     def is_open(self, source: RegionName, target: RegionName) -> bool:
         """Whether the link from one region to another is not cut."""
         return (source, target) not in self._cuts
 
-    def talks(self, one: RegionName, other: RegionName) -> bool:
+    def is_connected(self, one: RegionName, other: RegionName) -> bool:
         """Whether a connection between two regions works; it needs both directions."""
         return (one, other) not in self._cuts and (other, one) not in self._cuts
 
@@ -79,22 +90,22 @@ class Network:
         """Draw the delay of one message, in seconds."""
         if source == target:
             return LOCAL_DELAY_S
-        seconds = self.one_way_s + self.jitter_s * (2 * self._world.random.random() - 1)
+        seconds = self.one_way_s + self.jitter_s * (2 * self._scheduler.random.random() - 1)
         if self.slow:
             seconds += self.slow.get(source, 0.0) + self.slow.get(target, 0.0)
         return seconds
 
     def send(self, source: RegionName, target: RegionName, call: Call, argument: object) -> None:
         """Send a datagram: ``call`` is made when it arrives, which may be once, twice or never."""
-        world = self._world
-        if (source, target) in self._cuts or world.random.random() < self._loss(source, target):
+        scheduler = self._scheduler
+        if (source, target) in self._cuts or scheduler.random.random() < self._loss(source, target):
             return
         seconds = self.delay(source, target)
-        if self.late and world.chance(self.late):
-            seconds += world.between(0, LATE_S_MAX)
-        world.after(seconds, call, argument)
-        if self.doubled and world.chance(self.doubled):
-            world.after(seconds + world.between(0, LATE_S_MAX), call, argument)
+        if self.late and scheduler.chance(self.late):
+            seconds += scheduler.between(0, LATE_S_MAX)
+        scheduler.after(seconds, call, argument)
+        if self.doubled and scheduler.chance(self.doubled):
+            scheduler.after(seconds + scheduler.between(0, LATE_S_MAX), call, argument)
 
     def _loss(self, source: RegionName, target: RegionName) -> float:
         if self.lossy:

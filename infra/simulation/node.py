@@ -15,9 +15,9 @@ from typing import Protocol
 from infra.simulation.etcd import Etcd, EtcdClient, Outcome
 from infra.simulation.member import Member
 from infra.simulation.network import Network
+from infra.simulation.scheduler import Clock, Scheduler
 from infra.simulation.steps import LedgerDriver
 from infra.simulation.wal import Entry
-from infra.simulation.world import Clock, World
 from regions.failover.core import FailoverCore
 from regions.failover.effects import (
     AnswerOrder,
@@ -59,39 +59,39 @@ STORE_S = (0.001, 0.006)
 BUFFERED_MAX = 64
 """Events in the queue of a paused agent above which further heartbeats are dropped."""
 
-STANDBYS_S = 1.0
+STANDBYS_REPORTED_S = 1.0
 """Interval at which the driver reports which standbys stream."""
 
-CLOSE_LSN = 50
+STREAMING_LAG_MAX = 50
 """A standby counts as streaming if it is less than this number of entries behind: less than a second of WAL."""
 
 _TICK = CellEvent(cell=CELL, event=Tick())
 
 
-class NodeWitness(Protocol):
+class NodeListener(Protocol):
     """Observes agents and changes nothing."""
 
-    def opened(self, node: Node, epoch: Epoch) -> None:
+    def serving_started(self, node: Node, epoch: Epoch) -> None:
         """A region begins to serve an epoch."""
         ...
 
-    def closed(self, node: Node) -> None:
+    def serving_stopped(self, node: Node) -> None:
         """A region stops serving."""
         ...
 
-    def said(self, node: Node, beat: SendHeartbeat) -> None:
+    def heartbeat_sent(self, node: Node, beat: SendHeartbeat) -> None:
         """An agent sends a heartbeat."""
         ...
 
-    def stored(self, node: Node, before: Promise | None, after: Promise) -> None:
+    def promise_stored(self, node: Node, before: Promise | None, after: Promise) -> None:
         """An agent has flushed a promise to its disk."""
         ...
 
-    def moved(self, before: State, after: State) -> None:
+    def state_changed(self, before: State, after: State) -> None:
         """A core took a transition of its table."""
         ...
 
-    def acted(self, node: Node, broken: Sequence[str]) -> None:
+    def effects_returned(self, node: Node, broken: Sequence[str]) -> None:
         """A core has returned effects; ``broken`` names its invariants that do not hold."""
         ...
 
@@ -106,7 +106,7 @@ class Node:
         clock: Its clocks.
         disk: The promise on its disk; None if the file is missing or cannot be read.
         up: Whether its process runs or is paused.
-        stopped: Whether it is paused.
+        paused: Whether it is paused.
         serving_epoch: The epoch that it serves; 0 if it serves none.
         writes_under_way: Writes that were admitted and have not reached the member.
         core: The failover core; None while the process is down.
@@ -115,7 +115,7 @@ class Node:
 
     def __init__(  # noqa: PLR0913 - an agent's dependencies
         self,
-        world: World,
+        scheduler: Scheduler,
         network: Network,
         etcd: Etcd,
         *,
@@ -123,26 +123,26 @@ class Node:
         cell: CellRegions,
         settings: Settings,
         member: Member | None,
-        witness: NodeWitness,
+        listener: NodeListener,
     ) -> None:
-        self._world = world
+        self._scheduler = scheduler
         self._network = network
         self._etcd = etcd
-        self._witness = witness
+        self._listener = listener
         self._cell = cell
         self._settings = settings
         self.region = region
         self.member = member
         self.peers: Mapping[RegionName, Node] = {}
-        self.driver = None if member is None else LedgerDriver(world, network, member, self)
-        self.clock = Clock(world, start=world.between(0, 1e6))
+        self.driver = None if member is None else LedgerDriver(scheduler, network, member, self)
+        self.clock = Clock(scheduler, start=scheduler.between(0, 1e6))
         self.disk: Promise | None = Promise()
         self.up = False
-        self.stopped = False
+        self.paused = False
         self.serving_epoch: Epoch = 0
         self.writes_under_way = 0
         self.core: FailoverCore | None = None
-        self._client = EtcdClient(world, network, etcd, region, cell.voters)
+        self._client = EtcdClient(scheduler, network, etcd, region, cell.voters)
         self._incarnation = 0
         self._inbox: deque[AgentEvent] = deque()
         self._stores: deque[StorePromise] = deque()
@@ -164,20 +164,20 @@ class Node:
         self.core = FailoverCore(
             region=self.region, incarnation=self._incarnation, cells={CELL: self._cell}, settings=self._settings
         )
-        found = None if self.driver is None else self.driver.found()
+        found = None if self.driver is None else self.driver.inspect_member()
         promise = self.disk
         if promise is None and (found is None or found.kind == "absent"):
             promise = self.disk = Promise()
-        self.tell(Started(promise=promise, ledger=found))
+        self.deliver_to_cell(Started(promise=promise, ledger=found))
         self._etcd.watch(self.region, self._watcher(self._incarnation))
-        self._world.after(STANDBYS_S, self._ask_standbys, self._incarnation)
+        self._scheduler.after(STANDBYS_REPORTED_S, self._ask_standbys, self._incarnation)
 
     def crash(self) -> None:
         """Kill -9 of the agent: only its disk and its member remain."""
-        self.up = self.stopped = False
+        self.up = self.paused = False
         self.core = None
         self._inbox.clear()
-        while self._stores and self._world.chance(0.5):
+        while self._stores and self._scheduler.chance(0.5):
             self._write(self._stores.popleft().promise)  # flushed, but not reported to the core
         self._stores.clear()
         self._etcd.unwatch(self.region)
@@ -190,26 +190,26 @@ class Node:
 
     def pause(self) -> None:
         """SIGSTOP."""
-        self.stopped = True
+        self.paused = True
 
     def resume(self) -> None:
         """SIGCONT: handle the queued events; at random, handle a tick before them."""
-        if not self.stopped:
+        if not self.paused:
             return
-        self.stopped = False
+        self.paused = False
         if not self.up:
             return
-        if self._world.chance(0.5):
+        if self._scheduler.chance(0.5):
             self.handle(_TICK)
-        while self._inbox and not self.stopped:
+        while self._inbox and not self.paused:
             self.handle(self._inbox.popleft())
         self.handle(_TICK)
         if self.driver is not None:
-            self.driver.go_on()
+            self.driver.resume()
 
     # Events.
 
-    def tell(self, event: Event) -> None:
+    def deliver_to_cell(self, event: Event) -> None:
         """Deliver an event of the cell to the core."""
         self.deliver(CellEvent(cell=CELL, event=event))
 
@@ -217,7 +217,7 @@ class Node:
         """Deliver an event to the core: at once, or after a pause. Drop it if the agent is down."""
         if not self.up:
             return
-        if self.stopped:
+        if self.paused:
             if not isinstance(event, HeartbeatReceived) or len(self._inbox) < BUFFERED_MAX:
                 self._inbox.append(event)
             return
@@ -241,21 +241,21 @@ class Node:
                     acted = True
                     self._perform(effect)
         if acted and self.core is core:
-            self._witness.acted(self, violations(core.machines[CELL].facts))
+            self._listener.effects_returned(self, violations(core.machines[CELL].facts))
         state = core.machines[CELL].state
         if state != self._state:
-            self._witness.moved(self._state, state)
-            self._world.tell(f"{self.region}: {self._state} -> {state}")
+            self._listener.state_changed(self._state, state)
+            self._scheduler.trace_line(f"{self.region}: {self._state} -> {state}")
             self._state = state
         self._schedule(core)
 
     def _schedule(self, core: FailoverCore) -> None:
         deadline = core.next_deadline()
         if deadline is not None:
-            time = max(self.clock.world_time(deadline), self._world.now)
+            time = max(self.clock.virtual_time(deadline), self._scheduler.now)
             if time < self._tick_at:
                 self._tick_at = time
-                self._world.at(time, self._tick, self._incarnation, time)
+                self._scheduler.at(time, self._tick, self._incarnation, time)
 
     def _tick(self, incarnation: int, time: float) -> None:
         if incarnation != self._incarnation or not self.up or time != self._tick_at:
@@ -263,43 +263,43 @@ class Node:
         self._tick_at = float("inf")
         core = self.core
         assert core is not None, "the agent is down"
-        if self.stopped:
+        if self.paused:
             return
         deadline = core.next_deadline()
         if deadline is None:
             return
         if self.clock.now() >= deadline:
             self.handle(_TICK)
-        elif self.clock.world_time(deadline) <= self._world.now + 1e-9:
-            self._world.after(1e-6, self._nudge, incarnation)
+        elif self.clock.virtual_time(deadline) <= self._scheduler.now + 1e-9:
+            self._scheduler.after(1e-6, self._nudge, incarnation)
         else:
             self._schedule(core)
 
     def _nudge(self, incarnation: int) -> None:
-        if incarnation == self._incarnation and self.up and not self.stopped:
+        if incarnation == self._incarnation and self.up and not self.paused:
             self.handle(_TICK)
 
     def _watcher(self, incarnation: int) -> Callable[[int, Leadership], None]:
         def saw(revision: int, record: Leadership) -> None:
             if incarnation == self._incarnation:
-                self.tell(RecordSeen(revision=revision, record=record))
+                self.deliver_to_cell(RecordSeen(revision=revision, record=record))
 
         return saw
 
     def answer(self, answer: LedgerAnswer) -> None:
         """Deliver the answer to an effect on the member."""
-        self._world.tell(f"{self.region}: {answer}")
-        self.tell(answer)
+        self._scheduler.trace_line(f"{self.region}: {answer}")
+        self.deliver_to_cell(answer)
 
-    def ended(self) -> None:
+    def ledger_ended(self) -> None:
         """The postmaster ended without an order of the agent."""
         self._close()
-        self.tell(LedgerEnded())
+        self.deliver_to_cell(LedgerEnded())
 
     # Effects.
 
     def _send(self, beat: SendHeartbeat) -> None:
-        self._witness.said(self, beat)
+        self._listener.heartbeat_sent(self, beat)
         target = self.peers[beat.to]
         self._network.send(self.region, beat.to, target.deliver, HeartbeatReceived(heartbeat=beat.heartbeat))
 
@@ -313,26 +313,26 @@ class Node:
 
     def _perform(self, for_cell: CellEffect) -> None:  # noqa: C901 - one line an effect
         effect: Effect = for_cell.effect
-        if self._world.trace is not None:
-            self._world.tell(f"{self.region}: {effect}")
+        if self._scheduler.trace is not None:
+            self._scheduler.trace_line(f"{self.region}: {effect}")
         match effect:
             case ReadRecord():
                 self._read(effect)
             case SwapRecord():
                 self._swap(effect)
             case StorePromise():
-                self._world.after(self._world.between(*STORE_S), self._store, self._incarnation)
+                self._scheduler.after(self._scheduler.between(*STORE_S), self._store, self._incarnation)
                 self._stores.append(effect)
             case StartServing(epoch=epoch):
                 self.serving_epoch = epoch
                 if self.member is not None:
                     self.member.draining = False
-                self._witness.opened(self, epoch)
+                self._listener.serving_started(self, epoch)
             case StopServing():
                 self._close()
             case AnswerStrongReads(requests=requests, current=current):
                 for request in requests:
-                    self._answers_reads.pop(request, _nobody)(current)
+                    self._answers_reads.pop(request, _ignore_answer)(current)
             case AnswerOrder() | Log() | WatchLeader() | GossipChanged():
                 pass
             case _:
@@ -342,18 +342,18 @@ class Node:
     def _close(self) -> None:
         if self.serving_epoch:
             self.serving_epoch = 0
-            self._witness.closed(self)
+            self._listener.serving_stopped(self)
 
     def _read(self, effect: ReadRecord) -> None:
         incarnation, ticket = self._incarnation, effect.ticket
 
         def answered(revision: int, record: Leadership | None) -> None:
             if incarnation == self._incarnation:
-                self.tell(RecordRead(ticket=ticket, revision=revision, record=record))
+                self.deliver_to_cell(RecordRead(ticket=ticket, revision=revision, record=record))
 
         def failed() -> None:
             if incarnation == self._incarnation:
-                self.tell(ReadFailed(ticket=ticket))
+                self.deliver_to_cell(ReadFailed(ticket=ticket))
 
         self._client.read(answered, failed, linearizable=effect.linearizable)
 
@@ -362,7 +362,7 @@ class Node:
 
         def answered(outcome: Outcome, revision: int) -> None:
             if incarnation == self._incarnation:
-                self.tell(SwapAnswered(ticket=ticket, outcome=outcome, revision=revision))
+                self.deliver_to_cell(SwapAnswered(ticket=ticket, outcome=outcome, revision=revision))
 
         since = datetime.fromtimestamp(self.clock.wall(), UTC).isoformat()
         self._client.swap(effect.expected_revision, replace(effect.record, since=since), answered)
@@ -371,35 +371,35 @@ class Node:
         """Flush the oldest pending promise; promises reach the disk in order."""
         if incarnation != self._incarnation or not self.up:
             return
-        if self.stopped or (self.member is not None and (self.member.hung or self.member.paused)):
-            self._world.after(0.05, self._store, incarnation)
+        if self.paused or (self.member is not None and (self.member.hung or self.member.paused)):
+            self._scheduler.after(0.05, self._store, incarnation)
             return
         effect = self._stores.popleft()
         self._write(effect.promise)
-        self.tell(PromiseStored(ticket=effect.ticket))
+        self.deliver_to_cell(PromiseStored(ticket=effect.ticket))
 
     def _write(self, promise: Promise) -> None:
-        self._witness.stored(self, self.disk, promise)
+        self._listener.promise_stored(self, self.disk, promise)
         self.disk = promise
 
     def _ask_standbys(self, incarnation: int) -> None:
         if incarnation != self._incarnation or not self.up:
             return
-        self._world.after(STANDBYS_S, self._ask_standbys, incarnation)
+        self._scheduler.after(STANDBYS_REPORTED_S, self._ask_standbys, incarnation)
         member = self.member
-        if member is not None and member.running and member.primary and not self.stopped and not member.paused:
+        if member is not None and member.running and member.primary and not self.paused and not member.paused:
             end = member.wal.flushed
-            regions = [region for region, lsn in member.confirmed.items() if lsn > end - CLOSE_LSN]
-            self.tell(StandbysStreaming(regions=frozenset(regions)))
+            regions = [region for region, lsn in member.confirmed.items() if lsn > end - STREAMING_LAG_MAX]
+            self.deliver_to_cell(StandbysStreaming(regions=frozenset(regions)))
 
     # Requests of clients.
 
-    def read_strongly(self, answer: Callable[[bool], None]) -> int:
+    def start_strong_read(self, answer: Callable[[bool], None]) -> int:
         """Register a strong read, and return its request number. ``answer`` is called with whether it is current."""
         self._next_read += 1
         self._answers_reads[self._next_read] = answer
         return self._next_read
 
 
-def _nobody(_current: bool) -> None:
+def _ignore_answer(_current: bool) -> None:
     """Ignore the answer to a strong read that is no longer registered."""

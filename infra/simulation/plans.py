@@ -2,7 +2,8 @@
 
 Decides which faults happen at which time; does not know the invariants. ``faults.py`` injects a plan, ``shrink.py``
 reduces one, and plans are stored as JSON. A fault names its target region, or a role that is resolved when the fault
-happens (``leader``, ``other``). It can wait for a phase, so that a second fault hits during a recruitment or a rejoin.
+happens (``leader``, ``other``). It can wait for a phase, so that a second fault hits during a recruitment or a
+rejoin.
 """
 
 from __future__ import annotations
@@ -40,7 +41,7 @@ FaultKind = Literal[
     "order",
 ]
 
-When = Literal["", "recruiting", "promoting", "serving", "rejoining"]
+FaultPhase = Literal["", "recruiting", "promoting", "serving", "rejoining"]
 
 WAIT_S_MAX = 15.0
 """A fault happens after this time even if its phase has not come."""
@@ -72,7 +73,7 @@ class Fault:
     target: str = ""
     seconds: float = 0.0
     amount: float = 0.0
-    when: When = ""
+    when: FaultPhase = ""
     order: OrderKind | None = None
 
 
@@ -110,7 +111,7 @@ class FaultPlan:
         return max((one.at + one.seconds + (WAIT_S_MAX if one.when else 0.0) for one in self.faults), default=0.0)
 
     @property
-    def is_resumed(self) -> bool:
+    def ends_resumed(self) -> bool:
         """Whether no pause of failover is left in force; during a pause no recovery is required."""
         told = [one.order for one in sorted(self.faults, key=lambda one: one.at) if one.order in {"pause", "resume"}]
         return not told or told[-1] == "resume"
@@ -169,7 +170,7 @@ UNEQUAL_S = 12.0
 """Longest duration of such a beginning: a drain, a standby that falls behind, and the loss of the leader."""
 
 _ROLES = ("leader", "leader", "leader", "candidate", "other")
-_WHENS: Sequence[When] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
+_PHASES: Sequence[FaultPhase] = ("", "", "", "recruiting", "promoting", "rejoining", "serving")
 
 
 def draw_plan(seed: int, *, seconds: float) -> FaultPlan:
@@ -236,11 +237,11 @@ def _draw_faults(random: Random, plan: FaultPlan, at: float, end: float) -> list
     """Draw a fault, sometimes with a second one shortly after it."""
     faults = [_draw_fault(random, plan, at, end, "")]
     if random.random() < DOUBLED:
-        faults.append(_draw_fault(random, plan, at + random.uniform(0, 3), end, random.choice(_WHENS)))
+        faults.append(_draw_fault(random, plan, at + random.uniform(0, 3), end, random.choice(_PHASES)))
     return faults
 
 
-def _draw_fault(random: Random, plan: FaultPlan, at: float, end: float, when: When) -> Fault:
+def _draw_fault(random: Random, plan: FaultPlan, at: float, end: float, when: FaultPhase) -> Fault:
     kind, _, low, high = random.choices(_WEIGHTS, weights=[weight for _, weight, _, _ in _WEIGHTS])[0]
     seconds = low + (high - low) * random.random() ** 2
     target = random.choice((*_ROLES, *plan.regions))

@@ -7,15 +7,15 @@ import traceback
 from collections import Counter
 from dataclasses import dataclass, field
 
-from infra.simulation.checkers import Checkers, Liveness, Violated
+from infra.simulation.checkers import Checkers, Liveness, Violation
 from infra.simulation.etcd import Etcd
 from infra.simulation.faults import Injector
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import Node
 from infra.simulation.plans import FaultPlan, draw_plan
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.workload import Workload
-from infra.simulation.world import World
 from regions.failover.settings import DEFAULTS, CellRegions, Settings
 from regions.identity import RegionName
 
@@ -75,18 +75,18 @@ class Run:
     def __init__(self, plan: FaultPlan, *, traced: bool = False, settings: Settings = DEFAULTS) -> None:
         self.plan = plan
         self.settings = settings
-        self.world = World(plan.seed, traced=traced)
-        self.network = Network(self.world, rtt_s=plan.rtt_s, jitter_s=plan.jitter_s, loss=plan.loss)
-        self.checkers = Checkers(self.world)
+        self.scheduler = Scheduler(plan.seed, traced=traced)
+        self.network = Network(self.scheduler, rtt_s=plan.rtt_s, jitter_s=plan.jitter_s, loss=plan.loss)
+        self.checkers = Checkers(self.scheduler)
         regions = plan.regions
         voters = regions[: plan.voters]
         self.etcd = Etcd(
-            self.world,
+            self.scheduler,
             self.network,
             regions=regions,
             voters=voters,
             leader=regions[plan.etcd_leader],
-            written=self.checkers.written,
+            written=self.checkers.record_written,
         )
         cell = CellRegions(voters=voters, regions=regions)
         self.nodes: dict[RegionName, Node] = {}
@@ -94,50 +94,53 @@ class Run:
         for index, region in enumerate(regions):
             member = None
             if index < plan.voters + plan.spares:
-                member = members[region] = Member(self.world, self.network, region, 1 << index, self.checkers)
+                member = members[region] = Member(self.scheduler, self.network, region, 1 << index, self.checkers)
                 member.peers = members
             self.nodes[region] = Node(
-                self.world,
+                self.scheduler,
                 self.network,
                 self.etcd,
                 region=region,
                 cell=cell,
                 settings=settings,
                 member=member,
-                witness=self.checkers,
+                listener=self.checkers,
             )
         for node in self.nodes.values():
             node.peers = self.nodes
-        self.checkers.watch(self.nodes)
-        self.workload = Workload(self.world, self.network, self.etcd, self.nodes, self.checkers)
-        self.injector = Injector(self.world, self.network, self.etcd, self.nodes, plan)
+        self.checkers.set_nodes(self.nodes)
+        self.workload = Workload(self.scheduler, self.network, self.etcd, self.nodes, self.checkers)
+        self.injector = Injector(self.scheduler, self.network, self.etcd, self.nodes, plan)
 
     def run(self) -> Report:
         """Run the plan to its end or to the first violation."""
         report = Report(plan=self.plan, seconds=self.plan.seconds)
         begun = time.process_time()
         for node in self.nodes.values():
-            self.world.after(self.world.between(0, 0.3), node.start)
+            self.scheduler.after(self.scheduler.between(0, 0.3), node.start)
         self.workload.start()
         self.injector.start()
         try:
-            self.world.run_until(self.plan.seconds)
+            self.scheduler.run_until(self.plan.seconds)
             self._judge_end()
-        except Violated as violated:
+        except Violation as violated:
             report.violation, report.checker = str(violated), violated.checker
         except AssertionError:
             line = traceback.format_exc().strip().splitlines()
             place = next((text.strip() for text in reversed(line) if text.strip().startswith("File")), "")
-            report.violation, report.checker = f"assertion at {self.world.now:.3f} s: {line[-1]} {place}", "assertion"
+            report.violation, report.checker = (
+                f"assertion at {self.scheduler.now:.3f} s: {line[-1]} {place}",
+                "assertion",
+            )
         report.cpu_s = time.process_time() - begun
         self._fill(report)
         return report
 
     def _judge_end(self) -> None:
         self.checkers.check_facts()
-        if self._are_two_lost():
+        if self._is_majority_lost():
             return
-        commits_at, end = self.workload.commits_at, self.world.now
+        commits_at, end = self.workload.commits_at, self.scheduler.now
         if self.plan.faults:
             healed_at = self.plan.healed_at
             hold_down_s = self._hold_down_s(healed_at)
@@ -152,7 +155,7 @@ class Run:
         recent = [time_s for time_s in begun.values() if time_s > healed_at - settings.hold_down_s]
         return settings.hold_down_s if len(recent) >= settings.failovers_max else 0.0
 
-    def _are_two_lost(self) -> bool:
+    def _is_majority_lost(self) -> bool:
         """Whether a majority cannot vote because a promise was lost, which only an operator can repair.
 
         If one of three voters has lost its promise, both others must be able to vote. A member that was rewound and
@@ -162,11 +165,11 @@ class Run:
         voters = [self.nodes[region] for region in (() if record is None else record.voters)]
         refusing = sum(1 for node in voters if node.disk is None)
         absent = sum(1 for node in voters if node.member is not None and not node.member.exists)
-        below = sum(1 for node in voters if node.disk is not None and self._is_below_its_floor(node))
+        below = sum(1 for node in voters if node.disk is not None and self._is_below_floor(node))
         return refusing > 0 and 2 * (refusing + absent + below) > len(voters)
 
     @staticmethod
-    def _is_below_its_floor(node: Node) -> bool:
+    def _is_below_floor(node: Node) -> bool:
         member, promise = node.member, node.disk
         if member is None or promise is None or not member.exists:
             return False
@@ -178,21 +181,21 @@ class Run:
         report.commits, report.begun = self.workload.committed, self.workload.begun
         report.reads = self.workload.reads
         report.epochs = max((record.epoch for _, record in self.checkers.records), default=0)
-        report.events = self.world.events
-        report.seconds = self.world.now
-        report.trace = self.world.trace
+        report.events = self.scheduler.events
+        report.seconds = self.scheduler.now
+        report.trace = self.scheduler.trace
         report.recoveries_s = self._recoveries()
 
     def _recoveries(self) -> list[float]:
         """Seconds from each fault that took the leader away until a region served a later epoch."""
         found: list[float] = []
-        openings = self.checkers.opened_at
+        served_ledgers = self.checkers.serving_starts
         taken = 0.0
-        for at, kind, region, leads in self.injector.hits:
+        for at, kind, region, leads in self.injector.injected:
             if not leads or kind not in LEADER_FAULTS or at < taken:
                 continue
-            led = max((epoch for time_s, one, epoch in openings if one == region and time_s <= at), default=0)
-            later = next((time_s for time_s, _, epoch in openings if time_s > at and epoch > led), None)
+            led = max((epoch for time_s, one, epoch in served_ledgers if one == region and time_s <= at), default=0)
+            later = next((time_s for time_s, _, epoch in served_ledgers if time_s > at and epoch > led), None)
             if later is not None:
                 found.append(later - at)
                 taken = later

@@ -60,7 +60,7 @@ class Shrinker:
 
     def _fails(self, faults: tuple[Fault, ...]) -> bool:
         seed = self._best.plan.seed
-        if not replace(self._best.plan, faults=faults).is_resumed:
+        if not replace(self._best.plan, faults=faults).ends_resumed:
             return False
         for attempt in range(SEEDS_TRIED):
             if self.runs >= self._runs_max:

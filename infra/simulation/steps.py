@@ -13,8 +13,8 @@ from uuid import UUID
 
 from infra.simulation.member import Member
 from infra.simulation.network import Network
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.wal import Entry
-from infra.simulation.world import World
 from regions.failover.effects import (
     CopyLedger,
     DrainLedger,
@@ -73,7 +73,7 @@ class Agent(Protocol):
         ...
 
     @property
-    def stopped(self) -> bool:
+    def paused(self) -> bool:
         """Whether the agent is paused."""
         ...
 
@@ -90,16 +90,16 @@ class Agent(Protocol):
 class LedgerDriver:
     """Executes effects on one member."""
 
-    def __init__(self, world: World, network: Network, member: Member, agent: Agent) -> None:
+    def __init__(self, scheduler: Scheduler, network: Network, member: Member, agent: Agent) -> None:
         self.member = member
-        self._world = world
+        self._scheduler = scheduler
         self._network = network
         self._agent = agent
         self._generation = 0
         self._busy_until = 0.0
         self._held: list[tuple[Callable[..., None], tuple[Any, ...]]] = []
 
-    def found(self) -> MemberState:
+    def inspect_member(self) -> MemberState:
         """The state of the member that an agent finds when it starts."""
         member = self.member
         if not member.exists:
@@ -118,7 +118,7 @@ class LedgerDriver:
         self._busy_until = 0.0
         self._held.clear()
 
-    def go_on(self) -> None:
+    def resume(self) -> None:
         """Execute the calls that a pause or a hung disk has held up."""
         held, self._held = self._held, []
         for call, arguments in held:
@@ -127,21 +127,21 @@ class LedgerDriver:
     def perform(self, effect: LedgerEffect) -> None:
         """Execute an effect; it supersedes the previous one."""
         self._generation += 1
-        wait = max(0.0, self._busy_until - self._world.now)
+        wait = max(0.0, self._busy_until - self._scheduler.now)
         self._after(wait, self._begin, effect, self._generation)
 
     def _after(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 - passed on
-        self._world.after(seconds, self._fire, call, *arguments)
+        self._scheduler.after(seconds, self._fire, call, *arguments)
 
     def _fire(self, call: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 - passed on untouched
-        if self.member.paused or self.member.hung or self._agent.stopped:
+        if self.member.paused or self.member.hung or self._agent.paused:
             self._held.append((call, arguments))
         else:
             call(*arguments)
 
     def _step(self, seconds: float, call: Callable[..., None], *arguments: Any) -> None:  # noqa: ANN401 - passed on
         """Execute a short step after ``seconds``; a newer effect waits for it."""
-        self._busy_until = self._world.now + seconds
+        self._busy_until = self._scheduler.now + seconds
         self._after(seconds, call, *arguments)
 
     def _is_current(self, effect: LedgerEffect, generation: int) -> bool:
@@ -150,8 +150,8 @@ class LedgerDriver:
 
     def _answer(self, answer: LedgerAnswer) -> None:
         self._agent.answer(answer)
-        if self._world.chance(ANSWERED_TWICE):
-            self._world.after(self._world.between(0, 1), self._agent.answer, answer)
+        if self._scheduler.chance(ANSWERED_TWICE):
+            self._scheduler.after(self._scheduler.between(0, 1), self._agent.answer, answer)
 
     def _fail(self, effect: LedgerEffect, reason: str, *, diverged: bool = False) -> None:
         torn = not self.member.exists
@@ -163,7 +163,7 @@ class LedgerDriver:
     def _begin(self, effect: LedgerEffect, generation: int) -> None:  # noqa: C901 - one line an effect
         if not self._is_current(effect, generation):
             return
-        between = self._world.between
+        between = self._scheduler.between
         match effect:
             case InitialiseLedger():
                 self._after(between(*INITIALISE_S), self._initialise, effect, generation)
@@ -199,7 +199,7 @@ class LedgerDriver:
     # Freezing.
 
     def _freeze(self, effect: FreezeLedger, generation: int) -> None:
-        member, world = self.member, self._world
+        member, scheduler = self.member, self._scheduler
         if not member.exists:
             self._after(READ_S, self._fail, effect, "there is no ledger")
         elif member.running and member.primary:
@@ -208,25 +208,27 @@ class LedgerDriver:
             self._restart_frozen(effect, generation)
         else:
             member.unfollow()
-            late = world.chance(STILL_RECEIVING)
-            self._end_receiver_after(world.between(FREEZE_S, 10 * FREEZE_S) if late else world.between(0, FREEZE_S))
+            late = scheduler.chance(STILL_RECEIVING)
+            self._end_receiver_after(
+                scheduler.between(FREEZE_S, 10 * FREEZE_S) if late else scheduler.between(0, FREEZE_S)
+            )
             self._lag_replay()
             self._step(FREEZE_S, self._read_frozen, effect, generation)
 
     def _end_receiver_after(self, seconds: float) -> None:
-        self._world.after(seconds, self._end_receiver)
+        self._scheduler.after(seconds, self._end_receiver)
 
     def _end_receiver(self) -> None:
         if self.member.conninfo is None and not self.member.paused:
             self.member.disconnect()
 
     def _lag_replay(self) -> None:
-        member, world = self.member, self._world
+        member, scheduler = self.member, self._scheduler
         # Without a received position the lag could not be detected. Then the driver has to wait until replay is done,
         # by its contract, so the model has no lag.
-        if member.received is not None and world.chance(REPLAY_LAGS):
-            member.replay_lag = min(world.random.randrange(1, 4), len(member.wal.entries))
-            member.replay_at = world.now + world.between(FREEZE_S, 10 * FREEZE_S)
+        if member.received is not None and scheduler.chance(REPLAY_LAGS):
+            member.replay_lag = min(scheduler.random.randrange(1, 4), len(member.wal.entries))
+            member.replay_at = scheduler.now + scheduler.between(FREEZE_S, 10 * FREEZE_S)
 
     def _restart_frozen(self, effect: FreezeLedger, generation: int) -> None:
         self.member.stop()
@@ -265,7 +267,7 @@ class LedgerDriver:
         if not member.running:
             self._fail(effect, "PostgreSQL does not run")
             return
-        member.set_names(effect.standbys, effect.required)
+        member.set_standby_names(effect.standbys, effect.required)
         if member.primary and effect.required:
             member.wait(lambda passed: self._quorum_set(effect, generation, passed=passed))
         else:
@@ -277,7 +279,7 @@ class LedgerDriver:
 
     def _promote(self, effect: PromoteLedger, generation: int) -> None:
         member = self.member
-        if generation != self._generation and self._world.chance(0.5):
+        if generation != self._generation and self._scheduler.chance(0.5):
             return  # superseded before pg_promote was sent; else it was sent before the newer promise
         if member.running and member.primary and member.epoch == effect.epoch:
             self._done(effect)
@@ -300,7 +302,7 @@ class LedgerDriver:
             entry = member.wal.entries[end - 1]
             member.wait(lambda passed: self._fenced(effect, entry, end, passed=passed))
         else:
-            entry = Entry("fence", effect.epoch, fence_id=UUID(int=self._world.random.getrandbits(128)))
+            entry = Entry("fence", effect.epoch, fence_id=UUID(int=self._scheduler.random.getrandbits(128)))
             end = len(member.wal.entries) + 1
             member.write(entry, lambda passed: self._fenced(effect, entry, end, passed=passed))
 
@@ -351,7 +353,7 @@ class LedgerDriver:
     def _receive_from(self, effect: FollowLedger, generation: int) -> None:
         self.member.follow(effect.leader)
         self.member.epoch = effect.epoch
-        self._await_streaming(effect, generation, self._world.now + FOLLOW_S_MAX)
+        self._await_streaming(effect, generation, self._scheduler.now + FOLLOW_S_MAX)
 
     def _await_streaming(self, effect: FollowLedger, generation: int, until: float) -> None:
         member = self.member
@@ -363,7 +365,7 @@ class LedgerDriver:
             self._done(effect)
         elif member.diverged:
             self._fail(effect, "the leader's history does not have this WAL", diverged=True)
-        elif self._world.now >= until:
+        elif self._scheduler.now >= until:
             self._fail(effect, "no connection to the leader")
         else:
             self._after(POLL_S, self._await_streaming, effect, generation, until)
@@ -374,7 +376,7 @@ class LedgerDriver:
         source = self.member.peers.get(leader)
         if source is None or not source.running or not source.primary or source.paused or source.hung:
             return None
-        return source if self._network.talks(self.member.region, leader) else None
+        return source if self._network.is_connected(self.member.region, leader) else None
 
     def _rebuild(self, effect: RewindLedger | CopyLedger, generation: int) -> None:
         member = self.member
@@ -385,12 +387,12 @@ class LedgerDriver:
         if self._source(effect.leader) is None:
             self._fail(effect, "the leader does not answer")
         elif isinstance(effect, CopyLedger):
-            self._after(self._world.between(*COPY_S), self._finish_rebuild, effect, generation)
+            self._after(self._scheduler.between(*COPY_S), self._finish_rebuild, effect, generation)
         elif not member.exists:
             self._fail(effect, "there is no ledger")
         else:
             member.exists = False  # a pg_rewind that is killed leaves a data directory that cannot start
-            self._after(self._world.between(*REWIND_S), self._finish_rebuild, effect, generation)
+            self._after(self._scheduler.between(*REWIND_S), self._finish_rebuild, effect, generation)
 
     def _finish_rebuild(self, effect: RewindLedger | CopyLedger, generation: int) -> None:
         if not self._is_current(effect, generation):

@@ -93,14 +93,14 @@ class Wal:
         while self.fences and self.fences[-1][0] > end:
             self.fences.pop()
         self.flushed = min(self.flushed, end)
-        self.timelines = until(self.timelines, end)
+        self.timelines = timelines_up_to(self.timelines, end)
 
     def receive(self, source: Wal, upto: int) -> None:
         """Append and flush the source's entries from the own end up to an LSN; earlier ones may differ (rule 11)."""
         for entry in source.entries[len(self.entries) : upto]:
             self.append(entry)
         self.flush()
-        self.timelines = until(source.timelines, len(self.entries))
+        self.timelines = timelines_up_to(source.timelines, len(self.entries))
         self.newest_timeline = max(self.newest_timeline, source.newest_timeline)
 
     def copy(self, source: Wal) -> None:
@@ -115,7 +115,7 @@ class Wal:
 
     def promote(self, epoch: Epoch) -> None:
         """Begin the timeline after the highest known one; another member may have taken the same number (rule 11)."""
-        self.truncate(self.whole)
+        self.truncate(self.complete_lsn)
         self.newest_timeline = max(self.newest_timeline, self.timeline) + 1
         self.timelines = (*self.timelines, (self.newest_timeline, len(self.entries)))
         self.append(Entry("other", epoch))
@@ -127,7 +127,7 @@ class Wal:
         return self.timelines[-1][0]
 
     @property
-    def whole(self) -> int:
+    def complete_lsn(self) -> int:
         """The LSN at which its last complete record ends; an incomplete record after it cannot be replayed."""
         torn = bool(self.entries) and self.entries[-1].kind == "part"
         return len(self.entries) - torn
@@ -143,7 +143,7 @@ class Wal:
 
     def accepts(self, standby: Wal) -> bool:
         """Whether PostgreSQL lets a standby with this WAL stream from here; compares only timeline number and LSN."""
-        end, number = standby.whole, standby.timeline
+        end, number = standby.complete_lsn, standby.timeline
         if number == self.timeline:
             return end <= self.flushed
         for (mine, _), (_, stop) in zip(self.timelines, self.timelines[1:], strict=False):
@@ -166,6 +166,6 @@ class Wal:
         return len(self.entries) >= end and self.entries[end - 1] is entry
 
 
-def until(timelines: Timelines, end: int) -> Timelines:
+def timelines_up_to(timelines: Timelines, end: int) -> Timelines:
     """The timeline history of WAL that ends at an LSN; a timeline counts only if the WAL has an entry of it."""
     return tuple(one for index, one in enumerate(timelines) if index == 0 or one[1] < end)

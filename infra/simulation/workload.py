@@ -14,8 +14,8 @@ from infra.simulation.etcd import Etcd
 from infra.simulation.member import Member
 from infra.simulation.network import Network
 from infra.simulation.node import CELL, Node
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.wal import Entry
-from infra.simulation.world import World
 from regions.failover import rules
 from regions.failover.events import QuorumWaitCancelled, StrongReads
 from regions.identity import Epoch, RegionName
@@ -26,37 +26,37 @@ READ_EVERY_S = (0.3, 1.2)
 RETRY_S = (0.1, 0.4)
 TIMEOUT_S = 2.0
 HANDLER_S = (0.0005, 0.004)
-TOLD = 0.7
+CANCELLATION_REPORTED = 0.7
 """Share of cancelled waits that the write API reports to its agent; in the others the write API has died as well."""
 
-SETTLE_S = 0.01
+QUORUM_POLL_S = 0.01
 """Interval at which a strong read checks whether a quorum has what it saw."""
 
-LONG = 0.1
+CROSSES_SEGMENT = 0.1
 """Share of rows whose WAL record crosses a segment boundary."""
 
 SLOW_HANDLER = 0.02
 """Share of writes whose handler stalls for up to a second between its check and its INSERT."""
 
-Seen = tuple[Entry, int]
+SeenEntry = tuple[Entry, int]
 """An entry, and the LSN at which it ends."""
 
-Asked = tuple[Seen | None, Seen | None]
+ReadBaseline = tuple[SeenEntry | None, SeenEntry | None]
 """The newest acknowledged write and the newest entry that a strong read returned, when a strong read began."""
 
 
-class ClientWitness(Protocol):
+class ClientListener(Protocol):
     """Observes the answers to clients and changes nothing."""
 
-    def acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
+    def write_acknowledged(self, member: Member, epoch: Epoch, entry: Entry, end: int) -> None:
         """A write was acknowledged."""
         ...
 
-    def asked(self) -> Asked:
-        """A strong read begins; the result is passed to `read` with its answer."""
+    def strong_read_started(self) -> ReadBaseline:
+        """A strong read begins; the result is passed to `strong_read_answered` with its answer."""
         ...
 
-    def read(self, member: Member, asked: Asked, visible: int) -> None:
+    def strong_read_answered(self, member: Member, baseline: ReadBaseline, visible: int) -> None:
         """A strong read was answered as current, with the rows that are visible up to an LSN."""
         ...
 
@@ -93,18 +93,18 @@ class Workload:
 
     def __init__(
         self,
-        world: World,
+        scheduler: Scheduler,
         network: Network,
         etcd: Etcd,
         nodes: Mapping[RegionName, Node],
-        witness: ClientWitness,
+        listener: ClientListener,
     ) -> None:
-        self._world = world
+        self._scheduler = scheduler
         self._network = network
         self._etcd = etcd
         self._nodes = nodes
         self._regions = tuple(nodes)
-        self._witness = witness
+        self._listener = listener
         self.begun = 0
         self.committed = 0
         self.commits_at: list[float] = []
@@ -114,8 +114,8 @@ class Workload:
     def start(self) -> None:
         """Start the clients of each region."""
         for region in self._regions:
-            self._world.after(self._world.between(*WRITE_EVERY_S), self._begin, region)
-            self._world.after(self._world.between(*READ_EVERY_S), self._read, region)
+            self._scheduler.after(self._scheduler.between(*WRITE_EVERY_S), self._begin, region)
+            self._scheduler.after(self._scheduler.between(*READ_EVERY_S), self._read, region)
 
     def _serves(self, region: RegionName) -> bool:
         """Whether the edge of a region answers its clients."""
@@ -125,24 +125,24 @@ class Workload:
     def _begin(self, region: RegionName) -> None:
         if not self.active:
             return
-        self._world.after(self._world.between(*WRITE_EVERY_S), self._begin, region)
+        self._scheduler.after(self._scheduler.between(*WRITE_EVERY_S), self._begin, region)
         self.begun += 1
         self._attempt(Write(self.begun, region))
 
     def _attempt(self, write: Write) -> None:
         if not self._serves(write.edge):
-            write.edge = self._world.random.choice(self._regions)
-            self._world.after(self._world.between(*RETRY_S), self._attempt, write)
+            write.edge = self._scheduler.random.choice(self._regions)
+            self._scheduler.after(self._scheduler.between(*RETRY_S), self._attempt, write)
             return
         record = self._leadership(write.edge)
         if record is None or record.phase in ("bootstrapping", "recruiting"):
-            self._world.after(self._world.between(*RETRY_S), self._attempt, write)
+            self._scheduler.after(self._scheduler.between(*RETRY_S), self._attempt, write)
             return
         write.attempt += 1
         if self._network.is_open(write.edge, record.leader):
             seconds = self._network.delay(write.edge, record.leader)
-            self._world.after(seconds, self._arrive, write, write.attempt, record.leader, record.epoch)
-        self._world.after(TIMEOUT_S, self._time_out, write, write.attempt)
+            self._scheduler.after(seconds, self._arrive, write, write.attempt, record.leader, record.epoch)
+        self._scheduler.after(TIMEOUT_S, self._time_out, write, write.attempt)
 
     def _leadership(self, edge: RegionName) -> Leadership | None:
         """The record that an edge uses: its etcd member's, or its agent's if that has a higher epoch."""
@@ -163,10 +163,10 @@ class Workload:
             self._answer(write, attempt, leader, committed=False)
             return
         node.writes_under_way += 1
-        seconds = self._world.between(*HANDLER_S)
-        if self._world.chance(SLOW_HANDLER):
-            seconds += self._world.between(0, 1)
-        self._world.after(seconds, self._insert, write, attempt, node, member)
+        seconds = self._scheduler.between(*HANDLER_S)
+        if self._scheduler.chance(SLOW_HANDLER):
+            seconds += self._scheduler.between(0, 1)
+        self._scheduler.after(seconds, self._insert, write, attempt, node, member)
 
     def _takes_writes(self, region: RegionName, member: Member, epoch: Epoch) -> bool:
         """Whether a region's write API admits a write. It uses etcd and the ledger, and does not ask its agent.
@@ -184,7 +184,7 @@ class Workload:
 
     def _insert(self, write: Write, attempt: int, node: Node, member: Member) -> None:
         if member.paused:
-            self._world.after(0.1, self._insert, write, attempt, node, member)
+            self._scheduler.after(0.1, self._insert, write, attempt, node, member)
             return
         node.writes_under_way -= 1
         if not member.running or not member.primary:
@@ -198,16 +198,18 @@ class Workload:
                 "other", epoch
             )  # a replay waits for the quorum too, because a later leader may not have the row
         else:
-            if self._world.chance(LONG):
-                member.write_part()
+            if self._scheduler.chance(CROSSES_SEGMENT):
+                member.write_partial_record()
             entry = written = Entry("row", epoch, key=write.key)
             end = len(member.wal.entries) + 1
 
         def released(success: bool) -> None:
             if success:
-                self._witness.acknowledged(member, epoch, entry, end)
-            elif self._world.chance(TOLD):
-                self._world.after(self._world.between(*HANDLER_S), node.tell, QuorumWaitCancelled(epoch=epoch))
+                self._listener.write_acknowledged(member, epoch, entry, end)
+            elif self._scheduler.chance(CANCELLATION_REPORTED):
+                self._scheduler.after(
+                    self._scheduler.between(*HANDLER_S), node.deliver_to_cell, QuorumWaitCancelled(epoch=epoch)
+                )
             self._answer(write, attempt, node.region, committed=success)
 
         member.write(written, released)
@@ -215,7 +217,7 @@ class Workload:
     def _answer(self, write: Write, attempt: int, leader: RegionName, *, committed: bool) -> None:
         if self._network.is_open(leader, write.edge):
             seconds = self._network.delay(leader, write.edge)
-            self._world.after(seconds, self._answered, write, attempt, committed)
+            self._scheduler.after(seconds, self._answered, write, attempt, committed)
 
     def _answered(self, write: Write, attempt: int, committed: bool) -> None:
         if write.done or write.attempt != attempt:
@@ -223,27 +225,27 @@ class Workload:
         if committed:
             write.done = True
             self.committed += 1
-            self.commits_at.append(self._world.now)
+            self.commits_at.append(self._scheduler.now)
         else:
             write.attempt += 1
-            self._world.after(self._world.between(*RETRY_S), self._attempt, write)
+            self._scheduler.after(self._scheduler.between(*RETRY_S), self._attempt, write)
 
     # Strong reads.
 
     def _read(self, region: RegionName) -> None:
-        self._world.after(self._world.between(*READ_EVERY_S), self._read, region)
+        self._scheduler.after(self._scheduler.between(*READ_EVERY_S), self._read, region)
         record = self._etcd.view(region)
         if not self._serves(region) or record is None or not self._network.is_open(region, record.leader):
             return
         node = self._nodes[record.leader]
-        asked = self._witness.asked()
-        self._world.after(self._network.delay(region, record.leader), self._read_arrives, node, asked)
+        baseline = self._listener.strong_read_started()
+        self._scheduler.after(self._network.delay(region, record.leader), self._read_arrives, node, baseline)
 
-    def _read_arrives(self, node: Node, asked: Asked) -> None:
+    def _read_arrives(self, node: Node, baseline: ReadBaseline) -> None:
         member = node.member
-        if not node.up or node.stopped or member is None or member.paused:
+        if not node.up or node.paused or member is None or member.paused:
             return
-        early = member.visible if self._world.chance(0.5) and member.running and member.primary else 0
+        early = member.visible if self._scheduler.chance(0.5) and member.running and member.primary else 0
         found = member.wal.entries[early - 1] if early else None
 
         def answered(current: bool) -> None:
@@ -252,17 +254,19 @@ class Workload:
             end = early or member.visible
             if end and (found is None or member.wal.has(found, early)):
                 seen = (member.wal.entries[end - 1], end)
-                self._settle(member, member.epoch, asked, seen, self._world.now + TIMEOUT_S)
+                self._await_quorum(member, member.epoch, baseline, seen, self._scheduler.now + TIMEOUT_S)
 
-        number = node.read_strongly(answered)
-        node.tell(StrongReads(requests=(number,)))
+        number = node.start_strong_read(answered)
+        node.deliver_to_cell(StrongReads(requests=(number,)))
 
-    def _settle(self, member: Member, epoch: Epoch, asked: Asked, seen: Seen, until: float) -> None:
+    def _await_quorum(
+        self, member: Member, epoch: Epoch, baseline: ReadBaseline, seen: SeenEntry, until: float
+    ) -> None:
         """Answer a read once a quorum has what it saw; give up if the member no longer is primary of this epoch."""
         if member.epoch != epoch or not member.running or not member.primary or member.paused:
             return
         if rules.is_settled(seen[1], member.quorum_lsn()):
-            self._witness.read(member, asked, seen[1])
+            self._listener.strong_read_answered(member, baseline, seen[1])
             self.reads += 1
-        elif self._world.now < until:
-            self._world.after(SETTLE_S, self._settle, member, epoch, asked, seen, until)
+        elif self._scheduler.now < until:
+            self._scheduler.after(QUORUM_POLL_S, self._await_quorum, member, epoch, baseline, seen, until)

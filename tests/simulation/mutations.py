@@ -23,7 +23,7 @@ from infra.exploration.search import SearchResult
 from infra.exploration.state_space import State, StateSpace
 from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import run_plan
-from infra.simulation.world import Clock
+from infra.simulation.scheduler import Clock
 from regions.failover import handover, member_changes, record_changes, rules, steps
 from regions.failover.effects import LedgerEffect, SetQuorum
 from regions.failover.events import (
@@ -513,7 +513,7 @@ def _wall_time(clock: Clock, reading: float) -> float:
 TIMED_MUTATIONS = (
     TimedMutation(
         name="the core reads a wall clock, which jumps back", rule="16",
-        broken=[(Clock, "now", Clock.wall), (Clock, "world_time", _wall_time)],
+        broken=[(Clock, "now", Clock.wall), (Clock, "virtual_time", _wall_time)],
         faults=(
             Fault(at=8.0, kind="clock-jump", target="us", amount=0.0),
             Fault(at=10.0, kind="crash-region", target="eu", seconds=12.0),

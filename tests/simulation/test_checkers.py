@@ -17,15 +17,15 @@ from typer.testing import CliRunner
 from infra.cli.main import make_app
 from infra.simulation import checkers as checkers_module
 from infra.simulation import measure
-from infra.simulation.campaign import IDLE_WHERE_ALL_IS_WELL, QUIET_AMONG, Summary, run_seeds
-from infra.simulation.checkers import CHECKERS, IN_EACH_RUN, Checkers, Liveness, Violated
+from infra.simulation.campaign import OPTIONAL_CHECKERS, SEEDS_MIN_FOR_QUIET_RUN, Summary, run_seeds
+from infra.simulation.checkers import CHECKERS, REQUIRED_IN_EACH_RUN, Checkers, Liveness, Violation
 from infra.simulation.member import Member
 from infra.simulation.node import Node
 from infra.simulation.plans import Fault, FaultPlan
 from infra.simulation.runner import Report, Run, run_plan
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.wal import Entry
 from infra.simulation.workload import Workload
-from infra.simulation.world import World
 from regions.failover.events import Promise, Vote
 from regions.failover.heartbeats import SendHeartbeat
 from regions.identity import Epoch, RegionName
@@ -61,10 +61,10 @@ class Cell:
     """Two regions as the checkers see them, without real nodes and members."""
 
     def __init__(self) -> None:
-        self.checkers = Checkers(World(1))
+        self.checkers = Checkers(Scheduler(1))
         self.nodes = {region: self._node(region, bit) for region, bit in ((EU, 1), (US, 2))}
-        self.checkers.watch(cast("dict[RegionName, Node]", self.nodes))
-        self.checkers.written(1, record(1, EU))
+        self.checkers.set_nodes(cast("dict[RegionName, Node]", self.nodes))
+        self.checkers.record_written(1, record(1, EU))
 
     @staticmethod
     def _node(region: RegionName, bit: int) -> SimpleNamespace:
@@ -73,7 +73,7 @@ class Cell:
         def has(entry: Entry, end: int) -> bool:
             return len(entries) >= end and entries[end - 1] is entry
 
-        wal = SimpleNamespace(bit=bit, entries=entries, whole=0, lineage=0, has=has)
+        wal = SimpleNamespace(bit=bit, entries=entries, complete_lsn=0, lineage=0, has=has)
         member = SimpleNamespace(region=region, wal=wal, running=True, primary=False, epoch=0)
         return SimpleNamespace(region=region, member=member, disk=Promise(epoch=9))
 
@@ -88,19 +88,19 @@ class Cell:
 
     def open(self, region: RegionName, epoch: Epoch, *entries: Entry) -> None:
         self.holds(region, *entries)
-        self.checkers.opened(self.node(region), epoch)
+        self.checkers.serving_started(self.node(region), epoch)
 
     def acknowledge(self, entry: Entry, end: int, *, epoch: Epoch = 1) -> None:
-        self.checkers.acknowledged(self.member(EU), epoch, entry, end)
+        self.checkers.write_acknowledged(self.member(EU), epoch, entry, end)
 
     def vote(self, epoch: Epoch, *, at: Position = VOTED_AT) -> None:
         vote = Vote(epoch=epoch, position=at, ancestry=())
         gossip = SimpleNamespace(vote=vote)
         beat = SimpleNamespace(heartbeat=SimpleNamespace(cells=[(None, gossip)]))
-        self.checkers.said(self.node(US), cast("SendHeartbeat", beat))
+        self.checkers.heartbeat_sent(self.node(US), cast("SendHeartbeat", beat))
 
     def store(self, before: Promise | None, after: Promise) -> None:
-        self.checkers.stored(self.node(EU), before, after)
+        self.checkers.promise_stored(self.node(EU), before, after)
 
 
 def all_is_well(cell: Cell) -> None:
@@ -110,15 +110,15 @@ def all_is_well(cell: Cell) -> None:
     cell.open(EU, 1, first, write)
     cell.acknowledge(write, 2)
     cell.acknowledge(write, 2)
-    cell.checkers.read(cell.member(EU), cell.checkers.asked(), 2)
+    cell.checkers.strong_read_answered(cell.member(EU), cell.checkers.strong_read_started(), 2)
     cell.vote(2)
-    cell.checkers.written(2, record(2, US, "recruiting"))
-    cell.checkers.written(3, record(2, US))
+    cell.checkers.record_written(2, record(2, US, "recruiting"))
+    cell.checkers.record_written(3, record(2, US))
     cell.open(US, 2, first, write, other, second)
     cell.acknowledge(other, 3)
     receive_after_a_vote(cell, epoch=2)
     cell.store(Promise(epoch=1), Promise(epoch=2))
-    cell.checkers.acted(cell.node(US), ())
+    cell.checkers.effects_returned(cell.node(US), ())
     cell.checkers.check_facts()
     Liveness.check(cell.checkers, [1.0, 59.0], healed_at=58, end=60, hold_down_s=0)
     quiet = Cell()
@@ -148,7 +148,7 @@ def open_without_a_write(cell: Cell) -> None:
 
 def lose_wal_and_vote_with_an_older_position(cell: Cell) -> None:
     cell.nodes[US].member.wal.lineage = 3
-    cell.checkers.shrunk(cell.member(US), 0)
+    cell.checkers.wal_lost(cell.member(US), 0)
     cell.vote(4, at=Position(2, 5))
 
 
@@ -168,7 +168,7 @@ def vote_as_a_primary(cell: Cell) -> None:
 
 
 def vote_below_its_own_wal(cell: Cell) -> None:
-    cell.nodes[US].member.wal.whole = 6
+    cell.nodes[US].member.wal.complete_lsn = 6
     cell.vote(2)
 
 
@@ -176,18 +176,18 @@ def receive_after_a_vote(cell: Cell, *, epoch: Epoch = 1) -> None:
     cell.vote(2)
     source = cell.nodes[EU].member
     source.primary, source.epoch = True, epoch
-    cell.checkers.streamed(cell.member(US), cell.member(EU))
+    cell.checkers.wal_received(cell.member(US), cell.member(EU))
 
 
 def read_without_a_write(cell: Cell) -> None:
     cell.acknowledge(row(1), 2)
-    cell.checkers.read(cell.member(US), cell.checkers.asked(), 1)
+    cell.checkers.strong_read_answered(cell.member(US), cell.checkers.strong_read_started(), 1)
 
 
 def written(*records: Leadership) -> Callable[[Cell], None]:
     def write(cell: Cell) -> None:
         for revision, one in enumerate(records, 2):
-            cell.checkers.written(revision, one)
+            cell.checkers.record_written(revision, one)
 
     return write
 
@@ -238,7 +238,7 @@ BROKEN: dict[str, list[tuple[Callable[[Cell], None], str]]] = {
     ],
     "received after a vote": [(receive_after_a_vote, "us voted for epoch 2 and received WAL of epoch 1")],
     "strong reads": [(read_without_a_write, "us answered as current without an acknowledged write at 2")],
-    "invariants": [(lambda cell: cell.checkers.acted(cell.node(EU), ("this", "that")), "eu: this")],
+    "invariants": [(lambda cell: cell.checkers.effects_returned(cell.node(EU), ("this", "that")), "eu: this")],
     "liveness": [
         (lambda cell: live(cell, []), "the next commit was never"),
         (lambda cell: live(cell, [9.0, 11.0]), "the next commit was never"),
@@ -264,7 +264,7 @@ def quiet(cell: Cell, *records: Leadership) -> None:
 
 def objection(checker: str, broken: Callable[[Cell], None]) -> str:
     cell = Cell()
-    with pytest.raises(Violated) as caught:
+    with pytest.raises(Violation) as caught:
         broken(cell)
     assert caught.value.checker == checker
     return str(caught.value)
@@ -291,12 +291,12 @@ def test_every_checker_compares_facts_of_valid_events() -> None:
 
 def receive_from_a_standby(cell: Cell) -> None:
     cell.vote(2)
-    cell.checkers.streamed(cell.member(US), cell.member(EU))
+    cell.checkers.wal_received(cell.member(US), cell.member(EU))
 
 
 def receive_before_a_vote(cell: Cell) -> None:
     cell.nodes[EU].member.primary = True
-    cell.checkers.streamed(cell.member(US), cell.member(EU))
+    cell.checkers.wal_received(cell.member(US), cell.member(EU))
 
 
 def open_an_older_epoch(cell: Cell) -> None:
@@ -327,7 +327,7 @@ def test_a_checker_counts_only_the_facts_that_it_compared(what: Callable[[Cell],
 
 
 def test_every_checker_and_every_violation_text_has_a_broken_event() -> None:
-    arguments = arguments_of(checkers_module, "_fail", "Violated")
+    arguments = arguments_of(checkers_module, "_fail", "Violation")
     named = {one.value for one in arguments if isinstance(one, ast.Constant)}
     assert named == set(BROKEN) == set(CHECKERS)
     said = [objection(checker, broken) for checker, breaks in BROKEN.items() for broken, _ in breaks]
@@ -336,11 +336,11 @@ def test_every_checker_and_every_violation_text_has_a_broken_event() -> None:
     assert unheard(patterns, said) == []
 
 
-@pytest.mark.parametrize("idle", IN_EACH_RUN)
+@pytest.mark.parametrize("idle", REQUIRED_IN_EACH_RUN)
 def test_a_run_fails_when_a_required_checker_compared_nothing(idle: str) -> None:
     checkers = Cell().checkers
     checkers.facts.update(CHECKERS.keys() - {idle})
-    with pytest.raises(Violated, match=f"{idle}: .* judged on nothing: no {CHECKERS[idle]}") as caught:
+    with pytest.raises(Violation, match=f"{idle}: .* judged on nothing: no {CHECKERS[idle]}") as caught:
         checkers.check_facts()
     assert caught.value.checker == idle
 
@@ -374,9 +374,9 @@ def test_a_campaign_fails_when_a_checker_compared_nothing() -> None:
         summary = Summary(minutes=1)
         report = sound_report()
         del report.facts[idle]
-        for _ in range(QUIET_AMONG):
+        for _ in range(SEEDS_MIN_FOR_QUIET_RUN):
             summary.add(report)
-        required = idle not in IDLE_WHERE_ALL_IS_WELL
+        required = idle not in OPTIONAL_CHECKERS
         assert summary.judged_nothing == [f"{idle}: judged on nothing: no {CHECKERS[idle]}"] * required
         assert summary.to_json()["facts"][idle] == 0
     sound, silent = Summary(minutes=1), Summary(minutes=1)
@@ -388,7 +388,7 @@ def test_a_campaign_fails_when_a_checker_compared_nothing() -> None:
 
 def test_a_campaign_without_seeds_fails() -> None:
     # A run without a fault is required only of many seeds, which is one line less; the missing commit is one line more.
-    assert len(run_seeds([], minutes=1, workers=1).judged_nothing) == len(CHECKERS) - len(IDLE_WHERE_ALL_IS_WELL)
+    assert len(run_seeds([], minutes=1, workers=1).judged_nothing) == len(CHECKERS) - len(OPTIONAL_CHECKERS)
 
 
 def test_the_command_fails_when_no_run_had_a_failover(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -436,7 +436,7 @@ def test_a_takeover_that_did_not_occur_or_broke_a_rule_has_no_figure(monkeypatch
         return replace(sound(run), checker="quorum", violation="broken")
 
     with monkeypatch.context() as patch:
-        patch.setattr(Checkers, "opened", unseen)
+        patch.setattr(Checkers, "serving_started", unseen)
         patch.setattr(Checkers, "check_facts", content)
         with pytest.raises(measure.MeasuredNothing):
             measure.measure_takeover(1)

@@ -4,25 +4,27 @@ import pytest
 
 from infra.simulation.etcd import ATTEMPT_S, Etcd, EtcdClient, Outcome
 from infra.simulation.network import Network
-from infra.simulation.world import World
+from infra.simulation.scheduler import Scheduler
 from regions.identity import RegionName
 from regions.leadership import Leadership
-from tests.simulation.stand import AP, EU, US
+from tests.simulation.member_cluster import AP, EU, US
 
 pytestmark = pytest.mark.simulation
 
 REGIONS = (EU, US, AP)
 
 
-class EtcdStand:
+class EtcdCluster:
     def __init__(self, *, seed: int = 1) -> None:
-        self.world = World(seed)
-        self.network = Network(self.world, rtt_s=0.08, jitter_s=0.02, loss=0.0)
+        self.scheduler = Scheduler(seed)
+        self.network = Network(self.scheduler, rtt_s=0.08, jitter_s=0.02, loss=0.0)
         self.written: list[int] = []
         self.etcd = Etcd(
-            self.world, self.network, regions=REGIONS, voters=REGIONS, leader=US, written=self._note_written
+            self.scheduler, self.network, regions=REGIONS, voters=REGIONS, leader=US, written=self._note_written
         )
-        self.clients = {region: EtcdClient(self.world, self.network, self.etcd, region, REGIONS) for region in REGIONS}
+        self.clients = {
+            region: EtcdClient(self.scheduler, self.network, self.etcd, region, REGIONS) for region in REGIONS
+        }
         self.outcomes: list[tuple[Outcome, int]] = []
         self.reads: list[tuple[int, Leadership | None]] = []
         self.failures = 0
@@ -31,7 +33,7 @@ class EtcdStand:
         self.written.append(record.epoch)
 
     def run(self, seconds: float) -> None:
-        self.world.run_until(self.world.now + seconds)
+        self.scheduler.run_until(self.scheduler.now + seconds)
 
     def swap(self, region: RegionName, expected: int, epoch: int) -> None:
         self.clients[region].swap(expected, record_of(epoch), self._swapped)
@@ -60,99 +62,99 @@ def record_of(epoch: int) -> Leadership:
 
 
 def test_one_of_two_swaps_with_the_same_expected_revision_is_applied() -> None:
-    stand = EtcdStand()
-    stand.swap(EU, 0, 1)
-    stand.swap(AP, 0, 2)
-    stand.run(1)
-    assert sorted(outcome for outcome, _ in stand.outcomes) == ["applied", "lost"]
-    assert len(stand.written) == 1
+    cluster = EtcdCluster()
+    cluster.swap(EU, 0, 1)
+    cluster.swap(AP, 0, 2)
+    cluster.run(1)
+    assert sorted(outcome for outcome, _ in cluster.outcomes) == ["applied", "lost"]
+    assert len(cluster.written) == 1
 
 
 def test_a_swap_whose_answer_is_lost_was_applied() -> None:
-    stand = EtcdStand()
-    stand.world.after(0.05, stand.network.cut, US, EU)
-    stand.swap(EU, 0, 1)
-    stand.run(2)
-    assert stand.outcomes == [("unknown", 0)]
-    assert stand.written == [1]
+    cluster = EtcdCluster()
+    cluster.scheduler.after(0.05, cluster.network.cut, US, EU)
+    cluster.swap(EU, 0, 1)
+    cluster.run(2)
+    assert cluster.outcomes == [("unknown", 0)]
+    assert cluster.written == [1]
 
 
 def test_a_swap_can_be_applied_after_its_client_gave_up() -> None:
     # Rule 9: after a lost answer the swap may still be applied.
     late = 0
     for seed in range(30):
-        stand = EtcdStand(seed=seed)
-        stand.swap(EU, 0, 1)
-        stand.etcd.outage += 1
-        stand.run(ATTEMPT_S + 0.01)
-        assert stand.outcomes == [("unknown", 0)]
-        assert stand.written == []
-        stand.etcd.outage -= 1
-        stand.etcd.changed()
-        stand.run(6)
-        late += stand.written == [1]
+        cluster = EtcdCluster(seed=seed)
+        cluster.swap(EU, 0, 1)
+        cluster.etcd.outage += 1
+        cluster.run(ATTEMPT_S + 0.01)
+        assert cluster.outcomes == [("unknown", 0)]
+        assert cluster.written == []
+        cluster.etcd.outage -= 1
+        cluster.etcd.changed()
+        cluster.run(6)
+        late += cluster.written == [1]
     assert 0 < late < 30
 
 
 def test_a_partitioned_etcd_member_answers_only_serializable_reads() -> None:
-    stand = EtcdStand()
-    stand.swap(US, 0, 1)
-    stand.run(1)
-    stand.isolate(EU)
-    stand.swap(US, stand.etcd.log[-1][0], 2)
-    stand.run(1)
-    stand.read(EU, linearizable=False)
-    stand.run(1)
-    assert [record and record.epoch for _, record in stand.reads] == [1]
-    stand.read(EU)
-    stand.run(5)
-    assert stand.failures == 1
+    cluster = EtcdCluster()
+    cluster.swap(US, 0, 1)
+    cluster.run(1)
+    cluster.isolate(EU)
+    cluster.swap(US, cluster.etcd.log[-1][0], 2)
+    cluster.run(1)
+    cluster.read(EU, linearizable=False)
+    cluster.run(1)
+    assert [record and record.epoch for _, record in cluster.reads] == [1]
+    cluster.read(EU)
+    cluster.run(5)
+    assert cluster.failures == 1
 
 
 def test_a_linearizable_read_sees_every_earlier_write() -> None:
-    stand = EtcdStand()
-    stand.swap(US, 0, 1)
-    stand.run(1)
+    cluster = EtcdCluster()
+    cluster.swap(US, 0, 1)
+    cluster.run(1)
     for region in REGIONS:
-        stand.read(region)
-    stand.run(1)
-    assert [record and record.epoch for _, record in stand.reads] == [1, 1, 1]
+        cluster.read(region)
+    cluster.run(1)
+    assert [record and record.epoch for _, record in cluster.reads] == [1, 1, 1]
 
 
 def test_etcd_elects_a_leader_after_the_loss_of_the_leaders_region() -> None:
-    stand = EtcdStand()
-    stand.isolate(US)
-    stand.swap(EU, 0, 1)
-    stand.run(ATTEMPT_S + 0.2)
-    assert stand.outcomes == [("unknown", 0)]
-    stand.swap(EU, 0, 1)  # the client's next endpoint is in the lost region
-    stand.run(1)
-    stand.swap(EU, 0, 1)
-    stand.run(1)
-    assert [outcome for outcome, _ in stand.outcomes] == ["unknown", "unknown", "applied"]
+    cluster = EtcdCluster()
+    cluster.isolate(US)
+    cluster.swap(EU, 0, 1)
+    cluster.run(ATTEMPT_S + 0.2)
+    assert cluster.outcomes == [("unknown", 0)]
+    cluster.swap(EU, 0, 1)  # the client's next endpoint is in the lost region
+    cluster.run(1)
+    cluster.swap(EU, 0, 1)
+    cluster.run(1)
+    assert [outcome for outcome, _ in cluster.outcomes] == ["unknown", "unknown", "applied"]
 
 
 def test_etcd_answers_no_linearizable_read_when_two_of_three_members_are_down() -> None:
-    stand = EtcdStand()
-    stand.etcd.set_down(US, down=True)
-    stand.etcd.set_down(AP, down=True)
-    stand.run(5)
-    stand.read(EU)
-    stand.run(5)
-    assert stand.failures == 1
+    cluster = EtcdCluster()
+    cluster.etcd.set_down(US, down=True)
+    cluster.etcd.set_down(AP, down=True)
+    cluster.run(5)
+    cluster.read(EU)
+    cluster.run(5)
+    assert cluster.failures == 1
 
 
 def test_a_watch_delivers_in_order_and_may_skip_to_the_newest_revision() -> None:
-    stand = EtcdStand()
+    cluster = EtcdCluster()
     seen: list[int] = []
-    stand.etcd.watch(EU, lambda _revision, record: seen.append(record.epoch))
-    stand.isolate(EU)
+    cluster.etcd.watch(EU, lambda _revision, record: seen.append(record.epoch))
+    cluster.isolate(EU)
     for epoch in (1, 2, 3):
-        stand.swap(US, stand.etcd.log[-1][0] if stand.etcd.log else 0, epoch)
-        stand.run(1)
+        cluster.swap(US, cluster.etcd.log[-1][0] if cluster.etcd.log else 0, epoch)
+        cluster.run(1)
     assert seen == []
     for other in (US, AP):
-        stand.network.heal(EU, other)
-        stand.network.heal(other, EU)
-    stand.run(3)
+        cluster.network.heal(EU, other)
+        cluster.network.heal(other, EU)
+    cluster.run(3)
     assert seen in ([1, 2, 3], [3])

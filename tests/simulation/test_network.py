@@ -3,32 +3,32 @@
 import pytest
 
 from infra.simulation.network import Network
-from infra.simulation.world import Clock, World
-from tests.simulation.stand import EU, US
+from infra.simulation.scheduler import Clock, Scheduler
+from tests.simulation.member_cluster import EU, US
 
 pytestmark = pytest.mark.simulation
 
 
-def arrivals(network: Network, world: World, count: int) -> list[object]:
+def arrivals(network: Network, scheduler: Scheduler, count: int) -> list[object]:
     arrived: list[object] = []
     for number in range(count):
         network.send(EU, US, arrived.append, number)
-    world.run_until(world.now + 5)
+    scheduler.run_until(scheduler.now + 5)
     return arrived
 
 
 def test_a_cut_of_one_direction_leaves_the_other() -> None:
-    world = World(1)
-    network = Network(world, rtt_s=0.08, jitter_s=0.02, loss=0)
+    scheduler = Scheduler(1)
+    network = Network(scheduler, rtt_s=0.08, jitter_s=0.02, loss=0)
     network.cut(EU, US)
     assert not network.is_open(EU, US)
     assert network.is_open(US, EU)
-    assert not network.talks(EU, US)
-    assert arrivals(network, world, 10) == []
+    assert not network.is_connected(EU, US)
+    assert arrivals(network, scheduler, 10) == []
 
 
 def test_a_link_that_was_cut_twice_must_be_healed_twice() -> None:
-    network = Network(World(1), rtt_s=0.08, jitter_s=0.02, loss=0)
+    network = Network(Scheduler(1), rtt_s=0.08, jitter_s=0.02, loss=0)
     network.cut(EU, US)
     network.cut(EU, US)
     network.heal(EU, US)
@@ -38,31 +38,31 @@ def test_a_link_that_was_cut_twice_must_be_healed_twice() -> None:
 
 
 def test_datagrams_are_lost_duplicated_and_reordered() -> None:
-    world = World(1)
-    network = Network(world, rtt_s=0.08, jitter_s=0.02, loss=0.1)
+    scheduler = Scheduler(1)
+    network = Network(scheduler, rtt_s=0.08, jitter_s=0.02, loss=0.1)
     network.doubled = network.late = 0.2
-    arrived = arrivals(network, world, 1000)
+    arrived = arrivals(network, scheduler, 1000)
     assert 850 < len(set(arrived)) < 950
     assert len(arrived) > len(set(arrived))
     assert arrived != sorted(arrived, key=str)
 
 
 def test_a_clock_drifts_and_never_goes_back() -> None:
-    world = World(1)
-    clock = Clock(world, start=100)
-    world.run_until(10)
+    scheduler = Scheduler(1)
+    clock = Clock(scheduler, start=100)
+    scheduler.run_until(10)
     assert clock.now() == pytest.approx(110)
     clock.set_rate(1.1)
     assert clock.now() == pytest.approx(110)
-    world.run_until(20)
+    scheduler.run_until(20)
     assert clock.now() == pytest.approx(121)
-    assert clock.world_time(132) == pytest.approx(30)
+    assert clock.virtual_time(132) == pytest.approx(30)
 
 
 def test_a_jump_of_the_wall_clock_moves_no_other_clock() -> None:
     # Rule 16.
-    world = World(1)
-    clock = Clock(world, start=100)
+    scheduler = Scheduler(1)
+    clock = Clock(scheduler, start=100)
     before = clock.now()
     clock.wall_offset = -1e6
     assert clock.now() == before

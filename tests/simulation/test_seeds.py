@@ -63,6 +63,6 @@ def test_no_seed_of_the_soak_breaks_a_rule() -> None:
 def test_a_shrunk_plan_still_resumes_what_it_paused() -> None:
     paused = Fault(at=1.0, kind="order", order="pause")
     resumed = Fault(at=2.0, kind="order", order="resume")
-    assert FaultPlan(seed=1, seconds=9.0, faults=()).is_resumed
-    assert FaultPlan(seed=1, seconds=9.0, faults=(resumed, paused)).is_resumed
-    assert not FaultPlan(seed=1, seconds=9.0, faults=(paused,)).is_resumed
+    assert FaultPlan(seed=1, seconds=9.0, faults=()).ends_resumed
+    assert FaultPlan(seed=1, seconds=9.0, faults=(resumed, paused)).ends_resumed
+    assert not FaultPlan(seed=1, seconds=9.0, faults=(paused,)).ends_resumed

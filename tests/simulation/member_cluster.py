@@ -4,32 +4,32 @@ from uuid import UUID
 
 from infra.simulation.member import Member
 from infra.simulation.network import Network
+from infra.simulation.scheduler import Scheduler
 from infra.simulation.wal import Entry
-from infra.simulation.world import World
 from regions.identity import RegionName
 
 EU, US, AP = RegionName("eu"), RegionName("us"), RegionName("ap")
 
 
-class NobodyLooks:
-    """A witness that ignores everything."""
+class NullListener:
+    """A listener that ignores everything."""
 
-    def streamed(self, standby: Member, source: Member) -> None:
+    def wal_received(self, standby: Member, source: Member) -> None:
         pass
 
-    def shrunk(self, member: Member, before: int) -> None:
+    def wal_lost(self, member: Member, before: int) -> None:
         pass
 
 
-class Stand:
+class MemberCluster:
     """Three members: `eu` is the primary of epoch 1, and the others follow it."""
 
     def __init__(self, *, seed: int = 1) -> None:
-        self.world = World(seed)
-        self.network = Network(self.world, rtt_s=0.08, jitter_s=0.0, loss=0.0)
+        self.scheduler = Scheduler(seed)
+        self.network = Network(self.scheduler, rtt_s=0.08, jitter_s=0.0, loss=0.0)
         self.members: dict[RegionName, Member] = {}
         for index, region in enumerate((EU, US, AP)):
-            member = Member(self.world, self.network, region, 1 << index, NobodyLooks())
+            member = Member(self.scheduler, self.network, region, 1 << index, NullListener())
             member.peers = self.members
             self.members[region] = member
         self.eu, self.us, self.ap = (self.members[region] for region in (EU, US, AP))
@@ -38,11 +38,11 @@ class Stand:
             standby.copy(self.eu)
             standby.start_standby()
             standby.follow(EU)
-        self.eu.set_names((US, AP), 1)
+        self.eu.set_standby_names((US, AP), 1)
         self.run(2)
 
     def run(self, seconds: float) -> None:
-        self.world.run_until(self.world.now + seconds)
+        self.scheduler.run_until(self.scheduler.now + seconds)
 
     def write(self, member: Member, key: int) -> list[bool]:
         """Begin to commit a row; the outcome is appended to the returned list when the wait ends."""

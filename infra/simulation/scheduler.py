@@ -14,7 +14,7 @@ from typing import Any
 Call = Callable[..., None]
 
 
-class World:
+class Scheduler:
     """A scheduler: makes calls at virtual times.
 
     Attributes:
@@ -64,7 +64,7 @@ class World:
         """Draw True with a probability."""
         return self.random.random() < probability
 
-    def tell(self, text: str) -> None:
+    def trace_line(self, text: str) -> None:
         """Add a line to the trace, if the run is traced."""
         if self.trace is not None:
             self.trace.append(f"{self.now:11.6f} {text}")
@@ -73,27 +73,27 @@ class World:
 class Clock:
     """A node's clocks: a monotonic clock that drifts, and a wall clock that jumps and must decide nothing (rule 16)."""
 
-    __slots__ = ("_base", "_rate", "_since", "_world", "wall_offset")
+    __slots__ = ("_base", "_rate", "_scheduler", "_since", "wall_offset")
 
-    def __init__(self, world: World, *, start: float, rate: float = 1.0) -> None:
-        self._world = world
-        self._since = world.now
+    def __init__(self, scheduler: Scheduler, *, start: float, rate: float = 1.0) -> None:
+        self._scheduler = scheduler
+        self._since = scheduler.now
         self._base = start
         self._rate = rate
         self.wall_offset = 0.0
 
     def now(self) -> float:
         """The node's monotonic clock in seconds; it continues while the node is paused."""
-        return self._base + (self._world.now - self._since) * self._rate
+        return self._base + (self._scheduler.now - self._since) * self._rate
 
-    def world_time(self, reading: float) -> float:
+    def virtual_time(self, reading: float) -> float:
         """The virtual time at which the clock will show ``reading`` if its rate does not change."""
         return self._since + (reading - self._base) / self._rate
 
     def set_rate(self, rate: float) -> None:
         """Change the rate of the clock: ``rate`` of its seconds pass in one virtual second."""
-        self._base, self._since, self._rate = self.now(), self._world.now, rate
+        self._base, self._since, self._rate = self.now(), self._scheduler.now, rate
 
     def wall(self) -> float:
         """The node's wall clock in seconds since 1970."""
-        return max(0.0, 1.8e9 + self._world.now + self.wall_offset)
+        return max(0.0, 1.8e9 + self._scheduler.now + self.wall_offset)
