@@ -142,7 +142,16 @@ def test_the_part_in_the_background_ends_with_make(environment: Path) -> None:
     ]
     os.killpg(make.pid, signal.SIGTERM)
     make.wait()
-    eventually(lambda: [pid for pid in pids if psutil.pid_exists(pid)], lambda left: not left, what="no part is left")
+    eventually(lambda: [state for state in map(_state, pids) if state], lambda left: not left, what="no part is left")
+
+
+def _state(pid: int) -> str:
+    """How a process runs, for the failure message; empty for one that has ended, reaped or not."""
+    try:
+        process = psutil.Process(pid)
+        return "" if process.status() == psutil.STATUS_ZOMBIE else f"{pid} {process.status()} {process.cmdline()}"
+    except psutil.NoSuchProcess:
+        return ""
 
 
 def _words(path: Path) -> list[str]:
