@@ -138,6 +138,7 @@ class Switcher:
         self._merger = HeartbeatMerger(topology.cell)
         self._history = EpochHistory(topology.region)
         self._seen: Leadership | None = None
+        self._noted: Leadership | None = None
         self._swapped: Leadership | None = None
         self.on_step: Callable[[str, float], None] = lambda _name, _ms: None
         self.on_record: Callable[[Leadership], None] = lambda _record: None
@@ -388,12 +389,15 @@ class Switcher:
     def _note_record(self) -> None:
         """Pass a new record of the core to the history and to `on_record`."""
         record = None if self.facts is None else self.facts.record
-        if record is None or record is self._seen:
+        if record is None:
             return
-        self._seen = record
-        record = self._with_time(record)
-        self.on_record(record)
-        for entry in self._history.note_record(record, now=_now()):
+        timed = self._with_time(record)
+        # A hand-over's record gets its time when its swap is answered: the core acts by it before etcd has it.
+        if record is self._seen and timed is self._noted:
+            return
+        self._seen, self._noted = record, timed
+        self.on_record(timed)
+        for entry in self._history.note_record(timed, now=_now()):
             self._begin(self._keep(entry))
 
     def _with_time(self, record: Leadership) -> Leadership:

@@ -72,7 +72,7 @@ def describe(condition: Callable[[], Any]) -> str:
     try:
         source = " ".join(inspect.getsource(condition).split())
         values = inspect.getclosurevars(condition).nonlocals
-    except (OSError, TypeError):  # a method of a C type has no source
+    except (OSError, TypeError, ValueError):  # a method of a C type has no source
         return repr(condition)
     return source + "".join(f"; {name} = {_SHORT.repr(value)}" for name, value in values.items())
 

@@ -195,6 +195,6 @@ def _refused(newest: Document, known: list[Document]) -> str | None:
         return "no agent knows a leadership yet"
     if newest.get("phase") == "serving":
         return (
-            f"{newest['leader']} leads and accepts no writes: the other regions fail over once a majority suspects it"
+            f"{newest['leader']} leads and accepts no writes: the other regions fail over when two of them suspect it"
         )
     return f"epoch {newest['epoch']} is {newest.get('phase')}: it serves within seconds if a quorum is reachable"

@@ -6,8 +6,8 @@ files, Envoy's state or time: the same arguments give the same bytes, so the ver
 Each voter always has a write cluster. One route names the leader's cluster and the epoch together, so a change of
 leadership is one atomic replacement of the routes, and Envoy never sends a new epoch to an old leader. A request keeps
 its route, and so its cluster, for all attempts. Therefore the clusters of voters that do not lead point at the leader:
-a request whose leader died is retried at the next one. Source: edge.md; Envoy 1.40's v3 API (the router looks up the
-cluster again for each attempt).
+a request whose leader died is retried at the next one. Source: ADR 0009 and ADR 0051; Envoy 1.40's v3 API (the router
+looks up the cluster again for each attempt).
 """
 
 import hashlib

@@ -1,4 +1,4 @@
-"""What the core of one cell knows, in a few groups. Only ``machine.py`` changes it.
+"""What the core of one cell knows, in a few groups. Only ``machine.py`` and the modules that get a ``Turn`` change it.
 
 Every value in a group is immutable, so ``snapshot`` copies the groups only. Two cores with equal facts behave alike;
 the exhaustive exploration relies on that.
@@ -229,7 +229,7 @@ class Facts:
     outdated: bool = False
 
     def snapshot(self) -> "Facts":
-        """Return a copy that shares nothing that ``machine.py`` changes."""
+        """Return a copy that shares nothing that an event changes."""
         twin = copy(self)
         twin.etcd, twin.member, twin.peers, twin.requests = (
             copy(self.etcd), copy(self.member), copy(self.peers), copy(self.requests),

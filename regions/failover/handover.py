@@ -1,8 +1,9 @@
 """The hand-over of the leadership to an announced successor (rule 20): a sub-state of one agent, with its transitions.
 
 The leader announces the successor, drains its writes to it and stops its PostgreSQL; the successor freezes its own
-member while the leader still drains. ``machine.py`` moves from one value to the next, ``steps.py`` and ``claims.py``
-decide what each value asks for, and ``rules.py`` decides whether the leader may go on. Source: ADR 0027, 0029 and 0030.
+member while the leader still drains. ``Turn.move_handover`` moves from one value to the next, ``steps.py`` and
+``claims.py`` decide what each value asks for, and ``rules.py`` decides whether the leader may go on. Source: ADR 0027,
+0029, 0030 and 0046.
 """
 
 from dataclasses import dataclass
@@ -53,7 +54,7 @@ class RestartDelayed:
     """The old leader leaves its PostgreSQL stopped, because its start would slow down the promotion (ADR 0030).
 
     Attributes:
-        until: Monotonic seconds; the successor's first write ends the delay earlier.
+        until: Monotonic seconds; a record that says that the successor serves ends the delay earlier.
     """
 
     until: float
@@ -83,7 +84,7 @@ TRANSITIONS: dict[tuple[Kind, Kind], str] = {
     ("announcing", "none"): "etcd did not answer the swap, or another epoch began",
     ("draining", "none"): "the successor did not catch up, draining failed, or another epoch began",
     ("releasing", "none"): "the next epoch began: the successor's, or another",
-    ("restart-delayed", "none"): "the delay is over, or the successor serves, or another epoch began",
+    ("restart-delayed", "none"): "the delay is over, or the record shows an epoch that serves or recruits",
     ("preparing", "none"): "the next epoch began, the leader goes on, or the time is over",
 }
 """All transitions; ``moved`` refuses any other. docs/failover.md shows this table."""

@@ -1,6 +1,6 @@
 """Which effect the member needs next, and which votes and suspicions count: pure functions of facts.
 
-``machine.py`` calls ``ledger_step`` after every event. It returns the same step until the facts change, so an agent
+``requests.py`` calls ``ledger_step`` after every event. It returns the same step until the facts change, so an agent
 that restarts after a crash continues from its disk, etcd and its member. ``requests.py`` fills in the tickets.
 """
 

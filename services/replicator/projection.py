@@ -66,8 +66,8 @@ class ViewProjection:
         """Write changes to the view; return the threads whose pages changed.
 
         Raises:
-            PoisonChange: A table is unknown, a key is missing, or a table was truncated.
-            asyncpg.PostgresError: The view rejected a change; permanently if the class is in `sync.apply.POISON`.
+            PoisonChange: A table is unknown, a key is missing, or a table was truncated. asyncpg.PostgresError: The
+            view rejected a change; permanently if the class is in `sync.apply.POISON_ERRORS`.
         """
         pages = await connection.fetch(statement(_SQL, "project"), *_arguments(_net_changes(changes)))
         return _invalidations(pages)

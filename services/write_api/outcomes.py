@@ -40,7 +40,7 @@ EDIT_AGAIN: Final = (
     "Send it again with the same ETag in If-Match: if it was done already, that is answered as a success, and 412 says"
     " that somebody else has edited the comment. With * a repetition may overwrite the edit of somebody else."
 )
-SITE_EDIT_AGAIN: Final = "Send it again: the same change a second time has no further effect."
+SITE_EDIT_AGAIN: Final = "Read the site, and send it again if the change is not there: it would overwrite a later edit."
 DELETION_AGAIN: Final = "Send it again: to delete a comment twice is as good as once."
 """What a client can do if the outcome of its write is unknown. Only posts have keys (ADR 0035)."""
 

@@ -273,6 +273,18 @@ async def test_an_epoch_that_a_release_began_has_no_time_until_it_is_in_etcd(har
     assert [one.since for one in offered] == [""]
 
 
+async def test_an_epoch_that_a_release_began_has_its_time_when_its_swap_is_answered(harness: Harness) -> None:
+    core, offered = harness.core, list[Leadership]()
+    harness.switcher.on_record = offered.append
+    core.facts.record = record = replace(leadership(WEST, 4), phase="promoting", fence_id=None, since="")
+    harness.switcher.submit(Tick())
+    harness.etcd.answer, core.events[:] = 12, []
+    harness.perform(SwapRecord(ticket=12, expected_revision=11, record=record))
+    await harness.events()
+    assert [bool(one.since) for one in offered] == [False, True]
+    assert replace(offered[1], since="") == record
+
+
 @pytest.mark.parametrize("linearizable", [True, False])
 @pytest.mark.parametrize(
     ("answer", "outcome"),
