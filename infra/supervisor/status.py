@@ -40,7 +40,7 @@ def region_addresses(plan: Plan, region: str) -> dict[str, str]:
 
 
 def scrape_targets(plan: Plan) -> list[Document]:
-    """Return every address that serves `/metrics`, in the format of Prometheus' `file_sd_configs`.
+    """Return the address of each own process that serves `/metrics`, in the format of Prometheus' `file_sd_configs`.
 
     The labels are `region` and `process`; the supervisor and the relay belong to no region.
     """

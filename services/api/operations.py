@@ -178,7 +178,7 @@ OPERATIONS: Final = (
         template="/v1/sites",
         name="listSites",
         summary="List the sites",
-        description="In the order of their creation. The leader answers.",
+        description="In the order of their ids: by creation, as the leaders' clocks show it. The leader answers.",
         parameters=(
             Parameter(
                 name="limit",
