@@ -288,7 +288,14 @@ def _with_tie_resolved_otherwise(node: Node) -> Node | None:
     machine = node.machine
     assert machine is not None
     facts = machine.facts
-    if facts.requests.swapping is None or facts.requests.swapping.record.phase != "promoting" or facts.record is None:
+    record = facts.record
+    chooses = record is not None and record.phase == "recruiting"
+    if (
+        facts.requests.swapping is None
+        or facts.requests.swapping.record.phase != "promoting"
+        or facts.record is None
+        or not chooses
+    ):
         return None
     chosen = facts.requests.swapping.record.leader
     given = steps.votes(facts, facts.record)
