@@ -21,6 +21,7 @@ class ProgressDisplay:
         self._console = Console(stderr=to_stderr)
         self._live: Live | None = None
         self._said: set[str] = set()
+        self._done = False
         self._started_at = time.monotonic()
 
     def __enter__(self) -> Self:
@@ -43,12 +44,15 @@ class ProgressDisplay:
             self._live = None
 
     def update(self, supervisor: Supervisor) -> None:
-        """Show the state of a supervisor."""
+        """Show the state of a supervisor, until everything is ready for the first time."""
+        if self._done:
+            return
         if self._live is not None:
             self._live.update(_table(supervisor, time.monotonic() - self._started_at))
         else:
             self._say_news(supervisor)
         if supervisor.all_ready.is_set():
+            self._done = True
             self.close()
 
     def _say_news(self, supervisor: Supervisor) -> None:
@@ -57,8 +61,7 @@ class ProgressDisplay:
             if region not in self._said and ready and all(ready.values()):
                 self._said.add(region)
                 self._console.print(f"{region}: all processes are up", highlight=False)
-        if supervisor.all_ready.is_set() and "all" not in self._said:
-            self._said.add("all")
+        if supervisor.all_ready.is_set():
             elapsed_s = time.monotonic() - self._started_at
             self._console.print(f"everything is ready after {elapsed_s:.1f} s", highlight=False)
 
