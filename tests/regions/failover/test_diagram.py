@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 
 from regions.failover.states import MEANINGS, RARE, TRANSITIONS, USUAL, State
+from tests.regions.failover.generated import assert_generated
 
 DOCUMENT = Path(__file__).parents[3] / "ARCHITECTURE.md"
 BEGIN = "<!-- states: made from regions/failover/states.py by tests/regions/failover/test_diagram.py -->\n"
@@ -29,15 +30,7 @@ def _id(state: State) -> str:
 
 
 def test_the_diagram_in_architecture_md_matches_the_transition_table(request: pytest.FixtureRequest) -> None:
-    text = DOCUMENT.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    assert begin, "the marker where the diagram begins is missing"
-    assert end, "the marker where the diagram ends is missing"
-    wanted = head + begin + states_as_markdown() + end + tail
-    if request.config.getoption("--rewrite-diagram"):
-        DOCUMENT.write_text(wanted)
-    assert DOCUMENT.read_text() == wanted
+    assert_generated(request, DOCUMENT, BEGIN, END, states_as_markdown())
 
 
 def test_each_transition_is_either_usual_or_rare_and_changes_the_state() -> None:

@@ -26,6 +26,7 @@ from regions.failover.handover import (
     with_drained,
 )
 from regions.identity import RegionName
+from tests.regions.failover.generated import assert_generated
 
 ORDER = Order(ticket=1, kind="switch", region=RegionName("eu-west"))
 ANNOUNCING = Announcing(order=ORDER)
@@ -81,13 +82,6 @@ def test_only_a_restart_delay_and_a_preparation_have_a_deadline() -> None:
 
 
 def test_the_table_in_failover_md_matches_the_transitions(request: pytest.FixtureRequest) -> None:
-    text = DOCUMENT.read_text()
-    head, begin, rest = text.partition(BEGIN)
-    _, end, tail = rest.partition(END)
-    assert begin, "the marker where the table begins is missing"
-    assert end, "the marker where the table ends is missing"
     rows = [f"| {old} | {new} | {why} |\n" for (old, new), why in TRANSITIONS.items()]
-    wanted = head + begin + "| from | to | when |\n|---|---|---|\n" + "".join(rows) + end + tail
-    if request.config.getoption("--rewrite-diagram"):
-        DOCUMENT.write_text(wanted)
-    assert DOCUMENT.read_text() == wanted
+    table = "| from | to | when |\n|---|---|---|\n" + "".join(rows)
+    assert_generated(request, DOCUMENT, BEGIN, END, table)
