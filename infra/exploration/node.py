@@ -288,16 +288,12 @@ def _with_tie_resolved_otherwise(node: Node) -> Node | None:
     machine = node.machine
     assert machine is not None
     facts = machine.facts
-    record = facts.record
-    chooses = record is not None and record.phase == "recruiting"
-    if (
-        facts.requests.swapping is None
-        or facts.requests.swapping.record.phase != "promoting"
-        or facts.record is None
-        or not chooses
-    ):
+    swapping = facts.requests.swapping
+    if facts.record is None or facts.record.phase != "recruiting":
         return None
-    chosen = facts.requests.swapping.record.leader
+    if swapping is None or swapping.record.phase != "promoting":
+        return None
+    chosen = swapping.record.leader
     given = steps.votes(facts, facts.record)
     other = next((one for one in REGIONS[1:] if one != chosen), None)
     if other is None or chosen not in REGIONS[1:] or other not in given or chosen not in given:
@@ -312,8 +308,8 @@ def _with_tie_resolved_otherwise(node: Node) -> Node | None:
     if not alike:
         return None
     twin = machine.clone()
-    record = replace(facts.requests.swapping.record, leader=other, ancestry=given[other].ancestry)
-    twin.facts.requests.swapping = replace(facts.requests.swapping, record=record)
+    record = replace(swapping.record, leader=other, ancestry=given[other].ancestry)
+    twin.facts.requests.swapping = replace(swapping, record=record)
     requests = tuple(_with_record(one, record) for one in node.requests)
     return replace(node, machine=twin, requests=requests, facts_texts=_texts(twin.facts))
 

@@ -17,7 +17,9 @@ def transcript(space: StateSpace, found: Counterexample) -> Iterator[str]:
 
 
 def describe(space: StateSpace, label: Label) -> str:
-    """Describe one move in words."""
+    """Describe one move in words; a violation in an answer that etcd gives at once has no label of its own."""
+    if not label:
+        return "the next move"
     verb, region, *details = label
     who = "" if region < 0 else f"{REGIONS[region]} "
     match verb, details:

@@ -14,7 +14,7 @@ from infra.exploration.legs import FAILOVER, Leg, explore_legs
 from infra.exploration.moves import successors
 from infra.exploration.node import Violation, label_violations
 from infra.exploration.postgres import Entry, Member
-from infra.exploration.search import Search, SearchResult
+from infra.exploration.search import Counterexample, Search, SearchResult
 from infra.exploration.state_space import State, StateSpace, idle_invariants
 from infra.exploration.transcript import transcript
 from regions.failover import rules
@@ -182,6 +182,18 @@ def test_faults_after_a_first_failover_or_change_have_no_violation(way: str) -> 
     legs = [*SECOND_FAULTS[way], Leg(budget=EVERYTHING.budget)]
     space, explored = explore_legs(legs, epochs_max=5, states_max=300_000)
     assert_sound(space, explored)
+
+
+def test_an_order_during_a_promotion_is_not_explored_as_another_choice() -> None:
+    _, explored = explore_legs([leg(suspicions=2, drains=1)], epochs_max=2, states_max=20_000)
+    assert explored.counterexample is None
+    assert explored.complete or explored.states >= 20_000
+
+
+def test_a_violation_without_a_label_is_written_as_well() -> None:
+    space = StateSpace(ONE_FAILOVER)
+    lines = list(transcript(space, Counterexample(path=(), label=(), what="broken")))
+    assert lines == ["  1  the next move", "     VIOLATION: broken"]
 
 
 def test_an_exploration_is_the_same_each_time() -> None:
