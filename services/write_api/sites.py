@@ -1,8 +1,8 @@
 """Creates, lists and edits sites for the holder of the admin key, and shows a site to the holder of its API key.
 
 The write API also answers the reads: the views do not have the keys of sites, and the leader's ledger has a new site
-before any view has it. An edit is not conditional: the last edit of a field wins, and a repeated edit has no further
-effect. The change stream carries an edit to the views, and each process reads the origins of a site again after
+before any view has it. An edit is not conditional: the last edit of a field wins, also if it repeats an earlier one.
+The change stream carries an edit to the views, and each process reads the origins of a site again after
 `services.api.site_origins.FRESH_S`.
 """
 
