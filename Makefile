@@ -41,8 +41,10 @@ $(STAMP): requirements/uv.txt requirements/test.txt pyproject.toml $(wildcard in
 demo: setup ## Start three regions, tour them, stay until Ctrl-C
 	$(BIN)/palaver demo
 
+# A signal comes twice, to the group and once more from make: the second must not end the shell before its trap is done.
 test: setup ## Run all checks and all tests but soaks and benchmarks; a part that fails stops no other
-	@rm -f $(VENV)/*.part $(VENV)/*.counts; beside=; trap 'test -z "$$beside" || kill -- -$$beside 2>/dev/null' EXIT; \
+	@rm -f $(VENV)/*.part $(VENV)/*.counts; beside=; \
+	trap 'test -z "$$beside" || kill -- -$$! 2>/dev/null' EXIT; trap 'trap "" HUP INT TERM; exit 143' HUP INT TERM; \
 	run() { \
 	  printf '\nmake test: %s begins\n' $$1; began=$$SECONDS; \
 	  if $(MAKE) --no-print-directory $$1; then how=passed; else how=FAILED; fi; \
@@ -50,8 +52,8 @@ test: setup ## Run all checks and all tests but soaks and benchmarks; a part tha
 	  echo "make test: $$1 $$how after $$((SECONDS - began)) s$${counts:+: $$counts}" | tee $(VENV)/$$1.part; \
 	}; \
 	for pair in $(PAIRS); do \
-	  set -m; (renice -n 10 $$BASHPID > /dev/null; run $${pair#*/}) > $(VENV)/beside.log 2>&1 & beside=$$!; set +m; \
-	  run $${pair%/*}; wait $$beside; beside=; cat $(VENV)/beside.log; \
+	  beside=begun; set -m; (renice -n 10 $$BASHPID > /dev/null; run $${pair#*/}) > $(VENV)/beside.log 2>&1 & set +m; \
+	  run $${pair%/*}; wait $$!; beside=; cat $(VENV)/beside.log; \
 	done; \
 	failed=$$(for part in $(PARTS); do grep -q ' passed ' $(VENV)/$$part.part 2>/dev/null || printf ' %s' $$part; done); \
 	if test -z "$$failed"; then how=passed; else how=FAILED; fi; \
