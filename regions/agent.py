@@ -26,7 +26,7 @@ PAUSE_S = 0.1
 PAUSE_S_MAX = 2.0
 """Pause between attempts to enable authentication in etcd; it doubles up to the maximum."""
 
-LOOK_S = 1.0
+CHECK_INTERVAL_S = 1.0
 """Interval at which the member's state is read for status and metrics."""
 
 ETCD_LEADER_S = 2.0
@@ -230,7 +230,7 @@ class RegionAgent:
             if full != self.observation.disk_is_full:
                 _log.warning("ledger: %s", DISK_FULL if full else "its disk has space again")
             self.observation = replace(seen, disk_is_full=full)
-            await asyncio.sleep(LOOK_S)
+            await asyncio.sleep(CHECK_INTERVAL_S)
 
     async def _read_member(self, member: FailoverMember) -> Observation:
         try:

@@ -145,7 +145,7 @@ class Switcher:
         peers: Mapping[RegionName, Address] = {one.name: one.agent for one in topology.others}
         self.serving_epoch: Epoch = 0
         self.links = HeartbeatLinks(
-            region=topology.region, listen=local.listen, peers=peers, secret=local.secret, heard=self._hear
+            region=topology.region, listen=local.listen, peers=peers, secret=local.secret, heard=self._receive
         )
 
     def attach_member(self, executor: MemberExecutor) -> None:
@@ -272,7 +272,7 @@ class Switcher:
         """Pass an event of the cell to the core."""
         self._handle(CellEvent(cell=self._cell, event=event))
 
-    def _hear(self, heartbeat: Heartbeat) -> None:
+    def _receive(self, heartbeat: Heartbeat) -> None:
         counted = self._merger.take(heartbeat, now=_now())
         if counted is not None:
             self._handle(HeartbeatReceived(heartbeat=counted))

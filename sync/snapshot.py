@@ -6,7 +6,7 @@ later one. A view that has applied both has everything. Nothing leaves the leade
 that committed while the snapshot was taken may be delivered twice; a projection merges it by version.
 
 A snapshot is sent as one large transaction in parts, so that the checkpoint moves only with its end. If a snapshot is
-cut short, the view requests a new one. A snapshot does not report rows that the ledger has erased. The ledger erases
+interrupted, the view requests a new one. A snapshot does not report rows that the ledger has erased. The ledger erases
 none (a deleted comment stays as a row), and repair will compare the rows.
 
 Source: PostgreSQL 18, "Logical Decoding Concepts" (the changes that a slot delivers) and "Snapshot Synchronization

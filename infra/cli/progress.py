@@ -50,12 +50,12 @@ class ProgressDisplay:
         if self._live is not None:
             self._live.update(_table(supervisor, time.monotonic() - self._started_at))
         else:
-            self._say_news(supervisor)
+            self._report_changes(supervisor)
         if supervisor.all_ready.is_set():
             self._done = True
             self.close()
 
-    def _say_news(self, supervisor: Supervisor) -> None:
+    def _report_changes(self, supervisor: Supervisor) -> None:
         for region in supervisor.plan.all_regions:
             ready = _ready(supervisor, region)
             if region not in self._said and ready and all(ready.values()):

@@ -22,7 +22,7 @@ PG_CTL_S = 60
 """pg_ctl's time limit for a start, which replays WAL, and for a promotion."""
 
 STARTS_MAX = 20
-START_AGAIN_S = 0.5
+START_RETRY_S = 0.5
 """PostgreSQL takes a zombie for a running postmaster; init reaps it within seconds, also on a busy machine."""
 
 OPERATOR_BODY = "inserted by an operator"
@@ -95,7 +95,7 @@ class ManualPromotion:
             try:
                 self._pg_ctl("start", "-l", str(self.log))
             except ManualPromotionFailed:
-                time.sleep(START_AGAIN_S)
+                time.sleep(START_RETRY_S)
             else:
                 return
         self._pg_ctl("start", "-l", str(self.log))

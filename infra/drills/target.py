@@ -46,7 +46,7 @@ MOVE_ETCD_POLL_S = 0.05
 AGENT_STOPPED_S_MAX = 0.5
 """Less than the silence after which a leader is suspected, about a second."""
 
-ETCD_LOOK_S = 0.3
+ETCD_POLL_S = 0.3
 """Delay between the order to kill and the question for etcd's leader: the region is dead by then, and the other members
 still name the leader that it had (the election timeout is 1 s)."""
 
@@ -194,7 +194,7 @@ class Target:
                     return f"not moved: {error}"
 
             async def led() -> str | None:
-                await asyncio.sleep(ETCD_LOOK_S)
+                await asyncio.sleep(ETCD_POLL_S)
                 try:
                     return await etcd.etcd_leader()
                 except CoordinationError:

@@ -21,7 +21,7 @@ from infra.supervisor.plan import Plan
 FOLDERS = tuple(Path(folder) for folder in ("/usr/lib", "/usr/lib64", "/usr/local/lib"))
 LIBRARY = "faketime/libfaketime.so.1"
 
-READ_AGAIN_S = 1
+OFFSET_CACHE_S = 1
 """How long a process uses an offset before it reads the file again, in whole seconds."""
 
 
@@ -133,7 +133,7 @@ def _variables(library: Path, layout: Layout, region: str) -> list[tuple[str, st
         ("FAKETIME_TIMESTAMP_FILE", os.fspath(_offset(layout, region))),
         # libfaketime allocates memory when it reads the file, and PostgreSQL reads the time in its handler of SIGALRM.
         # If every call read the file, backends would abort (measured: within 40 ms if every statement times out).
-        ("FAKETIME_CACHE_DURATION", str(READ_AGAIN_S)),
+        ("FAKETIME_CACHE_DURATION", str(OFFSET_CACHE_S)),
         ("FAKETIME_DONT_FAKE_MONOTONIC", "1"),
         # With libfaketime's default, waits for a condition time out too early, and Python threads starve each other.
         ("FAKETIME_FORCE_MONOTONIC_FIX", "0"),

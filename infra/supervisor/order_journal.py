@@ -30,9 +30,9 @@ def note_order(path: Path, *, kind: str, region: str | None, by: str, refused: s
             shorter = path.with_name(f"{path.name}.new")
             shorter.write_bytes(b"\n".join(_lines(path)) + b"\n")
             shorter.replace(path)
-        cut_short = path.exists() and not path.read_bytes().endswith(b"\n")
+        incomplete = path.exists() and not path.read_bytes().endswith(b"\n")
         with path.open("ab") as file:
-            file.write(b"\n" + line if cut_short else line)
+            file.write(b"\n" + line if incomplete else line)
     except OSError as error:
         log.warning("the journal of orders cannot be written: %s", error)
 

@@ -121,8 +121,8 @@ async def _run(target: Path, argv: list[str], *, text: str = "") -> None:
     if process.returncode != 0 or b"ERROR" in output or b"FATAL" in output:
         # Not the last line, which after an error may be a statement that contains a password.
         lines = output.decode(errors="replace").splitlines()
-        said = next((line for line in lines if "ERROR" in line or "FATAL" in line), f"exit {process.returncode}")
-        raise StartFailed(f"{Path(argv[0]).name} for {target} failed: {said.strip()}")
+        reason = next((line for line in lines if "ERROR" in line or "FATAL" in line), f"exit {process.returncode}")
+        raise StartFailed(f"{Path(argv[0]).name} for {target} failed: {reason.strip()}")
 
 
 def _write_as_owner(path: Path, text: str, *, like: Path) -> None:

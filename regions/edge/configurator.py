@@ -26,8 +26,8 @@ CONFIRM_S_MAX = 3.0
 """Envoy applies a file within 10 ms; a warming cluster waits for its first health checks. Each poll costs the agent 2
 ms of CPU time, during a failover."""
 
-LOOK_S = 2.0
-SETTLED_LOOK_S = 5.0
+CHECK_INTERVAL_S = 2.0
+SETTLED_CHECK_INTERVAL_S = 5.0
 """Intervals at which the counters are read while nothing changes, to detect a restarted Envoy; the second applies while
 everything that was written is in force."""
 
@@ -128,7 +128,7 @@ class EdgeConfigurator:
         while view.current == known:
             await self._confirm(files, admin)
             try:
-                async with asyncio.timeout(SETTLED_LOOK_S if self.status.confirmed else LOOK_S):
+                async with asyncio.timeout(SETTLED_CHECK_INTERVAL_S if self.status.confirmed else CHECK_INTERVAL_S):
                     await view.next_after(known)
             except TimeoutError:
                 continue

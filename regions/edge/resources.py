@@ -33,7 +33,7 @@ WRITE_S = 5.5
 """Time limit of one attempt of a write without a key: the write API answers within 5 s, at the latest that the outcome
 is unknown."""
 
-WRITE_AGAIN_S = 2.0
+WRITE_TRY_S = 2.0
 """Time limit of an attempt of a post with a key. Envoy then retries it at the current leader; the key makes all
 attempts one comment. A partitioned or hung leader does not answer, and the next leader serves after 1.7 s. A busy
 leader answers sooner: it refuses a write that has waited for a second."""
@@ -73,7 +73,7 @@ WRITES_WAITING_MAX = 1024
 """Bounds on an edge's concurrent attempts at the leader's write API, and on the writes that wait at the edge for one.
 
 At 80 ms a write, 96 attempts are 1,200 writes/s of each edge. With more, three edges together send the write API more
-than it answers within `WRITE_AGAIN_S`, and the edges retry those writes. With fewer, more writes are sent a second time
+than it answers within `WRITE_TRY_S`, and the edges retry those writes. With fewer, more writes are sent a second time
 to a leader that hangs (ADR 0042). The time limit of an attempt begins when the attempt leaves the edge.
 A write behind 1,024 others would reach the leader when its client is about to give up; Envoy refuses it at once."""
 
@@ -248,7 +248,7 @@ def _retries(times: int) -> dict[str, Any]:
             "max_interval": duration(WRITE_LATER_S_MAX),
         },
         "num_retries": times,
-        "per_try_timeout": duration(WRITE_AGAIN_S),
+        "per_try_timeout": duration(WRITE_TRY_S),
         "retry_priority": _RETRY_PRIORITY,
         "retry_back_off": {"base_interval": duration(first_s), "max_interval": duration(last_s)},
     }

@@ -118,13 +118,13 @@ class FailoverCore:
             cell: tuple(one for one in dict.fromkeys((*regions.regions, *regions.voters)) if one != region)
             for cell, regions in cells.items()
         }
-        self._everybody = tuple(dict.fromkeys(peer for peers in self._peers.values() for peer in peers))
+        self._other_agents = tuple(dict.fromkeys(peer for peers in self._peers.values() for peer in peers))
         self._watched: dict[CellId, CellMonitor] = {}
         self._newest: dict[RegionName, tuple[int, int]] = {}
         self._sequence = 0
         self._next_beat: float | None = None
         self._due: float | None = None
-        self._speaks_now = False
+        self._sends_now = False
 
     def handle(self, event: AgentEvent, *, now: float) -> list[AgentEffect]:
         """Take an event and return what is to be done. ``Started`` of a cell is its first event."""
@@ -132,7 +132,7 @@ class FailoverCore:
         self._notice_lag(now, effects)
         match event:
             case HeartbeatReceived(heartbeat=heartbeat):
-                self._hear(heartbeat, now, effects)
+                self._receive(heartbeat, now, effects)
             case LedgerRefused(cell=cell, region=region):
                 self._watched[cell].refused(region, now - _HEARD_BEATS * self._settings.heartbeat_interval_s)
             case CellEvent(cell=cell, event=inner):
@@ -174,7 +174,7 @@ class FailoverCore:
             watched.excuse(now)
             self._tell(cell, AgentPaused(), now, effects)
 
-    def _hear(self, heartbeat: Heartbeat, now: float, effects: list[AgentEffect]) -> None:
+    def _receive(self, heartbeat: Heartbeat, now: float, effects: list[AgentEffect]) -> None:
         sender = heartbeat.sender
         stamp = (heartbeat.incarnation, heartbeat.sequence)
         known = self._newest.get(sender)
@@ -207,7 +207,7 @@ class FailoverCore:
     def _pass_on(self, cell: CellId, effect: Effect, now: float, effects: list[AgentEffect]) -> None:
         match effect:
             case GossipChanged():
-                self._speaks_now = True
+                self._sends_now = True
             case WatchLeader(region=region, needs_commits=needs_commits):
                 watched = self._watched[cell]
                 watched.acting, watched.needs_commits, watched.commit = region, needs_commits, 0
@@ -225,12 +225,12 @@ class FailoverCore:
             # Heartbeats keep their interval; a missed one is not sent later.
             self._next_beat = max(self._next_beat + self._settings.heartbeat_interval_s, now)
             effects.extend(ReadCommit(cell=cell) for cell, one in self.machines.items() if one.facts.commits_on_quorum)
-        if not due and not self._speaks_now:
+        if not due and not self._sends_now:
             return
-        self._speaks_now = False
+        self._sends_now = False
         self._sequence += 1
-        said = tuple((cell, machine.gossip) for cell, machine in self.machines.items())
+        cells = tuple((cell, machine.gossip) for cell, machine in self.machines.items())
         heartbeat = Heartbeat(
-            sender=self._region, incarnation=self._incarnation, sequence=self._sequence, cells=said
+            sender=self._region, incarnation=self._incarnation, sequence=self._sequence, cells=cells
         )  # fmt: skip
-        effects.extend(SendHeartbeat(to=peer, heartbeat=heartbeat) for peer in self._everybody)
+        effects.extend(SendHeartbeat(to=peer, heartbeat=heartbeat) for peer in self._other_agents)

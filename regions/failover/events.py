@@ -1,4 +1,4 @@
-"""The input of the failover core: news, answers to its effects, and orders. Data only.
+"""The input of the failover core: observations, answers to its effects, and orders. Data only.
 
 Every request of the core carries a ticket, and its answer carries the same ticket. An answer may come late, twice or
 never. The core accepts the answer to the request that it waits for and drops all others. Tickets are never reused, not

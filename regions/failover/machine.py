@@ -1,7 +1,7 @@
 """The failover machine of one cell in one region: an event in, effects out.
 
 ``handle`` changes the facts by the event and then asks ``steps.py`` and ``claims.py`` what the facts call for, so the
-order in which news arrives, and the point at which an agent crashed, do not matter. It has no clock, no I/O and no
+order in which events arrive, and the point at which an agent crashed, do not matter. It has no clock, no I/O and no
 randomness: the same events at the same times give the same effects. The driver performs the effects as ``effects.py``
 says, sends ``Tick`` at ``next_deadline``, and sends ``Started`` first.
 
@@ -125,8 +125,8 @@ class Machine:
         vote, release = steps.published_vote(facts), steps.published_release(facts)
         drained = 0 if handover.drained(facts.handover) is None else epoch
         gossip = Gossip(epoch=epoch, commit=commit, suspects=suspects, vote=vote, release=release, drained=drained)
-        said, self._gossiped = self._gossiped, gossip
-        if replace(said, commit=commit) != gossip:
+        published, self._gossiped = self._gossiped, gossip
+        if replace(published, commit=commit) != gossip:
             turn.effects.append(GossipChanged(gossip=gossip))
 
 
@@ -152,9 +152,9 @@ def _take(turn: Turn, event: Event) -> None:  # noqa: C901, PLR0912 - one case f
         case LedgerFrozen() | FenceWritten() | LedgerDrained() | LedgerDone() | LedgerFailed():
             member_changes.take_answer(turn, event)
         case LedgerEnded():
-            member_changes.take_end(turn)
+            member_changes.take_process_end(turn)
         case QuorumWaitCancelled(epoch=epoch):
-            member_changes.take_cut_wait(turn, epoch)
+            member_changes.take_cancelled_wait(turn, epoch)
         case StandbysStreaming(regions=regions):
             facts.member.standbys = regions
         case QuorumCommit(lsn=lsn):

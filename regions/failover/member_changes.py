@@ -59,7 +59,7 @@ def take_failed_store(turn: Turn, ticket: Ticket, reason: str) -> None:
         turn.pause_ledger(f"the promise cannot be stored: {reason}")
 
 
-def take_end(turn: Turn) -> None:
+def take_process_end(turn: Turn) -> None:
     """Take that PostgreSQL ended without being asked to."""
     ledger = turn.facts.member.ledger
     if ledger is not None and ledger.kind not in ("absent", "stopped"):
@@ -68,7 +68,7 @@ def take_end(turn: Turn) -> None:
         turn.facts.requests.working = None
 
 
-def take_cut_wait(turn: Turn, epoch: Epoch) -> None:
+def take_cancelled_wait(turn: Turn, epoch: Epoch) -> None:
     """Take that a commit's quorum wait was cancelled under an epoch (rule 7)."""
     facts = turn.facts
     if not facts.is_primary_of(epoch) or rules.is_epoch_over(facts.member.cancelled_wait_epoch, epoch):

@@ -50,7 +50,7 @@ def note_agreement(turn: Turn) -> None:
     if not agreed:
         peers.leader_suspected_since = None
     elif peers.leader_suspected_since is None:
-        assert record is not None, "agreed about nobody"
+        assert record is not None, "a suspicion needs a record"
         peers.leader_suspected_since = turn.now
         turn.log("warning", f"epoch {record.epoch}: {record.leader} is silent, and others agree")
 

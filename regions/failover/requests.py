@@ -186,8 +186,8 @@ def _serve_if_established(turn: Turn) -> None:
     # A fence row on a quorum is what admits writes. A cell's first epoch ("bootstrapping") is not admitted before the
     # record says that it serves, because its member may be started again until then.
     established = record.phase == "serving" or (record.phase == "promoting" and member.fence is not None)
-    spent = facts.outdated or rules.is_epoch_over(member.cancelled_wait_epoch, record.epoch)
-    if established and member.serving_epoch != record.epoch and not spent:
+    superseded = facts.outdated or rules.is_epoch_over(member.cancelled_wait_epoch, record.epoch)
+    if established and member.serving_epoch != record.epoch and not superseded:
         member.serving_epoch = record.epoch
         turn.effects.append(StartServing(epoch=record.epoch))
         turn.log("info", f"epoch {record.epoch}: takes writes")

@@ -1,7 +1,8 @@
 """The rules of docs/failover.md, one small pure function each, so that each can be read, tested and broken alone.
 
 The numbers are those of docs/failover.md. The core calls one of these functions wherever a rule decides.
-tests/simulation breaks them one by one and shows that a checker notices.
+tests/simulation breaks most of them one by one and shows that a checker detects it; tests/mutants changes every
+expression of all of them and shows that a unit test detects it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -110,13 +111,13 @@ def is_on_quorum(fence: FenceWritten) -> bool:
     return fence.confirmed
 
 
-def is_epoch_over(cut_short: Epoch, epoch: Epoch) -> bool:
+def is_epoch_over(cancelled_epoch: Epoch, epoch: Epoch) -> bool:
     """Whether an epoch is over for its leader: the quorum wait of a commit under it was cancelled (rule 7).
 
-    The leader's member shows a row that no other member may have, and nobody can find out when it reaches a quorum. The
+    The leader's member shows a row that no other member may have, and no process learns when it reaches a quorum. The
     next epoch's fence row either follows that row in the WAL, or that WAL does not have the row.
     """
-    return cut_short == epoch
+    return cancelled_epoch == epoch
 
 
 def is_settled(seen: int, quorum: int) -> bool:

@@ -116,7 +116,7 @@ def _lead_as_primary(facts: Facts, record: Leadership) -> Step:
 
 
 def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: MemberState) -> Step:
-    if isinstance(facts.handover, RestartDelayed) and ledger.kind == "stopped" and _is_spare(facts, record):
+    if isinstance(facts.handover, RestartDelayed) and ledger.kind == "stopped" and _is_not_needed(facts, record):
         return None
     prepares = isinstance(facts.handover, Preparing)
     if prepares and ledger.kind == "frozen":
@@ -143,7 +143,7 @@ def _follow(facts: Facts, record: Leadership, promise: Promise, ledger: MemberSt
     return FollowLedger(ticket=0, epoch=record.epoch, leader=record.leader)
 
 
-def _is_spare(facts: Facts, record: Leadership) -> bool:
+def _is_not_needed(facts: Facts, record: Leadership) -> bool:
     """Whether the other members that are heard are enough for a quorum without this one."""
     return sum(1 for voter in heard(facts, record) if voter != facts.region) >= rules.majority(record.voters)
 
@@ -214,17 +214,17 @@ def published_release(facts: Facts) -> Release | None:
 
 def votes(facts: Facts, record: Leadership) -> dict[RegionName, Vote]:
     """Return the votes that count for the record's epoch, the own one included."""
-    said = {region: gossip.vote for region, gossip in facts.peers.gossip.items() if gossip.vote is not None}
+    published = {region: gossip.vote for region, gossip in facts.peers.gossip.items() if gossip.vote is not None}
     own = published_vote(facts)
     if own is not None:
-        said[facts.region] = own
-    return rules.counted_votes(said, record)
+        published[facts.region] = own
+    return rules.counted_votes(published, record)
 
 
 def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
     """Return the member to promote: by position, then the target, then one that is neither drained nor suspected."""
 
-    def worth(region: RegionName) -> tuple[object, ...]:
+    def preference(region: RegionName) -> tuple[object, ...]:
         at = record.voters.index(region)
         return (
             rules.rank(given[region]),
@@ -234,7 +234,7 @@ def choose(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[R
             -at,
         )
 
-    return max(given, key=worth)
+    return max(given, key=preference)
 
 
 def count_suspecting_regions(facts: Facts, record: Leadership) -> int:

@@ -72,7 +72,7 @@ DRAIN_POLL_S = 0.005
 DISK_CHECK_HEARTBEATS = 5
 """A leader's free disk space is checked with every fifth heartbeat; after a check that found none, with every one."""
 
-FULL_LOOKS = 3
+FULL_DISK_CHECKS = 3
 """Number of consecutive checks that find a leader's disk full before its PostgreSQL is terminated."""
 
 QUIET_S = 0.8
@@ -538,7 +538,7 @@ class MemberExecutor:
             full = await asyncio.to_thread(self.member.disk_is_full)
             self._full_disk_checks = self._full_disk_checks + 1 if full else 0
         self._commit_reads += 1
-        if self._full_disk_checks >= FULL_LOOKS and required and self.quorum == quorum:
+        if self._full_disk_checks >= FULL_DISK_CHECKS and required and self.quorum == quorum:
             # It would lead forever without accepting writes: heartbeats fit into WAL segments that exist already.
             _log.error("ledger: PostgreSQL is terminated, so that another region takes over: %s", DISK_FULL)
             self._full_disk_checks = 0

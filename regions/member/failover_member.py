@@ -43,7 +43,7 @@ READY_POLL_S = 0.1
 """Time limits after which the step fails and the caller repeats it. The limit for following is below the core's own. A
 WAL receiver retries every 200 ms (wal_retrieve_retry_interval)."""
 
-WHOLE_S_MAX = 20.0
+MISSING_WAL_S_MAX = 20.0
 """A member lacks WAL of some seconds after a rewind. If its leader answers and has not sent that WAL within this time,
 the leader does not have it."""
 
@@ -312,14 +312,14 @@ class FailoverMember(Member):
         return True
 
     async def _give_up_catching_up(self, leader: Address) -> None:
-        """Stop a rewound member that still lacks WAL, if its leader has answered for `WHOLE_S_MAX`."""
+        """Stop a rewound member that still lacks WAL, if its leader has answered for `MISSING_WAL_S_MAX`."""
         now = asyncio.get_running_loop().time()
         try:
             await self._other(leader).one("is_in_recovery")
         except MemberFailed:
             self._incomplete_since = now
             raise
-        if now - self._incomplete_since > WHOLE_S_MAX:
+        if now - self._incomplete_since > MISSING_WAL_S_MAX:
             await self.stop()
             raise Diverged("its leader does not have the WAL that it lacks since its rewind")
 

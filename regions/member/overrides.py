@@ -11,11 +11,11 @@ from collections.abc import Callable, Collection
 from regions.member.errors import MemberError
 from regions.member.ledger import Ledger, SettingOverride
 
-LOOK_S = 30.0
-"""Interval between looks. A look needs a connection and a scan of pg_proc, about 7 ms; overrides change by hand
+CHECK_INTERVAL_S = 30.0
+"""Interval between checks. A check needs a connection and a scan of pg_proc, about 7 ms; overrides change by hand
 only."""
 
-AGAIN_S = 1.0
+RETRY_S = 1.0
 """Interval while the overrides are unknown, the same as that of the agent's other observations of the member."""
 
 NAMED_MAX = 20
@@ -44,7 +44,7 @@ class OverrideWatch:
                 await self.look()
             else:
                 self.found = None
-            await asyncio.sleep(AGAIN_S if self.found is None else LOOK_S)
+            await asyncio.sleep(RETRY_S if self.found is None else CHECK_INTERVAL_S)
 
     async def look(self) -> None:
         """Look once, and log overrides that appeared or disappeared since the last look."""

@@ -6,6 +6,6 @@ third to the write APIs, on the port that the edges use as well. The edges do no
 
 from typing import Final
 
-CUT_SHORT_PATH: Final = "/cut-short"
+CANCELLED_WAIT_PATH: Final = "/cut-short"
 CURRENT_PATH: Final = "/current"
 STRONG_POSITION_PATH: Final = "/strong-position"

@@ -30,8 +30,8 @@ from services.telemetry.tracing import Tracing
 TARGET_BYTES_MAX: Final = 2048
 _TARGETS_MAX: Final = 4096
 
-_ASKS_FOR_MORE: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))
-_HEEDED: Final = _ASKS_FOR_MORE | {
+_APPLICATION_HEADERS: Final = frozenset((b"content-length", b"transfer-encoding", b"expect"))
+_KNOWN_HEADERS: Final = _APPLICATION_HEADERS | {
     b"if-none-match", b"accept-encoding", b"origin", b"x-request-id", b"traceparent", b"palaver-consistency",
     b"palaver-position",
 }  # fmt: skip
@@ -64,11 +64,11 @@ class ReadyPages:
         if entry is None:
             return None
         started_s = perf_counter()
-        wishes = _wishes_of(target, headers)
-        if wishes is None:
+        known = _known_headers(target, headers)
+        if known is None:
             return None
-        none_match, encodings, origin = (wishes.get(name) for name in (b"if-none-match", b"accept-encoding", b"origin"))
-        token = wishes.get(b"palaver-position")
+        none_match, encodings, origin = (known.get(name) for name in (b"if-none-match", b"accept-encoding", b"origin"))
+        token = known.get(b"palaver-position")
         level: Level = "eventual" if token is None else "session"
         if token is not None and not self._has_announced(token):
             return None
@@ -82,7 +82,7 @@ class ReadyPages:
         if none_match is not None and (matches(none_match, encoded.etag) or matches(none_match, entry.page.etag)):
             status, head, body = 304, encoded.not_modified, b""
         request_id, trace, span = begin_exchange(
-            self._tracing, "GET", request_id=wishes.get(b"x-request-id"), traceparent=wishes.get(b"traceparent")
+            self._tracing, "GET", request_id=known.get(b"x-request-id"), traceparent=known.get(b"traceparent")
         )
         head = b"%b%b%bx-request-id: %b\r\ntraceparent: %b\r\n" % (
             head, self._freshness_lines(level), marks, request_id, trace.traceparent.encode()
@@ -113,20 +113,20 @@ class ReadyPages:
         return self._fresh_lines[level]
 
 
-def _wishes_of(target: bytes, headers: Headers) -> dict[bytes, bytes] | None:
+def _known_headers(target: bytes, headers: Headers) -> dict[bytes, bytes] | None:
     """Return the relevant headers of a request, by name, or None if the application must answer it."""
-    said: dict[bytes, bytes] = {}
+    known: dict[bytes, bytes] = {}
     header_bytes = len(target)
     for name, value in headers:
         header_bytes += len(name) + len(value)
-        if name in _HEEDED:
-            said[name] = value
-    if header_bytes > HEADER_BYTES_MAX or not _ASKS_FOR_MORE.isdisjoint(said):
+        if name in _KNOWN_HEADERS:
+            known[name] = value
+    if header_bytes > HEADER_BYTES_MAX or not _APPLICATION_HEADERS.isdisjoint(known):
         return None
-    consistency = said.get(b"palaver-consistency")
-    if consistency is not None and (consistency != b"session" or b"palaver-position" not in said):
+    consistency = known.get(b"palaver-consistency")
+    if consistency is not None and (consistency != b"session" or b"palaver-position" not in known):
         return None
-    return said
+    return known
 
 
 def _position_of(token: bytes) -> tuple[CellId, Position] | None:

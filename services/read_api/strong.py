@@ -60,7 +60,7 @@ class LeaderProof:
         self._urls = [f"http://{address}{STRONG_POSITION_PATH}" for address in voters]
         self._cell = cell
         self._waiting: list[asyncio.Future[Position]] = []
-        self._news = asyncio.Event()
+        self._changed = asyncio.Event()
 
     async def position(self) -> Position | None:
         """See `Prover`."""
@@ -68,7 +68,7 @@ class LeaderProof:
             return None
         proof: asyncio.Future[Position] = asyncio.get_running_loop().create_future()
         self._waiting.append(proof)
-        self._news.set()
+        self._changed.set()
         try:
             async with asyncio.timeout(PROOF_S_MAX):
                 return await proof
@@ -78,8 +78,8 @@ class LeaderProof:
     async def run(self) -> None:
         """Request proofs for the waiting reads, one after the other, until cancelled."""
         while True:
-            await self._news.wait()
-            self._news.clear()
+            await self._changed.wait()
+            self._changed.clear()
             asking = self._take_waiting()
             if not asking:
                 continue
@@ -91,7 +91,7 @@ class LeaderProof:
                 continue
             await asyncio.sleep(PAUSE_S)
             self._waiting = asking + self._waiting
-            self._news.set()
+            self._changed.set()
 
     def _take_waiting(self) -> list[asyncio.Future[Position]]:
         waiting, self._waiting = self._waiting, []

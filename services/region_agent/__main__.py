@@ -14,7 +14,7 @@ from regions.edge import EdgeConfigurator
 from regions.member import MemberFailed, MemberSettings, MemberUnusable
 from regions.member.failover_member import FailoverMember
 from regions.topology import InvalidTopology, Topology, load_topology
-from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
+from services.api.leader_port import CANCELLED_WAIT_PATH, CURRENT_PATH
 from services.api.process import give_up, load_settings, run_until_signalled
 from services.ledger import MigrationFailed, migrate
 from services.region_agent import orders, reports
@@ -73,7 +73,7 @@ async def run(settings: AgentSettings, topology: Topology, member: MemberSetting
                         status=lambda: status(agent),
                         orders={
                             orders.PATH: order_handler.answer,
-                            CUT_SHORT_PATH: report_handler.cut_short,
+                            CANCELLED_WAIT_PATH: report_handler.quorum_wait_cancelled,
                             CURRENT_PATH: report_handler.current,
                         },
                     ),

@@ -20,7 +20,7 @@ EPOCH_MAX: Final = 2**63 - 1
 CURRENT_S_MAX: Final = 0.9
 """Enough for several round trips to etcd's leader, and less than the client's time limit of one second."""
 
-_CUT_SHORT: Final = Counter(
+_CANCELLED_WAITS: Final = Counter(
     "palaver_agent_waits_cut_short_total", "Reports of commits that returned before their quorum"
 )
 _log = logging.getLogger(__name__)
@@ -36,7 +36,7 @@ class ReportHandler:
         self._switcher = switcher
         self._authorization = f"Bearer {secret}".encode()
 
-    async def cut_short(self, authorization: bytes, body: bytes) -> Answer:
+    async def quorum_wait_cancelled(self, authorization: bytes, body: bytes) -> Answer:
         """Accept the report `{"epoch": n}`: a commit in this epoch returned before its quorum (rule 7). Idempotent.
 
         200: the core has the report. 400: the report is invalid. 401: the secret is wrong. 503: the core does not run
@@ -50,7 +50,7 @@ class ReportHandler:
             return HTTPStatus.BAD_REQUEST, {"detail": f"The report is invalid: {error}"}
         if not self._switcher.report_cancelled_wait(epoch):
             return HTTPStatus.SERVICE_UNAVAILABLE, {"detail": "The agent has no ledger, or is still starting."}
-        _CUT_SHORT.inc()
+        _CANCELLED_WAITS.inc()
         _log.warning("the write API reports that a commit in epoch %d returned before its quorum", epoch)
         return HTTPStatus.OK, {"heard": True}
 

@@ -38,7 +38,7 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
         settings.ledger_url,
         size=settings.pool_size,
         write_timeout_s=settings.write_timeout_ms / 1000,
-        cut_short=agent.cut_short,
+        quorum_wait_cancelled=agent.quorum_wait_cancelled,
         broken=guard.note_broken,
     )
     try:

@@ -14,7 +14,7 @@ from prometheus_client import Counter
 
 from regions.identity import Epoch
 from regions.plain_http import PlainTransport
-from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
+from services.api.leader_port import CANCELLED_WAIT_PATH, CURRENT_PATH
 
 ANSWER_S_MAX: Final = 1.0
 """The agent runs on this machine. At most it queries etcd, which takes a round trip between regions."""
@@ -22,7 +22,7 @@ ANSWER_S_MAX: Final = 1.0
 REPEAT_S: Final = 0.2
 """Pause before a report is repeated. An agent that was killed runs again within seconds."""
 
-_CUT_SHORT: Final = Counter("palaver_ledger_waits_cut_short_total", "Commits that came back before their quorum")
+_CANCELLED_WAITS: Final = Counter("palaver_ledger_waits_cut_short_total", "Commits that came back before their quorum")
 _log = logging.getLogger("palaver.write_api.agent")
 
 
@@ -40,31 +40,31 @@ class AgentLink:
     def __init__(self, client: httpx.AsyncClient) -> None:
         """Prepare. `agent_client` creates the client."""
         self._client = client
-        self._spent: Epoch = 0
-        self._told: Epoch = 0
-        self._news = asyncio.Event()
+        self._cancelled_epoch: Epoch = 0
+        self._confirmed_epoch: Epoch = 0
+        self._pending = asyncio.Event()
 
-    def cut_short(self, epoch: Epoch) -> None:
+    def quorum_wait_cancelled(self, epoch: Epoch) -> None:
         """Report that a quorum wait of this epoch was cancelled. Earlier epochs are over and need no report."""
-        _CUT_SHORT.inc()
-        if epoch > self._spent:
-            self._spent = epoch
-            self._news.set()
+        _CANCELLED_WAITS.inc()
+        if epoch > self._cancelled_epoch:
+            self._cancelled_epoch = epoch
+            self._pending.set()
 
     async def run(self) -> None:
         """Send the report of each such epoch until the agent confirms it; run until cancelled."""
         while True:
-            await self._news.wait()
-            self._news.clear()
-            while self._told < self._spent:
-                epoch = self._spent
-                status = await self._post(CUT_SHORT_PATH, {"epoch": epoch})
+            await self._pending.wait()
+            self._pending.clear()
+            while self._confirmed_epoch < self._cancelled_epoch:
+                epoch = self._cancelled_epoch
+                status = await self._post(CANCELLED_WAIT_PATH, {"epoch": epoch})
                 if status is not None and status[0] == HTTPStatus.OK:
                     _log.info("the agent confirmed a cancelled quorum wait", extra={"spent_epoch": epoch})
-                    self._told = epoch
+                    self._confirmed_epoch = epoch
                 else:
-                    said = "nothing" if status is None else f"{status[0]}: {status[1].get('detail')}"
-                    _log.debug("the agent did not confirm a cancelled quorum wait", extra={"answer": said})
+                    answer = "nothing" if status is None else f"{status[0]}: {status[1].get('detail')}"
+                    _log.debug("the agent did not confirm a cancelled quorum wait", extra={"answer": answer})
                     await asyncio.sleep(REPEAT_S)
 
     async def is_current(self) -> bool:

@@ -30,7 +30,7 @@ WAITERS_PER_CONNECTION: Final = 16
 CONNECT_TIMEOUT_S: Final = 1.0
 # Connections that stay open without writes, and the interval in seconds at which they are checked.
 WARM: Final = 4
-WARM_LOOK_S: Final = 1.0
+WARM_CHECK_INTERVAL_S: Final = 1.0
 # A write waits this long for a row or key that another one holds; then it is rolled back for certain.
 LOCK_TIMEOUT_MS: Final = 2_000
 # After the server's own two seconds: together a stop stays below three.
@@ -69,7 +69,7 @@ _SAYS_NOTHING: Final = (
 )
 # The sqlstates of the warnings with which PostgreSQL gives up a synchronous wait, although it committed: when it was
 # cancelled, and when its backend is ended (`SyncRepWaitForLSN`). An error with the second is no message to a listener,
-# and a warning with it and without a detail is said to each connection when PostgreSQL is stopped at once.
+# and PostgreSQL sends each connection a warning with it, without a detail, when it stops immediately.
 _CANCELLED: Final = "01000"
 _ENDED: Final = "57P01"
 
@@ -129,7 +129,7 @@ class LedgerPool:
         *,
         size: int,
         write_timeout_s: float,
-        cut_short: Callable[[Epoch], None] = lambda _epoch: None,
+        quorum_wait_cancelled: Callable[[Epoch], None] = lambda _epoch: None,
         broken: Callable[[], None] = lambda: None,
     ) -> None:
         """Prepare.
@@ -138,11 +138,11 @@ class LedgerPool:
             url: The ledger member of the own region.
             size: Maximum number of connections.
             write_timeout_s: After this time the outcome of a call is unknown; the call continues.
-            cut_short: Called with the epoch of a cancelled quorum wait, in the event loop; must not block.
+            quorum_wait_cancelled: Called with the epoch of a cancelled quorum wait, in the event loop; must not block.
             broken: Called when a broken connection or the ledger ended a call, in the event loop; must not block.
         """
         self._url = url
-        self._cut_short = cut_short
+        self._quorum_wait_cancelled = quorum_wait_cancelled
         self._broken = broken
         self._size = size
         self._write_timeout_s = write_timeout_s
@@ -245,7 +245,7 @@ class LedgerPool:
             return result
         finally:
             if session.warned and epoch is not None:
-                self._cut_short(epoch)
+                self._quorum_wait_cancelled(epoch)
 
     async def _perform(self, session: _Session, statement: str, arguments: Sequence[object]) -> _Result:
         """Run the statement; errors are returned, so that the task group does not stop for them."""
@@ -284,7 +284,7 @@ class LedgerPool:
                     _log.debug("the ledger takes no connection ahead: %s", error)
                     break
                 self._pass_on(session)
-            await asyncio.sleep(WARM_LOOK_S)
+            await asyncio.sleep(WARM_CHECK_INTERVAL_S)
 
     def _drop_closed(self) -> None:
         left = [session for session in self._idle if not session.connection.is_closed()]

@@ -83,7 +83,9 @@ def test_every_mutant_of_the_core_compiles_and_has_a_unique_key() -> None:
 def test_a_mutant_replaces_only_its_function() -> None:
     source = (SOURCES / "rules.py").read_text()
     turned = next(
-        one for one in mutants_of("rules.py", source) if one.key.endswith("cut_short == epoch -> cut_short != epoch")
+        one
+        for one in mutants_of("rules.py", source)
+        if one.key.endswith("cancelled_epoch == epoch -> cancelled_epoch != epoch")
     )
 
     def spent() -> tuple[bool, bool]:

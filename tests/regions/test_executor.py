@@ -38,7 +38,7 @@ from regions.failover.events import (
 from regions.identity import RegionName, physical_slot_name
 from regions.member import executor, failover_member, ledger, quorum_names, supervision
 from regions.member.errors import MemberFailed, MemberRefused
-from regions.member.executor import FULL_LOOKS, ExecutorContext, MemberExecutor
+from regions.member.executor import FULL_DISK_CHECKS, ExecutorContext, MemberExecutor
 from regions.member.failover_member import FailoverMember
 from regions.member.ledger import Ledger
 from regions.member.process import WatchedProcess
@@ -348,7 +348,7 @@ async def test_a_leader_with_a_full_disk_is_stopped_and_votes_when_there_is_spac
     async with three_members() as (made, members), executor_harness(made, EAST, members[EAST]) as east:
         await east.perform(SetQuorum(ticket=1, epoch=1, standbys=(WEST, SOUTH), required=1))
         monkeypatch.setattr(supervision, "DISK_FREE_BYTES_MIN", 1 << 62)
-        for _ in range(FULL_LOOKS - 1):
+        for _ in range(FULL_DISK_CHECKS - 1):
             east.executor.read_commit()
             assert isinstance(await east.answer((LedgerEnded, QuorumCommit)), QuorumCommit), (
                 "a disk may be full for a moment"

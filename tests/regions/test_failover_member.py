@@ -532,7 +532,7 @@ class LimitedProxy(TcpProxy):
 async def test_a_rewound_member_is_copied_if_its_leader_lacks_the_wal_that_it_needs(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    monkeypatch.setattr(failover_member, "WHOLE_S_MAX", 3600.0)
+    monkeypatch.setattr(failover_member, "MISSING_WAL_S_MAX", 3600.0)
     async with three_members() as (made, members):
         connection = await made.connect(EAST)
         # Its recovery begins in a segment before the one in which the timelines diverge.
@@ -556,7 +556,7 @@ async def test_a_rewound_member_is_copied_if_its_leader_lacks_the_wal_that_it_ne
         await asyncio.wait([following])
         with pytest.raises(MemberFailed):
             await east.follow(epoch=2, leader=west)
-        monkeypatch.setattr(failover_member, "WHOLE_S_MAX", 0.0)
+        monkeypatch.setattr(failover_member, "MISSING_WAL_S_MAX", 0.0)
         with pytest.raises(Diverged, match="lacks since its rewind"):
             await east.follow(epoch=2, leader=west)
         await east.copy(west)

@@ -383,7 +383,7 @@ BEAT = Heartbeat(sender=EAST, incarnation=1, sequence=1, cells=(("main", Gossip(
 async def leader_queries(harness: Harness, monkeypatch: pytest.MonkeyPatch) -> AsyncGenerator[None]:
     """Run the queries of a silent leader's ledger; the leader's only heartbeat is long ago."""
     monkeypatch.setattr(module, "ASK_S", 0.001)
-    harness.switcher._hear(BEAT)
+    harness.switcher._receive(BEAT)
     harness.switcher._merger.alive_at[EAST] = 0.0
     harness.core.events.clear()
     running = asyncio.create_task(harness.switcher._ask_silent_leader(cast("MemberExecutor", harness.executor)))
@@ -465,7 +465,7 @@ async def test_the_ledger_of_a_leader_with_a_recent_heartbeat_is_not_queried(
 ) -> None:
     now_s, paused = 1000.0, list[float]()
     monkeypatch.setattr(module, "_now", lambda: now_s)
-    harness.switcher._hear(BEAT)
+    harness.switcher._receive(BEAT)
     sleep = asyncio.sleep
 
     async def pause(seconds: float) -> None:

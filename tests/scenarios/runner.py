@@ -236,7 +236,7 @@ def _ends(world: World, region: RegionName, _found: re.Match[str]) -> None:
     world.tell(region, LedgerEnded())
 
 
-def _cut_short(world: World, region: RegionName, found: re.Match[str]) -> None:
+def _wait_cancelled(world: World, region: RegionName, found: re.Match[str]) -> None:
     world.tell(region, QuorumWaitCancelled(epoch=int(found[1])))
 
 
@@ -279,7 +279,7 @@ _OF_AGENT: dict[str, Action] = {
     r"commits (stop|go on)": _commits,
     r"sees(?: r([0-9]+))?": _sees,
     r"postgres ends": _ends,
-    r"a wait under ([0-9]+) is cut short": _cut_short,
+    r"a quorum wait of epoch ([0-9]+) is cancelled": _wait_cancelled,
     r"standbys ([a-z -]+)": _standbys,
     r"strong reads ([0-9 ]+)": _reads,
     r"order ([0-9]+) (switch|pause|resume|drain|undrain|add|remove)(?: ([a-z-]+))?": _order,
@@ -343,9 +343,9 @@ def _event(
     if isinstance(request, FreezeLedger):
         return _frozen(request, details)
     if isinstance(request, WriteFence):
-        lsn, _, cut_short = details.removeprefix("at ").partition(", ")
+        lsn, _, cancelled = details.removeprefix("at ").partition(", ")
         return FenceWritten(
-            ticket=request.ticket, fence_id=UUID(int=request.epoch), lsn=int(lsn, 16), confirmed=not cut_short
+            ticket=request.ticket, fence_id=UUID(int=request.epoch), lsn=int(lsn, 16), confirmed=not cancelled
         )
     if isinstance(request, DrainLedger):
         return LedgerDrained(ticket=request.ticket, lsn=int(details.removeprefix("at "), 16))

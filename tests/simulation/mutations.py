@@ -170,7 +170,7 @@ def rank_by_lsn(vote: Vote) -> Position:
 def not_the_drained(given: dict[RegionName, Vote], record: Leadership, avoid: frozenset[RegionName]) -> RegionName:
     """``steps.choose``, but a region that is not drained comes before one with a greater position."""
 
-    def worth(region: RegionName) -> tuple[object, ...]:
+    def preference(region: RegionName) -> tuple[object, ...]:
         at = record.voters.index(region)
         return (
             region not in record.drained,
@@ -180,7 +180,7 @@ def not_the_drained(given: dict[RegionName, Vote], record: Leadership, avoid: fr
             -at,
         )
 
-    return max(given, key=worth)
+    return max(given, key=preference)
 
 
 def position_received(answer: LedgerFrozen) -> Position:

@@ -4,15 +4,31 @@ import pytest
 import typer
 
 from infra.exploration.legs import GoalNotReached, explore_legs
+from regions.failover import rules
 from tests.simulation.mutations import MUTATIONS, TIMED_MUTATIONS, Mutation, TimedMutation, hunt, row, simulate
+from tests.simulation.test_broken_rules import BREAKS
 
 pytestmark = [pytest.mark.simulation, pytest.mark.timeout(900)]
 
 RULES = {"1", "2", "3", "4", "5", "6", "7", "8", "9", "10", "11", "12", "14", "16", "20", "life", "CAS"}
 
 
+BROKEN_BY_MUTANTS_ALONE = {
+    "before_copy", "before_rewind", "expected_revision", "extended_ancestry", "joined_promise", "may_act", "release_of",
+}  # fmt: skip
+"""Functions of rules.py that only tests/mutants breaks, whose unit tests detect every change of them."""
+
+
 def test_each_rule_that_code_can_break_has_a_mutation() -> None:
     assert {one.rule for one in (*MUTATIONS, *TIMED_MUTATIONS)} == RULES
+
+
+def test_each_rule_function_is_broken_here_or_by_the_mutants_alone() -> None:
+    functions = {name for name, value in vars(rules).items() if getattr(value, "__module__", None) == rules.__name__}
+    broken = {name for one in (*MUTATIONS, *TIMED_MUTATIONS) for owner, name, _ in one.broken if owner is rules}
+    broken |= {one.name for one in BREAKS if one.where is rules}
+    assert broken <= functions
+    assert functions - broken == BROKEN_BY_MUTANTS_ALONE
 
 
 @pytest.mark.parametrize("mutation", MUTATIONS, ids=lambda one: f"{one.rule}: {one.name}")

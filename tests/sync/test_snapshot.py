@@ -113,7 +113,7 @@ async def test_a_missing_slot_is_created_with_failover_enabled(rig: Rig) -> None
 
 
 async def test_rows_written_during_a_snapshot_are_in_it_or_follow_it(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Writers run while slots are advanced and snapshots are cut short at random moments. No row is missing at the
+    """Writers run while slots are advanced and snapshots end early at random moments. No row is missing at the
     end."""
     monkeypatch.setattr(module, "PART_ROWS", 3)
     slot = rig.create_slot()
@@ -217,7 +217,7 @@ async def test_a_snapshot_has_bounded_parts_with_parents_first_and_only_its_end_
     assert snapshot.rows == 10
 
 
-async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_retaken(
+async def test_a_snapshot_that_ends_early_moves_no_checkpoint_and_is_retaken(
     rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     whole = module.TABLES
@@ -228,7 +228,7 @@ async def test_a_snapshot_that_is_cut_short_moves_no_checkpoint_and_is_retaken(
         await write_some(writer)
         advance_slot(rig, slot)
         async with rig.replicating():
-            await until(lambda: caplog.text.count("was cut short") >= 2)
+            await until(lambda: caplog.text.count("ended early") >= 2)
             assert rig.view_sql("SELECT name FROM sites") == [("site",)], "the first part was applied"
             assert {applied.position for applied in rig.applied} == {ZERO}
             assert rig.meter.applied == ZERO

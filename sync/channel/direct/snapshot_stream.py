@@ -44,7 +44,7 @@ async def send_snapshot(source: LedgerSource, send: Send, *, region: RegionName,
                 async with asyncio.timeout(PART_SEND_S_MAX):
                     await send(body_of([part]))
     except (SyncError, TimeoutError) as error:
-        _log.warning("the snapshot of %s was cut short: %s", region, str(error) or "the subscriber does not read")
+        _log.warning("the snapshot of %s ended early: %s", region, str(error) or "the subscriber does not read")
 
 
 async def _next_part(parts: AsyncGenerator[Item], alive: Progress, send: Send) -> Item | None:

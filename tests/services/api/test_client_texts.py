@@ -396,7 +396,9 @@ class Server:
         common = {"topology": Path("unused"), "internal_listen": "127.0.0.1:0", "listen": "127.0.0.1:0"}
         tracing = configure_tracing(process="test", region=None, ratio=0)
         leader = KnownLeader()
-        pool = Ledger("postgresql://unused", size=1, write_timeout_s=1, cut_short=lambda _: None, broken=lambda: None)
+        pool = Ledger(
+            "postgresql://unused", size=1, write_timeout_s=1, quorum_wait_cancelled=lambda _: None, broken=lambda: None
+        )
         write_settings = WriteSettings(
             **common,  # pyright: ignore[reportArgumentType] - three settings of two types
             ledger_url="postgresql://unused",

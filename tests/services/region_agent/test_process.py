@@ -14,7 +14,7 @@ import pytest
 
 from infra.servers.unprivileged import account
 from regions.process_identity import ProcessIdentity
-from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
+from services.api.leader_port import CANCELLED_WAIT_PATH, CURRENT_PATH
 from tests import servers
 from tests.child_processes import Child, free_port
 from tests.regions.deployment import REGIONS, Deployment, deployment
@@ -180,7 +180,7 @@ async def test_regions_bootstrap_are_adopted_after_a_kill_and_stop_with_their_le
         answer = processes.post(region, CURRENT_PATH, SECRET, {})
         assert (answer.status_code, answer.json()) == (200, {"current": current}), region
     for region, secret, status_code in ((WEST, "another secret", 401), (WEST, SECRET, 200), ("view-only", SECRET, 503)):
-        assert processes.post(region, CUT_SHORT_PATH, secret, {"epoch": 1}).status_code == status_code
+        assert processes.post(region, CANCELLED_WAIT_PATH, secret, {"epoch": 1}).status_code == status_code
     assert "palaver_agent_waits_cut_short_total 1.0" in processes.get(WEST, "/metrics").text
 
     # After a kill the next agent adopts the running PostgreSQL in the same epoch.

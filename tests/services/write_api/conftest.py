@@ -81,7 +81,7 @@ class Api:
     pool: LedgerPool
     leadership: Leadership | None = field(default_factory=leadership)
     proves: bool = True
-    cut_short: list[int] = field(default_factory=list[int])
+    quorum_wait_cancelled: list[int] = field(default_factory=list[int])
     app: AsgiApp | None = None
     guard: WatchedGuard = field(init=False)
 
@@ -113,13 +113,13 @@ async def api(ledger_server: servers.PostgresServer) -> AsyncGenerator[Api]:
 class write_api:  # noqa: N801 - used as a context manager, like a function
     def __init__(self, url: str, *, pool_size: int = 4, write_timeout_s: float = LONG_S) -> None:
         self.url = url
-        self.cut_short: list[int] = []
+        self.quorum_wait_cancelled: list[int] = []
         self.guards: list[LeadershipGuard] = []
         self.pool = LedgerPool(
             url,
             size=pool_size,
             write_timeout_s=write_timeout_s,
-            cut_short=self.cut_short.append,
+            quorum_wait_cancelled=self.quorum_wait_cancelled.append,
             broken=self.note_broken,
         )
         self.tracing = configure_tracing(process="test", region=None, ratio=0)
@@ -131,7 +131,7 @@ class write_api:  # noqa: N801 - used as a context manager, like a function
     async def __aenter__(self) -> Api:
         await self.pool.__aenter__()
         client = httpx.AsyncClient(base_url="http://test")
-        running = Api(http=client, pool=self.pool, cut_short=self.cut_short)
+        running = Api(http=client, pool=self.pool, quorum_wait_cancelled=self.quorum_wait_cancelled)
         self.guards.append(running.guard)
         app = write_application(
             settings=settings(self.url),

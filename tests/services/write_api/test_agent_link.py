@@ -9,7 +9,7 @@ import orjson
 import pytest
 
 from regions.switcher import Switcher
-from services.api.leader_port import CURRENT_PATH, CUT_SHORT_PATH
+from services.api.leader_port import CANCELLED_WAIT_PATH, CURRENT_PATH
 from services.region_agent.reports import ReportHandler
 from services.telemetry.internal import internal_app
 from services.write_api.agent_link import AgentLink
@@ -41,7 +41,9 @@ class Heard(Switcher):
 async def linked(switcher: Switcher, secret: str = SECRET) -> AsyncGenerator[tuple[AgentLink, httpx.AsyncClient]]:
     """A link to the order handler of an agent, through the agent's internal application."""
     desk = ReportHandler(switcher, SECRET)
-    app = internal_app(missing=list, status=dict, orders={CUT_SHORT_PATH: desk.cut_short, CURRENT_PATH: desk.current})
+    app = internal_app(
+        missing=list, status=dict, orders={CANCELLED_WAIT_PATH: desk.quorum_wait_cancelled, CURRENT_PATH: desk.current}
+    )
     transport = httpx.ASGITransport(app)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
     headers = {"authorization": f"Bearer {secret}"}
     async with httpx.AsyncClient(transport=transport, base_url="http://agent", headers=headers) as client:
@@ -58,9 +60,9 @@ async def test_the_agent_receives_each_epoch_once() -> None:
     switcher = Heard()
     async with linked(switcher) as (link, _):
         for epoch in (4, 4, 3, 5):
-            link.cut_short(epoch)
+            link.quorum_wait_cancelled(epoch)
             # The link sends one report after the other: it has sent every earlier report before 5.
-            await until(lambda: not link._news.is_set() and link._told == link._spent)
+            await until(lambda: not link._pending.is_set() and link._confirmed_epoch == link._cancelled_epoch)
     assert switcher.epochs == [4, 5]
 
 
@@ -68,7 +70,7 @@ async def test_a_report_is_repeated_until_the_agent_runs() -> None:
     switcher = Heard()
     switcher.runs = False
     async with linked(switcher) as (link, _):
-        link.cut_short(4)
+        link.quorum_wait_cancelled(4)
         await until(lambda: switcher.asked >= 2)
         switcher.runs = True
         await until(lambda: bool(switcher.epochs))
@@ -102,8 +104,8 @@ async def test_only_the_agent_can_confirm_that_its_region_leads() -> None:
 async def test_a_report_names_an_epoch(body: bytes, status: int) -> None:
     switcher = Heard()
     async with linked(switcher) as (_, client):
-        answer = await client.post(CUT_SHORT_PATH, content=body)
+        answer = await client.post(CANCELLED_WAIT_PATH, content=body)
         assert answer.status_code == status, answer.text
-        unknown = await client.post(CUT_SHORT_PATH, content=body, headers={"authorization": "Bearer nobody"})
+        unknown = await client.post(CANCELLED_WAIT_PATH, content=body, headers={"authorization": "Bearer nobody"})
         assert unknown.status_code == 401
     assert switcher.epochs == ([1] if status == 200 else [])

@@ -411,13 +411,13 @@ async def test_a_cancelled_quorum_wait_is_an_unknown_outcome_and_is_reported_wit
             ledger_server.sql(f"SELECT {way}(%s)", rows[0][0])
             answer = await posting
         assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
-        assert api.cut_short == [1]
+        assert api.quorum_wait_cancelled == [1]
         # A repetition with the key gets the outcome. The write API reports no write that had its quorum.
         settled = [await api.post(site, {"idempotency-key": way}) for _ in range(2)]
         assert [one.status_code for one in settled] == [201, 201]
         assert settled[0].json()["id"] == settled[1].json()["id"]
         assert ledger_server.sql("SELECT count(*) FROM palaver.comments WHERE site_id = %s", site) == [(1,)]
-        assert api.cut_short == [1]
+        assert api.quorum_wait_cancelled == [1]
 
 
 async def test_an_immediate_shutdown_of_the_ledger_is_not_reported_as_a_cancelled_wait(
@@ -436,7 +436,7 @@ async def test_an_immediate_shutdown_of_the_ledger_is_not_reported_as_a_cancelle
             answer = await posting
             await asyncio.to_thread(ledger_server.start)
         assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
-        assert api.cut_short == []
+        assert api.quorum_wait_cancelled == []
 
 
 async def test_a_quorum_wait_that_is_cancelled_after_its_timeout_is_reported(
@@ -448,11 +448,11 @@ async def test_a_quorum_wait_that_is_cancelled_after_its_timeout_is_reported(
             with given_up_after(api.pool, 0.3):
                 answer = await api.post(site)
             assert problem(answer) == "outcome-unknown"
-            assert api.cut_short == []
+            assert api.quorum_wait_cancelled == []
             # On a busy machine the write may not have reached its commit yet.
             cancel = "SELECT pg_cancel_backend(pid) FROM pg_stat_activity WHERE wait_event = 'SyncRep'"
             await until(lambda: bool(ledger_server.sql(cancel)))
-            await until(lambda: bool(api.cut_short))
+            await until(lambda: bool(api.quorum_wait_cancelled))
 
 
 async def test_a_strong_position_is_the_flushed_position_after_a_quorum_has_it(

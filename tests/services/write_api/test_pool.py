@@ -50,7 +50,7 @@ async def warm_pool(server: servers.PostgresServer, *, size: int) -> AsyncGenera
 async def test_connections_are_opened_in_advance_and_again_after_the_ledger_closed_them(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "WARM_LOOK_S", 0.05)
+    monkeypatch.setattr(pools, "WARM_CHECK_INTERVAL_S", 0.05)
     async with warm_pool(ledger_server, size=16) as pool:
         await until(lambda: len(pids(ledger_server)) == pools.WARM)
         before = {row[0] for row in ledger_server.sql(f"SELECT pid, pg_terminate_backend(pid) {OURS}")}
@@ -62,7 +62,7 @@ async def test_connections_are_opened_in_advance_and_again_after_the_ledger_clos
 async def test_the_pool_keeps_no_more_connections_than_its_size(
     ledger_server: servers.PostgresServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(pools, "WARM_LOOK_S", 0.01)
+    monkeypatch.setattr(pools, "WARM_CHECK_INTERVAL_S", 0.01)
     looks, drop_closed = 0, LedgerPool._drop_closed
 
     def look(pool: LedgerPool) -> None:

@@ -96,7 +96,7 @@ def test_a_cancelled_quorum_wait_ends_the_epoch_and_the_key_finds_the_outcome(st
     leader, epoch = leader_of(stack)
     others = [region for region in REGIONS if region != leader]
     eventually(lambda: [has_synced_slots(stack, other) for other in others], all, within_s=60, what="slots are copied")
-    key, thread = uuid.uuid4().hex, f"cut-short-{uuid.uuid4().hex}"
+    key, thread = uuid.uuid4().hex, f"cancelled-wait-{uuid.uuid4().hex}"
     with concurrent.futures.ThreadPoolExecutor() as clients, superuser(stack, leader) as ledger:
         with frozen_ledgers(stack, others) as heal:
             posting = clients.submit(stack.post, leader, "Once.", thread=thread, key=key)
@@ -106,7 +106,7 @@ def test_a_cancelled_quorum_wait_ends_the_epoch_and_the_key_finds_the_outcome(st
                     ledger.execute("SELECT pg_cancel_backend(%s)", (pid,))
             # The write API notifies its agent before it answers.
             eventually(
-                lambda: cut_short_lines(stack, leader, epoch),
+                lambda: step_down_lines(stack, leader, epoch),
                 bool,
                 within_s=30,
                 what="the write API notifies the agent",
@@ -131,14 +131,14 @@ def test_a_cancelled_quorum_wait_ends_the_epoch_and_the_key_finds_the_outcome(st
     for region in REGIONS:
         stack.until_visible(region, settled.json()["id"])
         assert stack.thread_ids(region, thread) == [settled.json()["id"]]
-    assert len(cut_short_lines(stack, leader, epoch)) == 1, "the write API notified the agent once"
+    assert len(step_down_lines(stack, leader, epoch)) == 1, "the write API notified the agent once"
 
 
 def acknowledged(posting: "concurrent.futures.Future[httpx.Response]") -> bool:
     return posting.done() and posting.result().status_code == 201
 
 
-def cut_short_lines(stack: Stack, region: str, epoch: int) -> list[str]:
+def step_down_lines(stack: Stack, region: str, epoch: int) -> list[str]:
     """Return the messages of a region's agent about quorum waits that were cancelled in an epoch."""
     log = open_layout(stack.data).log(region, "region_agent")
     messages = [orjson.loads(line)["msg"] for line in log.read_bytes().split(b"\n")[:-1] if line.startswith(b"{")]
