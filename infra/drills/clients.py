@@ -1,8 +1,11 @@
-"""Generates the load of a drill: writers and readers that try the edges in an order of preference.
+"""Generates load with a journal: writers and readers that try the edges in an order of preference.
 
 Decides what a client does if an edge fails: it sends a keyed write again, with the same key, to the next edge. It sends
 a write without a key once; if the connection breaks before the answer, the outcome stays unknown. The journal has each
 attempt of a write before it is sent, and its outcome.
+
+Drills, the demo, `make bench-switcher` and the tests of whole deployments use these clients. The other load generator,
+`infra/bench/load.py`, costs less for each request and has no journal.
 """
 
 from __future__ import annotations
@@ -16,6 +19,7 @@ from collections.abc import AsyncGenerator, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from http import HTTPStatus
+from typing import Any
 
 import httpx
 
@@ -29,6 +33,8 @@ REQUEST_TIMEOUT_S = 15.0
 CONNECT_TIMEOUT_S = 1.0
 GIVE_UP_S = 60.0
 """A writer gives up a keyed write after this time; a drill that expects refusals ends earlier."""
+
+READS = ("strong", "session", "eventual")
 
 PAGE_LIMIT = 20
 """Comments on the page that readers request during a drill, and that the drill checks afterwards. Both send the same
@@ -48,12 +54,18 @@ class LoadPlan:
         site: The site that is written to.
         thread: The key of the thread that all comments go to.
         homes: Regions whose edges are preferred: client N prefers `homes[N % len(homes)]`.
+        reads: The consistency levels that readers request in turn.
+        give_up_s: A writer gives up a keyed write after this time.
+        finish_s: The same for a write that is under way when the load ends.
     """
 
     edges: Mapping[str, str]
     site: str
     thread: str
     homes: Sequence[str]
+    reads: Sequence[str] = READS
+    give_up_s: float = GIVE_UP_S
+    finish_s: float = REQUEST_TIMEOUT_S
 
     def preference(self, number: int) -> list[str]:
         """Return the regions in the order in which a client tries their edges."""
@@ -63,14 +75,31 @@ class LoadPlan:
 
 
 @asynccontextmanager
-async def running_load(load_plan: LoadPlan, load: Load, journal: Journal, *, seed: int) -> AsyncGenerator[None]:
-    """Write and read while the context lasts; at its end, wait for the clients to finish what they have begun."""
+async def running_load(
+    load_plan: LoadPlan,
+    load: Load,
+    journal: Journal,
+    *,
+    seed: int,
+    event_hooks: Mapping[str, list[Any]] | None = None,
+) -> AsyncGenerator[None]:
+    """Write and read while the context lasts; at its end, wait for the clients to finish what they have begun.
+
+    Args:
+        load_plan: Where the load is sent.
+        load: The number of clients, and their pauses.
+        journal: Where the clients record each attempt and each read.
+        seed: Seed of the pauses.
+        event_hooks: Hooks of httpx for every request and answer. If a hook raises, the load ends with that exception.
+    """
     stop = asyncio.Event()
     recent: dict[str, list[tuple[str, str]]] = {}
     timeout = httpx.Timeout(REQUEST_TIMEOUT_S, connect=CONNECT_TIMEOUT_S)
     limits = httpx.Limits(max_connections=None, max_keepalive_connections=None)
     # The environment may name a proxy; the edges are on loopback.
-    async with httpx.AsyncClient(timeout=timeout, transport=PlainTransport(limits=limits), trust_env=False) as http:
+    async with httpx.AsyncClient(
+        timeout=timeout, transport=PlainTransport(limits=limits), trust_env=False, event_hooks=event_hooks
+    ) as http:
         numbers = range(load.writers + load.unkeyed + load.readers)
         clients = [_Client(load_plan, http, journal, stop, recent, number, seed) for number in numbers]
         async with asyncio.TaskGroup() as group:
@@ -124,9 +153,9 @@ class _Client:
             region = self._preference[attempt % len(self._preference)]
             if await self._write(key, region, attempt, keyed=True):
                 return
-            if self._stop.is_set() and self._journal.now - began > REQUEST_TIMEOUT_S:
+            if self._stop.is_set() and self._journal.now - began > self._load_plan.finish_s:
                 return
-            if self._journal.now - began > GIVE_UP_S:
+            if self._journal.now - began > self._load_plan.give_up_s:
                 return
             if attempt % len(self._preference) == len(self._preference) - 1:
                 await asyncio.sleep(RETRY_S)
@@ -168,10 +197,13 @@ class _Client:
         return False
 
     async def read(self) -> None:
-        """Send in turn `strong` reads of the newest comment, `session` reads of an acknowledged one, and page reads."""
+        """Read in turn at the levels of the plan.
+
+        A `strong` read gets the newest comment, a `session` read an acknowledged one, and an `eventual` read a page.
+        """
         page = {"thread": self._load_plan.thread, "limit": PAGE_LIMIT}
         newest = page | {"limit": 1}
-        for requested_consistency in itertools.cycle(("strong", "session", "eventual")):
+        for requested_consistency in itertools.cycle(self._load_plan.reads):
             if self._stop.is_set():
                 return
             region = self._preference[0]
@@ -203,4 +235,6 @@ class _Client:
             return
         served = answer.headers.get("palaver-consistency", "").partition(";")[0]
         position = answer.headers.get("palaver-position")
+        if answer.status_code != HTTPStatus.OK:
+            fields["reason"] = answer.text[:300]
         await self._journal.note("read", status=answer.status_code, served=served, position=position, **fields)

@@ -1,119 +1,172 @@
-"""Runs writers and readers against a deployment, and records exactly what was acknowledged."""
+"""Runs the clients of drills against a deployment while a test acts on it, and compares their journal with the regions.
 
+Each edge has one writer and one reader, which send to no other edge: the writes through an edge prove the path through
+that edge. The clients run in a thread with an event loop of its own, because these tests are synchronous. Every answer
+is checked against the OpenAPI document, and a write may be answered with 201 or 503 only. A wrong answer ends the load;
+the next use of `Account.acknowledged`, at the latest the end of the load, raises its assertion error.
+"""
+
+import asyncio
+import tempfile
 import threading
-import time
 import uuid
+from collections import Counter
 from collections.abc import Generator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import httpx
 
+from infra.drills.clients import LoadPlan, running_load
+from infra.drills.drill import Load
+from infra.drills.journal import Journal
 from tests.integration.stack import REGIONS, Stack
 from tests.waiting import eventually
 
-RETRY_S = 0.1
-GIVE_UP_S = 30.0  # the writer then counts the write as given up
+LOAD = Load(writers=1, unkeyed=0, readers=1, pause_ms=10)
+"""The clients of one edge."""
+
+GIVE_UP_S = 30.0
+"""A writer gives up a write after this time."""
+
+STOP_POLL_S = 0.02
+VISIBLE_WITHIN_S = 20.0
 
 
 @dataclass(kw_only=True)
 class Account:
-    """The outcomes of the writes and reads."""
+    """The outcomes of the writes and reads.
+
+    Attributes:
+        thread: The key of the thread that all comments go to.
+        through: The regions whose edges have clients.
+        records: The records of the journal. The key of a write is also the body of its comment.
+        clients: Done when the clients have ended; raises the assertion error of a wrong answer.
+    """
 
     thread: str
     through: Sequence[str]
-    acknowledged: dict[str, str] = field(default_factory=dict[str, str])
-    given_up: list[str] = field(default_factory=list[str])
-    read_failures: dict[str, list[str]] = field(default_factory=lambda: {region: [] for region in REGIONS})
-    reads: dict[str, int] = field(default_factory=lambda: dict.fromkeys(REGIONS, 0))
-    refused: int = 0
-    slowest_write_s: float = 0.0
+    records: list[dict[str, Any]]
+    clients: "Future[None]"
 
+    def of_kind(self, kind: str) -> list[dict[str, Any]]:
+        # A copy, because the thread of the clients appends to the list.
+        return [record for record in list(self.records) if record["kind"] == kind]
 
-def _write(stack: Stack, region: str, account: Account, stop: threading.Event, lock: threading.Lock) -> None:
-    number = 0
-    with stack.answers.client(timeout=15) as client:
-        while not stop.is_set():
-            number += 1
-            body, key = f"{region} {number}", uuid.uuid4().hex
-            started = time.monotonic()
-            while True:
-                try:
-                    answer = client.post(
-                        stack.url(region, "/comments"),
-                        json={"thread": account.thread, "body": body},
-                        headers={"idempotency-key": key},
-                    )
-                    if answer.status_code == 201:
-                        with lock:
-                            account.acknowledged[body] = answer.json()["id"]
-                            account.slowest_write_s = max(account.slowest_write_s, time.monotonic() - started)
-                        break
-                    assert answer.status_code == 503, answer.text
-                    with lock:
-                        account.refused += 1
-                except httpx.HTTPError:
-                    pass  # The edge may have been killed; the key makes another attempt safe.
-                if time.monotonic() - started > GIVE_UP_S:
-                    account.given_up.append(body)
-                    break
-                time.sleep(RETRY_S)
-            time.sleep(0.01)
+    def add_write(self, region: str, body: str, comment: str) -> None:
+        """Add an acknowledged write that a test made itself."""
+        self.records.append({"kind": "acknowledged", "key": body, "region": region, "id": comment})
 
+    @property
+    def acknowledged(self) -> dict[str, str]:
+        """The id of each acknowledged comment, by its body."""
+        if self.clients.done():
+            self.clients.result()
+        return {record["key"]: record["id"] for record in self.of_kind("acknowledged")}
 
-def _read(stack: Stack, region: str, account: Account, stop: threading.Event) -> None:
-    with stack.answers.client(timeout=10) as client:
-        while not stop.is_set():
-            try:
-                answer = client.get(stack.url(region, "/comments"), params={"thread": account.thread, "limit": 20})
-                if answer.status_code == 200:
-                    account.reads[region] += 1
-                else:
-                    account.read_failures[region].append(f"{answer.status_code} {answer.text[:200]}")
-            except httpx.HTTPError as error:
-                account.read_failures[region].append(repr(error))
-            time.sleep(0.02)
+    @property
+    def refused(self) -> int:
+        """The number of answers 503 to a write."""
+        return sum(record["status"] is not None for record in self.of_kind("refused"))
+
+    @property
+    def given_up(self) -> list[str]:
+        """The bodies of the writes without an acknowledgement; while clients run, this includes those under way."""
+        return sorted({record["key"] for record in self.of_kind("sent")} - self.acknowledged.keys())
+
+    @property
+    def reads(self) -> dict[str, int]:
+        """The number of successful reads, by region."""
+        return {region: len(self._reads(region)) - len(self.read_failures[region]) for region in REGIONS}
+
+    @property
+    def read_failures(self) -> dict[str, list[str]]:
+        """Status and text of each answer to a read that is not 200, or the error without an answer, by region."""
+        return {
+            region: [f"{read['status']} {read['reason']}" for read in self._reads(region) if read["status"] != 200]
+            for region in REGIONS
+        }
+
+    def _reads(self, region: str) -> list[dict[str, Any]]:
+        return [read for read in self.of_kind("read") if read["region"] == region]
 
 
 @contextmanager
 def load(stack: Stack, through: Sequence[str] = REGIONS) -> Generator[Account]:
     """Write and read through each of these edges while the context lasts."""
-    account = Account(thread=f"load-{uuid.uuid4().hex[:8]}", through=through)
-    stop, lock = threading.Event(), threading.Lock()
-    threads = [threading.Thread(target=_write, args=(stack, region, account, stop, lock)) for region in through]
-    threads += [threading.Thread(target=_read, args=(stack, region, account, stop)) for region in through]
-    for thread in threads:
-        thread.start()
-    try:
-        eventually(
-            lambda: len(account.acknowledged),
-            lambda count: count >= 10 or not through,
-            within_s=30,
-            what="the load is under way",
+    stop = threading.Event()
+    with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(1, "load") as thread:
+        journal = Journal(Path(folder) / "journal.jsonl")
+        key = f"load-{uuid.uuid4().hex[:8]}"
+        clients = thread.submit(asyncio.run, _run_clients(stack, key, through, journal, stop))
+        account = Account(thread=key, through=through, records=journal.records, clients=clients)
+        try:
+            eventually(
+                lambda: len(account.acknowledged),
+                lambda count: count >= 10 or not through,
+                within_s=30,
+                what="the load is under way",
+            )
+            yield account
+        finally:
+            stop.set()
+            clients.result()
+
+
+async def _run_clients(
+    stack: Stack, thread: str, through: Sequence[str], journal: Journal, stop: threading.Event
+) -> None:
+    hooks = stack.answers.hooks()
+    hooks["response"].append(_check_status_of_write)
+
+    async def load_edge(region: str, seed: int) -> None:
+        load_plan = LoadPlan(
+            edges={region: stack.edges[region]},
+            site=stack.site,
+            thread=thread,
+            homes=[region],
+            reads=["eventual"],
+            give_up_s=GIVE_UP_S,
+            finish_s=GIVE_UP_S,
         )
-        yield account
-    finally:
-        stop.set()
-        for thread in threads:
-            thread.join()
+        async with running_load(load_plan, LOAD, journal, seed=seed, event_hooks=hooks):
+            while not stop.is_set():  # noqa: ASYNC110 - another thread sets it
+                await asyncio.sleep(STOP_POLL_S)
+
+    async with journal, asyncio.TaskGroup() as group:
+        for seed, region in enumerate(through):
+            group.create_task(load_edge(region, seed))
+
+
+async def _check_status_of_write(response: httpx.Response) -> None:
+    if response.request.method == "POST":
+        assert response.status_code in (201, 503), f"a write was answered {response.status_code} {response.text}"
 
 
 def check_nothing_lost_or_doubled(stack: Stack, account: Account) -> None:
-    """Check that every acknowledged comment is in every region exactly once, under the id of its acknowledgement."""
-    expected = set(account.acknowledged.values())
+    """Check that every acknowledged comment is in every region exactly once, under the id of its acknowledgement.
+
+    A write that was given up may be there, once.
+    """
+    expected = account.acknowledged
     assert expected, "nothing was acknowledged, so nothing could be lost"
+    through = Counter(record["region"] for record in account.of_kind("acknowledged"))
     for region in account.through:
         assert account.reads[region] > 0, f"no read succeeded in {region}"
-        assert any(body.startswith(f"{region} ") for body in account.acknowledged), f"no write came through {region}"
-    assert len(expected) == len(account.acknowledged), "two writes were answered with one id"
+        assert through[region] > 0, f"no write came through {region}"
+    assert len(set(expected.values())) == len(expected), "two writes were answered with one id"
     for region in REGIONS:
         found = eventually(
-            lambda region=region: stack.thread_ids(region, account.thread),
-            lambda ids: expected <= set(ids),
-            within_s=20,
+            lambda region=region: [(one["body"], one["id"]) for one in stack.thread_comments(region, account.thread)],
+            lambda comments: expected.items() <= set(comments),
+            within_s=VISIBLE_WITHIN_S,
             what=f"every acknowledged comment in {region}",
         )
-        assert len(found) == len(set(found)), f"{region} shows a comment twice"
-        unexplained = set(found) - expected
-        # A write that was given up may be there once; an acknowledged one must not be there twice.
-        assert len(unexplained) <= len(account.given_up), f"{region} has {len(unexplained)} comments too many"
+        shown_twice = [body for body, count in Counter(body for body, _ in found).items() if count > 1]
+        assert shown_twice == [], f"{region} has a comment twice"
+        assert len({comment for _, comment in found}) == len(found), f"{region} has an id twice"
+        unexplained = {body for body, _ in found} - expected.keys() - set(account.given_up)
+        assert unexplained == set(), f"{region} has comments that no client sent"

@@ -97,7 +97,11 @@ class Stack:
 
     def thread_ids(self, region: str, thread: str) -> list[str]:
         """Return the ids of all comments of a thread in the order read, over all cursors; duplicates are kept."""
-        found: list[str] = []
+        return [comment["id"] for comment in self.thread_comments(region, thread)]
+
+    def thread_comments(self, region: str, thread: str) -> list[dict[str, Any]]:
+        """Return all comments of a thread in the order read, over all cursors; duplicates are kept."""
+        found: list[dict[str, Any]] = []
         cursors: list[str | None] = [None]
         while cursors:
             cursor = cursors.pop()
@@ -108,7 +112,7 @@ class Stack:
             waiting = list(document["comments"])
             while waiting:
                 comment = waiting.pop()
-                found.append(comment["id"])
+                found.append(comment)
                 waiting += comment["replies"]["items"]
                 cursors += [comment["replies"]["next"]] if comment["replies"]["next"] else []
         return found

@@ -111,9 +111,10 @@ def check_that_every_region_can_follow_the_one_before(stack: Stack) -> None:
             leader = status["cells"][0]["leader"]
             other = next(region for region in REGIONS if region != leader)
             stack.palaver("fault", "kill", leader)
-            answer = stack.post(other, f"While {leader} is gone.", thread=account.thread)
+            body = f"Number {number}, while {leader} is gone."
+            answer = stack.post(other, body, thread=account.thread)
             assert answer.status_code == 201, answer.text
-            account.acknowledged[f"{number}"] = answer.json()["id"]
+            account.add_write(other, body, answer.json()["id"])
             stack.palaver("region", "restart", leader)
     stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
     check_nothing_lost_or_doubled(stack, account)

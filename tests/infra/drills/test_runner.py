@@ -5,11 +5,13 @@ A drill with an unavailable fault is refused before its first step.
 
 import asyncio
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from infra.drills.clients import LoadPlan
 from infra.drills.drill import Drill, Load, Phase
 from infra.drills.evidence import Evidence, Holdings, Regions
 from infra.drills.report import PHASE_COLOURS, PHASE_MEANINGS, facts_of, page_of
@@ -125,7 +127,7 @@ async def carry_out(target: FakeTarget, tmp_path: Path, *method: Mapping[str, ob
 
 @pytest.fixture(autouse=True)
 def no_load(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("infra.drills.clients.GIVE_UP_S", 0)
+    monkeypatch.setattr("infra.drills.runner.LoadPlan", partial(LoadPlan, give_up_s=0))
     monkeypatch.setattr("infra.drills.runner.ENOUGH_WITHIN_S", 0)
 
 
