@@ -1,4 +1,8 @@
-"""A client that posts and reads comments by plain HTTP through the edges, as a website's visitors do."""
+"""Posts and reads single comments by plain HTTP through the edges, as a website's visitors do.
+
+A client of the public API, not a load generator. The tour needs replies, authors, visibility and whole threads, and
+fails at the first wrong answer. The load during the failover is that of `infra/drills/clients.py`.
+"""
 
 from __future__ import annotations
 
@@ -51,12 +55,14 @@ class Posted:
 class Visitor:
     """Has one HTTP client for each edge.
 
-    Args:
+    Attributes:
         edges: Base URL by region.
         site: The site's id.
     """
 
     def __init__(self, edges: Mapping[str, str], site: str) -> None:
+        self.edges = edges
+        self.site = site
         limits = httpx.Limits(max_connections=CONNECTIONS_MAX)
         self._clients = {
             # No proxy for loopback.

@@ -4,13 +4,21 @@ import ast
 import inspect
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import pytest
 
 from infra.cli.demo import next_steps
 from infra.demo import tour
-from infra.demo.leader_loss import LeaderLoss
+from infra.demo.leader_loss import (
+    LeaderLoss,
+    acknowledged_after,
+    longest_pause_ms,
+    lose_the_leader,
+    posts_of,
+    refusals_of,
+)
 from infra.demo.tour import (
     COMMENTS,
     VISIBILITY_SAMPLES,
@@ -22,7 +30,8 @@ from infra.demo.tour import (
     print_figures,
 )
 from infra.demo.tour import check_status as judge_status
-from infra.demo.visitor import Posted, Visitor
+from infra.demo.visitor import Posted, VisitFailed, Visitor
+from infra.drills.clients import LoadPlan
 from tests.infra.objections import texts_of, unheard
 
 REGIONS = ("us", "eu")
@@ -119,12 +128,49 @@ async def test_each_claim_fails_for_an_empty_and_for_a_broken_tour() -> None:
 
 @pytest.mark.parametrize("answered", [0, 1])
 def test_a_write_outage_that_lasts_to_the_end_is_measured(answered: int) -> None:
-    from infra.demo.leader_loss import _Posters  # pyright: ignore[reportPrivateUsage]
+    acknowledged_at = [1.5][:answered]
+    assert longest_pause_ms(acknowledged_at, 1.0, 9.0) == (7500.0 if answered else 8000.0)
+    assert acknowledged_after(acknowledged_at, 1.0) == answered
 
-    posters = _Posters(Shelf({}, 0), REGIONS)
-    posters.answered = [1.5][:answered]
-    assert posters.longest_pause_ms(1.0, 9.0) == (7500.0 if answered else 8000.0)
-    assert posters.answered_after(1.0) == answered
+
+def test_each_attempt_that_is_not_acknowledged_is_a_refused_post() -> None:
+    records: list[dict[str, Any]] = [
+        {"kind": "sent", "t": 1.0, "key": "a", "region": "us"},
+        {"kind": "refused", "t": 1.1, "key": "a", "region": "us", "status": 503, "reason": "no leader"},
+        {"kind": "unknown", "t": 1.2, "key": "a", "region": "us", "reason": "ReadTimeout"},
+        {"kind": "refused", "t": 1.3, "key": "a", "region": "us", "status": None, "reason": "ConnectError"},
+        {"kind": "acknowledged", "t": 1.75, "sent": 1.5, "key": "a", "region": "eu", "id": "1", "position": "p"},
+    ]
+    assert refusals_of(records) == ["us: 503 no leader", "us: no answer, ReadTimeout", "us: no answer, ConnectError"]
+    assert posts_of(records) == [
+        Posted(id="1", thread="demo-disaster", parent=None, body="a", region="eu", took_ms=250.0, position="p")
+    ]
+
+
+class Unmoved:
+    """A deployment without a failover."""
+
+    async def status(self) -> dict[str, Any]:
+        return STATUS
+
+    async def kill(self, region: str, process: str | None) -> list[int]:
+        del region, process
+        return []
+
+    async def restart_region(self, region: str) -> None:
+        raise AssertionError(region)
+
+
+async def test_a_tour_in_which_no_other_region_takes_over_fails_with_one_line(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("infra.demo.leader_loss.LoadPlan", partial(LoadPlan, finish_s=0))
+    monkeypatch.setattr("infra.demo.leader_loss.MOVED_S_MAX", 0)
+    monkeypatch.setattr("infra.demo.leader_loss.BEFORE_S", 0)
+    visitor = Visitor(dict.fromkeys(REGIONS, "http://127.0.0.1:1"), "a-site")
+    try:
+        with pytest.raises(VisitFailed, match="no other region took writes within 0 s"):
+            await lose_the_leader(visitor, REGIONS, Unmoved(), STATUS["cells"][0])
+    finally:
+        await visitor.close()
 
 
 def test_the_document_and_the_text_have_the_same_slowest_post() -> None:
