@@ -32,6 +32,9 @@ LOAD = Load(writers=1, unkeyed=0, readers=1, pause_ms=10)
 GIVE_UP_S = 30.0
 """A writer gives up a write after this time."""
 
+READ_S_MAX = 10.0
+"""A read that takes longer is a failed read; the clients of drills wait 15 s."""
+
 STOP_POLL_S = 0.02
 VISIBLE_WITHIN_S = 20.0
 
@@ -84,9 +87,16 @@ class Account:
 
     @property
     def read_failures(self) -> dict[str, list[str]]:
-        """Status and text of each answer to a read that is not 200, or the error without an answer, by region."""
+        """Status and text of each answer to a read that is not 200, or the error without an answer, by region.
+
+        A read that took longer than `READ_S_MAX` is among them.
+        """
         return {
-            region: [f"{read['status']} {read['reason']}" for read in self._reads(region) if read["status"] != 200]
+            region: [
+                f"{read['status']} {read.get('reason', '')} after {read['t'] - read['sent']:.1f} s"
+                for read in self._reads(region)
+                if read["status"] != 200 or read["t"] - read["sent"] > READ_S_MAX
+            ]
             for region in REGIONS
         }
 
