@@ -70,7 +70,7 @@ class HighWaterMark:
             if not self._users:
                 await self._drop()
 
-    async def wait_for(self, lsn: int) -> None:
+    async def wait_for_quorum(self, lsn: int) -> None:
         """Wait until a quorum has everything up to ``lsn``, without a time limit."""
         loop = asyncio.get_running_loop()
         began = loop.time()
@@ -90,7 +90,7 @@ class HighWaterMark:
             while flushed is None:
                 await asyncio.sleep(POLL_PAUSE_S_MAX)
                 flushed = await self._poll()
-        await self.wait_for(flushed)
+        await self.wait_for_quorum(flushed)
 
     async def refresh(self) -> None:
         """Poll once, unless the mark is younger than `MARK_AGE_S_MAX`."""

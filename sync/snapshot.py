@@ -154,7 +154,7 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
                 assert row is not None, "the statement returns one row"
                 flushed, taken_at_us = row
                 # The leader has flushed all WAL that the snapshot sees. A failover must not be able to discard it.
-                await _within_bound(mark.wait_for(parse_lsn(flushed)))
+                await _within_bound(mark.wait_for_quorum(parse_lsn(flushed)))
                 yield Snapshot(connection, slot, Position(epoch, lsn), int(taken_at_us))
     except psycopg.Error as error:
         raise SourceUnavailable(one_line(error)) from error

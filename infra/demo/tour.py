@@ -114,7 +114,7 @@ def check_posted(result: TourResult, regions: Sequence[str]) -> None:
                 )
 
 
-def check_leader_loss(
+def check_posts_during_leader_loss(
     disaster: LeaderLoss, posted: Sequence[Posted], survivors: Sequence[str], result: TourResult
 ) -> None:
     """Check that visitors posted through every surviving edge, and that posts were acknowledged after the kill."""
@@ -208,7 +208,7 @@ async def show_leader_loss(
     seen, posted, refused = await lose_the_leader(visitor, regions, deployment, cell)
     result.disaster = seen
     result.posted += posted
-    check_leader_loss(seen, posted, [region for region in regions if region != seen.died], result)
+    check_posts_during_leader_loss(seen, posted, [region for region in regions if region != seen.died], result)
     result.failures += [f"a post was refused: {one}" for one in refused[:5]]
     sent = len(posted) + len(refused)
     say(

@@ -20,7 +20,7 @@ from infra.drills.drill import Drill, InvalidDrill, RoleAtStart, Step
 from infra.drills.evidence import Holdings, Regions
 from infra.drills.operator import ManualPromotion
 from infra.relay.client import RelayClient
-from infra.servers.unprivileged import account, reachable_folder, reachable_install
+from infra.servers.unprivileged import accessible_data_folder, account, reachable_install
 from infra.supervisor.clocks import have_clocks, why_no_clocks
 from infra.supervisor.control_client import ControlClient
 from infra.supervisor.deployment import find_servers
@@ -226,7 +226,7 @@ class Target:
 
     def _promote_by_hand(self, region: str, thread: str, leave_running: bool) -> None:
         runs_as = account()
-        data = reachable_folder(self._layout.region(region) / "ledger", runs_as)
+        data = accessible_data_folder(self._layout.region(region) / "ledger", runs_as)
         promotion = ManualPromotion(
             programs=reachable_install(find_servers()["postgres"].bin_dir, runs_as),
             data=data,

@@ -12,7 +12,7 @@ from uuid import UUID
 from infra.exploration import postgres
 from infra.exploration.bounds import spend
 from infra.exploration.canonical_text import REGIONS
-from infra.exploration.crashes import crashes
+from infra.exploration.crashes import crash_moves
 from infra.exploration.node import Request, step
 from infra.exploration.state_space import Move, State, StateSpace
 from regions.failover.effects import (
@@ -178,10 +178,10 @@ def _crash_around(space: StateSpace, state: State, region: int, request: Request
     if spend(state.budget.value, "crashes") is None:
         return
     name = type(request.effect).__name__
-    yield from crashes(space, state, region, f"before {name}")
+    yield from crash_moves(space, state, region, f"before {name}")
     if not isinstance(request.effect, ReadRecord):
         for after, _ in execute(space, state, region, request):
-            yield from crashes(space, after, region, f"after {name}")
+            yield from crash_moves(space, after, region, f"after {name}")
 
 
 # What effects do.

@@ -12,7 +12,7 @@ from infra.exploration.state_space import Move, State, StateSpace, member_state
 from regions.failover.effects import SwapRecord
 
 
-def crashes(space: StateSpace, state: State, region: int, when: str = "") -> Iterator[Move]:
+def crash_moves(space: StateSpace, state: State, region: int, when: str = "") -> Iterator[Move]:
     """The agent dies while its member continues to run; or its region dies with both."""
     budget = spend(state.budget.value, "crashes")
     if budget is None or state.nodes[region].machine is None:
@@ -39,7 +39,7 @@ def _without_agent(space: StateSpace, state: State, region: int) -> State:
     )
 
 
-def restarts(space: StateSpace, state: State, region: int) -> Iterator[Move]:
+def restart_moves(space: StateSpace, state: State, region: int) -> Iterator[Move]:
     """The agent starts again with the promise on its disk and its member as it is."""
     member = state.members[region].value
     ledger = member_state(member)

@@ -12,7 +12,7 @@ _STEPS_MAX = 500
 
 def serving_state(space: StateSpace) -> State:
     """Start a new cell, and make moves without a fault until there is no new state."""
-    state = space.empty()._replace(budget=space.budgets.intern(Budget(*[0] * len(Budget._fields))))
+    state = space.initial()._replace(budget=space.budgets.intern(Budget(*[0] * len(Budget._fields))))
     seen = {space.canonical(state)}
     for _ in range(_STEPS_MAX):
         faultless = (after for (verb, *_), after in successors(space, state) if verb in _WITHOUT_FAULTS)

@@ -7,7 +7,7 @@ from infra.exploration import postgres
 from infra.exploration.answers import EXPIRED, delayed_answers, deliver, prompt_answers
 from infra.exploration.bounds import spend
 from infra.exploration.canonical_text import REGIONS
-from infra.exploration.crashes import crashes, restarts
+from infra.exploration.crashes import crash_moves, restart_moves
 from infra.exploration.node import Node, Outcome, Violation, label_violations, step
 from infra.exploration.state_space import Move, State, StateSpace
 from regions.failover.events import (
@@ -39,7 +39,7 @@ def successors(space: StateSpace, state: State) -> Iterator[Move]:
     for region in _ALL:
         node = state.nodes[region]
         if node.machine is None:
-            yield from restarts(space, state, region)
+            yield from restart_moves(space, state, region)
         else:
             yield from _by_agent(space, state, region, node)
         yield from _by_member(space, state, region)
@@ -55,7 +55,7 @@ def _by_agent(space: StateSpace, state: State, region: int, node: Node) -> Itera
             yield from _gossip(space, state, region, sender)
     yield from _timers(space, state, region, node)
     yield from _suspicion(space, state, region, node)
-    yield from crashes(space, state, region)
+    yield from crash_moves(space, state, region)
     yield from _orders(space, state, region, node)
     lags = spend(state.budget.value, "lags")
     if lags is not None:

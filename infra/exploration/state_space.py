@@ -156,7 +156,7 @@ class StateSpace:
         self._changed: dict[tuple[Any, ...], Node] = {}
         self.outcomes: dict[tuple[Any, ...], Outcome] = {}
 
-    def empty(self) -> State:
+    def initial(self) -> State:
         """The state before any agent was started."""
         blank = Node(machine=None, disk=Promise())
         a, b, c = (self.nodes.intern(blank, region) for region in range(len(REGIONS)))

@@ -96,7 +96,9 @@ def reachable_install(
     return copied_bin_dir
 
 
-def reachable_folder(path: Path, account: Account | None, *, stores: Sequence[Path] = binary_store.STORE_PATHS) -> Path:
+def accessible_data_folder(
+    path: Path, account: Account | None, *, stores: Sequence[Path] = binary_store.STORE_PATHS
+) -> Path:
     """Return a folder for PostgreSQL's data: `path` itself, or one in the store that `path` then links to.
 
     The folder exists afterwards with mode 0700 and belongs to the account. The link replaces an empty folder at `path`,

@@ -183,7 +183,7 @@ class Node:
         self._etcd.unwatch(self.region)
         self._answers_reads.clear()
         if self.driver is not None:
-            self.driver.abandon()
+            self.driver.abandon_effects()
         if self.member is not None:
             self.member.draining = False  # PostgreSQL releases the agent's lock, which blocks writes
         self._close()

@@ -112,7 +112,7 @@ class LedgerDriver:
             return MemberState(kind="frozen")
         return MemberState(kind="following", epoch=member.epoch)
 
-    def abandon(self) -> None:
+    def abandon_effects(self) -> None:
         """The agent died: abandon its effects. A step that PostgreSQL already executes may still complete."""
         self._generation += 1
         self._busy_until = 0.0

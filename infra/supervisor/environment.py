@@ -11,7 +11,7 @@ from pathlib import Path
 
 import orjson
 
-from infra.servers.unprivileged import account, reachable_folder
+from infra.servers.unprivileged import accessible_data_folder, account
 from infra.supervisor.clocks import clock_environment, clocked_programs, have_clocks
 from infra.supervisor.layout import Layout
 from infra.supervisor.plan import LINKED_SERVICES, Plan
@@ -132,7 +132,7 @@ def _agent_environment(context: DeploymentContext, region: str) -> dict[str, str
     clocked = have_clocks(context.layout)
     programs = clocked_programs(context.layout, region) if clocked else context.postgres_bin
     ledger = {
-        "PALAVER_LEDGER_DATA": str(reachable_folder(home / "ledger", account())),
+        "PALAVER_LEDGER_DATA": str(accessible_data_folder(home / "ledger", account())),
         "PALAVER_LEDGER_LISTEN": address(plan.port(region, "ledger")),
         "PALAVER_LEDGER_LOG": str(context.layout.log(region, "ledger")),
         "PALAVER_POSTGRES_BIN": str(programs),

@@ -13,7 +13,7 @@ import sys
 from collections.abc import Mapping
 
 from infra.servers.resolver import ServerBinary, ServerName
-from infra.servers.unprivileged import account, reachable_folder
+from infra.servers.unprivileged import accessible_data_folder, account
 from infra.supervisor.clocks import clock_environment
 from infra.supervisor.environment import (
     DeploymentContext,
@@ -124,7 +124,7 @@ def _etcd(context: DeploymentContext, servers: Mapping[ServerName, ServerBinary]
 
 def _view(context: DeploymentContext, _: Mapping[ServerName, ServerBinary], region: str) -> ProcessSpec:
     folder = context.layout.region(region) / "view"
-    target = reachable_folder(folder, account())
+    target = accessible_data_folder(folder, account())
 
     async def prepare() -> None:
         port = context.plan.port(region, "view")

@@ -13,7 +13,7 @@ import tempfile
 from pathlib import Path
 from typing import Any
 
-from infra.servers.unprivileged import account, reachable_folder
+from infra.servers.unprivileged import accessible_data_folder, account
 from infra.supervisor.errors import PlanMismatch, StartFailed
 from infra.supervisor.process import base_environment
 from infra.supervisor.secrets import Secrets
@@ -51,7 +51,7 @@ async def prepare_view(folder: Path, *, postgres_bin: Path, port: int, secrets: 
         PlanMismatch: The folder belongs to another major version of PostgreSQL.
         StartFailed: initdb or the creation of the roles failed.
     """
-    target = reachable_folder(folder, account())
+    target = accessible_data_folder(folder, account())
     version = target / "PG_VERSION"
     if version.exists() and version.read_text().strip() != POSTGRES_MAJOR:
         raise PlanMismatch(

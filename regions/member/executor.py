@@ -178,7 +178,7 @@ class MemberExecutor:
             return MemberState(kind="absent")
         if not await member.adopt():
             return MemberState(kind="stopped")
-        remembered = member.record
+        remembered = member.start_record
         assert remembered is not None, "a member without a record is not adopted"
         try:
             row = await member.ledger.one("read_frozen")

@@ -176,7 +176,7 @@ class FailoverMember(Member):
         if self.running and not await self._is_standby():
             await self.stop(at_once=True)
         if not self.running:
-            known = self.record
+            known = self.start_record
             self._write("standby.signal", "")
             await self._start("standby", 0 if known is None else known.epoch)
             self.proxy.close()
@@ -202,7 +202,7 @@ class FailoverMember(Member):
             raise MemberFailed("it is not promoted before its quorum is set")
         if await self._is_standby():
             await self.keep_wal_for(followers)
-            known = self.record
+            known = self.start_record
             # Durable before the promotion, so that a member that may have been primary never counts as a standby
             # (rule 8).
             record.MemberRecord(role="primary", epoch=epoch, process=None if known is None else known.process).store(

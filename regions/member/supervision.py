@@ -95,7 +95,7 @@ class Member:
         return self._follows
 
     @property
-    def record(self) -> MemberRecord | None:
+    def start_record(self) -> MemberRecord | None:
         """The record of its last start; None if it was never started."""
         return MemberRecord.load(self.settings.state)
 
@@ -142,7 +142,7 @@ class Member:
         recorded standby without that file was promoted externally. The WAL of such a member belongs to no epoch and may
         end after the acknowledged writes, and its timeline may have the same number as another member's (rule 11).
         """
-        remembered, data = self.record, self.settings.data
+        remembered, data = self.start_record, self.settings.data
         was_standby = remembered is not None and remembered.role == "standby"
         whole = data.exists() and not record.building(self.settings.state)
         return was_standby and whole and not (data / "standby.signal").exists()
@@ -158,7 +158,7 @@ class Member:
         if process is None:
             return False
         self.process = process
-        remembered = self.record
+        remembered = self.start_record
         if remembered is None or remembered.process != identity:
             # The epoch under which it was started is unknown (rule 8).
             _log.warning("ledger: a postmaster of unknown epoch runs on %s: it is stopped", self.settings.data)

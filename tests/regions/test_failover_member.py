@@ -304,7 +304,7 @@ async def begin_a_promotion(member: FailoverMember, *, epoch: int) -> None:
 
 def recorded(member: FailoverMember) -> tuple[str, int]:
     """Return the role and the epoch in the member's record on disk."""
-    found = member.record
+    found = member.start_record
     assert found is not None
     return found.role, found.epoch
 

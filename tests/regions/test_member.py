@@ -294,7 +294,7 @@ async def test_a_killed_postmaster_is_noticed_and_can_be_started_again(made: Dep
     assert not leader.running
     connection.terminate()
     await leader.start_primary(epoch=2, synchronous_standby_names="")
-    record = leader.record
+    record = leader.start_record
     assert record is not None
     assert (record.role, record.epoch) == ("primary", 2)
     connection = await made.connect(EAST)

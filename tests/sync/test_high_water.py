@@ -87,7 +87,7 @@ def test_a_missing_quorum_is_polled_less_often() -> None:
         for _ in range(round(seconds / STEP_S)):
             loop.advance(STEP_S)
 
-    waiting = loop.start(mark.wait_for(1))
+    waiting = loop.start(mark.wait_for_quorum(1))
     wait(0.2)
     assert mark.pauses_s()[0] == pytest.approx(POLL_PAUSE_S_MIN, abs=STEP_S)
     assert mark.pauses_s()[-1] == pytest.approx(POLL_PAUSE_S_MAX, abs=STEP_S)
@@ -96,7 +96,7 @@ def test_a_missing_quorum_is_polled_less_often() -> None:
     assert waiting.done()
     # The next wait may be as long, so it begins with the longest pause.
     mark.quorum, before = False, len(mark.polled_s)
-    again = loop.start(mark.wait_for(2))
+    again = loop.start(mark.wait_for_quorum(2))
     wait(2 * POLL_PAUSE_S_MAX)
     assert mark.pauses_s()[before] == pytest.approx(POLL_PAUSE_S_MAX, abs=STEP_S)
     mark.quorum = True
@@ -230,7 +230,7 @@ async def test_the_ledger_is_polled_again_when_it_comes_back(quorum_rig: Rig, tm
     server = quorum_rig.servers.ledger
     mark = HighWaterMark(quorum_rig.stream_url)
     async with mark.in_use():
-        waiting = asyncio.create_task(mark.wait_for(1))
+        waiting = asyncio.create_task(mark.wait_for_quorum(1))
         end = "SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name = 'palaver-capture'"
         await until(lambda: bool(server.sql(end)))
         assert not waiting.done()

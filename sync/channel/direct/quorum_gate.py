@@ -73,7 +73,7 @@ class QuorumGate:
             # The end of the transaction is unknown, but the leader has flushed it: PostgreSQL decodes at the commit.
             await self._mark.wait_for_all()
         else:
-            await self._mark.wait_for(item.position.lsn)
+            await self._mark.wait_for_quorum(item.position.lsn)
 
     async def _pass(self, item: Item) -> Item:
         """Return a transaction as it is, and progress cut to the mark."""

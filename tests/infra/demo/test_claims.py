@@ -24,8 +24,8 @@ from infra.demo.tour import (
     VISIBILITY_SAMPLES,
     TourResult,
     check_every_region,
-    check_leader_loss,
     check_posted,
+    check_posts_during_leader_loss,
     facts_of,
     print_figures,
 )
@@ -85,7 +85,7 @@ def status(**cell: Any) -> list[str]:
 
 def disaster(after: int, *comments: Posted) -> list[str]:
     seen = LeaderLoss(died="ap", leads="us", epoch=2, still_ms=1.0, posted_after=after, back_s=1.0)
-    return failures(lambda result: check_leader_loss(seen, comments, REGIONS, result))
+    return failures(lambda result: check_posts_during_leader_loss(seen, comments, REGIONS, result))
 
 
 async def read_back(shown: dict[str, dict[str, Any]], count: int) -> list[str]:

@@ -70,7 +70,7 @@ def test_an_installation_in_a_closed_home_is_copied_once_and_works(place: Path, 
     assert copied.stat().st_ctime_ns == made_at
     assert not [path for path in store.iterdir() if path.name.startswith(".")]
 
-    data = unprivileged.reachable_folder(place / "home" / "deployment" / "ledger", account, stores=[store])
+    data = unprivileged.accessible_data_folder(place / "home" / "deployment" / "ledger", account, stores=[store])
     servers.run_as(account, [str(copied / "initdb"), f"--pgdata={data}", "--username=palaver", "--no-sync"])
     port = child_processes.free_port()
     options = f"-p {port} -c listen_addresses=127.0.0.1 -c unix_socket_directories=''"
@@ -98,29 +98,29 @@ def install_in_closed_home(place: Path) -> Path:
 
 def test_data_stays_in_place_if_the_account_can_enter(place: Path, store: Path, account: Account) -> None:
     path = place / "deployment" / "ledger"
-    assert unprivileged.reachable_folder(path, account, stores=[store]) == path
+    assert unprivileged.accessible_data_folder(path, account, stores=[store]) == path
     assert (path.stat().st_uid, path.stat().st_mode & 0o777) == (account.uid, 0o700)
     assert not store.exists()
 
 
 def test_data_below_a_closed_home_is_kept_in_the_store(place: Path, store: Path, account: Account) -> None:
     path = place / "home" / "deployment" / "ledger"
-    folder = unprivileged.reachable_folder(path, account, stores=[store])
+    folder = unprivileged.accessible_data_folder(path, account, stores=[store])
     (folder / "PG_VERSION").write_text("18")
     assert path.readlink() == folder
     assert (folder.stat().st_uid, folder.stat().st_mode & 0o777) == (account.uid, 0o700)
     assert unprivileged.reachable(folder, account)
-    assert unprivileged.reachable_folder(path, account, stores=[store]) == folder
+    assert unprivileged.accessible_data_folder(path, account, stores=[store]) == folder
     assert (folder / "PG_VERSION").read_text() == "18"
 
 
 def test_two_deployments_never_share_a_folder(place: Path, store: Path, account: Account) -> None:
     paths = [place / "home" / name / "ledger" for name in ("one", "two")]
-    folders = {unprivileged.reachable_folder(path, account, stores=[store]) for path in paths}
+    folders = {unprivileged.accessible_data_folder(path, account, stores=[store]) for path in paths}
     assert len(folders) == 2
     shutil.copytree(place / "home" / "one", place / "home" / "copy", symlinks=True)
     with pytest.raises(FolderUnreachable, match="not the data of this deployment"):
-        unprivileged.reachable_folder(place / "home" / "copy" / "ledger", account, stores=[store])
+        unprivileged.accessible_data_folder(place / "home" / "copy" / "ledger", account, stores=[store])
 
 
 def test_data_that_became_unreachable_is_refused_and_kept(place: Path, store: Path, account: Account) -> None:
@@ -128,7 +128,7 @@ def test_data_that_became_unreachable_is_refused_and_kept(place: Path, store: Pa
     path.mkdir(parents=True)
     (path / "PG_VERSION").write_text("18")
     with pytest.raises(FolderUnreachable, match="chmod o\\+x"):
-        unprivileged.reachable_folder(path, account, stores=[store])
+        unprivileged.accessible_data_folder(path, account, stores=[store])
     assert (path / "PG_VERSION").exists()
 
 
@@ -137,12 +137,12 @@ def test_data_of_another_user_is_refused(place: Path, account: Account) -> None:
     path.mkdir()
     (path / "PG_VERSION").write_text("18")
     with pytest.raises(FolderUnreachable, match="holds data of user root"):
-        unprivileged.reachable_folder(path, account)
+        unprivileged.accessible_data_folder(path, account)
 
 
 def test_prune_removes_only_data_that_no_deployment_links_to(place: Path, store: Path, account: Account) -> None:
-    kept = unprivileged.reachable_folder(place / "home" / "kept" / "ledger", account, stores=[store])
-    gone = unprivileged.reachable_folder(place / "home" / "gone" / "ledger", account, stores=[store])
+    kept = unprivileged.accessible_data_folder(place / "home" / "kept" / "ledger", account, stores=[store])
+    gone = unprivileged.accessible_data_folder(place / "home" / "gone" / "ledger", account, stores=[store])
     shutil.rmtree(place / "home" / "gone")
     assert unprivileged.prune(stores=[store]) == [place / "home" / "gone" / "ledger"]
     assert kept.is_dir()
@@ -153,9 +153,9 @@ def test_prune_removes_only_data_that_no_deployment_links_to(place: Path, store:
 def test_prune_keeps_data_a_server_runs_in_and_data_of_an_unmounted_file_system(
     place: Path, store: Path, account: Account
 ) -> None:
-    served = unprivileged.reachable_folder(place / "home" / "served" / "ledger", account, stores=[store])
+    served = unprivileged.accessible_data_folder(place / "home" / "served" / "ledger", account, stores=[store])
     (served / "postmaster.pid").write_text(f"{os.getpid()}\n")
-    away = unprivileged.reachable_folder(place / "home" / "away" / "ledger", account, stores=[store])
+    away = unprivileged.accessible_data_folder(place / "home" / "away" / "ledger", account, stores=[store])
     record = away.with_suffix(".json")
     record.write_text(json.dumps({**json.loads(record.read_text()), "device": -1}))
     shutil.rmtree(place / "home")
