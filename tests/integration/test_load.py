@@ -153,6 +153,15 @@ def test_a_read_that_takes_too_long_is_a_failed_read(stack: Stack) -> None:
     assert account.reads["us-east"] == 1
 
 
+def sent_to(region: str, account: Account) -> dict[str, list[float]]:
+    """Return the times at which each write was sent to an edge, by its key."""
+    times: dict[str, list[float]] = {}
+    for record in account.of_kind("sent"):
+        if record["region"] == region:
+            times.setdefault(record["key"], []).append(record["t"])
+    return times
+
+
 def test_a_writer_gives_up_and_sends_to_no_other_edge(
     stack: Stack, edge: Edge, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -161,7 +170,11 @@ def test_a_writer_gives_up_and_sends_to_no_other_edge(
     with load(dead) as account:
         more_writes(account, 10)
         eventually(lambda: account.of_kind("read"), what="reads")
-    assert account.given_up
+        eventually(lambda: sent_to("us-east", account), lambda sent: len(sent) > 2, what="a writer continues")
+    # Also the write that was under way at the end was given up after about 0.3 s.
+    attempts = sent_to("us-east", account)
+    assert set(account.given_up) == attempts.keys()
+    assert max(max(times) - min(times) for times in attempts.values()) < 5
     assert account.refused == 0
     assert account.reads["us-east"] == 0
     assert account.read_failures["us-east"][0].startswith("None ConnectError after ")
