@@ -342,10 +342,12 @@ class EnvoyServer:
 
 def _admin_client(address: dict[str, Any]) -> httpx.Client:
     if "pipe" in address:
-        transport = httpx.HTTPTransport(uds=address["pipe"]["path"])
+        transport = httpx.HTTPTransport(uds=address["pipe"]["path"], verify=TRUST_NOBODY)
         return httpx.Client(transport=transport, base_url="http://admin", timeout=5)
     at = address["socket_address"]
-    return httpx.Client(base_url=f"http://{at['address']}:{at['port_value']}", timeout=5, trust_env=False)
+    return httpx.Client(
+        base_url=f"http://{at['address']}:{at['port_value']}", timeout=5, trust_env=False, verify=TRUST_NOBODY
+    )
 
 
 @contextlib.contextmanager

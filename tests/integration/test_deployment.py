@@ -17,6 +17,7 @@ import pytest
 
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
+from regions.plain_http import TRUST_NOBODY
 from tests.child_processes import is_alive, processes_of, stopped_at_the_end
 from tests.integration.stack import REGIONS, Stack, palaver, start_stack
 from tests.waiting import eventually
@@ -74,7 +75,7 @@ def test_every_target_of_the_documented_scrape_configuration_answers_with_metric
     processes = {(entry["labels"].get("region"), entry["labels"]["process"]) for entry in targets}
     assert {(None, "supervisor"), (None, "relay"), ("sa-east", "read_api"), (REGIONS[0], "write_api")} <= processes
     for entry in targets:
-        answer = httpx.get(f"http://{entry['targets'][0]}/metrics", trust_env=False)
+        answer = httpx.get(f"http://{entry['targets'][0]}/metrics", trust_env=False, verify=TRUST_NOBODY)
         assert answer.status_code == 200, entry
         assert "# TYPE palaver_" in answer.text, entry
 

@@ -18,6 +18,7 @@ from infra.supervisor.envoy import bootstrap
 from regions.edge import EdgeConfigurator, EdgeSettings
 from regions.identity import RegionName
 from regions.leadership import Leadership
+from regions.plain_http import TRUST_NOBODY, PlainTransport
 from regions.topology import Address
 from services.api.openapi import openapi_document
 from tests.answers import Answers
@@ -178,12 +179,12 @@ async def edge_harness(
                 await backend.start()
                 stack.push_async_callback(backend.stop)
                 backends[backend.name] = backend
-        transport = httpx.AsyncHTTPTransport(uds=str(settings.admin))
+        transport = PlainTransport(uds=settings.admin)
         admin = await stack.enter_async_context(
             httpx.AsyncClient(transport=transport, base_url="http://edge", timeout=20)
         )
         client = await stack.enter_async_context(
-            httpx.AsyncClient(base_url=f"http://{settings.listen}", timeout=20, trust_env=False)
+            httpx.AsyncClient(base_url=f"http://{settings.listen}", timeout=20, trust_env=False, verify=TRUST_NOBODY)
         )
         configurator = EdgeConfigurator(deployment.topology(region), settings)
         await configurator.apply(None if leader is None else leadership(leader, 1), admin)

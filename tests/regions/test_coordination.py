@@ -27,6 +27,7 @@ from regions.coordination import (
 from regions.etcd import Endpoint, StoredValue
 from regions.identity import CellId, RegionName
 from regions.leadership import ANCESTRY_MAX, Succession
+from regions.plain_http import TRUST_NOBODY
 from regions.position import Position
 from regions.topology import parse_address
 from tests import servers, waiting
@@ -364,7 +365,9 @@ async def test_a_watch_resumes_after_a_compaction_of_its_revision(cluster: EtcdC
 
 
 def compact(cluster: EtcdCluster, revision: int) -> None:
-    with httpx.Client(base_url=f"http://{cluster.endpoints[1]}", trust_env=False, timeout=5) as client:
+    with httpx.Client(
+        base_url=f"http://{cluster.endpoints[1]}", trust_env=False, verify=TRUST_NOBODY, timeout=5
+    ) as client:
         answer = client.post("/v3/auth/authenticate", json={"name": USER, "password": PASSWORD})
         token = {"Authorization": answer.json()["token"]}
         client.post("/v3/kv/compaction", json={"revision": revision}, headers=token).raise_for_status()

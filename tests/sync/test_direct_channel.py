@@ -8,6 +8,7 @@ import pytest
 
 from regions.identity import RegionName
 from regions.leadership import Leadership, Succession
+from regions.plain_http import TRUST_NOBODY
 from regions.position import ZERO, Position, encode_token
 from sync.change import Item, Progress, Transaction, decode_line
 from sync.channel.buffer import BUFFER_BYTES_MAX, BufferedSubscription
@@ -34,7 +35,9 @@ async def take(subscription: BufferedSubscription, count: int) -> list[Transacti
 
 @asynccontextmanager
 async def http(rig: Rig) -> AsyncGenerator[httpx.AsyncClient]:
-    async with httpx.AsyncClient(base_url=f"http://127.0.0.1:{rig.port}", headers=BEARER, timeout=WAIT_S) as client:
+    async with httpx.AsyncClient(
+        base_url=f"http://127.0.0.1:{rig.port}", headers=BEARER, timeout=WAIT_S, verify=TRUST_NOBODY
+    ) as client:
         yield client
 
 
@@ -253,7 +256,7 @@ async def test_the_client_waits_for_a_promised_epoch_when_its_stream_ends(monkey
         for _ in range(50):
             await asyncio.sleep(0)
         # The server answers in order, so a reconnect of the client would be counted by now.
-        async with httpx.AsyncClient(timeout=WAIT_S) as other:
+        async with httpx.AsyncClient(timeout=WAIT_S, verify=TRUST_NOBODY) as other:
             assert (await other.get(f"http://127.0.0.1:{port}/")).status_code == 200
         assert (ends.connections, channel.reconnects) == (2, 1)
         leaders.set(leadership("here", epoch=2))

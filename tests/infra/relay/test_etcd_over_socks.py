@@ -13,6 +13,7 @@ import pytest
 from infra.relay.links import parse_config
 from infra.relay.network import Network
 from infra.servers.resolver import resolve
+from regions.plain_http import TRUST_NOBODY
 from tests.child_processes import Child, folder, free_port
 from tests.infra.relay.wire import PATIENCE_S
 
@@ -29,7 +30,7 @@ class Cluster:
 
     async def leader(self, region: str) -> str | None:
         """Return the etcd leader, as the status of a region's member reports it."""
-        async with httpx.AsyncClient(trust_env=False, timeout=2) as http:
+        async with httpx.AsyncClient(trust_env=False, verify=TRUST_NOBODY, timeout=2) as http:
             try:
                 base = f"http://127.0.0.1:{self.clients[region]}/v3"
                 status = (await http.post(f"{base}/maintenance/status", json={})).json()
@@ -40,7 +41,7 @@ class Cluster:
         return names.get(status.get("leader"))
 
     async def put(self, region: str) -> bool:
-        async with httpx.AsyncClient(trust_env=False, timeout=1) as http:
+        async with httpx.AsyncClient(trust_env=False, verify=TRUST_NOBODY, timeout=1) as http:
             try:
                 body = {"key": "YQ==", "value": "Yg=="}
                 answer = await http.post(f"http://127.0.0.1:{self.clients[region]}/v3/kv/put", json=body)

@@ -17,6 +17,7 @@ import pytest
 
 from infra.relay.client import RelayClient, RelayFailed
 from infra.relay.faults import CLEAR, Fault
+from regions.plain_http import TRUST_NOBODY
 from tests.child_processes import Child, folder, free_port
 from tests.infra.relay.wire import document
 
@@ -57,7 +58,7 @@ def relay(settings: dict[str, Any]) -> Generator[Child]:
 
 def answers(control: str) -> bool:
     try:
-        return httpx.get(f"http://{control}/healthz").is_success
+        return httpx.get(f"http://{control}/healthz", verify=TRUST_NOBODY).is_success
     except httpx.HTTPError:
         return False
 
@@ -99,7 +100,7 @@ def test_a_fault_set_over_the_api_is_in_force(
         deadline = time.monotonic() + 20
         while held not in metrics:
             assert time.monotonic() < deadline
-            metrics = httpx.get(f"http://{settings['control']}/metrics").text
+            metrics = httpx.get(f"http://{settings['control']}/metrics", verify=TRUST_NOBODY).text
         assert 'palaver_relay_connections_total{source="a",target="b"} 1.0' in metrics
         near.setblocking(False)
         with pytest.raises(BlockingIOError):
@@ -112,7 +113,7 @@ def test_a_fault_set_over_the_api_is_in_force(
 @pytest.mark.usefixtures("relay")
 def test_the_control_api_lists_links_and_socks_listeners(settings: dict[str, Any]) -> None:
     bearer = {"Authorization": f"Bearer {settings['token']}"}
-    listeners = httpx.get(f"http://{settings['control']}/v1/links", headers=bearer).json()
+    listeners = httpx.get(f"http://{settings['control']}/v1/links", verify=TRUST_NOBODY, headers=bearer).json()
     assert listeners == {"links": settings["links"], "socks": settings["socks"]}
 
 
@@ -125,14 +126,14 @@ def test_invalid_requests_are_refused_with_a_reason(client: RelayClient, setting
         client.set_fault("a", "b", delay_ms=-1)
     base = f"http://{settings['control']}"
     bearer = {"Authorization": f"Bearer {settings['token']}"}
-    assert httpx.get(f"{base}/v1/faults").status_code == 401
-    assert httpx.get(f"{base}/v1/none", headers=bearer).status_code == 404
-    assert httpx.delete(f"{base}/v1/faults", headers=bearer).status_code == 405
+    assert httpx.get(f"{base}/v1/faults", verify=TRUST_NOBODY).status_code == 401
+    assert httpx.get(f"{base}/v1/none", verify=TRUST_NOBODY, headers=bearer).status_code == 404
+    assert httpx.delete(f"{base}/v1/faults", verify=TRUST_NOBODY, headers=bearer).status_code == 405
     for body in (b"{", b"[]", b'{"changes": 1}', b'{"changes": [1]}', b"\xff"):
-        answer = httpx.patch(f"{base}/v1/faults", content=body, headers=bearer)
+        answer = httpx.patch(f"{base}/v1/faults", verify=TRUST_NOBODY, content=body, headers=bearer)
         assert (answer.status_code, list(answer.json())) == (400, ["error"])
     for body in (b'{"pairs": 1}', b'{"pairs": [["a"]]}', b'{"pairs": [["a", 1]]}'):
-        answer = httpx.post(f"{base}/v1/faults/heal", content=body, headers=bearer)
+        answer = httpx.post(f"{base}/v1/faults/heal", verify=TRUST_NOBODY, content=body, headers=bearer)
         assert (answer.status_code, list(answer.json())) == (400, ["error"])
 
 

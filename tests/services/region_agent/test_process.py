@@ -13,6 +13,7 @@ import httpx
 import pytest
 
 from infra.servers.unprivileged import account
+from regions.plain_http import TRUST_NOBODY
 from regions.process_identity import ProcessIdentity
 from services.api.leader_port import CANCELLED_WAIT_PATH, CURRENT_PATH
 from tests import servers
@@ -94,7 +95,8 @@ class Processes:
             return False
 
     def get(self, region: str, path: str) -> httpx.Response:
-        return httpx.get(f"http://127.0.0.1:{self.internal[region]}{path}", timeout=5, trust_env=False)
+        url = f"http://127.0.0.1:{self.internal[region]}{path}"
+        return httpx.get(url, timeout=5, trust_env=False, verify=TRUST_NOBODY)
 
     def order(self, region: str, secret: str, order: dict[str, str]) -> httpx.Response:
         return self.post(region, "/order", secret, order)
@@ -106,6 +108,7 @@ class Processes:
             headers={"authorization": f"Bearer {secret}"},
             timeout=15,
             trust_env=False,
+            verify=TRUST_NOBODY,
         )
 
     def status(self, region: str) -> dict[str, Any]:

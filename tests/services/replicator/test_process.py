@@ -15,6 +15,7 @@ import httpx
 import pytest
 
 from regions.coordination import Coordination
+from regions.plain_http import TRUST_NOBODY
 from regions.topology import parse_address
 from services.replicator.settings import InvalidSettings, Settings
 from tests import servers
@@ -119,12 +120,12 @@ def replicator(environment: dict[str, str], log: Path) -> Generator[subprocess.P
 
 
 async def get(url: str) -> httpx.Response:
-    async with httpx.AsyncClient(trust_env=False) as client:
+    async with httpx.AsyncClient(trust_env=False, verify=TRUST_NOBODY) as client:
         return await client.get(url)
 
 
 async def until_status(url: str, **expected: object) -> dict[str, Any]:
-    async with httpx.AsyncClient(base_url=url, trust_env=False) as client, asyncio.timeout(WAIT_S):
+    async with httpx.AsyncClient(base_url=url, trust_env=False, verify=TRUST_NOBODY) as client, asyncio.timeout(WAIT_S):
         while True:
             try:
                 status: dict[str, Any] = (await client.get("/status")).json()

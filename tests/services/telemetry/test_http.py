@@ -14,6 +14,7 @@ from opentelemetry.sdk.trace import ReadableSpan
 from opentelemetry.sdk.trace.export import SpanExporter, SpanExportResult
 from prometheus_client import CollectorRegistry, generate_latest
 
+from regions.plain_http import TRUST_NOBODY
 from services.api.problems import CATALOGUE
 from services.telemetry.http_server import ListenFailed, bind, parse_listen, serve_http
 from services.telemetry.internal import internal_app
@@ -196,7 +197,7 @@ async def test_a_cancelled_server_completes_its_request_and_closes_its_port() ->
     listener = bind("127.0.0.1:0")
     port = listener.getsockname()[1]
     serving = asyncio.ensure_future(serve_http(app, listener))
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=TRUST_NOBODY) as client:
         request = asyncio.ensure_future(client.get(f"http://127.0.0.1:{port}/"))
         await entered.wait()
         serving.cancel()
@@ -265,7 +266,7 @@ async def test_a_second_cancellation_frees_the_port_at_once() -> None:
     listener = bind("127.0.0.1:0")
     port = listener.getsockname()[1]
     serving = asyncio.ensure_future(serve_http(app, listener, graceful_stop_s=60))
-    async with httpx.AsyncClient() as client:
+    async with httpx.AsyncClient(verify=TRUST_NOBODY) as client:
         request = asyncio.ensure_future(client.get(f"http://127.0.0.1:{port}/"))
         await entered.wait()
         for _ in range(2):

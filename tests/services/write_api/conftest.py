@@ -22,6 +22,8 @@ from services.write_api.settings import WriteSettings
 from tests import servers
 from tests.answers import Answers
 
+DOCUMENT = openapi_document()
+
 ADMIN = {"authorization": "Bearer admin-key-of-tests"}
 
 
@@ -77,13 +79,13 @@ class WatchedGuard(LeadershipGuard):
 class Api:
     """The write API in this process, on a real ledger, with a leadership that the test sets."""
 
-    http: httpx.AsyncClient
     pool: LedgerPool
     leadership: Leadership | None = field(default_factory=leadership)
     proves: bool = True
     quorum_wait_cancelled: list[int] = field(default_factory=list[int])
     app: AsgiApp | None = None
     guard: WatchedGuard = field(init=False)
+    http: httpx.AsyncClient = field(init=False)
 
     def __post_init__(self) -> None:
         self.guard = WatchedGuard(lambda: self.leadership, RegionName("us-east"))
@@ -130,8 +132,7 @@ class write_api:  # noqa: N801 - used as a context manager, like a function
 
     async def __aenter__(self) -> Api:
         await self.pool.__aenter__()
-        client = httpx.AsyncClient(base_url="http://test")
-        running = Api(http=client, pool=self.pool, quorum_wait_cancelled=self.quorum_wait_cancelled)
+        running = Api(pool=self.pool, quorum_wait_cancelled=self.quorum_wait_cancelled)
         self.guards.append(running.guard)
         app = write_application(
             settings=settings(self.url),
@@ -144,8 +145,7 @@ class write_api:  # noqa: N801 - used as a context manager, like a function
         )
         running.app = app
         transport = httpx.ASGITransport(app, raise_app_exceptions=False)  # pyright: ignore[reportArgumentType] - httpx types ASGI with dict, we with MutableMapping
-        await client.aclose()
-        answers = Answers(openapi_document(), undocumented=[STRONG_POSITION_PATH])
+        answers = Answers(DOCUMENT, undocumented=[STRONG_POSITION_PATH])
         running.http = httpx.AsyncClient(base_url="http://test", transport=transport, event_hooks=answers.hooks())
         return running
 
