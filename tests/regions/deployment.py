@@ -55,19 +55,64 @@ class CopiedMember(FailoverMember):
         if program != "initdb":
             await super()._run(program, *arguments, **options)
             return
-        made, data = _initialised() / "data", self.settings.data
-        if not made.exists():
+        template, data = _templates() / "data", self.settings.data
+        if not template.exists():
             await super()._run(program, *arguments, **options)
-            whole = made.with_name(data.parent.name)
-            await asyncio.to_thread(run_as, account(), ["cp", "-a", str(data), str(whole)])
-            whole.rename(made)
+            await _copy_whole(data, template)
         else:
-            await asyncio.to_thread(run_as, account(), ["cp", "-a", f"{made}/.", str(data)])
+            await asyncio.to_thread(run_as, account(), ["cp", "-a", f"{template}/.", str(data)])
+
+
+async def copy_prepared(made: "Deployment") -> dict[RegionName, FailoverMember]:
+    """Give the members of `made` the data of a prepared leader, the first region, and of two copies of its ledger.
+
+    The first call of a test run prepares them with the operations that an agent uses: roles, tables, follower slots and
+    base backups. Their files contain no port and no path but in the configuration, which a start writes. A copy takes
+    a third of the CPU time of the preparation, which `test_member.py` and `test_executor.py` test.
+
+    Returns:
+        The members, which do not run. The leader was primary of epoch 1, and the others have not followed yet.
+    """
+    templates = [_templates() / region for region in REGIONS]
+    if not all(template.exists() for template in templates):
+        async with deployment() as first:
+            await _prepare_cell(first)
+            for region, template in zip(REGIONS, templates, strict=True):
+                await _copy_whole(first.settings(region).data, template)
+    members: dict[RegionName, FailoverMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
+    for region, template in zip(REGIONS, templates, strict=True):
+        members[region]._make_private(made.settings(region).data)
+        await asyncio.to_thread(run_as, account(), ["cp", "-a", f"{template}/.", str(made.settings(region).data)])
+    return members
+
+
+async def _prepare_cell(made: "Deployment") -> None:
+    """Prepare a ledger in the first region, copy it to the others, and stop it."""
+    first, *others = REGIONS
+    leader = CopiedMember(made.settings(first))
+    await leader.initialise()
+    await leader.start_primary(epoch=1, synchronous_standby_names="")
+    try:
+        await leader.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
+        await prepare_ledger(leader.ledger.url)
+        await leader.ledger.prepare_slots(followers=others, streams=())
+        for region in others:
+            await CopiedMember(made.settings(region)).copy(made.ledger(first))
+    finally:
+        await leader.stop()
+
+
+async def _copy_whole(source: Path, target: Path) -> None:
+    """Copy a folder to a place that has either the whole copy or nothing, also after an error."""
+    part = target.with_name(f"{target.name}.part")
+    await asyncio.to_thread(run_as, account(), ["rm", "-rf", str(part)])
+    await asyncio.to_thread(run_as, account(), ["cp", "-a", str(source), str(part)])
+    part.rename(target)
 
 
 @cache
-def _initialised() -> Path:
-    """Return the folder of this test run for initialised data."""
+def _templates() -> Path:
+    """Return the folder of this test run for data that tests copy."""
     stack = contextlib.ExitStack()
     atexit.register(stack.close)
     return stack.enter_context(folder(account()))

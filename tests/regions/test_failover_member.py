@@ -21,15 +21,7 @@ from regions.member import MemberFailed, failover_member, quorum_names
 from regions.member.failover_member import Diverged, FailoverMember, FrozenStandby
 from regions.member.settings import proxy_name
 from regions.topology import Address
-from tests.regions.deployment import (
-    REGIONS,
-    REPLICATION_PASSWORD,
-    WRITER_PASSWORD,
-    CopiedMember,
-    Deployment,
-    deployment,
-    prepare_ledger,
-)
+from tests.regions.deployment import REGIONS, Deployment, copy_prepared, deployment
 from tests.tcp_proxy import TcpProxy
 from tests.waiting import until
 
@@ -42,19 +34,10 @@ EAST, WEST, SOUTH = REGIONS
 async def three_members() -> AsyncGenerator[tuple[Deployment, dict[RegionName, FailoverMember]]]:
     """Run three members; EAST leads epoch 1 with a quorum of one of the other two."""
     async with deployment() as made:
-        members: dict[RegionName, FailoverMember] = {region: CopiedMember(made.settings(region)) for region in REGIONS}
+        members = await copy_prepared(made)
         leader = members[EAST]
-        await leader.initialise()
         await leader.start_primary(epoch=1, synchronous_standby_names="")
-        await leader.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
-        await prepare_ledger(leader.ledger.url)
-        await leader.ledger.prepare_slots(followers=[WEST, SOUTH], streams=())
-
-        async def join(region: RegionName) -> None:
-            await members[region].copy(made.ledger(EAST))
-            await members[region].follow(epoch=1, leader=made.ledger(EAST))
-
-        await asyncio.gather(join(WEST), join(SOUTH))
+        await asyncio.gather(*(members[region].follow(epoch=1, leader=made.ledger(EAST)) for region in (WEST, SOUTH)))
         await leader.set_quorum(quorum_names((WEST, SOUTH), 1))
         await leader.ledger.write_fence_row(epoch=1, fence_id=UUID(int=1), leader=EAST)
         try:

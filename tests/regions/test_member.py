@@ -22,6 +22,7 @@ from tests.regions.deployment import (
     REGIONS,
     REPLICATION_PASSWORD,
     WRITER_PASSWORD,
+    CopiedMember,
     Deployment,
     deployment,
     prepare_ledger,
@@ -41,7 +42,7 @@ async def made() -> AsyncGenerator[Deployment]:
 
 
 async def lead(made: Deployment, region: RegionName = EAST) -> Member:
-    member = Member(made.settings(region))
+    member = CopiedMember(made.settings(region))
     await member.initialise()
     await member.start_primary(epoch=1, synchronous_standby_names="")
     await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)

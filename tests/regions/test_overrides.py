@@ -9,15 +9,7 @@ import pytest
 
 from regions.member import Member, SettingOverride, quorum_names
 from regions.member.overrides import NAMED_MAX, OverrideWatch, describe
-from tests.regions.deployment import (
-    REGIONS,
-    REPLICATION_PASSWORD,
-    WRITER_PASSWORD,
-    CopiedMember,
-    Deployment,
-    deployment,
-    prepare_ledger,
-)
+from tests.regions.deployment import REGIONS, Deployment, copy_prepared, deployment
 from tests.waiting import until
 
 pytestmark = pytest.mark.integration
@@ -33,11 +25,8 @@ async def made() -> AsyncGenerator[Deployment]:
 
 @pytest.fixture
 async def leader(made: Deployment) -> AsyncGenerator[Member]:
-    member = CopiedMember(made.settings(EAST))
-    await member.initialise()
+    member = (await copy_prepared(made))[EAST]
     await member.start_primary(epoch=1, synchronous_standby_names="")
-    await member.ledger.prepare_roles(replication_password=REPLICATION_PASSWORD, writer_password=WRITER_PASSWORD)
-    await prepare_ledger(member.ledger.url)
     yield member
     await member.stop()
 
