@@ -61,6 +61,10 @@ test: setup ## Run all checks and all tests but soaks and benchmarks; a part tha
 	echo "make test: all $$how after $$SECONDS s"; \
 	test -z "$$failed" || { echo "make test: failed:$$failed" >&2; exit 1; }
 
+# Tests start Python some hundred times. Without cached bytecode each start compiles what it imports, and each worker
+# compiles all tests.
+$(TESTS): export PYTHONDONTWRITEBYTECODE :=
+
 test-servers: setup ## The part of `test` with servers of its own
 	$(BIN)/pytest -m "not soak and not bench and not simulation and not stack and not alone" -n $(WORKERS) --dist loadfile --no-loadscope-reorder $(COUNTED)
 
