@@ -9,12 +9,14 @@ import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import orjson
 import psutil
 import pytest
 
+from infra.supervisor.errors import DeploymentError, NotRunning
 from infra.supervisor.layout import open_layout
 from infra.supervisor.plan import load_plan
 from regions.plain_http import TRUST_NOBODY
@@ -36,7 +38,9 @@ def own_deployment(data_folder: Callable[[], Path]) -> Stack:
 @pytest.fixture
 def own_stack(own_deployment: Stack) -> Stack:
     """The deployment of this module, running, also if the test before stopped it."""
-    if own_deployment.palaver("status", check=False).returncode != 0:
+    try:
+        own_deployment.status()
+    except NotRunning:
         own_deployment.palaver("up", "--detach")
     return own_deployment
 
@@ -158,15 +162,48 @@ def test_the_next_start_ends_remaining_orphans(own_stack: Stack) -> None:
     own_stack.until_visible("ap-south", made)
 
 
-def test_down_stops_everything_and_keeps_the_data(own_stack: Stack) -> None:
+def test_down_stops_everything_a_start_in_the_foreground_has_the_data_and_an_interrupt_stops_it(
+    own_stack: Stack,
+) -> None:
     made = own_stack.post("us-east", "Kept.", thread="down").json()["id"]
     everything = processes_of(own_stack.data)
     own_stack.palaver("down")
     assert not any(is_alive(process) for process in everything)
     assert own_stack.palaver("status", check=False).returncode == 1
-    own_stack.palaver("up", "--detach")
-    for region in own_stack.edges:
-        own_stack.until_visible(region, made)
+    process = subprocess.Popen(
+        [sys.executable, "-P", "-m", "infra.cli", "up", "--data", str(own_stack.data)],
+        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
+    )  # fmt: skip
+    try:
+        eventually(
+            lambda: foreground_regions(own_stack),
+            lambda regions: regions != [] and all(region["healthy"] for region in regions),
+            within_s=60,
+            what="the foreground start is ready",
+        )
+        assert own_stack.palaver("status").returncode == 0
+        for region in own_stack.edges:
+            own_stack.until_visible(region, made)
+        everything = processes_of(own_stack.data)
+        process.send_signal(signal.SIGINT)
+        output, _ = process.communicate(timeout=40)
+        assert process.returncode == 0, output
+        assert all(f"{region}: {edge}" in output for region, edge in own_stack.edges.items()), output
+        assert "stop: Ctrl-C" in output
+        assert output.endswith(f"stopped; the data is kept in {own_stack.data}\n")
+        assert not any(is_alive(member) for member in everything)
+    finally:
+        if process.poll() is None:
+            process.kill()
+            process.wait()
+
+
+def foreground_regions(stack: Stack) -> list[dict[str, Any]]:
+    """Return the status of each region; none before the supervisor answers."""
+    try:
+        return stack.status()["regions"]
+    except DeploymentError:
+        return []
 
 
 def test_a_taken_port_is_reported_in_one_line_and_nothing_stays_running(stopped_stack: Stack) -> None:
@@ -193,32 +230,6 @@ def test_a_process_that_does_not_start_ends_the_start_and_all_processes(stopped_
         assert processes_of(stopped_stack.data) == []
     finally:
         broken.write_bytes(kept)
-
-
-def test_an_interrupt_stops_a_deployment_in_the_foreground(stopped_stack: Stack) -> None:
-    process = subprocess.Popen(
-        [sys.executable, "-P", "-m", "infra.cli", "up", "--data", str(stopped_stack.data)],
-        stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,
-    )  # fmt: skip
-    try:
-        eventually(
-            lambda: stopped_stack.palaver("status", "--json", check=False),
-            lambda done: done.returncode == 0 and all(r["healthy"] for r in orjson.loads(done.stdout)["regions"]),
-            within_s=60,
-            what="the foreground start is ready",
-        )
-        everything = processes_of(stopped_stack.data)
-        process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=40)
-        assert process.returncode == 0, output
-        assert all(f"{region}: {edge}" in output for region, edge in stopped_stack.edges.items()), output
-        assert "stop: Ctrl-C" in output
-        assert output.endswith(f"stopped; the data is kept in {stopped_stack.data}\n")
-        assert not any(is_alive(member) for member in everything)
-    finally:
-        if process.poll() is None:
-            process.kill()
-            process.wait()
 
 
 @pytest.mark.parametrize(
