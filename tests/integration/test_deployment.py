@@ -180,6 +180,7 @@ def test_down_stops_everything_a_start_in_the_foreground_has_the_data_and_an_int
             lambda regions: regions != [] and all(region["healthy"] for region in regions),
             within_s=60,
             what="the foreground start is ready",
+            pause_s=0.5,
         )
         assert own_stack.palaver("status").returncode == 0
         for region in own_stack.edges:
