@@ -104,10 +104,7 @@ def compare(own: PositionedTree, other: Summary, *, leaves_max: int) -> Generato
         NotComparable: Positions or schemes differ.
         DigestCollision: Nodes differ and none of their descendants.
     """
-    if other.position != own.position:
-        raise NotComparable(f"a tree at {other.position}, compared with one at {own.position}")
-    if other.scheme != own.scheme:
-        raise NotComparable("the other side hashes rows in another way: another secret or another schema")
+    _check_comparable(own, other)
     if other.root == own.tree.root:
         return Same(rows=other.root.count)
     depth = min(own.tree.depth, other.depth)
@@ -139,6 +136,13 @@ def answer_nodes(own: PositionedTree, request: NodesRequest) -> bytes:
         raise InvalidMessage(f"nodes of level {request.level} requested, the leaves are at {own.tree.depth}")
     width = request.nodes_per_parent
     return b"".join([own.tree.digests(request.level, parent * width, width) for parent in request.parents])
+
+
+def _check_comparable(own: PositionedTree, other: Summary) -> None:
+    if other.position != own.position:
+        raise NotComparable(f"a tree at {other.position}, compared with one at {own.position}")
+    if other.scheme != own.scheme:
+        raise NotComparable("the other side hashes rows in another way: another secret or another schema")
 
 
 def _levels_at_once(parents: int, levels_left: int) -> int:
