@@ -73,7 +73,7 @@ def test_a_row_that_occurs_twice_is_found() -> None:
     assert different_leaves(view, ledger) == (number,)
 
 
-@settings(max_examples=50)
+@settings(max_examples=30)
 @given(tables, tables, st.integers(1, 3), st.integers(1, 3))
 def test_trees_of_two_depths_are_compared_at_the_smaller_one(view: Table, ledger: Table, own: int, other: int) -> None:
     depth = min(own, other)

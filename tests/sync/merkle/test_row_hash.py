@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sync.merkle import row_hash
@@ -41,6 +41,7 @@ def test_the_same_content_under_two_keys_has_two_hashes() -> None:
     assert row_hash.hash_row(SECRET, "a", "content") != row_hash.hash_row(SECRET, "b", "content")
 
 
+@settings(max_examples=30)
 @given(texts, texts, texts, texts)
 def test_key_and_content_cannot_be_divided_in_another_way(key: str, content: str, key2: str, content2: str) -> None:
     equal = row_hash.hash_row(SECRET, key, content) == row_hash.hash_row(SECRET, key2, content2)

@@ -1,5 +1,5 @@
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from sync.merkle.errors import InvalidLeaf
@@ -63,6 +63,7 @@ def test_a_stored_leaf_is_replaced_by_adding_the_new_and_subtracting_the_old_val
     assert tree == wanted
 
 
+@settings(max_examples=30)
 @given(tables, st.integers(1, 3), st.integers(0, 40))
 def test_trees_of_disjoint_ranges_merge_into_the_tree_of_all_rows(table: Table, depth: int, middle: int) -> None:
     low = {key: content for key, content in table.items() if int(key) < middle}
@@ -78,6 +79,7 @@ def test_leaves_of_disjoint_ranges_can_be_given_one_after_the_other() -> None:
     assert Tree.build(1, leaves).leaf(9) == low + high
 
 
+@settings(max_examples=30)
 @given(tables, st.integers(1, 3), st.integers(1, 3))
 def test_a_shrunk_tree_is_the_tree_of_the_smaller_depth(table: Table, depth: int, smaller: int) -> None:
     if smaller <= depth:

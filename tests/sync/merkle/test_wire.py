@@ -3,7 +3,7 @@ import struct
 from collections.abc import Callable
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from regions.position import EPOCH_MAX, LSN_MAX, Position
@@ -62,6 +62,7 @@ def test_a_request_for_rows_survives_encoding_and_decoding(request: RowsRequest)
     assert wire.decode_rows_request(wire.encode_rows_request(request)) == request
 
 
+@settings(max_examples=30)
 @given(rows_requests(), st.data())
 def test_rows_survive_encoding_and_decoding(request: RowsRequest, data: st.DataObject) -> None:
     digests = st.binary(min_size=DIGEST_BYTES, max_size=DIGEST_BYTES)
