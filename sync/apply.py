@@ -4,7 +4,8 @@ Decides which changes are one transaction of the view, which are dropped as alre
 letters. Does not know what rows mean; the `Projection` does. A batch is one statement, and so one round trip and one
 transaction; only a batch with a change that the view rejects needs more. **One transaction writes a change and the
 checkpoint that covers it: after a crash the view has a change if the checkpoint covers it. If the view rejects a
-change, the change becomes a row of `dead_letters` with the reason, and does not stop other changes.**
+change, the change becomes a row of `dead_letters` with the reason, and does not stop other changes. A change that does
+not fit the registry stops apply before it, because a newer version of this process can apply it.**
 
 `on_applied` reports the effects of a committed batch. This report can be lost: the view's reply does not arrive, or a
 task ends between the commit and the call. Apply then drops the batch as already applied. Therefore apply calls
@@ -36,6 +37,7 @@ from sync.checkpoint import (
     read_freshness,
 )
 from sync.lag import LagMeter
+from sync.registry import Registry, SchemaUnknown
 from sync.statements import load_sql
 
 if TYPE_CHECKING:
@@ -46,6 +48,9 @@ if TYPE_CHECKING:
 BACKOFF_MIN_S: Final = 0.1
 BACKOFF_MAX_S: Final = 2.0
 """The view runs in the same region. When it is back, apply continues within two seconds."""
+
+SCHEMA_UNKNOWN_PAUSE_S: Final = 30.0
+"""Pause after a change that does not fit the registry. Only a new version of this process, or of the ledger, helps."""
 
 STATEMENT_TIMEOUT_S: Final = 30.0
 """A batch takes milliseconds. A statement that takes this long waits for a broken component."""
@@ -136,6 +141,7 @@ class Applier(Generic[E]):
         counts: For metrics.
         dead_letters: Number of rows in the view's table; 0 before the first connection to the view.
         trouble: Why it does not apply changes, one sentence; None while it does.
+        schema_unknown: Why it has stopped before a change that does not fit the registry; None if it has not.
     """
 
     def __init__(  # noqa: PLR0913 - the composition root passes what it built, by name
@@ -143,6 +149,7 @@ class Applier(Generic[E]):
         *,
         cell: CellId,
         view_url: str,
+        registry: Registry,
         projection: Projection[E],
         meter: LagMeter,
         on_checkpoint_read: Callable[[Position, int], None],
@@ -153,6 +160,7 @@ class Applier(Generic[E]):
         Args:
             cell: The cell whose changes are applied.
             view_url: URL of the view, with the role that owns it.
+            registry: The tables that the projection knows.
             projection: Maps rows to the view.
             meter: Receives the position of the view.
             on_checkpoint_read: Called with the checkpoint and its freshness (as in `Applied`) each time it was read,
@@ -162,6 +170,7 @@ class Applier(Generic[E]):
         """
         self._cell: CellId = cell
         self._view_url = view_url
+        self._registry = registry
         self._projection = projection
         self._meter = meter
         self._on_checkpoint_read = on_checkpoint_read
@@ -171,6 +180,7 @@ class Applier(Generic[E]):
         self.counts = ApplyCounts()
         self.dead_letters = 0
         self.trouble: str | None = "the view was not reached yet"
+        self.schema_unknown: SchemaUnknown | None = None
 
     async def run(self, channel: Channel) -> None:
         """Apply the items of the channel, until cancelled."""
@@ -180,9 +190,12 @@ class Applier(Generic[E]):
             try:
                 self.trouble = await self._apply_until_error(channel)
             except* (*VIEW_ERRORS, SyncError) as group:
-                self.trouble = _first_reason(group)
+                self.trouble, self.schema_unknown = _first_reason(group), None
             _log.warning("apply restarts from its checkpoint: %s", self.trouble)
             self.counts.restarts += 1
+            if self.schema_unknown is not None:
+                await asyncio.sleep(SCHEMA_UNKNOWN_PAUSE_S)
+                continue
             advanced = self.counts.batches > batches_before
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
@@ -199,7 +212,11 @@ class Applier(Generic[E]):
                     applied = await self.apply(connection, await subscription.take())
                     subscription.acknowledge(applied.position)
                     await self._on_applied(applied)
+                    if self.schema_unknown is not None:
+                        raise self.schema_unknown
             except (*VIEW_ERRORS, SyncError) as error:
+                if not isinstance(error, SchemaUnknown):
+                    self.schema_unknown = None
                 return _first_reason(error)
 
     @asynccontextmanager
@@ -233,15 +250,18 @@ class Applier(Generic[E]):
             connection.terminate()
 
     async def apply(self, connection: "ViewConnection", items: Sequence[Item]) -> Applied[E]:
-        """Apply one batch in one transaction.
+        """Apply one batch in one transaction, up to a change that does not fit the registry (`schema_unknown`).
 
         If the call is cancelled, the batch may or may not be committed. The checkpoint at the next start shows it.
 
         Raises:
             asyncpg.PostgresError: The view rejected the batch; the view has no change of it.
             CheckpointMoved: Another process moved the checkpoint; the view has no change of this batch.
+            SchemaUnknown: The first change of the batch does not fit the registry.
         """
         transactions, position, fresh_at_us = self._select_new(items)
+        if self.schema_unknown is not None and not transactions:
+            raise self.schema_unknown
         move = CheckpointMove(
             cell=self._cell,
             position=position,
@@ -273,6 +293,8 @@ class Applier(Generic[E]):
     def _select_new(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
         """Return the transactions that the view lacks, the position after them, and the freshness there (microseconds).
 
+        They end before the first change that does not fit the registry, which sets `schema_unknown`.
+
         A ledger's time that is later than this region's clock counts as now. Otherwise the freshness of a leader whose
         clock is ahead would stay in the view until correct clocks reach it.
         """
@@ -280,17 +302,29 @@ class Applier(Generic[E]):
         position = self._position
         fresh_at_us = self._fresh_at_us if self._fresh_at_us <= now_us else 0
         transactions: list[Transaction] = []
+        self.schema_unknown = None
         for item in items:
             if isinstance(item, Progress):
                 if item.position >= position:
                     position, fresh_at_us = item.position, max(fresh_at_us, min(item.sent_at_us, now_us))
             elif item.position <= position:
                 self.counts.dropped += 1
+            elif not self._fits(item):
+                break
             else:
                 transactions.append(item)
                 if not item.partial:
                     position, fresh_at_us = item.position, max(fresh_at_us, min(item.commit_ts_us, now_us))
         return transactions, position, fresh_at_us
+
+    def _fits(self, transaction: Transaction) -> bool:
+        try:
+            for change in transaction.changes:
+                self._registry.check(change)
+        except SchemaUnknown as error:
+            self.schema_unknown = error
+            return False
+        return True
 
     async def _apply_in_one_statement(
         self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove

@@ -24,12 +24,12 @@ from sync.pgoutput import (
     Update,
     parse_message,
 )
+from sync.registry import FENCE_TABLE
 
 PART_BYTES_MAX: Final = 1024 * 1024
 """A larger transaction is sent in parts. PostgreSQL streams a transaction above logical_decoding_work_mem (64 MB). Here
 the bound is the size of one batch of the consumer."""
 
-FENCE_TABLE: Final = "fence"
 TRACE_PREFIX: Final = "trace"
 
 

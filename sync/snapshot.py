@@ -15,7 +15,7 @@ Functions".
 
 import asyncio
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Mapping
+from collections.abc import AsyncGenerator, Awaitable
 from contextlib import aclosing, asynccontextmanager
 from typing import Any, Final, LiteralString, TypeVar
 
@@ -26,13 +26,9 @@ from regions.identity import Epoch
 from regions.position import Position, parse_lsn
 from sync.change import Change, Transaction
 from sync.high_water import HighWaterMark
+from sync.registry import CONTROL_TABLES, SCHEMAS_TABLE, Registry, Table
 from sync.statements import load_sql
 from sync.walsender import SlotLost, SourceUnavailable, connect, one_line
-
-TABLES: Final[Mapping[str, str | None]] = {"sites": None, "threads": None, "comments": "depth"}
-"""The tables of a snapshot; a row comes after the rows that it references. If a table has a column here, its rows
-reference rows of the same table with a smaller number in that column, and are sent in the order of that number. Rows
-have no other order, because sorting a large table needs its size again on disk."""
 
 PART_ROWS: Final = 500
 PART_CHARACTERS: Final = 256 * 1024
@@ -58,24 +54,31 @@ class Snapshot:
         rows: Number of rows that were read so far.
     """
 
-    def __init__(self, connection: psycopg.AsyncConnection, slot: str, position: Position, taken_at_us: int) -> None:
+    def __init__(
+        self, connection: psycopg.AsyncConnection, registry: Registry, slot: str, position: Position, taken_at_us: int
+    ) -> None:
         """Wrap a connection inside of a REPEATABLE READ transaction."""
         self.position = position
+        self._registry = registry
         self._slot = slot
         self.rows = 0
         self._connection = connection
         self._taken_at_us = taken_at_us
 
     async def parts(self) -> AsyncGenerator[Transaction]:
-        """Yield the rows in bounded parts, then an empty transaction that moves the checkpoint.
+        """Yield the schemas and the rows in bounded parts, then an empty transaction that moves the checkpoint.
+
+        Rows that reference rows of the same table come after them, in the order of the table's level. Rows have no
+        other order, because sorting a large table needs its size again on disk.
 
         Raises:
             SlotLost: The slot was lost meanwhile, so it would not deliver the changes after the snapshot.
             SourceUnavailable: The connection broke.
         """
         try:
-            for table, level in TABLES.items():
-                async with aclosing(self._changes(table, level)) as chunks:
+            yield self._part(await self._announcements(), partial=True)
+            for table in self._registry:
+                async with aclosing(self._changes(table)) as chunks:
                     async for changes in chunks:
                         yield self._part(changes, partial=True)
             if await _slot_start(self._connection, self._slot) != self.position.lsn:
@@ -89,14 +92,35 @@ class Snapshot:
             position=self.position, commit_ts_us=self._taken_at_us, trace=None, changes=changes, partial=partial
         )
 
-    async def _changes(self, table: str, level: str | None) -> AsyncGenerator[tuple[Change, ...]]:
-        columns = [str(name) for (name,) in await self._fetch(load_sql("published_columns"), {"table": table})]
+    async def _announcements(self) -> tuple[Change, ...]:
+        """Return the schemas of the published tables, as the change stream announces them.
+
+        Raises:
+            SourceUnavailable: The ledger publishes a table that this version does not know, so that the snapshot would
+                lack its rows.
+        """
+        published = {str(name) for (name,) in await self._fetch(load_sql("published_tables"))}
+        unknown = published - CONTROL_TABLES - {table.name for table in self._registry}
+        if unknown:
+            raise SourceUnavailable(
+                f"no snapshot: this version lacks tables of the ledger: {', '.join(sorted(unknown))}"
+            )
+        if SCHEMAS_TABLE not in published:
+            return ()
+        schemas = await self._fetch(load_sql("table_schemas"))
+        return tuple(
+            Change(table=SCHEMAS_TABLE, op="insert", key={"name": name}, row={"name": name, "schema": schema})
+            for name, schema in schemas
+        )
+
+    async def _changes(self, table: Table) -> AsyncGenerator[tuple[Change, ...]]:
+        columns = [str(name) for (name,) in await self._fetch(load_sql("published_columns"), {"table": table.name})]
         # In text format, as in the WAL decoder's output.
         query = sql.SQL("SELECT {columns} FROM {table}").format(
             columns=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),
-            table=sql.Identifier("palaver", table),
+            table=sql.Identifier("palaver", table.name),
         )
-        for where in await self._levels(table, level):
+        for where in await self._levels(table):
             part: list[Change] = []
             characters = 0
             async with self._connection.cursor(name="snapshot") as rows:
@@ -104,7 +128,8 @@ class Snapshot:
                 await rows.execute(query + where)
                 async for row in rows:
                     image = dict(zip(columns, row, strict=True))
-                    part.append(Change(table=table, op="insert", key={"id": str(image["id"])}, row=image))
+                    key = {name: str(image[name]) for name in table.key}
+                    part.append(Change(table=table.name, op="insert", key=key, row=image))
                     characters += sum(len(value) for value in row if value is not None)
                     if len(part) >= PART_ROWS or characters >= PART_CHARACTERS:
                         self.rows += len(part)
@@ -114,13 +139,13 @@ class Snapshot:
                 self.rows += len(part)
                 yield tuple(part)
 
-    async def _levels(self, table: str, level: str | None) -> list[sql.Composed]:
+    async def _levels(self, table: Table) -> list[sql.Composed]:
         """Return the WHERE clauses that select the rows of a table one after the other, referenced rows first."""
-        if level is None:
+        if table.level is None:
             return [sql.Composed([])]
-        column = sql.Identifier(level)
+        column = sql.Identifier(table.level)
         query = sql.SQL("SELECT DISTINCT {level} FROM {table} ORDER BY 1").format(
-            level=column, table=sql.Identifier("palaver", table)
+            level=column, table=sql.Identifier("palaver", table.name)
         )
         where = sql.SQL(" WHERE {level} = {number}")
         return [where.format(level=column, number=number) for (number,) in await self._fetch(query)]
@@ -130,11 +155,14 @@ class Snapshot:
 
 
 @asynccontextmanager
-async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWaterMark) -> AsyncGenerator[Snapshot]:
+async def open_snapshot(
+    conninfo: str, *, registry: Registry, slot: str, epoch: Epoch, mark: HighWaterMark
+) -> AsyncGenerator[Snapshot]:
     """Recreate ``slot`` and take a snapshot after which the slot delivers all changes.
 
     Args:
         conninfo: libpq conninfo of the ledger's primary, a role with REPLICATION that may read the tables.
+        registry: The tables, in the order in which they are read.
         slot: Name of the logical slot of the view's region.
         epoch: The serving epoch.
         mark: The high-water mark of that epoch; in use.
@@ -155,7 +183,7 @@ async def open_snapshot(conninfo: str, *, slot: str, epoch: Epoch, mark: HighWat
                 flushed, taken_at_us = row
                 # The leader has flushed all WAL that the snapshot sees. A failover must not be able to discard it.
                 await _within_bound(mark.wait_for_quorum(parse_lsn(flushed)))
-                yield Snapshot(connection, slot, Position(epoch, lsn), int(taken_at_us))
+                yield Snapshot(connection, registry, slot, Position(epoch, lsn), int(taken_at_us))
     except psycopg.Error as error:
         raise SourceUnavailable(one_line(error)) from error
 

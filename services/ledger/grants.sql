@@ -15,14 +15,18 @@ BEGIN
     GRANT EXECUTE ON ALL ROUTINES IN SCHEMA palaver TO palaver_writer;
 END
 $$;
--- A change stream that begins at the beginning asks which fence row it must begin with; one whose changes are gone
--- gets a snapshot of what it would have brought.
+-- A change stream of a consumer that has nothing must begin with the first fence row, which is read for it. A snapshot
+-- reads all published tables.
 DO $$
+DECLARE
+    v_table text;
 BEGIN
     IF NOT EXISTS (SELECT FROM pg_roles WHERE rolname = 'palaver_replication') THEN
         RETURN;
     END IF;
     GRANT USAGE ON SCHEMA palaver TO palaver_replication;
-    GRANT SELECT ON palaver.fence, palaver.sites, palaver.threads, palaver.comments TO palaver_replication;
+    FOR v_table IN SELECT p.tablename FROM pg_publication_tables AS p WHERE p.pubname = 'palaver' LOOP
+        EXECUTE format('GRANT SELECT ON palaver.%I TO palaver_replication', v_table);
+    END LOOP;
 END
 $$;

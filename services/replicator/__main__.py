@@ -25,6 +25,7 @@ from services.replicator.metrics import BatchSizes, ReplicatorMetrics
 from services.replicator.parts import Parts
 from services.replicator.projection import ViewProjection
 from services.replicator.settings import InvalidSettings, Settings
+from services.tables import TABLES
 from services.telemetry.collector import configure_garbage_collector
 from services.telemetry.http_server import ListenFailed, bind, serve_http
 from services.telemetry.internal import serve_internal
@@ -32,6 +33,7 @@ from services.telemetry.logs import configure_logging, set_epoch_provider
 from services.telemetry.tracing import Tracing, configure_tracing
 from services.view.cache import Invalidation
 from services.view.indexes import IndexBuildFailed, build_indexes
+from services.view.tables_check import check_tables
 from sync.apply import Applied, Applier
 from sync.channel.direct.client import DirectChannel
 from sync.channel.direct.server import ChangeServer
@@ -123,7 +125,7 @@ def _build(
                 with tracing.linked_span("apply", transaction.trace, region=topology.region):
                     _log.debug("applied %s", transaction.position)
 
-    server = ChangeServer(topology=topology, leaders=leaders, ledger_conninfo=conninfo, token=token)
+    server = ChangeServer(topology=topology, registry=TABLES, leaders=leaders, ledger_conninfo=conninfo, token=token)
     return Parts(
         topology=topology,
         leaders=leaders,
@@ -133,7 +135,8 @@ def _build(
         applier=Applier(
             cell=topology.cell,
             view_url=settings.view_url.get_secret_value(),
-            projection=ViewProjection(),
+            registry=TABLES,
+            projection=ViewProjection(TABLES),
             meter=meter,
             on_checkpoint_read=invalidator.void,
             on_applied=on_applied,
@@ -187,6 +190,7 @@ async def _migrate(view_url: str) -> None:
         error: Exception | None = None
         try:
             view.migrate(view_url)
+            check_tables(view_url, TABLES)
         except Exception as failure:  # noqa: BLE001 - raised again at the await
             error = failure
         if not loop.is_closed():

@@ -61,6 +61,11 @@ class ReplicatorMetrics(Collector):
         yield _counter("palaver_apply_restarts", "Restarts of apply.", apply.restarts)
         yield _counter("palaver_apply_dead_letters", "Changes that the view rejected.", apply.dead_letters)
         yield _gauge("palaver_dead_letters", "Changes in the dead letter table.", parts.applier.dead_letters)
+        yield _gauge(
+            "palaver_apply_schema_unknown",
+            "Whether apply has stopped before a change that this version does not know.",
+            parts.applier.schema_unknown is not None,
+        )
         yield _gauge("palaver_view_indexed", "Whether the view has this version's indexes.", parts.indexed)
         yield self._batches.family()
         yield _counter("palaver_stream_bytes", "Bytes of change streams received.", channel.bytes_received)

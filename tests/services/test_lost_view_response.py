@@ -9,6 +9,7 @@ import pytest
 
 from services.replicator.invalidation import CacheInvalidator
 from services.replicator.projection import ViewProjection
+from services.tables import TABLES
 from services.view import cache
 from services.view.cache import Invalidation
 from sync.apply import Applied, Applier
@@ -72,7 +73,8 @@ class Region:
         self.applier = Applier(
             cell=CELL,
             view_url=view_url,
-            projection=ViewProjection(),
+            registry=TABLES,
+            projection=ViewProjection(TABLES),
             meter=rig.meter,
             on_checkpoint_read=self.invalidator.void,
             on_applied=self._on_applied,

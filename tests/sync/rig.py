@@ -23,12 +23,14 @@ from regions.position import Position
 from regions.topology import Topology, parse_topology
 from services import ledger, view
 from services.replicator.projection import ViewProjection
+from services.tables import TABLES
 from services.telemetry.http_server import bind, serve_http
 from services.view.cache import Invalidation
 from sync.apply import Applied, Applier
 from sync.channel.direct.client import DirectChannel
 from sync.channel.direct.server import ChangeServer
 from sync.lag import LagMeter
+from sync.registry import Registry
 from tests import waiting
 from tests.child_processes import free_port
 from tests.servers import PostgresServer
@@ -129,6 +131,7 @@ class Rig:
 
     Attributes:
         region: The leader, which subscribes to itself.
+        tables: The registry of the replicator.
         checkpoints_read: The checkpoint and the freshness, each time apply has read them.
         applied: The applied batches, in order.
     """
@@ -138,6 +141,7 @@ class Rig:
     applied: list[Applied[Invalidation]] = field(default_factory=list[Applied[Invalidation]])
     checkpoints_read: list[tuple[Position, int]] = field(default_factory=list[tuple[Position, int]])
     port: int = field(default_factory=free_port)
+    tables: Registry = TABLES
 
     def __post_init__(self) -> None:
         self.region = RegionName(f"region-{self.number}")
@@ -175,7 +179,13 @@ class Rig:
         self.sql(f"SELECT pg_drop_replication_slot(slot_name) {mine}")
 
     def change_server(self) -> ChangeServer:
-        return ChangeServer(topology=self.topology, leaders=self.leaders, ledger_conninfo=self.stream_url, token=TOKEN)
+        return ChangeServer(
+            topology=self.topology,
+            registry=self.tables,
+            leaders=self.leaders,
+            ledger_conninfo=self.stream_url,
+            token=TOKEN,
+        )
 
     def channel(self) -> DirectChannel:
         return DirectChannel(topology=self.topology, leaders=self.leaders, token=TOKEN, meter=self.meter)
@@ -187,7 +197,8 @@ class Rig:
         return Applier(
             cell=CELL,
             view_url=self.view_url,
-            projection=ViewProjection(),
+            registry=self.tables,
+            projection=ViewProjection(self.tables),
             meter=self.meter,
             on_checkpoint_read=lambda position, fresh_at_us: self.checkpoints_read.append((position, fresh_at_us)),
             on_applied=note,

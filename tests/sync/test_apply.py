@@ -199,8 +199,7 @@ async def test_a_part_of_a_transaction_is_applied_without_moving_the_checkpoint(
         (comment(99, depth="deep"), "invalid input syntax"),
         (comment(99, depth=None), "null value"),
         (comment(99, created_at="yesterday-ish"), "invalid input syntax"),
-        (insert("comments", body="no id"), "without an id"),
-        (insert("unheard_of", id=SITE), "no meaning"),
+        (insert("comments", body="no id"), "without its key"),
         (Change(table="comments", op="truncate", key={}, row={}), "truncate"),
         (
             insert("threads", id=SITE, site_id=SITE, key="/", title=None, state="open", version="1"),

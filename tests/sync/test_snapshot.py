@@ -7,6 +7,7 @@ import socket
 import struct
 from collections.abc import AsyncGenerator
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 from uuid import uuid4
 
 import psutil
@@ -15,10 +16,12 @@ import pytest
 
 from regions.identity import Epoch
 from regions.position import ZERO, Position, encode_token
+from services.tables import COMMENTS, SITES, TABLES, THREADS
 from sync import snapshot as module
 from sync.change import Progress, Transaction
 from sync.channel.direct import keepalive
 from sync.high_water import HighWaterMark
+from sync.registry import Registry
 from sync.snapshot import Snapshot, open_snapshot
 from sync.walsender import SlotLost, SourceUnavailable
 from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, Writer, differences, until, writing
@@ -38,7 +41,10 @@ def advance_slot(rig: Rig, slot: str) -> None:
 @asynccontextmanager
 async def open_test_snapshot(rig: Rig, slot: str, epoch: Epoch = 1) -> AsyncGenerator[Snapshot]:
     mark = HighWaterMark(rig.stream_url)
-    async with mark.in_use(), open_snapshot(rig.stream_url, slot=slot, epoch=epoch, mark=mark) as snapshot:
+    async with (
+        mark.in_use(),
+        open_snapshot(rig.stream_url, registry=rig.tables, slot=slot, epoch=epoch, mark=mark) as snapshot,
+    ):
         yield snapshot
 
 
@@ -164,8 +170,7 @@ async def test_a_snapshot_waits_for_a_commit_that_waits_for_its_quorum(
 
         async def take() -> None:
             async with open_test_snapshot(rig, slot) as snapshot, aclosing(snapshot.parts()) as parts:
-                found.append(await anext(parts))
-                found.append(await anext(parts))
+                found.extend([await anext(parts), await anext(parts), await anext(parts)])
 
         taking = asyncio.create_task(take())
         polls = "SELECT 1 FROM pg_stat_activity WHERE datname = current_database() AND query LIKE %s"
@@ -207,42 +212,51 @@ async def test_a_snapshot_has_bounded_parts_with_parents_first_and_only_its_end_
     async with open_test_snapshot(rig, slot, epoch=4) as snapshot:
         parts = [part async for part in snapshot.parts()]
     assert [part.partial for part in parts] == [True] * (len(parts) - 1) + [False]
-    assert all(len(part.changes) <= 2 for part in parts)
+    assert [change.table for change in parts[0].changes] == ["table_schemas"] * 3
+    assert all(len(part.changes) <= 2 for part in parts[1:])
     ((confirmed,),) = rig.sql("SELECT confirmed_flush_lsn - '0/0' FROM pg_replication_slots WHERE slot_name = %s", slot)
     assert {part.position for part in parts} == {Position(4, int(str(confirmed)))}
     tables = [change.table for part in parts for change in part.changes]
-    assert tables == ["sites"] + ["threads"] * 3 + ["comments"] * 6
+    assert tables == ["table_schemas"] * 3 + ["sites"] + ["threads"] * 3 + ["comments"] * 6
     depths = [change.row["depth"] for part in parts for change in part.changes if change.table == "comments"]
     assert depths == ["0"] * 3 + ["1"] * 3
     assert snapshot.rows == 10
 
 
 async def test_a_snapshot_that_ends_early_moves_no_checkpoint_and_is_retaken(
-    rig: Rig, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+    rig: Rig, caplog: pytest.LogCaptureFixture
 ) -> None:
-    whole = module.TABLES
-    monkeypatch.setattr(module, "TABLES", {"sites": None, "threads": "no_such_column"})
+    missing = replace(SITES, name="no_such_table")
+    slot = rig.create_slot()
+    rig.fence()
+    async with writing(rig) as writer:
+        await write_some(writer)
+        advance_slot(rig, slot)
+        rig.tables = Registry(SITES, missing, THREADS, COMMENTS)
+        async with rig.serving() as server, rig.applying():
+            await until(lambda: caplog.text.count("ended early") >= 2)
+            assert rig.view_sql("SELECT name FROM sites") == [("site",)], "the first part was applied"
+            assert {applied.position for applied in rig.applied} == {ZERO}
+            assert rig.meter.applied == ZERO
+            assert rig.meter.takes_snapshot
+            server.source.registry = TABLES
+            await rig.caught_up()
+            assert not rig.meter.takes_snapshot
+    assert differences(rig) == []
+
+
+async def test_no_snapshot_is_taken_without_a_table_that_the_ledger_publishes(
+    rig: Rig, caplog: pytest.LogCaptureFixture
+) -> None:
+    rig.tables = Registry(SITES, THREADS)
     slot = rig.create_slot()
     rig.fence()
     async with writing(rig) as writer:
         await write_some(writer)
         advance_slot(rig, slot)
         async with rig.replicating():
-            await until(lambda: caplog.text.count("ended early") >= 2)
-            assert rig.view_sql("SELECT name FROM sites") == [("site",)], "the first part was applied"
-            assert {applied.position for applied in rig.applied} == {ZERO}
-            assert rig.meter.applied == ZERO
-            assert rig.meter.takes_snapshot
-            monkeypatch.setattr(module, "TABLES", whole)
-            await rig.caught_up()
-            assert not rig.meter.takes_snapshot
-    assert differences(rig) == []
-
-
-def test_a_snapshot_has_every_published_table_except_the_fence(rig: Rig) -> None:
-    """Views have no fence rows."""
-    published = rig.sql("SELECT tablename::text FROM pg_publication_tables WHERE pubname = 'palaver'")
-    assert {str(name) for (name,) in published} == {*module.TABLES, "fence"}
+            await until(lambda: "this version lacks tables of the ledger: comments" in caplog.text)
+    assert rig.view_sql("SELECT name FROM sites") == []
 
 
 async def test_a_snapshot_has_no_end_when_its_slot_is_lost(rig: Rig) -> None:

@@ -1,1 +1,1 @@
-SELECT site, key, version FROM project_rows($1, $2, $3, $4, $5, $6, $7)
+SELECT site, key, version FROM project_rows($1, $2, $3, $4)

@@ -1,12 +1,9 @@
 -- One batch of changes and the checkpoint that covers it, in one round trip: `advance_checkpoint`, then
 -- `project_rows`. A statement is a transaction, so both are there or neither is.
 CREATE OR REPLACE FUNCTION project_and_advance(
-    p_sites json,
-    p_threads json,
-    p_comments json,
-    p_gone_sites uuid[],
-    p_gone_threads uuid[],
-    p_gone_comments uuid[],
+    p_tables text[],
+    p_rows json[],
+    p_gone json[],
     p_gone_lsn bigint,
     p_cell text,
     p_epoch bigint,
@@ -17,8 +14,6 @@ CREATE OR REPLACE FUNCTION project_and_advance(
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM advance_checkpoint(p_cell, p_epoch, p_lsn, p_commit_ts_us, p_fresh_at_us);
-    RETURN QUERY SELECT * FROM project_rows(
-        p_sites, p_threads, p_comments, p_gone_sites, p_gone_threads, p_gone_comments, p_gone_lsn
-    );
+    RETURN QUERY SELECT * FROM project_rows(p_tables, p_rows, p_gone, p_gone_lsn);
 END
 $$;

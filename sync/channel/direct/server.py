@@ -23,6 +23,7 @@ from sync.channel.direct.responses import problem
 from sync.channel.direct.source import LedgerSource
 from sync.channel.direct.stream import ChangeStream
 from sync.channel.direct.subscriptions import Subscriptions
+from sync.registry import Registry
 
 ACK_BYTES_MAX: Final = 1024
 """An acknowledgement has two short texts."""
@@ -36,17 +37,24 @@ class ChangeServer:
     """
 
     def __init__(
-        self, *, topology: Topology, leaders: LeadershipSource, ledger_conninfo: str | None, token: str
+        self,
+        *,
+        topology: Topology,
+        registry: Registry,
+        leaders: LeadershipSource,
+        ledger_conninfo: str | None,
+        token: str,
     ) -> None:
         """Prepare the server.
 
         Args:
             topology: The regions that may subscribe.
+            registry: The tables of the ledger that views hold.
             leaders: The leadership in force.
             ledger_conninfo: libpq conninfo of the own ledger member; None in a region without one.
             token: The bearer token that the regions of a deployment share.
         """
-        self.source = LedgerSource(conninfo=ledger_conninfo, leaders=leaders)
+        self.source = LedgerSource(conninfo=ledger_conninfo, registry=registry, leaders=leaders)
         self._topology = topology
         self._leaders = leaders
         self._authorization = f"Bearer {token}".encode()

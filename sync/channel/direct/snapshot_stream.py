@@ -62,7 +62,9 @@ async def _parts(source: LedgerSource, region: RegionName, epoch: Epoch) -> Asyn
     async with (
         source.snapshot_lock,
         mark.in_use(),
-        open_snapshot(source.conninfo, slot=slot_name(region), epoch=epoch, mark=mark) as snapshot,
+        open_snapshot(
+            source.conninfo, registry=source.registry, slot=slot_name(region), epoch=epoch, mark=mark
+        ) as snapshot,
         aclosing(snapshot.parts()) as parts,
     ):
         async for part in parts:

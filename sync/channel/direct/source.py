@@ -7,6 +7,7 @@ from regions.identity import Epoch, RegionName
 from sync.capture import CaptureCounts
 from sync.channel.direct import LeadershipSource, wait_for_new_leadership
 from sync.high_water import HighWaterMark
+from sync.registry import Registry
 
 
 class LedgerSource:
@@ -14,13 +15,15 @@ class LedgerSource:
 
     Attributes:
         conninfo: libpq conninfo of the own ledger member; None in a region without one.
+        registry: The tables that a snapshot reads.
         totals: Counts of all streams since the start of the process, by region.
         snapshot_lock: Held while a snapshot is taken.
     """
 
-    def __init__(self, *, conninfo: str | None, leaders: LeadershipSource) -> None:
+    def __init__(self, *, conninfo: str | None, registry: Registry, leaders: LeadershipSource) -> None:
         """Prepare; no connection is opened."""
         self.conninfo = conninfo
+        self.registry = registry
         self.totals: dict[RegionName, CaptureCounts] = {}
         self.snapshot_lock = asyncio.Lock()
         self._leaders = leaders

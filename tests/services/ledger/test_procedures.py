@@ -167,7 +167,7 @@ async def test_a_new_parameter_makes_an_overload_that_is_called_by_name(
 
 def test_only_facts_without_personal_data_are_published(ledger_server: servers.PostgresServer) -> None:
     rows = ledger_server.sql("SELECT tablename FROM pg_publication_tables WHERE pubname = 'palaver' ORDER BY 1")
-    assert [row[0] for row in rows] == ["comments", "fence", "sites", "threads"]
+    assert [row[0] for row in rows] == ["comments", "fence", "sites", "table_schemas", "threads"]
 
 
 async def test_a_comment_is_created_with_its_thread_and_a_flushed_position(
