@@ -40,9 +40,11 @@ def check_tables(url: str, tables: Registry) -> None:
             connection.cursor() as cursor,
         ):
             for table in tables:
-                columns = cursor.execute(statement(_SQL, "table_columns"), {"table": table.name}).fetchall()
+                columns = cursor.execute(statement(_SQL, "table_columns").encode(), {"table": table.name}).fetchall()
                 _check_columns(table, columns)
-                found = cursor.execute(statement(_SQL, "merge_function"), {"name": table.merge_function}).fetchone()
+                found = cursor.execute(
+                    statement(_SQL, "merge_function").encode(), {"name": table.merge_function}
+                ).fetchone()
                 if found != (True,):
                     raise SchemaMismatch(f"the view has no function {table.merge_function}")
     except psycopg.Error as error:
