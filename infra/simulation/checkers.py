@@ -53,6 +53,9 @@ The other checkers need a failover, or a client that repeats a write. A single r
 have both.
 """
 
+COPIES_MIN = 2
+"""Number of members that have an acknowledged write at least: the primary and a standby."""
+
 
 class Violation(Exception):
     """An invariant is violated. The run ends."""
@@ -96,7 +99,7 @@ class Checkers:
         self.records: list[tuple[float, Leadership]] = []
         self.facts: Counter[str] = Counter()
         self._voters = 0
-        self._majority = 1
+        self._copies_min = 1
         self._bits: dict[RegionName, int] = {}
         self._acknowledged: list[Acknowledged] = []
         self._keys: dict[int, Entry] = {}
@@ -136,7 +139,10 @@ class Checkers:
             self._follows(before, record)
         self.records.append((self._scheduler.now, record))
         self._voters = sum(self._bits[voter] for voter in record.voters if voter in self._bits)
-        self._majority = len(record.voters) // 2 + 1
+        majority = len(record.voters) // 2 + 1
+        # Every majority of the voters that freezes must contain a copy. While voters change, commits already wait for
+        # the next voters, so this may be one copy less than a majority of the record's voters.
+        self._copies_min = len(record.voters) - majority + 1
 
     def _follows(self, before: Leadership, record: Leadership) -> None:
         """A promised next epoch belongs to the successor; another region has to skip it (rule 20)."""
@@ -173,12 +179,21 @@ class Checkers:
             if known is not entry:
                 self._fail("acknowledged once", f"key {entry.key} was acknowledged as two rows")
         self.facts["quorum"] += 1
-        copies = (entry.copies & self._voters).bit_count()
-        if copies < self._majority:
-            self._fail("quorum", f"{entry.key} was acknowledged by {member.region} with {copies} copies")
+        if not self._is_on_a_quorum(entry):
+            copies = (entry.copies & self._voters).bit_count()
+            self._fail(
+                "quorum",
+                f"{entry.key} was acknowledged by {member.region} with {copies} copies at voters,"
+                f" {entry.copies.bit_count()} in all",
+            )
         self._acknowledged.append((epoch, entry, end))
         if self._newest is None or end > self._newest[1]:
             self._newest = (entry, end)
+
+    def _is_on_a_quorum(self, entry: Entry) -> bool:
+        """Whether each majority of the voters has a copy, and the loss of one region leaves a copy (rule 1)."""
+        at_voters = (entry.copies & self._voters).bit_count()
+        return at_voters >= self._copies_min and entry.copies.bit_count() >= COPIES_MIN
 
     def serving_started(self, node: Node, epoch: Epoch) -> None:
         """A region begins to serve an epoch."""
@@ -209,7 +224,7 @@ class Checkers:
             self._fail("applied once", f"the ledger of {node.region} has a key twice in epoch {epoch}")
         self.facts["fenced"] += 1
         fences = [entry for entry in entries if entry.kind == "fence" and entry.epoch == epoch]
-        if not any((entry.copies & self._voters).bit_count() >= self._majority for entry in fences):
+        if not any(self._is_on_a_quorum(entry) for entry in fences):
             self._fail("fenced", f"{node.region} opened epoch {epoch} without its fence row on a quorum")
         self.served_ledgers.append(ServedLedger(epoch, node.region, entries))
         self.serving_starts.append((self._scheduler.now, node.region, epoch))

@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from regions.failover import handover, steps
 from regions.failover.effects import CopyLedger, InitialiseLedger, PromoteLedger, WriteFence
 from regions.failover.facts import Facts
+from regions.identity import Epoch
 
 
 def violations(facts: Facts) -> tuple[str, ...]:
@@ -66,10 +67,12 @@ def _of_requests(facts: Facts) -> Iterator[str]:
         return
     if isinstance(effect, PromoteLedger | InitialiseLedger) and promise.lineage < effect.epoch:
         yield f"{type(effect).__name__} of epoch {effect.epoch}, and no lineage would show it after a crash"
-    if isinstance(effect, PromoteLedger | WriteFence) and facts.region not in _leaders(facts):
+    if isinstance(effect, PromoteLedger | WriteFence) and not facts.leads and not _promises_newer(facts, effect.epoch):
         yield f"{type(effect).__name__} of epoch {effect.epoch} by a region that does not lead"
 
 
-def _leaders(facts: Facts) -> tuple[str, ...]:
-    # The record may be newer than the effect under way, which the next step supersedes.
-    return () if facts.record is None else (facts.record.leader,)
+def _promises_newer(facts: Facts, epoch: Epoch) -> bool:
+    """Whether a promise of the record's newer epoch is being written, after which another effect replaces this one."""
+    record, storing = facts.record, facts.requests.storing
+    newer = record is not None and record.epoch > epoch
+    return newer and storing is not None and storing.promise.epoch > epoch

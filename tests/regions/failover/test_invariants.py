@@ -115,6 +115,26 @@ def storing(promise: Promise) -> PendingPromise:
             "WriteFence of epoch 2 by a region that does not lead",
         ),
         ({"working": promoting(2), "record": None}, "PromoteLedger of epoch 2 by a region that does not lead"),
+        (
+            {"working": promoting(2), "record": replace(RECORD, epoch=3, leader=B)},
+            "PromoteLedger of epoch 2 by a region that does not lead",
+        ),
+        (
+            {
+                "working": promoting(2),
+                "record": replace(RECORD, epoch=3, leader=B),
+                "storing": storing(Promise(epoch=2, lineage=2)),
+            },
+            "PromoteLedger of epoch 2 by a region that does not lead",
+        ),
+        (
+            {
+                "working": promoting(2),
+                "record": replace(RECORD, leader=B),
+                "storing": storing(Promise(epoch=3, lineage=2)),
+            },
+            "PromoteLedger of epoch 2 by a region that does not lead",
+        ),
     ],
 )
 def test_a_violated_invariant_is_reported(changes: dict[str, Any], what: str) -> None:
@@ -146,6 +166,11 @@ def test_a_promise_with_one_lower_part_is_reported(part: str) -> None:
         {"working": pending(WriteFence(ticket=0, epoch=2)), "promise": Promise(epoch=2)},
         {"working": pending(InitialiseLedger(ticket=0, epoch=2)), "record": replace(RECORD, leader=B)},
         {"working": copying(1)},
+        {
+            "working": promoting(2),
+            "record": replace(RECORD, epoch=3, leader=B),
+            "storing": storing(Promise(epoch=3, lineage=2)),
+        },
     ],
     ids=[
         "serves",
@@ -161,6 +186,7 @@ def test_a_promise_with_one_lower_part_is_reported(part: str) -> None:
         "a fence row without a lineage",
         "an initialisation by a region that does not lead",
         "a copy of an older epoch",
+        "a promotion of an older epoch, while the promise of the newer one is being written",
     ],
 )
 def test_a_permitted_state_is_not_reported(changes: dict[str, Any]) -> None:
