@@ -12,6 +12,7 @@ from sync.registry import Column, Registry, Table
 _UUID: Final = "uuid"
 _TEXT: Final = "text"
 _INTEGER: Final = "integer"
+_SMALLINT: Final = "smallint"
 _BIGINT: Final = "bigint"
 _TIME: Final = "timestamp with time zone"
 
@@ -71,4 +72,21 @@ COMMENTS: Final = Table(
     erased=frozenset({"author_id", "author_name", "author_url", "body"}),
 )
 
-TABLES: Final = Registry(SITES, THREADS, COMMENTS)
+VOTES: Final = Table(
+    name="votes",
+    schemas=frozenset({1}),
+    key=("comment_id", "user_id"),
+    columns=(
+        Column(name="comment_id", type=_UUID),
+        Column(name="user_id", type=_TEXT),
+        Column(name="site_id", type=_UUID),
+        Column(name="thread_id", type=_UUID),
+        Column(name="value", type=_SMALLINT),
+        Column(name="version", type=_INTEGER),
+        Column(name="epoch", type=_BIGINT, kept=False),
+        Column(name="created_at", type=_TIME, kept=False),
+        Column(name="changed_at", type=_TIME, kept=False),
+    ),
+)
+
+TABLES: Final = Registry(SITES, THREADS, COMMENTS, VOTES)

@@ -6,8 +6,8 @@ later one. A view that has applied both has everything. Nothing leaves the leade
 that committed while the snapshot was taken may be delivered twice; a projection merges it by version.
 
 A snapshot is sent as one large transaction in parts, so that the checkpoint moves only with its end. If a snapshot is
-interrupted, the view requests a new one. A snapshot does not report rows that the ledger has erased. The ledger erases
-none (a deleted comment stays as a row), and repair will compare the rows.
+interrupted, the view requests a new one. A snapshot does not report rows that the ledger has erased: a deleted comment
+stays as a row, and a view that gets it erases the comment's votes. Repair will compare the rows.
 
 Source: PostgreSQL 18, "Logical Decoding Concepts" (the changes that a slot delivers) and "Snapshot Synchronization
 Functions".
@@ -115,6 +115,8 @@ class Snapshot:
 
     async def _changes(self, table: Table) -> AsyncGenerator[tuple[Change, ...]]:
         columns = [str(name) for (name,) in await self._fetch(load_sql("published_columns"), {"table": table.name})]
+        if not columns:
+            return  # The ledger is older than this version and does not publish the table yet.
         # In text format, as in the WAL decoder's output.
         query = sql.SQL("SELECT {columns} FROM {table}").format(
             columns=sql.SQL(", ").join(sql.SQL("{}::text").format(sql.Identifier(name)) for name in columns),

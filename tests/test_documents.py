@@ -283,7 +283,8 @@ def test_the_table_of_enforced_rules_names_only_rules_of_the_protocol() -> None:
     [
         ("To add a setting", "page_life_s", ("services/read_api/settings.py",)),
         ("To add a route", "/v1/sites/{site}/counts", ("services",)),
-        ("To add a table", "merge_comments", ("services", "sync")),
+        ("To add a table", "merge_votes", ("services", "sync")),
+        ("To add a table", "palaver.votes", ("services", "sync")),
         ("To add an effect of the failover core", "WriteFence", ("regions", "infra", "tests/scenarios")),
         ("To add a drill", '"cut"', ("infra/drills",)),
         ("Worked example: a field of a comment", "author_url", ("services", "sync", "infra")),

@@ -25,8 +25,14 @@ class Comment:
     edited_at: datetime | None
     version: int
     state: str
-    score: int = 0
+    up: int = 0
+    down: int = 0
     reply_count: int = 0
+
+    @property
+    def score(self) -> int:
+        """Votes up minus votes down."""
+        return self.up - self.down
 
 
 def timestamp(moment: datetime) -> str:
@@ -35,7 +41,7 @@ def timestamp(moment: datetime) -> str:
 
 
 def ledger_json(comment: Comment) -> dict[str, object]:
-    """Return the fields of a comment's JSON object that the ledger has: all except replies and score."""
+    """Return the fields of a comment's JSON object that the ledger has: all except replies, score and votes."""
     author: dict[str, object] = {"id": comment.author_id, "name": comment.author_name}
     if comment.author_url is not None:
         author["url"] = comment.author_url
@@ -59,13 +65,14 @@ def comment_json(
     """Return the complete JSON object of a comment with these replies."""
     return ledger_json(comment) | {
         "score": comment.score,
+        "votes": {"up": comment.up, "down": comment.down},
         "replies": {"count": comment.reply_count, "items": list(replies), "next": replies_next},
     }
 
 
 def entity_tag(comment: Comment) -> bytes:
-    """Return the ETag of a read: the version, which If-Match compares, then the reply count and the score."""
-    return b'"%d-%d-%d"' % (comment.version, comment.reply_count, comment.score)
+    """Return the ETag of a read: the version, which If-Match compares, then the counts of replies and votes."""
+    return b'"%d-%d-%d-%d"' % (comment.version, comment.reply_count, comment.up, comment.down)
 
 
 def version_tag(version: int) -> bytes:

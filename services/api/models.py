@@ -29,11 +29,14 @@ AUTHOR_NAME_CHARS_MAX: Final = 100
 # The longest address that RFC 5321 allows in a path.
 EMAIL_CHARS_MAX: Final = 254
 URL_CHARS_MAX: Final = 2000
+# The form of a subject in OpenID Connect Core 1.0, section 2: a site can send the `sub` of its tokens.
+USER_CHARS_MAX: Final = 255
 
 _ORIGIN: Final = re.compile(r"https?://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
 _EMAIL: Final = re.compile(r"[^@\s]+@[^@\s]+")
 _TIMESTAMP: Final = r"^[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}:[0-9]{2}\.[0-9]{6}Z$"
 # The look-ahead requires one character of a host. Two adjacent repetitions instead would take quadratic time.
+_VISIBLE_ASCII: Final = re.compile(r"[!-~]*")
 _WEB_URL: Final = re.compile(r"https?://(?=[^\s/?#])\S+", re.IGNORECASE)
 
 
@@ -63,6 +66,18 @@ def _web_url(text: str) -> str:
     return text
 
 
+def _visible_ascii(text: str) -> str:
+    if not _VISIBLE_ASCII.fullmatch(text):
+        raise ValueError("must be visible ASCII characters without spaces")
+    return text
+
+
+def _vote_value(value: int) -> int:
+    if value not in (-1, 0, 1):
+        raise ValueError("must be -1, 0 or 1")
+    return value
+
+
 def _bounded(maximum: int) -> StringConstraints:
     return StringConstraints(min_length=1, max_length=maximum)
 
@@ -71,6 +86,18 @@ SiteName = Annotated[str, _bounded(SITE_NAME_CHARS_MAX), AfterValidator(_one_lin
 Origin = Annotated[str, _bounded(URL_CHARS_MAX), AfterValidator(_origin)]
 Origins = Annotated[list[Origin], Field(max_length=ORIGINS_MAX)]
 Body = Annotated[str, StringConstraints(min_length=1)]
+# Not a Literal, which accepts true as 1.
+VoteValue = Annotated[
+    int,
+    AfterValidator(_vote_value),
+    Field(description="1 up, -1 down, 0 none.", json_schema_extra={"enum": [-1, 0, 1]}),
+]
+User = Annotated[
+    str,
+    _bounded(USER_CHARS_MAX),
+    AfterValidator(_visible_ascii),
+    Field(description="The site's own id of the user.", json_schema_extra={"pattern": "^[!-~]+$"}),
+]
 ThreadKey = Annotated[str, _bounded(KEY_CHARS_MAX)]
 Timestamp = Annotated[str, WithJsonSchema({"type": "string", "format": "date-time", "pattern": _TIMESTAMP})]
 
@@ -127,10 +154,18 @@ class CommentBody(RequestModel):
     body: Body
 
 
+class Vote(RequestModel):
+    """The vote that a user of the site wants to have on a comment."""
+
+    value: VoteValue
+    user: User
+
+
 NEW_SITE: Final = TypeAdapter(NewSite)
 SITE_CHANGES: Final = TypeAdapter(SiteChanges)
 NEW_COMMENT: Final = TypeAdapter(NewComment)
 COMMENT_BODY: Final = TypeAdapter(CommentBody)
+VOTE: Final = TypeAdapter(Vote)
 
 
 class AnswerModel(BaseModel):
@@ -172,7 +207,7 @@ class Author(AnswerModel):
 
 
 class EditedComment(AnswerModel):
-    """A comment as its edit answers: what the ledger knows. A read has its replies and score as well."""
+    """A comment as its edit answers: what the ledger knows. A read has its replies, score and votes as well."""
 
     id: UUID
     thread: str
@@ -191,8 +226,23 @@ class CommentShape(EditedComment):
 
     model_config = ConfigDict(title="Comment")
 
-    score: int
+    score: int = Field(description="Votes up minus votes down.")
+    votes: "Votes"
     replies: "Replies"
+
+
+class Votes(AnswerModel):
+    """Counts of the votes of a comment."""
+
+    up: int
+    down: int
+
+
+class VoteCounts(Votes):
+    """The counts after a vote, and the vote."""
+
+    score: int = Field(description="Votes up minus votes down.")
+    mine: Literal[-1, 0, 1] = Field(description="The vote of the user that the request named.")
 
 
 class Replies(AnswerModel):

@@ -25,12 +25,13 @@ EXAMPLE_COMMENT: Final[dict[str, object]] = {
     "edited_at": None,
     "version": 1,
     "state": "approved",
-    "score": 0,
+    "score": 2,
+    "votes": {"up": 3, "down": 1},
     "replies": {"count": 0, "items": [], "next": None},
 }
 _SITE: Final[dict[str, object]] = {"id": EXAMPLE_SITE, "name": "My blog", "origins": ["https://example.com"]}
 _EDITED_COMMENT: Final[dict[str, object]] = {
-    **{name: value for name, value in EXAMPLE_COMMENT.items() if name not in {"score", "replies"}},
+    **{name: value for name, value in EXAMPLE_COMMENT.items() if name not in {"score", "votes", "replies"}},
     "body": "I *love* this.",
     "html": "<p>I <em>love</em> this.</p>",
     "version": 2,
@@ -150,6 +151,7 @@ _WRITE_PROBLEMS: Final = (*_LEADER_PROBLEMS, "outcome-unknown")
 _BODY_PROBLEMS: Final = ("malformed-json", "unsupported-media-type", "invalid-request")
 _COMMENTS: Final = "/v1/sites/{site}/comments"
 _COMMENT: Final = "/v1/sites/{site}/comments/{comment}"
+_VOTE: Final = "/v1/sites/{site}/comments/{comment}/vote"
 
 OPERATIONS: Final = (
     Operation(
@@ -314,8 +316,8 @@ OPERATIONS: Final = (
         parameters=(_if_match(required=True),),
         request=models.CommentBody,
         request_example={"body": "I *love* this."},
-        description="The answer is the comment without its replies and score, which the leader does not know. Its ETag"
-        " names the version, for the next If-Match; a read's ETag names replies and score as well.",
+        description="The answer is the comment without its replies, score and votes, which only views have. Its ETag"
+        " names the version, for the next If-Match; a read's ETag names the counts of replies and votes as well.",
         answer=models.EditedComment,
         answer_example=_EDITED_COMMENT,
         answer_headers=("ETag", "Palaver-Position"),
@@ -336,7 +338,7 @@ OPERATIONS: Final = (
         template=_COMMENT,
         name="deleteComment",
         summary="Delete a comment",
-        description="The comment becomes a tombstone: its place in the tree stays, its words and author go.",
+        description="The comment becomes a tombstone: its place in the tree stays, its words, author and votes go.",
         parameters=(_if_match(required=False),),
         status=204,
         answer_headers=("Palaver-Position",),
@@ -346,6 +348,30 @@ OPERATIONS: Final = (
             "unknown-comment",
             "version-mismatch",
             "invalid-request",
+            *_WRITE_PROBLEMS,
+        ),
+        security="site",
+    ),
+    Operation(
+        method="PUT",
+        template=_VOTE,
+        name="setVote",
+        summary="Set the vote of a user on a comment",
+        description="A user has one vote on each comment: 1, -1, or 0 to withdraw it. A second request with the same"
+        " body changes nothing and is answered in the same way. `user` is the site's own id of the user; prefer an"
+        " opaque id, because it is stored until the comment is deleted. A closed thread still takes votes, a read-only"
+        " thread takes none.",
+        request=models.Vote,
+        request_example={"value": 1, "user": "user-4711"},
+        answer=models.VoteCounts,
+        answer_example={"up": 3, "down": 1, "score": 2, "mine": 1},
+        answer_headers=("Palaver-Position",),
+        problems=(
+            "unauthorized",
+            "unknown-site",
+            "unknown-comment",
+            "thread-closed",
+            *_BODY_PROBLEMS,
             *_WRITE_PROBLEMS,
         ),
         security="site",

@@ -216,6 +216,7 @@ _MESSAGES: Final = {
     "too_long": "may have {max_length} items",
     "model_type": "must be an object",
     "model_attributes_type": "must be an object",
+    "int_type": "must be a whole number",
     "uuid_type": "must be a UUID",
     "uuid_parsing": "must be a UUID",
 }

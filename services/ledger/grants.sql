@@ -9,6 +9,7 @@ BEGIN
     GRANT SELECT ON palaver.fence TO palaver_writer;
     GRANT SELECT, INSERT ON palaver.site_keys, palaver.threads TO palaver_writer;
     GRANT SELECT, INSERT, UPDATE ON palaver.sites, palaver.comments TO palaver_writer;
+    GRANT SELECT, INSERT, UPDATE, DELETE ON palaver.votes TO palaver_writer;
     GRANT SELECT, UPDATE ON palaver.service_time TO palaver_writer;
     GRANT SELECT, INSERT, DELETE
         ON palaver.comment_private, palaver.comment_revisions, palaver.idempotency_keys TO palaver_writer;

@@ -166,7 +166,8 @@ async def comment_of(row: Row, thread: str, html: HtmlCache) -> Comment:
         edited_at=row["edited_at"],
         version=row["version"],
         state=row["state"],
-        score=row["score"],
+        up=row["up"],
+        down=row["down"],
         reply_count=row["reply_count"],
     )
 

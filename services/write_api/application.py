@@ -19,6 +19,7 @@ from services.write_api.pool import LedgerPool
 from services.write_api.settings import WriteSettings
 from services.write_api.sites import Sites
 from services.write_api.strong_position import StrongPosition
+from services.write_api.votes import Votes
 
 _ORIGINS = ledger.statement("site_origins")
 
@@ -44,6 +45,7 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
         admin_key=settings.admin_key.get_secret_value(),
         derivation_secret=settings.derivation_secret.get_secret_value(),
     )
+    votes = Votes(writes, guard, cell)
     strong = StrongPosition(pool, guard, agent, cell)
     app = fastapi_application("Palaver write API", missing)
     add_endpoint(app, "GET", STRONG_POSITION_PATH, strong.get)
@@ -53,6 +55,7 @@ def write_application(  # noqa: PLR0913 - the composition root hands over what i
     add_endpoint(app, "PATCH", "/v1/sites/{site}", sites.edit)
     add_endpoint(app, "PATCH", "/v1/sites/{site}/comments/{comment}", comments.edit)
     add_endpoint(app, "DELETE", "/v1/sites/{site}/comments/{comment}", comments.delete)
+    add_endpoint(app, "PUT", "/v1/sites/{site}/comments/{comment}/vote", votes.put)
     # Edges of the previous release send previews here. The next release removes this route.
     add_endpoint(app, "POST", PREVIEW_TEMPLATE, Previews(body_chars_max=settings.body_chars_max).preview)
 

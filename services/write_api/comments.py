@@ -2,7 +2,7 @@
 
 Decides that the answer to a post is built from the request and from the ids and times that the ledger returns. A replay
 of an Idempotency-Key therefore gets the same bytes, even if the comment has changed since. The answer to an edit has
-the fields that the ledger has; the number of replies is not one of them (ADR 0036).
+the fields that the ledger has; the counts of replies and votes are not among them (ADR 0036).
 """
 
 import hashlib
@@ -154,7 +154,7 @@ class Comments:
     async def edit(self, request: Request) -> Response:
         """`PATCH /v1/sites/{site}/comments/{comment}`."""
         scope = request.scope
-        site, comment_id = _ids(request)
+        site, comment_id = path_ids(request)
         epoch = await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
@@ -181,12 +181,12 @@ class Comments:
             raise refuse(outcome)
         comment = await _from_ledger(orjson.loads(row["comment"]))
         headers = [(b"etag", version_tag(comment.version)), position_header(self._cell, epoch, row["lsn"])]
-        return _response(200, orjson.dumps(ledger_json(comment)), headers)
+        return complete_response(200, orjson.dumps(ledger_json(comment)), headers)
 
     async def delete(self, request: Request) -> Response:
         """`DELETE /v1/sites/{site}/comments/{comment}`."""
         scope = request.scope
-        site, comment_id = _ids(request)
+        site, comment_id = path_ids(request)
         epoch = await self._guard.admit(header(scope, EPOCH_HEADER), header(scope, ATTEMPT_HEADER))
         key_hash = hash_api_key(parse_bearer(header(scope, b"authorization")))
         if_match = header(scope, b"if-match")
@@ -205,7 +205,7 @@ class Comments:
         outcome = row["outcome"]
         if outcome != "deleted":
             raise refuse(outcome)
-        return _response(204, b"", [position_header(self._cell, epoch, row["lsn"])])
+        return complete_response(204, b"", [position_header(self._cell, epoch, row["lsn"])])
 
 
 def require_site(text: str) -> UUID:
@@ -216,7 +216,8 @@ def require_site(text: str) -> UUID:
     return site
 
 
-def _ids(request: Request) -> tuple[UUID, UUID]:
+def path_ids(request: Request) -> tuple[UUID, UUID]:
+    """Return the ids of the site and the comment in a path; raise a problem if one is malformed."""
     site = require_site(request.path_params["site"])
     comment = parse_uuid(request.path_params["comment"])
     if comment is None:
@@ -224,7 +225,8 @@ def _ids(request: Request) -> tuple[UUID, UUID]:
     return site, comment
 
 
-def _response(status: int, body: bytes, headers: Sequence[Header]) -> Response:
+def complete_response(status: int, body: bytes, headers: Sequence[Header]) -> Response:
+    """Return a response with these headers; the media type is JSON if it has a body."""
     response = Response(body, status, media_type="application/json" if body else None)
     response.raw_headers.extend(headers)
     return response

@@ -42,6 +42,7 @@ EDIT_AGAIN: Final = (
 )
 SITE_EDIT_AGAIN: Final = "Read the site, and send it again if the change is not there: it would overwrite a later edit."
 DELETION_AGAIN: Final = "Send it again: to delete a comment twice is as good as once."
+VOTE_AGAIN: Final = "Send it again: to set a vote to the same value twice is as good as once."
 """What a client can do if the outcome of its write is unknown. Only posts have keys (ADR 0035)."""
 
 _OUTCOMES = Counter("palaver_ledger_outcomes_total", "Outcomes of ledger calls", ["outcome"])
@@ -51,15 +52,17 @@ _log = logging.getLogger("palaver.write_api")
 _REFUSALS: Final[Mapping[str, tuple[str, str, str | None]]] = {
     "no_site": ("unknown-site", "No site has this id.", None),
     "no_comment": ("unknown-comment", "The site has no comment with this id, or it was deleted.", None),
+    "not_shown": ("unknown-comment", "The site has no comment with this id, or it is hidden or was deleted.", None),
     "version_mismatch": ("version-mismatch", "Read the comment again and use its newest ETag.", None),
     "thread_closed": ("thread-closed", "The thread was closed for new comments.", None),
+    "read_only": ("thread-closed", "The thread is read-only: it takes no votes.", None),
     "key_reused": ("idempotency-key-reused", "Use a new key for a new request.", None),
     "no_parent": ("unknown-parent", "The comment to reply to is not in this thread, or was deleted.", "parent"),
     "too_deep": ("too-deep", "Replies may be nested {depth_max} levels deep.", "parent"),
 }
 """Slug, detail and invalid field of the outcomes that the client can correct."""
 
-_DONE: Final = frozenset({"created", "edited", "deleted"})
+_DONE: Final = frozenset({"created", "edited", "deleted", "voted"})
 """The outcomes of calls that wrote something; a replay does not."""
 
 

@@ -38,7 +38,7 @@ FAULT: Final = "x-fault"
 LARGE: Final = b"x" * 200_000
 KEY: Final = "https://example.com/a"
 UNLIMITED: Final[Mapping[str, Any]] = {"client_requests_per_s": 0, "client_writes_per_s": 0}
-WRITES: Final = ("POST", "PATCH", "DELETE")
+WRITES: Final = ("POST", "PUT", "PATCH", "DELETE")
 
 
 class Faulty(RequestLimitMiddleware):
@@ -278,6 +278,13 @@ async def _closed_thread(stand: Stand, method: str, template: str) -> httpx.Resp
     return await stand.send(closed)
 
 
+async def _read_only_thread(stand: Stand, method: str, template: str) -> httpx.Response:
+    ask = stand.ask_of("POST", "/v1/sites/{site}/comments").but(body={"thread": "read-only", "body": "x"})
+    posted = await stand.send(ask)
+    stand.ledger.sql("UPDATE palaver.threads SET state = 'read_only' WHERE key = 'read-only'")
+    return await stand.send(stand.ask_of(method, template).but(path=posted.headers["location"] + "/vote"))
+
+
 async def _no_such_method(stand: Stand, method: str, template: str) -> httpx.Response:
     del method, template
     return await stand.send(Ask(method="PUT", path=f"/v1/sites/{stand.known['site']}/comments"))
@@ -310,6 +317,7 @@ OF_ROUTE: Final[Mapping[Pair, Case]] = {
     ("DELETE", "/v1/sites/{site}/comments/{comment}", 422): _invalid_if_match,
     ("POST", "/v1/sites/{site}/comments", 409): _closed_thread,
     ("POST", "/v1/sites/{site}/preview", 404): _no_site_id,
+    ("PUT", "/v1/sites/{site}/comments/{comment}/vote", 409): _read_only_thread,
     (ELSEWHERE, ELSEWHERE, 404): _succeeds,
     (ELSEWHERE, ELSEWHERE, 405): _no_such_method,
 }

@@ -279,6 +279,17 @@ class Writer:
         )
         return comment
 
+    async def vote(self, comment: UUID, user: str, value: int) -> None:
+        """Set a vote as the ledger's procedure does, without its checks."""
+        await self.connection.execute(
+            "INSERT INTO palaver.votes AS v (comment_id, user_id, site_id, thread_id, value, epoch)"
+            " SELECT c.id, $2, c.site_id, c.thread_id, $3, 1 FROM palaver.comments AS c WHERE c.id = $1"
+            " ON CONFLICT (comment_id, user_id) DO UPDATE SET value = excluded.value, version = v.version + 1",
+            comment,
+            user,
+            value,
+        )
+
 
 @contextlib.asynccontextmanager
 async def writing(rig: Rig) -> AsyncGenerator[Writer]:
@@ -295,6 +306,11 @@ _COMMENTS = """
     SELECT id, site_id, thread_id, parent_id, depth, author_id, author_name, author_url, body, state, version,
            created_at, edited_at, deleted_at
     FROM {schema}comments ORDER BY id
+"""
+
+_VOTES = """
+    SELECT comment_id, user_id, site_id, thread_id, value, version
+    FROM {schema}votes ORDER BY comment_id, user_id COLLATE "C"
 """
 
 
@@ -320,6 +336,16 @@ def differences(rig: Rig) -> list[str]:
                 " AND r.state IN ('approved', 'deleted')) FROM palaver.comments AS c ORDER BY id"
             ),
             "SELECT id, reply_count FROM comments ORDER BY id",
+        ),
+        (_VOTES.format(schema="palaver."), _VOTES.format(schema="")),
+        (
+            (
+                "SELECT id, (SELECT count(*) FROM palaver.votes AS v WHERE v.comment_id = c.id AND v.value = 1),"
+                " (SELECT count(*) FROM palaver.votes AS v WHERE v.comment_id = c.id AND v.value = -1),"
+                " (SELECT coalesce(sum(v.value), 0) FROM palaver.votes AS v WHERE v.comment_id = c.id)"
+                " FROM palaver.comments AS c ORDER BY id"
+            ),
+            "SELECT id, up, down, score FROM comments ORDER BY id",
         ),
     )
     for ledger_text, view_text in pairs:

@@ -1,4 +1,4 @@
--- Turns a comment into a tombstone: the tree stays, the words and the personal data go, revisions included.
+-- Turns a comment into a tombstone: the tree stays, the words and the personal data go, revisions and votes included.
 -- Deleting a tombstone again is a success that is as durable as the first one.
 -- outcome: deleted | stale_epoch | no_site | unauthorized | no_comment | version_mismatch
 CREATE OR REPLACE PROCEDURE palaver.delete_comment(
@@ -32,12 +32,14 @@ BEGIN
     IF v_old.state = 'deleted' THEN
         PERFORM pg_logical_emit_message(true, 'replay', '');
     ELSE
+        PERFORM pg_advisory_xact_lock(palaver.votes_lock(p_comment));
         UPDATE palaver.comments AS c
         SET state = 'deleted', body = NULL, author_id = NULL, author_name = NULL, author_url = NULL,
             version = c.version + 1, epoch = p_epoch, deleted_at = now()
         WHERE c.id = p_comment;
         DELETE FROM palaver.comment_private AS p WHERE p.comment_id = p_comment;
         DELETE FROM palaver.comment_revisions AS r WHERE r.comment_id = p_comment;
+        DELETE FROM palaver.votes AS v WHERE v.comment_id = p_comment;
     END IF;
     IF p_trace IS NOT NULL THEN
         PERFORM pg_logical_emit_message(true, 'trace', p_trace);

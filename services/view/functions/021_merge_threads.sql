@@ -16,7 +16,7 @@ BEGIN
             version = r.version
         WHEN NOT MATCHED THEN INSERT (id, site_id, key, title, state, version)
             VALUES (r.id, r.site_id, r.key, r.title, r.state, r.version)
-        RETURNING new.id, NULL::uuid, 0, 0, r.lsn;
+        RETURNING new.id, NULL::uuid, 0, 0, r.lsn, 0, 0;
     END IF;
     IF p_gone IS NOT NULL THEN
         DELETE FROM threads AS t USING json_to_recordset(p_gone) AS g (id uuid) WHERE t.id = g.id;

@@ -1,5 +1,6 @@
 -- Writes the newest images of comments, and deletes rows (arguments as in merge_sites). A comment moves the count and
--- the page of its thread, and the reply count of its parent.
+-- the page of its thread, and the reply count of its parent. A new comment counts votes that are there before it. A
+-- deleted comment deletes its votes, so that they are erased also in a view that gets the deletion by a snapshot.
 CREATE OR REPLACE FUNCTION merge_comments(p_rows json, p_gone json, p_gone_lsn bigint) RETURNS SETOF moved
 LANGUAGE plpgsql AS $$
 BEGIN
@@ -23,10 +24,12 @@ BEGIN
             deleted_at = r.deleted_at
         WHEN NOT MATCHED THEN INSERT (
             id, site_id, thread_id, parent_id, depth, author_id, author_name, author_url, body, state, version,
-            created_at, edited_at, deleted_at
+            created_at, edited_at, deleted_at, up, down
         ) VALUES (
             r.id, r.site_id, r.thread_id, r.parent_id, r.depth, r.author_id, r.author_name, r.author_url, r.body,
-            r.state, r.version, r.created_at, r.edited_at, r.deleted_at
+            r.state, r.version, r.created_at, r.edited_at, r.deleted_at,
+            (SELECT count(*) FROM votes AS v WHERE v.comment_id = r.id AND v.value = 1),
+            (SELECT count(*) FROM votes AS v WHERE v.comment_id = r.id AND v.value = -1)
         )
         RETURNING
             new.thread_id, new.parent_id,
@@ -34,7 +37,11 @@ BEGIN
                 - coalesce(old.state = 'approved', false)::integer,
             (new.state IN ('approved', 'deleted'))::integer
                 - coalesce(old.state IN ('approved', 'deleted'), false)::integer,
-            r.lsn;
+            r.lsn, 0, 0;
+        RETURN QUERY
+        DELETE FROM votes AS v USING json_to_recordset(p_rows) AS r (id uuid, state text, lsn bigint), comments AS c
+        WHERE r.state = 'deleted' AND v.comment_id = r.id AND c.id = r.id AND c.state = 'deleted'
+        RETURNING v.thread_id, v.comment_id, 0, 0, r.lsn, -(v.value = 1)::integer, -(v.value = -1)::integer;
     END IF;
     IF p_gone IS NOT NULL THEN
         RETURN QUERY
@@ -43,7 +50,7 @@ BEGIN
             c.thread_id, c.parent_id,
             -(c.state = 'approved')::integer,
             -(c.state IN ('approved', 'deleted'))::integer,
-            p_gone_lsn;
+            p_gone_lsn, 0, 0;
     END IF;
 END
 $$;

@@ -15,13 +15,16 @@ BEGIN
         v_all := v_all || v_moved;
     END LOOP;
     -- Separate statements, because only those see the rows that were written just now.
-    UPDATE comments AS c SET reply_count = c.reply_count + moves.replies
+    UPDATE comments AS c SET
+        reply_count = c.reply_count + moves.replies,
+        up = c.up + moves.up,
+        down = c.down + moves.down
     FROM (
-        SELECT m.comment, sum(m.replies) AS replies
+        SELECT m.comment, sum(m.replies) AS replies, sum(m.up) AS up, sum(m.down) AS down
         FROM unnest(v_all) AS m
         WHERE m.comment IS NOT NULL
         GROUP BY m.comment
-        HAVING sum(m.replies) <> 0
+        HAVING sum(m.replies) <> 0 OR sum(m.up) <> 0 OR sum(m.down) <> 0
     ) AS moves
     WHERE c.id = moves.comment;
     RETURN QUERY

@@ -59,7 +59,7 @@ LEFT JOIN LATERAL (
     )
     SELECT
         shown.id, shown.parent_id, shown.author_id, shown.author_name, shown.author_url, shown.body,
-        shown.state, shown.version, shown.score, shown.reply_count, shown.created_at, shown.edited_at,
+        shown.state, shown.version, shown.up, shown.down, shown.reply_count, shown.created_at, shown.edited_at,
         shown.level
     FROM (
         SELECT

@@ -304,7 +304,7 @@ class Ledger(LedgerPool):
 
     async def call(self, statement: str, *arguments: Any, **named: Any) -> Any:
         del arguments, named
-        outcomes = {"post_": "created", "create_": "created", "edit_": "edited", "delete_": "deleted"}
+        outcomes = {"post_": "created", "create_": "created", "edit_": "edited", "delete_": "deleted", "set_": "voted"}
         outcome = next(outcome for name, outcome in outcomes.items() if name in statement)
         row = {
             "id": str(COMMENT), "thread_key": "a", "parent_id": None, "author_id": None, "author_name": None,
@@ -314,7 +314,7 @@ class Ledger(LedgerPool):
         return {
             "outcome": outcome, "site_id": SITE, "lsn": 1, "comment_id": COMMENT,
             "comment_created_at": datetime(2026, 1, 1, tzinfo=UTC), "comment": orjson.dumps(row).decode(),
-            "site_name": "A site", "site_origins": ["https://example.com"],
+            "site_name": "A site", "site_origins": ["https://example.com"], "up": 1, "down": 0,
         }  # fmt: skip
 
     async def fetch(self, statement: str, *arguments: Any, **named: Any) -> Any:

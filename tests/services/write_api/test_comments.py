@@ -42,6 +42,7 @@ async def test_a_post_returns_the_whole_comment(api: Api) -> None:
         "version": 1,
         "state": "approved",
         "score": 0,
+        "votes": {"up": 0, "down": 0},
         "replies": {"count": 0, "items": [], "next": None},
     }
     assert answer.headers["location"] == f"/v1/sites/{site}/comments/{identity}"
@@ -163,9 +164,9 @@ async def test_an_edit_returns_the_fields_of_the_ledger_and_an_etag_for_the_next
         edited = await api.http.patch(path, json={"body": f"*{version}*"}, headers={**key, "if-match": etag})
         etag = edited.headers["etag"]
         said = edited.json()
-        # Only views have the number of replies and the score: the answer omits both fields.
+        # Only views have the counts of replies and votes: the answer omits these fields.
         assert {name: said[name] for name in posted.json() if name in said} == said
-        assert posted.json().keys() - said.keys() == {"replies", "score"}
+        assert posted.json().keys() - said.keys() == {"replies", "score", "votes"}
         assert (said["version"], said["html"], etag) == (version, f"<p><em>{version}</em></p>", f'"{version}"')
 
 
