@@ -103,6 +103,19 @@ def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
     made = stack.post("eu-west", "First wording.", thread="edited")
     url = stack.url("ap-south", f"/comments/{made.json()['id']}")
     key = {"authorization": f"Bearer {stack.api_key}"}
+    voted = stack.ask("PUT", f"{url}/vote", json={"value": 1, "user": "ada"}, headers=key)
+    assert (voted.status_code, voted.json()) == (200, {"up": 1, "down": 0, "score": 1, "mine": 1})
+    position = {"palaver-position": voted.headers["palaver-position"]}
+    for served, headers in (("session;", position), ("strong;", {"palaver-consistency": "strong"})):
+        for region in REGIONS:
+            read = eventually(
+                lambda region=region, headers=headers: stack.get(
+                    region, "/comments", params={"thread": "edited"}, headers=headers
+                ),
+                lambda answer, served=served: answer.headers["palaver-consistency"].startswith(served),
+                what=f"a read at the level {served} in {region}",
+            )
+            assert [comment["votes"] for comment in read.json()["comments"]] == [{"up": 1, "down": 0}]
     changed = stack.ask(
         "PATCH", url, json={"body": "Second wording."}, headers=key | {"if-match": made.headers["etag"]}
     )
@@ -122,7 +135,7 @@ def test_an_edit_and_a_delete_reach_every_region(stack: Stack) -> None:
             within_s=10,
             what=f"the delete in {region}",
         )
-        assert gone["body"] is None
+        assert (gone["body"], gone["votes"]) == (None, {"up": 0, "down": 0})
         assert "wording" not in str(gone)
 
 

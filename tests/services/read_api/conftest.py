@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any, cast
 
 import httpx
+import orjson
 import psycopg
 import pytest
 import redis
@@ -64,6 +65,16 @@ class Thread:
         if announce:
             self.announce()
         return comment
+
+    def vote(self, comment: uuid.UUID, user: str, value: int) -> None:
+        """Commit one vote through the function that apply calls, and invalidate the page."""
+        self.written += 1
+        key = {"comment_id": str(comment), "user_id": user}
+        row = {**key, "site_id": str(self.writer.site), "thread_id": str(self.id), "value": value}
+        row |= {"version": self.written, "lsn": self.page_version + 1}
+        query = "SELECT version FROM project_rows(ARRAY['votes'], ARRAY[%s]::json[], ARRAY[NULL]::json[], 0)"
+        ((self.page_version,),) = self.writer.view.sql(query, orjson.dumps([row]).decode())
+        self.announce()
 
     def announce(self) -> None:
         """Invalidate the thread's pages in Redis and publish it."""

@@ -161,6 +161,38 @@ async def test_a_single_comment_has_a_cursor_to_its_replies(api: Api, writer: Wr
     assert problem(elsewhere) == "unknown-site"
 
 
+async def test_votes_are_in_every_answer_and_change_its_etag_even_if_the_score_stays(api: Api, writer: Writer) -> None:
+    thread = writer.thread()
+    root = thread.add()
+    path = f"/v1/sites/{writer.site}/comments/{root}"
+    etags: list[set[str]] = [set(), set()]
+    for votes, expected in (
+        ([], (0, 0)),
+        ([("ann", 1)], (1, 0)),
+        ([("bob", -1), ("eve", -1)], (1, 2)),
+        ([("fay", 1), ("bob", 0)], (2, 1)),
+        ([("gus", 1), ("hal", -1)], (3, 2)),
+    ):
+        for user, value in votes:
+            thread.vote(root, user, value)
+        up, down = expected
+
+        async def shown(up: int = up, down: int = down) -> bool:
+            page = await api.page()
+            one = await api.http.get(path)
+            for answer, comment, seen in (
+                (page, page.json()["comments"][0], etags[0]),
+                (one, one.json(), etags[1]),
+            ):
+                if (comment["votes"], comment["score"]) != ({"up": up, "down": down}, up - down):
+                    return False
+                seen.add(answer.headers["etag"])
+            return True
+
+        await until(shown)
+    assert [len(seen) for seen in etags] == [5, 5]
+
+
 async def test_a_404_reports_the_consistency_level_and_the_age_of_the_view(api: Api, writer: Writer) -> None:
     ahead = {"palaver-position": encode_token(CELL, Position(3, 1)), "palaver-consistency": "session"}
     nowhere = f"/v1/sites/{uuid.uuid4()}"

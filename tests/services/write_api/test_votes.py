@@ -6,7 +6,7 @@ import httpx
 import pytest
 
 from tests import servers
-from tests.services.write_api.conftest import UNKNOWN, Api, leadership, problem
+from tests.services.write_api.conftest import UNKNOWN, Api, given_up_after, leadership, problem
 
 pytestmark = pytest.mark.integration
 
@@ -102,6 +102,23 @@ async def test_a_vote_needs_the_sites_key_and_a_comment_that_is_shown(
     assert (await api.http.delete(votes.path.removesuffix("/vote"), headers=votes.key)).status_code == 204
     assert await refused() == (404, "unknown-comment")
     assert ledger_server.sql("SELECT 1 FROM palaver.votes WHERE comment_id = %s", comment) == []
+
+
+async def test_a_vote_with_an_unknown_outcome_can_be_sent_again(
+    api: Api, ledger_server: servers.PostgresServer
+) -> None:
+    votes, vote = await votes_of(api), {"value": 1, "user": "ann"}
+    with servers.psycopg.connect(ledger_server.url()) as blocker:
+        blocker.execute("LOCK TABLE palaver.votes IN EXCLUSIVE MODE")
+        with given_up_after(api.pool, 0.05):
+            answer = await votes.put(vote)
+        blocker.rollback()
+    assert (answer.status_code, problem(answer)) == (503, "outcome-unknown")
+    assert "to set a vote to the same value twice is as good as once" in answer.json()["detail"]
+    again = await votes.put(vote)
+    assert again.json() == {"up": 1, "down": 0, "score": 1, "mine": 1}
+    versions = "SELECT version FROM palaver.votes WHERE comment_id = %s"
+    assert ledger_server.sql(versions, votes.path.split("/")[-2]) == [(1,)]
 
 
 async def test_a_region_that_does_not_lead_takes_no_vote(api: Api) -> None:
