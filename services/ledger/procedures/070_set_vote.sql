@@ -41,7 +41,8 @@ BEGIN
         ROLLBACK;
         RETURN;
     END IF;
-    -- A second request for the same user waits here for the commit of the first one.
+    -- A second request for the same user waits here for the commit of the first one. The row is locked even if its value
+    -- stays, which also makes the commit wait for its quorum; the message does not rely on this detail of PostgreSQL.
     INSERT INTO palaver.votes AS v (comment_id, user_id, site_id, thread_id, value, epoch)
     VALUES (p_comment, p_user, p_site, v_thread_id, p_value, p_epoch)
     ON CONFLICT (comment_id, user_id) DO UPDATE

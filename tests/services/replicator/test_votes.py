@@ -112,6 +112,8 @@ async def test_a_vote_moves_the_page_to_the_position_of_its_change(projected: Pr
     assert await projected.write(gone("ann")) == [projected.lsn]
     assert await projected.write(gone("ann")) == []
     assert projected.counts() == [(1, 0, 1)]
+    assert await projected.write(gone("bob")) == [projected.lsn]
+    assert projected.counts() == [(0, 0, 0)]
 
 
 async def test_a_deleted_comment_takes_its_votes_with_it(projected: Projected) -> None:
