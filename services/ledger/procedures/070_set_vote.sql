@@ -1,7 +1,7 @@
--- Sets the vote of a user on a comment. If the vote has this value already, no row changes, and the answer is as durable
--- as the first one. The counts include this vote and every vote that was acknowledged before this call. They may lack votes
--- that commit at the same time. They are counted before the commit, because the write API takes an error of a lock or of
--- the schema as proof that nothing was written.
+-- Sets the vote of a user on a comment. If the vote has this value already, no row changes, and the answer is as
+-- durable as the first one. The counts include this vote and every vote that was acknowledged before this call. They
+-- may lack votes that commit at the same time. They are counted before the commit, because the write API takes an error
+-- of a lock or of the schema as proof that nothing was written.
 -- outcome: voted | replayed | stale_epoch | no_site | unauthorized | not_shown | read_only
 CREATE OR REPLACE PROCEDURE palaver.set_vote(
     p_epoch bigint,
@@ -41,8 +41,8 @@ BEGIN
         ROLLBACK;
         RETURN;
     END IF;
-    -- A second request for the same user waits here for the commit of the first one. The row is locked even if its value
-    -- stays, which also makes the commit wait for its quorum; the message does not rely on this detail of PostgreSQL.
+    -- A second request for the same user waits here for the commit of the first one. The row is locked even if its
+    -- value stays, which also makes the commit wait for its quorum; the message does not rely on this detail.
     INSERT INTO palaver.votes AS v (comment_id, user_id, site_id, thread_id, value, epoch)
     VALUES (p_comment, p_user, p_site, v_thread_id, p_value, p_epoch)
     ON CONFLICT (comment_id, user_id) DO UPDATE
