@@ -72,6 +72,10 @@ E = TypeVar("E")
 E_co = TypeVar("E_co", covariant=True)
 
 
+class ViewNotConnected(SyncError):
+    """Apply has no connection to the view now."""
+
+
 class PoisonChange(SyncError):
     """A projection cannot interpret a change. It raises this inside of a savepoint, so the change leaves no rows."""
 
@@ -177,6 +181,10 @@ class Applier(Generic[E]):
         self._on_applied = on_applied
         self._position = ZERO
         self._fresh_at_us = 0
+        self._connection: ViewConnection | None = None
+        self._idle = asyncio.Lock()
+        self._one_by_one = 0
+        self._advanced = asyncio.Event()
         self.counts = ApplyCounts()
         self.dead_letters = 0
         self.trouble: str | None = "the view was not reached yet"
@@ -200,6 +208,33 @@ class Applier(Generic[E]):
             backoff_s = BACKOFF_MIN_S if advanced else min(2 * backoff_s, BACKOFF_MAX_S)
             await asyncio.sleep(backoff_s * random.uniform(0.5, 1.0))  # noqa: S311 - jitter, not a secret
 
+    @asynccontextmanager
+    async def between_batches(self) -> "AsyncGenerator[ViewConnection]":
+        """Use the connection of apply, which holds the apply lock, while no batch is applied. Apply waits meanwhile.
+
+        Raises:
+            ViewNotConnected: Apply has no connection to the view.
+        """
+        async with self._idle:
+            if self._connection is None:
+                raise ViewNotConnected(self.trouble or "apply connects to the view")
+            with _terminate_when_cancelled(self._connection):
+                yield self._connection
+
+    @contextmanager
+    def one_transaction_batches(self) -> "Generator[None]":
+        """Apply each transaction as a batch of its own meanwhile, so that a batch ends at every position."""
+        self._one_by_one += 1
+        try:
+            yield
+        finally:
+            self._one_by_one -= 1
+
+    async def wait_until_applied(self, position: Position) -> None:
+        """Wait until the view has all changes up to ``position``."""
+        while self._position < position:
+            await self._advanced.wait()
+
     async def _apply_until_error(self, channel: Channel) -> str:
         """Apply until an error; return its message.
 
@@ -209,15 +244,24 @@ class Applier(Generic[E]):
         async with self._view() as connection, channel.subscribe(self._position) as subscription:
             try:
                 while True:
-                    applied = await self.apply(connection, await subscription.take())
-                    subscription.acknowledge(applied.position)
-                    await self._on_applied(applied)
-                    if self.schema_unknown is not None:
-                        raise self.schema_unknown
+                    items = await subscription.take()
+                    while items:
+                        batch, items = self._next_batch(items)
+                        async with self._idle:
+                            applied = await self.apply(connection, batch)
+                        subscription.acknowledge(applied.position)
+                        await self._on_applied(applied)
+                        if self.schema_unknown is not None:
+                            raise self.schema_unknown
             except (*VIEW_ERRORS, SyncError) as error:
                 if not isinstance(error, SchemaUnknown):
                     self.schema_unknown = None
                 return _first_reason(error)
+
+    def _next_batch(self, items: list[Item]) -> tuple[list[Item], list[Item]]:
+        """Return the items of the next batch, and the others."""
+        count = 1 if self._one_by_one else len(items)
+        return items[:count], items[count:]
 
     @asynccontextmanager
     async def _view(self) -> "AsyncGenerator[ViewConnection]":
@@ -241,11 +285,13 @@ class Applier(Generic[E]):
             self._position = await read_checkpoint(connection, self._cell)
             self._fresh_at_us = await read_freshness(connection, self._cell)
             self._on_checkpoint_read(self._position, self._fresh_at_us)
-            self._meter.note_applied(self._position)
+            self._note_position(self._position)
             self.dead_letters = await connection.fetchval(load_sql("count_dead_letters"), self._cell)
             self.trouble = None
+            self._connection = connection
             yield connection
         finally:
+            self._connection = None
             # Closing politely would wait for the server if the connection is broken, and is not needed if it works.
             connection.terminate()
 
@@ -281,14 +327,20 @@ class Applier(Generic[E]):
             async with _transaction(connection):
                 effects, dead = await self._isolate(connection, changes)
                 await advance_checkpoint(connection, move)
-        self._position, self._fresh_at_us = position, fresh_at_us
-        self._meter.note_applied(position)
+        self._fresh_at_us = fresh_at_us
+        self._note_position(position)
         self.counts.batches += 1
         self.counts.transactions += sum(not transaction.partial for transaction in transactions)
         self.counts.changes += len(changes)
         self.counts.dead_letters += dead
         self.dead_letters += dead
         return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
+
+    def _note_position(self, position: Position) -> None:
+        self._position = position
+        self._meter.note_applied(position)
+        self._advanced.set()
+        self._advanced = asyncio.Event()
 
     def _select_new(self, items: Sequence[Item]) -> tuple[list[Transaction], Position, int]:
         """Return the transactions that the view lacks, the position after them, and the freshness there (microseconds).
