@@ -113,7 +113,7 @@ async def start_replication(connection: psycopg.AsyncConnection, *, slot: str, s
     for attempt in range(TAKEOVER_ATTEMPTS_MAX):
         holder_pid = await _check_slot(connection, slot=slot, start=start)
         if holder_pid is None:
-            result = await _execute(connection, command.as_bytes(None))
+            result = await execute_command(connection, command.as_bytes(None))
             if result.status == pq.ExecStatus.COPY_BOTH:
                 return
             state = result.error_field(pq.DiagnosticField.SQLSTATE)
@@ -143,7 +143,7 @@ async def _check_slot(connection: psycopg.AsyncConnection, *, slot: str, start: 
     return active_pid
 
 
-async def _execute(connection: psycopg.AsyncConnection, command: bytes) -> pq.abc.PGresult:
+async def execute_command(connection: psycopg.AsyncConnection, command: bytes) -> pq.abc.PGresult:
     """Run a replication command without blocking the event loop, and leave the connection in COPY mode."""
     pgconn = connection.pgconn
     pgconn.send_query(command)

@@ -71,8 +71,10 @@ class ViewProjection:
         pages = await connection.fetch(statement(_SQL, "project"), *self._arguments(changes))
         return _invalidations(pages)
 
-    def _arguments(self, changes: Iterable[LocatedChange]) -> tuple[list[str], list[str | None], list[str | None], int]:
-        """Return the arguments of `project_rows`: per changed table its name, images and deleted keys; then an LSN."""
+    def _arguments(
+        self, changes: Sequence[LocatedChange]
+    ) -> tuple[list[str], list[str | None], list[str | None], int, str]:
+        """Return the arguments of `project_rows`: for each changed table name, images, deleted keys; LSN, batch."""
         net = self._net_changes(changes)
         changed = [(table, net[table.name]) for table in self._tables if table.name in net]
         return (
@@ -80,6 +82,7 @@ class ViewProjection:
             [_images(table, one.rows.values()) for table, one in changed],
             [_keys(table, one.gone) for table, one in changed],
             max((lsn for _, one in changed for lsn in one.gone.values()), default=0),
+            _batch(changes),
         )
 
     def _net_changes(self, changes: Iterable[LocatedChange]) -> dict[str, _TableChanges]:
@@ -106,6 +109,12 @@ class ViewProjection:
                     # A later image lacks unchanged out-of-line columns; an earlier image in the same batch has them.
                     table.rows[key] = {**kept, **change.row, "lsn": lsn}
         return net
+
+
+def _batch(changes: Sequence[LocatedChange]) -> str:
+    """Return epoch and LSN of the first and of the last transaction, as PostgreSQL's array."""
+    first, last = changes[0].position, changes[-1].position
+    return f"{{{first.epoch},{first.lsn},{last.epoch},{last.lsn}}}"
 
 
 def _invalidations(pages: Iterable["Record"]) -> list[Invalidation]:

@@ -1,1 +1,1 @@
-SELECT site, key, version FROM project_rows($1, $2, $3, $4)
+SELECT site, key, version FROM project_rows($1, $2, $3, $4, $5)

@@ -2,13 +2,19 @@
 -- by it. p_tables names the changed tables; the other arrays have the arguments of each table's merge function.
 -- A page's version is the LSN of its newest change, so that every region gives the same page the same version. If LSNs
 -- fail to grow (history was replaced after a failover), the version still grows.
-CREATE OR REPLACE FUNCTION project_rows(p_tables text[], p_rows json[], p_gone json[], p_gone_lsn bigint)
-RETURNS TABLE (site uuid, key text, version bigint)
+CREATE OR REPLACE FUNCTION project_rows(
+    p_tables text[],
+    p_rows json[],
+    p_gone json[],
+    p_gone_lsn bigint,
+    p_batch text  -- epoch and LSN of the first and of the last transaction, as an array
+) RETURNS TABLE (site uuid, key text, version bigint)
 LANGUAGE plpgsql AS $$
 DECLARE
     v_all moved[] := '{}';
     v_moved moved[];
 BEGIN
+    PERFORM set_config('palaver.batch', p_batch, true);  -- for the triggers of the Merkle tree
     FOR i IN 1 .. cardinality(p_tables) LOOP
         EXECUTE format('SELECT array_agg(m) FROM %I($1, $2, $3) AS m', 'merge_' || p_tables[i])
         INTO v_moved USING p_rows[i], p_gone[i], p_gone_lsn;

@@ -5,6 +5,7 @@ CREATE OR REPLACE FUNCTION project_and_advance(
     p_rows json[],
     p_gone json[],
     p_gone_lsn bigint,
+    p_batch text,
     p_cell text,
     p_epoch bigint,
     p_lsn pg_lsn,
@@ -14,6 +15,6 @@ CREATE OR REPLACE FUNCTION project_and_advance(
 LANGUAGE plpgsql AS $$
 BEGIN
     PERFORM advance_checkpoint(p_cell, p_epoch, p_lsn, p_commit_ts_us, p_fresh_at_us);
-    RETURN QUERY SELECT * FROM project_rows(p_tables, p_rows, p_gone, p_gone_lsn);
+    RETURN QUERY SELECT * FROM project_rows(p_tables, p_rows, p_gone, p_gone_lsn, p_batch);
 END
 $$;

@@ -1,0 +1,22 @@
+"""Creates the tables of the view's Merkle tree; the statements stand in the SQL file of the same name."""
+
+from pathlib import Path
+
+from alembic import op
+
+from services.schema.migration import execute_script
+
+revision = "0004"
+down_revision = "0003"
+branch_labels = None
+depends_on = None
+
+
+def upgrade() -> None:
+    """Create the tables."""
+    execute_script(op.get_bind(), Path(__file__).with_suffix(".sql"))
+
+
+def downgrade() -> None:
+    """Refuse: a view is rebuilt, not downgraded."""
+    raise NotImplementedError

@@ -1,0 +1,1 @@
+SELECT leaf, count, h1, h2 FROM merkle_leaves
