@@ -184,6 +184,7 @@ class Applier(Generic[E]):
         self._connection: ViewConnection | None = None
         self._idle = asyncio.Lock()
         self._one_by_one = 0
+        self._boundary = ZERO
         self._advanced = asyncio.Event()
         self.counts = ApplyCounts()
         self.dead_letters = 0
@@ -230,6 +231,10 @@ class Applier(Generic[E]):
         finally:
             self._one_by_one -= 1
 
+    def end_batch_at(self, position: Position) -> None:
+        """End a batch at ``position``, if the view has not passed it."""
+        self._boundary = position
+
     async def wait_until_applied(self, position: Position) -> None:
         """Wait until the view has all changes up to ``position``."""
         while self._position < position:
@@ -260,7 +265,8 @@ class Applier(Generic[E]):
 
     def _next_batch(self, items: list[Item]) -> tuple[list[Item], list[Item]]:
         """Return the items of the next batch, and the others."""
-        count = 1 if self._one_by_one else len(items)
+        count = 1 if self._one_by_one else sum(item.position <= self._boundary for item in items)
+        count = count or len(items)
         return items[:count], items[count:]
 
     @asynccontextmanager

@@ -10,7 +10,7 @@ transactions below the oldest one that still ran at the previous reading are kno
 """
 
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import groupby
@@ -18,12 +18,12 @@ from typing import TYPE_CHECKING, Final
 
 from regions.identity import CellId
 from regions.position import ZERO, Position
-from sync.canonical import description
+from sync.canonical import SEPARATOR, description
 from sync.change import SyncError
 from sync.merkle.rewind import BatchPositions, RecentChanges
-from sync.merkle.row_hash import scheme_of
-from sync.merkle.set_hash import SetHash
-from sync.merkle.shape import FANOUT_BITS, depth_at_scrub, depth_for, key_hashes_of
+from sync.merkle.row_hash import hash_key, scheme_of
+from sync.merkle.set_hash import EMPTY, SetHash
+from sync.merkle.shape import depth_at_scrub, depth_for, key_hashes_of, leaf_of, nodes_at
 from sync.merkle.tree import PositionedTree, Tree
 from sync.registry import Registry
 from sync.statements import load_sql
@@ -168,41 +168,62 @@ class ViewTree:
         self._unfolded = len(self._known)
         return folded
 
+    def key_hash(self, table: str, image: Mapping[str, str | None]) -> int:
+        """Return the key hash of a row, given its columns in text format."""
+        return hash_key(self._secret, SEPARATOR.join([table, *(str(image[name]) for name in self._tables[table].key)]))
+
     async def scrub(self, connection: "ViewConnection") -> list[int]:
         """Compute the leaves from the rows and correct those that are wrong; return their numbers.
 
-        A correction is a change by hand, so the next comparison has it.
+        A correction is a change by hand, so the next comparison has it. Afterwards the tree grows with its tables.
 
         Args:
             connection: A connection of its own, as the owner of the tables, outside of a transaction.
         """
         async with connection.transaction(isolation="repeatable_read"):
-            state = await self._state(connection)
-            if not state["complete"]:
-                raise TreeNotReady("the leaves of the view's tree are not computed yet")
-            depth: int = state["depth"]
-            computed = {one["leaf"]: one for one in await connection.fetch(leaf_sums(self._tables, depth))}
-            kept = Tree.build(depth, await self._leaves(connection))
-            for change in await connection.fetch(load_sql("view_tree_changes"), "0"):
-                kept.change(change["key_hash"], _difference(change))
-            wrong: list[tuple[int, SetHash]] = []
-            for leaf in range(1 << (FANOUT_BITS * depth)):
-                one = computed.get(leaf)
-                expected = SetHash(0, 0, 0) if one is None else SetHash(one["count"], one["h1"], one["h2"])
-                if expected != kept.leaf(leaf):
-                    wrong.append((leaf, expected - kept.leaf(leaf)))
-            if wrong:
-                await connection.execute(
-                    load_sql("view_tree_correct"),
-                    [key_hashes_of(leaf, depth)[0] for leaf, _ in wrong],
-                    [difference.count for _, difference in wrong],
-                    [difference.h1 for _, difference in wrong],
-                    [difference.h2 for _, difference in wrong],
-                )
-        rows = sum(one["count"] for one in computed.values())
+            depth = await self._depth(connection)
+            computed = _leaves_of(await connection.fetch(leaf_sums(self._tables, depth)))
+            wrong = await self._correct(connection, depth, computed, range(nodes_at(depth)))
+        rows = sum(leaf.count for leaf in computed.values())
         if depth_at_scrub(depth, rows) != depth:
             await self._compute_leaves(connection, depth_at_scrub(depth, rows))
-        return [leaf for leaf, _ in wrong]
+        return wrong
+
+    async def correct(self, connection: "ViewConnection", leaves: Sequence[int], depth: int) -> list[int]:
+        """Compute some leaves of a tree of a smaller or equal depth again, as `scrub` does for all."""
+        async with connection.transaction(isolation="repeatable_read"):
+            own = await self._depth(connection)
+            width = nodes_at(own - depth)
+            numbers = [number for leaf in leaves for number in range(leaf * width, (leaf + 1) * width)]
+            computed = dict.fromkeys(numbers, EMPTY)
+            for row in await self.rows_of(connection, numbers, own):
+                computed[leaf_of(row.key_hash, own)] += SetHash(1, row.h1, row.h2)
+            return await self._correct(connection, own, computed, numbers)
+
+    async def _depth(self, connection: "ViewConnection") -> int:
+        state = await self._state(connection)
+        if not state["complete"] or state["scheme"] != self.scheme:
+            raise TreeNotReady("the leaves of the view's tree are not computed yet")
+        return int(state["depth"])
+
+    async def _correct(
+        self, connection: "ViewConnection", depth: int, computed: Mapping[int, SetHash], leaves: Iterable[int]
+    ) -> list[int]:
+        """Write the difference between computed leaves and those of the tables, in the transaction's snapshot."""
+        kept = Tree.build(depth, await self._leaves(connection))
+        for change in await connection.fetch(load_sql("view_tree_changes"), "0"):
+            kept.change(change["key_hash"], _difference(change))
+        wrong = {leaf: computed.get(leaf, EMPTY) - kept.leaf(leaf) for leaf in leaves}
+        wrong = {leaf: difference for leaf, difference in wrong.items() if difference != EMPTY}
+        if wrong:
+            await connection.execute(
+                load_sql("view_tree_correct"),
+                [key_hashes_of(leaf, depth)[0] for leaf in wrong],
+                [difference.count for difference in wrong.values()],
+                [difference.h1 for difference in wrong.values()],
+                [difference.h2 for difference in wrong.values()],
+            )
+        return list(wrong)
 
     async def _load(self, connection: "ViewConnection", depth: int, position: Position) -> Tree:
         tree = self._tree = Tree.build(depth, await self._leaves(connection))
@@ -263,6 +284,10 @@ def _row(found: "Record") -> ViewRow:
     return ViewRow(
         table=found["name"], key=tuple(found["key"]), key_hash=found["key_hash"], h1=found["h1"], h2=found["h2"]
     )
+
+
+def _leaves_of(found: "list[Record]") -> dict[int, SetHash]:
+    return {one["leaf"]: SetHash(one["count"], one["h1"], one["h2"]) for one in found}
 
 
 def _difference(change: "Record") -> SetHash:

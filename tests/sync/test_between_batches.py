@@ -71,6 +71,18 @@ async def test_each_transaction_is_a_batch_of_its_own_while_a_comparison_needs_i
         await until(lambda: channel.acknowledged[4:] == [Position(1, 106)])
 
 
+async def test_a_batch_ends_at_a_position_that_a_comparison_has_chosen(rig: Rig) -> None:
+    async with applying(rig) as (applier, channel):
+        applier.end_batch_at(Position(1, 102))
+        channel.items.put_nowait(
+            [transaction(100, thread()), *[transaction(lsn, comment(lsn)) for lsn in (101, 103, 104)]]
+        )
+        await applier.wait_until_applied(Position(1, 104))
+        channel.items.put_nowait([transaction(lsn, comment(lsn)) for lsn in (105, 106)])
+        await applier.wait_until_applied(Position(1, 106))
+        await until(lambda: channel.acknowledged == [Position(1, lsn) for lsn in (101, 104, 106)])
+
+
 async def test_a_wait_for_a_position_that_is_applied_ends_at_once(rig: Rig) -> None:
     async with applying(rig) as (applier, channel):
         waits = asyncio.create_task(applier.wait_until_applied(Position(1, 100)))

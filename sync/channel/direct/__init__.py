@@ -11,6 +11,7 @@ from regions.coordination import Leadership
 
 CHANGES_PATH: Final = "/v1/changes"
 ACK_PATH: Final = "/v1/changes/ack"
+COMPARISONS_PATH: Final = "/v1/comparisons"
 
 SNAPSHOT_HEADER: Final = "palaver-snapshot"
 """Response header of a stream that is a snapshot: the reason why the changes are no longer available."""

@@ -18,7 +18,8 @@ from regions.coordination import Leadership
 from regions.identity import RegionName
 from regions.position import InvalidPosition, Position, decode_token
 from regions.topology import InvalidTopology, Topology
-from sync.channel.direct import ACK_PATH, CHANGES_PATH, LeadershipSource
+from sync.channel.direct import ACK_PATH, CHANGES_PATH, COMPARISONS_PATH, LeadershipSource
+from sync.channel.direct.comparisons import Comparisons
 from sync.channel.direct.responses import problem
 from sync.channel.direct.source import LedgerSource
 from sync.channel.direct.stream import ChangeStream
@@ -34,6 +35,7 @@ class ChangeServer:
 
     Attributes:
         source: The own ledger, with the counts of its streams.
+        comparisons: The sessions of comparisons; None in a region without a ledger, and until they are set.
     """
 
     def __init__(
@@ -59,6 +61,7 @@ class ChangeServer:
         self._leaders = leaders
         self._authorization = f"Bearer {token}".encode()
         self._subscriptions = Subscriptions()
+        self.comparisons: Comparisons | None = None
 
     def app(self) -> Starlette:
         """Return the ASGI application."""
@@ -66,12 +69,17 @@ class ChangeServer:
             routes=[
                 Route(CHANGES_PATH, self._changes, methods=["GET"]),
                 Route(ACK_PATH, self._acknowledge, methods=["POST"]),
+                Route(COMPARISONS_PATH, self._open_comparison, methods=["POST"]),
+                Route(COMPARISONS_PATH + "/{id}", self._end_comparison, methods=["DELETE"]),
+                Route(COMPARISONS_PATH + "/{id}/{what}", self._compare, methods=["POST"]),
             ]
         )
 
     def close(self) -> None:
         """Ask every stream to end; each ends within a moment."""
         self._subscriptions.stop_all()
+        if self.comparisons is not None:
+            self.comparisons.close()
 
     @property
     def subscribed(self) -> list[RegionName]:
@@ -116,6 +124,32 @@ class ChangeServer:
             return problem(409, "not-subscribed", f"Region {region} has no stream here.")
         capture.confirm(position)
         return Response(status_code=204)
+
+    async def _open_comparison(self, request: Request) -> Response:
+        if not self._authorized(request):
+            return problem(401, "unauthorized", "The bearer token is missing or wrong.")
+        try:
+            region = self._topology.by_name(request.query_params.get("region", "")).name
+        except InvalidTopology as error:
+            return problem(400, "invalid-comparison", str(error))
+        leadership = self.serving_leadership()
+        if leadership is None or self.comparisons is None:
+            return problem(409, "not-leader", f"Region {self._topology.region} does not lead.")
+        return await self.comparisons.open(region, leadership, scrub=request.query_params.get("scrub") == "1")
+
+    async def _compare(self, request: Request) -> Response:
+        if not self._authorized(request):
+            return problem(401, "unauthorized", "The bearer token is missing or wrong.")
+        if self.comparisons is None:
+            return problem(404, "no-comparison", "There is no such comparison.")
+        return await self.comparisons.answer(request, request.path_params["id"], request.path_params["what"])
+
+    async def _end_comparison(self, request: Request) -> Response:
+        if not self._authorized(request):
+            return problem(401, "unauthorized", "The bearer token is missing or wrong.")
+        if self.comparisons is None:
+            return problem(404, "no-comparison", "There is no such comparison.")
+        return self.comparisons.end(request.path_params["id"])
 
     def _authorized(self, request: Request) -> bool:
         given = request.headers.get("authorization", "").encode("latin-1")

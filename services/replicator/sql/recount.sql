@@ -1,0 +1,1 @@
+SELECT site, key, version FROM recount($1, $2, $3)
