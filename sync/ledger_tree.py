@@ -94,6 +94,7 @@ class LedgerTree:
         self._store: _Store | None = None
         self._identity: object = None
         self._start = ZERO
+        self._marked = ZERO
 
     @property
     def marks(self) -> int:
@@ -122,6 +123,29 @@ class LedgerTree:
                     self._marks[change.table, key] = position
         if len(self._marks) > MARKS_MAX:
             self._forget_marks(f"more than {MARKS_MAX} rows changed since the last comparison", position)
+
+    def marked_up_to(self, position: Position) -> None:
+        """Note that all changes up to ``position`` were marked."""
+        self._marked = position
+
+    def resume(self, position: Position) -> None:
+        """Note that marks continue after ``position``. If some are missing, the rows are forgotten."""
+        if position != self._marked:
+            self._forget_marks("apply has begun again, and changes may not have been marked", position)
+        self._marked = position
+
+    async def existing(self, connection: psycopg.AsyncConnection, rows: Sequence[tuple[str, Key]]) -> int:
+        """Return how many of these rows the ledger has, whatever is in memory; if it has some, forget all rows."""
+        found = 0
+        for table in self._tables:
+            keys = [key for name, key in rows if name == table.name]
+            if keys:
+                found += len(await self._rows.of_keys(connection, table, keys))
+        if found:
+            self.counts.wrong_rows += found
+            _log.error("the rows of the ledger in memory were wrong: %d rows were missing", found)
+            self._forget_rows("they were wrong")
+        return found
 
     def _forget_marks(self, reason: str, position: Position) -> None:
         """Forget the rows and the marks; the rows are read again at this position or a later one."""

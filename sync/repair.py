@@ -90,7 +90,11 @@ class LedgerSession(Protocol):
         ...
 
     async def images(self, key_hashes: Sequence[int]) -> list[Image]:
-        """Return rows as of the position of the summary."""
+        """Return rows as of the position."""
+        ...
+
+    async def existing(self, rows: Sequence[tuple[str, tuple[str, ...]]]) -> int:
+        """Return how many of some rows, given by table and key, the ledger has at the position."""
         ...
 
 
@@ -410,31 +414,46 @@ class Repair(Generic[E]):
         wanted = [key for one in differences for key in (*one.missing, *one.stale)]
         phantoms = [key for one in differences for key in one.phantom]
         for start in range(0, len(phantoms), ROWS_PER_TRANSACTION):
-            await self._mend_some([], phantoms[start : start + ROWS_PER_TRANSACTION], [], result)
+            await self._mend_some(session, [], phantoms[start : start + ROWS_PER_TRANSACTION], [], result)
         for start in range(0, len(wanted), IMAGES_PER_REQUEST):
             some = wanted[start : start + IMAGES_PER_REQUEST]
-            await self._mend_some(await session.images(some), [], some, result)
+            await self._mend_some(session, await session.images(some), [], some, result)
         result.verdict = "mended" if not result.skipped else "differs"
 
     async def _mend_some(
-        self, images: Sequence[Image], phantoms: Sequence[int], wanted: Sequence[int], result: Comparison
+        self,
+        session: LedgerSession,
+        images: Sequence[Image],
+        phantoms: Sequence[int],
+        wanted: Sequence[int],
+        result: Comparison,
     ) -> None:
-        """Mend some rows in one transaction, between two batches of apply."""
+        """Mend some rows in one transaction, between two batches of apply.
+
+        A row is deleted only if the ledger has none with its key, read from its table: a leader whose rows in memory
+        are incomplete must not make a view delete comments.
+        """
         position = result.position
         async with self._applier.between_batches() as connection, connection.transaction():
             now = await self._tree.read(connection)
             changed = {key_hash for key_hash, _ in self._tree.recent.between(position, now.position)}
             result.skipped += len(changed.intersection(phantoms)) + len(changed.intersection(wanted))
             current = [one for one in images if self._tree.key_hash(*one) not in changed]
-            leaves = sorted({leaf_of(one, now.tree.depth) for one in phantoms if one not in changed})
-            rows = await self._tree.rows_of(connection, leaves, now.tree.depth) if leaves else []
-            gone = [row for row in rows if row.key_hash in phantoms and row.key_hash not in changed]
+            gone = await self._rows_with(connection, set(phantoms) - changed, now.tree.depth)
+            if gone and await session.existing([(row.table, row.key) for row in gone]):
+                raise NotComparable("the leader's rows in memory were incomplete")
             mended = await self._mender.mend(connection, current, gone, position)
         self._on_mended(mended.effects)
         for one in mended.divergences:
             result.mended[one.kind] += 1
             _log.warning("row mended: %s %s %s %s", one.kind, one.table, one.key, ",".join(one.columns))
         self.events = [*self.events, *mended.divergences][-EVENTS_MAX:]
+
+    async def _rows_with(self, connection: "ViewConnection", key_hashes: set[int], depth: int) -> list[ViewRow]:
+        """Return the view's rows with these key hashes."""
+        leaves = sorted({leaf_of(one, depth) for one in key_hashes})
+        rows = await self._tree.rows_of(connection, leaves, depth) if leaves else []
+        return [row for row in rows if row.key_hash in key_hashes]
 
     def _note(self, result: Comparison) -> None:
         self.last = result

@@ -49,6 +49,7 @@ GROUPS = {
         tuple(f"faults:{name}" for name in ("kill", "pause", "resume", "partition", "heal", "delay", "clock")),
     ),
     "failover": ("Turn automatic failover off and on.", ("failover:pause", "failover:resume")),
+    "repair": ("Compare the views with the ledger, and mend them.", ("repair:run", "repair:status")),
     "region": (
         "Regions of a running deployment: drain, remove, add and restart them.",
         ("voters:drain", "voters:undrain", "voters:add", "voters:remove", "faults:restart"),

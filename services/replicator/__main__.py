@@ -18,12 +18,14 @@ from prometheus_client import REGISTRY
 from pydantic import SecretStr
 
 from regions.coordination import Coordination, LeadershipView, etcd_endpoints
+from regions.position import Position
 from regions.topology import InvalidTopology, Topology, load_topology
 from services import view
 from services.replicator.invalidation import CacheInvalidator
 from services.replicator.metrics import BatchSizes, ReplicatorMetrics
 from services.replicator.parts import Parts
 from services.replicator.projection import ViewProjection
+from services.replicator.repairs import ORDER_PATH, Repairs, Schedule
 from services.replicator.settings import InvalidSettings, Settings
 from services.tables import TABLES
 from services.telemetry.collector import configure_garbage_collector
@@ -92,7 +94,14 @@ async def run(settings: Settings, topology: Topology, internal: socket.socket, c
         set_epoch_provider(lambda: leaders.current.epoch if leaders.current else None)
         async with asyncio.TaskGroup() as group:
             tasks = [
-                group.create_task(serve_internal(internal, missing=parts.missing, status=parts.status)),
+                group.create_task(
+                    serve_internal(
+                        internal,
+                        missing=parts.missing,
+                        status=parts.status,
+                        orders={ORDER_PATH: parts.repairs.order},
+                    )
+                ),
                 group.create_task(serve_http(parts.server.app(), changes, graceful_stop_s=STREAM_STOP_S)),
                 group.create_task(leaders.run()),
                 group.create_task(parts.invalidator.run()),
@@ -117,6 +126,7 @@ def _build(
     invalidator = CacheInvalidator(cell=topology.cell, redis_url=settings.redis_url.get_secret_value())
 
     async def on_applied(applied: Applied[Invalidation]) -> None:
+        repairs.note(applied)
         invalidator.note(applied)
         if applied.transactions:
             batches.observe(len(applied.transactions))
@@ -125,22 +135,39 @@ def _build(
                 with tracing.linked_span("apply", transaction.trace, region=topology.region):
                     _log.debug("applied %s", transaction.position)
 
+    def on_checkpoint_read(position: Position, fresh_at_us: int) -> None:
+        invalidator.void(position, fresh_at_us)
+        if repairs.ledger_tree is not None:
+            repairs.ledger_tree.resume(position)
+
     server = ChangeServer(topology=topology, registry=TABLES, leaders=leaders, ledger_conninfo=conninfo, token=token)
+    applier = Applier(
+        cell=topology.cell,
+        view_url=settings.view_url.get_secret_value(),
+        registry=TABLES,
+        projection=ViewProjection(TABLES),
+        meter=meter,
+        on_checkpoint_read=on_checkpoint_read,
+        on_applied=on_applied,
+    )
+    repairs = Repairs(
+        topology=topology,
+        leaders=leaders,
+        applier=applier,
+        server=server,
+        invalidator=invalidator,
+        view_url=settings.view_url.get_secret_value(),
+        token=token,
+        schedule=Schedule(interval_s=settings.repair_interval_s, scrub_interval_s=settings.scrub_interval_s),
+    )
     return Parts(
         topology=topology,
         leaders=leaders,
         meter=meter,
         server=server,
         channel=DirectChannel(topology=topology, leaders=leaders, token=token, meter=meter),
-        applier=Applier(
-            cell=topology.cell,
-            view_url=settings.view_url.get_secret_value(),
-            registry=TABLES,
-            projection=ViewProjection(TABLES),
-            meter=meter,
-            on_checkpoint_read=invalidator.void,
-            on_applied=on_applied,
-        ),
+        applier=applier,
+        repairs=repairs,
         invalidator=invalidator,
         slot_watch=None
         if conninfo is None
@@ -160,6 +187,7 @@ async def _apply(parts: Parts, view_url: str) -> None:
     async with asyncio.TaskGroup() as group:
         group.create_task(_build_indexes(parts, view_url))
         group.create_task(parts.applier.run(parts.channel))
+        group.create_task(parts.repairs.run())
 
 
 async def _build_indexes(parts: Parts, view_url: str) -> None:

@@ -15,6 +15,7 @@ import contextlib
 import logging
 import random
 import secrets
+from collections.abc import Sequence
 from typing import Any, Final, Protocol, cast
 from uuid import UUID
 
@@ -82,8 +83,12 @@ class CacheInvalidator:
     def note(self, applied: Applied[Invalidation]) -> None:
         """Queue the invalidations of a committed batch; returns at once."""
         self._announcement = self._encode_announcement(applied.position, applied.fresh_at_us)
+        self.invalidate(applied.effects)
+
+    def invalidate(self, pages: Sequence[Invalidation]) -> None:
+        """Queue the invalidations of pages that changed without a new position; returns at once."""
         if not self._must_flush:
-            for one in applied.effects:
+            for one in pages:
                 self._pending[one.site, one.key] = one.version
             if len(self._pending) > PENDING_THREADS_MAX:
                 self._flush_next()

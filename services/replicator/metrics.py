@@ -75,7 +75,43 @@ class ReplicatorMetrics(Collector):
         )
         yield _counter("palaver_cache_invalidations", "Threads whose pages were invalidated.", cache.invalidations)
         yield _counter("palaver_cache_flushes", "Cache generations begun.", cache.flushes)
+        yield from self._repair_metrics()
         yield from self._leader_metrics()
+
+    def _repair_metrics(self) -> Iterator[Metric]:
+        repair = self._parts.repairs.repair
+        yield _gauge("palaver_repair_tree_ready", "Whether the view's tree is computed.", self._parts.repairs.ready)
+        yield _gauge("palaver_repair_rows", "Rows of the view's tree.", self._parts.repairs.view_tree.rows)
+        clean, scrub = repair.last_clean, repair.last_scrub_at
+        yield _gauge("palaver_repair_clean_at", "Unix time when view and ledger were equal.", clean.at if clean else 0)
+        yield _gauge("palaver_repair_scrubbed_at", "Unix time of the last scrub.", scrub or 0)
+        last = repair.last
+        yield _gauge("palaver_repair_seconds", "Duration of the last comparison.", last.seconds if last else 0)
+        yield _gauge("palaver_repair_bytes", "Bytes of the last comparison.", last.bytes if last else 0)
+        for name, text, counts, label in (
+            ("palaver_repair_comparisons", "Comparisons with the ledger.", repair.comparisons, "verdict"),
+            ("palaver_repair_found", "Rows that differed from the ledger.", repair.found, "kind"),
+            ("palaver_repair_mended", "Rows that were mended.", repair.mended, "kind"),
+        ):
+            family = CounterMetricFamily(name, text, labels=[label])
+            for value, count in sorted(counts.items()):
+                family.add_metric([value], count)
+            yield family
+        ledger = self._parts.repairs.ledger_tree
+        if ledger is not None:
+            yield _gauge("palaver_ledger_tree_rows", "Rows of the own ledger in memory.", ledger.rows)
+            yield _gauge("palaver_ledger_tree_marks", "Rows to read before the next comparison.", ledger.marks)
+            yield _counter("palaver_ledger_tree_wrong", "Rows in memory that were wrong.", ledger.counts.wrong_rows)
+            yield _counter("palaver_ledger_tree_read", "Rows read from the ledger.", ledger.counts.rows_read)
+        comparisons = self._parts.repairs.comparisons
+        if comparisons is not None:
+            sessions = CounterMetricFamily("palaver_comparisons", "Comparisons served.", labels=["event"])
+            counted = comparisons.counts
+            for event, count in (
+                ("opened", counted.opened), ("refused", counted.refused), ("expired", counted.expired)
+            ):  # fmt: skip
+                sessions.add_metric([event], count)
+            yield sessions
 
     def _leader_metrics(self) -> Iterator[Metric]:
         captured = CounterMetricFamily("palaver_capture_transactions", "Transactions captured.", labels=["subscriber"])

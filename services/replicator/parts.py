@@ -10,6 +10,7 @@ from regions.coordination import LeadershipView
 from regions.position import encode_token
 from regions.topology import Topology
 from services.replicator.invalidation import CacheInvalidator
+from services.replicator.repairs import Repairs
 from services.view.cache import Invalidation
 from sync.apply import Applier
 from sync.channel.direct.client import DirectChannel
@@ -35,6 +36,7 @@ class Parts:
     channel: DirectChannel
     applier: Applier[Invalidation]
     invalidator: CacheInvalidator
+    repairs: Repairs
     slot_watch: SlotWatch | None
     migrated: bool = False
     indexed: bool = False
@@ -71,4 +73,5 @@ class Parts:
             "indexed": self.indexed,
             "cache": self.invalidator.trouble,
             "subscribers": self.server.subscribed,
+            "repair": self.repairs.status(),
         }

@@ -42,6 +42,12 @@ class Settings(BaseSettings):
     )
     changes_listen: str = Field(description="host:port of the change stream server")
     changes_token: SecretStr = Field(description="bearer token shared by the regions")
+    repair_interval_s: float = Field(
+        default=60.0, ge=0, le=86_400, description="seconds between two comparisons with the ledger; 0: only on order"
+    )
+    scrub_interval_s: float = Field(
+        default=21_600.0, ge=0, le=30 * 86_400, description="seconds between two scrubs; 0: only on order"
+    )
 
     @field_validator("internal_listen", "changes_listen")
     @classmethod

@@ -8,6 +8,7 @@ import psycopg
 import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from psycopg import sql
 
 from services.tables import TABLES
 from sync.canonical import TypeNotCanonical, canonical_text, description, key_text
@@ -99,13 +100,16 @@ def texts_of(
     url = server.url() if database is None else server.url(database)
     values = {"id": uuid.UUID(int=1), "version": 1, **row}
     with psycopg.connect(url) as connection:
-        connection.execute(ONE)
-        names = ", ".join(values)
-        connection.execute(
-            f"INSERT INTO every_type ({names}) VALUES ({', '.join(['%s'] * len(values))})", list(values.values())
+        connection.execute(ONE.encode())
+        names, rows = (
+            sql.SQL(", ").join(map(sql.Identifier, values)),
+            sql.SQL(", ").join([sql.Placeholder()] * len(values)),
         )
-        connection.execute(session)
-        query = f"SELECT {key_text(EVERY_TYPE).as_string()}, {canonical_text(EVERY_TYPE).as_string()} FROM every_type"
+        connection.execute(
+            sql.SQL("INSERT INTO every_type ({}) VALUES ({})").format(names, rows), list(values.values())
+        )
+        connection.execute(session.encode())
+        query = sql.SQL("SELECT {}, {} FROM every_type").format(key_text(EVERY_TYPE), canonical_text(EVERY_TYPE))
         found = connection.execute(query).fetchone()
         connection.rollback()
     assert found is not None

@@ -18,7 +18,7 @@ from sync.ledger_tree import LedgerTree
 from sync.merkle.errors import NotComparable
 from sync.merkle.set_hash import EMPTY
 from sync.walsender import SourceUnavailable
-from tests.sync.rig import INSERT_COMMENT, WAIT_S, Rig
+from tests.sync.rig import INSERT_COMMENT, WAIT_S, Rig, until
 
 pytestmark = pytest.mark.integration
 
@@ -178,8 +178,7 @@ async def test_a_snapshot_has_exactly_the_transactions_up_to_its_position(rig: R
         async with asyncio.timeout(WAIT_S), writers(rig, commits):
             for _ in range(5):
                 known = len(commits)
-                while len(commits) < known + 8:
-                    await asyncio.sleep(0.01)
+                await until(lambda: len(commits) >= known + 8)  # noqa: B023 - awaited in this round
                 async with open_exported_snapshot(rig.stream_url) as snapshot:
                     cursor = await snapshot.connection.execute("SELECT count(*) FROM palaver.comments")
                     (count,) = await cursor.fetchone() or (0,)

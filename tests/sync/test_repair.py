@@ -3,15 +3,17 @@
 import asyncio
 import contextlib
 import uuid
-from collections.abc import AsyncGenerator, Callable
+from collections.abc import AsyncGenerator
 from dataclasses import dataclass
 from typing import Any
+from unittest.mock import Mock
 
 import asyncpg
 import httpx
 import pytest
 
 from regions.identity import RegionName
+from regions.position import Position
 from services.replicator.mending import ViewMender
 from services.tables import TABLES
 from services.view.cache import Invalidation
@@ -22,8 +24,8 @@ from sync.channel.direct.server import ChangeServer
 from sync.ledger_tree import LedgerTree
 from sync.repair import Repair, RepairBusy
 from sync.view_tree import ViewTree
-from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, Writer, differences, running, until, writing
 from tests.sync.ledger_load import load
+from tests.sync.rig import CELL, TOKEN, WAIT_S, Rig, Writer, differences, leadership, until, writing
 
 pytestmark = pytest.mark.integration
 
@@ -132,13 +134,17 @@ DAMAGES: dict[str, tuple[str, dict[str, int]]] = {
     "a newer version": ("UPDATE comments SET version = 99, body = 'newer' WHERE body = 'root'", {"stale": 1}),
     "another parent": ("UPDATE comments SET parent_id = NULL, depth = 0", {"stale": 14}),
     "an invented row": (
-        "INSERT INTO comments (id, site_id, thread_id, depth, body, state, version, created_at)"
-        " SELECT gen_random_uuid(), site_id, thread_id, 0, 'invented', 'approved', 1, now() FROM comments LIMIT 3",
+        (
+            "INSERT INTO comments (id, site_id, thread_id, depth, body, state, version, created_at)"
+            " SELECT gen_random_uuid(), site_id, thread_id, 0, 'invented', 'approved', 1, now() FROM comments LIMIT 3"
+        ),
         {"phantom": 3},
     ),
     "an invented thread": (
-        "INSERT INTO threads (id, site_id, key, state, version)"
-        " SELECT gen_random_uuid(), site_id, '/invented', 'open', 1 FROM threads LIMIT 1",
+        (
+            "INSERT INTO threads (id, site_id, key, state, version)"
+            " SELECT gen_random_uuid(), site_id, '/invented', 'open', 1 FROM threads LIMIT 1"
+        ),
         {"phantom": 1},
     ),
     "a lost thread": ("DELETE FROM threads", {"missing": 2}),
@@ -152,21 +158,51 @@ DAMAGES: dict[str, tuple[str, dict[str, int]]] = {
 }
 
 
-@pytest.mark.parametrize(("damage", "found"), DAMAGES.values(), ids=DAMAGES)
-async def test_damage_by_hand_is_found_and_mended(rig: Rig, damage: str, found: dict[str, int]) -> None:
+async def test_damage_by_hand_is_found_and_mended(rig: Rig) -> None:
     async with repairing(rig) as site:
         await site.fill()
-        rig.view_sql(damage)
-        assert differences(rig) != []
-        dry = await site.run(dry_run=True)
-        assert (dry.verdict, dict(+dry.found)) == ("differs", found)
-        assert differences(rig) != []
-        result = await site.run()
-        assert (result.verdict, result.detail, dict(+result.mended)) == ("mended", "", found)
-        assert differences(rig) == []
+        for what, (damage, found) in DAMAGES.items():
+            rig.view_sql(damage)
+            assert differences(rig) != [], what
+            dry = await site.run(dry_run=True)
+            assert (what, dry.verdict, dict(+dry.found)) == (what, "differs", found)
+            assert differences(rig) != [], what
+            result = await site.run()
+            assert (what, result.verdict, result.detail, dict(+result.mended)) == (what, "mended", "", found)
+            assert differences(rig) == [], what
+            assert (await site.run()).verdict == "clean", what
+        assert site.repair.mended.total() == sum(sum(found.values()) for _, found in DAMAGES.values())
+        assert len(site.repair.events) == min(200, site.repair.mended.total())
+
+
+async def test_a_leader_whose_memory_lacks_a_row_makes_no_view_delete_it(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with repairing(rig) as site:
+        await site.fill(5)
         assert (await site.run()).verdict == "clean"
-        assert dict(site.repair.mended) == found
-        assert len(site.repair.events) == sum(found.values())
+        ((thread,),) = rig.sql("SELECT id FROM palaver.threads WHERE key = '/other'")
+        with monkeypatch.context() as patched:
+            patched.setattr(site.ledger, "mark", Mock())
+            await site.writer.post(uuid.UUID(str(thread)), "not marked")
+            await rig.caught_up()
+        result = await site.run()
+        assert (result.verdict, dict(+result.mended)) == ("clean", {})
+        assert site.ledger.counts.wrong_rows == 1
+        assert differences(rig) == []
+
+
+async def test_rows_in_memory_are_forgotten_when_apply_begins_again_without_its_marks(rig: Rig) -> None:
+    async with repairing(rig) as site:
+        await site.fill(5)
+        assert (await site.run()).verdict == "clean"
+        position = site.rig.meter.applied
+        assert position is not None
+        site.ledger.marked_up_to(position)
+        site.ledger.resume(position)
+        assert site.ledger.rows > 0
+        site.ledger.resume(Position(position.epoch, position.lsn + 1))
+        assert site.ledger.rows == 0
 
 
 async def test_an_event_names_the_columns_and_not_their_content(rig: Rig, caplog: pytest.LogCaptureFixture) -> None:
@@ -236,7 +272,7 @@ async def test_lost_and_wrong_leaves_are_corrected_without_touching_rows(
         assert (await site.run(scrub=True)).wrong_leaves == 0
 
 
-async def test_a_deleted_text_is_not_brought_back(rig: Rig) -> None:
+async def test_a_deleted_text_is_not_brought_back(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
     """A row that was damaged, and that the stream changes between the comparison and the repair, is not mended."""
     async with repairing(rig) as site:
         await site.fill()
@@ -254,11 +290,11 @@ async def test_a_deleted_text_is_not_brought_back(rig: Rig) -> None:
             assert rig.view_sql("SELECT body FROM comments WHERE id = %s", comment) == [(None,)]
             await mend(*arguments)
 
-        site.repair._mend = erased_meanwhile
+        monkeypatch.setattr(site.repair, "_mend", erased_meanwhile)
         result = await site.run()
         assert (result.verdict, result.skipped) == ("differs", 1)
         assert rig.view_sql("SELECT body, author_name FROM comments WHERE id = %s", comment) == [(None, None)]
-        site.repair._mend = mend
+        monkeypatch.undo()
         assert (await site.run()).verdict == "clean"
 
 
@@ -316,16 +352,18 @@ async def test_a_repair_that_fails_in_the_middle_leaves_whole_transactions_and_t
                 raise ConnectionResetError("the connection broke")
             await some(*arguments)
 
-        site.repair._mend_some = broken
-        result = await site.run()
+        with monkeypatch.context() as patched:
+            patched.setattr(site.repair, "_mend_some", broken)
+            result = await site.run()
         assert (result.verdict, result.detail) == ("failed", "the connection broke")
         assert rig.view_sql("SELECT count(*) FROM comments") == [(1 + 14,)]
-        site.repair._mend_some = some
         assert (await site.run()).verdict == "mended"
         assert differences(rig) == []
 
 
-async def test_a_comparison_needs_a_leader_that_serves_and_runs_alone(rig: Rig) -> None:
+async def test_a_comparison_needs_a_leader_that_serves_and_runs_alone(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
     async with repairing(rig) as site:
         await site.fill(3)
         open_comparison = site.repair._open_comparison
@@ -338,7 +376,7 @@ async def test_a_comparison_needs_a_leader_that_serves_and_runs_alone(rig: Rig) 
                 await leave.wait()
                 yield session
 
-        site.repair._open_comparison = slow
+        monkeypatch.setattr(site.repair, "_open_comparison", slow)
         async with asyncio.TaskGroup() as group:
             first = group.create_task(site.run())
             await entered.wait()
@@ -374,6 +412,7 @@ REFUSED: dict[str, tuple[str, str, dict[str, Any], int]] = {
     "garbage for rows": ("POST", "/v1/comparisons/{id}/rows", {"content": b""}, 400),
     "garbage for images": ("POST", "/v1/comparisons/{id}/images", {"content": b'{"a": 1}'}, 400),
     "text for images": ("POST", "/v1/comparisons/{id}/images", {"content": b'["x"]'}, 400),
+    "garbage for rows by key": ("POST", "/v1/comparisons/{id}/existing", {"content": b"[1]"}, 400),
     "too many images": ("POST", "/v1/comparisons/{id}/images", {"content": b"[" + b"1," * 4096 + b"1]"}, 400),
     "too large": ("POST", "/v1/comparisons/{id}/nodes", {"content": b"x" * 200_000}, 413),
     "an unknown part": ("POST", "/v1/comparisons/{id}/secrets", {"content": b"x"}, 404),
@@ -406,9 +445,9 @@ async def test_a_session_expires_and_another_region_waits_for_it(rig: Rig, monke
         await site.fill(3)
         comparisons = site.server.comparisons
         assert comparisons is not None
-        leadership = rig.leaders.current
-        assert leadership is not None
-        assert (await comparisons.open(RegionName("other"), leadership, scrub=False)).status_code == 200
+        current = rig.leaders.current
+        assert current is not None
+        assert (await comparisons.open(RegionName("other"), current, scrub=False)).status_code == 200
         assert (await site.run()).detail == "Another region compares now. Try again in a second."
         await until(lambda: comparisons.open_for is None)
         assert comparisons.counts.expired == 1
@@ -417,8 +456,6 @@ async def test_a_session_expires_and_another_region_waits_for_it(rig: Rig, monke
 
 
 async def test_a_session_ends_with_the_leadership(rig: Rig) -> None:
-    from tests.sync.rig import leadership as new_leadership
-
     async with repairing(rig) as site:
         await site.fill(3)
         comparisons = site.server.comparisons
@@ -426,7 +463,7 @@ async def test_a_session_ends_with_the_leadership(rig: Rig) -> None:
         assert comparisons is not None
         assert current is not None
         assert (await comparisons.open(rig.region, current, scrub=False)).status_code == 200
-        rig.leaders.set(new_leadership(rig.region, 2, "promoting"))
+        rig.leaders.set(leadership(rig.region, 2, "promoting"))
         await until(lambda: comparisons.open_for is None)
         with pytest.raises(ComparisonFailed):
             async with ComparisonClient(topology=rig.topology, leaders=rig.leaders, token="wrong").open():

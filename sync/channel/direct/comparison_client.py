@@ -87,6 +87,14 @@ class Comparison:
             left = left[answered:]
         return images
 
+    async def existing(self, rows: Sequence[tuple[str, tuple[str, ...]]]) -> int:
+        """Return how many of some rows, given by table and key, the ledger has; raises as `nodes`."""
+        body = orjson.dumps([[table, *key] for table, key in rows])
+        try:
+            return int(orjson.loads(await self._post("existing", body)))
+        except (ValueError, TypeError) as error:
+            raise ComparisonFailed(f"the leader's answer cannot be read: {error}") from error
+
     async def _post(self, what: str, body: bytes, timeout_s: float = ANSWER_TIMEOUT_S) -> bytes:
         answer = await _send(self._client, f"{self._path}/{what}", body, timeout_s)
         self.requests += 1

@@ -155,6 +155,8 @@ class Comparisons:
                         answer = self._rows(tree, body)
                     case "images":
                         return Response(await self._images(session, body), media_type="application/json")
+                    case "existing":
+                        return Response(await self._existing(session, body), media_type="application/json")
                     case _:
                         return problem(404, "not-found", "A comparison has a summary, nodes, rows and images.")
             except (InvalidMessage, NotComparable) as error:
@@ -197,10 +199,34 @@ class Comparisons:
             answered += len(some)
         return orjson.dumps({"answered": answered, "rows": rows})
 
+    async def _existing(self, session: _Session, body: bytes) -> bytes:
+        """Return how many of the given rows the ledger has, read by key: a phantom is never one of them."""
+        try:
+            rows = [(str(table), tuple(str(one) for one in key)) for table, *key in orjson.loads(body)]
+        except (ValueError, TypeError) as error:
+            raise InvalidMessage("expected an array of tables and keys") from error
+        if len(rows) > IMAGES_MAX:
+            raise InvalidMessage(f"{len(rows)} rows, at most {IMAGES_MAX}")
+        return orjson.dumps(await self._tree.existing(session.connection, rows))
+
     async def _run(
         self, region: str, leadership: Leadership, opened: "asyncio.Future[_Session]", *, scrub: bool
     ) -> None:
-        """Keep a session open until it ends."""
+        """Keep a session open until it ends, or the leadership changes."""
+        tasks = [
+            asyncio.create_task(self._keep(region, leadership, opened, scrub=scrub)),
+            asyncio.create_task(self._source.until_replaced(leadership)),
+        ]
+        try:
+            await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+
+    async def _keep(
+        self, region: str, leadership: Leadership, opened: "asyncio.Future[_Session]", *, scrub: bool
+    ) -> None:
         conninfo = self._source.conninfo
         assert conninfo is not None, "a region without a ledger does not lead"
         loop = asyncio.get_running_loop()
@@ -220,7 +246,7 @@ class Comparisons:
                 async with asyncio.timeout(READ_S_MAX):
                     session.tree.set_result(await self._read(session, leadership, scrub=scrub))
                 session.used_at = loop.time()
-                await self._until_ended(session, leadership)
+                await self._until_ended(session)
         except TimeoutError:
             self._fail(opened, session, ComparisonUnavailable(f"the ledger's tree took more than {READ_S_MAX:g} s"))
         except (SyncError, psycopg.Error) as error:
@@ -251,17 +277,14 @@ class Comparisons:
         identity = await cursor.fetchone()
         return await self._tree.at(session.connection, session.position, identity=identity, scrub=scrub)
 
-    async def _until_ended(self, session: _Session, leadership: Leadership) -> None:
+    async def _until_ended(self, session: _Session) -> None:
+        """Return when the session was ended, or was not used for too long."""
         loop = asyncio.get_running_loop()
-        ended = asyncio.create_task(session.ended.wait())
-        replaced = asyncio.create_task(self._source.until_replaced(leadership))
-        try:
-            while not session.ended.is_set() and not replaced.done():
-                left_s = session.used_at + IDLE_S_MAX - loop.time()
-                if left_s <= 0 and not session.busy.locked():
-                    self.counts.expired += 1
+        while (left_s := session.used_at + IDLE_S_MAX - loop.time()) > 0 or session.busy.locked():
+            try:
+                async with asyncio.timeout(max(left_s, 0.1)):
+                    await session.ended.wait()
                     return
-                await asyncio.wait({ended, replaced}, timeout=max(left_s, 0.1), return_when=asyncio.FIRST_COMPLETED)
-        finally:
-            ended.cancel()
-            replaced.cancel()
+            except TimeoutError:
+                continue
+        self.counts.expired += 1
