@@ -3,7 +3,7 @@
 Decides names and labels. The parts hold their own counters, as plain integers.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Final
 
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
@@ -88,30 +88,21 @@ class ReplicatorMetrics(Collector):
         last = repair.last
         yield _gauge("palaver_repair_seconds", "Duration of the last comparison.", last.seconds if last else 0)
         yield _gauge("palaver_repair_bytes", "Bytes of the last comparison.", last.bytes if last else 0)
-        for name, text, counts, label in (
-            ("palaver_repair_comparisons", "Comparisons with the ledger.", repair.comparisons, "verdict"),
-            ("palaver_repair_found", "Rows that differed from the ledger.", repair.found, "kind"),
-            ("palaver_repair_mended", "Rows that were mended.", repair.mended, "kind"),
-        ):
-            family = CounterMetricFamily(name, text, labels=[label])
-            for value, count in sorted(counts.items()):
-                family.add_metric([value], count)
-            yield family
+        comparisons, found, mended = repair.comparisons, repair.found, repair.mended
+        yield _counters("palaver_repair_comparisons", "Comparisons with the ledger.", "verdict", comparisons)
+        yield _counters("palaver_repair_found", "Rows that differed from the ledger.", "kind", found)
+        yield _counters("palaver_repair_mended", "Rows that were mended.", "kind", mended)
         ledger = self._parts.repairs.ledger_tree
         if ledger is not None:
             yield _gauge("palaver_ledger_tree_rows", "Rows of the own ledger in memory.", ledger.rows)
             yield _gauge("palaver_ledger_tree_marks", "Rows to read before the next comparison.", ledger.marks)
             yield _counter("palaver_ledger_tree_wrong", "Rows in memory that were wrong.", ledger.counts.wrong_rows)
             yield _counter("palaver_ledger_tree_read", "Rows read from the ledger.", ledger.counts.rows_read)
-        comparisons = self._parts.repairs.comparisons
-        if comparisons is not None:
-            sessions = CounterMetricFamily("palaver_comparisons", "Comparisons served.", labels=["event"])
-            counted = comparisons.counts
-            for event, count in (
-                ("opened", counted.opened), ("refused", counted.refused), ("expired", counted.expired)
-            ):  # fmt: skip
-                sessions.add_metric([event], count)
-            yield sessions
+        served = self._parts.repairs.comparisons
+        if served is not None:
+            counts = served.counts
+            events = {"opened": counts.opened, "refused": counts.refused, "expired": counts.expired}
+            yield _counters("palaver_comparisons", "Comparisons served.", "event", events)
 
     def _leader_metrics(self) -> Iterator[Metric]:
         captured = CounterMetricFamily("palaver_capture_transactions", "Transactions captured.", labels=["subscriber"])
@@ -136,3 +127,10 @@ def _gauge(name: str, text: str, value: float) -> GaugeMetricFamily:
 
 def _counter(name: str, text: str, value: int) -> CounterMetricFamily:
     return CounterMetricFamily(name, text, value=value)
+
+
+def _counters(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+    family = CounterMetricFamily(name, text, labels=[label])
+    for value, count in sorted(counts.items()):
+        family.add_metric([value], count)
+    return family

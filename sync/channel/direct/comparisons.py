@@ -35,6 +35,9 @@ IDLE_S_MAX: Final = 15.0
 READ_S_MAX: Final = 60.0
 """The first comparison after a start reads all rows of the ledger."""
 
+WAIT_S_MAX: Final = 10.0
+"""How long a region waits for the comparison of another one."""
+
 APPLIED_S_MAX: Final = 10.0
 BODY_BYTES_MAX: Final = 128 * 1024
 IMAGES_MAX: Final = 4_096
@@ -92,13 +95,17 @@ class Comparisons:
         self._tree = tree
         self._wait_until_applied = wait_until_applied
         self._session: _Session | None = None
-        self._opening = asyncio.Lock()
+        self._one = asyncio.Lock()
         self._tasks: set[asyncio.Task[None]] = set()
 
     @property
     def open_for(self) -> str | None:
         """The region that has a session; None if there is none."""
         return None if self._session is None else self._session.region
+
+    def _release(self, task: asyncio.Task[None]) -> None:
+        self._tasks.discard(task)
+        self._one.release()
 
     def close(self) -> None:
         """End the session and all work."""
@@ -110,26 +117,27 @@ class Comparisons:
 
         The position is known before the tree, so that the view can end a batch there.
         """
-        if self._opening.locked() or (self._session is not None and self._session.region != region):
+        if self._session is not None and self._session.region == region:
+            # The region has lost this session, or it would not open another one.
+            self._session.ended.set()
+        opened: asyncio.Future[_Session] = asyncio.get_running_loop().create_future()
+        try:
+            async with asyncio.timeout(WAIT_S_MAX):
+                await self._one.acquire()
+        except TimeoutError:
             self.counts.refused += 1
             return problem(429, "comparison-open", "Another region compares now. Try again in a second.")
-        async with self._opening:
-            if self._session is not None:
-                # The region has lost its session, or it would not open another one.
-                self._session.ended.set()
-                await asyncio.wait(self._tasks)
-            opened: asyncio.Future[_Session] = asyncio.get_running_loop().create_future()
-            task = asyncio.create_task(self._run(region, leadership, opened, scrub=scrub))
-            self._tasks.add(task)
-            task.add_done_callback(self._tasks.discard)
-            try:
-                session = await opened
-            except (SyncError, psycopg.Error) as error:
-                self.counts.refused += 1
-                return problem(503, "comparison-unavailable", " ".join(str(error).split()))
-            except asyncio.CancelledError:
-                task.cancel()
-                raise
+        task = asyncio.create_task(self._run(region, leadership, opened, scrub=scrub))
+        self._tasks.add(task)
+        task.add_done_callback(self._release)
+        try:
+            session = await opened
+        except (SyncError, psycopg.Error) as error:
+            self.counts.refused += 1
+            return problem(503, "comparison-unavailable", " ".join(str(error).split()))
+        except asyncio.CancelledError:
+            task.cancel()
+            raise
         self.counts.opened += 1
         fields = {"id": session.id, "epoch": session.position.epoch, "lsn": session.position.lsn}
         return Response(orjson.dumps(fields), media_type="application/json")
