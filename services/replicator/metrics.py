@@ -89,9 +89,9 @@ class ReplicatorMetrics(Collector):
         yield _gauge("palaver_repair_seconds", "Duration of the last comparison.", last.seconds if last else 0)
         yield _gauge("palaver_repair_bytes", "Bytes of the last comparison.", last.bytes if last else 0)
         comparisons, found, mended = repair.comparisons, repair.found, repair.mended
-        yield _counters("palaver_repair_comparisons", "Comparisons with the ledger.", "verdict", comparisons)
-        yield _counters("palaver_repair_found", "Rows that differed from the ledger.", "kind", found)
-        yield _counters("palaver_repair_mended", "Rows that were mended.", "kind", mended)
+        yield _labelled_counter("palaver_repair_comparisons", "Comparisons with the ledger.", "verdict", comparisons)
+        yield _labelled_counter("palaver_repair_found", "Rows that differed from the ledger.", "kind", found)
+        yield _labelled_counter("palaver_repair_mended", "Rows that were mended.", "kind", mended)
         ledger = self._parts.repairs.ledger_tree
         if ledger is not None:
             yield _gauge("palaver_ledger_tree_rows", "Rows of the own ledger in memory.", ledger.rows)
@@ -102,7 +102,7 @@ class ReplicatorMetrics(Collector):
         if served is not None:
             counts = served.counts
             events = {"opened": counts.opened, "refused": counts.refused, "expired": counts.expired}
-            yield _counters("palaver_comparisons", "Comparisons served.", "event", events)
+            yield _labelled_counter("palaver_comparisons", "Comparisons served.", "event", events)
 
     def _leader_metrics(self) -> Iterator[Metric]:
         captured = CounterMetricFamily("palaver_capture_transactions", "Transactions captured.", labels=["subscriber"])
@@ -129,7 +129,7 @@ def _counter(name: str, text: str, value: int) -> CounterMetricFamily:
     return CounterMetricFamily(name, text, value=value)
 
 
-def _counters(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
+def _labelled_counter(name: str, text: str, label: str, counts: Mapping[str, int]) -> CounterMetricFamily:
     family = CounterMetricFamily(name, text, labels=[label])
     for value, count in sorted(counts.items()):
         family.add_metric([value], count)

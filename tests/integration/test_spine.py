@@ -5,8 +5,11 @@ import re
 import uuid
 
 import orjson
+import psycopg
 import pytest
 
+from infra.supervisor.layout import open_layout
+from infra.supervisor.secrets import load_or_create_secrets
 from services.api.site_origins import FRESH_S
 from tests.integration.stack import REGIONS, Stack
 from tests.waiting import eventually
@@ -211,3 +214,26 @@ def test_a_page_is_served_with_an_etag_until_it_changes(stack: Stack) -> None:
         within_s=10,
         what="the changed page",
     )
+
+
+def test_a_view_that_was_damaged_by_hand_is_mended(stack: Stack) -> None:
+    posted = [stack.post(REGIONS[0], f"comment {number}", thread="damaged").json()["id"] for number in range(6)]
+    layout = open_layout(stack.data)
+    password = load_or_create_secrets(layout.secrets).view_apply
+    for region in REGIONS:
+        stack.until_visible(region, posted[-1])
+        view = stack.region(region)["addresses"]["view"]
+        with psycopg.connect(f"postgresql://palaver_apply:{password}@{view}/palaver", autocommit=True) as connection:
+            connection.execute("DELETE FROM comments WHERE id = ANY (%s::uuid[])", [posted[:2]])
+            connection.execute("UPDATE comments SET body = 'by hand' WHERE id = ANY (%s::uuid[])", [posted[2:4]])
+    results = orjson.loads(stack.palaver("repair", "run", "--json").stdout)
+    for region in REGIONS:
+        # A comparison on schedule may have mended a part.
+        assert results[region]["verdict"] in {"mended", "clean"}, results
+        state = orjson.loads(stack.palaver("repair", "status", "--region", region, "--json").stdout)[region]
+        assert state["mended"]["missing"] >= 2
+        assert state["mended"]["stale"] >= 2
+        bodies = {comment["id"]: comment["body"] for comment in stack.thread_comments(region, "damaged")}
+        assert bodies == {one: f"comment {number}" for number, one in enumerate(posted)}
+    again = orjson.loads(stack.palaver("repair", "run", "--json").stdout)
+    assert {result["verdict"] for result in again.values()} == {"clean"}
