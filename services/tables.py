@@ -87,6 +87,7 @@ VOTES: Final = Table(
         Column(name="created_at", type=_TIME, kept=False),
         Column(name="changed_at", type=_TIME, kept=False),
     ),
+    erased_with=("comments", "comment_id"),
 )
 
 TABLES: Final = Registry(SITES, THREADS, COMMENTS, VOTES)

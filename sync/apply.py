@@ -22,11 +22,10 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final, Generic, Protocol, TypeVar
 
 import asyncpg
-import orjson
 
 from regions.identity import CellId
 from regions.position import ZERO, Position
-from sync.change import Change, Item, Progress, SyncError, Transaction, change_fields
+from sync.change import Change, Item, Progress, SyncError, Transaction
 from sync.channel import Channel
 from sync.checkpoint import (
     CheckpointMove,
@@ -36,9 +35,9 @@ from sync.checkpoint import (
     read_checkpoint,
     read_freshness,
 )
+from sync.dead_letters import DeadLetters
 from sync.lag import LagMeter
 from sync.registry import Registry, SchemaUnknown
-from sync.statements import load_sql
 
 if TYPE_CHECKING:
     from collections.abc import AsyncGenerator, Generator
@@ -143,7 +142,7 @@ class Applier(Generic[E]):
 
     Attributes:
         counts: For metrics.
-        dead_letters: Number of rows in the view's table; 0 before the first connection to the view.
+        letters: The view's dead letters; their number is 0 before the first connection to the view.
         trouble: Why it does not apply changes, one sentence; None while it does.
         schema_unknown: Why it has stopped before a change that does not fit the registry; None if it has not.
     """
@@ -187,7 +186,7 @@ class Applier(Generic[E]):
         self._boundary = ZERO
         self._advanced = asyncio.Event()
         self.counts = ApplyCounts()
-        self.dead_letters = 0
+        self.letters = DeadLetters(cell, registry)
         self.trouble: str | None = "the view was not reached yet"
         self.schema_unknown: SchemaUnknown | None = None
 
@@ -292,7 +291,7 @@ class Applier(Generic[E]):
             self._fresh_at_us = await read_freshness(connection, self._cell)
             self._on_checkpoint_read(self._position, self._fresh_at_us)
             self._note_position(self._position)
-            self.dead_letters = await connection.fetchval(load_sql("count_dead_letters"), self._cell)
+            await self.letters.load(connection)
             self.trouble = None
             self._connection = connection
             yield connection
@@ -327,20 +326,25 @@ class Applier(Generic[E]):
         ]
         dead = 0
         effects: Sequence[E]
-        try:
-            effects = await self._apply_in_one_statement(connection, changes, move)
-        except (*POISON_ERRORS, PoisonChange):
-            async with _transaction(connection):
-                effects, dead = await self._isolate(connection, changes)
-                await advance_checkpoint(connection, move)
+        if self.letters.total and self.letters.erased_by(one.change for one in changes):
+            effects, dead = await self._apply_in_one_transaction(connection, changes, move)
+        else:
+            try:
+                effects = await self._apply_in_one_statement(connection, changes, move)
+            except (*POISON_ERRORS, PoisonChange):
+                effects, dead = await self._apply_in_one_transaction(connection, changes, move)
         self._fresh_at_us = fresh_at_us
         self._note_position(position)
         self.counts.batches += 1
         self.counts.transactions += sum(not transaction.partial for transaction in transactions)
         self.counts.changes += len(changes)
         self.counts.dead_letters += dead
-        self.dead_letters += dead
         return Applied(position=position, fresh_at_us=fresh_at_us, transactions=transactions, effects=effects)
+
+    @property
+    def dead_letters(self) -> int:
+        """The number of dead letters in the view."""
+        return self.letters.total
 
     def _note_position(self, position: Position) -> None:
         self._position = position
@@ -394,39 +398,38 @@ class Applier(Generic[E]):
             await advance_checkpoint(connection, move)
             return []
 
+    async def _apply_in_one_transaction(
+        self, connection: "ViewConnection", changes: Sequence[LocatedChange], move: CheckpointMove
+    ) -> tuple[list[E], int]:
+        """Apply a batch that writes or erases dead letters; return the effects and the number of invalid changes."""
+        async with transaction_of(connection):
+            effects, dead = await self._isolate(connection, changes)
+            await self.letters.erase(connection, self.letters.erased_by(one.change for one in changes))
+            await self.letters.load(connection)
+            await advance_checkpoint(connection, move)
+        return effects, dead
+
     async def _isolate(self, connection: "ViewConnection", changes: Sequence[LocatedChange]) -> tuple[list[E], int]:
         """Apply a batch with invalid changes: find these by bisection, and write them to `dead_letters`.
 
         Returns:
-            The effects, and the number of new dead letters.
+            The effects, and the number of invalid changes.
         """
         try:
-            async with _transaction(connection):
+            async with transaction_of(connection):
                 return list(await self._projection.project(connection, changes)), 0
         except (*POISON_ERRORS, PoisonChange) as error:
             if len(changes) == 1:
-                await self._record_dead_letter(connection, changes[0], error)
+                await self.letters.record(connection, changes[0].position, changes[0].change, error)
                 return [], 1
         middle = len(changes) // 2
         first, first_dead = await self._isolate(connection, changes[:middle])
         second, second_dead = await self._isolate(connection, changes[middle:])
         return first + second, first_dead + second_dead
 
-    async def _record_dead_letter(self, connection: "ViewConnection", located: LocatedChange, error: Exception) -> None:
-        reason = f"{type(error).__name__}: {error}"
-        _log.error("change of %s %s became a dead letter: %s", located.change.table, dict(located.change.key), reason)
-        await connection.execute(
-            load_sql("record_dead_letter"),
-            self._cell,
-            located.position.epoch,
-            located.position.lsn,
-            orjson.dumps(change_fields(located.change)).decode(),
-            reason,
-        )
-
 
 @asynccontextmanager
-async def _transaction(connection: "ViewConnection") -> "AsyncGenerator[None]":
+async def transaction_of(connection: "ViewConnection") -> "AsyncGenerator[None]":
     """A transaction, or a savepoint inside of one.
 
     Unlike asyncpg's own context it sends no ROLLBACK if it is cancelled: the cancelled statement may still run.

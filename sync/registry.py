@@ -61,6 +61,7 @@ class Table:
         columns: In the order of the ledger. Every table has `version`, which each update increases.
         level: If rows reference rows of the same table: the column with a smaller number in the referenced row.
         erased: Columns with content or personal data, which the ledger sets to NULL when it erases a row.
+        erased_with: If rows are erased with a row of another table: this table, and the column with its key.
     """
 
     name: str
@@ -69,6 +70,7 @@ class Table:
     columns: tuple[Column, ...]
     level: str | None = None
     erased: frozenset[str] = frozenset()
+    erased_with: tuple[str, str] | None = None
 
     def __post_init__(self) -> None:
         """Check the declaration.
@@ -80,7 +82,8 @@ class Table:
         if len({column.name for column in self.columns}) != len(self.columns):
             raise ValueError(f"table {self.name}: two columns have the same name")
         level = () if self.level is None else (self.level,)
-        missing = {*self.key, "version", *level, *self.erased} - kept
+        owner = () if self.erased_with is None else (self.erased_with[1],)
+        missing = {*self.key, "version", *level, *owner, *self.erased} - kept
         if missing or not self.key or not self.schemas:
             raise ValueError(
                 f"table {self.name}: key, version, level, schemas or erased columns are missing: {missing}"

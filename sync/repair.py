@@ -443,6 +443,9 @@ class Repair(Generic[E]):
             if gone and await session.existing([(row.table, row.key) for row in gone]):
                 raise NotComparable("the leader's rows in memory were incomplete")
             mended = await self._mender.mend(connection, current, gone, position)
+            letters = self._applier.letters
+            await letters.erase(connection, letters.erased_rows(current, [(row.table, row.key) for row in gone]))
+            await letters.load(connection)
         self._on_mended(mended.effects)
         for one in mended.divergences:
             result.mended[one.kind] += 1

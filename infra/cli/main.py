@@ -48,6 +48,10 @@ GROUPS = {
         "Inject faults into a running deployment.",
         tuple(f"faults:{name}" for name in ("kill", "pause", "resume", "partition", "heal", "delay", "clock")),
     ),
+    "deadletters": (
+        "Changes that a region's view rejected.",
+        tuple(f"deadletters:{name}" for name in ("list_letters", "show", "retry", "discard")),
+    ),
     "failover": ("Turn automatic failover off and on.", ("failover:pause", "failover:resume")),
     "repair": ("Compare the views with the ledger, and mend them.", ("repair:run", "repair:status")),
     "region": (
@@ -58,7 +62,12 @@ GROUPS = {
 WITH_NUMBERS = {"faults:delay", "faults:clock"}
 """Commands with number arguments, which may be negative."""
 
-NAMES = {"drill:list_drills": "list", "site:list_sites": "list", "site:set_site": "set"}
+NAMES = {
+    "deadletters:list_letters": "list",
+    "drill:list_drills": "list",
+    "site:list_sites": "list",
+    "site:set_site": "set",
+}
 """Commands whose function has another name, because a function of that name would hide a builtin."""
 
 

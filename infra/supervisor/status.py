@@ -145,13 +145,23 @@ def region_document(  # noqa: PLR0913 - the parts of one document, all named
         "restarts": dict(restarts),
         "applied_position": replicator.get("applied_position"),
         "lag_ms": replicator.get("lag_ms"),
+        "dead_letters": replicator.get("dead_letters"),
         "failover": agent.get("failover"),
         "member": agent.get("member"),
         "edge_config": agent.get("edge"),
         "healthy": state == "running" and not missing,
         "missing": missing,
-        "warnings": list(agent.get("warnings", [])),
+        "warnings": [*agent.get("warnings", []), *_letter_warnings(region, replicator)],
     }
+
+
+def _letter_warnings(region: str, replicator: Document) -> list[str]:
+    """Return the warning of a view with dead letters, with their number by reason."""
+    kinds: dict[str, int] = replicator.get("dead_letters_by_reason") or {}
+    if not kinds:
+        return []
+    texts = ", ".join(f"{number} {kind}" for kind, number in kinds.items())
+    return [f"dead letters: {texts}: `palaver deadletters list --region {region}`"]
 
 
 def cell_document(plan: Plan, answers: Mapping[str, Document]) -> Document:

@@ -21,6 +21,7 @@ from regions.coordination import Coordination, LeadershipView, etcd_endpoints
 from regions.position import Position
 from regions.topology import InvalidTopology, Topology, load_topology
 from services import view
+from services.replicator import dead_letters
 from services.replicator.invalidation import CacheInvalidator
 from services.replicator.metrics import BatchSizes, ReplicatorMetrics
 from services.replicator.parts import Parts
@@ -39,6 +40,7 @@ from services.view.tables_check import check_tables
 from sync.apply import Applied, Applier
 from sync.channel.direct.client import DirectChannel
 from sync.channel.direct.server import ChangeServer
+from sync.dead_letter_orders import DeadLetterOrders
 from sync.lag import LagMeter
 from sync.slots import SlotWatch
 
@@ -99,7 +101,7 @@ async def run(settings: Settings, topology: Topology, internal: socket.socket, c
                         internal,
                         missing=parts.missing,
                         status=parts.status,
-                        orders={ORDER_PATH: parts.repairs.order},
+                        orders={ORDER_PATH: parts.repairs.order, dead_letters.PATH: parts.letter_orders.answer},
                     )
                 ),
                 group.create_task(serve_http(parts.server.app(), changes, graceful_stop_s=STREAM_STOP_S)),
@@ -141,11 +143,12 @@ def _build(
             repairs.ledger_tree.resume(position)
 
     server = ChangeServer(topology=topology, registry=TABLES, leaders=leaders, ledger_conninfo=conninfo, token=token)
+    projection = ViewProjection(TABLES)
     applier = Applier(
         cell=topology.cell,
         view_url=settings.view_url.get_secret_value(),
         registry=TABLES,
-        projection=ViewProjection(TABLES),
+        projection=projection,
         meter=meter,
         on_checkpoint_read=on_checkpoint_read,
         on_applied=on_applied,
@@ -160,6 +163,13 @@ def _build(
         token=token,
         schedule=Schedule(interval_s=settings.repair_interval_s, scrub_interval_s=settings.scrub_interval_s),
     )
+    orders = DeadLetterOrders(
+        cell=topology.cell,
+        applier=applier,
+        registry=TABLES,
+        projection=projection,
+        on_retried=invalidator.invalidate,
+    )
     return Parts(
         topology=topology,
         leaders=leaders,
@@ -168,6 +178,7 @@ def _build(
         channel=DirectChannel(topology=topology, leaders=leaders, token=token, meter=meter),
         applier=applier,
         repairs=repairs,
+        letter_orders=dead_letters.DeadLetterHandler(orders, token),
         invalidator=invalidator,
         slot_watch=None
         if conninfo is None

@@ -61,6 +61,7 @@ class ReplicatorMetrics(Collector):
         yield _counter("palaver_apply_restarts", "Restarts of apply.", apply.restarts)
         yield _counter("palaver_apply_dead_letters", "Changes that the view rejected.", apply.dead_letters)
         yield _gauge("palaver_dead_letters", "Changes in the dead letter table.", parts.applier.dead_letters)
+        yield from self._letter_metrics()
         yield _gauge(
             "palaver_apply_schema_unknown",
             "Whether apply has stopped before a change that this version does not know.",
@@ -103,6 +104,21 @@ class ReplicatorMetrics(Collector):
             counts = served.counts
             events = {"opened": counts.opened, "refused": counts.refused, "expired": counts.expired}
             yield _labelled_counter("palaver_comparisons", "Comparisons served.", "event", events)
+
+    def _letter_metrics(self) -> Iterator[Metric]:
+        letters = self._parts.applier.letters
+        kinds = GaugeMetricFamily(
+            "palaver_dead_letters_by_reason", "Changes in the dead letter table, by reason.", labels=["reason"]
+        )
+        for kind, number in letters.kinds.items():
+            kinds.add_metric([kind], number)
+        yield kinds
+        counts = letters.counts
+        yield _counter("palaver_dead_letters_refused", "Changes not stored, because the table is full.", counts.refused)
+        yield _counter("palaver_dead_letters_erased", "Dead letters whose content was erased.", counts.erased)
+        yield _counter("palaver_dead_letters_retried", "Retries that the view accepted.", counts.retried)
+        yield _counter("palaver_dead_letters_failed", "Retries that the view rejected.", counts.failed)
+        yield _counter("palaver_dead_letters_discarded", "Dead letters that operators discarded.", counts.discarded)
 
     def _leader_metrics(self) -> Iterator[Metric]:
         captured = CounterMetricFamily("palaver_capture_transactions", "Transactions captured.", labels=["subscriber"])

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from regions.coordination import LeadershipView
 from regions.position import encode_token
 from regions.topology import Topology
+from services.replicator.dead_letters import DeadLetterHandler
 from services.replicator.invalidation import CacheInvalidator
 from services.replicator.repairs import Repairs
 from services.view.cache import Invalidation
@@ -35,6 +36,7 @@ class Parts:
     server: ChangeServer
     channel: DirectChannel
     applier: Applier[Invalidation]
+    letter_orders: DeadLetterHandler
     invalidator: CacheInvalidator
     repairs: Repairs
     slot_watch: SlotWatch | None
@@ -69,6 +71,7 @@ class Parts:
             "connected": meter.connected,
             "source": meter.source,
             "dead_letters": self.applier.dead_letters,
+            "dead_letters_by_reason": dict(self.applier.letters.kinds),
             "trouble": self.missing(),
             "indexed": self.indexed,
             "cache": self.invalidator.trouble,

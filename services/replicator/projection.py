@@ -71,6 +71,15 @@ class ViewProjection:
         pages = await connection.fetch(statement(_SQL, "project"), *self._arguments(changes))
         return _invalidations(pages)
 
+    async def project_late(self, connection: "ViewConnection", change: LocatedChange) -> Sequence[Invalidation]:
+        """Write a change that is older than the checkpoint; otherwise as `project`.
+
+        The view lacks it at its position and at every later one up to now. So the Merkle tree must not take it back
+        when it is compared at an earlier position: for the tree it is a change without a position.
+        """
+        *arguments, _ = self._arguments([change])
+        return _invalidations(await connection.fetch(statement(_SQL, "project"), *arguments, ""))
+
     def _arguments(
         self, changes: Sequence[LocatedChange]
     ) -> tuple[list[str], list[str | None], list[str | None], int, str]:

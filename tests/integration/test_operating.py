@@ -1,10 +1,15 @@
 """Tests the operator's commands for the leadership of a running deployment."""
 
 import re
+from typing import Any
 
 import orjson
+import psycopg
 import pytest
 
+from infra.supervisor.layout import open_layout
+from infra.supervisor.plan import load_plan
+from infra.supervisor.secrets import load_or_create_secrets
 from tests.integration.load import check_nothing_lost_or_doubled, load
 from tests.integration.stack import Stack
 from tests.integration.test_faults import REJOINED_WITHIN_S, check_roles, within_s
@@ -96,3 +101,49 @@ def test_a_lost_leader_is_not_replaced_while_failover_is_paused_and_status_shows
         stack.palaver("failover", "resume", check=False)
         stack.palaver("region", "restart", leader)
     stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
+
+
+def test_a_dead_letter_is_listed_retried_and_discarded(stack: Stack) -> None:
+    before = stack.until_healthy(within_s=within_s(REJOINED_WITHIN_S))
+    region = next(one["region"] for one in before["regions"] if one["role"] != "leader")
+    of_region = ("--region", region)
+
+    def letters() -> list[dict[str, Any]]:
+        return orjson.loads(stack.palaver("deadletters", "list", *of_region, "--json").stdout)
+
+    assert letters() == []
+    layout = open_layout(stack.data)
+    plan = load_plan(layout.plan)
+    assert plan is not None
+    password = load_or_create_secrets(layout.secrets).view_apply
+    url = f"postgresql://palaver_apply:{password}@127.0.0.1:{plan.port(region, 'view')}/palaver"
+    with psycopg.connect(url, autocommit=True) as view:
+        view.execute("ALTER TABLE comments ADD CONSTRAINT odd CHECK (body NOT LIKE 'odd %')")
+        try:
+            made = [stack.post(region, f"odd {number}", thread="letters").json()["id"] for number in range(3)]
+            found = eventually(letters, lambda some: len(some) == 3, within_s=20, what="three dead letters")
+            assert [one["key"] for one in found] == [{"id": comment} for comment in made]
+            ids = [str(one["id"]) for one in found]
+            warning = f"dead letters: 3 CheckViolationError: `palaver deadletters list --region {region}`"
+            assert warning in stack.region(region)["warnings"]
+            retried = stack.palaver("deadletters", "retry", ids[0], *of_region, check=False)
+            assert (retried.returncode, "1 rejected again" in retried.stdout) == (1, True)
+            key = {"authorization": f"Bearer {stack.api_key}"}
+            assert stack.ask("DELETE", stack.url(region, f"/comments/{made[1]}"), headers=key).status_code == 204
+            eventually(letters, lambda some: some[1]["erased"], within_s=20, what="the content is erased")
+            assert "odd 1" not in stack.palaver("deadletters", "show", ids[1], *of_region).stdout
+            assert stack.palaver("deadletters", "discard", ids[2], *of_region).stdout == f"{region}: 1 discarded\n"
+            assert stack.thread_ids(region, "letters") == [made[1]]  # fills the cache
+        finally:
+            view.execute("ALTER TABLE comments DROP CONSTRAINT odd")
+        retried = stack.palaver("deadletters", "retry", "--all", *of_region)
+        assert retried.stdout == f"{region}: 2 applied, 0 rejected again\n"
+        eventually(
+            lambda: set(stack.thread_ids(region, "letters")),
+            lambda shown: made[0] in shown,
+            within_s=5,
+            what="the page shows the comment",
+        )
+    assert letters() == []
+    unknown = stack.palaver("deadletters", "show", ids[0], *of_region, check=False)
+    assert (unknown.returncode, unknown.stderr.count("\n")) == (2, 1)
