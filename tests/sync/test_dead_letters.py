@@ -1,18 +1,21 @@
 """Tests what dead letters contain, when their content is erased, and how they are retried and discarded."""
 
+import asyncio
 import contextlib
 import uuid
 from collections.abc import AsyncGenerator
 from typing import Any
 
+import orjson
 import pytest
 
 from regions.position import Position
+from services import view
 from services.replicator.projection import ViewProjection
 from services.view.cache import Invalidation
 from sync import dead_letters
 from sync.apply import Applier, PoisonChange
-from sync.change import Change
+from sync.change import Change, change_fields
 from sync.dead_letter_orders import DeadLetterOrders, UnknownLetters
 from tests.sync.rig import CELL, Rig, differences, running, until
 from tests.sync.test_apply import SITE, THREAD, comment, connected, insert, thread, transaction
@@ -270,3 +273,31 @@ async def test_a_retried_row_is_compared_like_a_change_without_a_position(rig: R
         assert rig.view_sql("SELECT batch FROM merkle_changes ORDER BY id DESC LIMIT 1") == [(None,)]
         assert differences(rig) == []
         assert (await site.run()).verdict == "clean"
+
+
+async def test_letters_of_the_previous_release_are_erased_too(rig: Rig) -> None:
+    """Their reasons have details, and they do not name the row that they quote."""
+    rig.view_sql(
+        "ALTER TABLE dead_letters DROP COLUMN content_of, DROP COLUMN erases, DROP COLUMN erased_at,"
+        " DROP COLUMN attempts, DROP COLUMN bytes"
+    )
+    rig.view_sql("UPDATE alembic_version SET version_num = '0004'")
+    old = written(1, **POISON)
+    reason = f"NotNullViolationError: null value\nDETAIL:  Failing row contains ({SECRET})."
+    for one in (old, vote("u7", "many")):
+        rig.view_sql(
+            "INSERT INTO dead_letters (cell, epoch, lsn, change, reason) VALUES (%s, 1, '0/1', %s::jsonb, %s)",
+            CELL,
+            orjson.dumps(change_fields(one)).decode(),
+            reason,
+        )
+    await asyncio.to_thread(view.migrate, rig.view_url)
+    assert rig.view_sql("SELECT reason, erases, bytes > 100 FROM dead_letters WHERE id = 1") == [
+        ("NotNullViolationError: null value", False, True)
+    ]
+    async with connected(rig) as connection:
+        applier = rig.applier()
+        await applier.letters.load(connection)
+        await applier.apply(connection, [transaction(10, thread(), deletion(2))])
+        assert applier.dead_letters == 1
+    assert SECRET not in stored(rig)
