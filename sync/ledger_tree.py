@@ -7,6 +7,7 @@ row was read in a snapshot at or after the position of the mark.** A scrub reads
 Memory: about 45 bytes a row and 24 bytes a node. The tree of a comparison is a copy, so marks do not change it.
 """
 
+import asyncio
 import logging
 import struct
 import uuid
@@ -17,7 +18,8 @@ from typing import Final, cast
 
 import psycopg
 
-from regions.position import ZERO, Position
+from regions.identity import Epoch
+from regions.position import ZERO, Position, parse_lsn
 from sync.canonical import SEPARATOR, description
 from sync.change import Change
 from sync.ledger_rows import LedgerRows, Row
@@ -28,6 +30,7 @@ from sync.merkle.set_hash import EMPTY, SetHash
 from sync.merkle.shape import depth_at_scrub, depth_for, leaf_of, nodes_at
 from sync.merkle.tree import PositionedTree, Tree
 from sync.registry import Registry, Table
+from sync.statements import load_sql
 
 MARKS_MAX: Final = 100_000
 """More marks than this cost more than reading all rows again; the rows are forgotten then."""
@@ -95,6 +98,7 @@ class LedgerTree:
         self._identity: object = None
         self._start = ZERO
         self._marked = ZERO
+        self._reading = asyncio.Lock()
 
     @property
     def marks(self) -> int:
@@ -173,6 +177,36 @@ class LedgerTree:
         Raises:
             NotComparable: Marks after the position were forgotten meanwhile; open another snapshot.
         """
+        async with self._reading:
+            return await self._at(connection, position, identity=identity, scrub=scrub)
+
+    async def warm(self, connection: psycopg.AsyncConnection, epoch: Epoch) -> bool:
+        """Read the rows, or the marked ones, from a standby, so that they are in memory if its region leads next.
+
+        The snapshot of a standby has no exact position: it may have more than what was replayed before it. Marks of
+        later changes stay. If the standby has WAL that is discarded later, PostgreSQL starts again.
+
+        Args:
+            connection: Outside of a transaction.
+            epoch: The epoch that serves.
+
+        Returns:
+            Whether the rows are in memory: False on a primary, and while the standby lacks changes without a mark.
+        """
+        async with self._reading:
+            # Before the snapshot, which then has everything up to this position.
+            cursor = await connection.execute(load_sql("standby_position"))
+            replayed, started = await cursor.fetchone() or (None, None)
+            if replayed is None or parse_lsn(replayed) < self._start.lsn:
+                return False
+            async with connection.transaction():
+                await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
+                await self._at(connection, Position(epoch, parse_lsn(replayed)), identity=(started,), scrub=False)
+            return True
+
+    async def _at(
+        self, connection: psycopg.AsyncConnection, position: Position, *, identity: object, scrub: bool
+    ) -> PositionedTree:
         if identity != self._identity:
             self._forget_rows("PostgreSQL was started again, or another member leads")
             self._identity = identity

@@ -199,6 +199,7 @@ async def _apply(parts: Parts, view_url: str) -> None:
         group.create_task(_build_indexes(parts, view_url))
         group.create_task(parts.applier.run(parts.channel))
         group.create_task(parts.repairs.run())
+        group.create_task(parts.repairs.run_warming())
 
 
 async def _build_indexes(parts: Parts, view_url: str) -> None:

@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import asyncpg
 import orjson
+import psycopg
 
 from regions.coordination import Leadership, LeadershipView
 from regions.topology import Topology
@@ -25,12 +26,14 @@ from services.replicator.mending import ViewMender
 from services.tables import TABLES
 from services.view.cache import Invalidation
 from sync.apply import Applied, Applier
+from sync.change import SyncError
 from sync.channel.direct.comparison_client import ComparisonClient
 from sync.channel.direct.comparisons import Comparisons
 from sync.channel.direct.server import ChangeServer
 from sync.ledger_tree import LedgerTree
 from sync.repair import Repair, RepairBusy
 from sync.view_tree import ViewTree
+from sync.walsender import connect
 
 if TYPE_CHECKING:
     from sync.checkpoint import ViewConnection
@@ -44,6 +47,9 @@ RETRY_S: Final = 5.0
 """Pause after a comparison that failed, for example because another region compares."""
 
 CONNECT_TIMEOUT_S: Final = 5.0
+
+WARM_INTERVAL_S: Final = 20.0
+"""Between two readings of the marked rows on a standby. At 500 changes/s they are 10,000."""
 
 _VIEW_ERRORS: Final = (OSError, asyncpg.PostgresError, asyncpg.InterfaceError, asyncpg.InternalClientError)
 
@@ -90,8 +96,10 @@ class Repairs:
         secret = hmac.digest(token.encode(), b"palaver merkle " + topology.cell.encode(), hashlib.sha256)
         self._authorization = f"Bearer {token}".encode()
         self._leaders = leaders
+        self._region = topology.region
         self._view_url = view_url
         self._schedule = schedule
+        self._ledger_conninfo = server.source.conninfo
         self._scrubbed_at = time.monotonic()
         self.ready = False
         self.view_tree = ViewTree(cell=topology.cell, tables=TABLES, secret=secret)
@@ -146,6 +154,24 @@ class Repairs:
             with contextlib.suppress(TimeoutError):
                 async with asyncio.timeout(pause_s):
                     await self._until_another(leadership)
+
+    async def run_warming(self) -> None:
+        """Keep the rows of the own member in memory while another region leads, until cancelled.
+
+        After a failover to this region, the first comparison then reads only the rows that changed.
+        """
+        while True:
+            await asyncio.sleep(WARM_INTERVAL_S)
+            leadership = self._leaders.current
+            if self.ledger_tree is None or self._ledger_conninfo is None or leadership is None:
+                continue
+            if leadership.phase != "serving" or leadership.leader == self._region:
+                continue
+            try:
+                async with await connect(self._ledger_conninfo, replication=False) as connection:
+                    await self.ledger_tree.warm(connection, leadership.epoch)
+            except (psycopg.Error, SyncError, OSError) as error:
+                _log.info("the rows of the own ledger were not read: %s", " ".join(str(error).split()))
 
     async def order(self, authorization: bytes, body: bytes) -> tuple[int, dict[str, object]]:
         """Compare on an operator's order; return the status and the JSON of the response.

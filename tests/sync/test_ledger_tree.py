@@ -6,6 +6,7 @@ import random
 import uuid
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any
+from unittest.mock import Mock
 
 import asyncpg
 import pytest
@@ -17,7 +18,7 @@ from sync.exported_snapshot import open_exported_snapshot
 from sync.ledger_tree import LedgerTree
 from sync.merkle.errors import NotComparable
 from sync.merkle.set_hash import EMPTY
-from sync.walsender import SourceUnavailable
+from sync.walsender import SourceUnavailable, connect
 from tests.sync.rig import INSERT_COMMENT, WAIT_S, Rig, until
 
 pytestmark = pytest.mark.integration
@@ -217,3 +218,33 @@ async def test_a_snapshot_leaves_no_slot_and_a_standby_or_a_stopped_ledger_is_re
     with pytest.raises(SourceUnavailable):
         async with open_exported_snapshot("host=127.0.0.1 port=9 dbname=palaver"):
             raise AssertionError("there is no server")
+
+
+async def test_a_primary_is_not_read_in_advance(rig: Rig) -> None:
+    write(rig, 1)
+    kept = ledger_tree()
+    async with await connect(rig.stream_url, replication=False) as connection:
+        assert not await kept.warm(connection, 1)
+    assert kept.rows == 0
+
+
+async def test_rows_that_were_read_on_a_standby_serve_after_its_promotion(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The ledger plays its own standby: the position of the reading is older than what the snapshot has."""
+    write(rig, *range(1, 30))
+    kept = ledger_tree()
+    async with await connect(rig.stream_url, replication=False) as connection:
+        ((started,),) = rig.sql("SELECT pg_postmaster_start_time()::text")
+        ((before,),) = rig.sql("SELECT pg_current_wal_flush_lsn() - '0/0'")
+        write(rig, 30)
+        kept.mark(updated(30, op="insert"), Position(1, int(str(before)) + 1))
+        read = Mock(return_value=f"SELECT ('0/0'::pg_lsn + {before})::text, '{started}'")
+        monkeypatch.setattr("sync.ledger_tree.load_sql", read)
+        assert await kept.warm(connection, 1)
+    assert (kept.rows, kept.marks) == (30, 1)
+    rig.sql("UPDATE palaver.comments SET body = 'edited' WHERE id = %s", uuid.UUID(int=7))
+    kept.mark(updated(7), Position(1, int(str(before)) + 2))
+    now = await tree_of(rig, kept, identity=(started,))
+    assert kept.counts.builds == 1
+    assert now.tree == (await tree_of(rig, ledger_tree())).tree
