@@ -72,7 +72,7 @@ class Thread:
         key = {"comment_id": str(comment), "user_id": user}
         row = {**key, "site_id": str(self.writer.site), "thread_id": str(self.id), "value": value}
         row |= {"version": self.written, "lsn": self.page_version + 1}
-        query = "SELECT version FROM project_rows(ARRAY['votes'], ARRAY[%s]::json[], ARRAY[NULL]::json[], 0)"
+        query = "SELECT version FROM project_rows(ARRAY['votes'], ARRAY[%s]::json[], ARRAY[NULL]::json[], 0, '')"
         ((self.page_version,),) = self.writer.view.sql(query, orjson.dumps([row]).decode())
         self.announce()
 
