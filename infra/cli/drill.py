@@ -111,7 +111,7 @@ def _on_disks(layout: Layout, folder: Path) -> contextlib.AbstractContextManager
 async def _run_all(  # noqa: PLR0913 - the options of the command
     drills: list[Drill], data: Path, report: Path, *, rounds: int, seed: int, patience: Patience, quiet: bool
 ) -> list[dict[str, Any]]:
-    # The plots are made here and nowhere else: other commands start without their library.
+    # Imported here, because the other commands of this module start faster without it.
     from infra.drills.report import facts_of, write_report
 
     layout = open_layout(data)

@@ -32,7 +32,7 @@ REQUEST_TIMEOUT_S = 15.0
 
 CONNECT_TIMEOUT_S = 1.0
 GIVE_UP_S = 60.0
-"""A writer gives up a keyed write after this time; a drill that expects refusals ends earlier."""
+"""A writer gives up a keyed write after this time. When the load ends, `finish_s` applies."""
 
 READS = ("strong", "session", "eventual")
 
@@ -90,7 +90,8 @@ async def running_load(
         load: The number of clients, and their pauses.
         journal: Where the clients record each attempt and each read.
         seed: Seed of the pauses.
-        event_hooks: Hooks of httpx for every request and answer. If a hook raises, the load ends with that exception.
+        event_hooks: Hooks of httpx for every request and answer. If a hook raises, the load ends with an
+            exception group that contains that exception.
     """
     stop = asyncio.Event()
     recent: dict[str, list[tuple[str, str]]] = {}
@@ -200,6 +201,7 @@ class _Client:
         """Read in turn at the levels of the plan.
 
         A `strong` read gets the newest comment, a `session` read an acknowledged one, and an `eventual` read a page.
+        Before the first acknowledged write of its edge, a `session` read is sent as `strong`.
         """
         page = {"thread": self._load_plan.thread, "limit": PAGE_LIMIT}
         newest = page | {"limit": 1}

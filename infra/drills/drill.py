@@ -138,7 +138,7 @@ class Load(BaseModel):
     Attributes:
         writers: Clients that post one keyed comment after another.
         unkeyed: Clients that post without a key and never repeat a write.
-        readers: Clients that read with `strong` and `session` in turn.
+        readers: Clients that read with `strong`, `session` and `eventual` in turn.
         edges: Edges that the clients prefer: those of the regions that do not lead at the start, or all.
         pause_ms: Average pause between two writes of one client.
         before_s: Seconds of load before the first step.

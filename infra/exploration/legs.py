@@ -48,7 +48,7 @@ def explore_legs(
         The state space of all legs, and their results together.
 
     Raises:
-        Astray: A leg found no state that fits its goal.
+        GoalNotReached: A leg found no state that fits its goal.
     """
     path: tuple[Move, ...] = ()
     total = SearchResult(states=0, moves=0, depth=0, complete=False)

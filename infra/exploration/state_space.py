@@ -221,7 +221,7 @@ class StateSpace:
         """The state after etcd applied a swap; None if etcd rejected it.
 
         Raises:
-            Violated: The new record must not follow the old one.
+            Violation: The new record must not follow the old one.
         """
         history = state.etcd.value.history
         if not self.revision_matches(swap[0], len(history)):
@@ -246,7 +246,7 @@ class StateSpace:
         The result is computed once for each node and label, so the label must determine it together with the node.
 
         Raises:
-            Violated: An invariant does not hold.
+            Violation: An invariant does not hold.
         """
         node = state.nodes[region]
         key = (node.number, *label)
@@ -348,7 +348,7 @@ class StateSpace:
         """The state after a primary has acknowledged writes to clients, or its fence row to its agent.
 
         Raises:
-            Violated: Another region has acknowledged in this or in a later epoch.
+            Violation: Another region has acknowledged in this or in a later epoch.
         """
         ghost, epoch = state.ghost.value, state.members[region].value.epoch
         self.facts["one epoch acknowledges"] += 0 < ghost.epoch != epoch

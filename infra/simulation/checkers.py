@@ -311,7 +311,7 @@ class Checkers:
         """Require that each checker in `REQUIRED_IN_EACH_RUN` has compared a fact.
 
         Raises:
-            Violated: A checker compared none.
+            Violation: A checker compared none.
         """
         for checker in REQUIRED_IN_EACH_RUN:
             if not self.facts[checker]:
@@ -346,7 +346,7 @@ class Liveness:
             hold_down_s: How long rule 17 may delay the next failover.
 
         Raises:
-            Violated: A commit is missing or too late.
+            Violation: A commit is missing or too late.
         """
         checkers.facts["liveness"] += 1
         first = next((at for at in commits_at if at >= healed_at), None)
@@ -364,7 +364,7 @@ class Liveness:
         """Require of a run without a fault that it stays in epoch 1 and commits until its end.
 
         Raises:
-            Violated: A second epoch began, or commits stopped.
+            Violation: A second epoch began, or commits stopped.
         """
         checkers.facts["no failover without a fault"] += 1
         time = next((time for time, record in checkers.records if record.epoch > 1), None)

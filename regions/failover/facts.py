@@ -111,7 +111,8 @@ class MemberFacts:
         quorum: The standbys of which its member's commits need a majority; None when not known.
         promoting_epoch: The epoch for which this incarnation of the agent has a promotion under way; 0 for none.
         fence: The fence row of the record's epoch that its member wrote, and that is on a quorum.
-        serving_epoch: The epoch under which it accepts writes; 0 for none.
+        serving_epoch: The epoch that it serves (`StartServing`); 0 for none. The write API may admit writes of this
+            epoch earlier.
         cancelled_wait_epoch: The epoch under which a commit's quorum wait on its member was cancelled; 0 for none.
         diverged: Whether its member has WAL that the leader's history lacks.
         rebuilt_epoch: The epoch for which the member was last copied or rewound; 0 for none.

@@ -1,4 +1,4 @@
-"""How facts change by what the member and the agent's disk answer: promises, effects, and ends of PostgreSQL."""
+"""Changes facts by the results of the member and of the agent's disk: promises, effects, ends of PostgreSQL."""
 
 from typing import assert_never
 
@@ -36,7 +36,7 @@ from regions.leadership import ANCESTRY_MAX
 
 
 def take_stored(turn: Turn, ticket: Ticket) -> None:
-    """Take that a promise is on disk."""
+    """Handle a promise that is on disk."""
     facts, storing = turn.facts, turn.facts.requests.storing
     if storing is None or storing.ticket != ticket:
         return
@@ -52,7 +52,7 @@ def take_stored(turn: Turn, ticket: Ticket) -> None:
 
 
 def take_failed_store(turn: Turn, ticket: Ticket, reason: str) -> None:
-    """Take that a promise could not be written."""
+    """Handle a promise that could not be written."""
     requests = turn.facts.requests
     if requests.storing is not None and requests.storing.ticket == ticket:
         requests.storing = None
@@ -60,7 +60,7 @@ def take_failed_store(turn: Turn, ticket: Ticket, reason: str) -> None:
 
 
 def take_process_end(turn: Turn) -> None:
-    """Take that PostgreSQL ended without being asked to."""
+    """Handle the unexpected end of PostgreSQL."""
     ledger = turn.facts.member.ledger
     if ledger is not None and ledger.kind not in ("absent", "stopped"):
         turn.log("warning", f"ledger: PostgreSQL ended, it was {ledger.kind}")
@@ -69,7 +69,7 @@ def take_process_end(turn: Turn) -> None:
 
 
 def take_cancelled_wait(turn: Turn, epoch: Epoch) -> None:
-    """Take that a commit's quorum wait was cancelled under an epoch (rule 7)."""
+    """Handle the cancellation of a commit's quorum wait under an epoch (rule 7)."""
     facts = turn.facts
     if not facts.is_primary_of(epoch) or rules.is_epoch_over(facts.member.cancelled_wait_epoch, epoch):
         return

@@ -1,4 +1,4 @@
-"""How facts change by what other agents say, and by what the detector thinks of them."""
+"""Changes facts by the gossip of other agents, and by the detector's suspicion of them."""
 
 from regions.failover import rules, steps
 from regions.failover.events import Gossip, SuspicionChanged
@@ -9,7 +9,7 @@ from regions.identity import RegionName
 
 
 def take_verdict(turn: Turn, event: SuspicionChanged) -> None:
-    """Take that the detector suspects a region, or no longer does."""
+    """Handle a change of the detector's suspicion of a region."""
     peers = turn.facts.peers
     others = peers.suspected - {event.region}
     peers.suspected = others | {event.region} if event.suspected else others

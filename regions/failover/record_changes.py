@@ -1,4 +1,4 @@
-"""How facts change by what etcd and releases say: records, reads, the outcome of swaps.
+"""Changes facts by what comes from etcd and by releases: records, reads, outcomes of swaps.
 
 A release of the leader begins the next epoch before etcd has it (rule 20), so the record that the agent acts by is
 computed from both.
@@ -134,7 +134,7 @@ def _compare_with_promise(turn: Turn, read: RecordRead) -> None:
 
 
 def take_failed_read(turn: Turn, ticket: Ticket) -> None:
-    """Take that a read of the record got no answer."""
+    """Handle a read of the record that got no answer."""
     requests = turn.facts.requests
     if requests.strong_reading is not None and requests.strong_reading.ticket == ticket:
         turn.effects.append(AnswerStrongReads(requests=requests.strong_reading.strong, current=False))

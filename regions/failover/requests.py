@@ -183,7 +183,8 @@ def _serve_if_established(turn: Turn) -> None:
     facts, member, record = turn.facts, turn.facts.member, turn.facts.record
     if record is None or not facts.leads or not facts.is_primary_of(record.epoch) or facts.switchover is not None:
         return
-    # A fence row on a quorum is what admits writes. A cell's first epoch ("bootstrapping") is not admitted before the
+    # The region serves (it proves strong reads) once its fence row is on a quorum. The write API admits writes earlier,
+    # by the row (ADR 0028). A cell's first epoch ("bootstrapping") is not admitted before the
     # record says that it serves, because its member may be started again until then.
     established = record.phase == "serving" or (record.phase == "promoting" and member.fence is not None)
     superseded = facts.outdated or rules.is_epoch_over(member.cancelled_wait_epoch, record.epoch)

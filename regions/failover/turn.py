@@ -71,7 +71,7 @@ class Turn:
         self.stop_serving()
 
     def stop_serving(self) -> None:
-        """Accept no more writes, if it does."""
+        """Stop serving, if it serves: prove no more strong reads."""
         member = self.facts.member
         if member.serving_epoch:
             self.effects.append(StopServing(epoch=member.serving_epoch))

@@ -3,7 +3,8 @@
 Each edge has one writer and one reader, which send to no other edge: the writes through an edge prove the path through
 that edge. The clients run in a thread with an event loop of its own, because these tests are synchronous. Every answer
 is checked against the OpenAPI document, and a write may be answered with 201 or 503 only. A wrong answer ends the load;
-the next use of `Account.acknowledged`, at the latest the end of the load, raises its assertion error.
+the next use of `Account.acknowledged`, at the latest the end of the load, raises an exception
+group that contains its assertion error.
 """
 
 import asyncio

@@ -1,4 +1,4 @@
--- Why a caller with a site's API key may not write now, or NULL when it may.
+-- The reason for which a caller with a site's API key may not write; NULL if it may.
 CREATE OR REPLACE FUNCTION palaver.refusal(p_epoch bigint, p_site uuid, p_key_hash bytea) RETURNS text
 LANGUAGE sql STABLE
 RETURN CASE

@@ -1,7 +1,7 @@
 -- Posts one comment: epoch, idempotency, thread, parent and insert in one round trip.
 --
--- The procedure commits by itself and reads the flushed position afterwards, so the position it returns is at
--- or behind nothing the commit wrote. Every refusal rolls back, which also frees the Idempotency-Key.
+-- The procedure commits and then reads the flushed LSN, so the returned position is at or after the end of that commit.
+-- A refusal rolls back, which also frees the Idempotency-Key.
 -- outcome: created | replayed | key_reused | stale_epoch | no_site | no_parent | too_deep | thread_closed
 CREATE OR REPLACE PROCEDURE palaver.post_comment(
     p_epoch bigint,

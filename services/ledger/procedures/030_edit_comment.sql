@@ -1,6 +1,6 @@
 -- Replaces a comment's body when its version is the expected one, and keeps the old body as a revision.
--- An edit that took place already is answered as a success that is as durable as the first one (RFC 9110,
--- section 13.1.1): the edge repeats what it lost the answer of.
+-- An edit that was already applied is acknowledged as durably as the first one (RFC 9110, section 13.1.1), because a
+-- client that lost the answer sends it again.
 -- outcome: edited | stale_epoch | no_site | unauthorized | no_comment | version_mismatch
 CREATE OR REPLACE PROCEDURE palaver.edit_comment(
     p_epoch bigint,

@@ -1,5 +1,5 @@
--- Turns a comment into a tombstone: the tree stays, the words and the personal data go, revisions and votes included.
--- Deleting a tombstone again is a success that is as durable as the first one.
+-- Turns a comment into a tombstone: it stays in the tree; its text, author, old bodies and votes are deleted.
+-- The deletion of a tombstone is acknowledged as durably as the first one.
 -- outcome: deleted | stale_epoch | no_site | unauthorized | no_comment | version_mismatch
 CREATE OR REPLACE PROCEDURE palaver.delete_comment(
     p_epoch bigint,

@@ -1,4 +1,4 @@
--- Creates a site with its first API key. The caller makes the id, because the key is derived from it; a replay
+-- Creates a site with its first API key. The caller generates the id, because the key is derived from it; a replay
 -- returns the first id, from which the caller derives the same secrets again.
 -- outcome: created | replayed | key_reused | stale_epoch
 CREATE OR REPLACE PROCEDURE palaver.create_site(

@@ -1,8 +1,8 @@
--- Moves a cell's checkpoint forwards, or refreshes it where it stands. When it is already further, somebody else
--- applied: SQLSTATE PA001, with which nothing of the caller's transaction stays.
--- The view is never fresh as of a time in the future: the clock that said so is ahead. Such a time is replaced by now when
--- it is given, and ignored when the row has it already (an older version stored it, or this server's clock was set back).
--- Otherwise the row would keep it until that time, whatever right clocks say.
+-- Moves a cell's checkpoint forwards, or updates its freshness at the same position. SQLSTATE PA001 if the checkpoint is
+-- further: another process applied, and the caller's transaction rolls back.
+-- A freshness time in the future comes from a clock that is ahead. A given one is replaced by now, and a stored one is
+-- ignored (an older version stored it, or this server's clock was set back). Otherwise it would stay until correct clocks
+-- reach it.
 CREATE OR REPLACE FUNCTION advance_checkpoint(
     p_cell text,
     p_epoch bigint,
