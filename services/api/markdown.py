@@ -95,19 +95,19 @@ async def render_aside(body: str) -> str:
 
 def render_markdown(body: str) -> str:
     """Return the HTML of any body by parser and sanitiser. `render` must return the same HTML."""
-    html = pyromark.html(_without_foreign_signs(body), options=pyromark.Options.ENABLE_STRIKETHROUGH)
+    html = pyromark.html(_mask_unsupported_markup(body), options=pyromark.Options.ENABLE_STRIKETHROUGH)
     if html.count("<") + html.count("&") + html.count(_TAG_SIGN) > max(MARKUP_MAX, len(body) // CHARS_PER_MARKUP_MIN):
         return _as_written(body)
     if _nesting(html) > NESTING_MAX:
         return _as_written(body)
-    return _cleaner.clean(_with_our_signs(html)).strip()
+    return _cleaner.clean(_restore_markup(html)).strip()
 
 
 def _as_written(body: str) -> str:
     return f"<pre><code>{entities.escape(body, quote=False)}\n</code></pre>"
 
 
-def _with_our_signs(html: str) -> str:
+def _restore_markup(html: str) -> str:
     """Return the parser's HTML with the original characters, `<s>` for strikethrough, and only absolute links."""
     html = html.replace("<del>", "<s>").replace("</del>", "</s>")
     for stand_in, meant in _MEANT:
@@ -122,7 +122,7 @@ def _meant_address(found: re.Match[str]) -> str:
     return address
 
 
-def _without_foreign_signs(body: str) -> str:
+def _mask_unsupported_markup(body: str) -> str:
     """Return the body without tags, images and strikethrough by one tilde: their first characters are replaced.
 
     Each step replaces a fixed text, which is native. A Python function for each character takes seven milliseconds.

@@ -17,13 +17,13 @@ _epoch_provider: Callable[[], int | None] = lambda: None  # noqa: E731 - a repla
 
 
 def set_epoch_provider(provider: Callable[[], int | None]) -> None:
-    """Let each line carry the epoch the process believes in; the provider must be cheap."""
+    """Add the provider's epoch to each line; it is called for every line."""
     global _epoch_provider  # noqa: PLW0603 - logging is process-wide by nature
     _epoch_provider = provider
 
 
 def current_epoch() -> int | None:
-    """Return what the provider says, or None if it fails, because logging must not fail."""
+    """Return the provider's epoch, or None if it fails, because logging must not fail."""
     try:
         return _epoch_provider()
     except Exception:  # noqa: BLE001 - telemetry never raises
@@ -67,5 +67,5 @@ def configure_logging(
         logger.handlers.clear()
         logger.propagate = True
     for name in _QUIET_LOGGERS:
-        # These libraries narrate each request or connection at info: their warnings are enough.
+        # These libraries log each request or connection at info: their warnings are enough.
         logging.getLogger(name).setLevel(max(logging.WARNING, root.level))

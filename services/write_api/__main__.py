@@ -70,7 +70,7 @@ async def run(settings: WriteSettings, topology: Topology) -> None:
             )
             group.create_task(view.run(), name="leadership")
             group.create_task(watch_fence_row(view, guard, pool), name="openings")
-            group.create_task(pool.stay_warm(), name="connections")
+            group.create_task(pool.keep_idle_connections(), name="connections")
             group.create_task(agent.run(), name="agent")
             group.create_task(purge_forever(pool, guard), name="purge")
             group.create_task(serve_internal(internal, missing=missing, status=status), name="internal")

@@ -31,9 +31,9 @@ CONNECT_TIMEOUT_S: Final = 1.0
 # Connections that stay open without writes, and the interval in seconds at which they are checked.
 WARM: Final = 4
 WARM_CHECK_INTERVAL_S: Final = 1.0
-# A write waits this long for a row or key that another one holds; then it is rolled back for certain.
+# A write waits this long for a lock that another transaction holds; after that PostgreSQL rolls it back.
 LOCK_TIMEOUT_MS: Final = 2_000
-# After the server's own two seconds: together a stop stays below three.
+# Added to the HTTP server's 2 s; a stop must take less than 3 s.
 STOP_TIMEOUT_S: Final = 0.4
 
 _CONNECTIONS: Final = Gauge("palaver_ledger_pool_connections", "Connections to the ledger", ["state"])
@@ -60,22 +60,22 @@ _REFUSED: Final = (
     *_OLD_SCHEMA,
 )
 # PostgreSQL's own errors that leave it open whether the COMMIT took place (rule 9).
-_SAYS_NOTHING: Final = (
+_OUTCOME_UNCLEAR: Final = (
     pg.OperatorInterventionError,
     pg.PostgresConnectionError,
     pg.PostgresSystemError,
     pg.InternalServerError,
     pg.InsufficientResourcesError,
 )
-# The sqlstates of the warnings with which PostgreSQL gives up a synchronous wait, although it committed: when it was
-# cancelled, and when its backend is ended (`SyncRepWaitForLSN`). An error with the second is no message to a listener,
-# and PostgreSQL sends each connection a warning with it, without a detail, when it stops immediately.
+# SQLSTATEs of the warnings by which PostgreSQL reports that it ended a quorum wait after the commit: the wait was
+# cancelled, or its backend was terminated (`SyncRepWaitForLSN`). asyncpg does not pass an error with the second one to
+# listeners. In an immediate stop PostgreSQL sends a warning with it, without a detail, to each connection.
 _CANCELLED: Final = "01000"
 _ENDED: Final = "57P01"
 
 
 class LedgerError(Exception):
-    """A statement has no result; the subclass tells whether it may have written."""
+    """A statement has no result; the subclass shows whether it may have written."""
 
 
 class LedgerUnavailable(LedgerError):
@@ -113,7 +113,7 @@ class _Session:
 
     def _note(self, connection: object, message: object) -> None:
         del connection
-        # The class, not the code, is matched: asyncpg hands out typed messages with the sqlstate on them.
+        # The class, not the code, is matched: asyncpg passes typed messages with the sqlstate on them.
         state, detail = getattr(message, "sqlstate", None), getattr(message, "detail", None)
         if state == _CANCELLED or (state == _ENDED and detail is not None):
             self.warned = True
@@ -171,13 +171,13 @@ class LedgerPool:
             session.connection.terminate()
         self._idle.clear()
         for task in self._running:
-            # Ending the process ends the connection as well; the ledger's backend goes on or rolls back.
+            # Ending the process ends the connection as well; the ledger's backend continues or rolls back.
             task.cancel()
         await self._group.__aexit__(kind, error, trace)
 
     @property
     def reachable(self) -> bool:
-        """Whether a connection is open; what readiness asks."""
+        """Whether a connection is open; used by the readiness probe."""
         return self._open > 0
 
     async def call(
@@ -239,7 +239,7 @@ class LedgerPool:
         session.warned = False
         try:
             result = await self._perform(session, statement, arguments)
-            # Reads end while the ledger waits in vain for a quorum, and so do statements that it refuses.
+            # Reads end while the ledger has no quorum, and so do statements that it refuses.
             if epoch is not None and not isinstance(result, BaseException):
                 self._moved_at = asyncio.get_running_loop().time()
             return result
@@ -255,7 +255,7 @@ class LedgerPool:
             self._release(session)
             return _refusal(error)
         except pg.PostgresError as error:
-            if isinstance(error, _SAYS_NOTHING):
+            if isinstance(error, _OUTCOME_UNCLEAR):
                 # A shutdown, a cancel, a crash or a broken connection can hit after the commit record was written.
                 return self._lost(session, error)
             self._release(session)
@@ -272,7 +272,7 @@ class LedgerPool:
         self._release(session)
         return rows
 
-    async def stay_warm(self) -> None:
+    async def keep_idle_connections(self) -> None:
         """Keep some connections open at all times, so that the first writes of an epoch wait for none."""
         while True:
             self._drop_closed()

@@ -21,9 +21,9 @@ from services.write_api.leadership import LeadershipGuard
 from services.write_api.pool import LedgerError, LedgerPool
 
 INTERVAL_S: Final = 60.0
-# A leader that was stopped for longer did not serve meanwhile, and nobody could repeat a write.
+# A step that is longer than this was no service: the process was stopped, and no client could repeat a write.
 STEP_S_MAX: Final = 120
-# At least a day for every key, whenever within a step it was made.
+# Every key is kept for at least a day, at whatever time within a step it was created.
 KEPT_S: Final = 24 * 3600 + STEP_S_MAX
 # One batch is one short transaction; sixty of them a minute outrun a thousand keyed writes a second.
 BATCH_ROWS: Final = 1000
@@ -32,7 +32,9 @@ BATCHES_MAX: Final = 60
 _ADD = ledger.statement("add_service_time")
 _PURGE = ledger.statement("purge_idempotency_keys")
 _SERVED = Gauge("palaver_service_time_seconds", "Service time of the cell's leaders, as the ledger keeps it")
-_PURGED = Counter("palaver_idempotency_keys_purged_total", "Idempotency keys that were forgotten after their day")
+_PURGED = Counter(
+    "palaver_idempotency_keys_purged_total", "Idempotency keys that were purged after 24 hours of service time"
+)
 _log = logging.getLogger("palaver.write_api.purge")
 
 
@@ -42,7 +44,7 @@ def boot_time_s() -> float:
 
 
 class ServiceClock:
-    """How long this process has served an epoch since it was asked last, in whole seconds."""
+    """How long this process has served an epoch since the last call, in whole seconds."""
 
     def __init__(self, now: Callable[[], float] = boot_time_s) -> None:
         self._now = now
@@ -63,7 +65,7 @@ class ServiceClock:
 
 
 class Purge:
-    """Rounds of adding service time and forgetting what is due."""
+    """Rounds that add service time and purge expired keys."""
 
     def __init__(self, pool: LedgerPool, clock: ServiceClock) -> None:
         self._pool = pool
@@ -71,10 +73,10 @@ class Purge:
         self._purged_s = -1
 
     async def round(self, epoch: Epoch | None) -> int:
-        """Add the time since the last round, forget what is due up to the bound of a round; return how many keys went.
+        """Add the time since the last round, and purge expired keys up to the bound of a round; return their number.
 
         Args:
-            epoch: That is served; None: none is, and the time is not counted.
+            epoch: The served epoch; None if the region does not serve, and the time is not counted.
         """
         seconds = self._clock.step(epoch)
         if epoch is None:
@@ -106,7 +108,7 @@ class Purge:
 
 
 async def purge_forever(pool: LedgerPool, guard: LeadershipGuard, *, interval_s: float = INTERVAL_S) -> None:
-    """Go round every interval until cancelled; time counts while this region leads."""
+    """Run a round at each interval until cancelled; time counts while this region leads."""
     purge = Purge(pool, ServiceClock())
     while True:
         await asyncio.sleep(interval_s)

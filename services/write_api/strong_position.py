@@ -25,17 +25,17 @@ from services.write_api.pool import LedgerError, LedgerPool
 from sync.statements import load_sql
 
 QUORUM_S_MAX: Final = 0.9
-"""For the whole question. Between regions a quorum takes 80 ms; who asked gives up after a second."""
+"""Time limit of the whole request. A quorum takes 80 ms between regions; the read API gives up after a second."""
 
-LOOK_PAUSE_S: Final = 0.005
-"""The longest of the high-water mark's (`sync/high_water.py`): a look costs the ledger 0.1 ms."""
+POLL_PAUSE_S: Final = 0.005
+"""Poll interval, the longest of `sync/high_water.py`. A poll costs the ledger 0.1 ms."""
 
 _EPOCH: Final = ledger.statement("newest_epoch")
 _QUORUM: Final = load_sql("quorum")
 
 
 class StrongPosition:
-    """Answers the question of the read APIs."""
+    """Answers the requests of the read APIs."""
 
     def __init__(self, pool: LedgerPool, guard: LeadershipGuard, verifier: Verifier, cell: CellId) -> None:
         self._pool = pool
@@ -74,4 +74,4 @@ class StrongPosition:
             wanted = parse_lsn(row["flushed_lsn"]) if wanted is None else wanted
             if row["quorum_lsn"] is not None and parse_lsn(row["quorum_lsn"]) >= wanted:
                 return Position(epoch, wanted)
-            await asyncio.sleep(LOOK_PAUSE_S)
+            await asyncio.sleep(POLL_PAUSE_S)

@@ -1,4 +1,5 @@
--- Writes and deletes rows, updates the counters that depend on them, and returns the pages that changed. p_tables names the changed tables; the other arrays have the arguments of each table's merge function.
+-- Writes and deletes rows, updates the counters that depend on them, and returns the pages that changed. p_tables names
+-- the changed tables; the other arrays have the arguments of each table's merge function.
 -- A page's version is the LSN of its newest change, so that every region gives the same page the same version. If LSNs
 -- fail to grow (history was replaced after a failover), the version still grows.
 CREATE OR REPLACE FUNCTION project_rows(

@@ -38,7 +38,7 @@ def held_up(server: servers.PostgresServer) -> int:
 async def warm_pool(server: servers.PostgresServer, *, size: int) -> AsyncGenerator[LedgerPool]:
     """A pool, and the task of the process that keeps connections open."""
     async with LedgerPool(server.url(user="palaver_writer"), size=size, write_timeout_s=LONG_S) as pool:
-        task = asyncio.create_task(pool.stay_warm())
+        task = asyncio.create_task(pool.keep_idle_connections())
         try:
             yield pool
         finally:
