@@ -260,9 +260,10 @@ async def test_lost_and_wrong_leaves_are_corrected_without_touching_rows(
     async with repairing(rig) as site:
         await site.fill()
         assert (await site.run()).verdict == "clean"
-        assert rig.view_sql("SELECT count(*) FROM merkle_leaves") == [(16,)]
-        rig.view_sql("DELETE FROM merkle_leaves WHERE leaf < 5")
-        rig.view_sql("UPDATE merkle_leaves SET h1 = h1 + 1 WHERE leaf = 7")
+        ((leaves,),) = rig.view_sql("SELECT count(*) FROM merkle_leaves WHERE leaf < 8")
+        assert int(str(leaves)) > 0
+        rig.view_sql("DELETE FROM merkle_leaves WHERE leaf < 8")
+        rig.view_sql("UPDATE merkle_leaves SET h1 = h1 + 1")
         # The process reads its leaves at its start.
         site.view._tree = None
         result = await site.run()
