@@ -138,6 +138,17 @@ class LedgerTree:
             self._forget_marks("apply has begun again, and changes may not have been marked", position)
         self._marked = position
 
+    def is_key(self, table: str, key: Key) -> bool:
+        """Whether a table of the registry has keys of this form."""
+        if table not in self._names or len(key) != len(self._tables[table].key):
+            return False
+        types = {column.name: column.type for column in self._tables[table].columns}
+        uuids = [value for name, value in zip(self._tables[table].key, key, strict=True) if types[name] == "uuid"]
+        try:
+            return all(str(uuid.UUID(value)) == value for value in uuids)
+        except ValueError:
+            return False
+
     async def existing(self, connection: psycopg.AsyncConnection, rows: Sequence[tuple[str, Key]]) -> int:
         """Return how many of these rows the ledger has, whatever is in memory; if it has some, forget all rows."""
         found = 0
@@ -199,9 +210,12 @@ class LedgerTree:
             replayed, started = await cursor.fetchone() or (None, None)
             if replayed is None or parse_lsn(replayed) < self._start.lsn:
                 return False
+            # By LSN alone, which grows over promotions: a mark of an older epoch may not be replayed here yet.
+            not_replayed = {one: at for one, at in self._marks.items() if at.lsn > parse_lsn(replayed)}
             async with connection.transaction():
                 await connection.execute("SET TRANSACTION ISOLATION LEVEL REPEATABLE READ, READ ONLY")
                 await self._at(connection, Position(epoch, parse_lsn(replayed)), identity=(started,), scrub=False)
+            self._marks = not_replayed | self._marks
             return True
 
     async def _at(
@@ -216,7 +230,9 @@ class LedgerTree:
             await self._refresh(connection, self._store, position)
         if self._store is None or scrub:
             await self._read_all(connection, position)
-        assert self._store is not None, "it was read"
+        if self._store is None or position < self._start:
+            self._store = None
+            raise NotComparable("marks were forgotten while the rows were read; open another snapshot")
         return PositionedTree(position=position, scheme=self.scheme, tree=self._store.tree.copy())
 
     def rows_of(self, leaves: Sequence[int], depth: int) -> LeafRows:
@@ -229,7 +245,8 @@ class LedgerTree:
 
     def keys_of(self, key_hashes: Sequence[int]) -> dict[str, list[Key]]:
         """Return the keys with these hashes by table; a hash without a row is absent."""
-        assert self._store is not None, "a comparison is open"
+        if self._store is None:
+            raise NotComparable("the rows of the ledger in memory were forgotten; compare again")
         depth = self._store.tree.depth
         wanted = set(key_hashes)
         found: dict[str, list[Key]] = {}
@@ -248,7 +265,8 @@ class LedgerTree:
         return images
 
     def _entries(self, leaves: Sequence[int], depth: int) -> Iterator[tuple[int, LedgerRow]]:
-        assert self._store is not None, "a comparison is open"
+        if self._store is None:
+            raise NotComparable("the rows of the ledger in memory were forgotten; compare again")
         own = self._store.tree.depth
         for leaf in leaves:
             # A leaf of a smaller tree is a range of leaves of this one.

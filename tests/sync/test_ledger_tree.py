@@ -248,3 +248,32 @@ async def test_rows_that_were_read_on_a_standby_serve_after_its_promotion(
     now = await tree_of(rig, kept, identity=(started,))
     assert kept.counts.builds == 1
     assert now.tree == (await tree_of(rig, ledger_tree())).tree
+
+
+async def test_a_mark_that_a_standby_has_not_replayed_stays_after_a_change_of_epoch(
+    rig: Rig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write(rig, 1)
+    kept = ledger_tree()
+    kept.mark(updated(1), Position(5, 1000))
+    monkeypatch.setattr("sync.ledger_tree.load_sql", Mock(return_value="SELECT '0/384', 'started'"))  # LSN 900
+    async with await connect(rig.stream_url, replication=False) as connection:
+        assert await kept.warm(connection, 6)
+    assert kept.marks == 1
+
+
+async def test_marks_that_are_forgotten_during_a_read_make_it_fail(rig: Rig, monkeypatch: pytest.MonkeyPatch) -> None:
+    write(rig, 1)
+    kept = ledger_tree()
+    read_all = kept._read_all
+
+    async def forgetting(*arguments: Any) -> None:
+        kept.resume(Position(9, 1))
+        await read_all(*arguments)
+
+    monkeypatch.setattr(kept, "_read_all", forgetting)
+    with pytest.raises(NotComparable, match="forgotten"):
+        await tree_of(rig, kept)
+    assert kept.rows == 0
+    with pytest.raises(NotComparable):
+        kept.rows_of([1], 1)

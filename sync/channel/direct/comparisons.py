@@ -151,22 +151,12 @@ class Comparisons:
             return problem(413, "too-large", f"At most {BODY_BYTES_MAX} bytes, with their length.")
         body = await request.body()
         async with session.busy:
+            if self._session is not session:
+                # It ended while the body arrived; the rows in memory may be those of another position.
+                return problem(404, "no-comparison", "The comparison has ended.")
             session.used_at = asyncio.get_running_loop().time()
             try:
-                tree = await asyncio.shield(session.tree)
-                match what:
-                    case "summary":
-                        answer = wire.encode_summary(tree.summary)
-                    case "nodes":
-                        answer = answer_nodes(tree, wire.decode_nodes_request(body))
-                    case "rows":
-                        answer = self._rows(tree, body)
-                    case "images":
-                        return Response(await self._images(session, body), media_type="application/json")
-                    case "existing":
-                        return Response(await self._existing(session, body), media_type="application/json")
-                    case _:
-                        return problem(404, "not-found", "A comparison has a summary, nodes, rows and images.")
+                return await self._answer(session, what, body)
             except (InvalidMessage, NotComparable) as error:
                 return problem(400, "invalid-comparison", str(error))
             except (SyncError, psycopg.Error) as error:
@@ -174,7 +164,22 @@ class Comparisons:
                 return problem(503, "comparison-unavailable", " ".join(str(error).split()))
             finally:
                 session.used_at = asyncio.get_running_loop().time()
-        return Response(answer, media_type="application/octet-stream")
+
+    async def _answer(self, session: _Session, what: str, body: bytes) -> Response:
+        tree = await asyncio.shield(session.tree)
+        match what:
+            case "summary":
+                return _octets(wire.encode_summary(tree.summary))
+            case "nodes":
+                return _octets(answer_nodes(tree, wire.decode_nodes_request(body)))
+            case "rows":
+                return _octets(self._rows(tree, body))
+            case "images":
+                return Response(await self._images(session, body), media_type="application/json")
+            case "existing":
+                return Response(await self._existing(session, body), media_type="application/json")
+            case _:
+                return problem(404, "not-found", "A comparison has a summary, nodes, rows, images and existing rows.")
 
     def end(self, session_id: str) -> Response:
         """End a session, if it is open."""
@@ -215,6 +220,8 @@ class Comparisons:
             raise InvalidMessage("expected an array of tables and keys") from error
         if len(rows) > IMAGES_MAX:
             raise InvalidMessage(f"{len(rows)} rows, at most {IMAGES_MAX}")
+        if not all(self._tree.is_key(table, key) for table, key in rows):
+            raise InvalidMessage("a table or a key that the registry does not have")
         return orjson.dumps(await self._tree.existing(session.connection, rows))
 
     async def _run(
@@ -296,3 +303,7 @@ class Comparisons:
             except TimeoutError:
                 continue
         self.counts.expired += 1
+
+
+def _octets(content: bytes) -> Response:
+    return Response(content, media_type="application/octet-stream")
